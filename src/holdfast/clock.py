@@ -1,0 +1,30 @@
+"""Time as an argument."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+__all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock"]
+
+
+class Clock(Protocol):
+    """What the library asks about time."""
+
+    def now(self) -> float:
+        """Seconds since 1970, as the wall clock has them; may jump."""
+        ...
+
+    def steady(self) -> float:
+        """Seconds since some moment; never goes back."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clocks."""
+
+    now = staticmethod(time.time)
+    steady = staticmethod(time.monotonic)
+
+
+SYSTEM_CLOCK = SystemClock()

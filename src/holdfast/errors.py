@@ -1,0 +1,218 @@
+"""Every error a user can meet.
+
+HoldfastError
+├── RunError                 the run folder
+│   ├── ConfigChanged        the config differs and the caller asked for an error
+│   ├── NewerFormat          a file was written by a newer version
+│   ├── NotARun              the folder holds no run
+│   ├── RunClosed            the tracker was closed or replaced
+│   └── RunInUse             another live process writes this run
+├── StorageError             the disk under it
+│   ├── DiskFull
+│   └── StorageUnwritable    read-only, or no permission
+├── CheckpointError          saved training state
+│   ├── CheckpointDamaged    the one asked for is torn, missing or altered
+│   ├── CheckpointMismatch   it belongs to another model
+│   └── NoUsableCheckpoint   some were recorded, none is whole
+├── InputError               what the user handed in
+│   ├── ConfigError          a config file or key
+│   ├── DataError            a line of a data file
+│   ├── InvalidMetric        a value that no metrics line can hold
+│   └── ModelMismatch        teacher and student do not fit
+└── MissingExtra             an optional dependency is not installed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = [
+    "CheckpointDamaged",
+    "CheckpointError",
+    "CheckpointMismatch",
+    "ConfigChanged",
+    "ConfigError",
+    "DataError",
+    "DiskFull",
+    "HoldfastError",
+    "InputError",
+    "InvalidMetric",
+    "MissingExtra",
+    "ModelMismatch",
+    "NewerFormat",
+    "NoUsableCheckpoint",
+    "NotARun",
+    "RunClosed",
+    "RunError",
+    "RunInUse",
+    "StorageError",
+    "StorageUnwritable",
+]
+
+
+class HoldfastError(Exception):
+    """What happened and where, with a hint: what to do about it."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".rstrip()
+
+
+class RunError(HoldfastError):
+    """Something about the run folder."""
+
+
+class ConfigChanged(RunError):
+    """The config differs from the one this run began with."""
+
+    def __init__(self, folder: Path, *, changed: Sequence[str]) -> None:
+        super().__init__(
+            f"The config of the run in {folder} has changed: {'; '.join(changed)}.",
+            hint='Restore the old values, or pass on_config_change="archive" to begin a new session.',
+        )
+        self.changed = list(changed)
+
+
+class NewerFormat(RunError):
+    """A file was written by a version of holdfast newer than this one."""
+
+    def __init__(self, path: Path, *, found: int, known: int) -> None:
+        super().__init__(
+            f"{path} has format version {found}; this holdfast reads up to version {known}.",
+            hint="Upgrade holdfast. Nothing was changed.",
+        )
+
+
+class NotARun(RunError):
+    """The folder holds no run."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            f"{folder} holds no run: there is no progress/events.jsonl under it.",
+            hint="Pass the folder that was given as --output-dir.",
+        )
+
+
+class RunClosed(RunError):
+    """The tracker no longer owns its run."""
+
+    def __init__(self, folder: Path, *, why: str) -> None:
+        super().__init__(
+            f"The tracker of {folder} {why}; it takes nothing more.",
+            hint="Use the tracker that was opened last, or open the run again.",
+        )
+
+
+class RunInUse(RunError):
+    """Another live process writes this run."""
+
+    def __init__(self, folder: Path, *, host: str, pid: int) -> None:
+        super().__init__(
+            f"{folder} is being written by process {pid} on {host}.",
+            hint="Wait for it, stop it, or use another output folder.",
+        )
+        self.host = host
+        self.pid = pid
+
+
+class StorageError(HoldfastError):
+    """The disk refused."""
+
+
+class DiskFull(StorageError):
+    """No space is left where the run is kept."""
+
+    def __init__(self, path: Path, *, needed_bytes: int = 0, free_bytes: int | None = None) -> None:
+        needed = f" {needed_bytes:,} bytes were needed" if needed_bytes else " No byte could be added"
+        free = "" if free_bytes is None else f", {free_bytes:,} are free"
+        super().__init__(
+            f"The disk is full: {path} could not be written.{needed}{free}.",
+            hint="Free space on that disk: old checkpoints, progress/set_aside/ and progress/archive/ come first.",
+        )
+
+
+class StorageUnwritable(StorageError):
+    """The folder cannot be written to."""
+
+    def __init__(self, path: Path, *, reason: str) -> None:
+        super().__init__(
+            f"{path} cannot be written: {reason}.",
+            hint="Choose another output folder, or change its permissions.",
+        )
+
+
+class CheckpointError(HoldfastError):
+    """Something about saved training state."""
+
+
+class CheckpointDamaged(CheckpointError):
+    """The checkpoint asked for cannot be used."""
+
+    def __init__(self, path: Path, *, reason: str) -> None:
+        super().__init__(
+            f"The checkpoint {path} cannot be used: {reason}.",
+            hint="Pass another one, or --resume auto for the newest whole one.",
+        )
+
+
+class CheckpointMismatch(CheckpointError):
+    """The checkpoint belongs to another model."""
+
+    def __init__(self, path: Path, *, reason: str) -> None:
+        super().__init__(
+            f"The checkpoint {path} does not fit this model: {reason}.",
+            hint="Restore the config that it was trained with, or start in a new output folder.",
+        )
+
+
+class NoUsableCheckpoint(CheckpointError):
+    """Checkpoints were recorded and none of them is whole."""
+
+    def __init__(self, folder: Path, *, refused: Sequence[tuple[str, str]]) -> None:
+        listing = "; ".join(f"{path}: {reason}" for path, reason in refused)
+        super().__init__(
+            f"No checkpoint of {folder} can be used. {listing}.",
+            hint="Restore one from a copy, or start anew in another output folder (--resume never).",
+        )
+        self.refused = list(refused)
+
+
+class InputError(HoldfastError):
+    """Something that the user handed in."""
+
+
+class ConfigError(InputError):
+    """A config file or one of its keys cannot be used."""
+
+
+class DataError(InputError):
+    """A line of a data file cannot be used."""
+
+    def __init__(self, path: Path, reason: str, *, line: int | None = None, hint: str = "") -> None:
+        where = f"{path}, line {line}" if line is not None else f"{path}"
+        super().__init__(f"{where}: {reason}.", hint=hint)
+        self.path = path
+        self.line = line
+
+
+class InvalidMetric(InputError):
+    """A value that no metrics line can hold."""
+
+
+class ModelMismatch(InputError):
+    """Teacher and student do not fit together."""
+
+
+class MissingExtra(HoldfastError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, extra: str) -> None:
+        super().__init__(
+            f"This needs the optional dependency '{extra}'.",
+            hint=f"pip install 'holdfast[{extra}]'",
+        )

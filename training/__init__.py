@@ -1,0 +1,1 @@
+"""Doors to holdfast under the names that training scripts import."""
