@@ -1,0 +1,38 @@
+"""Keeps a training run's progress through crashes: metrics, checkpoints and paid-for teacher answers."""
+
+from __future__ import annotations
+
+from holdfast.clock import SYSTEM_CLOCK, Clock
+from holdfast.context import (
+    TrainingProgressContext,
+    calculate_metrics_from_step,
+    get_recovery_checkpoint,
+    setup_progress_tracking,
+    training_progress_context,
+)
+from holdfast.disk.atomic import WholeFile, publish_folder, write_whole
+from holdfast.errors import HoldfastError
+from holdfast.reader import RunReader
+from holdfast.records import CheckpointMetadata, MetricsSnapshot, TrainingSession
+from holdfast.tracker import ProgressTracker
+from holdfast.writer import TrackerSettings
+
+__all__ = [
+    "SYSTEM_CLOCK",
+    "CheckpointMetadata",
+    "Clock",
+    "HoldfastError",
+    "MetricsSnapshot",
+    "ProgressTracker",
+    "RunReader",
+    "TrackerSettings",
+    "TrainingProgressContext",
+    "TrainingSession",
+    "WholeFile",
+    "calculate_metrics_from_step",
+    "get_recovery_checkpoint",
+    "publish_folder",
+    "setup_progress_tracking",
+    "training_progress_context",
+    "write_whole",
+]

@@ -132,7 +132,7 @@ class DiskFull(StorageError):
         free = "" if free_bytes is None else f", {free_bytes:,} are free"
         super().__init__(
             f"The disk is full: {path} could not be written.{needed}{free}.",
-            hint="Free space on that disk: old checkpoints, progress/set_aside/ and progress/archive/ come first.",
+            hint="Free space there: old checkpoints, progress/set_aside/ and progress/archive/ come first.",
         )
 
 

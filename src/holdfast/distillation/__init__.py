@@ -1,0 +1,1 @@
+"""Knowledge distillation that resumes exactly."""

@@ -1,0 +1,1 @@
+"""Decisions: no files, no clock, no torch."""

@@ -1,0 +1,162 @@
+"""Which checkpoints are whole, and where to resume."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from holdfast.disk.atomic import sync_tree
+from holdfast.disk.files import REAL_DISK, Disk, storage_errors
+from holdfast.disk.run_folder import RunFolder
+from holdfast.errors import NoUsableCheckpoint
+from holdfast.records import CheckpointMetadata, FileDigest, RefusedCheckpoint
+
+__all__ = ["Choice", "Digest", "choose", "digest_of", "make_durable", "move_aside", "problem_with"]
+
+log = logging.getLogger("holdfast")
+
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digest:
+    """What tells a whole checkpoint from a damaged one."""
+
+    num_bytes: int
+    sha256: str
+    files: dict[str, FileDigest] | None
+    """Of each file in a folder; None for a single file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The checkpoint to resume from, and the newer ones that had to be passed over."""
+
+    checkpoint: CheckpointMetadata
+    refused: list[tuple[CheckpointMetadata, str]]
+    """Each with the reason, the newest first."""
+
+
+def digest_of(path: Path) -> Digest:
+    """Read a file, or every file of a folder, and digest it with SHA-256."""
+    if path.is_file():
+        single = _digest_of_file(path)
+        return Digest(num_bytes=single.num_bytes, sha256=single.sha256, files=None)
+    names = sorted(str(each.relative_to(path)) for each in path.rglob("*") if each.is_file())
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        digests = list(pool.map(lambda name: _digest_of_file(path / name), names))
+    files = dict(zip(names, digests, strict=True))
+    listing = "".join(f"{digest.sha256}  {digest.num_bytes}  {name}\n" for name, digest in files.items())
+    return Digest(
+        num_bytes=sum(digest.num_bytes for digest in digests),
+        sha256=hashlib.sha256(listing.encode()).hexdigest(),
+        files=files,
+    )
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+
+
+def make_durable(path: Path, *, disk: Disk = REAL_DISK) -> None:
+    """Make a checkpoint that somebody else's code wrote survive a power loss, its name included."""
+    with storage_errors(path):
+        sync_tree(path, disk)
+        disk.sync_folder(path.parent)
+
+
+def choose(
+    checkpoints: Iterable[CheckpointMetadata], folder: RunFolder, *, set_aside: Iterable[RefusedCheckpoint] = ()
+) -> Choice | None:
+    """The newest whole checkpoint, or None where none was ever recorded.
+
+    Every byte of a candidate is read. Checkpoints whose bytes were never digested (a remote path, a save in
+    flight when it was recorded) are offered only where nothing verifiable was ever recorded.
+
+    Raises:
+        NoUsableCheckpoint: some were recorded and none can be used; names each and why.
+    """
+    newest_first = sorted(checkpoints, key=lambda each: each.checkpoint_step, reverse=True)
+    gone = list(set_aside)
+    verifiable = [each for each in newest_first if each.is_verifiable]
+    candidates = verifiable or ([] if gone else newest_first)
+    refused: list[tuple[CheckpointMetadata, str]] = []
+    for candidate in candidates:
+        problem = problem_with(candidate, folder)
+        if problem is None:
+            return Choice(checkpoint=candidate, refused=refused)
+        refused.append((candidate, problem))
+    if not newest_first and not gone:
+        return None
+    reasons = [(each.checkpoint_path, reason) for each, reason in refused]
+    reasons += [
+        (each.checkpoint_path, "its bytes were never digested") for each in newest_first if each not in candidates
+    ]
+    reasons += [(each.checkpoint_path, f"{each.reason}; set aside earlier") for each in gone]
+    raise NoUsableCheckpoint(folder.root, refused=reasons)
+
+
+def problem_with(checkpoint: CheckpointMetadata, folder: RunFolder) -> str | None:
+    """Why a checkpoint cannot be used, or None where it is whole."""
+    path = folder.find(checkpoint.checkpoint_path)
+    try:
+        if not path.exists():
+            return None if checkpoint.num_bytes is None else "it is missing"
+        if checkpoint.num_bytes is not None and (size := size_of(path)) != checkpoint.num_bytes:
+            return f"it has {size:,} bytes instead of {checkpoint.num_bytes:,}"
+        if checkpoint.sha256 is None:
+            return None
+        return _difference(checkpoint, digest_of(path))
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+
+
+def is_damaged(checkpoint: CheckpointMetadata, folder: RunFolder) -> bool:
+    """Whether there is something to set aside: it is there, and not what was recorded."""
+    return folder.find(checkpoint.checkpoint_path).exists() and checkpoint.num_bytes is not None
+
+
+def move_aside(checkpoint: CheckpointMetadata, folder: RunFolder, *, disk: Disk = REAL_DISK) -> Path | None:
+    """Move a damaged checkpoint out of the way; None where it lies outside the run and is not ours to move."""
+    path = folder.find(checkpoint.checkpoint_path)
+    if not folder.is_inside(path):
+        return None
+    target = folder.set_aside_name(path)
+    with storage_errors(target):
+        disk.make_folders(folder.set_aside)
+        disk.replace(path, target)
+        disk.sync_folder(folder.set_aside)
+        disk.sync_folder(path.parent)
+    return target
+
+
+def _difference(checkpoint: CheckpointMetadata, found: Digest) -> str | None:
+    if found.sha256 == checkpoint.sha256:
+        return None
+    if checkpoint.files is None or found.files is None:
+        return "its bytes differ from those that were saved"
+    for name in sorted(checkpoint.files.keys() | found.files.keys()):
+        if name not in found.files:
+            return f"{name} is missing in it"
+        if name not in checkpoint.files:
+            return f"{name} was added to it"
+        if checkpoint.files[name] != found.files[name]:
+            return f"the bytes of {name} differ from those that were saved"
+    return "its list of files differs"
+
+
+def _digest_of_file(path: Path) -> FileDigest:
+    digest = hashlib.sha256()
+    num_bytes = 0
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+            num_bytes += len(block)
+    return FileDigest(num_bytes=num_bytes, sha256=digest.hexdigest())

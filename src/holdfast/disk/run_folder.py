@@ -1,0 +1,75 @@
+"""Where everything of a run lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["RunFolder"]
+
+
+class RunFolder:
+    """Spells every path of a run."""
+
+    def __init__(self, progress: Path) -> None:
+        self.progress = progress.absolute()
+        self.root = self.progress.parent
+        """The run's own folder, where checkpoints lie."""
+        self.metrics = self.progress / "metrics.jsonl"
+        self.events = self.progress / "events.jsonl"
+        self.answers = self.progress / "api_recovery.jsonl"
+        self.session = self.progress / "session.json"
+        self.summary = self.progress / "progress.json"
+        self.manifest = self.progress / "checkpoints.json"
+        self.archive = self.progress / "archive"
+        self.set_aside = self.progress / "set_aside"
+        """Damage that was found, kept."""
+        self.lock = self.progress / "writer.lock"
+
+    @classmethod
+    def under(cls, output_dir: Path) -> RunFolder:
+        """The run whose trainer was given `output_dir`."""
+        return cls(output_dir / "progress")
+
+    @property
+    def holds_a_run(self) -> bool:
+        """Whether a session has begun here."""
+        return self.events.exists() or self.metrics.exists()
+
+    def spell(self, path: Path) -> str:
+        """A path as records keep it: relative to the run where it lies inside, so that the run can be moved."""
+        absolute = path.absolute()
+        if absolute.is_relative_to(self.root):
+            return str(absolute.relative_to(self.root))
+        resolved, root = absolute.resolve(), self.root.resolve()
+        return str(resolved.relative_to(root)) if resolved.is_relative_to(root) else str(absolute)
+
+    def find(self, spelled: str) -> Path:
+        """The absolute path that a record means, also after the run was moved or its folder renamed."""
+        path = self.root / spelled
+        parts = Path(spelled).parts
+        if path.exists() or Path(spelled).is_absolute() or len(parts) < 2:
+            return path
+        # Recorded inside the progress folder, which has another name now.
+        inside = self.progress.joinpath(*parts[1:])
+        return inside if inside.exists() else path
+
+    def archive_of(self, session_id: str) -> Path:
+        """Where a session that gave way to another is kept."""
+        return self.archive / session_id
+
+    def is_inside(self, path: Path) -> bool:
+        """Whether a path belongs to this run alone, so that the run may move it."""
+        return path.absolute().is_relative_to(self.root)
+
+    def set_aside_name(self, path: Path) -> Path:
+        """A free name for something damaged."""
+        return self.free_name(self.set_aside / path.name)
+
+    @staticmethod
+    def free_name(wanted: Path) -> Path:
+        """`wanted`, or the first of `wanted.1`, `wanted.2`, … that nothing has."""
+        name, number = wanted, 0
+        while name.exists():
+            number += 1
+            name = wanted.with_name(f"{wanted.name}.{number}")
+        return name

@@ -1,0 +1,303 @@
+"""Open a run, whatever state it is in.
+
+There is one way to start: read what is there, set damage aside, and go on. A new folder is a run with nothing in
+it yet.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from holdfast.clock import Clock
+from holdfast.disk.archive import archive_session, interrupted_archiving
+from holdfast.disk.atomic import remove_partials
+from holdfast.disk.files import Disk, storage_errors
+from holdfast.disk.journal import Damage, Journal, mend
+from holdfast.disk.lock import WriterLock
+from holdfast.disk.patient import PatientJournal
+from holdfast.disk.run_folder import RunFolder
+from holdfast.errors import ConfigChanged, ConfigError
+from holdfast.reader import RunState, read_run
+from holdfast.records import (
+    AttemptStarted,
+    ConfigContinued,
+    DamageFound,
+    Event,
+    JournalMark,
+    SessionStarted,
+    TargetChanged,
+    TrainingSession,
+    encode,
+)
+from holdfast.rules.identity import changed_keys
+from holdfast.rules.session import take_event
+
+__all__ = ["Identity", "OpenRun", "open_run"]
+
+log = logging.getLogger("holdfast")
+
+ON_CONFIG_CHANGE = ("archive", "continue", "error")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Which session the caller wants to write."""
+
+    session_id: str
+    """For a session that is new."""
+    config: dict[str, Any]
+    """Canonical, without secrets."""
+    config_hash: str
+    total_steps: int
+    on_config_change: str
+    """`archive`: set the old session aside and begin anew; `continue`; or `error`."""
+    is_fresh: bool
+    """Begin anew even where the config is the same."""
+
+
+@dataclass(slots=True, kw_only=True)
+class OpenRun:
+    """A run that this process may write."""
+
+    folder: RunFolder
+    lock: WriterLock
+    session: TrainingSession
+    attempt: int
+    events: PatientJournal
+    metrics: PatientJournal
+    answers: PatientJournal
+
+    def marks(self) -> dict[str, JournalMark]:
+        """Where each journal ends."""
+        return {each.journal.path.name: each.journal.mark for each in self.journals()}
+
+    def journals(self) -> tuple[PatientJournal, PatientJournal, PatientJournal]:
+        """All three."""
+        return self.events, self.metrics, self.answers
+
+    def close(self) -> None:
+        """Let go of the files and of the right to write them."""
+        for each in self.journals():
+            each.journal.close()
+        self.lock.release()
+
+
+def open_run(
+    folder: RunFolder, identity: Identity, *, clock: Clock, disk: Disk, give_up: Callable[[str], None]
+) -> OpenRun:
+    """Take a run up and begin an attempt; see `ProgressTracker` for what can be raised."""
+    _check(identity)
+    with storage_errors(folder.progress):
+        disk.make_folders(folder.progress)
+    lock = WriterLock(folder.lock, give_up=give_up, disk=disk, now=clock.now)
+    try:
+        state, changed, damages = _found(folder, identity, clock=clock, disk=disk)
+        run = _opened(folder, lock, state, disk)
+    except BaseException:
+        lock.release()
+        raise
+    try:
+        _write_opening_events(run, identity, changed, damages, now=clock.now())
+    except BaseException:
+        run.close()
+        raise
+    return run
+
+
+def _found(
+    folder: RunFolder, identity: Identity, *, clock: Clock, disk: Disk
+) -> tuple[RunState, list[str], dict[str, list[Damage]]]:
+    """The session to go on with, the config keys that changed, and the damage that was set aside."""
+    _finish_archiving(folder, disk)
+    state = read_run(folder)
+    remove_partials(folder.progress, disk=disk)
+    remove_partials(folder.root, disk=disk)
+    damages = _mended(folder, state, disk)
+    if any((folder.progress / name).stat().st_size != state.marks[name].num_bytes for name in damages):
+        # More than a torn end was mended: offsets have moved.
+        state = read_run(folder, trust_snapshot=False)
+    changed: list[str] = []
+    if state.session is not None and state.session.config_hash:
+        changed = changed_keys(state.session.config, identity.config)
+        if _begins_anew(folder, state.session, identity, changed):
+            _archive(folder, state.session.session_id, state.session, disk)
+            state, changed = RunState(session=None), []
+    if state.session is None or not state.session.config_hash:
+        _write_beginning(folder, identity, clock, disk)
+        state = read_run(folder, trust_snapshot=False)
+    return state, changed, damages
+
+
+def _opened(folder: RunFolder, lock: WriterLock, state: RunState, disk: Disk) -> OpenRun:
+    def journal(path: Path) -> PatientJournal:
+        return PatientJournal(Journal(path, mark=state.marks[path.name], disk=disk))
+
+    assert state.session is not None
+    return OpenRun(
+        folder=folder,
+        lock=lock,
+        session=state.session,
+        attempt=1 + max((each.attempt for each in state.session.attempts), default=0),
+        events=journal(folder.events),
+        metrics=journal(folder.metrics),
+        answers=journal(folder.answers),
+    )
+
+
+def _check(identity: Identity) -> None:
+    if identity.total_steps < 1:
+        raise ConfigError(
+            f"A run needs at least 1 step, got total_steps = {identity.total_steps}.",
+            hint="Set the number of optimizer steps to train.",
+        )
+    if identity.on_config_change not in ON_CONFIG_CHANGE:
+        raise ConfigError(
+            f"on_config_change must be one of {', '.join(ON_CONFIG_CHANGE)}, got {identity.on_config_change!r}."
+        )
+
+
+def _mended(folder: RunFolder, state: RunState, disk: Disk) -> dict[str, list[Damage]]:
+    """Set aside what is broken in the journals; returns it by the journal's name."""
+    damages = {}
+    for name, pieces in state.damages.items():
+        side_file = folder.set_aside / name
+        damages[name] = mend(folder.progress / name, set_aside=side_file, start=pieces[0].offset, disk=disk)
+        log.warning(
+            "%s was damaged: %d piece(s), the first at byte %d (%s). They are kept in %s; every whole line stays.",
+            folder.progress / name,
+            len(damages[name]),
+            damages[name][0].offset,
+            damages[name][0].reason,
+            side_file,
+        )
+    return damages
+
+
+def _begins_anew(folder: RunFolder, session: TrainingSession, identity: Identity, changed: list[str]) -> bool:
+    if identity.is_fresh:
+        log.warning("Beginning anew as asked; session %s goes to %s.", session.session_id, folder.archive)
+        return True
+    if not changed:
+        return False
+    if identity.on_config_change == "error":
+        raise ConfigChanged(folder.root, changed=changed)
+    if identity.on_config_change == "continue":
+        log.warning("The config has changed (%s); session %s goes on.", "; ".join(changed), session.session_id)
+        return False
+    log.warning(
+        "The config has changed (%s). Session %s goes to %s with its checkpoints; a new one begins.",
+        "; ".join(changed),
+        session.session_id,
+        folder.archive,
+    )
+    return True
+
+
+def _archive(folder: RunFolder, session_id: str, session: TrainingSession | None, disk: Disk) -> None:
+    known = session.checkpoints.values() if session else []
+    archive_session(folder, session_id, [folder.find(each.checkpoint_path) for each in known], disk=disk)
+
+
+def _finish_archiving(folder: RunFolder, disk: Disk) -> None:
+    session_id = interrupted_archiving(folder)
+    if session_id is not None:
+        _archive(folder, session_id, read_run(folder, trust_snapshot=False).session, disk)
+
+
+def _write_beginning(folder: RunFolder, identity: Identity, clock: Clock, disk: Disk) -> None:
+    """Begin the session on disk; it is then read like any other."""
+    beginning = SessionStarted(
+        timestamp=clock.now(),
+        attempt=1,
+        session_id=identity.session_id,
+        config=identity.config,
+        config_hash=identity.config_hash,
+        total_steps=identity.total_steps,
+    )
+    journal = Journal(folder.events, mark=JournalMark(), disk=disk)
+    try:
+        journal.append(encode(beginning))
+        journal.sync()
+    finally:
+        journal.close()
+
+
+def _write_opening_events(
+    run: OpenRun, identity: Identity, changed: list[str], damages: dict[str, list[Damage]], *, now: float
+) -> None:
+    session = run.session
+    events: list[Event] = [
+        AttemptStarted(
+            timestamp=now,
+            attempt=run.attempt,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            git_commit=_git_commit(),
+            wall_clock_hours=session.wall_clock_hours,
+        )
+    ]
+    if run.folder.events.name in damages:
+        # The damaged line may have been the one that says which session this is.
+        events.append(_beginning_again(session, run.attempt))
+    if session.total_steps_target != identity.total_steps:
+        events.append(TargetChanged(timestamp=now, attempt=run.attempt, total_steps=identity.total_steps))
+    if changed:
+        events.append(
+            ConfigContinued(
+                timestamp=now,
+                attempt=run.attempt,
+                config=identity.config,
+                config_hash=identity.config_hash,
+                changed=changed,
+            )
+        )
+    events += [
+        DamageFound(
+            timestamp=now,
+            attempt=run.attempt,
+            file=name,
+            offset=each.offset,
+            num_bytes=len(each.content),
+            reason=each.reason,
+            moved_to=run.folder.spell(run.folder.set_aside / name),
+        )
+        for name, pieces in damages.items()
+        for each in pieces
+    ]
+    for event in events:
+        run.events.append_now(encode(event))
+        take_event(session, event)
+    run.events.journal.sync()
+
+
+def _beginning_again(session: TrainingSession, attempt: int) -> SessionStarted:
+    return SessionStarted(
+        timestamp=session.start_time,
+        attempt=attempt,
+        session_id=session.session_id,
+        config=session.config,
+        config_hash=session.config_hash,
+        total_steps=session.total_steps_target,
+    )
+
+
+def _git_commit() -> str | None:
+    """The commit of the code that is training, where it is in a git checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],  # noqa: S607 - whichever git the user has
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,294 @@
+"""Look at a run while another process writes it.
+
+Takes no lock and changes nothing. What it reads may be a moment old, and is never torn: snapshots are replaced
+whole, and a journal's unfinished last line is left for the next look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from holdfast.disk.journal import Damage, Line, line_crc, scan, scan_backwards
+from holdfast.disk.lock import Holder, holder_of
+from holdfast.disk.run_folder import RunFolder
+from holdfast.errors import NewerFormat, NotARun
+from holdfast.records import (
+    FORMAT_VERSION,
+    AnswerRecord,
+    Event,
+    JournalMark,
+    MetricsSnapshot,
+    SessionFile,
+    SessionStarted,
+    TrainingSession,
+    decode,
+)
+from holdfast.rules.history import Rewinds
+from holdfast.rules.session import begin_session, take_answer, take_event, take_metrics
+from holdfast.rules.summary import progress_summary
+from holdfast.sealed import SEAL_BYTES, is_whole, version_of
+
+__all__ = ["JOURNALS", "RunReader", "RunState", "losses_from", "read_run", "read_snapshot"]
+
+JOURNALS = ("events.jsonl", "metrics.jsonl", "api_recovery.jsonl")
+UNKNOWN_SESSION = "training_unknown"
+
+_metrics_decoder = msgspec.json.Decoder(MetricsSnapshot)
+_answer_decoder = msgspec.json.Decoder(AnswerRecord)
+_event_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+_session_decoder = msgspec.json.Decoder(SessionFile)
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class RunState:
+    """All that the files of a run say."""
+
+    session: TrainingSession | None
+    """None where no session has begun."""
+    marks: dict[str, JournalMark] = field(default_factory=dict)
+    """By a journal's name: where its reading ended."""
+    damages: dict[str, list[Damage]] = field(default_factory=dict)
+    """By a journal's name: what is broken in the part that was read."""
+    read_from_snapshot: bool = False
+    """Whether the past was taken from `session.json` and only what came after it from the journals."""
+
+
+def read_run(folder: RunFolder, *, trust_snapshot: bool = True) -> RunState:
+    """The session: its snapshot, if there is a good one, and the journals' tails behind it.
+
+    Costs time for the tails, not for the past; without a snapshot, for all.
+
+    Raises:
+        NewerFormat: a file was written by a newer version.
+    """
+    snapshot = read_snapshot(folder.session, _session_decoder)
+    if snapshot is not None and trust_snapshot and _journals_continue(folder, snapshot.journals):
+        return _read_tails(folder, _plain_session(snapshot), snapshot.journals, read_from_snapshot=True)
+    beginning = _beginning(folder, snapshot)
+    if beginning is None and not folder.metrics.exists():
+        return RunState(session=None)
+    return _read_tails(folder, begin_session(beginning or _unknown_beginning()), {}, read_from_snapshot=False)
+
+
+def read_snapshot(path: Path, decoder: msgspec.json.Decoder[T]) -> T | None:
+    """What a snapshot says, or None where it is missing or damaged: the journals say it too.
+
+    Raises:
+        NewerFormat: it was written by a newer version.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    if not is_whole(content):
+        return None
+    _refuse_newer(path, content)
+    try:
+        return decode(content, decoder)
+    except msgspec.ValidationError:
+        return None
+
+
+def losses_from(folder: RunFolder, *, step: int, end: int, most: int) -> dict[int, float]:
+    """The canonical losses of the steps from `step` on, of the journal's lines before the offset `end`.
+
+    Reads backwards, only as far as needed; of more than `most` steps, the lowest are kept.
+    """
+    losses: dict[int, float] = {}
+    lowest = None
+    for line in scan_backwards(folder.metrics, end=end):
+        update = decode(line.content, _metrics_decoder)
+        if lowest is not None and update.step >= lowest:
+            continue
+        lowest = update.step
+        if lowest < step:
+            break
+        losses[lowest] = update.loss
+        if len(losses) > most:
+            del losses[next(iter(losses))]
+    return losses
+
+
+class RunReader:
+    """One run, seen from outside."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    @classmethod
+    def open(cls, output_dir: Path) -> RunReader:
+        """The run under an output folder; its progress folder itself is taken too.
+
+        Raises:
+            NotARun: there is none.
+        """
+        for folder in (RunFolder.under(output_dir), RunFolder(output_dir)):
+            if folder.holds_a_run:
+                return cls(folder)
+        raise NotARun(output_dir)
+
+    def holder(self) -> Holder | None:
+        """The live process that writes the run, or None."""
+        return holder_of(self.folder.lock)
+
+    def session(self) -> TrainingSession:
+        """The session as of now."""
+        state = read_run(self.folder)
+        if state.session is None:
+            raise NotARun(self.folder.root)
+        return state.session
+
+    def summary(self, *, now: float) -> dict[str, Any]:
+        """The fields of `progress.json`, computed from the journals; `now` in seconds since 1970."""
+        session = self.session()
+        summary = progress_summary(session, now=now, wall_clock_hours=session.wall_clock_hours)
+        if summary["status"] == "running" and self.holder() is None:
+            summary["status"] = "crashed"
+        return summary
+
+    def history(self) -> Iterator[MetricsSnapshot]:
+        """The canonical history: each step once, in order, the newest attempt's; memory does not grow with it."""
+        rewinds = Rewinds()
+        end = 0
+        for line, update in self._updates():
+            rewinds.feed(update.step)
+            end = line.end
+        canonical = rewinds.canonical()
+        for line, update in self._updates():
+            if line.offset >= end:
+                break
+            if canonical.stands(update.step):
+                yield update
+
+    def all_updates(self) -> Iterator[MetricsSnapshot]:
+        """Every update ever journalled, superseded ones included, in the order of writing."""
+        for _, update in self._updates():
+            yield update
+
+    def events(self) -> Iterator[Event]:
+        """All that was rare, in order."""
+        for line in scan(self.folder.events):
+            if isinstance(line, Line):
+                _refuse_newer(self.folder.events, line.content)
+                yield decode(line.content, _event_decoder)
+
+    def problems(self) -> list[str]:
+        """What an audit of the journals finds: every damaged piece, in words."""
+        return [
+            f"{name}, byte {piece.offset:,}: {piece.reason} ({len(piece.content):,} bytes)"
+            for name in JOURNALS
+            for piece in scan(self.folder.progress / name)
+            if isinstance(piece, Damage)
+        ]
+
+    def _updates(self) -> Iterator[tuple[Line, MetricsSnapshot]]:
+        for line in scan(self.folder.metrics):
+            if isinstance(line, Line):
+                yield line, _decoded(self.folder.metrics, line.content, _metrics_decoder)
+
+
+def _read_tails(
+    folder: RunFolder, session: TrainingSession, marks: dict[str, JournalMark], *, read_from_snapshot: bool
+) -> RunState:
+    state = RunState(session=session, read_from_snapshot=read_from_snapshot)
+
+    def take_own_answer(answer: AnswerRecord) -> None:
+        if answer.session_id == session.session_id:
+            take_answer(session, answer)
+
+    _take_journal(folder.events, state, marks, _event_decoder, lambda event: take_event(session, event))
+    _take_journal(folder.metrics, state, marks, _metrics_decoder, lambda update: take_metrics(session, update))
+    _take_journal(folder.answers, state, marks, _answer_decoder, take_own_answer)
+    return state
+
+
+def _take_journal(
+    path: Path,
+    state: RunState,
+    marks: dict[str, JournalMark],
+    decoder: msgspec.json.Decoder[T],
+    take: Callable[[T], None],
+) -> None:
+    mark = marks.get(path.name, JournalMark())
+    end, num_lines, last_line = mark.num_bytes, mark.num_lines, b""
+    for piece in scan(path, start=mark.num_bytes):
+        if isinstance(piece, Damage):
+            state.damages.setdefault(path.name, []).append(piece)
+            continue
+        take(_decoded(path, piece.content, decoder))
+        end, num_lines, last_line = piece.end, num_lines + 1, piece.content
+    state.marks[path.name] = JournalMark(
+        num_bytes=end,
+        num_lines=num_lines,
+        last_line_crc=line_crc(last_line) if last_line else mark.last_line_crc,
+    )
+
+
+def _decoded(path: Path, line: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    try:
+        record = decode(line, decoder)
+    except msgspec.ValidationError:
+        _refuse_newer(path, line)
+        raise
+    if getattr(record, "v", FORMAT_VERSION) > FORMAT_VERSION:
+        _refuse_newer(path, line)
+    return record
+
+
+def _refuse_newer(path: Path, line: bytes) -> None:
+    found = version_of(line)
+    if found > FORMAT_VERSION:
+        raise NewerFormat(path, found=found, known=FORMAT_VERSION)
+
+
+def _journals_continue(folder: RunFolder, marks: dict[str, JournalMark]) -> bool:
+    """Whether each journal still has, where the snapshot ends, the line that the snapshot ended with."""
+    for name, mark in marks.items():
+        if mark.num_bytes == 0:
+            continue
+        try:
+            with (folder.progress / name).open("rb") as file:
+                file.seek(mark.num_bytes - SEAL_BYTES)
+                seal = file.read(SEAL_BYTES)
+        except (FileNotFoundError, OSError):
+            return False
+        if len(seal) != SEAL_BYTES or line_crc(seal) != mark.last_line_crc or not seal.endswith(b"\n"):
+            return False
+    return True
+
+
+def _beginning(folder: RunFolder, snapshot: SessionFile | None) -> SessionStarted | None:
+    """How the session began: by the events, or, where that line was lost, by the snapshot."""
+    for piece in scan(folder.events):
+        if isinstance(piece, Line):
+            event = _decoded(folder.events, piece.content, _event_decoder)
+            if isinstance(event, SessionStarted):
+                return event
+    if snapshot is None:
+        return None
+    return SessionStarted(
+        timestamp=snapshot.start_time,
+        attempt=1,
+        session_id=snapshot.session_id,
+        config=snapshot.config,
+        config_hash=snapshot.config_hash,
+        total_steps=snapshot.total_steps_target,
+    )
+
+
+def _unknown_beginning() -> SessionStarted:
+    """For journals whose first event was lost together with the snapshot."""
+    return SessionStarted(
+        timestamp=0.0, attempt=1, session_id=UNKNOWN_SESSION, config={}, config_hash="", total_steps=1
+    )
+
+
+def _plain_session(snapshot: SessionFile) -> TrainingSession:
+    return TrainingSession(**{name: getattr(snapshot, name) for name in TrainingSession.__struct_fields__})

@@ -1,0 +1,462 @@
+"""Everything that reaches the disk.
+
+Each record is typed data with a format version. The names of fields are promised: other programs read them.
+`docs/FORMAT.md` describes the files byte for byte.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from holdfast.sealed import seal
+
+__all__ = [
+    "FORMAT_VERSION",
+    "AnswerRecord",
+    "AnswersRecovered",
+    "AttemptEnded",
+    "AttemptRecord",
+    "AttemptStarted",
+    "CheckpointHashed",
+    "CheckpointMetadata",
+    "CheckpointRecorded",
+    "CheckpointSetAside",
+    "ConfigContinued",
+    "ConnectionFailed",
+    "DamageFound",
+    "Event",
+    "FileDigest",
+    "Goodput",
+    "JournalMark",
+    "Manifest",
+    "MetricsSnapshot",
+    "PacePoint",
+    "Paused",
+    "ProgressFile",
+    "RefusedCheckpoint",
+    "ReplayDiffered",
+    "ResumeChosen",
+    "SessionFile",
+    "SessionStarted",
+    "TargetChanged",
+    "TrainingSession",
+    "decode",
+    "encode",
+    "nonfinite_names",
+]
+
+FORMAT_VERSION = 1
+
+
+class MetricsSnapshot(Struct, frozen=True, kw_only=True, tag_field="v", tag=FORMAT_VERSION, gc=False):
+    """One update of the training loop: one line of `metrics.jsonl`."""
+
+    attempt: int = 1
+    """The process life that computed it."""
+    step: int
+    """Optimizer steps done so far."""
+    timestamp: float
+    """Seconds since 1970."""
+    wall_clock_hours: float
+    """Hours trained over all attempts, without pauses and downtime."""
+    loss: float
+    loss_components: dict[str, float]
+    learning_rate: float
+    samples_processed: int
+    tokens_processed: int
+    throughput_samples_per_sec: float | None = None
+    throughput_tokens_per_sec: float | None = None
+    nonfinite: dict[str, str] | UnsetType = UNSET
+    """Names of values that JSON cannot hold, such as `{"loss": "NaN"}`; absent where there are none."""
+
+
+class FileDigest(Struct, frozen=True, kw_only=True):
+    """One file of a checkpoint folder."""
+
+    num_bytes: int
+    sha256: str
+
+
+class CheckpointMetadata(Struct, frozen=True, kw_only=True):
+    """A checkpoint as the manifest knows it."""
+
+    checkpoint_step: int
+    checkpoint_path: str
+    """Relative to the run folder where it lies inside it, absolute otherwise and where it is offered."""
+    created_at: float
+    """Seconds since 1970."""
+    metrics: MetricsSnapshot | None
+    """The newest update at the time."""
+    dataset_position: int
+    """Samples of the training data consumed so far."""
+    recovery_tags: list[str]
+    """Why it is kept: `periodic`, `best_loss`, …"""
+    attempt: int
+    num_bytes: int | None = None
+    """Size of the file, or of all files of the folder; None where it could not be seen when recorded."""
+    sha256: str | None = None
+    """SHA-256 of the file, or of the folder's sorted listing of digests; None until computed."""
+    files: dict[str, FileDigest] | None = None
+    """Each file of a folder by its relative name; None for a single file."""
+
+    @property
+    def is_verifiable(self) -> bool:
+        """Whether damage to it can be told."""
+        return self.sha256 is not None
+
+
+class RefusedCheckpoint(Struct, frozen=True, kw_only=True):
+    """A checkpoint that cannot be used, and why."""
+
+    checkpoint_step: int
+    checkpoint_path: str
+    reason: str
+
+
+class AnswerRecord(Struct, frozen=True, kw_only=True, tag_field="v", tag=FORMAT_VERSION):
+    """One paid teacher answer: one line of `api_recovery.jsonl`."""
+
+    timestamp: float
+    session_id: str
+    attempt: int
+    prompt_hash: str
+    cost: float
+    """US dollars."""
+    response: dict[str, Any]
+    nonfinite: dict[str, str] | UnsetType = UNSET
+
+
+class EventRecord(Struct, frozen=True, tag_field="event"):
+    """What every line of `events.jsonl` has."""
+
+    timestamp: float
+    """Seconds since 1970."""
+    attempt: int
+    v: int = FORMAT_VERSION
+
+
+class SessionStarted(EventRecord, frozen=True, kw_only=True, tag="session_started"):
+    """A session begins; the first line of a run's events."""
+
+    session_id: str
+    config: dict[str, Any]
+    config_hash: str
+    total_steps: int
+
+
+class TargetChanged(EventRecord, frozen=True, kw_only=True, tag="target_changed"):
+    """The same run is to train for another number of steps."""
+
+    total_steps: int
+
+
+class ConfigContinued(EventRecord, frozen=True, kw_only=True, tag="config_continued"):
+    """The config changed and the caller asked to go on with the session."""
+
+    config: dict[str, Any]
+    config_hash: str
+    changed: list[str]
+
+
+class AttemptStarted(EventRecord, frozen=True, kw_only=True, tag="attempt_started"):
+    """A process takes the run up."""
+
+    host: str
+    pid: int
+    git_commit: str | None
+    wall_clock_hours: float
+    """Trained by the attempts before it."""
+
+
+class AttemptEnded(EventRecord, frozen=True, kw_only=True, tag="attempt_ended"):
+    """A process lets go of the run in good order."""
+
+    how: str
+    """`completed`, `preempted`, `raised` or `replaced` (by a tracker of the same process)."""
+    error: str | None
+    wall_clock_hours: float
+
+
+class CheckpointRecorded(EventRecord, frozen=True, kw_only=True, tag="checkpoint_recorded"):
+    """A checkpoint was acknowledged."""
+
+    checkpoint: CheckpointMetadata
+    seconds: float
+    """How long training stood still for it."""
+
+
+class CheckpointHashed(EventRecord, frozen=True, kw_only=True, tag="checkpoint_hashed"):
+    """A large checkpoint's digest, computed behind the step."""
+
+    step: int
+    checkpoint_path: str
+    num_bytes: int
+    sha256: str
+    files: dict[str, FileDigest] | None
+
+
+class CheckpointSetAside(EventRecord, frozen=True, kw_only=True, tag="checkpoint_set_aside"):
+    """A checkpoint was found damaged and is not offered any more."""
+
+    step: int
+    checkpoint_path: str
+    reason: str
+    moved_to: str | None
+
+
+class ResumeChosen(EventRecord, frozen=True, kw_only=True, tag="resume_chosen"):
+    """The checkpoint that this attempt was told to start from."""
+
+    step: int
+    checkpoint_path: str
+    skipped: list[str]
+
+
+class ConnectionFailed(EventRecord, frozen=True, kw_only=True, tag="connection_failed"):
+    """A request to the teacher failed."""
+
+    retry_count: int
+    error: str
+
+
+class Paused(EventRecord, frozen=True, kw_only=True, tag="paused"):
+    """Training stood still on purpose."""
+
+    seconds: float
+
+
+class AnswersRecovered(EventRecord, frozen=True, kw_only=True, tag="answers_recovered"):
+    """Teacher answers were given from the disk instead of being paid for again."""
+
+    count: int
+
+
+class ReplayDiffered(EventRecord, frozen=True, kw_only=True, tag="replay_differed"):
+    """A recomputed step has another loss than the journalled one."""
+
+    step: int
+    loss_before: float | None
+    loss_now: float | None
+
+
+class DamageFound(EventRecord, frozen=True, kw_only=True, tag="damage_found"):
+    """Broken bytes were moved out of a journal."""
+
+    file: str
+    offset: int
+    num_bytes: int
+    reason: str
+    moved_to: str
+
+
+Event = (
+    SessionStarted
+    | TargetChanged
+    | ConfigContinued
+    | AttemptStarted
+    | AttemptEnded
+    | CheckpointRecorded
+    | CheckpointHashed
+    | CheckpointSetAside
+    | ResumeChosen
+    | ConnectionFailed
+    | Paused
+    | AnswersRecovered
+    | ReplayDiffered
+    | DamageFound
+)
+
+
+class AttemptRecord(Struct, kw_only=True):
+    """One process life, as far as the journals tell it."""
+
+    attempt: int
+    host: str = ""
+    pid: int = 0
+    git_commit: str | None = None
+    start: float | None = None
+    """Seconds since 1970; None where the journal does not tell."""
+    last_seen: float = 0.0
+    """When its newest line was written."""
+    end: float | None = None
+    how: str = "running"
+    error: str | None = None
+    first_step: int | None = None
+    last_step: int | None = None
+    wall_clock_hours: float | None = None
+    """The training hours at its newest update; before its first, those at its start."""
+
+
+class PacePoint(Struct, frozen=True, gc=False, array_like=True):
+    """How far the training had come at one moment of training time."""
+
+    seconds: float
+    """Spent between updates, over all attempts; no pause, no downtime, no start-up."""
+    steps: int
+    """Optimizer steps computed, those computed twice counted twice."""
+
+
+class Goodput(Struct, kw_only=True):
+    """Where the wall time went, in seconds."""
+
+    productive: float = 0.0
+    recomputed: float = 0.0
+    checkpointing: float = 0.0
+    paused: float = 0.0
+    down: float = 0.0
+    starting: float = 0.0
+    """From the start of an attempt to its first step done."""
+
+
+class TrainingSession(Struct, kw_only=True):
+    """All that is known of a session; its fields are those of `session.json`."""
+
+    session_id: str
+    start_time: float
+    """Seconds since 1970."""
+    config: dict[str, Any]
+    """Whole, without secrets."""
+    config_hash: str
+    """SHA-256 over canonical JSON."""
+    total_steps_target: int
+    steps_completed: int = 0
+    samples_processed: int = 0
+    tokens_processed: int = 0
+    checkpoints: dict[int, CheckpointMetadata] = msgspec.field(default_factory=dict)
+    """By step."""
+    checkpoints_set_aside: list[RefusedCheckpoint] = msgspec.field(default_factory=list)
+    """Damaged ones that were moved out of the way."""
+    last_checkpoint_step: int | None = None
+    metrics_history: list[MetricsSnapshot] = msgspec.field(default_factory=list)
+    """The last 1,000 of the canonical history."""
+    moving_avg_loss: float | None = None
+    """Exponential moving average over 100 finite losses."""
+    api_responses_saved: int = 0
+    api_responses_recovered: int = 0
+    api_cost: float = 0.0
+    """US dollars paid for the answers saved."""
+    pause_times: list[float] = msgspec.field(default_factory=list)
+    """When each pause was recorded, in seconds since 1970."""
+    total_pause_duration: float = 0.0
+    """Seconds."""
+    connection_retries: int = 0
+    connection_failures: int = 0
+    attempts: list[AttemptRecord] = msgspec.field(default_factory=list)
+    highest_step: int = 0
+    """The highest step ever computed, also by an attempt that was superseded."""
+    steps_recomputed: int = 0
+    wall_clock_hours: float = 0.0
+    """Trained so far, without pauses and downtime."""
+    goodput: Goodput = msgspec.field(default_factory=Goodput)
+    pace: list[PacePoint] = msgspec.field(default_factory=list)
+    replay_differed_at: int | None = None
+    """The first recomputed step whose loss came out different, or None."""
+    damage_found: int = 0
+    """Broken pieces of journals set aside so far."""
+
+
+class JournalMark(Struct, frozen=True, kw_only=True):
+    """How much of a journal a snapshot has taken in."""
+
+    num_bytes: int = 0
+    num_lines: int = 0
+    last_line_crc: str = ""
+    """Of the line that ends there; tells whether the journal is still the same file."""
+
+
+class SessionFile(TrainingSession, kw_only=True, tag_field="v", tag=FORMAT_VERSION):
+    """`session.json`: the session and how much of the journals it has taken in."""
+
+    saved_at: float
+    journals: dict[str, JournalMark]
+
+
+class Manifest(Struct, frozen=True, kw_only=True, tag_field="v", tag=FORMAT_VERSION):
+    """`checkpoints.json`."""
+
+    session_id: str
+    checkpoints: dict[int, CheckpointMetadata]
+    last_checkpoint_step: int | None
+    saved_at: float
+
+
+class ProgressFile(Struct, frozen=True, kw_only=True, tag_field="v", tag=FORMAT_VERSION):
+    """`progress.json` is this beside the fields of the summary."""
+
+    saved_at: float
+
+
+_encoder = msgspec.json.Encoder()
+
+T = TypeVar("T")
+
+
+def encode(record: Any) -> bytes:
+    """One sealed line. NaN and infinities become null; see `nonfinite_names`."""
+    return seal(_encoder.encode(record))
+
+
+def decode(line: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    """The record in a whole line, its NaN and infinities restored.
+
+    Raises:
+        msgspec.ValidationError: the line holds another kind of record.
+    """
+    if b'"nonfinite":' not in line:
+        return decoder.decode(line)
+    return msgspec.convert(_with_nonfinite_restored(msgspec.json.decode(line)), decoder.type, str_keys=True)
+
+
+def nonfinite_names(value: Any, name: str = "") -> dict[str, str]:
+    """Every NaN and infinity in `value`, by its dotted name: `{"loss_components.kd": "NaN"}`."""
+    if isinstance(value, float):
+        return {} if math.isfinite(value) else {name: _spelling(value)}
+    if isinstance(value, dict):
+        children = [(str(key), child) for key, child in value.items()]
+    elif isinstance(value, (list, tuple)):
+        children = [(str(index), child) for index, child in enumerate(value)]
+    else:
+        return {}
+    found: dict[str, str] = {}
+    for key, child in children:
+        found |= nonfinite_names(child, f"{name}.{key}" if name else key)
+    return found
+
+
+def _spelling(value: float) -> str:
+    if math.isnan(value):
+        return "NaN"
+    return "Infinity" if value > 0 else "-Infinity"
+
+
+def _with_nonfinite_restored(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_nonfinite_restored(child) for child in value]
+    if not isinstance(value, dict):
+        return value
+    restored = {key: _with_nonfinite_restored(child) for key, child in value.items()}
+    for name, spelling in (value.get("nonfinite") or {}).items():
+        _put(restored, name, float(spelling))
+    return restored
+
+
+def _put(container: Any, name: str, value: float) -> None:
+    """Set the value at a dotted name; a key may itself contain dots."""
+    if isinstance(container, list):
+        head, _, rest = name.partition(".")
+        if rest:
+            _put(container[int(head)], rest, value)
+        else:
+            container[int(head)] = value
+        return
+    if name in container:
+        container[name] = value
+        return
+    for key, child in container.items():
+        if name.startswith(f"{key}.") and isinstance(child, (dict, list)):
+            _put(child, name[len(key) + 1 :], value)
+            return

@@ -1,0 +1,112 @@
+"""Which run a config belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+__all__ = ["canonical_config", "changed_keys", "config_hash", "without_secrets"]
+
+_CANNOT_CHANGE_THE_RESULT = frozenset({"progress", "logging", "log", "output_dir", "run_name", "resume"})
+"""Top-level sections that say where to write, how to log, and when to save."""
+
+_LENGTHS = frozenset({"steps", "total_steps", "max_steps", "num_steps", "train_steps"})
+"""How long to train: a run may be made longer, or ended earlier, and stays the same run."""
+
+_SECRETS = (
+    "api_key",
+    "apikey",
+    "password",
+    "passwd",
+    "secret",
+    "access_token",
+    "auth_token",
+    "hf_token",
+    "authorization",
+)
+_HIDDEN = "(secret)"
+_KEY_SHAPES = re.compile(
+    r"\b(?:sk|pk|hf|gsk|xai|ghp|key)[-_][A-Za-z0-9_\-]{8,}|(?<=Bearer )\S+|(?<=://)[^/\s@]+:[^/\s@]+(?=@)"
+)
+"""API keys as providers spell them, bearer tokens, and passwords in addresses."""
+
+
+def canonical_config(config: Any) -> Any:
+    """The config as plain JSON values, as it will be read back; secrets are hidden.
+
+    Paths, enums and other objects become text; tuples and sets become lists; NaN and infinities become text.
+    """
+    if isinstance(config, Mapping):
+        return {
+            str(key): _HIDDEN if _is_secret(str(key), value) else canonical_config(value)
+            for key, value in config.items()
+        }
+    if isinstance(config, (set, frozenset)):
+        return sorted((canonical_config(value) for value in config), key=str)
+    if isinstance(config, Sequence) and not isinstance(config, (str, bytes)):
+        return [canonical_config(value) for value in config]
+    if isinstance(config, float):
+        return config if math.isfinite(config) else str(config)
+    if config is None or isinstance(config, (bool, int, str)):
+        return config
+    if hasattr(config, "item"):
+        # A NumPy scalar or a 0-d tensor.
+        return canonical_config(config.item())
+    return str(config)
+
+
+def without_secrets(text: str) -> str:
+    """Text with whatever looks like an API key hidden, for errors that are journalled."""
+    return _KEY_SHAPES.sub(_HIDDEN, text)
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """SHA-256 over the canonical JSON of a canonical config: keys sorted, no spaces, shortest floats."""
+    return hashlib.sha256(msgspec.json.encode(config, order="sorted")).hexdigest()
+
+
+def changed_keys(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """What makes two canonical configs two runs: `train.batch_size: 32 → 64`, sorted by key."""
+    old, new = dict(_leaves(before)), dict(_leaves(after))
+    return [
+        f"{name}: {_show(old, name)} → {_show(new, name)}"
+        for name in sorted(old.keys() | new.keys())
+        if _matters(name) and old.get(name, _ABSENT) != new.get(name, _ABSENT)
+    ]
+
+
+_ABSENT = object()
+
+
+def _is_secret(key: str, value: Any) -> bool:
+    name = key.lower()
+    return (
+        isinstance(value, str)
+        and value != ""
+        and any(name == word or name.endswith(f"_{word}") for word in _SECRETS)
+    )
+
+
+def _matters(name: str) -> bool:
+    keys = name.split(".")
+    if keys[0] in _CANNOT_CHANGE_THE_RESULT:
+        return False
+    is_a_length = keys[-1] in _LENGTHS and (len(keys) == 1 or keys[:-1] in (["train"], ["training"], ["trainer"]))
+    return not is_a_length
+
+
+def _leaves(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(config, dict) and config:
+        for key, value in config.items():
+            yield from _leaves(value, f"{name}.{key}" if name else key)
+    else:
+        yield name, config
+
+
+def _show(leaves: dict[str, Any], name: str) -> str:
+    return msgspec.json.encode(leaves[name]).decode() if name in leaves else "(absent)"

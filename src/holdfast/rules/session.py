@@ -1,0 +1,211 @@
+"""A session, as its journals tell it.
+
+Starting and recovering are the same: these functions take one record after the other into a session, whether it
+was written this instant or read back after a crash. Records of different journals may arrive in any order among
+each other, so that each journal can be read on its own.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from holdfast.records import (
+    AnswerRecord,
+    AnswersRecovered,
+    AttemptEnded,
+    AttemptRecord,
+    AttemptStarted,
+    CheckpointHashed,
+    CheckpointRecorded,
+    CheckpointSetAside,
+    ConfigContinued,
+    ConnectionFailed,
+    DamageFound,
+    Event,
+    MetricsSnapshot,
+    PacePoint,
+    Paused,
+    RefusedCheckpoint,
+    ReplayDiffered,
+    ResumeChosen,
+    SessionStarted,
+    TargetChanged,
+    TrainingSession,
+)
+from holdfast.rules.history import superseded_from
+from holdfast.rules.pace import add_pace_point
+from holdfast.rules.trends import moved_average
+
+__all__ = ["HISTORY_LENGTH", "begin_session", "take_answer", "take_event", "take_metrics"]
+
+HISTORY_LENGTH = 1000
+_SECONDS_AN_HOUR = 3600.0
+
+
+def begin_session(record: SessionStarted) -> TrainingSession:
+    """A session of which nothing but its beginning is known."""
+    return TrainingSession(
+        session_id=record.session_id,
+        start_time=record.timestamp,
+        config=record.config,
+        config_hash=record.config_hash,
+        total_steps_target=record.total_steps,
+    )
+
+
+def take_metrics(session: TrainingSession, line: MetricsSnapshot) -> None:
+    """Take in one update; a step already passed supersedes what is at or beyond it."""
+    attempt = _attempt(session, line.attempt)
+    seconds = _seconds_since_last_update(attempt, line)
+    if line.step <= session.steps_completed:
+        _go_back(session, line.step)
+    steps = max(0, line.step - session.steps_completed)
+    _count_time(session, attempt, line, seconds, steps)
+    session.steps_completed = line.step
+    session.samples_processed = line.samples_processed
+    session.tokens_processed = line.tokens_processed
+    session.moving_avg_loss = moved_average(session.moving_avg_loss, line.loss)
+    session.wall_clock_hours = max(session.wall_clock_hours, line.wall_clock_hours)
+    session.metrics_history.append(line)
+    if len(session.metrics_history) > HISTORY_LENGTH:
+        del session.metrics_history[0]
+    attempt.last_step = line.step
+    attempt.last_seen = max(attempt.last_seen, line.timestamp)
+    attempt.wall_clock_hours = line.wall_clock_hours
+
+
+def take_answer(session: TrainingSession, record: AnswerRecord) -> None:
+    """Take in one paid answer of this session."""
+    session.api_responses_saved += 1
+    session.api_cost += record.cost
+    attempt = _attempt(session, record.attempt)
+    attempt.last_seen = max(attempt.last_seen, record.timestamp)
+
+
+def take_event(session: TrainingSession, event: Event) -> None:
+    """Take in one rare event."""
+    if isinstance(event, SessionStarted):
+        # Already known: it is how the session came to be.
+        return
+    attempt = _attempt(session, event.attempt)
+    attempt.last_seen = max(attempt.last_seen, event.timestamp)
+    match event:
+        case AttemptStarted():
+            _begin_attempt(session, attempt, event)
+        case AttemptEnded():
+            attempt.end, attempt.how, attempt.error = event.timestamp, event.how, event.error
+            session.wall_clock_hours = max(session.wall_clock_hours, event.wall_clock_hours)
+        case TargetChanged():
+            session.total_steps_target = event.total_steps
+        case ConfigContinued():
+            session.config, session.config_hash = event.config, event.config_hash
+        case CheckpointRecorded() | CheckpointHashed() | CheckpointSetAside():
+            _take_checkpoint_event(session, event)
+        case ConnectionFailed():
+            session.connection_failures += 1
+            session.connection_retries += event.retry_count
+        case Paused():
+            session.pause_times.append(event.timestamp)
+            session.total_pause_duration += event.seconds
+            session.goodput.paused += event.seconds
+        case AnswersRecovered():
+            session.api_responses_recovered += event.count
+        case ReplayDiffered():
+            if session.replay_differed_at is None:
+                session.replay_differed_at = event.step
+        case DamageFound():
+            session.damage_found += 1
+        case ResumeChosen():
+            pass
+
+
+def _attempt(session: TrainingSession, number: int) -> AttemptRecord:
+    """The attempt's record; made here where its start was never journalled or is yet to be read."""
+    attempts = session.attempts
+    if attempts and attempts[-1].attempt == number:
+        return attempts[-1]
+    for attempt in reversed(attempts):
+        if attempt.attempt == number:
+            return attempt
+    attempt = AttemptRecord(attempt=number)
+    attempts.append(attempt)
+    attempts.sort(key=lambda each: each.attempt)
+    return attempt
+
+
+def _begin_attempt(session: TrainingSession, attempt: AttemptRecord, event: AttemptStarted) -> None:
+    attempt.host, attempt.pid, attempt.git_commit = event.host, event.pid, event.git_commit
+    attempt.start = event.timestamp
+    if attempt.wall_clock_hours is None:
+        attempt.wall_clock_hours = event.wall_clock_hours
+    for earlier in session.attempts:
+        # Whoever ends in good order says so; a successor means that this one did not.
+        if earlier.attempt < attempt.attempt and earlier.end is None:
+            earlier.how = "crashed"
+
+
+def _take_checkpoint_event(
+    session: TrainingSession, event: CheckpointRecorded | CheckpointHashed | CheckpointSetAside
+) -> None:
+    if isinstance(event, CheckpointRecorded):
+        step, path = event.checkpoint.checkpoint_step, event.checkpoint.checkpoint_path
+        # A file that is written over every time holds the newest checkpoint only.
+        for earlier in [key for key, known in session.checkpoints.items() if known.checkpoint_path == path]:
+            del session.checkpoints[earlier]
+        session.checkpoints[step] = event.checkpoint
+        session.last_checkpoint_step = step
+        session.goodput.checkpointing += event.seconds
+        session.goodput.productive -= event.seconds
+        return
+    known = session.checkpoints.get(event.step)
+    if known is None or known.checkpoint_path != event.checkpoint_path:
+        return
+    if isinstance(event, CheckpointHashed):
+        session.checkpoints[event.step] = msgspec.structs.replace(
+            known, num_bytes=event.num_bytes, sha256=event.sha256, files=event.files
+        )
+        return
+    del session.checkpoints[event.step]
+    session.checkpoints_set_aside.append(
+        RefusedCheckpoint(checkpoint_step=event.step, checkpoint_path=event.checkpoint_path, reason=event.reason)
+    )
+    session.last_checkpoint_step = max(session.checkpoints, default=None)
+
+
+def _seconds_since_last_update(attempt: AttemptRecord, line: MetricsSnapshot) -> float:
+    if attempt.wall_clock_hours is None:
+        return 0.0
+    return max(0.0, (line.wall_clock_hours - attempt.wall_clock_hours) * _SECONDS_AN_HOUR)
+
+
+def _go_back(session: TrainingSession, step: int) -> None:
+    """Drop what a line for `step` supersedes, and compute anew what was derived from it."""
+    history = session.metrics_history
+    del history[superseded_from([line.step for line in history], step) :]
+    session.moving_avg_loss = None
+    for line in history:
+        session.moving_avg_loss = moved_average(session.moving_avg_loss, line.loss)
+    session.steps_completed = history[-1].step if history else max(0, step - 1)
+
+
+def _count_time(
+    session: TrainingSession, attempt: AttemptRecord, line: MetricsSnapshot, seconds: float, steps: int
+) -> None:
+    """Book the time since the last update: to starting, to work done again, or to new work."""
+    is_new = line.step > session.highest_step
+    if not is_new:
+        session.steps_recomputed += steps
+    session.highest_step = max(session.highest_step, line.step)
+    if attempt.first_step is None:
+        attempt.first_step = line.step
+        session.goodput.starting += seconds
+        # The start-up is not pace: the line of points goes on with the second update of the attempt.
+        if not session.pace:
+            session.pace.append(PacePoint(0.0, 0))
+        return
+    if is_new:
+        session.goodput.productive += seconds
+    else:
+        session.goodput.recomputed += seconds
+    last = session.pace[-1]
+    add_pace_point(session.pace, PacePoint(last.seconds + seconds, last.steps + steps))

@@ -1,0 +1,37 @@
+"""Training time: no pauses, no downtime."""
+
+from __future__ import annotations
+
+__all__ = ["TrainingStopwatch"]
+
+_SECONDS_AN_HOUR = 3600.0
+
+
+class TrainingStopwatch:
+    """Goes on from the hours of the attempts before this one; all moments are of the steady clock."""
+
+    def __init__(self, *, hours_before: float, started_at: float) -> None:
+        self._hours_before = hours_before
+        self._started_at = started_at
+        self._paused_seconds = 0.0
+        self._last_lap_at = started_at
+
+    def lap(self, moment: float) -> float:
+        """Hours trained up to an update; pauses reported from now on lie behind it."""
+        self._last_lap_at = moment
+        return self.hours(moment)
+
+    def hours(self, moment: float) -> float:
+        """Hours trained up to a moment, to a third of a millisecond."""
+        seconds = moment - self._started_at - self._paused_seconds
+        return round(self._hours_before + max(0.0, seconds) / _SECONDS_AN_HOUR, 7)
+
+    def leave_out(self, pause_seconds: float, moment: float) -> float:
+        """Leave a pause out that ends at `moment`; returns how much of it was left out.
+
+        No pause is longer than the time since the last update, whatever its reporter says.
+        """
+        left_out = max(0.0, min(pause_seconds, moment - self._last_lap_at))
+        self._paused_seconds += left_out
+        self._last_lap_at += left_out
+        return left_out

@@ -1,0 +1,99 @@
+"""What a watcher wants to know, in one flat answer."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from holdfast.records import AttemptRecord, Goodput, TrainingSession
+from holdfast.rules.pace import estimate_remaining
+from holdfast.rules.trends import loss_trend
+
+__all__ = ["goodput_seconds", "progress_summary"]
+
+_SECONDS_AN_HOUR = 3600.0
+
+
+def progress_summary(session: TrainingSession, *, now: float, wall_clock_hours: float) -> dict[str, Any]:
+    """The fields of `progress.json`; all of them are there from the first moment of a run.
+
+    `now` is in seconds since 1970; `wall_clock_hours` is the training time up to now.
+    """
+    done, target = session.steps_completed, session.total_steps_target
+    remaining = estimate_remaining(session.pace, target - done)
+    newest = session.metrics_history[-1] if session.metrics_history else None
+    attempt = session.attempts[-1] if session.attempts else None
+    return {
+        "session_id": session.session_id,
+        "status": _status(session, attempt),
+        "progress_pct": min(100.0, 100.0 * done / target),
+        "steps_completed": done,
+        "total_steps_target": target,
+        "samples_processed": session.samples_processed,
+        "tokens_processed": session.tokens_processed,
+        "elapsed_wall_clock_hours": wall_clock_hours,
+        "estimated_remaining_hours": _hours(remaining.seconds if remaining else None),
+        "estimated_remaining_hours_low": _hours(remaining.low_seconds if remaining else None),
+        "estimated_remaining_hours_high": _hours(remaining.high_seconds if remaining else None),
+        "estimated_finish_time": now + remaining.seconds if remaining else None,
+        "throughput_samples_per_sec": newest.throughput_samples_per_sec if newest else None,
+        "throughput_tokens_per_sec": newest.throughput_tokens_per_sec if newest else None,
+        "learning_rate": newest.learning_rate if newest else None,
+        "loss_components": newest.loss_components if newest else {},
+        "loss_trend": loss_trend(
+            [line.loss for line in session.metrics_history[-100:]], moving_avg_loss=session.moving_avg_loss
+        ),
+        "last_update_time": newest.timestamp if newest else None,
+        "last_checkpoint_step": session.last_checkpoint_step,
+        "checkpoints_count": len(session.checkpoints),
+        "total_pause_duration_hours": session.total_pause_duration / _SECONDS_AN_HOUR,
+        "api_responses_saved": session.api_responses_saved,
+        "api_responses_recovered": session.api_responses_recovered,
+        "api_cost": session.api_cost,
+        "connection_failures": session.connection_failures,
+        "connection_retries": session.connection_retries,
+        "attempt": attempt.attempt if attempt else 0,
+        "attempt_host": attempt.host if attempt else None,
+        "attempt_pid": attempt.pid if attempt else None,
+        "steps_recomputed": session.steps_recomputed,
+        "replay_differed_at": session.replay_differed_at,
+        "damage_found": session.damage_found,
+        "goodput_seconds": goodput_seconds(session),
+    }
+
+
+def goodput_seconds(session: TrainingSession) -> dict[str, float]:
+    """Where the wall time went: the fields of `Goodput`, and `goodput_fraction`, the productive share.
+
+    Down is the time from an attempt's last sign of life to the start of the next.
+    """
+    raw = session.goodput
+    down = sum(
+        max(0.0, later.start - (earlier.end or earlier.last_seen))
+        for earlier, later in pairwise(session.attempts)
+        if later.start is not None
+    )
+    spent = Goodput(
+        productive=max(0.0, raw.productive),
+        recomputed=raw.recomputed,
+        checkpointing=raw.checkpointing,
+        paused=raw.paused,
+        down=down,
+        starting=raw.starting,
+    )
+    seconds = {name: getattr(spent, name) for name in Goodput.__struct_fields__}
+    total = sum(seconds.values())
+    return seconds | {"goodput_fraction": spent.productive / total if total else 0.0}
+
+
+def _status(session: TrainingSession, attempt: AttemptRecord | None) -> str:
+    """How the run stands by its own records; whether its process still lives is for the reader to find out."""
+    if attempt is None:
+        return "not_started"
+    if attempt.how == "completed" and session.steps_completed < session.total_steps_target:
+        return "ended_early"
+    return attempt.how
+
+
+def _hours(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds / _SECONDS_AN_HOUR

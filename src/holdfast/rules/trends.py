@@ -1,0 +1,152 @@
+"""Is it learning?
+
+The slope is Theil and Sen's median of pairwise slopes with Sen's confidence interval (P. K. Sen, "Estimates of the
+regression coefficient based on Kendall's tau", J. Am. Stat. Assoc. 63, 1968): one spike moves neither. The moving
+average is exponential over finite losses only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+__all__ = ["MOVING_AVERAGE_SPAN", "loss_trend", "moved_average", "slope_with_interval"]
+
+MOVING_AVERAGE_SPAN = 100
+_SMOOTHING = 2.0 / (MOVING_AVERAGE_SPAN + 1)
+
+_Z_95 = 1.959964
+_MOST_POINTS = 128
+"""A longer window is thinned to this many block medians: pairs grow with the square."""
+_FEWEST_POINTS = 8
+"""With fewer, no verdict is certain."""
+_MAD_TO_SIGMA = 1.4826
+_SPIKE_SIGMAS = 8.0
+_SPIKE_SHARE = 0.05
+_NOISE_GROWTH = 4.0
+_NON_FINITE_SHARE = 0.1
+_LEAST_CHANGE = 1e-9
+"""Relative to the loss: below it, a change is rounding."""
+
+
+def moved_average(average: float | None, loss: float) -> float | None:
+    """The moving average after one more loss; a loss that is not finite leaves it alone."""
+    if not math.isfinite(loss):
+        return average
+    return loss if average is None else average + _SMOOTHING * (loss - average)
+
+
+def loss_trend(
+    losses: Sequence[float], *, moving_avg_loss: float | None, window_size: int = 100
+) -> dict[str, Any]:
+    """What the newest losses say.
+
+    Its names: `has_data`; `current_loss`; `moving_avg_loss`; `min_loss`, `max_loss` of the finite losses in the
+    window; `window_size`: losses looked at; `slope_per_update` with `slope_low`, `slope_high` (95 %); `noise`:
+    robust standard deviation around the slope; `num_non_finite`; `is_improving`; `verdict`: `improving`,
+    `plateau`, `diverging`, `unstable`, `non_finite`, or `unknown` while there is too little to tell.
+    """
+    window = list(losses[-window_size:]) if window_size > 0 else []
+    finite = [(float(place), loss) for place, loss in enumerate(window) if math.isfinite(loss)]
+    answer: dict[str, Any] = {
+        "has_data": bool(window),
+        "current_loss": window[-1] if window else None,
+        "moving_avg_loss": moving_avg_loss,
+        "min_loss": min((loss for _, loss in finite), default=None),
+        "max_loss": max((loss for _, loss in finite), default=None),
+        "window_size": len(window),
+        "slope_per_update": None,
+        "slope_low": None,
+        "slope_high": None,
+        "noise": None,
+        "num_non_finite": len(window) - len(finite),
+        "is_improving": False,
+        "verdict": "unknown",
+    }
+    if len(finite) >= 2:
+        answer |= _slope_fields(finite)
+    answer["verdict"] = _verdict(window, finite, answer)
+    slope = answer["slope_per_update"]
+    answer["is_improving"] = answer["verdict"] == "improving" or (
+        answer["verdict"] == "unknown" and slope is not None and slope < 0
+    )
+    return answer
+
+
+def slope_with_interval(points: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
+    """Sen's slope of at least two points (x strictly increasing) with its 95 % interval: slope, low, high."""
+    slopes = sorted(
+        (later[1] - earlier[1]) / (later[0] - earlier[0])
+        for place, earlier in enumerate(points)
+        for later in points[place + 1 :]
+    )
+    count = len(points)
+    half_width = _Z_95 * math.sqrt(count * (count - 1) * (2 * count + 5) / 18.0)
+    low = max(0, math.floor((len(slopes) - half_width) / 2))
+    high = min(len(slopes) - 1, math.ceil((len(slopes) + half_width) / 2))
+    return median(slopes), slopes[low], slopes[high]
+
+
+def _slope_fields(finite: list[tuple[float, float]]) -> dict[str, float]:
+    slope, low, high = slope_with_interval(_thinned(finite))
+    return {
+        "slope_per_update": slope,
+        "slope_low": low,
+        "slope_high": high,
+        "noise": _spread(_residuals(finite, slope)),
+    }
+
+
+def _verdict(window: list[float], finite: list[tuple[float, float]], answer: dict[str, Any]) -> str:
+    if window and (not math.isfinite(window[-1]) or answer["num_non_finite"] > _NON_FINITE_SHARE * len(window)):
+        return "non_finite"
+    if len(finite) < _FEWEST_POINTS:
+        return "unknown"
+    smallest = _LEAST_CHANGE * max(abs(answer["min_loss"]), abs(answer["max_loss"]))
+    rise_over_window = answer["slope_per_update"] * len(window)
+    # Losses that fall can be as noisy as they like; only a rise must stand out of the noise to be called one.
+    if answer["slope_low"] > 0 and rise_over_window > max(answer["noise"], smallest):
+        return "diverging"
+    if _is_unstable(finite, answer["slope_per_update"]):
+        return "unstable"
+    if answer["slope_high"] < 0 and -rise_over_window > smallest:
+        return "improving"
+    return "plateau"
+
+
+def _is_unstable(finite: list[tuple[float, float]], slope: float) -> bool:
+    """Whether spikes are frequent, or the noise of the second half dwarfs that of the first.
+
+    Noise is measured between neighbours, so that a curve that bends is not mistaken for a noisy one.
+    """
+    steps = [later[1] - earlier[1] - slope * (later[0] - earlier[0]) for earlier, later in pairwise(finite)]
+    noise = _spread(steps)
+    if noise > 0 and sum(abs(step) > _SPIKE_SIGMAS * noise for step in steps) > _SPIKE_SHARE * len(steps):
+        return True
+    half = len(steps) // 2
+    before, after = _spread(steps[:half]), _spread(steps[half:])
+    return before > 0 and after > _NOISE_GROWTH * before
+
+
+def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    if len(points) <= _MOST_POINTS:
+        return points
+    size = math.ceil(len(points) / _MOST_POINTS)
+    blocks = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(median(x for x, _ in block), median(y for _, y in block)) for block in blocks]
+
+
+def _residuals(points: list[tuple[float, float]], slope: float) -> list[float]:
+    level = median(y - slope * x for x, y in points)
+    return [y - slope * x - level for x, y in points]
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Median absolute deviation, scaled to a normal distribution's standard deviation."""
+    if not values:
+        return 0.0
+    middle = median(values)
+    return _MAD_TO_SIGMA * median(abs(value - middle) for value in values)

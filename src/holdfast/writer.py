@@ -1,0 +1,138 @@
+"""Write records of a run, and take them in."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from holdfast.clock import Clock
+from holdfast.disk.files import Disk
+from holdfast.opening import OpenRun
+from holdfast.records import Event, MetricsSnapshot, TrainingSession, encode
+from holdfast.rules.session import take_event, take_metrics
+from holdfast.rules.summary import progress_summary
+from holdfast.snapshots import SnapshotWriter, session_bytes
+
+__all__ = ["RunWriter", "Stamp", "TrackerSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackerSettings:
+    """How often, and from which size on."""
+
+    sync_interval_seconds: float = 1.0
+    """Metrics older than this survive a power loss."""
+    summary_interval_seconds: float = 1.0
+    """How old `progress.json` may get."""
+    session_interval_seconds: float = 15.0
+    """How old `session.json` may get: what came after it is read from the journals at the next start."""
+    session_interval_lines: int = 4096
+    """The same, in lines of metrics."""
+    large_checkpoint_bytes: int = 64 << 20
+    """From this size on, a file that somebody else wrote is digested behind the training."""
+    throughput_window_seconds: float = 60.0
+    has_heartbeat: bool = True
+    """Without it nothing happens between calls: `save` syncs and writes the snapshots."""
+
+
+class Stamp(TypedDict):
+    """What every event has."""
+
+    timestamp: float
+    attempt: int
+
+
+class RunWriter:
+    """Journal first, session second, snapshots now and then. Not thread-safe: its owner locks."""
+
+    def __init__(self, run: OpenRun, *, settings: TrackerSettings, clock: Clock, disk: Disk) -> None:
+        self.run = run
+        self.session: TrainingSession = run.session
+        self._settings = settings
+        self._clock = clock
+        self._snapshots = SnapshotWriter(run.folder, disk=disk)
+        self._session_written_at = clock.steady()
+        self._lines_at_session_file = -1
+
+    @property
+    def num_waiting(self) -> int:
+        """Lines that wait for a full disk."""
+        return sum(each.num_waiting for each in self.run.journals())
+
+    def stamp(self) -> Stamp:
+        """When and by whom, for an event of this moment."""
+        return Stamp(timestamp=self._clock.now(), attempt=self.run.attempt)
+
+    def keep_update(self, line: MetricsSnapshot) -> None:
+        """One line of metrics, now or as soon as the disk has space."""
+        self.run.metrics.append(encode(line))
+        take_metrics(self.session, line)
+
+    def keep(self, event: Event) -> None:
+        """An event, now or as soon as the disk has space."""
+        self.run.events.append(encode(event))
+        take_event(self.session, event)
+
+    def keep_durably(self, event: Event) -> None:
+        """An event that survives a power loss when this returns, with the metrics before it.
+
+        Raises:
+            DiskFull: it is not kept.
+        """
+        self.run.metrics.journal.sync()
+        self.run.events.append_now(encode(event))
+        self.run.events.journal.sync()
+        take_event(self.session, event)
+
+    def write_waiting(self) -> bool:
+        """Try to write what waits for space; says whether nothing waits any more."""
+        for each in self.run.journals():
+            each.write_waiting()
+        return self.num_waiting == 0
+
+    def sync(self) -> None:
+        """Make everything in the journals durable."""
+        for each in self.run.journals():
+            if each.journal.has_unsynced:
+                each.journal.sync()
+
+    def summary(self, session: TrainingSession, *, wall_clock_hours: float, num_pending: int) -> dict[str, Any]:
+        """The fields of `progress.json`."""
+        summary = progress_summary(session, now=self._clock.now(), wall_clock_hours=wall_clock_hours)
+        return summary | {"lines_waiting": self.num_waiting + num_pending}
+
+    def session_as_of_now(self) -> TrainingSession:
+        """A session that later records do not change, so that it can be thought about without a lock."""
+        session = copy.copy(self.session)
+        session.metrics_history = list(session.metrics_history)
+        session.pace = list(session.pace)
+        session.checkpoints = dict(session.checkpoints)
+        session.attempts = [copy.copy(attempt) for attempt in session.attempts]
+        session.goodput = copy.copy(session.goodput)
+        return session
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Replace `progress.json`."""
+        self._snapshots.write_summary(summary, now=self._clock.now())
+
+    def write_manifest(self) -> None:
+        """Replace `checkpoints.json`."""
+        self._snapshots.write_manifest(self.session, now=self._clock.now())
+
+    @property
+    def is_session_file_due(self) -> bool:
+        """Whether `session.json` has fallen behind far enough."""
+        num_lines = self.run.metrics.journal.mark.num_lines - self._lines_at_session_file
+        if num_lines >= self._settings.session_interval_lines:
+            return True
+        return self._clock.steady() - self._session_written_at >= self._settings.session_interval_seconds
+
+    def write_session(self) -> None:
+        """Replace `session.json`; only lines that are in the journals are in it."""
+        if self.num_waiting:
+            return
+        marks = self.run.marks()
+        self._snapshots.write_session(session_bytes(self.session, marks, now=self._clock.now()))
+        self._lines_at_session_file = marks[self.run.metrics.journal.path.name].num_lines
+        self._session_written_at = self._clock.steady()
