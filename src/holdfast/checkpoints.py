@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import zipfile
+import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -77,7 +79,7 @@ def choose(
 ) -> Choice | None:
     """The newest whole checkpoint, or None where none was ever recorded.
 
-    Every byte of a candidate is read. Checkpoints whose bytes were never digested (a remote path, a save in
+    Every byte of a candidate is read. Checkpoints that nothing can be held against (a remote path, a save in
     flight when it was recorded) are offered only where nothing verifiable was ever recorded.
 
     Raises:
@@ -85,37 +87,52 @@ def choose(
     """
     newest_first = sorted(checkpoints, key=lambda each: each.checkpoint_step, reverse=True)
     gone = list(set_aside)
-    verifiable = [each for each in newest_first if each.is_verifiable]
-    candidates = verifiable or ([] if gone else newest_first)
+    if not newest_first and not gone:
+        return None
+    has_verifiable = bool(gone) or any(each.is_verifiable for each in newest_first)
     refused: list[tuple[CheckpointMetadata, str]] = []
-    for candidate in candidates:
-        problem = problem_with(candidate, folder)
+    for candidate in newest_first:
+        problem = problem_with(candidate, folder, trusts_unverified=not has_verifiable)
         if problem is None:
             return Choice(checkpoint=candidate, refused=refused)
         refused.append((candidate, problem))
-    if not newest_first and not gone:
-        return None
     reasons = [(each.checkpoint_path, reason) for each, reason in refused]
-    reasons += [
-        (each.checkpoint_path, "its bytes were never digested") for each in newest_first if each not in candidates
-    ]
     reasons += [(each.checkpoint_path, f"{each.reason}; set aside earlier") for each in gone]
     raise NoUsableCheckpoint(folder.root, refused=reasons)
 
 
-def problem_with(checkpoint: CheckpointMetadata, folder: RunFolder) -> str | None:
-    """Why a checkpoint cannot be used, or None where it is whole."""
+def problem_with(
+    checkpoint: CheckpointMetadata, folder: RunFolder, *, trusts_unverified: bool = False
+) -> str | None:
+    """Why a checkpoint cannot be used, or None where it is whole.
+
+    With `trusts_unverified`, one whose bytes cannot be held against anything passes.
+    """
     path = folder.find(checkpoint.checkpoint_path)
     try:
+        if checkpoint.num_bytes is None:
+            return None if trusts_unverified else "it was not there when it was recorded, and cannot be verified"
         if not path.exists():
-            return None if checkpoint.num_bytes is None else "it is missing"
-        if checkpoint.num_bytes is not None and (size := size_of(path)) != checkpoint.num_bytes:
+            return "it is missing"
+        if (size := size_of(path)) != checkpoint.num_bytes:
             return f"it has {size:,} bytes instead of {checkpoint.num_bytes:,}"
-        if checkpoint.sha256 is None:
-            return None
-        return _difference(checkpoint, digest_of(path))
+        if checkpoint.sha256 is not None:
+            return _difference(checkpoint, digest_of(path))
+        return _problem_without_digest(path, trusts_unverified)
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
+
+
+def _problem_without_digest(path: Path, trusts_unverified: bool) -> str | None:
+    """For a large file whose digest a crash has cut off: `torch.save` writes checksums of its own."""
+    if path.is_file() and zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                broken = archive.testzip()
+        except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+            return f"its archive is damaged ({error})"
+        return None if broken is None else f"{broken} in it is damaged"
+    return None if trusts_unverified else "it was not digested before the run died, and cannot be verified"
 
 
 def is_damaged(checkpoint: CheckpointMetadata, folder: RunFolder) -> bool:

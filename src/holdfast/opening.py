@@ -10,7 +10,6 @@ import logging
 import os
 import socket
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,19 +83,21 @@ class OpenRun:
 
     def close(self) -> None:
         """Let go of the files and of the right to write them."""
-        for each in self.journals():
-            each.journal.close()
+        self.close_files()
         self.lock.release()
 
+    def close_files(self) -> None:
+        """Let go of the files alone."""
+        for each in self.journals():
+            each.journal.close()
 
-def open_run(
-    folder: RunFolder, identity: Identity, *, clock: Clock, disk: Disk, give_up: Callable[[str], None]
-) -> OpenRun:
+
+def open_run(folder: RunFolder, identity: Identity, *, clock: Clock, disk: Disk) -> OpenRun:
     """Take a run up and begin an attempt; see `ProgressTracker` for what can be raised."""
     _check(identity)
     with storage_errors(folder.progress):
         disk.make_folders(folder.progress)
-    lock = WriterLock(folder.lock, give_up=give_up, disk=disk, now=clock.now)
+    lock = WriterLock(folder.lock, disk=disk, now=clock.now)
     try:
         state, changed, damages = _found(folder, identity, clock=clock, disk=disk)
         run = _opened(folder, lock, state, disk)
@@ -120,7 +121,9 @@ def _found(
     remove_partials(folder.progress, disk=disk)
     remove_partials(folder.root, disk=disk)
     damages = _mended(folder, state, disk)
-    if any((folder.progress / name).stat().st_size != state.marks[name].num_bytes for name in damages):
+    if state.session is None or any(
+        (folder.progress / name).stat().st_size != state.marks[name].num_bytes for name in damages
+    ):
         # More than a torn end was mended: offsets have moved.
         state = read_run(folder, trust_snapshot=False)
     changed: list[str] = []

@@ -73,7 +73,7 @@ def read_run(folder: RunFolder, *, trust_snapshot: bool = True) -> RunState:
         return _read_tails(folder, _plain_session(snapshot), snapshot.journals, read_from_snapshot=True)
     beginning = _beginning(folder, snapshot)
     if beginning is None and not folder.metrics.exists():
-        return RunState(session=None)
+        return RunState(session=None, damages=_all_damages(folder))
     return _read_tails(folder, begin_session(beginning or _unknown_beginning()), {}, read_from_snapshot=False)
 
 
@@ -183,9 +183,8 @@ class RunReader:
         """What an audit of the journals finds: every damaged piece, in words."""
         return [
             f"{name}, byte {piece.offset:,}: {piece.reason} ({len(piece.content):,} bytes)"
-            for name in JOURNALS
-            for piece in scan(self.folder.progress / name)
-            if isinstance(piece, Damage)
+            for name, pieces in _all_damages(self.folder).items()
+            for piece in pieces
         ]
 
     def _updates(self) -> Iterator[tuple[Line, MetricsSnapshot]]:
@@ -262,6 +261,14 @@ def _journals_continue(folder: RunFolder, marks: dict[str, JournalMark]) -> bool
         if len(seal) != SEAL_BYTES or line_crc(seal) != mark.last_line_crc or not seal.endswith(b"\n"):
             return False
     return True
+
+
+def _all_damages(folder: RunFolder) -> dict[str, list[Damage]]:
+    """By a journal's name; also where no session could be read."""
+    found = {
+        name: [piece for piece in scan(folder.progress / name) if isinstance(piece, Damage)] for name in JOURNALS
+    }
+    return {name: pieces for name, pieces in found.items() if pieces}
 
 
 def _beginning(folder: RunFolder, snapshot: SessionFile | None) -> SessionStarted | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from zlib import crc32
 
 import msgspec
@@ -56,7 +57,7 @@ def salvage(damaged: bytes) -> Iterator[bytes]:
     two good records together. Both keep their whole parts.
     """
     starts = [found.start() for found in _RECORD_START.finditer(damaged)]
-    for start, end in zip(starts, [*starts[1:], len(damaged)], strict=True):
+    for start, end in pairwise([*starts, len(damaged)]):
         piece = damaged[start:end]
         line = piece[: piece.rfind(b'"}') + 2] + b"\n"
         if is_whole(line):

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from holdfast.disk.files import Disk
+from holdfast.disk.lock import abandon_all
 
-__all__ = ["FakeClock", "FaultyDisk", "KilledRun", "PowerLost", "run_and_kill"]
+__all__ = ["FakeClock", "FaultyDisk", "KilledRun", "PowerLost", "forget_open_runs", "run_and_kill"]
 
 
 class FakeClock:
@@ -258,6 +259,11 @@ class FaultyDisk(Disk):
 def _length_of_common_start(one: bytes, other: bytes) -> int:
     shorter = min(len(one), len(other))
     return next((place for place in range(shorter) if one[place] != other[place]), shorter)
+
+
+def forget_open_runs() -> None:
+    """Let go of every run that this process writes, as its death would: nothing more is written or synced."""
+    abandon_all()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -106,7 +106,7 @@ class ProgressTracker:
         self._lock = threading.RLock()
         self._closed_because: str | None = None
         identity = _identity(config, total_steps, session_id, on_config_change, fresh)
-        run = open_run(self._folder, identity, clock=clock, disk=disk, give_up=self._give_up)
+        run = open_run(self._folder, identity, clock=clock, disk=disk)
         self._writer = RunWriter(run, settings=self._settings, clock=clock, disk=disk)
         self._answers = AnswerStore(run.answers)
         self._num_recovered_untold = 0
@@ -121,6 +121,7 @@ class ProgressTracker:
         self._journal_end_at_opening = run.metrics.journal.num_bytes
         self._expected_losses: dict[int, float] | None = None
         self._write_snapshots()
+        run.lock.give_up = self._give_up
         self._heartbeat = self._started_heartbeat()
         atexit.register(self._close_at_exit)
 
@@ -268,10 +269,12 @@ class ProgressTracker:
         if choice is None:
             return None
         chosen = choice.checkpoint
-        if not chosen.is_verifiable:
-            log.warning("%s was never verified; nothing better was recorded.", chosen.checkpoint_path)
         with self._lock:
             self._require_open()
+            if chosen.num_bytes is None:
+                log.warning("%s was never verified; nothing better was recorded.", chosen.checkpoint_path)
+            elif chosen.sha256 is None:
+                self._digests.start(chosen)
             for checkpoint, reason in choice.refused:
                 self._set_aside(checkpoint, reason)
             self._writer.keep(
@@ -523,7 +526,7 @@ class ProgressTracker:
             self._digests.wait()
         finished = self._digests.finished()
         for checkpoint, digest in finished:
-            self._writer.keep(
+            self._writer.keep_durably(
                 CheckpointHashed(
                     **self._writer.stamp(),
                     step=checkpoint.checkpoint_step,
@@ -597,8 +600,9 @@ class ProgressTracker:
     def _give_up(self, why: str) -> None:
         """Another tracker of this process takes the run over, or this is a forked child."""
         if why == BELONGS_TO_PARENT:
-            # The files, the lock and the thread are the parent's.
+            # The lock and the thread are the parent's; of the files, a child has copies of its own.
             self._closed_because = why
+            self._writer.run.close_files()
             return
         self.close("replaced")
         self._closed_because = why

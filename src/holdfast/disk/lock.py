@@ -20,7 +20,7 @@ import msgspec
 from holdfast.disk.files import REAL_DISK, Disk, storage_errors
 from holdfast.errors import RunInUse
 
-__all__ = ["BELONGS_TO_PARENT", "Holder", "WriterLock", "holder_of"]
+__all__ = ["BELONGS_TO_PARENT", "Holder", "WriterLock", "abandon_all", "holder_of"]
 
 BELONGS_TO_PARENT = "belongs to the parent process"
 
@@ -48,30 +48,28 @@ class WriterLock:
         self,
         path: Path,
         *,
-        give_up: Callable[[str], None],
         disk: Disk = REAL_DISK,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Take the run, also from another tracker of this process.
-
-        `give_up(why)` is called when somebody else of this process takes the run over, or in a forked child.
 
         Raises:
             RunInUse: another live process has it.
         """
         self._path = path
         self._disk = disk
-        self._give_up = give_up
+        self.give_up: Callable[[str], None] = _not_yet
+        """Called with the reason when another of this process takes the run over, or in a forked child."""
         self._take_over_in_this_process()
         with storage_errors(path):
             self._file = disk.open_to_append(path)
         try:
             self._take(path)
+            self._write_holder(now())
         except BaseException:
             disk.close(self._file)
             raise
         self._register()
-        self._write_holder(now())
 
     def release(self) -> None:
         """Let others write the run."""
@@ -99,7 +97,7 @@ class WriterLock:
         with WriterLock._guard:
             earlier = WriterLock._held.get((status.st_dev, status.st_ino))
         if earlier is not None:
-            earlier._give_up("was replaced by a newer one in this process")
+            earlier.give_up("was replaced by a newer one in this process")
 
     def _register(self) -> None:
         status = os.fstat(self._file)
@@ -107,7 +105,7 @@ class WriterLock:
         with WriterLock._guard:
             WriterLock._held[self._key] = self
             if not WriterLock._fork_hooked:
-                os.register_at_fork(after_in_child=_abandon_all)
+                os.register_at_fork(after_in_child=abandon_all)
                 WriterLock._fork_hooked = True
 
     def _write_holder(self, now: float) -> None:
@@ -121,7 +119,7 @@ class WriterLock:
 
     def _abandon(self) -> None:
         os.close(self._file)
-        self._give_up(BELONGS_TO_PARENT)
+        self.give_up(BELONGS_TO_PARENT)
 
 
 def holder_of(path: Path) -> Holder | None:
@@ -148,7 +146,11 @@ def _read_holder(path: Path) -> Holder:
         return Holder(host="this host", pid=0, since=0.0)
 
 
-def _abandon_all() -> None:
-    for lock in list(WriterLock._held.values()):
-        lock._abandon()
-    WriterLock._held.clear()
+def abandon_all() -> None:
+    """Let go of every run of this process without a word, as a forked child must."""
+    while WriterLock._held:
+        WriterLock._held.popitem()[1]._abandon()
+
+
+def _not_yet(why: str) -> None:
+    """For a run that is still being opened: whoever wants it too is told that it is in use."""
