@@ -304,6 +304,7 @@ class Goodput(Struct, kw_only=True):
     """Where the wall time went, in seconds."""
 
     productive: float = 0.0
+    """In `session.json` with the checkpoints between the steps, which the summary takes out."""
     recomputed: float = 0.0
     checkpointing: float = 0.0
     paused: float = 0.0

@@ -30,8 +30,9 @@ _SECRETS = (
     "authorization",
 )
 _HIDDEN = "(secret)"
+_ADDRESS_PASSWORDS = re.compile(r"(?<=://)[^/\s@]+:[^/\s@]+(?=@)")
 _KEY_SHAPES = re.compile(
-    r"\b(?:sk|pk|hf|gsk|xai|ghp|key)[-_][A-Za-z0-9_\-]{8,}|(?<=Bearer )\S+|(?<=://)[^/\s@]+:[^/\s@]+(?=@)"
+    rf"\b(?:sk|pk|hf|gsk|xai|ghp|key)[-_][A-Za-z0-9_\-]{{8,}}|(?<=Bearer )\S+|{_ADDRESS_PASSWORDS.pattern}"
 )
 """API keys as providers spell them, bearer tokens, and passwords in addresses."""
 
@@ -52,7 +53,10 @@ def canonical_config(config: Any) -> Any:
         return [canonical_config(value) for value in config]
     if isinstance(config, float):
         return config if math.isfinite(config) else str(config)
-    if config is None or isinstance(config, (bool, int, str)):
+    if isinstance(config, str):
+        # Names of models look like keys, so only addresses are searched; keys are known by where they stand.
+        return _ADDRESS_PASSWORDS.sub(_HIDDEN, config)
+    if config is None or isinstance(config, (bool, int)):
         return config
     if hasattr(config, "item"):
         # A NumPy scalar or a 0-d tensor.
@@ -84,7 +88,7 @@ _ABSENT = object()
 
 
 def _is_secret(key: str, value: Any) -> bool:
-    name = key.lower()
+    name = key.lower().replace("-", "_")
     return (
         isinstance(value, str)
         and value != ""
@@ -101,7 +105,7 @@ def _matters(name: str) -> bool:
 
 
 def _leaves(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(config, dict) and config:
+    if isinstance(config, dict) and (config or not name):
         for key, value in config.items():
             yield from _leaves(value, f"{name}.{key}" if name else key)
     else:

@@ -63,6 +63,7 @@ class ThroughputWindow:
 
     def shift(self, seconds: float) -> None:
         """Leave out a pause: the points before it move up to its end."""
+        self._started_at += seconds
         self._points = deque((then + seconds, samples, tokens) for then, samples, tokens in self._points)
 
     def _first_answer(self, seconds: float, samples: int, tokens: int) -> tuple[float | None, float | None]:

@@ -27,7 +27,6 @@ from holdfast.records import (
     Paused,
     RefusedCheckpoint,
     ReplayDiffered,
-    ResumeChosen,
     SessionStarted,
     TargetChanged,
     TrainingSession,
@@ -115,8 +114,7 @@ def take_event(session: TrainingSession, event: Event) -> None:
                 session.replay_differed_at = event.step
         case DamageFound():
             session.damage_found += 1
-        case ResumeChosen():
-            pass
+        # `ResumeChosen` is for the reader of the events; it counts nothing.
 
 
 def _attempt(session: TrainingSession, number: int) -> AttemptRecord:
@@ -155,7 +153,6 @@ def _take_checkpoint_event(
         session.checkpoints[step] = event.checkpoint
         session.last_checkpoint_step = step
         session.goodput.checkpointing += event.seconds
-        session.goodput.productive -= event.seconds
         return
     known = session.checkpoints.get(event.step)
     if known is None or known.checkpoint_path != event.checkpoint_path:

@@ -74,7 +74,8 @@ def goodput_seconds(session: TrainingSession) -> dict[str, float]:
         if later.start is not None
     )
     spent = Goodput(
-        productive=max(0.0, raw.productive),
+        # Taken out here and not record by record: sums of floats depend on the order of their terms.
+        productive=max(0.0, raw.productive - raw.checkpointing),
         recomputed=raw.recomputed,
         checkpointing=raw.checkpointing,
         paused=raw.paused,

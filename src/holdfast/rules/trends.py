@@ -23,10 +23,14 @@ _MOST_POINTS = 128
 """A longer window is thinned to this many block medians: pairs grow with the square."""
 _FEWEST_POINTS = 8
 """With fewer, no verdict is certain."""
+_FEWEST_POINTS_FOR_NOISE = 30
+"""With fewer, half a window tells too little of its noise to be compared with the other half."""
 _MAD_TO_SIGMA = 1.4826
 _SPIKE_SIGMAS = 8.0
 _SPIKE_SHARE = 0.05
 _NOISE_GROWTH = 4.0
+_RISE_IN_NOISE = 2.0
+"""A rise over the window must be so many times the noise: a watcher asks often, and one in forty is a false alarm."""
 _NON_FINITE_SHARE = 0.1
 _LEAST_CHANGE = 1e-9
 """Relative to the loss: below it, a change is rounding."""
@@ -36,7 +40,8 @@ def moved_average(average: float | None, loss: float) -> float | None:
     """The moving average after one more loss; a loss that is not finite leaves it alone."""
     if not math.isfinite(loss):
         return average
-    return loss if average is None else average + _SMOOTHING * (loss - average)
+    # Weighted apart: the difference of two finite losses may be infinite.
+    return loss if average is None else (1.0 - _SMOOTHING) * average + _SMOOTHING * loss
 
 
 def loss_trend(
@@ -108,7 +113,7 @@ def _verdict(window: list[float], finite: list[tuple[float, float]], answer: dic
     smallest = _LEAST_CHANGE * max(abs(answer["min_loss"]), abs(answer["max_loss"]))
     rise_over_window = answer["slope_per_update"] * len(window)
     # Losses that fall can be as noisy as they like; only a rise must stand out of the noise to be called one.
-    if answer["slope_low"] > 0 and rise_over_window > max(answer["noise"], smallest):
+    if answer["slope_low"] > 0 and rise_over_window > max(_RISE_IN_NOISE * answer["noise"], smallest):
         return "diverging"
     if _is_unstable(finite, answer["slope_per_update"]):
         return "unstable"
@@ -122,6 +127,8 @@ def _is_unstable(finite: list[tuple[float, float]], slope: float) -> bool:
 
     Noise is measured between neighbours, so that a curve that bends is not mistaken for a noisy one.
     """
+    if len(finite) < _FEWEST_POINTS_FOR_NOISE:
+        return False
     steps = [later[1] - earlier[1] - slope * (later[0] - earlier[0]) for earlier, later in pairwise(finite)]
     noise = _spread(steps)
     if noise > 0 and sum(abs(step) > _SPIKE_SIGMAS * noise for step in steps) > _SPIKE_SHARE * len(steps):
@@ -146,7 +153,5 @@ def _residuals(points: list[tuple[float, float]], slope: float) -> list[float]:
 
 def _spread(values: Sequence[float]) -> float:
     """Median absolute deviation, scaled to a normal distribution's standard deviation."""
-    if not values:
-        return 0.0
     middle = median(values)
     return _MAD_TO_SIGMA * median(abs(value - middle) for value in values)

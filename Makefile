@@ -1,0 +1,43 @@
+# Two commands do everything on a fresh machine with Python >= 3.11, git and make:
+#   make demo    runs the main job on real input and says where to look
+#   make test    passes the whole suite
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := runs/quickstart
+
+.PHONY: demo test check bench crash clean
+
+demo: .venv/.installed
+	$(BIN)/python -m training.distill_kd --config configs/quickstart.yaml --output-dir $(RUN)
+	$(BIN)/holdfast status $(RUN)
+	@echo
+	@echo "Look at $(RUN)/progress/progress.json, or kill the next run and start it again:"
+	@echo "  $(BIN)/python -m training.distill_kd --config configs/quickstart.yaml --output-dir runs/mine"
+
+test: .venv/.installed
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long" \
+		--cov --cov-report= --cov-config=pyproject.toml
+	$(BIN)/python -m tests.house.coverage_goals
+
+check: .venv/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/house
+
+bench: .venv/.installed
+	$(BIN)/python -m benchmarks.run
+
+# Long crash tests with fresh seeds; each prints its own. SEED=n repeats one, ROUNDS=n sets how many.
+crash: .venv/.installed
+	$(BIN)/python -m pytest -n 2 -s -m "long" --timeout 1800 tests/crash
+
+clean:
+	rm -rf .venv build dist runs .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
+
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[distillation,dev]'
+	touch $@

@@ -1,0 +1,39 @@
+"""Where the commands come together."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from holdfast.cli.repair import repair
+from holdfast.cli.status import status
+from holdfast.cli.verify import verify
+from holdfast.errors import HoldfastError
+
+__all__ = ["run"]
+
+app = typer.Typer(
+    name="holdfast",
+    help="Look after training runs: how they stand, whether they are whole, what a restart would do.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(status)
+app.command()(verify)
+app.command()(repair)
+
+
+@app.callback()
+def _holdfast() -> None:
+    """Look after training runs."""
+
+
+def run() -> None:
+    """Run the command line; an error that a user can meet is one line on stderr and exit code 2."""
+    try:
+        app()
+    except HoldfastError as error:
+        sys.stderr.write(f"holdfast: {error}\n")
+        raise SystemExit(2) from None

@@ -1,0 +1,56 @@
+"""Numbers in the words of people."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+
+from holdfast.records import nonfinite_names
+
+__all__ = ["ago", "as_bytes", "as_duration", "print_json"]
+
+
+def as_duration(seconds: float | None) -> str:
+    """`2 h 10 min`, `35 s`; `unknown` for None."""
+    if seconds is None:
+        return "unknown"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def ago(then: float | None, now: float) -> str:
+    """`35 s ago`; `never` for None."""
+    return "never" if then is None else f"{as_duration(max(0.0, now - then))} ago"
+
+
+def as_bytes(count: int) -> str:
+    """`1.5 MB`."""
+    size = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def print_json(answer: dict[str, Any]) -> None:
+    """One object for machines; NaN and infinities are null, with their names beside."""
+    nonfinite = nonfinite_names(answer)
+    content = _without_nonfinite(answer) | ({"nonfinite": nonfinite} if nonfinite else {})
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _without_nonfinite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nonfinite(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_without_nonfinite(child) for child in value]
+    return None if isinstance(value, float) and nonfinite_names(value) else value

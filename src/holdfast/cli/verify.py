@@ -1,0 +1,65 @@
+"""Audit a run's journals and checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from holdfast.checkpoints import problem_with
+from holdfast.cli.speech import as_bytes, print_json
+from holdfast.reader import RunReader
+
+__all__ = ["verify"]
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="The run's output folder.", metavar="DIR")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+) -> None:
+    """Read every byte of the journals and checkpoints and say what is broken. Changes nothing.
+
+    Exits with 1 if anything is. Example: holdfast verify runs/quickstart
+    """
+    reader = RunReader.open(folder)
+    answer = audit(reader)
+    if as_json:
+        print_json(answer)
+    else:
+        _say(answer, folder)
+    if not answer["is_whole"]:
+        raise typer.Exit(1)
+
+
+def audit(reader: RunReader) -> dict[str, Any]:
+    """Every checkpoint with its problem or None, and every damaged piece of a journal."""
+    session = reader.session()
+    checkpoints = [
+        {
+            "step": step,
+            "path": checkpoint.checkpoint_path,
+            "num_bytes": checkpoint.num_bytes,
+            "problem": problem_with(checkpoint, reader.folder),
+        }
+        for step, checkpoint in sorted(session.checkpoints.items())
+    ]
+    journals = reader.problems()
+    return {
+        "is_whole": not journals and all(each["problem"] is None for each in checkpoints),
+        "is_live": reader.holder() is not None,
+        "checkpoints": checkpoints,
+        "journals": journals,
+    }
+
+
+def _say(answer: dict[str, Any], folder: Path) -> None:
+    for each in answer["checkpoints"]:
+        size = "" if each["num_bytes"] is None else f" ({as_bytes(each['num_bytes'])})"
+        typer.echo(f"  step {each['step']:,}: {each['path']}{size}: {each['problem'] or 'whole'}")
+    for problem in answer["journals"]:
+        typer.echo(f"  {problem}")
+    if answer["is_whole"]:
+        typer.echo(f"{folder} is whole: {len(answer['checkpoints'])} checkpoints and all journals.")
+        return
+    typer.echo(f"{folder} is damaged. `holdfast repair {folder}` sets aside what is broken.")
