@@ -1,0 +1,242 @@
+"""Training data: from text or JSONL to tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from holdfast.disk.files import REAL_DISK
+from holdfast.distillation.chat import render_chat
+from holdfast.distillation.corpus import builtin_documents, text_hash
+from holdfast.distillation.losses import IGNORED
+from holdfast.distillation.sections import Section
+from holdfast.distillation.tokenizer import tokenizer_hash
+from holdfast.errors import DataError
+from holdfast.pytorch.checkpoint_file import load_checkpoint, save_checkpoint
+
+__all__ = ["Batch", "DataConfig", "TokenizedData", "load_source", "tokenized"]
+
+_FORMAT = 1
+
+
+class DataConfig(Section):
+    """`data`: what to learn from."""
+
+    path: Path | None = None
+    """A JSONL file: `{"text"}`, `{"prompt", "teacher_text"}` or `{"messages"}` a line; by default the text that ships
+    inside CPython."""
+    max_length: int = Field(default=128, ge=2)
+    """Tokens of one sample; a longer text becomes several samples, a longer answer is cut."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Samples side by side, padded on the right; all of shape (batch, length)."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+    def num_counted(self) -> int:
+        """Tokens that a loss counts: those that some position predicts."""
+        return int((self.labels[:, 1:] != IGNORED).sum())
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return Batch(
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            labels=self.labels.to(device),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What was read, before any tokenizer."""
+
+    samples: list[dict[str, Any]]
+    """Each with the line that it came from as `line`."""
+    sha256: str
+    path: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizedData:
+    """All samples, end to end."""
+
+    input_ids: Tensor
+    """(tokens,)"""
+    labels: Tensor
+    """(tokens,); `IGNORED` outside the answer."""
+    starts: Tensor
+    """(samples + 1,): where each sample begins, and the end."""
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def batch(self, indices: list[int]) -> Batch:
+        """The samples at these indices."""
+        spans = [(int(self.starts[index]), int(self.starts[index + 1])) for index in indices]
+        length = max(end - start for start, end in spans)
+        shape = (len(indices), length)
+        input_ids = torch.full(shape, self.pad_id, dtype=torch.long)
+        labels = torch.full(shape, IGNORED, dtype=torch.long)
+        mask = torch.zeros(shape, dtype=torch.long)
+        for row, (start, end) in enumerate(spans):
+            input_ids[row, : end - start] = self.input_ids[start:end]
+            labels[row, : end - start] = self.labels[start:end]
+            mask[row, : end - start] = 1
+        return Batch(input_ids=input_ids, attention_mask=mask, labels=labels)
+
+
+def load_source(config: DataConfig) -> Source:
+    """Read the data and take its digest.
+
+    Raises:
+        DataError: the file is missing or empty, or a line is malformed; tells which.
+    """
+    if config.path is None:
+        documents = builtin_documents()
+        samples = [{"text": text, "line": number} for number, text in enumerate(documents, 1)]
+        return Source(samples=samples, sha256=text_hash(documents), path=None)
+    try:
+        content = config.path.read_bytes()
+    except OSError as error:
+        raise DataError(config.path, f"it cannot be read ({error.strerror})", hint="Check data.path.") from error
+    samples = list(_lines(config.path, content))
+    if not samples:
+        raise DataError(config.path, "it holds no samples", hint="Put one JSON object on each line.")
+    return Source(samples=samples, sha256=hashlib.sha256(content).hexdigest(), path=config.path)
+
+
+def tokenized(source: Source, config: DataConfig, tokenizer: PreTrainedTokenizerFast, cache: Path) -> TokenizedData:
+    """The tokens of a source; computed once, then read from `cache`.
+
+    Raises:
+        DataError: a sample has no token to learn from.
+    """
+    key = hashlib.sha256(
+        f"{_FORMAT} {source.sha256} {config.max_length} {tokenizer_hash(tokenizer)} {tokenizer.chat_template}".encode()
+    ).hexdigest()
+    path = cache / f"tokens-{key[:16]}.pt"
+    if not path.is_file():
+        REAL_DISK.make_folders(cache)
+        save_checkpoint(path, _tokenize(source, config.max_length, tokenizer))
+    state = load_checkpoint(path)
+    return TokenizedData(
+        input_ids=state["input_ids"],
+        labels=state["labels"],
+        starts=state["starts"],
+        pad_id=int(tokenizer.pad_token_id or 0),
+    )
+
+
+def _lines(path: Path, content: bytes) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(content.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            sample = json.loads(line)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise DataError(path, f"this is no JSON ({error})", line=number) from error
+        problem = _problem_with(sample)
+        if problem:
+            raise DataError(path, problem, line=number, hint="See the data formats in docs/DISTILLATION_GUIDE.md.")
+        yield sample | {"line": number}
+
+
+def _problem_with(sample: Any) -> str | None:
+    if not isinstance(sample, dict):
+        return "a sample must be a JSON object"
+    if "messages" in sample:
+        messages = sample["messages"]
+        if not isinstance(messages, list) or not messages:
+            return '"messages" must be a list that is not empty'
+        for message in messages:
+            if not isinstance(message, dict) or not isinstance(message.get("content"), str) or "role" not in message:
+                return 'each message needs a "role" and a "content" that is text'
+        has_answer = any(message["role"] == "assistant" for message in messages)
+        return None if has_answer else 'no message has the role "assistant"'
+    if "prompt" in sample or "teacher_text" in sample:
+        if isinstance(sample.get("prompt"), str) and isinstance(sample.get("teacher_text"), str):
+            return None
+        return '"prompt" and "teacher_text" must both be there and be text'
+    if isinstance(sample.get("text"), str):
+        return None
+    return 'it needs "text", or "prompt" with "teacher_text", or "messages"'
+
+
+def _tokenize(source: Source, max_length: int, tokenizer: PreTrainedTokenizerFast) -> dict[str, Tensor]:
+    ids: list[int] = []
+    labels: list[int] = []
+    starts = [0]
+    for sample in source.samples:
+        for sample_ids, sample_labels in _pieces(sample, source, max_length, tokenizer):
+            ids += sample_ids
+            labels += sample_labels
+            starts.append(len(ids))
+    if len(starts) == 1:
+        where = source.path or Path("the built-in text")
+        raise DataError(where, "no sample has a token to learn from")
+    return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), "starts": torch.tensor(starts)}
+
+
+def _pieces(
+    sample: dict[str, Any], source: Source, max_length: int, tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Token ids and labels of what a sample becomes; only pieces in which something is predicted."""
+    end_id = tokenizer.eos_token_id
+    if "text" in sample and "messages" not in sample:
+        ids = [*_encode(tokenizer, sample["text"])["input_ids"], end_id]
+        for start in range(0, len(ids), max_length):
+            piece = ids[start : start + max_length]
+            if len(piece) > 1:
+                yield piece, piece
+        return
+    text, spans = _answer_spans(sample, source, tokenizer)
+    encoded = _encode(tokenizer, text)
+    ids = encoded["input_ids"]
+    labels = [
+        token if any(start < span_end and end > span_start for span_start, span_end in spans) else IGNORED
+        for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True)
+    ]
+    if "messages" not in sample:
+        ids, labels = [*ids, end_id], [*labels, end_id]
+    ids, labels = ids[:max_length], labels[:max_length]
+    if all(label == IGNORED for label in labels[1:]):
+        where = source.path or Path("data")
+        raise DataError(
+            where,
+            f"the answer begins behind the {max_length} tokens that are read",
+            line=sample["line"],
+            hint="Raise data.max_length.",
+        )
+    yield ids, labels
+
+
+def _answer_spans(
+    sample: dict[str, Any], source: Source, tokenizer: PreTrainedTokenizerFast
+) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a sample, and the characters in it that are to be learned."""
+    if "messages" in sample:
+        try:
+            return render_chat(sample["messages"], tokenizer)
+        except ValueError as error:
+            raise DataError(source.path or Path("data"), str(error), line=sample["line"]) from error
+    prompt = sample["prompt"]
+    text = prompt + sample["teacher_text"]
+    return text, [(len(prompt), len(text))]
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> Any:
+    return tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
