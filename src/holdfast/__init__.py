@@ -10,7 +10,7 @@ from holdfast.context import (
     setup_progress_tracking,
     training_progress_context,
 )
-from holdfast.disk.atomic import WholeFile, publish_folder, write_whole
+from holdfast.disk.atomic import WholeFile, write_whole, write_whole_folder
 from holdfast.errors import HoldfastError
 from holdfast.reader import RunReader
 from holdfast.records import CheckpointMetadata, MetricsSnapshot, TrainingSession
@@ -31,8 +31,8 @@ __all__ = [
     "WholeFile",
     "calculate_metrics_from_step",
     "get_recovery_checkpoint",
-    "publish_folder",
     "setup_progress_tracking",
     "training_progress_context",
     "write_whole",
+    "write_whole_folder",
 ]

@@ -101,9 +101,7 @@ def choose(
     raise NoUsableCheckpoint(folder.root, refused=reasons)
 
 
-def problem_with(
-    checkpoint: CheckpointMetadata, folder: RunFolder, *, trusts_unverified: bool = False
-) -> str | None:
+def problem_with(checkpoint: CheckpointMetadata, folder: RunFolder, *, trusts_unverified: bool = False) -> str | None:
     """Why a checkpoint cannot be used, or None where it is whole.
 
     With `trusts_unverified`, one whose bytes cannot be held against anything passes.

@@ -37,9 +37,7 @@ class FakeClock:
         """Seconds since this clock was made."""
         return self._steady
 
-    def advance(
-        self, seconds: float = 0.0, *, minutes: float = 0.0, hours: float = 0.0, days: float = 0.0
-    ) -> None:
+    def advance(self, seconds: float = 0.0, *, minutes: float = 0.0, hours: float = 0.0, days: float = 0.0) -> None:
         """Let time pass."""
         passed = seconds + 60 * minutes + 3600 * hours + 86400 * days
         self._now += passed

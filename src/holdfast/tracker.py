@@ -434,9 +434,7 @@ class ProgressTracker:
             raise DiskFull(self._folder.progress)
 
     def _write_update(self, update: Update, measured: Measured) -> None:
-        samples_per_sec, tokens_per_sec = self._throughput.add(
-            update.steady_seconds, update.samples, update.tokens
-        )
+        samples_per_sec, tokens_per_sec = self._throughput.add(update.steady_seconds, update.samples, update.tokens)
         line = MetricsSnapshot(
             attempt=self._writer.run.attempt,
             step=update.step,

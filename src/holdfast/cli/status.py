@@ -64,9 +64,7 @@ def _in_words(summary: dict[str, Any], folder: Path, now: float) -> list[str]:
     lines.append(f"  restart     {_restart(resume)}")
     lines += [f"              passes over {path}: {reason}" for path, reason in resume["passed_over"]]
     if summary["attempt"] > 1:
-        lines.append(
-            f"  attempts    {summary['attempt']}; {summary['steps_recomputed']:,} steps were computed again"
-        )
+        lines.append(f"  attempts    {summary['attempt']}; {summary['steps_recomputed']:,} steps were computed again")
     if summary["replay_differed_at"] is not None:
         lines.append(f"  warning     step {summary['replay_differed_at']:,} came out different when repeated")
     if summary["damage_found"]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -22,6 +23,7 @@ __all__ = [
     "remove_partials",
     "write_whole",
     "write_whole_bytes",
+    "write_whole_folder",
 ]
 
 PARTIAL_SUFFIX = ".holdfast-partial"
@@ -77,6 +79,27 @@ def write_whole_bytes(path: Path, content: bytes, *, disk: Disk = REAL_DISK) -> 
             _publish(partial, path, disk)
         except BaseException:
             disk.remove_file(partial)
+            raise
+
+
+@contextmanager
+def write_whole_folder(path: Path, *, disk: Disk = REAL_DISK) -> Iterator[Path]:
+    """An empty folder to fill, by any code; it gets its final name once all in it is durable.
+
+    Raises:
+        StorageUnwritable: a folder that is not empty has that name already.
+    """
+    partial = partial_name(path)
+    with storage_errors(path):
+        if partial.exists():
+            disk.remove_tree(partial)
+        disk.make_folders(partial)
+        try:
+            yield partial
+            publish_folder(partial, path, disk=disk)
+        except BaseException:
+            if partial.exists():
+                disk.remove_tree(partial)
             raise
 
 

@@ -125,9 +125,8 @@ def tokenized(source: Source, config: DataConfig, tokenizer: PreTrainedTokenizer
     Raises:
         DataError: a sample has no token to learn from.
     """
-    key = hashlib.sha256(
-        f"{_FORMAT} {source.sha256} {config.max_length} {tokenizer_hash(tokenizer)} {tokenizer.chat_template}".encode()
-    ).hexdigest()
+    parts = (_FORMAT, source.sha256, config.max_length, tokenizer_hash(tokenizer), tokenizer.chat_template)
+    key = hashlib.sha256(repr(parts).encode()).hexdigest()
     path = cache / f"tokens-{key[:16]}.pt"
     if not path.is_file():
         REAL_DISK.make_folders(cache)

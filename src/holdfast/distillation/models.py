@@ -7,8 +7,7 @@ from pathlib import Path
 from pydantic import Field
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from holdfast.disk.atomic import partial_name, publish_folder
-from holdfast.disk.files import REAL_DISK
+from holdfast.disk.atomic import write_whole_folder
 from holdfast.distillation.sections import Section
 from holdfast.errors import ConfigError
 
@@ -84,7 +83,7 @@ def load_model(folder: Path) -> PreTrainedModel:
         )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"{folder} holds no causal language model that transformers can read ({str(error).splitlines()[0][:200]}).",
+            f"{folder} holds no causal language model that transformers can read ({reason}).",
             hint="It needs config.json and safetensors weights.",
         ) from error
     return model
@@ -94,8 +93,6 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folde
     """Write a `transformers` folder whole or not at all; one that is there already stays."""
     if folder.exists():
         return
-    partial = partial_name(folder)
-    REAL_DISK.make_folders(partial)
-    model.save_pretrained(str(partial))
-    tokenizer.save_pretrained(str(partial))
-    publish_folder(partial, folder)
+    with write_whole_folder(folder) as partial:
+        model.save_pretrained(str(partial))
+        tokenizer.save_pretrained(str(partial))

@@ -9,8 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from holdfast.disk.atomic import partial_name, publish_folder
-from holdfast.disk.files import REAL_DISK
+from holdfast.disk.atomic import write_whole_folder
 from holdfast.errors import ConfigError
 
 __all__ = ["END_OF_TEXT", "PADDING", "load_tokenizer", "tokenizer_hash", "trained_tokenizer"]
@@ -25,10 +24,9 @@ def trained_tokenizer(documents: list[str], *, vocab_size: int, folder: Path) ->
     It is read back even the first time, so that the first start and every later one use the same bytes.
     """
     if not folder.is_dir():
-        partial = partial_name(folder)
-        REAL_DISK.make_folders(partial)
-        _train(documents, vocab_size).save_pretrained(str(partial))
-        publish_folder(partial, folder)
+        tokenizer = _train(documents, vocab_size)
+        with write_whole_folder(folder) as partial:
+            tokenizer.save_pretrained(str(partial))
     return load_tokenizer(folder)
 
 
@@ -57,9 +55,9 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
 
 def _train(documents: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[PADDING, END_OF_TEXT],
@@ -67,4 +65,6 @@ def _train(documents: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(documents, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PADDING, eos_token=END_OF_TEXT)
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers leaves it so.
+        tokenizer_object=tokenizer, pad_token=PADDING, eos_token=END_OF_TEXT
+    )

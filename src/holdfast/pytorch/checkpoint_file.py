@@ -1,68 +1,117 @@
-"""Save and load training state.
+"""Training state in one file.
 
-A checkpoint is data, never code: it is read with `weights_only=True`, so it may hold tensors, numbers, text, lists
-and dicts, and nothing else.
+The file is what `torch.save` writes, a zip archive: any PyTorch program reads it with `weights_only=True`. It is
+data, never code.
 """
 
 from __future__ import annotations
 
-import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from holdfast.disk.atomic import WholeFile, write_whole
 from holdfast.disk.files import REAL_DISK, Disk
 from holdfast.errors import CheckpointDamaged, CheckpointMismatch
 
-__all__ = ["load_checkpoint", "load_weights", "save_checkpoint"]
+__all__ = ["load_checkpoint", "require_fit", "save_checkpoint"]
+
+_MOST_NAMED = 3
 
 
-def save_checkpoint(path: Path, state: Mapping[str, Any], *, disk: Disk = REAL_DISK) -> WholeFile:
-    """Write training state whole or not at all; what it returns goes to `record_checkpoint(written=…)`.
+def save_checkpoint(path: Path, content: Mapping[str, Any], *, disk: Disk = REAL_DISK) -> WholeFile:
+    """Write tensors and plain values whole, or not at all.
 
     Raises:
-        DiskFull, StorageUnwritable: an earlier file of that name is untouched.
+        DiskFull, StorageUnwritable: a file that had this name is as it was.
     """
-    return write_whole(path, lambda file: torch.save(dict(state), file), disk=disk)
+    return write_whole(path, lambda file: _save(dict(content), file), disk=disk)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read training state, all tensors on the CPU.
+    """Read what `save_checkpoint` wrote, on the CPU, after a look at every byte.
 
     Raises:
-        CheckpointDamaged: missing, torn, or not written by `save_checkpoint`.
+        CheckpointDamaged: it is missing, torn, altered, or holds more than data.
     """
     if not path.is_file():
         raise CheckpointDamaged(path, reason="there is no such file")
+    _require_whole_archive(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise CheckpointDamaged(path, reason=f"it cannot be read ({_first_line(error)})") from error
-    if not isinstance(state, dict):
-        raise CheckpointDamaged(path, reason="it holds no training state")
-    return state
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # A pickle that was altered can raise nearly anything.
+        raise CheckpointDamaged(path, reason=f"PyTorch cannot read it ({_first_line(error)})") from error
+    if not isinstance(content, dict):
+        raise CheckpointDamaged(path, reason=f"it holds a {type(content).__name__} instead of training state")
+    return content
 
 
-def load_weights(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], *, path: Path) -> None:
-    """Put weights into a module, all of them and no others.
+def require_fit(path: Path, saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Make sure that saved weights belong to this architecture, before any of them is loaded.
 
     Raises:
-        CheckpointMismatch: names or shapes differ; tells the first.
+        CheckpointMismatch: names the first weights that are missing, unknown or of another shape.
     """
-    own = module.state_dict()
-    for name in sorted(own.keys() | weights.keys()):
-        if name not in weights:
-            raise CheckpointMismatch(path, reason=f"it has no {name}")
-        if name not in own:
-            raise CheckpointMismatch(path, reason=f"its {name} has no place here")
-        if own[name].shape != weights[name].shape:
-            there, here = tuple(weights[name].shape), tuple(own[name].shape)
-            raise CheckpointMismatch(path, reason=f"{name} has shape {there} there and {here} here")
-    module.load_state_dict(dict(weights))
+    differences = [f"{name} is missing in it" for name in expected if name not in saved]
+    differences += [f"{name} is unknown here" for name in saved if name not in expected]
+    differences += [
+        f"{name} has shape {tuple(saved[name].shape)}, {tuple(tensor.shape)} is expected"
+        for name, tensor in expected.items()
+        if name in saved and saved[name].shape != tensor.shape
+    ]
+    if differences:
+        raise CheckpointMismatch(path, reason=_listing(differences))
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def _save(content: dict[str, Any], file: BinaryIO) -> None:
+    remembering = _RemembersFailure(file)
+    try:
+        torch.save(content, remembering)  # type: ignore[arg-type]  # Only `write` is called.
+    except RuntimeError:
+        if remembering.failure is None:
+            raise
+    if remembering.failure is not None:
+        raise remembering.failure
+
+
+class _RemembersFailure:
+    """Keeps what a write raised: `torch.save` turns a full disk into a RuntimeError about its own bookkeeping."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.failure: OSError | None = None
+        self._file = file
+
+    def write(self, content: Any) -> int:
+        if self.failure is None:
+            try:
+                self._file.write(content)
+            except OSError as error:
+                self.failure = error
+        return memoryview(content).nbytes
+
+    def flush(self) -> None:
+        return
+
+
+def _require_whole_archive(path: Path) -> None:
+    """Compare every entry with its CRC-32: `torch.load` itself would hand out altered weights."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except Exception as error:  # An altered zip header can raise nearly anything.
+        raise CheckpointDamaged(path, reason=f"it is torn or altered ({_first_line(error)})") from error
+    if broken is not None:
+        raise CheckpointDamaged(path, reason=f"its entry {broken} was altered")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+def _listing(differences: list[str]) -> str:
+    rest = len(differences) - _MOST_NAMED
+    return "; ".join(differences[:_MOST_NAMED]) + (f"; and {rest} more" if rest > 0 else "")

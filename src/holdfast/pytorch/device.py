@@ -1,56 +1,81 @@
-"""Where and how precisely to compute."""
+"""Where to compute, and how precisely."""
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from holdfast.errors import ConfigError
 
-__all__ = ["PRECISIONS", "autocast_for", "chosen_device", "gradient_scaler_for"]
+__all__ = ["ComputeDevice", "DeviceName", "PrecisionName", "choose_device", "compute_deterministically"]
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
+
+_HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def chosen_device(wish: str = "auto") -> torch.device:
-    """CUDA, else MPS, else the CPU; or the one that was asked for.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputeDevice:
+    """A device and the type that its matrix products are computed in."""
+
+    device: torch.device
+    autocast_dtype: torch.dtype | None
+    """None: everything stays in the type of the weights."""
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Around the forward pass, not the backward."""
+        if self.autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype)
+
+    def grad_scaler(self) -> torch.amp.GradScaler:
+        """A scaler that does something only for float16, whose small gradients would become zero."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.autocast_dtype is torch.float16)
+
+    def __str__(self) -> str:
+        precision = "float32" if self.autocast_dtype is None else str(self.autocast_dtype).removeprefix("torch.")
+        return f"{self.device.type} in {precision}"
+
+
+def choose_device(name: DeviceName = "auto", precision: PrecisionName = "auto") -> ComputeDevice:
+    """CUDA where it is there, else MPS, else the CPU.
+
+    `auto` precision is bfloat16 on CUDA devices that have it, float16 on those that do not, and float32 elsewhere.
 
     Raises:
-        ConfigError: it is not there.
+        ConfigError: the device asked for is not there.
     """
-    if wish == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    is_there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not is_there.get(wish.partition(":")[0], False):
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.append("mps")
+    if torch.cuda.is_available():
+        available.append("cuda")
+    chosen = available[-1] if name == "auto" else name
+    if chosen not in available:
         raise ConfigError(
-            f"train.device is {wish!r}, which this machine does not have.", hint="Use auto, cpu, cuda or mps."
+            f"train.device: {chosen} is not available here.", hint=f"Use one of: auto, {', '.join(available)}."
         )
-    return torch.device(wish)
+    return ComputeDevice(device=torch.device(chosen), autocast_dtype=_autocast_dtype(chosen, precision))
 
 
-def autocast_for(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """The context of a forward pass: bf16 where a CUDA device has it, fp16 on an older one, else fp32."""
-    dtype = _dtype_for(device, precision)
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+def compute_deterministically() -> None:
+    """Have PyTorch take algorithms that give the same bits each time; one that has none of them warns."""
+    # Read by cuBLAS when it first starts; without it some of its sums depend on the order of streams.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Filling fresh memory only hides reads before writes; nothing here does that.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def gradient_scaler_for(device: torch.device, precision: str) -> torch.amp.GradScaler:
-    """A scaler that does nothing unless the forward pass is in fp16."""
-    return torch.amp.GradScaler(device.type, enabled=_dtype_for(device, precision) is torch.float16)
-
-
-def _dtype_for(device: torch.device, precision: str) -> torch.dtype | None:
-    if precision == "bf16":
-        return torch.bfloat16
-    if precision == "fp16":
-        return torch.float16
-    if precision == "fp32" or device.type != "cuda":
-        return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+def _autocast_dtype(device: str, precision: PrecisionName) -> torch.dtype | None:
+    if precision == "auto":
+        if device != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return _HALVES.get(precision)

@@ -1,39 +1,43 @@
-"""Stop at the end of a step.
+"""Asked to stop: finish the step first.
 
-A scheduler's SIGTERM, Ctrl-C and SIGUSR1 only set a flag here; the loop sees it between two steps and saves then.
-Nothing is saved inside a signal handler.
+Schedulers announce the end with SIGTERM or SIGUSR1, people with Ctrl-C. The handler sets a flag and does nothing
+else, for a save inside a signal handler can meet any half-done state. The loop asks for the flag after each step.
 """
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-__all__ = ["PREEMPTED_EXIT_CODE", "StopRequests"]
+__all__ = ["EXIT_PREEMPTED", "Interrupts", "StopRequested"]
 
-log = logging.getLogger("holdfast")
+EXIT_PREEMPTED = 75
+"""Exit code for "start me again": EX_TEMPFAIL of sysexits.h."""
 
-PREEMPTED_EXIT_CODE = 75
-"""`EX_TEMPFAIL`: start the same command again."""
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-class StopRequests:
-    """While entered, signals ask instead of killing; a second Ctrl-C aborts at once."""
+class StopRequested(Exception):
+    """Somebody asked the process to stop while there was nothing yet to save."""
+
+
+class Interrupts:
+    """Listens for requests to stop while it is entered; a second SIGINT aborts at once.
+
+    Signals reach only the main thread, so anywhere else this listens to nothing and leaves the handlers alone.
+    """
 
     def __init__(self) -> None:
-        self.requested_by: str | None = None
-        """The name of the first signal that came, or None."""
-        self._before: dict[signal.Signals, Any] = {}
+        self.received: signal.Signals | None = None
+        """The first signal that asked, or None."""
+        self._num_sigint = 0
+        self._earlier: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        # Python lets only the main thread set handlers; elsewhere signals keep their meaning.
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in _SIGNALS}
+            self._earlier = {each: signal.signal(each, self._hear) for each in _ASKING}
         return self
 
     def __exit__(
@@ -42,12 +46,27 @@ class StopRequests:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._earlier.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._earlier = {}
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.requested_by is not None:
+    @property
+    def is_requested(self) -> bool:
+        """Whether the loop should save and stop."""
+        return self.received is not None
+
+    def raise_if_requested(self) -> None:
+        """Leave work that has nothing to save.
+
+        Raises:
+            StopRequested: a signal has come.
+        """
+        if self.received is not None:
+            raise StopRequested(self.received.name)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self._num_sigint += number == signal.SIGINT
+        if self._num_sigint > 1:
             raise KeyboardInterrupt
-        if self.requested_by is None:
-            self.requested_by = signal.Signals(number).name
+        if self.received is None:
+            self.received = signal.Signals(number)

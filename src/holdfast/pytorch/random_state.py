@@ -1,11 +1,12 @@
-"""Random states of all generators.
+"""Every random generator of a process.
 
-Kept in types that `torch.load(weights_only=True)` reads: tensors, numbers, text and lists.
+The state is made of tensors and plain values, so that it can be loaded with `weights_only=True`.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,37 +16,53 @@ __all__ = ["capture_random_state", "restore_random_state", "seed_everything"]
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and PyTorch on every device."""
+    """Set the global generators of Python, NumPy and PyTorch, on every device."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def capture_random_state() -> dict[str, Any]:
-    """Where every global generator stands now."""
+    """The state of each generator by the name of its owner; a device that is not in use has none."""
     version, numbers, next_gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, cached_gaussian = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
-        "python": [version, list(numbers), next_gauss],
-        "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached],
+        "python": {"version": version, "numbers": list(numbers), "next_gauss": next_gauss},
+        "numpy": {
+            "name": str(name),
+            "keys": [int(key) for key in keys],
+            "position": int(position),
+            "has_gauss": int(has_gauss),
+            "cached_gaussian": float(cached_gaussian),
+        },
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available():
         state["mps"] = torch.mps.get_rng_state()
     return state
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Put every global generator back; one of a device that is not here any more is left alone."""
-    version, numbers, next_gauss = state["python"]
-    random.setstate((version, tuple(numbers), next_gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Put every generator back where `capture_random_state` found it.
+
+    Devices that are not here any more are left out: on others than before, nothing is exact anyway.
+    """
+    python, numbers = state["python"], state["numpy"]
+    random.setstate((python["version"], tuple(python["numbers"]), python["next_gauss"]))
+    np.random.set_state(
+        (
+            numbers["name"],
+            np.array(numbers["keys"], dtype=np.uint32),
+            numbers["position"],
+            numbers["has_gauss"],
+            numbers["cached_gaussian"],
+        )
+    )
     torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        for device, device_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+    if torch.cuda.is_available():
+        for device, device_state in enumerate(state.get("cuda", [])[: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(device_state, device)
     if "mps" in state and torch.backends.mps.is_available():
         torch.mps.set_rng_state(state["mps"])

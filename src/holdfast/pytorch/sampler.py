@@ -1,42 +1,109 @@
-"""Which samples come next.
+"""The order in which samples are drawn.
 
-The order is a pure function of (seed, epoch, position): nothing has to be replayed to go on in the middle, and no
-sample that was consumed is read again.
+The order is a pure function of (seed, epoch, position): nothing is stored but one number, the samples consumed so
+far, and no sample that was consumed is read again to find the way back. Each epoch is a permutation computed index
+by index, by a Feistel network with cycle walking: it needs no memory, whatever the size of the data, and the same
+numbers come out of every version of Python, NumPy and PyTorch.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
 
-__all__ = ["sample_indices"]
+__all__ = ["DataOrder", "ResumableSampler"]
+
+_ROUNDS = 12
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_GOLDEN = 0x9E3779B97F4A7C15
+
+Indices = NDArray[np.uint64]
 
 
-def sample_indices(num_samples: int, *, seed: int, position: int, count: int, shuffle: bool = True) -> list[int]:
-    """The indices of the `count` samples after the first `position`, over as many epochs as that takes.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataOrder:
+    """An endless order over a data set: each epoch is a shuffle of its own, and none waits for a whole batch."""
 
-    Each epoch is a permutation of all samples, drawn from the seed and the epoch's number alone. A batch may span
-    the end of an epoch, so every sample is consumed exactly once an epoch, whatever the batch size.
+    num_samples: int
+    seed: int
 
-    Raises:
-        ValueError: there are no samples.
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise ValueError(f"An order needs at least one sample, got {self.num_samples}.")
+
+    def indices(self, position: int, count: int) -> list[int]:
+        """The samples at `position` to `position + count - 1`, counted over all epochs."""
+        places = np.arange(position, position + count, dtype=np.uint64)
+        epochs, offsets = np.divmod(places, np.uint64(self.num_samples))
+        found = np.empty_like(offsets)
+        for epoch in np.unique(epochs):
+            of_epoch = epochs == epoch
+            found[of_epoch] = _permuted(offsets[of_epoch], self.num_samples, _round_keys(self.seed, int(epoch)))
+        return [int(index) for index in found]
+
+    def epoch(self, position: int) -> int:
+        """Epochs that are complete at `position`."""
+        return position // self.num_samples
+
+
+class ResumableSampler(Sampler[int]):
+    """A `DataOrder` for a `DataLoader`.
+
+    Workers fetch ahead, so the loop counts what it has consumed, and starts the next sampler there:
+    `DataLoader(dataset, batch_size=8, sampler=ResumableSampler(order, start=checkpoint.dataset_position))`.
     """
-    if num_samples < 1:
-        raise ValueError("A data set without samples has no order.")
-    indices: list[int] = []
-    while len(indices) < count:
-        epoch, offset = divmod(position + len(indices), num_samples)
-        order = _order(num_samples, seed, epoch) if shuffle else range(num_samples)
-        indices += order[offset : offset + count - len(indices)]
-    return indices
+
+    def __init__(self, order: DataOrder, *, start: int = 0, num_samples: int | None = None) -> None:
+        """Draw from position `start` to the end of its epoch, or exactly `num_samples`, over as many epochs."""
+        self._order = order
+        self._start = start
+        to_end_of_epoch = order.num_samples - start % order.num_samples
+        self._num_samples = to_end_of_epoch if num_samples is None else num_samples
+
+    def __len__(self) -> int:
+        return self._num_samples
+
+    def __iter__(self) -> Iterator[int]:
+        for position in range(self._start, self._start + self._num_samples):
+            yield from self._order.indices(position, 1)
 
 
-@lru_cache(maxsize=2)
-def _order(num_samples: int, seed: int, epoch: int) -> list[int]:
-    # A generator of its own: the training's random numbers are not touched. Large odd factors keep the seeds of
-    # neighbouring runs and epochs apart.
-    mixed = (seed * 6364136223846793005 + epoch * 1442695040888963407 + 1) % 2**63
-    generator = torch.Generator().manual_seed(mixed)
-    order: list[int] = torch.randperm(num_samples, generator=generator).tolist()
-    return order
+def _permuted(offsets: Indices, num_samples: int, keys: list[np.uint64]) -> Indices:
+    """Where a shuffle of 0 … num_samples - 1 puts each offset.
+
+    The network permutes the next even power of two; what leaves the range walks on until it is back, which keeps
+    it a permutation. On average fewer than four rounds of walking are needed.
+    """
+    half_bits = np.uint64(max(1, (num_samples - 1).bit_length() + 1 >> 1))
+    found = _encrypted(offsets, half_bits, keys)
+    while (outside := found >= num_samples).any():
+        found[outside] = _encrypted(found[outside], half_bits, keys)
+    return found
+
+
+def _encrypted(values: Indices, half_bits: np.uint64, keys: list[np.uint64]) -> Indices:
+    """A balanced Feistel network: each round swaps the halves and stirs one with the other."""
+    mask = (np.uint64(1) << half_bits) - np.uint64(1)
+    left, right = values >> half_bits, values & mask
+    for key in keys:
+        left, right = right, left ^ (_mixed(right + key) & mask)
+    return (left << half_bits) | right
+
+
+def _round_keys(seed: int, epoch: int) -> list[np.uint64]:
+    """SplitMix64 (Steele, Lea and Flood, 2014), begun at a mixture of seed and epoch."""
+    state = int(_mixed(np.array([seed % 2**64], dtype=np.uint64))[0]) + epoch * _GOLDEN
+    states = np.array([(state + number * _GOLDEN) % 2**64 for number in range(1, _ROUNDS + 1)], dtype=np.uint64)
+    return list(_mixed(_mixed(states) + np.uint64(epoch % 2**64)))
+
+
+def _mixed(values: Indices) -> Indices:
+    """The finalizer of SplitMix64: every bit of the input moves about half of the output's. Overflow is meant."""
+    values = (values ^ (values >> np.uint64(30))) * _MIX_1
+    values = (values ^ (values >> np.uint64(27))) * _MIX_2
+    return values ^ (values >> np.uint64(31))

@@ -90,9 +90,7 @@ _ABSENT = object()
 def _is_secret(key: str, value: Any) -> bool:
     name = key.lower().replace("-", "_")
     return (
-        isinstance(value, str)
-        and value != ""
-        and any(name == word or name.endswith(f"_{word}") for word in _SECRETS)
+        isinstance(value, str) and value != "" and any(name == word or name.endswith(f"_{word}") for word in _SECRETS)
     )
 
 

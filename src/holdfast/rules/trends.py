@@ -44,9 +44,7 @@ def moved_average(average: float | None, loss: float) -> float | None:
     return loss if average is None else (1.0 - _SMOOTHING) * average + _SMOOTHING * loss
 
 
-def loss_trend(
-    losses: Sequence[float], *, moving_avg_loss: float | None, window_size: int = 100
-) -> dict[str, Any]:
+def loss_trend(losses: Sequence[float], *, moving_avg_loss: float | None, window_size: int = 100) -> dict[str, Any]:
     """What the newest losses say.
 
     Its names: `has_data`; `current_loss`; `moving_avg_loss`; `min_loss`, `max_loss` of the finite losses in the

@@ -1,0 +1,91 @@
+"""What a person sees while it trains."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+__all__ = ["ShownProgress", "shown_progress"]
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class ShownProgress(Protocol):
+    """A bar, or lines."""
+
+    def advance(self, step: int, *, loss: float, remaining_seconds: float | None = None) -> None:
+        """Show that a step is done."""
+        ...
+
+
+@contextmanager
+def shown_progress(
+    title: str, *, total_steps: int, first_step: int = 0, stream: TextIO | None = None
+) -> Iterator[ShownProgress]:
+    """A live bar on a terminal; elsewhere one plain line every ten seconds, and the last."""
+    stream = stream or sys.stderr
+    console = Console(file=stream)
+    if not console.is_terminal:
+        yield _Lines(title, total_steps, first_step, stream)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[facts]}"),
+    )
+    with Progress(*columns, console=console, refresh_per_second=4) as progress:
+        task = progress.add_task(title, total=total_steps, completed=first_step, facts="")
+        yield _Bar(progress, task, first_step)
+
+
+class _Bar:
+    def __init__(self, progress: Progress, task: TaskID, first_step: int) -> None:
+        self._progress = progress
+        self._task = task
+        self._pace = _Pace(first_step)
+
+    def advance(self, step: int, *, loss: float, remaining_seconds: float | None = None) -> None:
+        facts = self._pace.facts(step, loss, remaining_seconds)
+        self._progress.update(self._task, completed=step, facts=facts)
+
+
+class _Lines:
+    def __init__(self, title: str, total_steps: int, first_step: int, stream: TextIO) -> None:
+        self._title = title
+        self._total_steps = total_steps
+        self._stream = stream
+        self._pace = _Pace(first_step)
+        self._last_line_at = -_SECONDS_BETWEEN_LINES
+
+    def advance(self, step: int, *, loss: float, remaining_seconds: float | None = None) -> None:
+        now = time.monotonic()
+        if step < self._total_steps and now - self._last_line_at < _SECONDS_BETWEEN_LINES:
+            return
+        self._last_line_at = now
+        facts = self._pace.facts(step, loss, remaining_seconds)
+        self._stream.write(f"{self._title}: step {step:,} of {self._total_steps:,}  {facts}\n")
+        self._stream.flush()
+
+
+class _Pace:
+    """Steps a second since this display began."""
+
+    def __init__(self, first_step: int) -> None:
+        self._first_step = first_step
+        self._began_at = time.monotonic()
+
+    def facts(self, step: int, loss: float, remaining_seconds: float | None) -> str:
+        elapsed = max(1e-9, time.monotonic() - self._began_at)
+        pace = (step - self._first_step) / elapsed
+        facts = f"loss {loss:.4f}  {pace:.1f} steps/s"
+        if remaining_seconds is None:
+            return facts
+        minutes, seconds = divmod(round(remaining_seconds), 60)
+        return f"{facts}  {minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"
