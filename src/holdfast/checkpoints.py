@@ -135,7 +135,10 @@ def _problem_without_digest(path: Path, trusts_unverified: bool) -> str | None:
 
 def is_damaged(checkpoint: CheckpointMetadata, folder: RunFolder) -> bool:
     """Whether there is something to set aside: it is there, and not what was recorded."""
-    return folder.find(checkpoint.checkpoint_path).exists() and checkpoint.num_bytes is not None
+    if checkpoint.num_bytes is None or not folder.find(checkpoint.checkpoint_path).exists():
+        return False
+    # One whose digest a crash has cut off is passed over where another can be verified; that is no damage.
+    return problem_with(checkpoint, folder, trusts_unverified=True) is not None
 
 
 def move_aside(checkpoint: CheckpointMetadata, folder: RunFolder, *, disk: Disk = REAL_DISK) -> Path | None:

@@ -145,6 +145,10 @@ class TrainingProgressContext:
         """The fields of `progress.json`; `{"status": "not_initialized"}` where the context was never entered."""
         return self._final_summary if self.tracker is None else self.tracker.get_progress_summary()
 
+    def get_remaining_seconds(self) -> float | None:
+        """See `ProgressTracker.get_remaining_seconds`."""
+        return None if self.tracker is None else self.tracker.get_remaining_seconds()
+
     def end_as(self, how: str) -> None:
         """Say how the attempt ends when the context is left, such as `preempted`."""
         self._ends_as = how

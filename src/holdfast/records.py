@@ -434,12 +434,18 @@ def _spelling(value: float) -> str:
     return "Infinity" if value > 0 else "-Infinity"
 
 
+_OWN_TO_THE_USER = frozenset({"config", "loss_components", "response"})
+"""Fields whose insides have names of their own: "nonfinite" in there is no word of ours."""
+
+
 def _with_nonfinite_restored(value: Any) -> Any:
     if isinstance(value, list):
         return [_with_nonfinite_restored(child) for child in value]
     if not isinstance(value, dict):
         return value
-    restored = {key: _with_nonfinite_restored(child) for key, child in value.items()}
+    restored = {
+        key: child if key in _OWN_TO_THE_USER else _with_nonfinite_restored(child) for key, child in value.items()
+    }
     for name, spelling in (value.get("nonfinite") or {}).items():
         _put(restored, name, float(spelling))
     return restored

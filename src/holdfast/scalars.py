@@ -16,6 +16,10 @@ from holdfast.errors import InvalidMetric
 __all__ = ["PendingScalar", "as_float", "as_int", "is_on_device", "start_copy"]
 
 
+_LARGEST_INT = 2**63 - 1
+"""Other programs that read the journals have signed 64 bits."""
+
+
 class PendingScalar(Protocol):
     """A number on its way from a device."""
 
@@ -40,17 +44,17 @@ def as_float(value: Any, name: str) -> float:
         if isinstance(value, (int, float)):
             return float(value)
         return float(value.item())
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise InvalidMetric(
             f"{name} must be one number, got {_describe(value)}.", hint="Pass a float or a 0-d tensor."
         ) from error
 
 
 def as_int(value: Any, name: str) -> int:
-    """A Python int that is not negative.
+    """A Python int that is not negative and fits into 64 bits.
 
     Raises:
-        InvalidMetric: `value` is no whole number, or below zero.
+        InvalidMetric: `value` is no whole number, below zero, or too large.
     """
     try:
         number = operator.index(value)
@@ -59,7 +63,7 @@ def as_int(value: Any, name: str) -> int:
         whole = as_float(value, name)
         if whole.is_integer():
             number = int(whole)
-    if number < 0:
+    if not 0 <= number <= _LARGEST_INT:
         raise InvalidMetric(
             f"{name} must be a whole number of at least 0, got {_describe(value)}.", hint="Pass an int."
         )

@@ -11,8 +11,8 @@ line with a good seal and an unknown version was written by a newer holdfast, on
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import pairwise
 from zlib import crc32
 
 import msgspec
@@ -24,6 +24,7 @@ SEAL_BYTES = len(_SEAL_START) + 8 + len(b'"}\n')
 """What a seal adds to a line, its newline included."""
 
 _RECORD_START = re.compile(rb'\{"(?:v|event)":')
+_RECORD_END = re.compile(rb',"crc":"[0-9a-f]{8}"\}')
 
 
 class _Versioned(msgspec.Struct):
@@ -56,9 +57,15 @@ def salvage(damaged: bytes) -> Iterator[bytes]:
     A torn write leaves a piece without a newline, and the next record lands behind it; a rotten newline glues
     two good records together. Both keep their whole parts.
     """
-    starts = [found.start() for found in _RECORD_START.finditer(damaged)]
-    for start, end in pairwise([*starts, len(damaged)]):
-        piece = damaged[start:end]
-        line = piece[: piece.rfind(b'"}') + 2] + b"\n"
-        if is_whole(line):
-            yield line
+    ends = [found.end() for found in _RECORD_END.finditer(damaged)]
+    reached = 0
+    for start in (found.start() for found in _RECORD_START.finditer(damaged)):
+        # What begins inside a saved line is a part of it, such as the metrics of a checkpoint.
+        if start < reached:
+            continue
+        for end in ends[bisect_right(ends, start) :]:
+            line = damaged[start:end] + b"\n"
+            if is_whole(line):
+                yield line
+                reached = end
+                break

@@ -43,7 +43,7 @@ from holdfast.records import (
 from holdfast.responses import AnswerStore
 from holdfast.rules.history import losses_agree
 from holdfast.rules.identity import canonical_config, config_hash, without_secrets
-from holdfast.rules.pace import ThroughputWindow
+from holdfast.rules.pace import ThroughputWindow, estimate_remaining
 from holdfast.rules.session import take_answer
 from holdfast.rules.stopwatch import TrainingStopwatch
 from holdfast.rules.trends import loss_trend
@@ -373,6 +373,13 @@ class ProgressTracker:
             session = self._writer.session_as_of_now()
             hours = self._stopwatch.hours(self._clock.steady())
             return self._writer.summary(session, wall_clock_hours=hours, num_pending=len(self._waiting))
+
+    def get_remaining_seconds(self) -> float | None:
+        """Training time to the last step at the recent pace; None while that is unknown."""
+        with self._lock:
+            session = self.session
+            estimate = estimate_remaining(session.pace, session.total_steps_target - session.steps_completed)
+        return None if estimate is None else estimate.seconds
 
     def save(self) -> None:
         """Make everything durable now, and write all snapshots.

@@ -1,1 +1,10 @@
 """Knowledge distillation that resumes exactly."""
+
+from importlib.util import find_spec
+
+from holdfast.errors import MissingExtra
+
+_NEEDED = ("numpy", "pydantic", "rich", "tokenizers", "torch", "transformers", "yaml")
+
+if any(find_spec(name) is None for name in _NEEDED):
+    raise MissingExtra("distillation")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
@@ -16,10 +16,14 @@ __all__ = ["ShownProgress", "shown_progress"]
 _SECONDS_BETWEEN_LINES = 10.0
 
 
+Remaining = Callable[[], float | None]
+"""Asked only when something is drawn: seconds to the end, or None while that is unknown."""
+
+
 class ShownProgress(Protocol):
     """A bar, or lines."""
 
-    def advance(self, step: int, *, loss: float, remaining_seconds: float | None = None) -> None:
+    def advance(self, step: int, *, loss: float, remaining: Remaining | None = None) -> None:
         """Show that a step is done."""
         ...
 
@@ -51,8 +55,8 @@ class _Bar:
         self._task = task
         self._pace = _Pace(first_step)
 
-    def advance(self, step: int, *, loss: float, remaining_seconds: float | None = None) -> None:
-        facts = self._pace.facts(step, loss, remaining_seconds)
+    def advance(self, step: int, *, loss: float, remaining: Remaining | None = None) -> None:
+        facts = self._pace.facts(step, loss, remaining)
         self._progress.update(self._task, completed=step, facts=facts)
 
 
@@ -64,12 +68,12 @@ class _Lines:
         self._pace = _Pace(first_step)
         self._last_line_at = -_SECONDS_BETWEEN_LINES
 
-    def advance(self, step: int, *, loss: float, remaining_seconds: float | None = None) -> None:
+    def advance(self, step: int, *, loss: float, remaining: Remaining | None = None) -> None:
         now = time.monotonic()
         if step < self._total_steps and now - self._last_line_at < _SECONDS_BETWEEN_LINES:
             return
         self._last_line_at = now
-        facts = self._pace.facts(step, loss, remaining_seconds)
+        facts = self._pace.facts(step, loss, remaining)
         self._stream.write(f"{self._title}: step {step:,} of {self._total_steps:,}  {facts}\n")
         self._stream.flush()
 
@@ -81,10 +85,11 @@ class _Pace:
         self._first_step = first_step
         self._began_at = time.monotonic()
 
-    def facts(self, step: int, loss: float, remaining_seconds: float | None) -> str:
+    def facts(self, step: int, loss: float, remaining: Remaining | None) -> str:
         elapsed = max(1e-9, time.monotonic() - self._began_at)
         pace = (step - self._first_step) / elapsed
         facts = f"loss {loss:.4f}  {pace:.1f} steps/s"
+        remaining_seconds = remaining() if remaining is not None else None
         if remaining_seconds is None:
             return facts
         minutes, seconds = divmod(round(remaining_seconds), 60)

@@ -82,6 +82,7 @@ def load_model(folder: Path) -> PreTrainedModel:
             str(folder), local_files_only=True, dtype="float32"
         )
     except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0][:200]
         raise ConfigError(
             f"{folder} holds no causal language model that transformers can read ({reason}).",
             hint="It needs config.json and safetensors weights.",

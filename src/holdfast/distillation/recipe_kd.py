@@ -20,7 +20,7 @@ __all__ = ["KdRecipe"]
 
 
 class KdRecipe:
-    """`kd`, `ce` and `intermediate` (DESIGN: their names in every report)."""
+    """Reports `kd`, `ce` and `intermediate`."""
 
     name = "kd"
 
@@ -35,8 +35,9 @@ class KdRecipe:
         """
         for title, model in (("teacher", teacher), ("student", student)):
             if model.config.vocab_size < vocab_size:
+                found = model.config.vocab_size
                 raise ModelMismatch(
-                    f"The {title}'s vocabulary has {model.config.vocab_size:,} entries, the tokenizer's {vocab_size:,}.",
+                    f"The {title}'s vocabulary has {found:,} entries, the tokenizer's {vocab_size:,}.",
                     hint="Teacher and student must share the tokenizer that the data is read with.",
                 )
         self.weights = {

@@ -17,8 +17,9 @@ from holdfast.distillation.losses import cross_entropy_sum, next_token_targets
 from holdfast.distillation.models import ModelShape, load_model, new_model, save_model
 from holdfast.distillation.schedule import learning_rate_at
 from holdfast.distillation.tokenizer import tokenizer_hash
+from holdfast.pytorch.interrupts import Interrupts
 from holdfast.pytorch.random_state import seed_everything
-from holdfast.pytorch.sampler import sample_indices
+from holdfast.pytorch.sampler import DataOrder
 
 __all__ = ["TeacherConfig", "teacher_model"]
 
@@ -48,31 +49,46 @@ class TeacherConfig(ModelShape):
 
 
 def teacher_model(
-    config: TeacherConfig, data: TokenizedData, tokenizer: PreTrainedTokenizerFast, *, max_length: int, cache: Path
+    config: TeacherConfig,
+    data: TokenizedData,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    max_length: int,
+    cache: Path,
+    interrupts: Interrupts,
 ) -> PreTrainedModel:
-    """The teacher, frozen; a built-in one is trained once and read from `cache` ever after, the first time too."""
+    """The teacher, frozen; a built-in one is trained once and read from `cache` ever after, the first time too.
+
+    Raises:
+        ConfigError: the local folder holds no model.
+        StopRequested: somebody asked to stop while it was being trained.
+    """
     if config.path is not None:
         return _frozen(load_model(config.path))
     parts = (_FORMAT, config.model_dump_json(), _digest(data), tokenizer_hash(tokenizer), max_length)
     folder = cache / f"teacher-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
     if not folder.is_dir():
-        save_model(_trained(config, data, tokenizer, max_length), tokenizer, folder)
+        save_model(_trained(config, data, tokenizer, max_length, interrupts), tokenizer, folder)
     return _frozen(load_model(folder))
 
 
 def _trained(
-    config: TeacherConfig, data: TokenizedData, tokenizer: PreTrainedTokenizerFast, max_length: int
+    config: TeacherConfig,
+    data: TokenizedData,
+    tokenizer: PreTrainedTokenizerFast,
+    max_length: int,
+    interrupts: Interrupts,
 ) -> PreTrainedModel:
     seed_everything(config.seed)
     model = new_model(config, tokenizer=tokenizer, max_length=max_length)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
+    order = DataOrder(num_samples=len(data), seed=config.seed)
     model.train()
     log.info("Training the built-in teacher once: %s parameters.", f"{model.num_parameters():,}")
     with shown_progress("teacher", total_steps=config.steps) as shown:
         for step in range(1, config.steps + 1):
-            position = (step - 1) * config.batch_size
-            indices = sample_indices(len(data), seed=config.seed, position=position, count=config.batch_size)
-            batch = data.batch(indices)
+            interrupts.raise_if_requested()
+            batch = data.batch(order.indices((step - 1) * config.batch_size, config.batch_size))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(
                     step,
@@ -87,12 +103,12 @@ def _trained(
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it so.
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            shown.advance(step, loss=float(loss))
+            shown.advance(step, loss=loss.item())
     return model
 
 
 def _frozen(model: PreTrainedModel) -> PreTrainedModel:
-    model.eval()
+    model.train(False)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model

@@ -1,0 +1,10 @@
+"""Distil a teacher into a student: `python -m training.distill_kd --help`."""
+
+import sys
+
+from holdfast.distillation.command import main
+
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    sys.exit(main("kd"))
