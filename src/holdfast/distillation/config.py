@@ -1,75 +1,97 @@
-"""The config of a run."""
+"""The config of a trainer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+import yaml
+from pydantic import AliasChoices, Field
 
-from holdfast.distillation.config_errors import described
-from holdfast.distillation.config_files import ConfigSource, merged, override, read_config_file
-from holdfast.distillation.corpus import DataConfig
-from holdfast.distillation.loop import TrainConfig
-from holdfast.distillation.section import Section
-from holdfast.distillation.student import StudentConfig
+from holdfast.distillation.data import DataConfig
+from holdfast.distillation.loop import ProgressConfig, TrainConfig
+from holdfast.distillation.losses import LossConfig
+from holdfast.distillation.models import StudentConfig
+from holdfast.distillation.sections import Section, validated
 from holdfast.distillation.teacher import TeacherConfig
 from holdfast.errors import ConfigError
 
-__all__ = ["ProgressConfig", "RunConfig", "load_config"]
-
-C = TypeVar("C", bound="RunConfig")
+__all__ = ["RunConfig", "TokenizerConfig", "load_config"]
 
 
-class ProgressConfig(Section):
-    """When to save and what to show; nothing here changes what is computed, so all of it may change on a resume."""
+class TokenizerConfig(Section):
+    """`tokenizer`: trained on the data, unless a model folder brings one."""
 
-    checkpoint_interval: PositiveInt = 100
-    """Steps from one checkpoint to the next; the last step always gets one."""
-    log_every_seconds: PositiveFloat = 10.0
-    """Pace of progress lines where the output is no terminal."""
-    cache_dir: Path | None = None
-    """Where the trained teacher, the tokenizer and the tokens are kept; `cache/` in the run's folder where absent."""
+    vocab_size: int = Field(default=1024, ge=258)
+    """256 bytes and two special tokens at least."""
 
 
 class RunConfig(Section):
-    """What every recipe's config has; a recipe adds its losses."""
+    """A whole config; every section and key has a default."""
 
-    data: DataConfig = Field(default_factory=DataConfig)
-    teacher: TeacherConfig = Field(default_factory=TeacherConfig)
-    student: StudentConfig = Field(default_factory=StudentConfig)
-    """May also be called `model`."""
-    train: TrainConfig = Field(default_factory=TrainConfig)
-    progress: ProgressConfig = Field(default_factory=ProgressConfig)
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentConfig = Field(default=StudentConfig(), validation_alias=AliasChoices("student", "model"))
+    """Also read as `model`."""
+    train: TrainConfig = TrainConfig()
+    loss: LossConfig = LossConfig()
+    progress: ProgressConfig = ProgressConfig()
 
 
-def load_config(
-    schema: type[C], files: Sequence[Path], overrides: Sequence[str] = (), *, steps: int | None = None
-) -> C:
-    """Read, merge and check; later files win, overrides come after them, `steps` last.
+def load_config(files: Sequence[Path], overrides: Sequence[str] = (), *, steps: int | None = None) -> RunConfig:
+    """Merge YAML files, later ones winning key by key, then `key.path=value` overrides, then `--steps`.
 
     Raises:
-        ConfigError: a file cannot be read, or a key is unknown or has a value that it cannot have.
+        ConfigError: a file is missing, no YAML or no mapping; a key is unknown; a value is unusable.
     """
-    sources = [read_config_file(path) for path in files] + [override(setting) for setting in overrides]
+    content: dict[str, Any] = {}
+    for file in files:
+        content = _merged(content, _read(file))
+    for override in overrides:
+        content = _merged(content, _parsed(override))
     if steps is not None:
-        sources.append(ConfigSource(name="--steps", values={"train": {"steps": steps}}))
-    sources = [_under_one_name(source) for source in sources]
+        content = _merged(content, {"train": {"steps": steps}})
+    if "student" in content and "model" in content:
+        raise ConfigError("The config has both student and model.", hint="They are one section; keep one of them.")
+    return validated(RunConfig, content)
+
+
+def _read(file: Path) -> dict[str, Any]:
     try:
-        return schema.model_validate(merged(sources))
-    except ValidationError as error:
-        raise described(error, schema, sources) from error
-
-
-def _under_one_name(source: ConfigSource) -> ConfigSource:
-    """The section `model` is the student's under its everyday name."""
-    if "model" not in source.values:
-        return source
-    if "student" in source.values:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The config {file} cannot be read ({error.strerror}).", hint="Check --config.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The config {file} is no YAML: {' '.join(str(error).split())}.") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
         raise ConfigError(
-            f"{source.name} has both `model` and `student`, which are two names of one section.",
-            hint="Put all of the student's keys under one of them.",
+            f"The config {file} must be a mapping, not a {type(content).__name__}.",
+            hint="Write sections such as `train:` with keys under them.",
         )
-    values: dict[str, Any] = {("student" if key == "model" else key): value for key, value in source.values.items()}
-    return ConfigSource(name=source.name, values=values)
+    return {str(key): value for key, value in content.items()}
+
+
+def _parsed(override: str) -> dict[str, Any]:
+    """`train.steps=5` as `{"train": {"steps": 5}}`; the value is read as YAML."""
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"{override!r} is no override.", hint="Write key.path=value, such as train.steps=100.")
+    try:
+        value: Any = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The value of {name} is no YAML: {text!r}.") from error
+    for key in reversed(name.split(".")):
+        value = {key: value}
+    return dict(value)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        earlier = merged.get(key)
+        merged[key] = _merged(earlier, value) if isinstance(earlier, dict) and isinstance(value, dict) else value
+    return merged

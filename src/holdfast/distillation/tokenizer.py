@@ -1,82 +1,70 @@
-"""Text to tokens."""
+"""Text to token ids."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from holdfast.distillation.chat import CHAT_TEMPLATE
-from holdfast.errors import ConfigError, ModelMismatch
+from holdfast.disk.atomic import write_whole_folder
+from holdfast.errors import ConfigError
 
-__all__ = ["has_tokenizer", "load_tokenizer", "require_same_vocabulary", "train_tokenizer"]
+__all__ = ["END_OF_TEXT", "PADDING", "load_tokenizer", "tokenizer_hash", "trained_tokenizer"]
 
-_END = "<|end|>"
-_PADDING = "<|padding|>"
-_MOST_NAMED = 3
-
-
-def train_tokenizer(folder: Path, texts: Iterable[str], *, vocab_size: int) -> None:
-    """Train a byte-level BPE tokenizer, which can write any text, and put it in a folder."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[_END, _PADDING],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    whole = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=_END, pad_token=_PADDING, clean_up_tokenization_spaces=False
-    )
-    whole.chat_template = CHAT_TEMPLATE
-    whole.save_pretrained(folder)
+END_OF_TEXT = "<|end|>"
+PADDING = "<|pad|>"
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder; one without a padding token pads with its end token.
+def trained_tokenizer(documents: list[str], *, vocab_size: int, folder: Path) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of the documents; trained once, then read from `folder`.
+
+    It is read back even the first time, so that the first start and every later one use the same bytes.
+    """
+    if not folder.is_dir():
+        tokenizer = _train(documents, vocab_size)
+        with write_whole_folder(folder) as partial:
+            tokenizer.save_pretrained(str(partial))
+    return load_tokenizer(folder)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a local `transformers` folder.
 
     Raises:
         ConfigError: there is none.
     """
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{folder} holds no tokenizer that transformers can load: {reason}") from error
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(f"The tokenizer in {folder} has no end-of-text token.", hint="Set its eos_token.")
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{folder} holds no tokenizer that transformers can read.", hint="Pass a local model folder."
+        ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    result: PreTrainedTokenizerFast = tokenizer
+    return result
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a model's folder brings its tokenizer."""
-    return any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"))
+def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 of everything that decides its output."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def require_same_vocabulary(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> None:
-    """Make sure that a token means the same to both; the student may know more than the teacher, or fewer.
-
-    Raises:
-        ModelMismatch: names the first tokens that have different numbers.
-    """
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    shared = ours.keys() & theirs.keys()
-    by_number = {number: token for token, number in theirs.items()}
-    differing = [token for token in ours if by_number.get(ours[token], token) != token]
-    if not shared or differing:
-        named = ", ".join(
-            f"{token!r} is {ours[token]}, where the teacher has {by_number[ours[token]]!r}"
-            for token in sorted(differing, key=ours.__getitem__)[:_MOST_NAMED]
-        )
-        raise ModelMismatch(
-            f"The student's tokenizer has another vocabulary than the teacher's: {len(differing):,} tokens differ"
-            f"{' (' + named + ')' if named else ''}.",
-            hint="Distilling by distribution needs one vocabulary; take a student of the teacher's family.",
-        )
+def _train(documents: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PADDING, END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers leaves it so.
+        tokenizer_object=tokenizer, pad_token=PADDING, eos_token=END_OF_TEXT
+    )
