@@ -5,6 +5,7 @@ HoldfastError
 │   ├── ConfigChanged        the config differs and the caller asked for an error
 │   ├── NewerFormat          a file was written by a newer version
 │   ├── NotARun              the folder holds no run
+│   ├── UnknownRecord        a whole line that this version does not know
 │   ├── RunClosed            the tracker was closed or replaced
 │   └── RunInUse             another live process writes this run
 ├── StorageError             the disk under it
@@ -48,6 +49,7 @@ __all__ = [
     "RunInUse",
     "StorageError",
     "StorageUnwritable",
+    "UnknownRecord",
 ]
 
 
@@ -88,12 +90,22 @@ class NewerFormat(RunError):
         )
 
 
+class UnknownRecord(RunError):
+    """A line is whole and says something that this version does not know."""
+
+    def __init__(self, path: Path, *, reason: str) -> None:
+        super().__init__(
+            f"{path} has a whole line that this holdfast does not know: {reason}.",
+            hint="Upgrade holdfast. Nothing was changed.",
+        )
+
+
 class NotARun(RunError):
     """The folder holds no run."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(
-            f"{folder} holds no run: there is no progress/events.jsonl under it.",
+            f"{folder} holds no run: it has no progress/events.jsonl and no progress/metrics.jsonl.",
             hint="Pass the folder that was given as --output-dir.",
         )
 
@@ -128,10 +140,10 @@ class DiskFull(StorageError):
     """No space is left where the run is kept."""
 
     def __init__(self, path: Path, *, needed_bytes: int = 0, free_bytes: int | None = None) -> None:
-        needed = f" {needed_bytes:,} bytes were needed" if needed_bytes else " No byte could be added"
-        free = "" if free_bytes is None else f", {free_bytes:,} are free"
+        needed = f" {needed_bytes:,} bytes were needed." if needed_bytes else ""
+        free = "" if free_bytes is None else f" {free_bytes:,} bytes are free."
         super().__init__(
-            f"The disk is full: {path} could not be written.{needed}{free}.",
+            f"The disk is full: {path} could not be written.{needed}{free}",
             hint="Free space there: old checkpoints, progress/set_aside/ and progress/archive/ come first.",
         )
 

@@ -121,11 +121,9 @@ def _found(
     remove_partials(folder.progress, disk=disk)
     remove_partials(folder.root, disk=disk)
     damages = _mended(folder, state, disk)
-    if state.session is None or any(
-        (folder.progress / name).stat().st_size != state.marks[name].num_bytes for name in damages
-    ):
-        # More than a torn end was mended: offsets have moved.
-        state = read_run(folder, trust_snapshot=False)
+    if state.session is None or damages:
+        # Lines that had run together were taken apart, and offsets may have moved.
+        state = read_run(folder)
     changed: list[str] = []
     if state.session is not None and state.session.config_hash:
         changed = changed_keys(state.session.config, identity.config)
@@ -159,6 +157,12 @@ def _check(identity: Identity) -> None:
         raise ConfigError(
             f"A run needs at least 1 step, got total_steps = {identity.total_steps}.",
             hint="Set the number of optimizer steps to train.",
+        )
+    name = identity.session_id
+    if not name.strip() or name.startswith(".") or "/" in name or "\0" in name:
+        raise ConfigError(
+            f"A session_id names a folder of the archive, got {name!r}.",
+            hint="Use letters, digits, dashes and underscores.",
         )
     if identity.on_config_change not in ON_CONFIG_CHANGE:
         raise ConfigError(
@@ -246,8 +250,8 @@ def _write_opening_events(
             wall_clock_hours=session.wall_clock_hours,
         )
     ]
-    if run.folder.events.name in damages:
-        # The damaged line may have been the one that says which session this is.
+    if run.folder.events.name in damages or run.events.journal.num_bytes == 0:
+        # The line that was lost may have been the one that says which session this is.
         events.append(_beginning_again(session, run.attempt))
     if session.total_steps_target != identity.total_steps:
         events.append(TargetChanged(timestamp=now, attempt=run.attempt, total_steps=identity.total_steps))

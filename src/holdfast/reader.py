@@ -16,7 +16,7 @@ import msgspec
 from holdfast.disk.journal import Damage, Line, line_crc, scan, scan_backwards
 from holdfast.disk.lock import Holder, holder_of
 from holdfast.disk.run_folder import RunFolder
-from holdfast.errors import NewerFormat, NotARun
+from holdfast.errors import NewerFormat, NotARun, UnknownRecord
 from holdfast.records import (
     FORMAT_VERSION,
     AnswerRecord,
@@ -176,8 +176,7 @@ class RunReader:
         """All that was rare, in order."""
         for line in scan(self.folder.events):
             if isinstance(line, Line):
-                _refuse_newer(self.folder.events, line.content)
-                yield decode(line.content, _event_decoder)
+                yield _decoded(self.folder.events, line.content, _event_decoder)
 
     def problems(self) -> list[str]:
         """What an audit of the journals finds: every damaged piece, in words."""
@@ -233,9 +232,9 @@ def _take_journal(
 def _decoded(path: Path, line: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     try:
         record = decode(line, decoder)
-    except msgspec.ValidationError:
+    except msgspec.ValidationError as error:
         _refuse_newer(path, line)
-        raise
+        raise UnknownRecord(path, reason=str(error)) from error
     if getattr(record, "v", FORMAT_VERSION) > FORMAT_VERSION:
         _refuse_newer(path, line)
     return record

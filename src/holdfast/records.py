@@ -353,6 +353,10 @@ class TrainingSession(Struct, kw_only=True):
     wall_clock_hours: float = 0.0
     """Trained so far, without pauses and downtime."""
     goodput: Goodput = msgspec.field(default_factory=Goodput)
+    busy_seconds: float = 0.0
+    """Spent between updates: what pace is measured in."""
+    steps_computed: int = 0
+    """Optimizer steps in that time; those computed twice count twice."""
     pace: list[PacePoint] = msgspec.field(default_factory=list)
     replay_differed_at: int | None = None
     """The first recomputed step whose loss came out different, or None."""

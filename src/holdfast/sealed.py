@@ -2,7 +2,7 @@
 
 A sealed line is one JSON object whose last field is the CRC-32 of all bytes before it::
 
-    {"v":1,"step":7,"loss":2.5,"crc":"8a1f03c2"}
+    {"v":1,"step":7,"loss":2.5,"crc":"251c13ec"}
 
 It stays plain JSON for every other reader. The seal is older than any format version and never changes: a
 line with a good seal and an unknown version was written by a newer holdfast, one with a bad seal is damaged.

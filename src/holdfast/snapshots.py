@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Any
 
 from holdfast.disk.atomic import write_whole_bytes
@@ -31,6 +32,8 @@ class SnapshotWriter:
         self._folder = folder
         self._disk = disk
         self._has_told = False
+        # The heartbeat and the caller's thread write the same names.
+        self._lock = threading.Lock()
 
     def write_session(self, session_file: bytes) -> bool:
         """Replace `session.json`; see `session_bytes`. Says whether it could."""
@@ -55,7 +58,8 @@ class SnapshotWriter:
 
     def _write(self, path: Any, content: bytes) -> bool:
         try:
-            write_whole_bytes(path, content, disk=self._disk)
+            with self._lock:
+                write_whole_bytes(path, content, disk=self._disk)
         except (StorageError, OSError) as error:
             # The journals hold everything that a snapshot says; it can be old.
             if not self._has_told:

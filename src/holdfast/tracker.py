@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import secrets
 import sys
 import threading
@@ -48,7 +49,7 @@ from holdfast.rules.session import take_answer
 from holdfast.rules.stopwatch import TrainingStopwatch
 from holdfast.rules.trends import loss_trend
 from holdfast.scalars import as_float, as_int
-from holdfast.updates import Measured, Update, WaitingUpdates, is_any_on_device
+from holdfast.updates import Measured, Update, WaitingUpdates, measured_at_once
 from holdfast.writer import RunWriter, TrackerSettings
 
 __all__ = ["ProgressTracker"]
@@ -62,8 +63,9 @@ _MOST_EXPECTED_LOSSES = 200_000
 class ProgressTracker:
     """The writer of one run.
 
-    Whatever a method has returned from survives the death of the process at any instruction; what `DESIGN` calls
-    promises is described in `docs/DURABILITY.md`. All methods may be called from any thread.
+    Whatever a method has returned from survives the death of the process at any instruction; what is promised
+    against power loss, full disks and damage stands in `docs/DURABILITY.md`. Every method may be called from any
+    thread.
     """
 
     def __init__(
@@ -96,7 +98,8 @@ class ProgressTracker:
             RunInUse: another live process writes this run.
             ConfigChanged: the config differs and `on_config_change` is `error`.
             NewerFormat: the run was written by a newer version; nothing was changed.
-            ConfigError: `config` is no mapping, or `total_steps` is below 1.
+            ConfigError: `config` is no mapping, `total_steps` no whole number of at least 1, or `session_id` no
+                name that a folder can have.
             DiskFull, StorageUnwritable: the folder cannot be written.
         """
         self._settings = settings or TrackerSettings()
@@ -128,6 +131,9 @@ class ProgressTracker:
     @property
     def session(self) -> TrainingSession:
         """All that is known of the session, as of now."""
+        if self._num_recovered_untold:
+            with self._lock:
+                self._tell_recovered()
         return self._writer.session
 
     @property
@@ -189,24 +195,20 @@ class ProgressTracker:
         with self._lock:
             self._require_open()
             update = Update(
-                round(self._clock.now(), 3),
+                int(self._clock.now() * 1e3) / 1e3,
                 self._clock.steady(),
                 as_int(step, "step"),
                 as_int(samples_processed, "samples_processed"),
                 as_int(tokens_processed, "tokens_processed"),
-                throughput_samples_per_sec,
-                throughput_tokens_per_sec,
+                _float_or_none(throughput_samples_per_sec, "throughput_samples_per_sec"),
+                _float_or_none(throughput_tokens_per_sec, "throughput_tokens_per_sec"),
             )
-            if self._waiting or is_any_on_device(loss, loss_components, learning_rate):
-                self._waiting.add(update, loss, loss_components, learning_rate)
-                self._waiting.write_ready()
+            measured = measured_at_once(loss, loss_components, learning_rate)
+            if measured is not None and not self._waiting:
+                self._write_update(update, measured)
                 return
-            measured = Measured(
-                as_float(loss, "loss"),
-                {name: as_float(value, name) for name, value in loss_components.items()},
-                as_float(learning_rate, "learning_rate"),
-            )
-            self._write_update(update, measured)
+            self._waiting.add(update, loss, loss_components, learning_rate)
+            self._waiting.write_ready()
 
     def record_checkpoint(
         self,
@@ -234,17 +236,19 @@ class ProgressTracker:
 
         Raises:
             DiskFull, StorageUnwritable: it is not recorded.
+            InvalidMetric: a count or `seconds` is no number of at least 0.
             RunClosed: the tracker was closed or replaced.
         """
         self._require_open()
         begun_at = self._clock.steady()
-        tags = ["periodic"] if recovery_tags is None else list(recovery_tags)
+        told_seconds = None if seconds is None else _amount(seconds, "seconds", unit="seconds")
+        tags = _tags(recovery_tags)
         checkpoint = self._described(as_int(step, "step"), checkpoint_path, dataset_position, tags, written)
         with self._lock:
             self._require_open()
             self._waiting.write_all()
             checkpoint = msgspec.structs.replace(checkpoint, metrics=_newest(self.session))
-            spent = self._clock.steady() - begun_at if seconds is None else seconds
+            spent = self._clock.steady() - begun_at if told_seconds is None else told_seconds
             self._writer.keep_durably(
                 CheckpointRecorded(**self._writer.stamp(), checkpoint=checkpoint, seconds=spent)
             )
@@ -300,22 +304,28 @@ class ProgressTracker:
 
         Raises:
             DiskFull: it is not kept.
-            InvalidMetric: it is no JSON object, or the cost is no number.
+            InvalidMetric: it is no JSON object, the key is no text, or the cost is no number of at least 0.
             RunClosed: the tracker was closed or replaced.
         """
         if not isinstance(response, Mapping):
             raise InvalidMetric(f"A response must be a JSON object, got {type(response).__name__}.")
+        if not isinstance(prompt_hash, str):
+            raise InvalidMetric(f"prompt_hash must be text, got {type(prompt_hash).__name__}.")
+        dollars = _amount(cost, "cost", unit="US dollars")
         with self._lock:
             self._require_open()
             answer = AnswerRecord(
                 **self._writer.stamp(),
                 session_id=self.session.session_id,
                 prompt_hash=prompt_hash,
-                cost=as_float(cost, "cost"),
+                cost=dollars,
                 response=dict(response),
                 nonfinite=nonfinite_names({"response": response}) or msgspec.UNSET,
             )
-            place = self._answers.append(answer)
+            try:
+                place = self._answers.append(answer)
+            except (TypeError, ValueError) as error:
+                raise InvalidMetric(f"A response must be made of JSON values: {error}.") from error
             take_answer(self.session, answer)
         # Outside the lock: threads that wait for the disk share one sync.
         self._answers.publish(place)
@@ -350,9 +360,7 @@ class ProgressTracker:
         Raises:
             InvalidMetric: `duration` is negative or no number.
         """
-        seconds = as_float(duration, "duration")
-        if not seconds >= 0:
-            raise InvalidMetric(f"A pause cannot last {seconds} seconds.", hint="Pass seconds of at least 0.")
+        seconds = _amount(duration, "duration", unit="seconds")
         with self._lock:
             self._require_open()
             left_out = self._stopwatch.leave_out(seconds, self._clock.steady())
@@ -456,7 +464,9 @@ class ProgressTracker:
             throughput_tokens_per_sec=_given_or_rounded(update.tokens_per_sec, tokens_per_sec),
         )
         # A sum is not finite as soon as one of its parts is not; looking closer costs time only then.
-        if not -_HUGE < measured.loss + measured.learning_rate + sum(measured.components.values()) < _HUGE:
+        total = measured.loss + measured.learning_rate + sum(measured.components.values())
+        total += (update.samples_per_sec or 0.0) + (update.tokens_per_sec or 0.0)
+        if not -_HUGE < total < _HUGE:
             names = nonfinite_names(msgspec.to_builtins(line))
             line = msgspec.structs.replace(line, nonfinite=names or msgspec.UNSET)
         if self._expected_losses != {}:
@@ -586,14 +596,16 @@ class ProgressTracker:
         self._writer.sync()
         summary = self.get_progress_summary()
         self._writer.write_summary(summary)
+        content = None
         with self._lock:
             if self._writer.is_session_file_due:
-                self._writer.write_session()
+                content = self._writer.session_content()
+        self._writer.write_session(content)
 
     def _write_snapshots(self) -> None:
         self._writer.write_summary(self.get_progress_summary())
         self._writer.write_manifest()
-        self._writer.write_session()
+        self._writer.write_session(self._writer.session_content())
 
     def _is_closed(self) -> bool:
         return self._closed_because is not None
@@ -607,6 +619,8 @@ class ProgressTracker:
         if why == BELONGS_TO_PARENT:
             # The lock and the thread are the parent's; of the files, a child has copies of its own.
             self._closed_because = why
+            # Another thread of the parent may have held it at the fork, and is not here to let it go.
+            self._lock = threading.RLock()
             self._writer.run.close_files()
             return
         self.close("replaced")
@@ -626,12 +640,16 @@ def _identity(
             f"A config must be a mapping, got {type(config).__name__}.",
             hint="Pass a dict, such as a YAML mapping.",
         )
+    try:
+        num_steps = as_int(total_steps, "total_steps")
+    except InvalidMetric as error:
+        raise ConfigError(error.message, hint="Set the number of optimizer steps to train.") from error
     canonical = canonical_config(config)
     return Identity(
         session_id=session_id or f"training_{secrets.token_hex(6)}",
         config=canonical,
         config_hash=config_hash(canonical),
-        total_steps=total_steps,
+        total_steps=num_steps,
         on_config_change=on_config_change,
         is_fresh=fresh,
     )
@@ -646,10 +664,29 @@ def _newest(session: TrainingSession) -> MetricsSnapshot | None:
     return session.metrics_history[-1] if session.metrics_history else None
 
 
+def _tags(recovery_tags: Iterable[str] | None) -> list[str]:
+    if recovery_tags is None:
+        return ["periodic"]
+    return [recovery_tags] if isinstance(recovery_tags, str) else [str(tag) for tag in recovery_tags]
+
+
+def _amount(value: Any, name: str, *, unit: str) -> float:
+    """A number that sums can be made of."""
+    amount = as_float(value, name)
+    if not 0 <= amount < math.inf:
+        raise InvalidMetric(f"{name} must be a finite number of at least 0, got {amount}.", hint=f"Pass {unit}.")
+    return amount
+
+
+def _float_or_none(value: Any, name: str) -> float | None:
+    return None if value is None else as_float(value, name)
+
+
 def _given_or_rounded(given: float | None, measured: float | None) -> float | None:
     if given is not None or measured is None:
         return given
-    return round(measured, 3)
+    # `round` costs twice as much.
+    return int(measured * 1e3) / 1e3
 
 
 def _or_none(loss: float) -> float | None:

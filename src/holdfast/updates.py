@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
+
 from holdfast.scalars import PendingScalar, as_float, is_on_device, start_copy
 
-__all__ = ["Measured", "Update", "WaitingUpdates", "is_any_on_device"]
+__all__ = ["Measured", "Update", "WaitingUpdates", "measured_at_once"]
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
+class Update(Struct, frozen=True, gc=False):
     """What is known the moment a step is reported."""
 
     timestamp: float
@@ -25,8 +26,7 @@ class Update:
     tokens_per_sec: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(Struct, frozen=True, gc=False):
     """The numbers of an update, all on the host."""
 
     loss: float
@@ -86,8 +86,29 @@ class _Copies:
         )
 
 
-def is_any_on_device(loss: Any, components: Mapping[str, Any], learning_rate: Any) -> bool:
-    """Whether reading these numbers would make the host wait for a device."""
+def measured_at_once(loss: Any, components: Mapping[str, Any], learning_rate: Any) -> Measured | None:
+    """The numbers as floats, or None where reading one would make the host wait for a device.
+
+    Raises:
+        InvalidMetric: one is no number.
+    """
+    if type(loss) is float and type(learning_rate) is float:
+        copied = dict(components)
+        for value in copied.values():
+            if type(value) is not float:
+                break
+        else:
+            return Measured(loss, copied, learning_rate)
+    if _is_any_on_device(loss, components, learning_rate):
+        return None
+    return Measured(
+        as_float(loss, "loss"),
+        {name: as_float(value, name) for name, value in components.items()},
+        as_float(learning_rate, "learning_rate"),
+    )
+
+
+def _is_any_on_device(loss: Any, components: Mapping[str, Any], learning_rate: Any) -> bool:
     if is_on_device(loss) or is_on_device(learning_rate):
         return True
     return any(is_on_device(value) for value in components.values())

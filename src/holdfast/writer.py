@@ -107,7 +107,9 @@ class RunWriter:
         session = copy.copy(self.session)
         session.metrics_history = list(session.metrics_history)
         session.pace = list(session.pace)
+        session.pause_times = list(session.pause_times)
         session.checkpoints = dict(session.checkpoints)
+        session.checkpoints_set_aside = list(session.checkpoints_set_aside)
         session.attempts = [copy.copy(attempt) for attempt in session.attempts]
         session.goodput = copy.copy(session.goodput)
         return session
@@ -128,11 +130,16 @@ class RunWriter:
             return True
         return self._clock.steady() - self._session_written_at >= self._settings.session_interval_seconds
 
-    def write_session(self) -> None:
-        """Replace `session.json`; only lines that are in the journals are in it."""
+    def session_content(self) -> bytes | None:
+        """What `session.json` should say now; None while lines wait that are in no journal yet."""
         if self.num_waiting:
-            return
+            return None
         marks = self.run.marks()
-        self._snapshots.write_session(session_bytes(self.session, marks, now=self._clock.now()))
         self._lines_at_session_file = marks[self.run.metrics.journal.path.name].num_lines
         self._session_written_at = self._clock.steady()
+        return session_bytes(self.session, marks, now=self._clock.now())
+
+    def write_session(self, content: bytes | None) -> None:
+        """Replace `session.json`; may be done without the owner's lock, as an old one is still a true one."""
+        if content is not None:
+            self._snapshots.write_session(content)

@@ -53,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """37 samples: 24 steps of 6 are nearly four epochs, whose ends lie inside steps."""
     path = tmp_path_factory.mktemp("data") / "data.jsonl"
     chance = random.Random(0)
-    words = "a run that is killed and started again goes on as if nothing had happened".split()
+    words = "killed and started again it goes on as if nothing had happened".split()  # noqa: SIM905
     lines = [{"prompt": f"{number}: ", "teacher_text": " ".join(chance.choices(words, k=8))} for number in range(37)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
@@ -100,7 +100,11 @@ def differences(one: Any, other: Any, name: str = "") -> list[str]:
         return [found for key in one for found in differences(one[key], other[key], f"{name}.{key}")]
     if isinstance(one, (list, tuple)):
         assert len(one) == len(other)
-        return [found for key, pair in enumerate(zip(one, other, strict=True)) for found in differences(*pair, f"{name}.{key}")]
+        return [
+            found
+            for key, pair in enumerate(zip(one, other, strict=True))
+            for found in differences(*pair, f"{name}.{key}")
+        ]
     same = torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
     return [] if same else [name]
 

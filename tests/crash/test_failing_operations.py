@@ -6,8 +6,8 @@ import errno
 from pathlib import Path
 
 import pytest
-
 from crash.workload import Ledger, Workload, broken_promises
+
 from holdfast.errors import HoldfastError
 from holdfast.testing import FaultyDisk, forget_open_runs
 
@@ -29,8 +29,7 @@ def fail_at(folder: Path, number: int, error: int, *, lasts: bool) -> tuple[Path
     try:
         Workload(run, disk, ledger).run()
     except (HoldfastError, OSError) as refusal:
-        # Whoever meets it is told where.
-        assert str(refusal)
+        print(f"operation {number}: {refusal}")
     forget_open_runs()
     return run, ledger
 

@@ -143,9 +143,7 @@ def broken_promises(output_dir: Path, ledger: Ledger, *, process_death_only: boo
         if path.exists() and not is_whole(path.read_bytes())
     ]
     is_other = bool(ledger.archived)
-    tracker = ProgressTracker(
-        folder.progress, OTHER_CONFIG if is_other else CONFIG, TOTAL_STEPS, settings=SETTINGS
-    )
+    tracker = ProgressTracker(folder.progress, OTHER_CONFIG if is_other else CONFIG, TOTAL_STEPS, settings=SETTINGS)
     try:
         broken += _broken_updates(tracker, ledger, process_death_only)
         broken += _broken_checkpoints(tracker, ledger)

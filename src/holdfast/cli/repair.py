@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from holdfast.cli.speech import print_json
+from holdfast.cli.output import print_json
 from holdfast.errors import RunInUse
 from holdfast.reader import RunReader
 from holdfast.repairing import repair_run

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from holdfast.checkpoints import choose
-from holdfast.cli.speech import ago, as_duration, print_json
+from holdfast.cli.output import print_json
 from holdfast.errors import NoUsableCheckpoint
 from holdfast.reader import RunReader
+from holdfast.wording import ago, as_duration
 
 __all__ = ["status"]
 

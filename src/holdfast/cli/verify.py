@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from holdfast.checkpoints import problem_with
-from holdfast.cli.speech import as_bytes, print_json
+from holdfast.cli.output import print_json
 from holdfast.reader import RunReader
+from holdfast.wording import as_bytes
 
 __all__ = ["verify"]
 
@@ -62,4 +63,7 @@ def _say(answer: dict[str, Any], folder: Path) -> None:
     if answer["is_whole"]:
         typer.echo(f"{folder} is whole: {len(answer['checkpoints'])} checkpoints and all journals.")
         return
-    typer.echo(f"{folder} is damaged. `holdfast repair {folder}` sets aside what is broken.")
+    typer.echo(
+        f"{folder} is damaged. `holdfast repair {folder}` sets aside what is broken; what is missing can only come "
+        "back from a copy. A restart passes over both."
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 PARTIAL_SUFFIX = ".holdfast-partial"
+_WORTH_A_THREAD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +172,16 @@ class _HashingFile(io.RawIOBase):
     def write(self, content: Any) -> int:
         """Write all of a bytes-like object, unlike a raw file, and say how long it is."""
         whole = memoryview(content).cast("B")
-        write_all(self._file, whole, self._disk)
-        self.digest.update(whole)
+        if len(whole) < _WORTH_A_THREAD_BYTES:
+            self.digest.update(whole)
+            write_all(self._file, whole, self._disk)
+        else:
+            # Digesting and writing take about as long; neither holds the interpreter's lock.
+            digesting = threading.Thread(target=self.digest.update, args=(whole,))
+            digesting.start()
+            try:
+                write_all(self._file, whole, self._disk)
+            finally:
+                digesting.join()
         self.num_bytes += len(whole)
         return len(whole)

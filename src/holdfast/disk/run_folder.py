@@ -45,13 +45,17 @@ class RunFolder:
 
     def find(self, spelled: str) -> Path:
         """The absolute path that a record means, also after the run was moved or its folder renamed."""
-        path = self.root / spelled
-        parts = Path(spelled).parts
-        if path.exists() or Path(spelled).is_absolute() or len(parts) < 2:
-            return path
-        # Recorded inside the progress folder, which has another name now.
-        inside = self.progress.joinpath(*parts[1:])
-        return inside if inside.exists() else path
+        recorded = Path(spelled)
+        candidates = [
+            self.root / recorded,
+            # Recorded inside the progress folder, which has another name now.
+            self.progress.joinpath(*recorded.parts[1:]),
+            # This is an archived session, which took its checkpoints along.
+            self.progress / "checkpoints" / recorded.name,
+        ]
+        if recorded.is_absolute() or not recorded.name:
+            return candidates[0]
+        return next((path for path in candidates if path != self.progress and path.exists()), candidates[0])
 
     def archive_of(self, session_id: str) -> Path:
         """Where a session that gave way to another is kept."""

@@ -26,16 +26,27 @@ def render_chat(
     Raises:
         ValueError: the template refuses the messages, or does not only append.
     """
+    text = _render(messages, tokenizer, adds_prompt=False)
     spans = []
     for place, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = _render(messages[:place], tokenizer, adds_prompt=True)
-        after = _render(messages[: place + 1], tokenizer, adds_prompt=False)
-        if not after.startswith(before):
-            raise ValueError("the chat template rewrites earlier messages, so the answer cannot be found in its text")
-        spans.append((len(before), len(after)))
-    return _render(messages, tokenizer, adds_prompt=False), spans
+        if message["role"] == "assistant":
+            before = _render(messages[:place], tokenizer, adds_prompt=True)
+            after = _render(messages[: place + 1], tokenizer, adds_prompt=False)
+            spans.append((len(before), _end_of_turn(text, before, after, message["content"])))
+    return text, spans
+
+
+def _end_of_turn(text: str, before: str, after: str, content: str) -> int:
+    """Where a turn ends in the whole text; templates may write a turn otherwise while it is the last one."""
+    if text.startswith(before):
+        if text.startswith(after):
+            return len(after)
+        start = text.find(content.strip(), len(before))
+        if start >= 0:
+            end = start + len(content.strip())
+            mark = after[after.rfind(content.strip()) + len(content.strip()) :]
+            return end + len(mark) if text.startswith(mark, end) else end
+    raise ValueError("the chat template rewrites earlier messages, so the answer cannot be found in its text")
 
 
 def _render(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast, *, adds_prompt: bool) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 
 import transformers
 
-from holdfast.cli.speech import ago
 from holdfast.context import TrainingProgressContext, training_progress_context
 from holdfast.distillation.config import RunConfig, load_config
 from holdfast.distillation.display import shown_progress
@@ -25,6 +24,7 @@ from holdfast.pytorch.checkpoint_file import load_checkpoint
 from holdfast.pytorch.device import choose_device, compute_deterministically
 from holdfast.pytorch.interrupts import EXIT_PREEMPTED, Interrupts, StopRequested
 from holdfast.pytorch.random_state import seed_everything
+from holdfast.wording import ago
 
 __all__ = ["main"]
 
@@ -100,12 +100,14 @@ def _train(recipe: str, options: argparse.Namespace, interrupts: Interrupts) -> 
             output_dir=options.output_dir,
             interrupts=interrupts,
         )
+        session_id = progress.get_progress_summary()["session_id"]
         is_complete = _run(loop, recipe)
         if not is_complete:
             progress.end_as("preempted")
             return EXIT_PREEMPTED
     folder = options.output_dir / f"student_{state.counters.step}"
-    save_model(prepared.student, prepared.tokenizer, folder)
+    origin = {"session_id": session_id, "step": state.counters.step}
+    save_model(prepared.student, prepared.tokenizer, folder, origin=origin)
     log.info("Complete: %s steps. The student is in %s.", f"{state.counters.step:,}", folder)
     return 0
 

@@ -58,9 +58,21 @@ def load_config(files: Sequence[Path], overrides: Sequence[str] = (), *, steps: 
     return validated(RunConfig, content)
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without code, in which a key that is written twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is written twice", node.start_mark)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 - a safe one
     except OSError as error:
         raise ConfigError(f"The config {file} cannot be read ({error.strerror}).", hint="Check --config.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -20,7 +20,7 @@ from holdfast.distillation.corpus import builtin_documents, text_hash
 from holdfast.distillation.losses import IGNORED
 from holdfast.distillation.sections import Section
 from holdfast.distillation.tokenizer import tokenizer_hash
-from holdfast.errors import DataError
+from holdfast.errors import CheckpointDamaged, DataError
 from holdfast.pytorch.checkpoint_file import load_checkpoint, save_checkpoint
 
 __all__ = ["Batch", "DataConfig", "TokenizedData", "load_source", "tokenized"]
@@ -128,10 +128,13 @@ def tokenized(source: Source, config: DataConfig, tokenizer: PreTrainedTokenizer
     parts = (_FORMAT, source.sha256, config.max_length, tokenizer_hash(tokenizer), tokenizer.chat_template)
     key = hashlib.sha256(repr(parts).encode()).hexdigest()
     path = cache / f"tokens-{key[:16]}.pt"
-    if not path.is_file():
+    try:
+        state = load_checkpoint(path)
+    except CheckpointDamaged:
+        # Not there yet, or damaged: it can always be computed again.
         REAL_DISK.make_folders(cache)
         save_checkpoint(path, _tokenize(source, config.max_length, tokenizer))
-    state = load_checkpoint(path)
+        state = load_checkpoint(path)
     return TokenizedData(
         input_ids=state["input_ids"],
         labels=state["labels"],

@@ -75,7 +75,10 @@ class TrainingLoop:
     def run(self, shown: ShownProgress) -> bool:
         """Train to the last step, or until somebody asks to stop; says whether the run is complete.
 
-        When it returns, the newest step is in a checkpoint, unless the disk was full.
+        When it returns, the newest step is in a checkpoint.
+
+        Raises:
+            DiskFull, StorageUnwritable: the last checkpoint could not be saved.
         """
         order = DataOrder(num_samples=len(self.data), seed=self.train.seed)
         counters = self.state.counters
@@ -85,12 +88,10 @@ class TrainingLoop:
         while counters.step < self.train.steps and not self.interrupts.is_requested:
             loss = self._step(order)
             shown.advance(counters.step, loss=loss, remaining=self.context.get_remaining_seconds)
-            is_last = counters.step == self.train.steps
-            if is_last or counters.step % self.progress.checkpoint_interval == 0:
-                self._save(loss)
+            if counters.step % self.progress.checkpoint_interval == 0 and self._save(loss):
                 saved_step = counters.step
         if counters.step > saved_step:
-            self._save(loss)
+            self._save(loss, must_succeed=True)
         return counters.step >= self.train.steps
 
     def _step(self, order: DataOrder) -> float:
@@ -148,13 +149,16 @@ class TrainingLoop:
         self.state.scaler.step(self.state.optimizer)
         self.state.scaler.update()
 
-    def _save(self, loss: float) -> None:
-        """Save and record a checkpoint; with a full disk, say so and train on."""
+    def _save(self, loss: float, *, must_succeed: bool = False) -> bool:
+        """Save and record a checkpoint; with a full disk, say so and train on, unless nothing comes after it.
+
+        Raises:
+            DiskFull, StorageUnwritable: with `must_succeed`, it could not be saved.
+        """
         begun_at = time.monotonic()
         counters = self.state.counters
-        is_best = loss < counters.best_loss
-        if is_best:
-            counters.best_loss = loss
+        earlier_best = counters.best_loss
+        counters.best_loss = min(loss, earlier_best)
         path = self.output_dir / f"checkpoint_{counters.step}.pt"
         try:
             written = save_checkpoint(path, self.state.capture())
@@ -162,12 +166,17 @@ class TrainingLoop:
                 step=counters.step,
                 checkpoint_path=path,
                 dataset_position=counters.samples,
-                is_best=is_best,
+                is_best=loss < earlier_best,
                 written=written,
                 seconds=time.monotonic() - begun_at,
             )
         except StorageError as error:
+            counters.best_loss = earlier_best
+            if must_succeed:
+                raise
             log.warning("No checkpoint at step %s: %s Training goes on.", f"{counters.step:,}", error)
+            return False
+        return True
 
 
 def new_optimizer(modules: dict[str, nn.Module], train: TrainConfig) -> torch.optim.Optimizer:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 from pydantic import Field
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from holdfast.disk.atomic import write_whole_folder
+from holdfast.disk.atomic import write_whole_bytes, write_whole_folder
+from holdfast.disk.files import REAL_DISK
+from holdfast.disk.run_folder import RunFolder
 from holdfast.distillation.sections import Section
 from holdfast.errors import ConfigError
 
 __all__ = ["ModelShape", "StudentConfig", "load_model", "new_model", "save_model"]
+
+_ORIGIN_FILE = "holdfast.json"
 
 
 class ModelShape(Section):
@@ -81,7 +87,7 @@ def load_model(folder: Path) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             str(folder), local_files_only=True, dtype="float32"
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0][:200]
         raise ConfigError(
             f"{folder} holds no causal language model that transformers can read ({reason}).",
@@ -90,10 +96,26 @@ def load_model(folder: Path) -> PreTrainedModel:
     return model
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write a `transformers` folder whole or not at all; one that is there already stays."""
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, *, origin: dict[str, str | int]
+) -> None:
+    """Write a `transformers` folder whole or not at all.
+
+    `origin` says what it was made from, and is kept in it: a folder of the same origin stays, another one of that
+    name is moved to `<name>.1`, `<name>.2`, … first.
+    """
     if folder.exists():
-        return
+        if _origin_of(folder) == origin:
+            return
+        REAL_DISK.replace(folder, RunFolder.free_name(folder))
     with write_whole_folder(folder) as partial:
         model.save_pretrained(str(partial))
         tokenizer.save_pretrained(str(partial))
+        write_whole_bytes(partial / _ORIGIN_FILE, msgspec.json.encode(origin))
+
+
+def _origin_of(folder: Path) -> object:
+    try:
+        return msgspec.json.decode((folder / _ORIGIN_FILE).read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, ValidationError
 
 from holdfast.errors import ConfigError
 
@@ -17,7 +17,7 @@ SectionT = TypeVar("SectionT", bound="Section")
 class Section(BaseModel):
     """Part of a config: frozen, and a key that it does not know is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 def validated(kind: type[SectionT], content: dict[str, Any]) -> SectionT:
@@ -58,9 +58,11 @@ def _nearest(kind: type[BaseModel], location: tuple[int | str, ...]) -> str:
 
 
 def _fields(kind: type[BaseModel]) -> dict[str, type[BaseModel] | None]:
-    return {
-        name: field.annotation
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        else None
-        for name, field in kind.model_fields.items()
-    }
+    known: dict[str, type[BaseModel] | None] = {}
+    for name, field in kind.model_fields.items():
+        section: type[BaseModel] | None = None
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            section = field.annotation
+        aliases = field.validation_alias.choices if isinstance(field.validation_alias, AliasChoices) else [name]
+        known |= dict.fromkeys(map(str, aliases), section)
+    return known

@@ -68,7 +68,8 @@ def teacher_model(
     parts = (_FORMAT, config.model_dump_json(), _digest(data), tokenizer_hash(tokenizer), max_length)
     folder = cache / f"teacher-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
     if not folder.is_dir():
-        save_model(_trained(config, data, tokenizer, max_length, interrupts), tokenizer, folder)
+        model = _trained(config, data, tokenizer, max_length, interrupts)
+        save_model(model, tokenizer, folder, origin={"teacher": folder.name})
     return _frozen(load_model(folder))
 
 

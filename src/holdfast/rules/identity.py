@@ -65,8 +65,11 @@ def canonical_config(config: Any) -> Any:
 
 
 def without_secrets(text: str) -> str:
-    """Text with whatever looks like an API key hidden, for errors that are journalled."""
-    return _KEY_SHAPES.sub(_HIDDEN, text)
+    """Text with whatever looks like an API key hidden, for errors that are journalled.
+
+    Half characters, as in file names of another encoding, are spelled out: JSON cannot hold them.
+    """
+    return _KEY_SHAPES.sub(_HIDDEN, text).encode("utf-8", "backslashreplace").decode()
 
 
 def config_hash(config: dict[str, Any]) -> str:

@@ -10,7 +10,14 @@ from itertools import pairwise
 
 from holdfast.records import PacePoint
 
-__all__ = ["MAX_PACE_POINTS", "Estimate", "ThroughputWindow", "add_pace_point", "estimate_remaining"]
+__all__ = [
+    "MAX_PACE_POINTS",
+    "Estimate",
+    "ThroughputWindow",
+    "add_pace_point",
+    "estimate_remaining",
+    "is_pace_point_due",
+]
 
 MAX_PACE_POINTS = 240
 _RECENT_SECONDS = 2 * 3600.0
@@ -82,11 +89,13 @@ class Estimate:
     high_seconds: float
 
 
+def is_pace_point_due(points: Sequence[PacePoint], seconds: float) -> bool:
+    """Whether enough time has passed since the last point; most updates need none."""
+    return not points or seconds - points[-1].seconds >= min(seconds, _RECENT_SECONDS) / (MAX_PACE_POINTS / 2)
+
+
 def add_pace_point(points: list[PacePoint], point: PacePoint) -> None:
     """Add a point, keeping the list short: when it is full, points too close together are dropped."""
-    if len(points) >= 2 and point.seconds - points[-2].seconds < _spacing(point.seconds):
-        points[-1] = point
-        return
     points.append(point)
     if len(points) > MAX_PACE_POINTS:
         _thin(points)
@@ -126,10 +135,6 @@ def _standard_error(points: Sequence[PacePoint], pace: float) -> float:
     total = sum(steps for _, steps in blocks)
     variance = sum(steps * (seconds / steps - pace) ** 2 for seconds, steps in blocks) / total
     return math.sqrt(variance / (len(blocks) - 1))
-
-
-def _spacing(seconds: float) -> float:
-    return min(seconds, _RECENT_SECONDS) / (MAX_PACE_POINTS / 2)
 
 
 def _thin(points: list[PacePoint]) -> None:

@@ -32,7 +32,7 @@ from holdfast.records import (
     TrainingSession,
 )
 from holdfast.rules.history import superseded_from
-from holdfast.rules.pace import add_pace_point
+from holdfast.rules.pace import add_pace_point, is_pace_point_due
 from holdfast.rules.trends import moved_average
 
 __all__ = ["HISTORY_LENGTH", "begin_session", "take_answer", "take_event", "take_metrics"]
@@ -58,18 +58,21 @@ def take_metrics(session: TrainingSession, line: MetricsSnapshot) -> None:
     seconds = _seconds_since_last_update(attempt, line)
     if line.step <= session.steps_completed:
         _go_back(session, line.step)
-    steps = max(0, line.step - session.steps_completed)
+    steps = line.step - session.steps_completed
     _count_time(session, attempt, line, seconds, steps)
     session.steps_completed = line.step
     session.samples_processed = line.samples_processed
     session.tokens_processed = line.tokens_processed
     session.moving_avg_loss = moved_average(session.moving_avg_loss, line.loss)
-    session.wall_clock_hours = max(session.wall_clock_hours, line.wall_clock_hours)
-    session.metrics_history.append(line)
-    if len(session.metrics_history) > HISTORY_LENGTH:
-        del session.metrics_history[0]
+    if line.wall_clock_hours > session.wall_clock_hours:
+        session.wall_clock_hours = line.wall_clock_hours
+    history = session.metrics_history
+    history.append(line)
+    if len(history) > HISTORY_LENGTH:
+        del history[0]
     attempt.last_step = line.step
-    attempt.last_seen = max(attempt.last_seen, line.timestamp)
+    if line.timestamp > attempt.last_seen:
+        attempt.last_seen = line.timestamp
     attempt.wall_clock_hours = line.wall_clock_hours
 
 
@@ -190,9 +193,10 @@ def _count_time(
 ) -> None:
     """Book the time since the last update: to starting, to work done again, or to new work."""
     is_new = line.step > session.highest_step
-    if not is_new:
+    if is_new:
+        session.highest_step = line.step
+    else:
         session.steps_recomputed += steps
-    session.highest_step = max(session.highest_step, line.step)
     if attempt.first_step is None:
         attempt.first_step = line.step
         session.goodput.starting += seconds
@@ -204,5 +208,7 @@ def _count_time(
         session.goodput.productive += seconds
     else:
         session.goodput.recomputed += seconds
-    last = session.pace[-1]
-    add_pace_point(session.pace, PacePoint(last.seconds + seconds, last.steps + steps))
+    session.busy_seconds += seconds
+    session.steps_computed += steps
+    if is_pace_point_due(session.pace, session.busy_seconds):
+        add_pace_point(session.pace, PacePoint(session.busy_seconds, session.steps_computed))

@@ -24,7 +24,8 @@ class TrainingStopwatch:
     def hours(self, moment: float) -> float:
         """Hours trained up to a moment, to a third of a millisecond."""
         seconds = moment - self._started_at - self._paused_seconds
-        return round(self._hours_before + max(0.0, seconds) / _SECONDS_AN_HOUR, 7)
+        hours = self._hours_before + seconds / _SECONDS_AN_HOUR if seconds > 0 else self._hours_before
+        return int(hours * 1e7) / 1e7
 
     def leave_out(self, pause_seconds: float, moment: float) -> float:
         """Leave a pause out that ends at `moment`; returns how much of it was left out.

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
-import typer
-
-from holdfast.records import nonfinite_names
-
-__all__ = ["ago", "as_bytes", "as_duration", "print_json"]
+__all__ = ["ago", "as_bytes", "as_duration"]
 
 
 def as_duration(seconds: float | None) -> str:
@@ -39,18 +32,3 @@ def as_bytes(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
-
-
-def print_json(answer: dict[str, Any]) -> None:
-    """One object for machines; NaN and infinities are null, with their names beside."""
-    nonfinite = nonfinite_names(answer)
-    content = _without_nonfinite(answer) | ({"nonfinite": nonfinite} if nonfinite else {})
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
-
-
-def _without_nonfinite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nonfinite(child) for key, child in value.items()}
-    if isinstance(value, list):
-        return [_without_nonfinite(child) for child in value]
-    return None if isinstance(value, float) and nonfinite_names(value) else value

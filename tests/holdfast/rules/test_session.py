@@ -1,0 +1,493 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from holdfast.records import (
+    AnswerRecord,
+    AnswersRecovered,
+    AttemptEnded,
+    AttemptStarted,
+    CheckpointHashed,
+    CheckpointMetadata,
+    CheckpointRecorded,
+    CheckpointSetAside,
+    ConfigContinued,
+    ConnectionFailed,
+    DamageFound,
+    MetricsSnapshot,
+    Paused,
+    RefusedCheckpoint,
+    ReplayDiffered,
+    ResumeChosen,
+    SessionFile,
+    SessionStarted,
+    TargetChanged,
+    TrainingSession,
+    decode,
+    encode,
+)
+from holdfast.rules.history import canonical_indices
+from holdfast.rules.session import HISTORY_LENGTH, begin_session, take_answer, take_event, take_metrics
+from holdfast.rules.summary import goodput_seconds, progress_summary
+from holdfast.rules.trends import moved_average
+
+BEGINNING = SessionStarted(
+    timestamp=1000.0, attempt=1, session_id="training_1", config={"lr": 0.1}, config_hash="abc", total_steps=100
+)
+
+
+def line(
+    step: int, loss: float = 2.0, *, attempt: int = 1, hours: float = 0.0, at: float = 1000.0
+) -> MetricsSnapshot:
+    return MetricsSnapshot(
+        attempt=attempt,
+        step=step,
+        timestamp=at,
+        wall_clock_hours=hours,
+        loss=loss,
+        loss_components={"kd": loss},
+        learning_rate=0.1,
+        samples_processed=8 * step,
+        tokens_processed=100 * step,
+    )
+
+
+def started(attempt: int = 1, *, at: float = 1000.0, hours: float = 0.0) -> AttemptStarted:
+    return AttemptStarted(
+        timestamp=at, attempt=attempt, host="box", pid=7, git_commit="c0ffee", wall_clock_hours=hours
+    )
+
+
+def recorded(step: int, *, path: str | None = None, attempt: int = 1, seconds: float = 0.0, **more: Any) -> Any:
+    metadata = CheckpointMetadata(
+        checkpoint_step=step,
+        checkpoint_path=path or f"checkpoint_{step}.pt",
+        created_at=1000.0,
+        metrics=None,
+        dataset_position=8 * step,
+        recovery_tags=["periodic"],
+        attempt=attempt,
+        **({"num_bytes": 5, "sha256": "5a"} | more),
+    )
+    return CheckpointRecorded(timestamp=1000.0, attempt=attempt, checkpoint=metadata, seconds=seconds)
+
+
+def session_of(*records: Any) -> TrainingSession:
+    session = begin_session(BEGINNING)
+    for record in records:
+        take(session, record)
+    return session
+
+
+def take(session: TrainingSession, record: Any) -> None:
+    taker: Callable[[TrainingSession, Any], None] = take_event
+    if isinstance(record, MetricsSnapshot):
+        taker = take_metrics
+    elif isinstance(record, AnswerRecord):
+        taker = take_answer
+    taker(session, record)
+
+
+def answer(cost: float = 0.5, *, attempt: int = 1) -> AnswerRecord:
+    return AnswerRecord(
+        timestamp=1234.0, session_id="training_1", attempt=attempt, prompt_hash="a1", cost=cost, response={}
+    )
+
+
+def as_bytes(session: TrainingSession) -> bytes:
+    """All of a session, NaN and infinities told apart."""
+    return msgspec.json.encode(session) + repr([each.loss for each in session.metrics_history]).encode()
+
+
+def test_a_session_begins_with_what_its_first_event_says():
+    session = session_of()
+
+    assert ("training_1", 1000.0, {"lr": 0.1}, "abc", 100) == (
+        session.session_id,
+        session.start_time,
+        session.config,
+        session.config_hash,
+        session.total_steps_target,
+    )
+    assert (0, None, [], None) == (
+        session.steps_completed,
+        session.moving_avg_loss,
+        session.metrics_history,
+        session.last_checkpoint_step,
+    )
+
+
+def test_the_beginning_read_again_changes_nothing():
+    assert as_bytes(session_of()) == as_bytes(session_of(BEGINNING))
+
+
+def test_an_update_moves_all_counts():
+    session = session_of(started(), line(1, 4.0), line(2, 3.0, hours=0.5, at=1100.0))
+
+    assert (2, 16, 200, 0.5) == (
+        session.steps_completed,
+        session.samples_processed,
+        session.tokens_processed,
+        session.wall_clock_hours,
+    )
+    assert [1, 2] == [each.step for each in session.metrics_history]
+    assert moved_average(4.0, 3.0) == session.moving_avg_loss
+    attempt = session.attempts[0]
+    assert (1, 2, 1100.0) == (attempt.first_step, attempt.last_step, attempt.last_seen)
+
+
+def test_only_the_last_thousand_updates_are_kept():
+    session = session_of(*(line(step) for step in range(1, 1501)))
+
+    assert 1000 == HISTORY_LENGTH == len(session.metrics_history)
+    assert (501, 1500) == (session.metrics_history[0].step, session.metrics_history[-1].step)
+
+
+def test_a_step_computed_again_supersedes_what_is_at_or_beyond_it():
+    session = session_of(
+        *(line(step, float(step)) for step in (1, 2, 3, 4)),
+        *(line(step, 10.0 * step, attempt=2) for step in (3, 4, 5)),
+    )
+
+    assert [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0), (5, 50.0)] == [
+        (each.step, each.loss) for each in session.metrics_history
+    ]
+    assert (5, 5, 2) == (session.steps_completed, session.highest_step, session.steps_recomputed)
+
+
+def test_the_moving_average_goes_back_with_the_history():
+    session = session_of(line(1, 4.0), line(2, 3.0), line(3, 1e9), line(3, 2.0, attempt=2))
+
+    assert moved_average(moved_average(4.0, 3.0), 2.0) == session.moving_avg_loss
+
+
+def test_going_back_behind_the_kept_history_begins_a_new_one():
+    session = session_of(*(line(step) for step in range(1, 1501)), line(200, 7.0, attempt=2))
+
+    assert [200] == [each.step for each in session.metrics_history]
+    assert (200, 7.0, 1) == (session.steps_completed, session.moving_avg_loss, session.steps_recomputed)
+
+
+def test_a_first_step_numbered_zero_is_fine():
+    session = session_of(line(0), line(1), line(0, attempt=2), line(1, attempt=2))
+
+    assert [0, 1] == [each.step for each in session.metrics_history]
+    assert 1 == session.steps_completed
+
+
+def test_updates_that_skip_steps_count_them_all_as_recomputed():
+    session = session_of(line(10), line(20), line(30), line(20, attempt=2), line(30, attempt=2), line(40, attempt=2))
+
+    assert 20 == session.steps_recomputed
+
+
+def test_an_attempt_that_has_a_successor_and_no_end_has_crashed():
+    session = session_of(started(1), line(1), started(2, at=2000.0))
+
+    assert ["crashed", "running"] == [attempt.how for attempt in session.attempts]
+
+
+def test_an_attempt_ends_as_it_says():
+    ended = AttemptEnded(timestamp=1500.0, attempt=1, how="raised", error="ValueError: no", wall_clock_hours=0.25)
+    session = session_of(started(1), ended, started(2, at=2000.0))
+
+    first = session.attempts[0]
+    assert ("raised", "ValueError: no", 1500.0) == (first.how, first.error, first.end)
+    assert 0.25 == session.wall_clock_hours
+
+
+def test_an_attempt_whose_start_was_lost_is_known_by_its_lines():
+    session = session_of(line(1, at=1100.0), answer())
+
+    attempt = session.attempts[0]
+    assert (1, None, 1234.0, "running") == (attempt.attempt, attempt.start, attempt.last_seen, attempt.how)
+
+
+def test_attempts_stand_in_order_however_they_arrive():
+    session = session_of(
+        line(5, attempt=3), line(6, attempt=3), started(1), started(2), started(3), answer(attempt=2)
+    )
+
+    assert [1, 2, 3] == [attempt.attempt for attempt in session.attempts]
+    assert ["crashed", "crashed", "running"] == [attempt.how for attempt in session.attempts]
+
+
+@pytest.mark.parametrize(
+    "event, expected",
+    [
+        pytest.param(
+            TargetChanged(timestamp=1.0, attempt=1, total_steps=500), {"total_steps_target": 500}, id="target"
+        ),
+        pytest.param(
+            ConfigContinued(timestamp=1.0, attempt=1, config={"lr": 1}, config_hash="d", changed=["lr"]),
+            {"config": {"lr": 1}, "config_hash": "d"},
+            id="config-continued",
+        ),
+        pytest.param(
+            ConnectionFailed(timestamp=1.0, attempt=1, retry_count=3, error="refused"),
+            {"connection_failures": 1, "connection_retries": 3},
+            id="connection-failed",
+        ),
+        pytest.param(
+            Paused(timestamp=77.0, attempt=1, seconds=60.0),
+            {"pause_times": [77.0], "total_pause_duration": 60.0},
+            id="paused",
+        ),
+        pytest.param(
+            AnswersRecovered(timestamp=1.0, attempt=1, count=4), {"api_responses_recovered": 4}, id="recovered"
+        ),
+        pytest.param(
+            ReplayDiffered(timestamp=1.0, attempt=1, step=9, loss_before=1.0, loss_now=2.0),
+            {"replay_differed_at": 9},
+            id="replay-differed",
+        ),
+        pytest.param(
+            DamageFound(timestamp=1.0, attempt=1, file="f", offset=0, num_bytes=1, reason="r", moved_to="m"),
+            {"damage_found": 1},
+            id="damage-found",
+        ),
+        pytest.param(
+            ResumeChosen(timestamp=1.0, attempt=1, step=5, checkpoint_path="c", skipped=[]), {}, id="resume-chosen"
+        ),
+    ],
+)
+def test_an_event_changes_what_it_is_about_and_nothing_else(event, expected):
+    session = session_of(started(), event)
+    before = session_of(started())
+
+    fields = set(TrainingSession.__struct_fields__) - {"attempts", "goodput"}
+    assert expected == {
+        name: getattr(session, name) for name in fields if getattr(session, name) != getattr(before, name)
+    }
+
+
+def test_the_first_step_that_differed_is_remembered():
+    differed = [ReplayDiffered(timestamp=1.0, attempt=2, step=step, loss_before=1.0, loss_now=2.0) for step in (7, 3)]
+
+    assert 7 == session_of(*differed).replay_differed_at
+
+
+def test_answers_are_counted_with_their_cost():
+    session = session_of(answer(0.5), answer(0.25))
+
+    assert (2, 0.75) == (session.api_responses_saved, session.api_cost)
+
+
+def test_checkpoints_are_known_by_step():
+    session = session_of(recorded(5), recorded(10))
+
+    assert [5, 10] == list(session.checkpoints)
+    assert 10 == session.last_checkpoint_step
+
+
+def test_a_file_written_over_holds_the_newest_checkpoint_only():
+    session = session_of(recorded(5, path="last.pt"), recorded(10, path="last.pt"))
+
+    assert [10] == list(session.checkpoints)
+
+
+def test_a_digest_computed_later_makes_a_checkpoint_verifiable():
+    hashed = CheckpointHashed(
+        timestamp=1.0, attempt=1, step=5, checkpoint_path="checkpoint_5.pt", num_bytes=9, sha256="d1", files=None
+    )
+    session = session_of(recorded(5, sha256=None), hashed)
+
+    assert session.checkpoints[5].is_verifiable
+    assert (9, "d1") == (session.checkpoints[5].num_bytes, session.checkpoints[5].sha256)
+
+
+@pytest.mark.parametrize(
+    "step, path",
+    [pytest.param(6, "checkpoint_5.pt", id="another-step"), pytest.param(5, "old.pt", id="another-path")],
+)
+def test_news_of_a_checkpoint_that_is_not_known_any_more_are_passed_over(step, path):
+    hashed = CheckpointHashed(
+        timestamp=1.0, attempt=1, step=step, checkpoint_path=path, num_bytes=9, sha256="d1", files=None
+    )
+    aside = CheckpointSetAside(
+        timestamp=1.0, attempt=1, step=step, checkpoint_path=path, reason="rotten", moved_to=None
+    )
+
+    assert as_bytes(session_of(recorded(5))) == as_bytes(session_of(recorded(5), hashed, aside))
+
+
+def test_a_checkpoint_set_aside_is_not_offered_and_not_forgotten():
+    aside = CheckpointSetAside(
+        timestamp=1.0, attempt=1, step=10, checkpoint_path="checkpoint_10.pt", reason="rotten", moved_to="x"
+    )
+    session = session_of(recorded(5), recorded(10), aside)
+
+    assert ([5], 5) == (list(session.checkpoints), session.last_checkpoint_step)
+    assert [
+        RefusedCheckpoint(checkpoint_step=10, checkpoint_path="checkpoint_10.pt", reason="rotten")
+    ] == session.checkpoints_set_aside
+
+
+def test_wall_time_is_booked_to_what_it_went_into():
+    session = session_of(
+        started(1, at=0.0),
+        line(1, hours=0.5, at=1800.0),
+        line(2, hours=1.0, at=3600.0),
+        recorded(2, seconds=360.0),
+        line(3, hours=1.5, at=5400.0),
+        Paused(timestamp=6000.0, attempt=1, seconds=600.0),
+        started(2, at=9000.0, hours=1.5),
+        line(3, attempt=2, hours=1.75, at=9900.0),
+        line(4, attempt=2, hours=2.0, at=10800.0),
+    )
+
+    assert {
+        "productive": pytest.approx(1800.0 + 1800.0 - 360.0 + 900.0),
+        "recomputed": 0.0,
+        "checkpointing": 360.0,
+        "paused": 600.0,
+        "down": 3000.0,
+        "starting": pytest.approx(1800.0 + 900.0),
+        "goodput_fraction": pytest.approx(4140.0 / 10800.0),
+    } == goodput_seconds(session)
+
+
+def test_steps_computed_again_are_no_productive_time():
+    session = session_of(
+        started(1),
+        *(line(step, hours=step / 10) for step in range(1, 6)),
+        started(2, hours=0.5),
+        *(line(step, attempt=2, hours=0.5 + (step - 2) / 10) for step in range(3, 8)),
+    )
+
+    seconds = goodput_seconds(session)
+    assert pytest.approx(360.0 * 4 + 360.0 * 2) == seconds["productive"]
+    assert pytest.approx(360.0 * 2) == seconds["recomputed"]
+    assert 3 == session.steps_recomputed
+
+
+def test_downtime_and_start_up_do_not_distort_the_estimate():
+    records: list[Any] = [started(1, at=0.0)]
+    records += [line(step, hours=step * 10 / 3600, at=step * 10.0) for step in range(1, 51)]
+    # Down for a day, then 10 minutes of start-up until the first step is done.
+    hours = 500 / 3600
+    records.append(started(2, at=86_900.0, hours=hours))
+    records += [
+        line(step, attempt=2, hours=hours + (590 + (step - 50) * 10) / 3600, at=87_500.0 + (step - 50) * 10)
+        for step in range(51, 61)
+    ]
+    summary = progress_summary(session_of(*records), now=0.0, wall_clock_hours=0.0)
+
+    assert 40 * 10 / 3600 == pytest.approx(summary["estimated_remaining_hours"], rel=0.001)
+
+
+steps_between = st.integers(1, 3)
+losses = st.floats(allow_nan=True, allow_infinity=True) | st.floats(0.0, 10.0)
+
+
+@st.composite
+def lives(draw: st.DrawFn) -> list[Any]:
+    """What the attempts of one run wrote, in the order in which they wrote it."""
+    records: list[Any] = []
+    hours, now, resume_from = 0.0, 1000.0, 0
+    for attempt in range(1, draw(st.integers(1, 3)) + 1):
+        now += draw(st.sampled_from([0.0, 60.0, 1e5]))
+        records.append(started(attempt, at=now, hours=hours))
+        step = draw(st.integers(0, resume_from))
+        for _ in range(draw(st.integers(0, 12))):
+            seconds = draw(st.sampled_from([0.1, 1 / 3, 7.0, 1e4]))
+            now, hours = now + seconds, round(hours + seconds / 3600, 7)
+            records.append(draw_record(draw, attempt, step, hours, now))
+            if isinstance(records[-1], MetricsSnapshot):
+                step = records[-1].step
+        resume_from = step
+        if draw(st.booleans()):
+            records.append(
+                AttemptEnded(timestamp=now, attempt=attempt, how="raised", error="E", wall_clock_hours=hours)
+            )
+    return records
+
+
+def draw_record(draw: st.DrawFn, attempt: int, step: int, hours: float, now: float) -> Any:
+    kind = draw(st.sampled_from(["line"] * 6 + ["checkpoint", "pause", "failure", "answer", "recovered", "aside"]))
+    if kind == "checkpoint":
+        return recorded(step, attempt=attempt, seconds=draw(st.sampled_from([0.1, 0.7, 3.3])))
+    if kind == "aside":
+        return CheckpointSetAside(
+            timestamp=now,
+            attempt=attempt,
+            step=step,
+            checkpoint_path=f"checkpoint_{step}.pt",
+            reason="rotten",
+            moved_to=None,
+        )
+    if kind == "pause":
+        return Paused(timestamp=now, attempt=attempt, seconds=draw(st.sampled_from([0.1, 0.2, 60.0])))
+    if kind == "failure":
+        return ConnectionFailed(timestamp=now, attempt=attempt, retry_count=2, error="refused")
+    if kind == "answer":
+        return answer(draw(st.sampled_from([0.1, 0.2, 0.003])), attempt=attempt)
+    if kind == "recovered":
+        return AnswersRecovered(timestamp=now, attempt=attempt, count=3)
+    return line(max(0, step + draw(st.integers(-2, 3))), draw(losses), attempt=attempt, hours=hours, at=now)
+
+
+def journals_in_turn(records: list[Any]) -> list[Any]:
+    """The same records as they are read back: all events, all updates, all answers."""
+    updates = [each for each in records if isinstance(each, MetricsSnapshot)]
+    answers = [each for each in records if isinstance(each, AnswerRecord)]
+    return [each for each in records if each not in updates and each not in answers] + updates + answers
+
+
+def through_the_disk(session: TrainingSession) -> TrainingSession:
+    fields = {name: getattr(session, name) for name in TrainingSession.__struct_fields__}
+    snapshot = decode(encode(SessionFile(saved_at=0.0, journals={}, **fields)), msgspec.json.Decoder(SessionFile))
+    return TrainingSession(**{name: getattr(snapshot, name) for name in TrainingSession.__struct_fields__})
+
+
+def with_names(records: list[Any]) -> list[Any]:
+    """Lines as the tracker writes them: what JSON cannot hold is named beside."""
+    return [
+        msgspec.structs.replace(each, nonfinite={"loss": repr(each.loss), "loss_components.kd": repr(each.loss)})
+        if isinstance(each, MetricsSnapshot) and not math.isfinite(each.loss)
+        else each
+        for each in records
+    ]
+
+
+@settings(deadline=None, max_examples=80)
+@given(lives())
+def test_a_session_read_from_its_journals_is_the_one_that_was_lived(records):
+    assert as_bytes(session_of(*records)) == as_bytes(session_of(*journals_in_turn(records)))
+
+
+@settings(deadline=None, max_examples=80)
+@given(lives(), st.data())
+def test_a_snapshot_and_the_tails_behind_it_say_the_same_as_all(records, data):
+    records = with_names(records)
+    cut = data.draw(st.integers(0, len(records)))
+    restored = through_the_disk(session_of(*records[:cut]))
+    for record in journals_in_turn(records[cut:]):
+        take(restored, record)
+
+    assert as_bytes(session_of(*records)) == as_bytes(restored)
+
+
+@settings(deadline=None, max_examples=40)
+@given(lives())
+def test_the_kept_history_is_the_canonical_one(records):
+    updates = [each for each in records if isinstance(each, MetricsSnapshot)]
+    canonical = [updates[index].step for index in canonical_indices([each.step for each in updates])]
+
+    assert canonical == [each.step for each in session_of(*records).metrics_history]
+
+
+@settings(deadline=None, max_examples=40)
+@given(lives())
+def test_no_part_of_the_wall_time_is_negative(records):
+    seconds = goodput_seconds(session_of(*records))
+
+    assert all(each >= 0.0 for each in seconds.values())
+    assert seconds["goodput_fraction"] <= 1.0

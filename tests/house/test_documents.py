@@ -1,0 +1,137 @@
+"""The documents are true: their Python runs, their links lead somewhere, their bytes are the library's."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import msgspec
+import pytest
+
+from holdfast.records import AnswerRecord, Event, Manifest, MetricsSnapshot, decode, encode
+from holdfast.sealed import is_whole
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+FORMAT = ROOT / "docs" / "FORMAT.md"
+
+FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<content>.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\((?P<target>[^)\s]+)\)")
+HEADING = re.compile(r"^#{1,6}\s+(?P<text>.+?)\s*$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A piece of Python in a document, with those before it that it goes on from."""
+
+    path: Path
+    line: int
+    parts: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.path.name}:{self.line}"
+
+
+def python_blocks(path: Path) -> list[Block]:
+    """Each block stands alone, save those opened with ```python continued."""
+    text = path.read_text()
+    blocks: list[Block] = []
+    for fence in FENCE.finditer(text):
+        words = fence["info"].split()
+        if words[:1] != ["python"]:
+            continue
+        before = blocks[-1].parts if words[1:] == ["continued"] else ()
+        blocks.append(Block(path, text.count("\n", 0, fence.start()) + 1, (*before, fence["content"])))
+    return blocks
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a document's headings, spelled as GitHub spells them."""
+    found: dict[str, int] = {}
+    names = set()
+    for heading in HEADING.finditer(FENCE.sub("", path.read_text())):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading["text"]).replace("`", "")
+        name = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+        number = found.get(name, 0)
+        found[name] = number + 1
+        names.add(f"{name}-{number}" if number else name)
+    return names
+
+
+def broken_links(path: Path) -> list[str]:
+    broken = []
+    for link in LINK.finditer(FENCE.sub("", path.read_text())):
+        target, _, anchor = link["target"].partition("#")
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        file = (path.parent / target).resolve() if target else path
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(link["target"])
+    return broken
+
+
+def sealed_lines(path: Path) -> list[bytes]:
+    fences = [fence["content"] for fence in FENCE.finditer(path.read_text()) if fence["info"].strip() == "json"]
+    lines = [line.encode() for content in fences for line in content.splitlines(keepends=True)]
+    return [line for line in lines if b',"crc":"' in line]
+
+
+@pytest.mark.parametrize("block", [block for path in DOCUMENTS for block in python_blocks(path)], ids=str)
+def test_a_block_of_python_runs(
+    block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if any(re.search(r"^\s*(import|from) torch\b", part, re.MULTILINE) for part in block.parts):
+        pytest.importorskip("torch")
+    module = ModuleType("document")
+    # Classes defined in the block look their module up by name.
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    for part in block.parts:
+        exec(compile(part, str(block), "exec"), module.__dict__)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_somewhere(path: Path) -> None:
+    assert [] == broken_links(path)
+
+
+def test_the_worked_example_is_what_the_library_seals() -> None:
+    example = b'{"v":1,"step":7,"loss":2.5,"crc":"251c13ec"}\n'
+
+    assert example in sealed_lines(FORMAT)
+    assert example == encode({"v": 1, "step": 7, "loss": 2.5})
+
+
+def test_every_line_of_the_format_page_has_a_good_seal() -> None:
+    lines = sealed_lines(FORMAT)
+
+    assert len(lines) > 15
+    assert [] == [line for line in lines if not is_whole(line)]
+
+
+@pytest.mark.parametrize("kind", [MetricsSnapshot, AnswerRecord, Manifest], ids=lambda kind: kind.__name__)
+def test_a_line_of_the_format_page_is_what_the_library_writes(kind: type) -> None:
+    decoder = msgspec.json.Decoder(kind)
+    num_read = 0
+    for line in sealed_lines(FORMAT):
+        try:
+            record = decode(line, decoder)
+        except msgspec.ValidationError:
+            continue
+        num_read += 1
+        assert line == encode(record)
+
+    assert num_read
+
+
+def test_the_format_page_shows_every_kind_of_event() -> None:
+    decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+    lines = [line for line in sealed_lines(FORMAT) if line.startswith(b'{"event":')]
+    events = [decode(line, decoder) for line in lines]
+
+    assert lines == [encode(event) for event in events]
+    assert set(Event.__args__) == {type(event) for event in events}
