@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from holdfast.checkpoints import is_damaged, move_aside, problem_with, size_of
+from holdfast.checkpoints import is_damaged, move_aside, problem_with
 from holdfast.clock import SYSTEM_CLOCK, Clock
 from holdfast.disk.files import REAL_DISK, Disk
 from holdfast.disk.journal import Journal, mend
@@ -60,9 +60,6 @@ def _damaged_checkpoints(folder: RunFolder, session: TrainingSession, clock: Clo
     for step, checkpoint in sorted(session.checkpoints.items()):
         problem = problem_with(checkpoint, folder)
         if problem is None or not is_damaged(checkpoint, folder):
-            continue
-        if checkpoint.sha256 is None and checkpoint.num_bytes == size_of(folder.find(checkpoint.checkpoint_path)):
-            # Nothing can be held against it; that is no damage.
             continue
         moved_to = move_aside(checkpoint, folder, disk=disk)
         if moved_to is None:

@@ -363,6 +363,8 @@ class ProgressTracker:
         seconds = _amount(duration, "duration", unit="seconds")
         with self._lock:
             self._require_open()
+            # Updates from before the pause are timed before it; the device has had the pause to finish.
+            self._waiting.write_all()
             left_out = self._stopwatch.leave_out(seconds, self._clock.steady())
             self._throughput.shift(left_out)
             self._writer.keep(Paused(**self._writer.stamp(), seconds=seconds))

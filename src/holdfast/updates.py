@@ -9,6 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from holdfast.errors import InvalidMetric
 from holdfast.scalars import PendingScalar, as_float, is_on_device, start_copy
 
 __all__ = ["Measured", "Update", "WaitingUpdates", "measured_at_once"]
@@ -86,12 +87,17 @@ class _Copies:
         )
 
 
-def measured_at_once(loss: Any, components: Mapping[str, Any], learning_rate: Any) -> Measured | None:
+def measured_at_once(loss: Any, components: Any, learning_rate: Any) -> Measured | None:
     """The numbers as floats, or None where reading one would make the host wait for a device.
 
     Raises:
-        InvalidMetric: one is no number.
+        InvalidMetric: one is no number, or `components` no mapping of names to numbers.
     """
+    if not isinstance(components, Mapping):
+        raise InvalidMetric(
+            f"loss_components must be a mapping, got {type(components).__name__}.",
+            hint="Pass {} where there are none.",
+        )
     if type(loss) is float and type(learning_rate) is float:
         copied = dict(components)
         for value in copied.values():

@@ -106,3 +106,8 @@ def test_what_cannot_be_kept_is_refused_before_it_waits(waiting, device):
         waiting.add(update(1), device.tensor(2.5), {}, "fast")
 
     assert 0 == len(waiting)
+
+
+def test_components_that_are_no_mapping_are_refused_in_words() -> None:
+    with pytest.raises(InvalidMetric, match="loss_components must be a mapping, got NoneType"):
+        measured_at_once(1.0, None, 0.1)

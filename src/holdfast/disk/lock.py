@@ -148,6 +148,8 @@ def _read_holder(path: Path) -> Holder:
 
 def abandon_all() -> None:
     """Let go of every run of this process without a word, as a forked child must."""
+    # Another thread of the parent may have held it at the fork.
+    WriterLock._guard = threading.Lock()
     while WriterLock._held:
         WriterLock._held.popitem()[1]._abandon()
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,3 +135,25 @@ def test_a_tree_is_synced_file_by_file(tmp_path: Path) -> None:
     # Two files and two folders.
     assert 4 == disk.num_operations
     sync_tree(run / "b", REAL_DISK)
+
+
+def test_a_large_piece_is_digested_beside_the_writing(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 8192
+
+    def fill(file: Any) -> None:
+        assert file.writable()
+        file.write(b"small")
+        file.write(content)
+
+    written = write_whole(tmp_path / "file", fill)
+
+    assert b"small" + content == written.path.read_bytes()
+    assert hashlib.sha256(b"small" + content).hexdigest() == written.sha256
+
+
+def test_a_folder_that_its_filler_takes_away_is_no_second_error(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="gave up"), write_whole_folder(tmp_path / "model") as partial:
+        partial.rmdir()
+        raise RuntimeError("gave up")
+
+    assert [] == list(tmp_path.iterdir())
