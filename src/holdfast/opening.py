@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from holdfast.disk.journal import Damage, Journal, mend
 from holdfast.disk.lock import WriterLock
 from holdfast.disk.patient import PatientJournal
 from holdfast.disk.run_folder import RunFolder
-from holdfast.errors import ConfigChanged, ConfigError
+from holdfast.errors import ConfigChanged, ConfigError, InvalidMetric
 from holdfast.reader import RunState, read_run
 from holdfast.records import (
     AttemptStarted,
@@ -35,8 +37,9 @@ from holdfast.records import (
     TrainingSession,
     encode,
 )
-from holdfast.rules.identity import changed_keys
+from holdfast.rules.identity import canonical_config, changed_keys, config_hash
 from holdfast.rules.session import take_event
+from holdfast.scalars import as_int
 
 __all__ = ["Identity", "OpenRun", "open_run"]
 
@@ -59,6 +62,40 @@ class Identity:
     """`archive`: set the old session aside and begin anew; `continue`; or `error`."""
     is_fresh: bool
     """Begin anew even where the config is the same."""
+
+    @classmethod
+    def of(
+        cls,
+        config: Any,
+        total_steps: Any,
+        *,
+        session_id: str | None,
+        on_config_change: str,
+        is_fresh: bool,
+    ) -> Identity:
+        """What a caller's arguments mean.
+
+        Raises:
+            ConfigError: `config` is no mapping, or `total_steps` no whole number.
+        """
+        if not isinstance(config, Mapping):
+            raise ConfigError(
+                f"A config must be a mapping, got {type(config).__name__}.",
+                hint="Pass a dict, such as a YAML mapping.",
+            )
+        try:
+            num_steps = as_int(total_steps, "total_steps")
+        except InvalidMetric as error:
+            raise ConfigError(error.message, hint="Set the number of optimizer steps to train.") from error
+        canonical = canonical_config(config)
+        return cls(
+            session_id=session_id or f"training_{secrets.token_hex(6)}",
+            config=canonical,
+            config_hash=config_hash(canonical),
+            total_steps=num_steps,
+            on_config_change=on_config_change,
+            is_fresh=is_fresh,
+        )
 
 
 @dataclass(slots=True, kw_only=True)

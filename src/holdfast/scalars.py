@@ -7,13 +7,14 @@ the number is read once the copy has arrived.
 
 from __future__ import annotations
 
+import math
 import operator
 import sys
 from typing import Any, Protocol
 
 from holdfast.errors import InvalidMetric
 
-__all__ = ["PendingScalar", "as_float", "as_int", "is_on_device", "start_copy"]
+__all__ = ["PendingScalar", "as_amount", "as_float", "as_int", "is_on_device", "start_copy"]
 
 
 _LARGEST_INT = 2**63 - 1
@@ -68,6 +69,18 @@ def as_int(value: Any, name: str) -> int:
             f"{name} must be a whole number of at least 0, got {_describe(value)}.", hint="Pass an int."
         )
     return number
+
+
+def as_amount(value: Any, name: str, *, unit: str) -> float:
+    """A number that sums can be made of: finite and not negative.
+
+    Raises:
+        InvalidMetric: it is not.
+    """
+    amount = as_float(value, name)
+    if not 0 <= amount < math.inf:
+        raise InvalidMetric(f"{name} must be a finite number of at least 0, got {amount}.", hint=f"Pass {unit}.")
+    return amount
 
 
 def is_on_device(value: Any) -> bool:

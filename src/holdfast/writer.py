@@ -56,6 +56,12 @@ class RunWriter:
         self._lines_at_session_file = -1
 
     @property
+    def newest_update(self) -> MetricsSnapshot | None:
+        """The last of the canonical history."""
+        history = self.session.metrics_history
+        return history[-1] if history else None
+
+    @property
     def num_waiting(self) -> int:
         """Lines that wait for a full disk."""
         return sum(each.num_waiting for each in self.run.journals())

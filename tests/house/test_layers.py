@@ -15,12 +15,25 @@ ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "src" / "holdfast"
 MODULES = sorted(SOURCES.rglob("*.py"))
 
+PARTS_OF_THE_TRACKER = {
+    "checkpoint_records",
+    "digests",
+    "heartbeat",
+    "metrics",
+    "opening",
+    "repairing",
+    "snapshots",
+    "tracker",
+    "updates",
+    "writer",
+}
+
 LAYERS = [
     {"errors", "clock", "sealed", "wording"},
     {"records", "scalars"},
     {"disk", "rules"},
     {"checkpoints", "responses", "reader"},
-    {"digests", "heartbeat", "opening", "repairing", "snapshots", "tracker", "updates", "writer"},
+    PARTS_OF_THE_TRACKER,
     {"context"},
     {"holdfast"},
     {"teacher", "pytorch", "dashboard", "sinks"},
@@ -29,7 +42,7 @@ LAYERS = [
 ]
 """From the ground up; a unit is a module, or a package with all that is in it. `holdfast` is the public face."""
 
-KNOW_EACH_OTHER = {"digests", "heartbeat", "opening", "repairing", "snapshots", "tracker", "updates", "writer"}
+KNOW_EACH_OTHER = PARTS_OF_THE_TRACKER
 """One layer whose units are parts of one thing."""
 
 MAY_USE_OF_THE_LAYER_BELOW = {

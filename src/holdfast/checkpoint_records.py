@@ -1,0 +1,156 @@
+"""Acknowledge checkpoints, and offer the newest whole one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from holdfast.checkpoints import Choice, digest_of, is_damaged, make_durable, move_aside, size_of
+from holdfast.clock import Clock
+from holdfast.digests import BackgroundDigests
+from holdfast.disk.atomic import WholeFile
+from holdfast.disk.files import Disk
+from holdfast.records import (
+    CheckpointHashed,
+    CheckpointMetadata,
+    CheckpointRecorded,
+    CheckpointSetAside,
+    ResumeChosen,
+)
+from holdfast.scalars import as_int
+from holdfast.writer import RunWriter
+
+__all__ = ["CheckpointRecorder"]
+
+log = logging.getLogger("holdfast")
+
+
+class CheckpointRecorder:
+    """Keeps the manifest. Not thread-safe: its owner locks, save around `described`, which takes long."""
+
+    def __init__(self, writer: RunWriter, *, large_checkpoint_bytes: int, clock: Clock, disk: Disk) -> None:
+        self._writer = writer
+        self._large_checkpoint_bytes = large_checkpoint_bytes
+        self._clock = clock
+        self._disk = disk
+        self._digests = BackgroundDigests(writer.run.folder)
+
+    def described(
+        self,
+        step: int,
+        checkpoint_path: str | Path,
+        dataset_position: int,
+        recovery_tags: Iterable[str] | None,
+        written: WholeFile | None,
+    ) -> CheckpointMetadata:
+        """What the manifest will say of a checkpoint, which is durable when this returns."""
+        path = Path(checkpoint_path)
+        is_remote = _is_remote(str(checkpoint_path))
+        checkpoint = CheckpointMetadata(
+            checkpoint_step=as_int(step, "step"),
+            checkpoint_path=str(checkpoint_path) if is_remote else self._writer.run.folder.spell(path),
+            created_at=self._clock.now(),
+            metrics=None,
+            dataset_position=as_int(dataset_position, "dataset_position"),
+            recovery_tags=_tags(recovery_tags),
+            attempt=self._writer.run.attempt,
+        )
+        if written is not None:
+            return msgspec.structs.replace(checkpoint, num_bytes=written.num_bytes, sha256=written.sha256)
+        if is_remote or not path.exists():
+            log.warning("%s is not there now: it is recorded, but cannot be verified.", checkpoint_path)
+            return checkpoint
+        make_durable(path, disk=self._disk)
+        num_bytes = size_of(path)
+        if num_bytes >= self._large_checkpoint_bytes:
+            return msgspec.structs.replace(checkpoint, num_bytes=num_bytes)
+        digest = digest_of(path)
+        return msgspec.structs.replace(
+            checkpoint, num_bytes=digest.num_bytes, sha256=digest.sha256, files=digest.files
+        )
+
+    def record(self, checkpoint: CheckpointMetadata, *, seconds: float) -> CheckpointMetadata:
+        """Name a durable checkpoint in the journal and the manifest, with the newest update beside it."""
+        checkpoint = msgspec.structs.replace(checkpoint, metrics=self._writer.newest_update)
+        event = CheckpointRecorded(**self._writer.stamp(), checkpoint=checkpoint, seconds=seconds)
+        self._writer.keep_durably(event)
+        self._writer.write_manifest()
+        if checkpoint.num_bytes is not None and checkpoint.sha256 is None:
+            self._digests.start(checkpoint)
+        return checkpoint
+
+    def offer(self, choice: Choice) -> CheckpointMetadata:
+        """Set aside what was refused, and give the chosen one with its absolute path."""
+        chosen = choice.checkpoint
+        if chosen.num_bytes is None:
+            log.warning("%s was never verified; nothing better was recorded.", chosen.checkpoint_path)
+        elif chosen.sha256 is None:
+            self._digests.start(chosen)
+        for checkpoint, reason in choice.refused:
+            self._set_aside(checkpoint, reason)
+        self._writer.keep(
+            ResumeChosen(
+                **self._writer.stamp(),
+                step=chosen.checkpoint_step,
+                checkpoint_path=chosen.checkpoint_path,
+                skipped=[each.checkpoint_path for each, _ in choice.refused],
+            )
+        )
+        if _is_remote(chosen.checkpoint_path):
+            return chosen
+        path = self._writer.run.folder.find(chosen.checkpoint_path)
+        return msgspec.structs.replace(chosen, checkpoint_path=str(path))
+
+    def keep_digests(self, *, wait: bool) -> None:
+        """Tell the manifest what was digested behind the training."""
+        if wait:
+            self._digests.wait()
+        finished = self._digests.finished()
+        for checkpoint, digest in finished:
+            self._writer.keep_durably(
+                CheckpointHashed(
+                    **self._writer.stamp(),
+                    step=checkpoint.checkpoint_step,
+                    checkpoint_path=checkpoint.checkpoint_path,
+                    num_bytes=digest.num_bytes,
+                    sha256=digest.sha256,
+                    files=digest.files,
+                )
+            )
+        if finished:
+            self._writer.write_manifest()
+
+    def close(self) -> None:
+        """End the thread that digests."""
+        self._digests.close()
+
+    def _set_aside(self, checkpoint: CheckpointMetadata, reason: str) -> None:
+        log.warning("Passing over %s: %s.", checkpoint.checkpoint_path, reason)
+        moved_to = None
+        if is_damaged(checkpoint, self._writer.run.folder):
+            moved_to = move_aside(checkpoint, self._writer.run.folder, disk=self._disk)
+        if moved_to is None:
+            return
+        self._writer.keep(
+            CheckpointSetAside(
+                **self._writer.stamp(),
+                step=checkpoint.checkpoint_step,
+                checkpoint_path=checkpoint.checkpoint_path,
+                reason=reason,
+                moved_to=self._writer.run.folder.spell(moved_to),
+            )
+        )
+        self._writer.write_manifest()
+
+
+def _tags(recovery_tags: Iterable[str] | None) -> list[str]:
+    if recovery_tags is None:
+        return ["periodic"]
+    return [recovery_tags] if isinstance(recovery_tags, str) else [str(tag) for tag in recovery_tags]
+
+
+def _is_remote(path: str) -> bool:
+    return "://" in path
