@@ -26,6 +26,7 @@ from holdfast.pytorch.checkpoint_file import load_checkpoint, save_checkpoint
 __all__ = ["Batch", "DataConfig", "TokenizedData", "load_source", "tokenized"]
 
 _FORMAT = 1
+_FORMATS = 'A line is {"text": …}, {"prompt": …, "teacher_text": …} or {"messages": […]}.'
 
 
 class DataConfig(Section):
@@ -153,7 +154,7 @@ def _lines(path: Path, content: bytes) -> Iterator[dict[str, Any]]:
             raise DataError(path, f"this is no JSON ({error})", line=number) from error
         problem = _problem_with(sample)
         if problem:
-            raise DataError(path, problem, line=number, hint="See the data formats in docs/DISTILLATION_GUIDE.md.")
+            raise DataError(path, problem, line=number, hint=_FORMATS)
         yield sample | {"line": number}
 
 

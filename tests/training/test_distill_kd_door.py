@@ -1,0 +1,129 @@
+"""`python -m training.distill_kd`, as its users call it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from holdfast.distillation.command import main as library_main
+from training.distill_kd import main
+
+MINIMAL = """
+model: {vocab_size: 32000, d_model: 128}
+train: {batch_size: 2, steps: 10}
+progress: {checkpoint_interval: 5}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "minimal.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What is said, in one line, to arguments that cannot be used."""
+    assert 2 == main("kd", list(arguments))
+    said = capsys.readouterr().err
+    assert 1 == said.count("\n")
+    return said
+
+
+def test_the_door_leads_to_the_library() -> None:
+    assert main is library_main
+
+
+def test_the_minimal_config_runs_as_it_stands_and_a_second_start_says_that_it_is_complete(
+    config: Path, tmp_path: Path
+) -> None:
+    # Only the teacher's own training is shortened; it is cached once in a run's life.
+    command = [sys.executable, "-m", "training.distill_kd", "--config", str(config), "teacher.steps=2"]
+    command += ["--output-dir", str(tmp_path / "out")]
+    subprocess.run(command, check=True, capture_output=True)
+
+    again = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+
+    summary = json.loads((tmp_path / "out" / "progress" / "progress.json").read_text())
+    assert (100.0, 10) == (summary["progress_pct"], summary["steps_completed"])
+    manifest = json.loads((tmp_path / "out" / "progress" / "checkpoints.json").read_text())
+    assert ["5", "10"] == list(manifest["checkpoints"])
+    lines = [json.loads(line) for line in (tmp_path / "out" / "progress" / "metrics.jsonl").read_text().splitlines()]
+    assert {("kd", "ce", "intermediate")} == {tuple(line["loss_components"]) for line in lines}
+    assert "Nothing is left to train: 10 of 10 steps are done." in again.stderr
+    assert (tmp_path / "out" / "student_10" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["train.stepz=3"], "did you mean train.steps?"),
+        (["model.d_modle=3"], "did you mean model.d_model?"),
+        (["train.steps=0"], "train.steps"),
+        (["--steps", "0"], "train.steps"),
+        (["loss.temperature=-1"], "loss.temperature"),
+        (["data.path=missing.jsonl"], "missing.jsonl: it cannot be read"),
+        (["student.path=nowhere", "model="], "both student and model"),
+        (["--resume", "nowhere.pt"], "nowhere.pt cannot be used: there is no such file"),
+    ],
+    ids=[
+        "typo",
+        "typo in model",
+        "no steps",
+        "no steps told",
+        "bad value",
+        "no data",
+        "two students",
+        "no checkpoint",
+    ],
+)
+def test_bad_input_is_told_in_one_line_and_nothing_is_begun(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], words: str
+) -> None:
+    said = refused(capsys, "--config", str(config), "--output-dir", str(tmp_path / "out"), *overrides)
+
+    assert words in said
+    assert not (tmp_path / "out" / "progress").exists()
+
+
+def test_a_config_that_is_no_mapping_names_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "list.yaml").write_text("- 1\n")
+
+    said = refused(capsys, "--config", str(tmp_path / "list.yaml"), "--output-dir", str(tmp_path / "out"))
+
+    assert f"{tmp_path / 'list.yaml'} must be a mapping" in said
+
+
+def test_a_malformed_data_line_names_file_and_line(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "fine"}\n{"prompt": "half"}\n')
+
+    said = refused(capsys, "--config", str(config), "--output-dir", str(tmp_path / "out"), f"data.path={data}")
+
+    assert f"{data}, line 2:" in said
+
+
+def test_an_empty_data_set_is_refused(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data.jsonl").write_text("\n")
+    arguments = ["--config", str(config), "--output-dir", str(tmp_path / "out")]
+
+    assert "holds no samples" in refused(capsys, *arguments, f"data.path={tmp_path / 'data.jsonl'}")
+
+
+def test_checkpoints_of_an_unknown_run_are_not_written_over(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "checkpoint_5.pt").write_bytes(b"somebody else's")
+
+    said = refused(capsys, "--config", str(config), "--output-dir", str(tmp_path / "out"))
+
+    assert "of a run that holdfast does not know" in said
+    assert b"somebody else's" == (tmp_path / "out" / "checkpoint_5.pt").read_bytes()
