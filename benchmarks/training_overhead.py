@@ -80,10 +80,10 @@ def measure(work: Path, *, is_full: bool) -> Section:  # `is_full` changes nothi
             [*_cells("tracking off", plain), "0 %", "0 %"],
         ],
         notes=[
-            f"`distill_kd` with the quickstart's models and losses on one CPU thread; {_NUM_PAIRS} pairs of blocks "
-            f"of {_STEPS_A_BLOCK} steps without checkpoints. Overheads are medians over the pairs, the heartbeat "
-            f"included; single pairs: {_spread(wall)} by the wall, {_spread(cpu)} in CPU time, which says how far they can "
-            "be trusted on a shared machine. Goal: under 1 %.",
+            "`distill_kd` with the quickstart's models and losses on one CPU thread, "
+            f"{_NUM_PAIRS} pairs of blocks of {_STEPS_A_BLOCK} steps without checkpoints. Overheads are medians over "
+            f"the pairs, the heartbeat included; single pairs: {_spread(wall)} by the wall, {_spread(cpu)} in CPU "
+            "time, which says how far they can be trusted on a shared machine. Goal: under 1 %.",
         ],
     )
 
