@@ -6,8 +6,7 @@ Everything here is silent off the main process: no file, no folder, no thread.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -154,32 +153,8 @@ class TrainingProgressContext:
         self._ends_as = how
 
 
-@contextmanager
-def training_progress_context(
-    config: Mapping[str, Any],
-    output_dir: str | Path,
-    total_steps: int,
-    is_main_process: bool = True,
-    *,
-    on_config_change: str = "archive",
-    fresh: bool = False,
-    settings: TrackerSettings | None = None,
-    clock: Clock = SYSTEM_CLOCK,
-    disk: Disk = REAL_DISK,
-) -> Iterator[TrainingProgressContext]:
-    """A run around a training loop; see `TrainingProgressContext`."""
-    with TrainingProgressContext(
-        config,
-        output_dir,
-        total_steps,
-        is_main_process,
-        on_config_change=on_config_change,
-        fresh=fresh,
-        settings=settings,
-        clock=clock,
-        disk=disk,
-    ) as progress:
-        yield progress
+training_progress_context = TrainingProgressContext
+"""`with training_progress_context(config, output_dir, total_steps) as progress: …`"""
 
 
 def setup_progress_tracking(

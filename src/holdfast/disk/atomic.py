@@ -50,38 +50,16 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], *, disk: Disk =
         DiskFull: nothing was changed; what had been written was removed.
         StorageUnwritable: nothing was changed.
     """
-    partial = partial_name(path)
-    with storage_errors(path):
-        file = disk.open_anew(partial)
-        try:
-            sink = _HashingFile(file, disk)
-            try:
-                write(cast(BinaryIO, sink))
-                disk.sync(file)
-            finally:
-                disk.close(file)
-            _publish(partial, path, disk)
-        except BaseException:
-            disk.remove_file(partial)
-            raise
+    with _published(path, disk=disk) as file:
+        sink = _HashingFile(file, disk)
+        write(cast(BinaryIO, sink))
     return WholeFile(path=path, num_bytes=sink.num_bytes, sha256=sink.digest.hexdigest())
 
 
 def write_whole_bytes(path: Path, content: bytes, *, disk: Disk = REAL_DISK) -> None:
     """Publish a small file; the same promise as `write_whole`."""
-    partial = partial_name(path)
-    with storage_errors(path, needed_bytes=len(content)):
-        file = disk.open_anew(partial)
-        try:
-            try:
-                write_all(file, content, disk)
-                disk.sync(file)
-            finally:
-                disk.close(file)
-            _publish(partial, path, disk)
-        except BaseException:
-            disk.remove_file(partial)
-            raise
+    with _published(path, disk=disk, needed_bytes=len(content)) as file:
+        write_all(file, content, disk)
 
 
 @contextmanager
@@ -149,6 +127,24 @@ def remove_partials(folder: Path, *, disk: Disk = REAL_DISK) -> None:
             disk.remove_tree(partial)
         else:
             disk.remove_file(partial)
+
+
+@contextmanager
+def _published(path: Path, *, disk: Disk, needed_bytes: int = 0) -> Iterator[int]:
+    """An open file to fill; synced, and given its final name, once it is filled."""
+    partial = partial_name(path)
+    with storage_errors(path, needed_bytes=needed_bytes):
+        file = disk.open_anew(partial)
+        try:
+            try:
+                yield file
+                disk.sync(file)
+            finally:
+                disk.close(file)
+            _publish(partial, path, disk)
+        except BaseException:
+            disk.remove_file(partial)
+            raise
 
 
 def _publish(partial: Path, path: Path, disk: Disk) -> None:
