@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.disk.lock import WriterLock
 from holdfast.distillation.command import main as library_main
 from training.distill_kd import main
 
@@ -127,3 +128,15 @@ def test_checkpoints_of_an_unknown_run_are_not_written_over(
 
     assert "of a run that holdfast does not know" in said
     assert b"somebody else's" == (tmp_path / "out" / "checkpoint_5.pt").read_bytes()
+
+
+def test_a_second_process_does_not_touch_a_cache_that_is_being_filled(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out" / "cache").mkdir(parents=True)
+    first = WriterLock(tmp_path / "out" / "cache" / "writer.lock")
+
+    said = refused(capsys, "--config", str(config), "--output-dir", str(tmp_path / "out"))
+
+    assert f"{tmp_path / 'out'} is being written by process {os.getpid()}" in said
+    first.release()

@@ -19,7 +19,7 @@ from holdfast.errors import DiskFull, StorageUnwritable
 __all__ = ["REAL_DISK", "Disk", "storage_errors"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+_UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY}
 _CANNOT_SYNC_FOLDERS = {errno.EINVAL, errno.ENOTSUP}
 _SYNC_TO_THE_PLATE = getattr(fcntl, "F_FULLFSYNC", None)
 
@@ -28,14 +28,20 @@ class Disk:
     """The machine's own disk."""
 
     def make_folders(self, path: Path) -> None:
-        """Create a folder and its missing parents, each durable in the one above it."""
-        missing = []
-        while not path.is_dir():
-            missing.append(path)
-            path = path.parent
-        for folder in reversed(missing):
-            self.make_folder(folder)
-            self.sync_folder(folder.parent)
+        """Create a folder and its missing parents, each durable in the one above it.
+
+        Raises:
+            DiskFull, StorageUnwritable: one of them could not be made.
+        """
+        missing: list[Path] = []
+        folder = path
+        while not folder.is_dir():
+            missing.append(folder)
+            folder = folder.parent
+        with storage_errors(path):
+            for folder in reversed(missing):
+                self.make_folder(folder)
+                self.sync_folder(folder.parent)
 
     def make_folder(self, path: Path) -> None:
         """Create one folder; its parent exists. One that is there already is fine."""

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from holdfast.disk.files import REAL_DISK
+from holdfast.disk.lock import WriterLock
 from holdfast.distillation.config import RunConfig
 from holdfast.distillation.data import Source, TokenizedData, load_source, tokenized
 from holdfast.distillation.models import StudentConfig, load_model, new_model
@@ -36,10 +38,20 @@ def prepare(config: RunConfig, *, cache: Path, interrupts: Interrupts) -> Prepar
     """Read, tokenize and build; what takes long is computed once and read from `cache` ever after.
 
     Raises:
+        RunInUse: another process is filling the cache.
         DataError, ConfigError, ModelMismatch: in words, before anything is trained.
         StopRequested: somebody asked to stop while the teacher was being trained.
     """
     source = load_source(config.data)
+    REAL_DISK.make_folders(cache)
+    lock = WriterLock(cache / "writer.lock")
+    try:
+        return _prepared(config, source, cache, interrupts)
+    finally:
+        lock.release()
+
+
+def _prepared(config: RunConfig, source: Source, cache: Path, interrupts: Interrupts) -> Prepared:
     tokenizer = _tokenizer(config, source, cache)
     data = tokenized(source, config.data, tokenizer, cache)
     teacher = teacher_model(
