@@ -31,7 +31,7 @@ bench: .venv/.installed
 
 # Long crash tests with fresh seeds; each prints its own. SEED=n repeats one, ROUNDS=n sets how many.
 crash: .venv/.installed
-	$(BIN)/python -m pytest -n 2 -s -m "long" --timeout 1800 tests/crash
+	$(BIN)/python -m pytest -s -m "long" --timeout 1800 tests/crash
 
 clean:
 	rm -rf .venv build dist runs .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
