@@ -13,6 +13,7 @@ from holdfast.clock import Clock
 from holdfast.digests import BackgroundDigests
 from holdfast.disk.atomic import WholeFile
 from holdfast.disk.files import Disk
+from holdfast.errors import InvalidMetric
 from holdfast.records import (
     CheckpointHashed,
     CheckpointMetadata,
@@ -48,6 +49,12 @@ class CheckpointRecorder:
     ) -> CheckpointMetadata:
         """What the manifest will say of a checkpoint, which is durable when this returns."""
         path = Path(checkpoint_path)
+        folder = self._writer.run.folder
+        if folder.progress.resolve().is_relative_to(path.resolve()):
+            raise InvalidMetric(
+                f"{path} holds the run's own files and cannot be a checkpoint of it.",
+                hint="Save each checkpoint in a folder of its own under the output folder.",
+            )
         is_remote = _is_remote(str(checkpoint_path))
         checkpoint = CheckpointMetadata(
             checkpoint_step=as_int(step, "step"),

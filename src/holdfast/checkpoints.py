@@ -6,7 +6,7 @@ import hashlib
 import logging
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,9 @@ from holdfast.disk.atomic import sync_tree
 from holdfast.disk.files import REAL_DISK, Disk, storage_errors
 from holdfast.disk.run_folder import RunFolder
 from holdfast.errors import NoUsableCheckpoint
-from holdfast.records import CheckpointMetadata, FileDigest, RefusedCheckpoint
+from holdfast.records import CheckpointMetadata, FileDigest, RefusedCheckpoint, TrainingSession
 
-__all__ = ["Choice", "Digest", "choose", "digest_of", "make_durable", "move_aside", "problem_with"]
+__all__ = ["Choice", "Digest", "choose", "choose_for", "digest_of", "make_durable", "move_aside", "problem_with"]
 
 log = logging.getLogger("holdfast")
 
@@ -75,9 +75,15 @@ def make_durable(path: Path, *, disk: Disk = REAL_DISK) -> None:
 
 
 def choose(
-    checkpoints: Iterable[CheckpointMetadata], folder: RunFolder, *, set_aside: Iterable[RefusedCheckpoint] = ()
+    checkpoints: Iterable[CheckpointMetadata],
+    folder: RunFolder,
+    *,
+    set_aside: Iterable[RefusedCheckpoint] = (),
+    superseded: Container[int] = (),
 ) -> Choice | None:
     """The newest whole checkpoint, or None where none was ever recorded.
+
+    Those of a timeline that a later attempt left (`superseded`, by step) come after all others.
 
     Every byte of a candidate is read. Checkpoints that nothing can be held against (a remote path, a save in
     flight when it was recorded) are offered only where nothing verifiable was ever recorded.
@@ -85,7 +91,11 @@ def choose(
     Raises:
         NoUsableCheckpoint: some were recorded and none can be used; names each and why.
     """
-    newest_first = sorted(checkpoints, key=lambda each: each.checkpoint_step, reverse=True)
+    newest_first = sorted(
+        checkpoints,
+        key=lambda each: (each.checkpoint_step not in superseded, each.checkpoint_step, each.created_at),
+        reverse=True,
+    )
     gone = list(set_aside)
     if not newest_first and not gone:
         return None
@@ -99,6 +109,16 @@ def choose(
     reasons = [(each.checkpoint_path, reason) for each, reason in refused]
     reasons += [(each.checkpoint_path, f"{each.reason}; set aside earlier") for each in gone]
     raise NoUsableCheckpoint(folder.root, refused=reasons)
+
+
+def choose_for(session: TrainingSession, folder: RunFolder) -> Choice | None:
+    """Where this session would resume; see `choose`."""
+    return choose(
+        [*session.checkpoints.values(), *session.checkpoints_beside],
+        folder,
+        set_aside=session.checkpoints_set_aside,
+        superseded=session.checkpoints_superseded,
+    )
 
 
 def problem_with(checkpoint: CheckpointMetadata, folder: RunFolder, *, trusts_unverified: bool = False) -> str | None:

@@ -11,11 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from holdfast.checkpoints import choose
+from holdfast.checkpoints import choose_for
 from holdfast.clock import SYSTEM_CLOCK, Clock
 from holdfast.disk.atomic import WholeFile
 from holdfast.disk.files import REAL_DISK, Disk
 from holdfast.disk.run_folder import RunFolder
+from holdfast.errors import RunClosed
 from holdfast.reader import read_run
 from holdfast.rules.identity import canonical_config, changed_keys
 from holdfast.scalars import as_float
@@ -98,6 +99,17 @@ class TrainingProgressContext:
         finally:
             self._final_summary = tracker.get_progress_summary()
 
+    def _open_tracker(self) -> ProgressTracker | None:
+        """The writer; None off the main process, where everything is silent.
+
+        Raises:
+            RunClosed: on the main process, the context was not entered or was left: nothing could be kept.
+        """
+        if self.tracker is None and self._is_main_process:
+            why = "was left" if "session_id" in self._final_summary else "was not entered yet"
+            raise RunClosed(self._folder.root, why=why)
+        return self.tracker
+
     def update_metrics(
         self,
         step: int,
@@ -108,10 +120,9 @@ class TrainingProgressContext:
         tokens_processed: int,
     ) -> None:
         """See `ProgressTracker.update_metrics`; the throughput is computed."""
-        if self.tracker is not None:
-            self.tracker.update_metrics(
-                step, loss, loss_components, learning_rate, samples_processed, tokens_processed
-            )
+        tracker = self._open_tracker()
+        if tracker is not None:
+            tracker.update_metrics(step, loss, loss_components, learning_rate, samples_processed, tokens_processed)
 
     def record_checkpoint(
         self,
@@ -124,21 +135,22 @@ class TrainingProgressContext:
         seconds: float | None = None,
     ) -> None:
         """See `ProgressTracker.record_checkpoint`; the best one so far is also tagged `best_loss`."""
-        if self.tracker is not None:
+        tracker = self._open_tracker()
+        if tracker is not None:
             tags = ["periodic", "best_loss"] if is_best else ["periodic"]
-            self.tracker.record_checkpoint(
-                step, checkpoint_path, dataset_position, tags, written=written, seconds=seconds
-            )
+            tracker.record_checkpoint(step, checkpoint_path, dataset_position, tags, written=written, seconds=seconds)
 
     def record_api_response(self, prompt_hash: str, response: Mapping[str, Any], cost: float = 0.0) -> None:
         """See `ProgressTracker.record_api_response`."""
-        if self.tracker is not None:
-            self.tracker.record_api_response(prompt_hash, response, cost)
+        tracker = self._open_tracker()
+        if tracker is not None:
+            tracker.record_api_response(prompt_hash, response, cost)
 
     def record_connection_failure(self, retry_count: int, error: object) -> None:
         """See `ProgressTracker.record_connection_failure`."""
-        if self.tracker is not None:
-            self.tracker.record_connection_failure(retry_count, error)
+        tracker = self._open_tracker()
+        if tracker is not None:
+            tracker.record_connection_failure(retry_count, error)
 
     def get_progress_summary(self) -> dict[str, Any]:
         """The fields of `progress.json`; `{"status": "not_initialized"}` where the context was never entered."""
@@ -182,7 +194,7 @@ def get_recovery_checkpoint(
         return None
     if config is not None and changed_keys(session.config, canonical_config(config)):
         return None
-    choice = choose(session.checkpoints.values(), folder, set_aside=session.checkpoints_set_aside)
+    choice = choose_for(session, folder)
     if choice is None:
         return None
     for checkpoint, reason in choice.refused:

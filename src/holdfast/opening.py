@@ -28,6 +28,8 @@ from holdfast.errors import ConfigChanged, ConfigError, InvalidMetric
 from holdfast.reader import RunState, read_run
 from holdfast.records import (
     AttemptStarted,
+    CheckpointMetadata,
+    CheckpointRecorded,
     ConfigContinued,
     DamageFound,
     Event,
@@ -142,7 +144,7 @@ def open_run(folder: RunFolder, identity: Identity, *, clock: Clock, disk: Disk)
         lock.release()
         raise
     try:
-        _write_opening_events(run, identity, changed, damages, now=clock.now())
+        _write_opening_events(run, identity, changed, damages, state.remembered, now=clock.now())
     except BaseException:
         run.close()
         raise
@@ -158,18 +160,21 @@ def _found(
     remove_partials(folder.progress, disk=disk)
     remove_partials(folder.root, disk=disk)
     damages = _mended(folder, state, disk)
+    remembered = state.remembered
     if state.session is None or damages:
         # Lines that had run together were taken apart, and offsets may have moved.
         state = read_run(folder)
+        remembered = remembered or state.remembered
     changed: list[str] = []
     if state.session is not None and state.session.config_hash:
         changed = changed_keys(state.session.config, identity.config)
         if _begins_anew(folder, state.session, identity, changed):
             _archive(folder, state.session.session_id, state.session, disk)
-            state, changed = RunState(session=None), []
+            state, changed, remembered = RunState(session=None), [], []
     if state.session is None or not state.session.config_hash:
         _write_beginning(folder, identity, clock, disk)
         state = read_run(folder, trust_snapshot=False)
+    state.remembered = remembered
     return state, changed, damages
 
 
@@ -245,7 +250,7 @@ def _begins_anew(folder: RunFolder, session: TrainingSession, identity: Identity
 
 
 def _archive(folder: RunFolder, session_id: str, session: TrainingSession | None, disk: Disk) -> None:
-    known = session.checkpoints.values() if session else []
+    known = [*session.checkpoints.values(), *session.checkpoints_beside] if session else []
     archive_session(folder, session_id, [folder.find(each.checkpoint_path) for each in known], disk=disk)
 
 
@@ -274,7 +279,13 @@ def _write_beginning(folder: RunFolder, identity: Identity, clock: Clock, disk: 
 
 
 def _write_opening_events(
-    run: OpenRun, identity: Identity, changed: list[str], damages: dict[str, list[Damage]], *, now: float
+    run: OpenRun,
+    identity: Identity,
+    changed: list[str],
+    damages: dict[str, list[Damage]],
+    remembered: list[CheckpointMetadata],
+    *,
+    now: float,
 ) -> None:
     session = run.session
     events: list[Event] = [
@@ -315,6 +326,9 @@ def _write_opening_events(
         for name, pieces in damages.items()
         for each in pieces
     ]
+    for checkpoint in remembered:
+        log.warning("The event of %s was lost; a snapshot still names it.", checkpoint.checkpoint_path)
+        events.append(CheckpointRecorded(timestamp=now, attempt=run.attempt, checkpoint=checkpoint, seconds=0.0))
     for event in events:
         run.events.append_now(encode(event))
         take_event(session, event)

@@ -20,9 +20,12 @@ from holdfast.errors import NewerFormat, NotARun, UnknownRecord
 from holdfast.records import (
     FORMAT_VERSION,
     AnswerRecord,
+    CheckpointMetadata,
     Event,
     JournalMark,
+    Manifest,
     MetricsSnapshot,
+    ProgressFile,
     SessionFile,
     SessionStarted,
     TrainingSession,
@@ -42,6 +45,8 @@ _metrics_decoder = msgspec.json.Decoder(MetricsSnapshot)
 _answer_decoder = msgspec.json.Decoder(AnswerRecord)
 _event_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 _session_decoder = msgspec.json.Decoder(SessionFile)
+_manifest_decoder = msgspec.json.Decoder(Manifest)
+_summary_decoder = msgspec.json.Decoder(ProgressFile)
 
 T = TypeVar("T")
 
@@ -56,6 +61,8 @@ class RunState:
     """By a journal's name: where its reading ended."""
     damages: dict[str, list[Damage]] = field(default_factory=dict)
     """By a journal's name: what is broken in the part that was read."""
+    remembered: list[CheckpointMetadata] = field(default_factory=list)
+    """Checkpoints whose events were lost and that a snapshot still names."""
     read_from_snapshot: bool = False
     """Whether the past was taken from `session.json` and only what came after it from the journals."""
 
@@ -69,12 +76,19 @@ def read_run(folder: RunFolder, *, trust_snapshot: bool = True) -> RunState:
         NewerFormat: a file was written by a newer version.
     """
     snapshot = read_snapshot(folder.session, _session_decoder)
+    manifest = read_snapshot(folder.manifest, _manifest_decoder)
+    read_snapshot(folder.summary, _summary_decoder)
     if snapshot is not None and trust_snapshot and _journals_continue(folder, snapshot.journals):
         return _read_tails(folder, _plain_session(snapshot), snapshot.journals, read_from_snapshot=True)
     beginning = _beginning(folder, snapshot)
-    if beginning is None and not folder.metrics.exists():
+    if beginning is None and not folder.metrics.exists() and manifest is None:
         return RunState(session=None, damages=_all_damages(folder))
-    return _read_tails(folder, begin_session(beginning or _unknown_beginning()), {}, read_from_snapshot=False)
+    state = _read_tails(folder, begin_session(beginning or _unknown_beginning()), {}, read_from_snapshot=False)
+    events_end = snapshot.journals.get(folder.events.name) if snapshot is not None else None
+    are_events_lost = beginning is None if events_end is None else not _continues(folder.events, events_end)
+    if are_events_lost:
+        _remember_checkpoints(state, snapshot or manifest)
+    return state
 
 
 def read_snapshot(path: Path, decoder: msgspec.json.Decoder[T]) -> T | None:
@@ -247,19 +261,34 @@ def _refuse_newer(path: Path, line: bytes) -> None:
 
 
 def _journals_continue(folder: RunFolder, marks: dict[str, JournalMark]) -> bool:
-    """Whether each journal still has, where the snapshot ends, the line that the snapshot ended with."""
-    for name, mark in marks.items():
-        if mark.num_bytes == 0:
-            continue
-        try:
-            with (folder.progress / name).open("rb") as file:
-                file.seek(mark.num_bytes - SEAL_BYTES)
-                seal = file.read(SEAL_BYTES)
-        except (FileNotFoundError, OSError):
-            return False
-        if len(seal) != SEAL_BYTES or line_crc(seal) != mark.last_line_crc or not seal.endswith(b"\n"):
-            return False
-    return True
+    return all(_continues(folder.progress / name, mark) for name, mark in marks.items())
+
+
+def _continues(path: Path, mark: JournalMark) -> bool:
+    """Whether a journal still has, where a snapshot ends, the line that the snapshot ended with."""
+    if mark.num_bytes == 0:
+        return True
+    try:
+        with path.open("rb") as file:
+            file.seek(mark.num_bytes - SEAL_BYTES)
+            seal = file.read(SEAL_BYTES)
+    except OSError:
+        return False
+    return len(seal) == SEAL_BYTES and line_crc(seal) == mark.last_line_crc and seal.endswith(b"\n")
+
+
+def _remember_checkpoints(state: RunState, snapshot: SessionFile | Manifest | None) -> None:
+    """Take from a snapshot the checkpoints that lost events had recorded: they must not be forgotten in silence."""
+    session = state.session
+    if snapshot is None or session is None or snapshot.session_id not in (session.session_id, UNKNOWN_SESSION):
+        return
+    gone = {each.checkpoint_path for each in session.checkpoints_set_aside}
+    known = {each.checkpoint_path for each in session.checkpoints.values()} | gone
+    for step, checkpoint in snapshot.checkpoints.items():
+        if step not in session.checkpoints and checkpoint.checkpoint_path not in known:
+            session.checkpoints[step] = checkpoint
+            state.remembered.append(checkpoint)
+    session.last_checkpoint_step = max(session.checkpoints, default=None)
 
 
 def _all_damages(folder: RunFolder) -> dict[str, list[Damage]]:

@@ -324,11 +324,17 @@ class TrainingSession(Struct, kw_only=True):
     config_hash: str
     """SHA-256 over canonical JSON."""
     total_steps_target: int
+    total_steps_at_start: int = 0
+    """What the target was when the session began."""
     steps_completed: int = 0
     samples_processed: int = 0
     tokens_processed: int = 0
     checkpoints: dict[int, CheckpointMetadata] = msgspec.field(default_factory=dict)
     """By step."""
+    checkpoints_beside: list[CheckpointMetadata] = msgspec.field(default_factory=list)
+    """Others recorded at a step that has a newer one, such as a periodic one beside the best."""
+    checkpoints_superseded: list[int] = msgspec.field(default_factory=list)
+    """Steps whose checkpoint belongs to a timeline that a later attempt left; offered only after all others."""
     checkpoints_set_aside: list[RefusedCheckpoint] = msgspec.field(default_factory=list)
     """Damaged ones that were moved out of the way."""
     last_checkpoint_step: int | None = None

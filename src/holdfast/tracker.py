@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from holdfast.checkpoint_records import CheckpointRecorder
-from holdfast.checkpoints import choose
+from holdfast.checkpoints import choose_for
 from holdfast.clock import SYSTEM_CLOCK, Clock
 from holdfast.disk.atomic import WholeFile
 from holdfast.disk.files import REAL_DISK, Disk
@@ -235,9 +235,9 @@ class ProgressTracker:
         with self._lock:
             self._require_open()
             self._checkpoints.keep_digests(wait=True)
-            known, gone = list(self.session.checkpoints.values()), list(self.session.checkpoints_set_aside)
+            session = self._writer.session_as_of_now()
         # Outside the lock: reading gigabytes takes a while.
-        choice = choose(known, self._folder, set_aside=gone)
+        choice = choose_for(session, self._folder)
         if choice is None:
             return None
         with self._lock:

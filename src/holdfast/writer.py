@@ -115,6 +115,8 @@ class RunWriter:
         session.pace = list(session.pace)
         session.pause_times = list(session.pause_times)
         session.checkpoints = dict(session.checkpoints)
+        session.checkpoints_beside = list(session.checkpoints_beside)
+        session.checkpoints_superseded = list(session.checkpoints_superseded)
         session.checkpoints_set_aside = list(session.checkpoints_set_aside)
         session.attempts = [copy.copy(attempt) for attempt in session.attempts]
         session.goodput = copy.copy(session.goodput)

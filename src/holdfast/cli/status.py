@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from holdfast.checkpoints import choose
+from holdfast.checkpoints import choose_for
 from holdfast.cli.output import print_json
 from holdfast.errors import NoUsableCheckpoint
 from holdfast.reader import RunReader
@@ -39,7 +39,7 @@ def status(
 def _what_a_restart_resumes(reader: RunReader) -> dict[str, Any]:
     session = reader.session()
     try:
-        choice = choose(session.checkpoints.values(), reader.folder, set_aside=session.checkpoints_set_aside)
+        choice = choose_for(session, reader.folder)
     except NoUsableCheckpoint as error:
         return {"step": None, "checkpoint": None, "passed_over": [list(each) for each in error.refused]}
     if choice is None:

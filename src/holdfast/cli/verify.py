@@ -38,12 +38,14 @@ def audit(reader: RunReader) -> dict[str, Any]:
     session = reader.session()
     checkpoints = [
         {
-            "step": step,
+            "step": checkpoint.checkpoint_step,
             "path": checkpoint.checkpoint_path,
             "num_bytes": checkpoint.num_bytes,
             "problem": problem_with(checkpoint, reader.folder),
         }
-        for step, checkpoint in sorted(session.checkpoints.items())
+        for checkpoint in sorted(
+            [*session.checkpoints.values(), *session.checkpoints_beside], key=lambda each: each.checkpoint_step
+        )
     ]
     journals = reader.problems()
     return {

@@ -27,7 +27,8 @@ def archive_session(folder: RunFolder, session_id: str, checkpoints: Iterable[Pa
     own = [path for path in checkpoints if folder.is_inside(path)]
     with storage_errors(incoming):
         disk.make_folders(incoming)
-        _move(own, incoming / "checkpoints", disk)
+        for path in own:
+            _move([path], (incoming / "checkpoints" / path.relative_to(folder.root)).parent, disk)
         _move([folder.summary, folder.manifest, folder.session, folder.metrics, folder.events], incoming, disk)
         final = folder.free_name(folder.archive_of(session_id))
         disk.replace(incoming, final)

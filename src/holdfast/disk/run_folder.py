@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 __all__ = ["RunFolder"]
@@ -11,7 +12,7 @@ class RunFolder:
     """Spells every path of a run."""
 
     def __init__(self, progress: Path) -> None:
-        self.progress = progress.absolute()
+        self.progress = Path(os.path.abspath(progress))
         self.root = self.progress.parent
         """The run's own folder, where checkpoints lie."""
         self.metrics = self.progress / "metrics.jsonl"
@@ -37,7 +38,7 @@ class RunFolder:
 
     def spell(self, path: Path) -> str:
         """A path as records keep it: relative to the run where it lies inside, so that the run can be moved."""
-        absolute = path.absolute()
+        absolute = Path(os.path.abspath(path))
         if absolute.is_relative_to(self.root):
             return str(absolute.relative_to(self.root))
         resolved, root = absolute.resolve(), self.root.resolve()
@@ -51,7 +52,7 @@ class RunFolder:
             # Recorded inside the progress folder, which has another name now.
             self.progress.joinpath(*recorded.parts[1:]),
             # This is an archived session, which took its checkpoints along.
-            self.progress / "checkpoints" / recorded.name,
+            self.progress / "checkpoints" / recorded,
         ]
         if recorded.is_absolute() or not recorded.name:
             return candidates[0]
@@ -63,7 +64,7 @@ class RunFolder:
 
     def is_inside(self, path: Path) -> bool:
         """Whether a path belongs to this run alone, so that the run may move it."""
-        return path.absolute().is_relative_to(self.root)
+        return Path(os.path.abspath(path)).is_relative_to(self.root)
 
     def set_aside_name(self, path: Path) -> Path:
         """A free name for something damaged."""

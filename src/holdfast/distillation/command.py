@@ -12,6 +12,7 @@ from typing import Any
 
 import transformers
 
+from holdfast.checkpoints import digest_of
 from holdfast.context import TrainingProgressContext, training_progress_context
 from holdfast.distillation.config import RunConfig, load_config
 from holdfast.distillation.display import shown_progress
@@ -88,6 +89,9 @@ def _train(recipe: str, options: argparse.Namespace, interrupts: Interrupts) -> 
         total_steps=config.train.steps,
         fresh=options.resume == "never",
     ) as progress:
+        assert progress.tracker is not None
+        if config.train.schedule_steps is None:
+            state.counters.schedule_steps = progress.tracker.session.total_steps_at_start
         _resume(progress, state, chosen)
         loop = TrainingLoop(
             recipe=prepared.recipe,
@@ -162,8 +166,11 @@ def _new_state(prepared: Prepared, config: RunConfig, device: Any) -> TrainingSt
 def _identity(recipe: str, config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     """What the run is, for its session: the config, and the digest of the data that it learns from."""
     content = config.model_dump(mode="json")
-    # What the data says counts, not where it lies.
+    # What data and models say counts, not where they lie.
     content["data"] = {"max_length": config.data.max_length, "sha256": prepared.data_sha256}
+    for section, path in (("teacher", config.teacher.path), ("student", config.student.path)):
+        if path is not None:
+            content[section]["path"] = digest_of(path).sha256
     return {"recipe": recipe, **content}
 
 

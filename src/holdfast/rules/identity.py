@@ -19,20 +19,38 @@ _LENGTHS = frozenset({"steps", "total_steps", "max_steps", "num_steps", "train_s
 """How long to train: a run may be made longer, or ended earlier, and stays the same run."""
 
 _SECRETS = (
-    "api_key",
-    "apikey",
-    "password",
-    "passwd",
-    "secret",
+    "access_key",
+    "access_key_id",
     "access_token",
+    "api_key",
+    "api_keys",
+    "apikey",
+    "apikeys",
     "auth_token",
-    "hf_token",
     "authorization",
+    "cookie",
+    "credentials",
+    "hf_auth",
+    "hf_token",
+    "passwd",
+    "password",
+    "private_key",
+    "secret",
+    "secrets",
 )
+_SECRET_ALONE = frozenset({"auth", "token"})
+"""Secrets under this very name; `pad_token` is none."""
 _HIDDEN = "(secret)"
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_CAMEL_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _ADDRESS_PASSWORDS = re.compile(r"(?<=://)[^/\s@]+:[^/\s@]+(?=@)")
+_ASSIGNED = re.compile(
+    r"""(?ix) ( [\w-]* (?: api[-_]?key | access[-_]?key | password | passwd | secret | token | authorization ) [\w-]*
+        ["']? \s* [:=] \s* ["']? (?: (?:basic|bearer) \s+ )? ) [^\s"'&,;]{4,}"""
+)
 _KEY_SHAPES = re.compile(
-    rf"\b(?:sk|pk|hf|gsk|xai|ghp|key)[-_][A-Za-z0-9_\-]{{8,}}|(?<=Bearer )\S+|{_ADDRESS_PASSWORDS.pattern}"
+    r"\b(?:sk|pk|hf|gsk|xai|ghp|key)[-_][A-Za-z0-9_\-]{8,}|\bA[KS]IA[A-Z0-9]{12,}|\bAIza[A-Za-z0-9_\-]{20,}"
+    rf"|(?<=Bearer )\S+|(?<=Basic )\S+|{_ADDRESS_PASSWORDS.pattern}"
 )
 """API keys as providers spell them, bearer tokens, and passwords in addresses."""
 
@@ -44,7 +62,7 @@ def canonical_config(config: Any) -> Any:
     """
     if isinstance(config, Mapping):
         return {
-            str(key): _HIDDEN if _is_secret(str(key), value) else canonical_config(value)
+            _spelled_out(str(key)): _HIDDEN if _is_secret(str(key), value) else canonical_config(value)
             for key, value in config.items()
         }
     if isinstance(config, (set, frozenset)):
@@ -55,21 +73,19 @@ def canonical_config(config: Any) -> Any:
         return config if math.isfinite(config) else str(config)
     if isinstance(config, str):
         # Names of models look like keys, so only addresses are searched; keys are known by where they stand.
-        return _ADDRESS_PASSWORDS.sub(_HIDDEN, config)
+        return _spelled_out(_ASSIGNED.sub(rf"\1{_HIDDEN}", _ADDRESS_PASSWORDS.sub(_HIDDEN, config)))
     if config is None or isinstance(config, (bool, int)):
         return config
     if hasattr(config, "item"):
         # A NumPy scalar or a 0-d tensor.
         return canonical_config(config.item())
-    return str(config)
+    # Where an object lies in memory differs in every process.
+    return _spelled_out(_ADDRESS.sub("", str(config)))
 
 
 def without_secrets(text: str) -> str:
-    """Text with whatever looks like an API key hidden, for errors that are journalled.
-
-    Half characters, as in file names of another encoding, are spelled out: JSON cannot hold them.
-    """
-    return _KEY_SHAPES.sub(_HIDDEN, text).encode("utf-8", "backslashreplace").decode()
+    """Text with whatever looks like an API key hidden, for errors that are journalled."""
+    return _spelled_out(_ASSIGNED.sub(rf"\1{_HIDDEN}", _KEY_SHAPES.sub(_HIDDEN, text)))
 
 
 def config_hash(config: dict[str, Any]) -> str:
@@ -91,10 +107,16 @@ _ABSENT = object()
 
 
 def _is_secret(key: str, value: Any) -> bool:
-    name = key.lower().replace("-", "_")
-    return (
-        isinstance(value, str) and value != "" and any(name == word or name.endswith(f"_{word}") for word in _SECRETS)
-    )
+    """By its name; a number is a setting (`max_token`), and an empty value tells nothing."""
+    if not isinstance(value, (str, bytes, Mapping, Sequence)) or not value:
+        return False
+    name = _CAMEL_HUMP.sub("_", key).lower().replace("-", "_")
+    return name in _SECRET_ALONE or any(name == word or name.endswith(f"_{word}") for word in _SECRETS)
+
+
+def _spelled_out(text: str) -> str:
+    """Without half characters, as in file names of another encoding: JSON cannot hold them."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _matters(name: str) -> bool:

@@ -49,6 +49,7 @@ def begin_session(record: SessionStarted) -> TrainingSession:
         config=record.config,
         config_hash=record.config_hash,
         total_steps_target=record.total_steps,
+        total_steps_at_start=record.total_steps,
     )
 
 
@@ -57,7 +58,7 @@ def take_metrics(session: TrainingSession, line: MetricsSnapshot) -> None:
     attempt = _attempt(session, line.attempt)
     seconds = _seconds_since_last_update(attempt, line)
     if line.step <= session.steps_completed:
-        _go_back(session, line.step)
+        _go_back(session, line)
     steps = line.step - session.steps_completed
     _count_time(session, attempt, line, seconds, steps)
     session.steps_completed = line.step
@@ -153,6 +154,11 @@ def _take_checkpoint_event(
         # A file that is written over every time holds the newest checkpoint only.
         for earlier in [key for key, known in session.checkpoints.items() if known.checkpoint_path == path]:
             del session.checkpoints[earlier]
+        session.checkpoints_beside = [each for each in session.checkpoints_beside if each.checkpoint_path != path]
+        if step in session.checkpoints:
+            session.checkpoints_beside.append(session.checkpoints[step])
+        if step in session.checkpoints_superseded:
+            session.checkpoints_superseded.remove(step)
         session.checkpoints[step] = event.checkpoint
         session.last_checkpoint_step = step
         session.goodput.checkpointing += event.seconds
@@ -178,8 +184,13 @@ def _seconds_since_last_update(attempt: AttemptRecord, line: MetricsSnapshot) ->
     return max(0.0, (line.wall_clock_hours - attempt.wall_clock_hours) * _SECONDS_AN_HOUR)
 
 
-def _go_back(session: TrainingSession, step: int) -> None:
-    """Drop what a line for `step` supersedes, and compute anew what was derived from it."""
+def _go_back(session: TrainingSession, newer: MetricsSnapshot) -> None:
+    """Drop what a line supersedes, and compute anew what was derived from it."""
+    step = newer.step
+    for checkpoint in session.checkpoints.values():
+        left = checkpoint.checkpoint_step >= step and checkpoint.attempt < newer.attempt
+        if left and checkpoint.checkpoint_step not in session.checkpoints_superseded:
+            session.checkpoints_superseded.append(checkpoint.checkpoint_step)
     history = session.metrics_history
     del history[superseded_from([line.step for line in history], step) :]
     session.moving_avg_loss = None
