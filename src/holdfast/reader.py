@@ -280,7 +280,7 @@ def _continues(path: Path, mark: JournalMark) -> bool:
 def _remember_checkpoints(state: RunState, snapshot: SessionFile | Manifest | None) -> None:
     """Take from a snapshot the checkpoints that lost events had recorded: they must not be forgotten in silence."""
     session = state.session
-    if snapshot is None or session is None or snapshot.session_id not in (session.session_id, UNKNOWN_SESSION):
+    if snapshot is None or session is None or session.session_id not in (snapshot.session_id, UNKNOWN_SESSION):
         return
     gone = {each.checkpoint_path for each in session.checkpoints_set_aside}
     known = {each.checkpoint_path for each in session.checkpoints.values()} | gone

@@ -182,3 +182,27 @@ def test_a_new_secret_makes_no_new_run():
 )
 def test_what_looks_like_a_key_is_hidden_in_text(text, expected):
     assert expected == without_secrets(text)
+
+
+def test_an_object_is_the_same_in_every_process():
+    class Activation:
+        pass
+
+    assert "0x" not in str(canonical_config({"activation": Activation(), "function": lambda x: x}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "401 Authorization: Basic c2VjcmV0",
+        "AWS_SECRET_ACCESS_KEY=c2VjcmV0",
+        "password='c2VjcmV0'",
+        "x-api-key: c2VjcmV0",
+        '{"password": "c2VjcmV0"}',
+        "https://host/path?api_key=c2VjcmV0",
+        "https://host/path?token=c2VjcmV0",
+    ],
+)
+def test_assigned_secrets_are_hidden_in_text_and_in_configs(text):
+    assert "c2VjcmV0" not in without_secrets(text)
+    assert "c2VjcmV0" not in str(canonical_config({"env": [text]}))
