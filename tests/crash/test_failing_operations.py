@@ -6,18 +6,10 @@ import errno
 from pathlib import Path
 
 import pytest
-from crash.workload import Ledger, Workload, broken_promises
+from crash.workload import Ledger, Workload, broken_promises, number_of_operations
 
 from holdfast.errors import HoldfastError
 from holdfast.testing import FaultyDisk, forget_open_runs
-
-
-def number_of_operations(folder: Path) -> int:
-    run = folder / "count" / "run"
-    run.mkdir(parents=True)
-    disk = FaultyDisk(run, folder / "count" / "scratch")
-    Workload(run, disk, Ledger()).run()
-    return disk.num_operations
 
 
 def fail_at(folder: Path, number: int, error: int, *, lasts: bool) -> tuple[Path, Ledger]:

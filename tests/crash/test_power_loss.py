@@ -5,17 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from crash.workload import Ledger, Workload, broken_promises
+from crash.workload import Ledger, Workload, broken_promises, number_of_operations
 
 from holdfast.testing import FaultyDisk, PowerLost, forget_open_runs
-
-
-def number_of_operations(folder: Path) -> int:
-    run = folder / "count" / "run"
-    run.mkdir(parents=True)
-    disk = FaultyDisk(run, folder / "count" / "scratch")
-    Workload(run, disk, Ledger()).run()
-    return disk.num_operations
 
 
 def lose_power(folder: Path, number: int, *, ignores_folder_syncs: bool = False) -> tuple[FaultyDisk, Ledger]:

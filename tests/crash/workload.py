@@ -16,7 +16,7 @@ from holdfast.disk.files import Disk
 from holdfast.disk.run_folder import RunFolder
 from holdfast.errors import NoUsableCheckpoint
 from holdfast.sealed import is_whole
-from holdfast.testing import FakeClock
+from holdfast.testing import FakeClock, FaultyDisk
 
 CONFIG = {"train": {"lr": 0.1, "batch_size": 2}}
 OTHER_CONFIG = {"train": {"lr": 0.2, "batch_size": 2}}
@@ -120,6 +120,15 @@ class Workload:
 
     def _synced(self) -> None:
         self.ledger.synced_updates = list(self.ledger.updates)
+
+
+def number_of_operations(folder: Path) -> int:
+    """How many operations on the disk the whole workload takes."""
+    run = folder / "count" / "run"
+    run.mkdir(parents=True)
+    disk = FaultyDisk(run, folder / "count" / "scratch")
+    Workload(run, disk, Ledger()).run()
+    return disk.num_operations
 
 
 def update(tracker: ProgressTracker, step: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast import RunReader
 from holdfast.disk.lock import WriterLock
 from holdfast.distillation.command import main as library_main
 from training.distill_kd import main
@@ -140,3 +141,70 @@ def test_a_second_process_does_not_touch_a_cache_that_is_being_filled(
 
     assert f"{tmp_path / 'out'} is being written by process {os.getpid()}" in said
     first.release()
+
+
+def test_an_output_folder_that_is_a_file_is_told(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").write_text("a file")
+
+    said = refused(capsys, "--config", str(config), "--output-dir", str(tmp_path / "out"))
+
+    assert f"{tmp_path / 'out'} is a file, not a folder" in said
+    assert "a file" == (tmp_path / "out").read_text()
+
+
+SMALL = [
+    "data.max_length=16",
+    "tokenizer.vocab_size=300",
+    "teacher.steps=1",
+    "teacher.d_model=16",
+    "teacher.num_heads=2",
+    "teacher.num_layers=1",
+    "student.d_model=16",
+    "student.num_heads=2",
+    "train.warmup_steps=2",
+    "progress.checkpoint_interval=100",
+]
+
+
+def test_a_longer_run_keeps_the_horizon_of_its_first_start_though_no_checkpoint_was_saved(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = [*SMALL, "--output-dir", str(out)]
+    assert 0 == main("kd", [*arguments, "--steps", "4"])
+    first = learning_rates(out)
+    # As a kill before the first checkpoint leaves it: steps in the journal, nothing to resume from.
+    events = out / "progress" / "events.jsonl"
+    kept = [line for line in events.read_bytes().splitlines(keepends=True) if b'"checkpoint_recorded"' not in line]
+    events.write_bytes(b"".join(kept))
+    for name in ("session.json", "checkpoints.json"):
+        (out / "progress" / name).unlink()
+    (out / "checkpoint_4.pt").unlink()
+
+    assert 0 == main("kd", [*arguments, "--steps", "6"])
+
+    again = learning_rates(out)
+    assert first + [first[-1]] * 2 == again
+
+
+def test_a_teacher_is_known_by_its_content_and_not_by_where_it_lies(tmp_path: Path) -> None:
+    assert 0 == main("kd", [*SMALL, "--output-dir", str(tmp_path / "teaches"), "--steps", "1"])
+    teacher = tmp_path / "teaches" / "student_1"
+    small = [each for each in SMALL if not each.startswith(("teacher.", "student."))]
+    arguments = [*small, "student.d_model=16", "student.num_heads=2", "--output-dir", str(tmp_path / "out")]
+    archive = tmp_path / "out" / "progress" / "archive"
+    local = ["teacher.kind=local", f"teacher.path={teacher}"]
+    assert 0 == main("kd", [*arguments, *local, "--steps", "1"])
+
+    moved = teacher.rename(tmp_path / "moved")
+    assert 0 == main("kd", [*arguments, "teacher.kind=local", f"teacher.path={moved}", "--steps", "2"])
+    assert not archive.exists()
+    (moved / "extra.json").write_text("{}")
+    assert 0 == main("kd", [*arguments, "teacher.kind=local", f"teacher.path={moved}", "--steps", "2"])
+
+    assert 1 == len(list(archive.iterdir()))
+
+
+def learning_rates(output_dir: Path) -> list[float]:
+    """Of the canonical history."""
+    return [line.learning_rate for line in RunReader.open(output_dir).history()]

@@ -140,6 +140,8 @@ def _chosen_checkpoint(resume: str) -> tuple[Path, dict[str, Any]] | None:
 
 def _refuse_foreign_folder(output_dir: Path) -> None:
     """Checkpoints without a run beside them are somebody else's, and would be written over."""
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ConfigError(f"{output_dir} is a file, not a folder.", hint="Pass a folder as --output-dir.")
     if (output_dir / "progress").is_dir() or not output_dir.is_dir():
         return
     found = sorted(output_dir.glob("checkpoint_*"))

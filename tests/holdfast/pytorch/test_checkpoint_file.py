@@ -140,7 +140,7 @@ def test_a_bare_tensor_is_no_training_state(tmp_path: Path) -> None:
 
 
 def test_equal_names_and_shapes_fit() -> None:
-    require_fit(Path("c.pt"), STATE["weights"], {"a": torch.zeros(3000), "b": torch.zeros(2, 3)})
+    assert None is require_fit(Path("c.pt"), STATE["weights"], {"a": torch.zeros(3000), "b": torch.zeros(2, 3)})
 
 
 @pytest.mark.parametrize(
