@@ -1,51 +1,16 @@
-"""Crash your own training loop, as holdfast's tests crash theirs.
-
-`FakeClock` makes a week pass at once. `FaultyDisk` fails the n-th operation on the disk, or cuts the power at it.
-`run_and_kill` ends a real process with SIGKILL at a moment of your choice.
-"""
+"""A disk that fails, or loses power, at the n-th operation."""
 
 from __future__ import annotations
 
 import errno
 import os
 import random
-import signal
-import subprocess
-import time
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from holdfast.disk.files import Disk
-from holdfast.disk.lock import abandon_all
 
-__all__ = ["FakeClock", "FaultyDisk", "KilledRun", "PowerLost", "forget_open_runs", "run_and_kill"]
-
-
-class FakeClock:
-    """A clock that goes when told to."""
-
-    def __init__(self, now: float = 1_700_000_000.0) -> None:
-        self._now = now
-        self._steady = 0.0
-
-    def now(self) -> float:
-        """Seconds since 1970."""
-        return self._now
-
-    def steady(self) -> float:
-        """Seconds since this clock was made."""
-        return self._steady
-
-    def advance(self, seconds: float = 0.0, *, minutes: float = 0.0, hours: float = 0.0, days: float = 0.0) -> None:
-        """Let time pass."""
-        passed = seconds + 60 * minutes + 3600 * hours + 86400 * days
-        self._now += passed
-        self._steady += passed
-
-    def jump(self, seconds: float) -> None:
-        """Set the wall clock forward or back, as time synchronisation does; the steady one does not notice."""
-        self._now += seconds
+__all__ = ["FaultyDisk", "PowerLost"]
 
 
 class PowerLost(BaseException):
@@ -257,55 +222,3 @@ class FaultyDisk(Disk):
 def _length_of_common_start(one: bytes, other: bytes) -> int:
     shorter = min(len(one), len(other))
     return next((place for place in range(shorter) if one[place] != other[place]), shorter)
-
-
-def forget_open_runs() -> None:
-    """Let go of every run that this process writes, as its death would: nothing more is written or synced."""
-    abandon_all()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KilledRun:
-    """What a process had done when it ended."""
-
-    return_code: int
-    """Negative: the signal that ended it."""
-    output: str
-    was_killed: bool
-    """False where it ended by itself before the moment came."""
-
-
-def run_and_kill(
-    command: Sequence[str],
-    *,
-    when: Callable[[], bool],
-    signal_number: int = signal.SIGKILL,
-    environment: Mapping[str, str] | None = None,
-    timeout_seconds: float = 120.0,
-    poll_seconds: float = 0.002,
-) -> KilledRun:
-    """Start a process, send it a signal as soon as `when()` is true, and wait for its end.
-
-    Raises:
-        TimeoutError: neither came in time; the process was killed.
-    """
-    process = subprocess.Popen(  # noqa: S603 - the caller's own command
-        list(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    )
-    deadline = time.monotonic() + timeout_seconds
-    was_killed = False
-    try:
-        while process.poll() is None and not was_killed:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{command[0]} neither ended nor reached its moment in {timeout_seconds} s.")
-            if when():
-                process.send_signal(signal_number)
-                was_killed = True
-            else:
-                time.sleep(poll_seconds)
-        output, _ = process.communicate(timeout=max(1.0, deadline - time.monotonic()))
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-    return KilledRun(return_code=process.returncode, output=output, was_killed=was_killed)
