@@ -10,16 +10,24 @@ HoldfastError
 │   └── RunInUse             another live process writes this run
 ├── StorageError             the disk under it
 │   ├── DiskFull
-│   └── StorageUnwritable    read-only, or no permission
+│   ├── StorageUnwritable    read-only, or no permission
+│   └── StoreUnavailable     a shared store of answers does not answer
+├── TeacherError             a teacher over HTTP
+│   ├── AnswerUnusable       it is kept, paid for, and of no use
+│   ├── BudgetExhausted      the next request could cost more than is left
+│   ├── TeacherRefused       it said no, and asking again would not help
+│   └── TeacherUnreachable   no answer came in all attempts
 ├── CheckpointError          saved training state
 │   ├── CheckpointDamaged    the one asked for is torn, missing or altered
 │   ├── CheckpointMismatch   it belongs to another model
 │   └── NoUsableCheckpoint   some were recorded, none is whole
 ├── InputError               what the user handed in
 │   ├── ConfigError          a config file or key
+│   │   └── UnknownPrice     what a model costs is written nowhere
 │   ├── DataError            a line of a data file
 │   ├── InvalidMetric        a value that no metrics line can hold
-│   └── ModelMismatch        teacher and student do not fit
+│   ├── ModelMismatch        teacher and student do not fit
+│   └── RequestError         a request that cannot be sent
 └── MissingExtra             an optional dependency is not installed
 """
 
@@ -29,6 +37,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 __all__ = [
+    "AnswerUnusable",
+    "BudgetExhausted",
     "CheckpointDamaged",
     "CheckpointError",
     "CheckpointMismatch",
@@ -44,11 +54,17 @@ __all__ = [
     "NewerFormat",
     "NoUsableCheckpoint",
     "NotARun",
+    "RequestError",
     "RunClosed",
     "RunError",
     "RunInUse",
     "StorageError",
     "StorageUnwritable",
+    "StoreUnavailable",
+    "TeacherError",
+    "TeacherRefused",
+    "TeacherUnreachable",
+    "UnknownPrice",
     "UnknownRecord",
 ]
 
@@ -158,6 +174,62 @@ class StorageUnwritable(StorageError):
         )
 
 
+class StoreUnavailable(StorageError):
+    """A shared store of answers cannot be reached, or refused."""
+
+    def __init__(self, store: str, *, reason: str) -> None:
+        super().__init__(
+            f"The store {store} cannot be used: {reason}.",
+            hint="Start the same command again once it can; what was paid for is kept.",
+        )
+
+
+class TeacherError(HoldfastError):
+    """Something about a teacher over HTTP."""
+
+
+class AnswerUnusable(TeacherError):
+    """An answer that was paid for is of no use."""
+
+    def __init__(self, key: str, *, problem: str) -> None:
+        super().__init__(
+            f"The answer to request {key[:12]} cannot be used: {problem}.",
+            hint="It is kept, and not paid for again unless that is asked for.",
+        )
+        self.key = key
+        self.problem = problem
+
+
+class BudgetExhausted(TeacherError):
+    """What the next request could cost does not fit into what is left of the budget."""
+
+    def __init__(self, *, budget: str, spent: str, in_doubt: str, needed: str) -> None:
+        super().__init__(
+            f"The budget of {budget} does not allow a request that can cost {needed}: {spent} are spent, and "
+            f"requests in doubt may have cost {in_doubt}.",
+            hint="Raise the budget, or lower max_tokens; every answer so far is kept.",
+        )
+
+
+class TeacherRefused(TeacherError):
+    """The teacher said no to a request, and would again."""
+
+    def __init__(self, url: str, *, status: int, reason: str, hint: str = "") -> None:
+        super().__init__(f"{url} refused the request (HTTP {status}): {reason}.", hint=hint)
+        self.status = status
+
+
+class TeacherUnreachable(TeacherError):
+    """No answer came in all attempts."""
+
+    def __init__(self, url: str, *, attempts: int, seconds: float, last: str) -> None:
+        tries = f"{attempts} attempt{'s' if attempts != 1 else ''}"
+        super().__init__(
+            f"{url} gave no answer in {tries} over {seconds:.0f} s; the last one: {last}.",
+            hint="Start the same command again later; every answer so far is kept.",
+        )
+
+
 class CheckpointError(HoldfastError):
     """Something about saved training state."""
 
@@ -202,6 +274,18 @@ class ConfigError(InputError):
     """A config file or one of its keys cannot be used."""
 
 
+class UnknownPrice(ConfigError):
+    """A table of prices has no entry for a model."""
+
+    def __init__(self, model: str, *, table: Path) -> None:
+        super().__init__(
+            f"{table} has no price for the model {model!r}.",
+            hint=f"Copy that table, add `{model}: {{input: …, output: …}}` under `models:` in dollars per million "
+            "tokens, and name the copy.",
+        )
+        self.model = model
+
+
 class DataError(InputError):
     """A line of a data file cannot be used."""
 
@@ -218,6 +302,10 @@ class InvalidMetric(InputError):
 
 class ModelMismatch(InputError):
     """Teacher and student do not fit together."""
+
+
+class RequestError(InputError):
+    """A request that cannot be sent to any teacher."""
 
 
 class MissingExtra(HoldfastError, ImportError):
