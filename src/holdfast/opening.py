@@ -25,7 +25,7 @@ from holdfast.disk.lock import WriterLock
 from holdfast.disk.patient import PatientJournal
 from holdfast.disk.run_folder import RunFolder
 from holdfast.errors import ConfigChanged, ConfigError, InvalidMetric
-from holdfast.reader import RunState, read_run
+from holdfast.reader import RunState, paid_so_far, read_run
 from holdfast.records import (
     AttemptStarted,
     CheckpointMetadata,
@@ -39,11 +39,12 @@ from holdfast.records import (
     TrainingSession,
     encode,
 )
+from holdfast.responses import price_left_in
 from holdfast.rules.identity import canonical_config, changed_keys, config_hash
 from holdfast.rules.session import take_event
 from holdfast.scalars import as_int
 
-__all__ = ["Identity", "OpenRun", "open_run"]
+__all__ = ["Identity", "OpenRun", "damage_found", "open_run"]
 
 log = logging.getLogger("holdfast")
 
@@ -110,15 +111,16 @@ class OpenRun:
     attempt: int
     events: PatientJournal
     metrics: PatientJournal
+    requests: PatientJournal
     answers: PatientJournal
 
     def marks(self) -> dict[str, JournalMark]:
         """Where each journal ends."""
         return {each.journal.path.name: each.journal.mark for each in self.journals()}
 
-    def journals(self) -> tuple[PatientJournal, PatientJournal, PatientJournal]:
-        """All three."""
-        return self.events, self.metrics, self.answers
+    def journals(self) -> tuple[PatientJournal, ...]:
+        """All four."""
+        return self.events, self.metrics, self.requests, self.answers
 
     def close(self) -> None:
         """Let go of the files and of the right to write them."""
@@ -190,6 +192,7 @@ def _opened(folder: RunFolder, lock: WriterLock, state: RunState, disk: Disk) ->
         attempt=1 + max((each.attempt for each in state.session.attempts), default=0),
         events=journal(folder.events),
         metrics=journal(folder.metrics),
+        requests=journal(folder.requests),
         answers=journal(folder.answers),
     )
 
@@ -269,6 +272,7 @@ def _write_beginning(folder: RunFolder, identity: Identity, clock: Clock, disk: 
         config=identity.config,
         config_hash=identity.config_hash,
         total_steps=identity.total_steps,
+        api_cost_before=paid_so_far(folder),
     )
     journal = Journal(folder.events, mark=JournalMark(), disk=disk)
     try:
@@ -314,15 +318,7 @@ def _write_opening_events(
             )
         )
     events += [
-        DamageFound(
-            timestamp=now,
-            attempt=run.attempt,
-            file=name,
-            offset=each.offset,
-            num_bytes=len(each.content),
-            reason=each.reason,
-            moved_to=run.folder.spell(run.folder.set_aside / name),
-        )
+        damage_found(run.folder, name, each, timestamp=now, attempt=run.attempt)
         for name, pieces in damages.items()
         for each in pieces
     ]
@@ -335,6 +331,20 @@ def _write_opening_events(
     run.events.journal.sync()
 
 
+def damage_found(folder: RunFolder, name: str, piece: Damage, *, timestamp: float, attempt: int) -> DamageFound:
+    """The event of a broken piece that was moved out of a journal; of an answer, with its price."""
+    return DamageFound(
+        timestamp=timestamp,
+        attempt=attempt,
+        file=name,
+        offset=piece.offset,
+        num_bytes=len(piece.content),
+        reason=piece.reason,
+        moved_to=folder.spell(folder.set_aside / name),
+        cost=price_left_in(piece.content) if name == folder.answers.name else None,
+    )
+
+
 def _beginning_again(session: TrainingSession, attempt: int) -> SessionStarted:
     return SessionStarted(
         timestamp=session.start_time,
@@ -343,6 +353,7 @@ def _beginning_again(session: TrainingSession, attempt: int) -> SessionStarted:
         config=session.config,
         config_hash=session.config_hash,
         total_steps=session.total_steps_target,
+        api_cost_before=session.api_cost_before,
     )
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from holdfast.disk.journal import Damage, Line, line_crc, scan, scan_backwards
+from holdfast.disk.journal import Damage, Line, line_continues, line_crc, scan, scan_backwards
 from holdfast.disk.lock import Holder, holder_of
 from holdfast.disk.run_folder import RunFolder
 from holdfast.errors import NewerFormat, NotARun, UnknownRecord
@@ -26,23 +27,34 @@ from holdfast.records import (
     Manifest,
     MetricsSnapshot,
     ProgressFile,
+    RequestLine,
     SessionFile,
     SessionStarted,
     TrainingSession,
     decode,
 )
 from holdfast.rules.history import Rewinds
-from holdfast.rules.session import begin_session, take_answer, take_event, take_metrics
+from holdfast.rules.session import begin_session, take_answer, take_event, take_metrics, take_request
+from holdfast.rules.spending import spending_of
 from holdfast.rules.summary import progress_summary
-from holdfast.sealed import SEAL_BYTES, is_whole, version_of
+from holdfast.sealed import is_whole, version_of
 
-__all__ = ["JOURNALS", "RunReader", "RunState", "losses_from", "read_run", "read_snapshot"]
+__all__ = [
+    "JOURNALS",
+    "RunReader",
+    "RunState",
+    "losses_from",
+    "paid_so_far",
+    "read_run",
+    "read_snapshot",
+]
 
-JOURNALS = ("events.jsonl", "metrics.jsonl", "api_recovery.jsonl")
+JOURNALS = ("events.jsonl", "metrics.jsonl", "api_requests.jsonl", "api_recovery.jsonl")
 UNKNOWN_SESSION = "training_unknown"
 
 _metrics_decoder = msgspec.json.Decoder(MetricsSnapshot)
 _answer_decoder = msgspec.json.Decoder(AnswerRecord)
+_request_decoder: msgspec.json.Decoder[RequestLine] = msgspec.json.Decoder(RequestLine)
 _event_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 _session_decoder = msgspec.json.Decoder(SessionFile)
 _manifest_decoder = msgspec.json.Decoder(Manifest)
@@ -85,7 +97,7 @@ def read_run(folder: RunFolder, *, trust_snapshot: bool = True) -> RunState:
         return RunState(session=None, damages=_all_damages(folder))
     state = _read_tails(folder, begin_session(beginning or _unknown_beginning()), {}, read_from_snapshot=False)
     events_end = snapshot.journals.get(folder.events.name) if snapshot is not None else None
-    are_events_lost = beginning is None if events_end is None else not _continues(folder.events, events_end)
+    are_events_lost = beginning is None if events_end is None else not line_continues(folder.events, events_end)
     if are_events_lost:
         _remember_checkpoints(state, snapshot or manifest)
     return state
@@ -128,6 +140,15 @@ def losses_from(folder: RunFolder, *, step: int, end: int, most: int) -> dict[in
         if len(losses) > most:
             del losses[next(iter(losses))]
     return losses
+
+
+def paid_so_far(folder: RunFolder) -> Decimal:
+    """What all sessions of a folder have paid teachers, in US dollars, what they left in doubt included."""
+    ledger = begin_session(_unknown_beginning())
+    state = RunState(session=ledger)
+    _take_journal(folder.requests, state, {}, _request_decoder, lambda line: take_request(ledger, line))
+    _take_journal(folder.answers, state, {}, _answer_decoder, lambda answer: take_answer(ledger, answer))
+    return spending_of(ledger).committed
 
 
 class RunReader:
@@ -215,8 +236,14 @@ def _read_tails(
         if answer.session_id == session.session_id:
             take_answer(session, answer)
 
+    def take_own_request(line: RequestLine) -> None:
+        if line.session_id == session.session_id:
+            take_request(session, line)
+
     _take_journal(folder.events, state, marks, _event_decoder, lambda event: take_event(session, event))
     _take_journal(folder.metrics, state, marks, _metrics_decoder, lambda update: take_metrics(session, update))
+    # An answer settles a request, which must be known by then.
+    _take_journal(folder.requests, state, marks, _request_decoder, take_own_request)
     _take_journal(folder.answers, state, marks, _answer_decoder, take_own_answer)
     return state
 
@@ -261,20 +288,7 @@ def _refuse_newer(path: Path, line: bytes) -> None:
 
 
 def _journals_continue(folder: RunFolder, marks: dict[str, JournalMark]) -> bool:
-    return all(_continues(folder.progress / name, mark) for name, mark in marks.items())
-
-
-def _continues(path: Path, mark: JournalMark) -> bool:
-    """Whether a journal still has, where a snapshot ends, the line that the snapshot ended with."""
-    if mark.num_bytes == 0:
-        return True
-    try:
-        with path.open("rb") as file:
-            file.seek(mark.num_bytes - SEAL_BYTES)
-            seal = file.read(SEAL_BYTES)
-    except OSError:
-        return False
-    return len(seal) == SEAL_BYTES and line_crc(seal) == mark.last_line_crc and seal.endswith(b"\n")
+    return all(line_continues(folder.progress / name, mark) for name, mark in marks.items())
 
 
 def _remember_checkpoints(state: RunState, snapshot: SessionFile | Manifest | None) -> None:

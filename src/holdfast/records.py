@@ -7,6 +7,7 @@ Each record is typed data with a format version. The names of fields are promise
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,6 +17,7 @@ from holdfast.sealed import seal
 
 __all__ = [
     "FORMAT_VERSION",
+    "AnswerMarked",
     "AnswerRecord",
     "AnswersRecovered",
     "AttemptEnded",
@@ -31,17 +33,26 @@ __all__ = [
     "Event",
     "FileDigest",
     "Goodput",
+    "JobAdvanced",
     "JournalMark",
     "Manifest",
     "MetricsSnapshot",
+    "OpenRequest",
     "PacePoint",
     "Paused",
     "ProgressFile",
     "RefusedCheckpoint",
     "ReplayDiffered",
+    "RequestEvent",
+    "RequestLine",
+    "RequestLost",
+    "RequestRefused",
+    "RequestSent",
     "ResumeChosen",
     "SessionFile",
     "SessionStarted",
+    "Spending",
+    "SpendingReported",
     "TargetChanged",
     "TrainingSession",
     "decode",
@@ -124,10 +135,96 @@ class AnswerRecord(Struct, frozen=True, kw_only=True, tag_field="v", tag=FORMAT_
     session_id: str
     attempt: int
     prompt_hash: str
-    cost: float
-    """US dollars."""
+    """The key that it is asked for by: of a teacher's answer, the SHA-256 of the request."""
+    cost: Decimal
+    """US dollars, exact."""
     response: dict[str, Any]
+    """As it came; empty where the body was no JSON object."""
     nonfinite: dict[str, str] | UnsetType = UNSET
+    request_id: str | UnsetType = UNSET
+    """The request in `api_requests.jsonl` that it settles; absent where the caller asked the teacher by itself."""
+    request: dict[str, Any] | UnsetType = UNSET
+    """What was asked: `base_url`, `body`, `sample`."""
+    raw: str | UnsetType = UNSET
+    """The body to the letter, where it was no JSON object."""
+    problem: str | UnsetType = UNSET
+    """Why it cannot be used; it is kept all the same, and not paid for again."""
+
+
+class RequestEvent(Struct, frozen=True, kw_only=True, tag_field="event"):
+    """What every line of `api_requests.jsonl` has."""
+
+    timestamp: float
+    """Seconds since 1970."""
+    session_id: str
+    attempt: int
+    prompt_hash: str
+    v: int = FORMAT_VERSION
+
+
+class RequestSent(RequestEvent, frozen=True, kw_only=True, tag="request_sent"):
+    """A request is about to be sent; on disk before its first byte leaves.
+
+    Without an answer or one of the two lines below it is in doubt: perhaps it was paid for.
+    """
+
+    request_id: str
+    model: str
+    most: Decimal
+    """The most that it can cost, in US dollars; 0 where no price is known."""
+
+
+class RequestRefused(RequestEvent, frozen=True, kw_only=True, tag="request_refused"):
+    """The teacher said no, or was never reached: nothing was paid."""
+
+    request_id: str
+    reason: str
+
+
+class RequestLost(RequestEvent, frozen=True, kw_only=True, tag="request_lost"):
+    """No answer came, and one may have been computed: in doubt."""
+
+    request_id: str
+    reason: str
+
+
+class AnswerMarked(RequestEvent, frozen=True, kw_only=True, tag="answer_marked"):
+    """A kept answer turned out to be of no use."""
+
+    problem: str
+    cost: Decimal
+    """What was paid for it, in US dollars."""
+
+
+RequestLine = RequestSent | RequestRefused | RequestLost | AnswerMarked
+
+
+class Spending(Struct, frozen=True, kw_only=True):
+    """What was paid to teachers; sums are exact, in US dollars."""
+
+    answers: int = 0
+    """Paid for and kept."""
+    answers_served: int = 0
+    """Given from the store instead of being paid for again."""
+    answers_bad: int = 0
+    """Of those kept, the ones that cannot be used."""
+    requests_in_doubt: int = 0
+    """Perhaps paid for, and never received."""
+    spent: Decimal = Decimal(0)
+    saved: Decimal = Decimal(0)
+    in_doubt: Decimal = Decimal(0)
+    """The most that the requests in doubt can have cost."""
+    wasted: Decimal = Decimal(0)
+    """The part of `spent` that went into answers of no use."""
+    reserved: Decimal = Decimal(0)
+    """The most that the requests under way can cost."""
+    spent_before: Decimal = Decimal(0)
+    """By earlier sessions in the same folder, what they left in doubt included."""
+
+    @property
+    def committed(self) -> Decimal:
+        """The most that has been spent once all that is under way is paid: what a budget is held against."""
+        return self.spent_before + self.spent + self.in_doubt + self.reserved
 
 
 class EventRecord(Struct, frozen=True, tag_field="event"):
@@ -146,6 +243,8 @@ class SessionStarted(EventRecord, frozen=True, kw_only=True, tag="session_starte
     config: dict[str, Any]
     config_hash: str
     total_steps: int
+    api_cost_before: Decimal = Decimal(0)
+    """What earlier sessions in this folder have paid teachers, in US dollars, those in doubt at their most."""
 
 
 class TargetChanged(EventRecord, frozen=True, kw_only=True, tag="target_changed"):
@@ -233,6 +332,21 @@ class AnswersRecovered(EventRecord, frozen=True, kw_only=True, tag="answers_reco
     """Teacher answers were given from the disk instead of being paid for again."""
 
     count: int
+    cost: Decimal = Decimal(0)
+    """What they had cost, in US dollars: saved this time."""
+
+
+class JobAdvanced(EventRecord, frozen=True, kw_only=True, tag="job_advanced"):
+    """How far a generation job has come."""
+
+    done: int
+    """Questions that have an end, of the session's total steps."""
+
+
+class SpendingReported(EventRecord, frozen=True, kw_only=True, tag="spending_reported"):
+    """What a shared store says of this run, all told: the answers are kept there."""
+
+    spending: Spending
 
 
 class ReplayDiffered(EventRecord, frozen=True, kw_only=True, tag="replay_differed"):
@@ -251,6 +365,8 @@ class DamageFound(EventRecord, frozen=True, kw_only=True, tag="damage_found"):
     num_bytes: int
     reason: str
     moved_to: str
+    cost: Decimal | None = None
+    """What had been paid for a broken answer, in US dollars, where that can still be read."""
 
 
 Event = (
@@ -266,6 +382,8 @@ Event = (
     | ConnectionFailed
     | Paused
     | AnswersRecovered
+    | JobAdvanced
+    | SpendingReported
     | ReplayDiffered
     | DamageFound
 )
@@ -313,6 +431,14 @@ class Goodput(Struct, kw_only=True):
     """From the start of an attempt to its first step done."""
 
 
+class OpenRequest(Struct, frozen=True, kw_only=True):
+    """A request that was about to be sent and has no end yet."""
+
+    attempt: int
+    most: Decimal
+    """US dollars."""
+
+
 class TrainingSession(Struct, kw_only=True):
     """All that is known of a session; its fields are those of `session.json`."""
 
@@ -344,8 +470,24 @@ class TrainingSession(Struct, kw_only=True):
     """Exponential moving average over 100 finite losses."""
     api_responses_saved: int = 0
     api_responses_recovered: int = 0
-    api_cost: float = 0.0
-    """US dollars paid for the answers saved."""
+    api_cost: Decimal = Decimal(0)
+    """US dollars paid for the answers saved, those of no use included."""
+    api_cost_before: Decimal = Decimal(0)
+    """The same of earlier sessions in this folder, and what they left in doubt; a budget counts it."""
+    api_cost_saved: Decimal = Decimal(0)
+    """US dollars that answers served from the disk did not cost again."""
+    api_cost_wasted: Decimal = Decimal(0)
+    """US dollars paid for answers that cannot be used, or were damaged since."""
+    api_responses_bad: int = 0
+    """Answers that cannot be used."""
+    api_responses_marked: list[str] = msgspec.field(default_factory=list)
+    """Keys of those that turned out so only when they were read."""
+    api_requests_in_doubt: int = 0
+    """Requests that may have been paid for and brought no answer; `rules/spending.py` adds those still open."""
+    api_cost_in_doubt: Decimal = Decimal(0)
+    """The most that they can have cost, in US dollars."""
+    api_requests_open: dict[str, OpenRequest] = msgspec.field(default_factory=dict)
+    """Requests without an end, by their id; those of earlier attempts are in doubt."""
     pause_times: list[float] = msgspec.field(default_factory=list)
     """When each pause was recorded, in seconds since 1970."""
     total_pause_duration: float = 0.0
@@ -401,7 +543,8 @@ class ProgressFile(Struct, frozen=True, kw_only=True, tag_field="v", tag=FORMAT_
     saved_at: float
 
 
-_encoder = msgspec.json.Encoder()
+# A sum of money stands in a line as the number that it is, digit for digit.
+_encoder = msgspec.json.Encoder(decimal_format="number")
 
 T = TypeVar("T")
 
@@ -444,7 +587,7 @@ def _spelling(value: float) -> str:
     return "Infinity" if value > 0 else "-Infinity"
 
 
-_OWN_TO_THE_USER = frozenset({"config", "loss_components", "response"})
+_OWN_TO_THE_USER = frozenset({"config", "loss_components", "request", "response"})
 """Fields whose insides have names of their own: "nonfinite" in there is no word of ours."""
 
 

@@ -9,6 +9,7 @@ from holdfast.disk.journal import Journal, mend
 from holdfast.disk.lock import WriterLock
 from holdfast.disk.run_folder import RunFolder
 from holdfast.errors import NotARun
+from holdfast.opening import damage_found
 from holdfast.reader import JOURNALS, read_run
 from holdfast.records import CheckpointSetAside, DamageFound, Event, TrainingSession, encode
 from holdfast.rules.summary import progress_summary
@@ -34,15 +35,7 @@ def repair_run(folder: RunFolder, *, clock: Clock = SYSTEM_CLOCK, disk: Disk = R
         if state.session is None:
             raise NotARun(folder.root)
         events: list[Event] = [
-            DamageFound(
-                timestamp=clock.now(),
-                attempt=_last_attempt(state.session),
-                file=name,
-                offset=piece.offset,
-                num_bytes=len(piece.content),
-                reason=piece.reason,
-                moved_to=folder.spell(folder.set_aside / name),
-            )
+            damage_found(folder, name, piece, timestamp=clock.now(), attempt=_last_attempt(state.session))
             for name, pieces in damages.items()
             for piece in pieces
         ]
@@ -107,6 +100,7 @@ def _last_attempt(session: TrainingSession) -> int:
 
 def _in_words(event: Event) -> str:
     if isinstance(event, DamageFound):
-        return f"{event.file}, byte {event.offset:,}: {event.reason}; kept in {event.moved_to}"
+        price = "" if event.cost is None else f" (${event.cost} had been paid for it)"
+        return f"{event.file}, byte {event.offset:,}: {event.reason}{price}; kept in {event.moved_to}"
     assert isinstance(event, CheckpointSetAside)
     return f"{event.checkpoint_path}: {event.reason}; moved to {event.moved_to}"

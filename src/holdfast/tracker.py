@@ -6,10 +6,9 @@ import atexit
 import sys
 import threading
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from holdfast.checkpoint_records import CheckpointRecorder
 from holdfast.checkpoints import choose_for
@@ -23,19 +22,18 @@ from holdfast.heartbeat import Heartbeat
 from holdfast.metrics import MetricsRecorder
 from holdfast.opening import Identity, open_run
 from holdfast.records import (
-    AnswerRecord,
-    AnswersRecovered,
     AttemptEnded,
     CheckpointMetadata,
     ConnectionFailed,
+    JobAdvanced,
+    Spending,
+    SpendingReported,
     TrainingSession,
-    nonfinite_names,
 )
-from holdfast.responses import AnswerStore
 from holdfast.rules.identity import without_secrets
 from holdfast.rules.pace import estimate_remaining
-from holdfast.rules.session import take_answer
 from holdfast.rules.trends import loss_trend
+from holdfast.run_responses import RunResponses
 from holdfast.scalars import as_amount, as_int
 from holdfast.writer import RunWriter, TrackerSettings
 
@@ -95,8 +93,7 @@ class ProgressTracker:
         )
         run = open_run(self._folder, identity, clock=clock, disk=disk)
         self._writer = RunWriter(run, settings=self._settings, clock=clock, disk=disk)
-        self._answers = AnswerStore(run.answers)
-        self._num_recovered_untold = 0
+        self._responses = RunResponses(self._writer, lock=self._lock, require_open=self._require_open, disk=disk)
         self._metrics = MetricsRecorder(
             self._writer, clock=clock, throughput_window_seconds=self._settings.throughput_window_seconds
         )
@@ -111,10 +108,14 @@ class ProgressTracker:
     @property
     def session(self) -> TrainingSession:
         """All that is known of the session, as of now."""
-        if self._num_recovered_untold:
-            with self._lock:
-                self._tell_recovered()
+        if not self._is_closed():
+            self._responses.tell_served()
         return self._writer.session
+
+    @property
+    def responses(self) -> RunResponses:
+        """The run's own store of teacher answers, for a teacher client."""
+        return self._responses
 
     @property
     def session_file(self) -> Path:
@@ -261,24 +262,8 @@ class ProgressTracker:
             raise InvalidMetric(f"A response must be a JSON object, got {type(response).__name__}.")
         if not isinstance(prompt_hash, str):
             raise InvalidMetric(f"prompt_hash must be text, got {type(prompt_hash).__name__}.")
-        dollars = as_amount(cost, "cost", unit="US dollars")
-        with self._lock:
-            self._require_open()
-            answer = AnswerRecord(
-                **self._writer.stamp(),
-                session_id=self.session.session_id,
-                prompt_hash=prompt_hash,
-                cost=dollars,
-                response=dict(response),
-                nonfinite=nonfinite_names({"response": response}) or msgspec.UNSET,
-            )
-            try:
-                place = self._answers.append(answer)
-            except (TypeError, ValueError) as error:
-                raise InvalidMetric(f"A response must be made of JSON values: {error}.") from error
-            take_answer(self.session, answer)
-        # Outside the lock: threads that wait for the disk share one sync.
-        self._answers.publish(place)
+        dollars = Decimal(str(as_amount(cost, "cost", unit="US dollars")))
+        self._responses.keep(prompt_hash, response, dollars)
 
     def get_api_response(self, prompt_hash: str) -> dict[str, Any] | None:
         """The answer kept under a key, by this session or one before it in this folder; None where there is none.
@@ -286,11 +271,8 @@ class ProgressTracker:
         Raises:
             RunClosed: the tracker was closed or replaced.
         """
-        with self._lock:
-            self._require_open()
-            answer = self._answers.get(prompt_hash)
-            self._num_recovered_untold += answer is not None
-            return answer
+        answer = self._responses.serve(prompt_hash)
+        return None if answer is None else answer.response
 
     def record_connection_failure(self, retry_count: int, error: object) -> None:
         """Keep that a request failed and how often it had been tried again; keys in the error are hidden."""
@@ -303,6 +285,18 @@ class ProgressTracker:
                     error=without_secrets(str(error)),
                 )
             )
+
+    def record_job_progress(self, done: int) -> None:
+        """Keep how many questions of a generation job have an end."""
+        with self._lock:
+            self._require_open()
+            self._writer.keep(JobAdvanced(**self._writer.stamp(), done=as_int(done, "done")))
+
+    def record_spending(self, spending: Spending) -> None:
+        """Keep what a shared store of answers says of this run; the run's own store counts by itself."""
+        with self._lock:
+            self._require_open()
+            self._writer.keep(SpendingReported(**self._writer.stamp(), spending=spending))
 
     def record_pause(self, duration: float) -> None:
         """Keep that training has just stood still on purpose for `duration` seconds; pauses are no training time.
@@ -325,7 +319,7 @@ class ProgressTracker:
     def get_progress_summary(self) -> dict[str, Any]:
         """The fields of `progress.json`, as of now; see `rules/summary.py` for the names."""
         with self._lock:
-            self._tell_recovered()
+            self._responses.tell_served()
             session = self._writer.session_as_of_now()
             hours, num_pending = self._metrics.hours_trained(), self._metrics.num_waiting
         return self._writer.summary(session, wall_clock_hours=hours, num_pending=num_pending)
@@ -371,13 +365,14 @@ class ProgressTracker:
             finally:
                 self._closed_because = "is closed"
                 self._checkpoints.close()
+                self._responses.close()
                 self._writer.run.close()
                 atexit.unregister(self._close_at_exit)
 
     def _end_attempt(self, how: str, error: BaseException | None) -> None:
         self._metrics.write_all()
         self._checkpoints.keep_digests(wait=True)
-        self._tell_recovered()
+        self._responses.tell_served()
         self._writer.keep(
             AttemptEnded(
                 **self._writer.stamp(),
@@ -387,20 +382,15 @@ class ProgressTracker:
             )
         )
         self._finish_writing()
+        self._responses.save_index()
 
     def _finish_writing(self) -> None:
-        self._tell_recovered()
+        self._responses.tell_served()
         has_written_all = self._writer.write_waiting()
         self._writer.sync()
         self._write_snapshots()
         if not has_written_all:
             raise DiskFull(self._folder.progress)
-
-    def _tell_recovered(self) -> None:
-        """Journal how many answers were served from the disk; one line for many, since they cost nothing."""
-        if self._num_recovered_untold and not self._is_closed():
-            count, self._num_recovered_untold = self._num_recovered_untold, 0
-            self._writer.keep(AnswersRecovered(**self._writer.stamp(), count=count))
 
     def _started_heartbeat(self) -> Heartbeat | None:
         if not self._settings.has_heartbeat:
@@ -416,8 +406,9 @@ class ProgressTracker:
             self._metrics.write_ready()
             self._checkpoints.keep_digests(wait=False)
             self._writer.write_waiting()
-            self._tell_recovered()
+            self._responses.tell_served()
         self._writer.sync()
+        self._responses.save_index(only_if_due=True)
         summary = self.get_progress_summary()
         self._writer.write_summary(summary)
         content = None

@@ -119,6 +119,8 @@ class RunWriter:
         session.checkpoints_superseded = list(session.checkpoints_superseded)
         session.checkpoints_set_aside = list(session.checkpoints_set_aside)
         session.attempts = [copy.copy(attempt) for attempt in session.attempts]
+        session.api_responses_marked = list(session.api_responses_marked)
+        session.api_requests_open = dict(session.api_requests_open)
         session.goodput = copy.copy(session.goodput)
         return session
 

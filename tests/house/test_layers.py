@@ -22,6 +22,7 @@ PARTS_OF_THE_TRACKER = {
     "metrics",
     "opening",
     "repairing",
+    "run_responses",
     "snapshots",
     "tracker",
     "updates",
@@ -29,7 +30,7 @@ PARTS_OF_THE_TRACKER = {
 }
 
 LAYERS = [
-    {"errors", "clock", "sealed", "wording"},
+    {"errors", "clock", "sealed", "strict_yaml", "wording"},
     {"records", "scalars"},
     {"disk", "rules"},
     {"checkpoints", "responses", "reader"},

@@ -68,6 +68,10 @@ class Disk:
         """Cut an open file to a length."""
         os.ftruncate(file, num_bytes)
 
+    def allocate(self, file: int, num_bytes: int) -> None:
+        """Take so much space for an open file, so that it cannot run out of it."""
+        os.posix_fallocate(file, 0, num_bytes)
+
     def sync(self, file: int) -> None:
         """Wait until an open file's bytes would survive a power loss."""
         if _SYNC_TO_THE_PLATE is not None:  # pragma: no cover - macOS: fsync alone stops at the drive's cache.

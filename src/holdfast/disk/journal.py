@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,18 @@ from holdfast.disk.files import REAL_DISK, Disk, storage_errors
 from holdfast.records import JournalMark
 from holdfast.sealed import SEAL_BYTES, is_whole, salvage
 
-__all__ = ["Damage", "Journal", "Line", "line_crc", "mend", "read_line", "scan", "scan_backwards"]
+__all__ = [
+    "Damage",
+    "Journal",
+    "Line",
+    "keep_aside",
+    "line_continues",
+    "line_crc",
+    "mend",
+    "read_line",
+    "scan",
+    "scan_backwards",
+]
 
 log = logging.getLogger("holdfast")
 
@@ -98,6 +109,19 @@ def read_line(path: Path, *, offset: int, num_bytes: int) -> bytes | None:
 def line_crc(line: bytes) -> str:
     """The checksum that a whole line ends with."""
     return line[-SEAL_BYTES + 8 : -3].decode()
+
+
+def line_continues(path: Path, mark: JournalMark) -> bool:
+    """Whether a journal still has, where a snapshot ends, the line that the snapshot ended with."""
+    if mark.num_bytes == 0:
+        return True
+    try:
+        with path.open("rb") as file:
+            file.seek(mark.num_bytes - SEAL_BYTES)
+            seal = file.read(SEAL_BYTES)
+    except OSError:
+        return False
+    return len(seal) == SEAL_BYTES and line_crc(seal) == mark.last_line_crc and seal.endswith(b"\n")
 
 
 class Journal:
@@ -217,11 +241,11 @@ def mend(path: Path, *, set_aside: Path, start: int = 0, disk: Disk = REAL_DISK)
         return []
     with storage_errors(path):
         if damages[0].is_torn_tail and not any(salvage(damages[0].content)):
-            _keep_aside(damages, set_aside, disk)
+            keep_aside([each.content for each in damages], set_aside, disk)
             _cut_file(path, damages[0].offset, disk)
         else:
             damages = _damages(path, 0)
-            _keep_aside(damages, set_aside, disk)
+            keep_aside([each.content for each in damages], set_aside, disk)
             _rewrite_whole_lines(path, disk)
     return damages
 
@@ -230,12 +254,13 @@ def _damages(path: Path, start: int) -> list[Damage]:
     return [piece for piece in scan(path, start=start) if isinstance(piece, Damage)]
 
 
-def _keep_aside(damages: list[Damage], set_aside: Path, disk: Disk) -> None:
+def keep_aside(pieces: Iterable[bytes], set_aside: Path, disk: Disk) -> None:
+    """Add broken pieces to a side file, durably."""
     disk.make_folders(set_aside.parent)
     file = disk.open_to_append(set_aside)
     try:
-        for damage in damages:
-            write_all(file, damage.content.rstrip(b"\n") + b"\n", disk)
+        for piece in pieces:
+            write_all(file, piece.rstrip(b"\n") + b"\n", disk)
         disk.sync(file)
     finally:
         disk.close(file)

@@ -2,7 +2,7 @@
 
 Starting and recovering are the same: these functions take one record after the other into a session, whether it
 was written this instant or read back after a crash. Records of different journals may arrive in any order among
-each other, so that each journal can be read on its own.
+each other, so that each journal can be read on its own; only an answer comes after the request that it settles.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from holdfast.records import (
+    AnswerMarked,
     AnswerRecord,
     AnswersRecovered,
     AttemptEnded,
@@ -22,12 +23,20 @@ from holdfast.records import (
     ConnectionFailed,
     DamageFound,
     Event,
+    JobAdvanced,
     MetricsSnapshot,
+    OpenRequest,
     PacePoint,
     Paused,
     RefusedCheckpoint,
     ReplayDiffered,
+    RequestLine,
+    RequestLost,
+    RequestRefused,
+    RequestSent,
     SessionStarted,
+    Spending,
+    SpendingReported,
     TargetChanged,
     TrainingSession,
 )
@@ -35,7 +44,7 @@ from holdfast.rules.history import superseded_from
 from holdfast.rules.pace import add_pace_point, is_pace_point_due
 from holdfast.rules.trends import moved_average
 
-__all__ = ["HISTORY_LENGTH", "begin_session", "take_answer", "take_event", "take_metrics"]
+__all__ = ["HISTORY_LENGTH", "begin_session", "take_answer", "take_event", "take_metrics", "take_request"]
 
 HISTORY_LENGTH = 1000
 _SECONDS_AN_HOUR = 3600.0
@@ -50,6 +59,7 @@ def begin_session(record: SessionStarted) -> TrainingSession:
         config_hash=record.config_hash,
         total_steps_target=record.total_steps,
         total_steps_at_start=record.total_steps,
+        api_cost_before=record.api_cost_before,
     )
 
 
@@ -81,8 +91,32 @@ def take_answer(session: TrainingSession, record: AnswerRecord) -> None:
     """Take in one paid answer of this session."""
     session.api_responses_saved += 1
     session.api_cost += record.cost
+    if isinstance(record.problem, str):
+        session.api_responses_bad += 1
+        session.api_cost_wasted += record.cost
+    if isinstance(record.request_id, str):
+        session.api_requests_open.pop(record.request_id, None)
     attempt = _attempt(session, record.attempt)
     attempt.last_seen = max(attempt.last_seen, record.timestamp)
+
+
+def take_request(session: TrainingSession, line: RequestLine) -> None:
+    """Take in how a request to a teacher of this session began or ended without an answer."""
+    match line:
+        case RequestSent():
+            session.api_requests_open[line.request_id] = OpenRequest(attempt=line.attempt, most=line.most)
+        case RequestRefused():
+            session.api_requests_open.pop(line.request_id, None)
+        case RequestLost():
+            lost = session.api_requests_open.pop(line.request_id, None)
+            session.api_requests_in_doubt += 1
+            session.api_cost_in_doubt += lost.most if lost is not None else 0
+        case AnswerMarked():
+            session.api_responses_marked.append(line.prompt_hash)
+            session.api_responses_bad += 1
+            session.api_cost_wasted += line.cost
+    attempt = _attempt(session, line.attempt)
+    attempt.last_seen = max(attempt.last_seen, line.timestamp)
 
 
 def take_event(session: TrainingSession, event: Event) -> None:
@@ -113,11 +147,17 @@ def take_event(session: TrainingSession, event: Event) -> None:
             session.goodput.paused += event.seconds
         case AnswersRecovered():
             session.api_responses_recovered += event.count
+            session.api_cost_saved += event.cost
+        case JobAdvanced():
+            session.steps_completed = session.highest_step = event.done
+        case SpendingReported():
+            _take_spending(session, event.spending)
         case ReplayDiffered():
             if session.replay_differed_at is None:
                 session.replay_differed_at = event.step
         case DamageFound():
             session.damage_found += 1
+            session.api_cost_wasted += event.cost or 0
         # `ResumeChosen` is for the reader of the events; it counts nothing.
 
 
@@ -144,6 +184,16 @@ def _begin_attempt(session: TrainingSession, attempt: AttemptRecord, event: Atte
         # Whoever ends in good order says so; a successor means that this one did not.
         if earlier.attempt < attempt.attempt and earlier.end is None:
             earlier.how = "crashed"
+
+
+def _take_spending(session: TrainingSession, told: Spending) -> None:
+    """A shared store counts by itself; the newest report says it all."""
+    session.api_responses_saved = told.answers
+    session.api_responses_recovered = told.answers_served
+    session.api_responses_bad = told.answers_bad
+    session.api_requests_in_doubt = told.requests_in_doubt
+    session.api_cost, session.api_cost_saved = told.spent, told.saved
+    session.api_cost_in_doubt, session.api_cost_wasted = told.in_doubt, told.wasted
 
 
 def _take_checkpoint_event(

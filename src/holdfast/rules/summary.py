@@ -7,6 +7,7 @@ from typing import Any
 
 from holdfast.records import AttemptRecord, Goodput, TrainingSession
 from holdfast.rules.pace import estimate_remaining
+from holdfast.rules.spending import spending_of
 from holdfast.rules.trends import loss_trend
 
 __all__ = ["goodput_seconds", "progress_summary"]
@@ -49,7 +50,7 @@ def progress_summary(session: TrainingSession, *, now: float, wall_clock_hours: 
         "total_pause_duration_hours": session.total_pause_duration / _SECONDS_AN_HOUR,
         "api_responses_saved": session.api_responses_saved,
         "api_responses_recovered": session.api_responses_recovered,
-        "api_cost": session.api_cost,
+        **_teacher_numbers(session),
         "connection_failures": session.connection_failures,
         "connection_retries": session.connection_retries,
         "attempt": attempt.attempt if attempt else 0,
@@ -59,6 +60,21 @@ def progress_summary(session: TrainingSession, *, now: float, wall_clock_hours: 
         "replay_differed_at": session.replay_differed_at,
         "damage_found": session.damage_found,
         "goodput_seconds": goodput_seconds(session),
+    }
+
+
+def _teacher_numbers(session: TrainingSession) -> dict[str, Any]:
+    """Dollars as floats: they are looked at here, and counted in the journals."""
+    spending = spending_of(session)
+    return {
+        "api_cost": float(spending.spent),
+        "api_cost_before": float(spending.spent_before),
+        "api_cost_saved": float(spending.saved),
+        "api_cost_in_doubt": float(spending.in_doubt),
+        "api_cost_reserved": float(spending.reserved),
+        "api_cost_wasted": float(spending.wasted),
+        "api_requests_in_doubt": spending.requests_in_doubt,
+        "api_responses_bad": spending.answers_bad,
     }
 
 

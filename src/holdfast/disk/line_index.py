@@ -1,0 +1,186 @@
+"""Find a journal's line by a key.
+
+The index of a million lines is 28 MB of sorted bytes, read in one go; no line is held in memory. It is derived: its
+file ends with a digest of all of it, and a missing, damaged or outdated one is made again from the journal. First a
+sealed line says up to where the journal is known; then comes an entry of 28 bytes for each key, sorted: 16 of the
+key's BLAKE2b, 8 of the line's offset, 4 of its length, big-endian; last, 32 bytes of SHA-256 over all before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import struct
+import threading
+from bisect import bisect_left
+from collections.abc import Sequence
+from heapq import merge
+from itertools import chain
+from pathlib import Path
+from typing import overload
+
+import msgspec
+
+from holdfast.disk.atomic import write_whole_bytes
+from holdfast.disk.files import REAL_DISK, Disk
+from holdfast.errors import StorageError
+from holdfast.records import FORMAT_VERSION, JournalMark
+from holdfast.sealed import is_whole, seal
+
+__all__ = ["LineIndex", "Place"]
+
+log = logging.getLogger("holdfast")
+
+_PLACE = struct.Struct(">QI")
+_DIGEST_BYTES = 16
+_ENTRY_BYTES = _DIGEST_BYTES + _PLACE.size
+_LEAST_UNSAVED = 20_000
+
+Place = tuple[int, int]
+"""Offset and length of a line."""
+
+
+class _Head(msgspec.Struct, frozen=True, kw_only=True, tag_field="v", tag=FORMAT_VERSION):
+    num_bytes: int
+    num_lines: int
+    last_line_crc: str
+    num_entries: int
+
+
+class LineIndex:
+    """Newest place of each key; may be used from any thread."""
+
+    def __init__(self, path: Path, *, disk: Disk = REAL_DISK) -> None:
+        self._path = path
+        self._disk = disk
+        self._lock = threading.Lock()
+        self._saving = threading.Lock()
+        self._sorted = _Entries(b"")
+        self._unsaved: dict[bytes, Place] = {}
+        self._being_saved: dict[bytes, Place] = {}
+
+    def __len__(self) -> int:
+        """Keys at most: one that was put again since the last save counts twice."""
+        return len(self._sorted) + len(self._unsaved) + len(self._being_saved)
+
+    @property
+    def is_save_due(self) -> bool:
+        """Whether so much is unsaved that a start, or the memory, would feel it."""
+        return len(self._unsaved) >= max(_LEAST_UNSAVED, len(self._sorted) // 16)
+
+    @property
+    def has_unsaved(self) -> bool:
+        """Whether the file is behind."""
+        return bool(self._unsaved)
+
+    def load(self) -> JournalMark:
+        """Read the file; returns how far into the journal it knows all lines: not at all where it is no good."""
+        try:
+            content = self._path.read_bytes()
+        except OSError:
+            return JournalMark()
+        head, found = _parsed(content)
+        if head is None:
+            log.warning("%s is damaged or of another version; it is made again from the journal.", self._path)
+            return JournalMark()
+        self._sorted = _Entries(found)
+        return JournalMark(num_bytes=head.num_bytes, num_lines=head.num_lines, last_line_crc=head.last_line_crc)
+
+    def forget(self) -> None:
+        """Know nothing any more: the journal is another one than the file was made for."""
+        with self._lock:
+            self._sorted = _Entries(b"")
+            self._unsaved, self._being_saved = {}, {}
+
+    def put(self, key: str, place: Place) -> None:
+        """Remember where a key's newest line lies."""
+        with self._lock:
+            self._unsaved[_digest(key)] = place
+
+    def drop(self, key: str) -> None:
+        """Forget a key."""
+        self.put(key, (0, 0))
+
+    def find(self, key: str) -> Place | None:
+        """Where a key's newest line lies, or None."""
+        digest = _digest(key)
+        with self._lock:
+            place = self._unsaved.get(digest) or self._being_saved.get(digest) or self._sorted.find(digest)
+        return place if place is not None and place[1] else None
+
+    def save(self, mark: JournalMark) -> None:
+        """Replace the file; `mark` is where the journal ended when every line before it had been put.
+
+        A disk that refuses leaves the old file: the index can be made again.
+        """
+        with self._saving:
+            with self._lock:
+                self._being_saved, self._unsaved = self._unsaved, {}
+            entries = self._sorted.merged_with(self._being_saved)
+            with self._lock:
+                self._sorted, self._being_saved = entries, {}
+            head = _Head(
+                num_bytes=mark.num_bytes,
+                num_lines=mark.num_lines,
+                last_line_crc=mark.last_line_crc,
+                num_entries=len(entries),
+            )
+            content = seal(msgspec.json.encode(head)) + entries.content
+            try:
+                write_whole_bytes(self._path, content + hashlib.sha256(content).digest(), disk=self._disk)
+            except (StorageError, OSError) as error:
+                log.warning("%s stays as it was: %s", self._path, error)
+
+
+class _Entries(Sequence[bytes]):
+    """Sorted entries end to end; as a sequence, their digests."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def __len__(self) -> int:
+        return len(self.content) // _ENTRY_BYTES
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[bytes]: ...
+    def __getitem__(self, index: int | slice) -> bytes | Sequence[bytes]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        start = index * _ENTRY_BYTES
+        return self.content[start : start + _DIGEST_BYTES]
+
+    def find(self, digest: bytes) -> Place | None:
+        index = bisect_left(self, digest)
+        if index == len(self) or self[index] != digest:
+            return None
+        offset, num_bytes = _PLACE.unpack_from(self.content, index * _ENTRY_BYTES + _DIGEST_BYTES)
+        return offset, num_bytes
+
+    def merged_with(self, newer: dict[bytes, Place]) -> _Entries:
+        """With the newer places in place of the older; places of no length are left out."""
+        added = sorted(digest + _PLACE.pack(*place) for digest, place in newer.items())
+        content = self.content
+        kept = (content[start : start + _ENTRY_BYTES] for start in range(0, len(content), _ENTRY_BYTES))
+        older = (entry for entry in kept if entry[:_DIGEST_BYTES] not in newer)
+        together = merge(older, added) if content else chain(added)
+        return _Entries(b"".join(entry for entry in together if entry[-4:] != b"\0\0\0\0"))
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES).digest()
+
+
+def _parsed(content: bytes) -> tuple[_Head | None, bytes]:
+    end = content.find(b"\n") + 1
+    if not end or not is_whole(content[:end]):
+        return None, b""
+    body, digest = content[:-32], content[-32:]
+    try:
+        head = msgspec.json.decode(content[:end], type=_Head)
+    except msgspec.ValidationError:
+        return None, b""
+    if hashlib.sha256(body).digest() != digest or len(body) - end != head.num_entries * _ENTRY_BYTES:
+        return None, b""
+    return head, body[end:]
