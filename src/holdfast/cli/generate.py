@@ -1,0 +1,240 @@
+"""Ask a teacher for answers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from holdfast.cli.output import print_json
+from holdfast.errors import ConfigError
+from holdfast.responses import ResponseStore
+
+if TYPE_CHECKING:
+    from holdfast.teacher.generation import Engine, JobResult, TeacherSettings
+    from holdfast.teacher.jobs import GenerationJob
+
+__all__ = ["generate"]
+
+EXIT_SOME_FAILED = 1
+EXIT_OVER_BUDGET = 3
+EXIT_STOPPED = 75
+
+
+def generate(
+    prompts: Annotated[Path, typer.Option(help="JSONL: a prompt, messages, or a batch-file line on each line.")],
+    model: Annotated[str, typer.Option(help="The teacher's name at its API.")],
+    out: Annotated[Path, typer.Option(help="Where the answers go, in the prompts' order.")],
+    store: Annotated[
+        str | None, typer.Option(help="Share answers with other processes: sqlite:///PATH, postgresql+psycopg://…")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="US dollars that this job may spend, such as 5.00.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once, at most.")] = 16,
+    logprobs: Annotated[int | None, typer.Option(min=0, max=20, help="Top log-probabilities of each token.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to each prompt.")] = 1,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Of one answer.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0)] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the first sample; each further one has the next.")] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any other one of the request, its value as JSON.")
+    ] = None,
+    base_url: Annotated[str | None, typer.Option(help="Of the API; else OPENAI_BASE_URL, else OpenAI's own.")] = None,
+    prices: Annotated[Path | None, typer.Option(help="A price table in YAML, in place of the one inside.")] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
+    attempts: Annotated[int, typer.Option(min=1, help="Tries of one request.")] = 8,
+    answer_seconds: Annotated[float, typer.Option(min=0.001, help="The longest that one answer may take.")] = 3600.0,
+    engine: Annotated[str, typer.Option(help="local, or ray: on the Ray cluster that is running.")] = "local",
+    write_batch: Annotated[
+        Path | None, typer.Option(help="Ask nothing; write a batch file of the requests without an answer.")
+    ] = None,
+    read_batch: Annotated[
+        list[Path] | None, typer.Option(help="Ask nothing; take a batch's results into the store.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end, for programs.")] = False,
+) -> None:
+    """Ask a teacher every prompt of a file, once, and keep every answer.
+
+    Kill it and start the same command again: it goes on, and no answer is paid for twice. The key is read from
+    OPENAI_API_KEY.
+
+    Exit codes: 0 every prompt has its answer; 1 some have none, listed in OUT.failed.jsonl; 2 an error; 3 the budget
+    is used up; 75 stopped by a signal, start it again.
+
+    Example: holdfast generate --prompts P.jsonl --model gpt-4.1-mini --max-tokens 500 --budget 5.00 --out D.jsonl
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    from holdfast.teacher.endpoint import Endpoint
+    from holdfast.teacher.forms import RequestForm
+    from holdfast.teacher.generation import TeacherSettings
+    from holdfast.teacher.jobs import GenerationJob
+    from holdfast.teacher.limits import Limits
+    from holdfast.teacher.patience import Patience
+    from holdfast.teacher.prices import PriceTable
+
+    asks_nothing = write_batch is not None or bool(read_batch)
+    endpoint = Endpoint.of(os.environ, base_url=base_url, needs_key=not asks_nothing)
+    given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    if logprobs is not None:
+        given |= {"logprobs": True, "top_logprobs": logprobs}
+    parameters = {name: value for name, value in given.items() if value is not None} | _parsed(parameter or [])
+    job = GenerationJob(
+        prompts=prompts,
+        out=out,
+        form=RequestForm(base_url=endpoint.base_url, model=model, parameters=parameters),
+        num_samples=samples,
+    )
+    settings = TeacherSettings(
+        endpoint=endpoint,
+        prices=PriceTable.load(prices),
+        budget=_dollars(budget),
+        limits=Limits(
+            concurrency=concurrency,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+        ),
+        patience=Patience(attempts=attempts, answer_seconds=answer_seconds),
+    )
+    chosen = _engine(engine, job, settings, store, write_batch, read_batch or [])
+    _finish(_run(job, chosen, store), job, write_batch, as_json=as_json)
+
+
+def _engine(
+    name: str,
+    job: GenerationJob,
+    settings: TeacherSettings,
+    store: str | None,
+    write_batch: Path | None,
+    read_batch: list[Path],
+) -> Callable[[Callable[[int, object], None]], Engine]:
+    from holdfast.teacher.batch_jobs import ReadBatchEngine, WriteBatchEngine
+    from holdfast.teacher.generation import LocalEngine
+
+    if write_batch is not None:
+        return lambda _: WriteBatchEngine(path=write_batch)
+    if read_batch:
+        return lambda _: ReadBatchEngine(paths=read_batch, prices=settings.prices)
+    if name == "local":
+        return lambda on_failure: LocalEngine(settings=settings, on_failure=on_failure)
+    if name != "ray":
+        raise ConfigError(f"There is no engine {name!r}.", hint="Pass --engine local or --engine ray.")
+    if store is None:
+        raise ConfigError(
+            "On a Ray cluster the answers must be kept where all its machines reach them.", hint="Pass --store."
+        )
+    from holdfast.teacher.accounts import account_of
+    from holdfast.teacher.ray_engine import RayEngine
+
+    return lambda _: RayEngine(settings=settings, store_url=store, account=account_of(job.folder))
+
+
+def _run(
+    job: GenerationJob, engine: Callable[[Callable[[int, object], None]], Engine], store: str | None
+) -> JobResult:
+    from holdfast.teacher.display import shown_job
+    from holdfast.teacher.generation import run_job
+
+    def open_shared(account: str) -> ResponseStore:
+        from holdfast.teacher.shared_store import SharedStore
+
+        assert store is not None
+        return SharedStore.open(store, account=account)
+
+    with shown_job(num_questions=job.count()) as progress:
+        return run_job(job, engine, progress=progress, shared_store=None if store is None else open_shared)
+
+
+def _finish(result: JobResult, job: GenerationJob, write_batch: Path | None, *, as_json: bool) -> None:
+    summary = _summary(result, job)
+    if as_json:
+        print_json(summary)
+    else:
+        for line in _in_words(result, job, write_batch):
+            typer.echo(line, err=True)
+    if result.asked.is_stopped:
+        raise typer.Exit(0 if write_batch is not None else EXIT_STOPPED)
+    if result.asked.is_over_budget:
+        raise typer.Exit(EXIT_OVER_BUDGET)
+    if result.written is not None and result.written.num_failed:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _summary(result: JobResult, job: GenerationJob) -> dict[str, Any]:
+    spending = result.spending
+    return {
+        "prompts": str(job.prompts),
+        "out": str(job.out),
+        "run": str(job.folder.root),
+        "answers_wanted": result.num_questions,
+        "answers_written": result.written.num_answers if result.written else 0,
+        "failed": result.written.num_failed if result.written else None,
+        "is_stopped": result.asked.is_stopped,
+        "is_over_budget": result.asked.is_over_budget,
+        "answers_bought": spending.answers,
+        "answers_served": spending.answers_served,
+        "answers_bad": spending.answers_bad,
+        "requests_in_doubt": spending.requests_in_doubt,
+        "cost": {
+            "spent": str(spending.spent + spending.spent_before),
+            "saved": str(spending.saved),
+            "in_doubt": str(spending.in_doubt),
+            "wasted": str(spending.wasted),
+        },
+    }
+
+
+def _in_words(result: JobResult, job: GenerationJob, write_batch: Path | None) -> list[str]:
+    from holdfast.teacher.prices import as_dollars_text
+
+    spending = result.spending
+    if write_batch is not None:
+        return [f"{result.asked.note} Send it, then: holdfast generate … --read-batch RESULTS.jsonl"]
+    if result.asked.is_stopped:
+        first = f"Stopped: {spending.answers:,} answers are kept. Start the same command again."
+    else:
+        assert result.written is not None
+        first = f"{result.written.num_answers:,} of {result.num_questions:,} answers are in {job.out}."
+    lines = [f"{result.asked.note} {first}".strip()]
+    if result.written is not None and result.written.num_failed:
+        lines.append(f"{result.written.num_failed:,} prompts have none; {job.failed} says why.")
+    paid = f"Paid: {as_dollars_text(spending.spent + spending.spent_before)} for {spending.answers:,} answers"
+    if spending.answers_served:
+        paid += f"; saved by the store: {as_dollars_text(spending.saved)} ({spending.answers_served:,} times)"
+    if spending.requests_in_doubt:
+        paid += f"; in doubt: {spending.requests_in_doubt:,} requests, at most {as_dollars_text(spending.in_doubt)}"
+    if spending.wasted:
+        paid += f"; wasted: {as_dollars_text(spending.wasted)}"
+    lines.append(f"{paid}.")
+    return lines
+
+
+def _parsed(parameters: list[str]) -> dict[str, Any]:
+    parsed = {}
+    for each in parameters:
+        name, equals, text = each.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"{each!r} is no parameter.", hint="Write --parameter NAME=VALUE.")
+        try:
+            parsed[name] = json.loads(text)
+        except ValueError:
+            parsed[name] = text
+    return parsed
+
+
+def _dollars(budget: str | None) -> Decimal | None:
+    if budget is None:
+        return None
+    try:
+        dollars = Decimal(budget.removeprefix("$"))
+    except InvalidOperation:
+        dollars = Decimal("NaN")
+    if not dollars.is_finite() or dollars <= 0:
+        raise ConfigError(f"The budget {budget!r} is no sum above 0.", hint="Such as --budget 5.00.")
+    return dollars

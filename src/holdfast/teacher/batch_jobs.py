@@ -1,0 +1,152 @@
+"""Let a provider's batch answer a job's questions.
+
+A batch costs less and takes hours. What a job still needs is written as batch files; what comes back fills the same
+store, so that the job finds it there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from holdfast.disk.atomic import write_whole_bytes
+from holdfast.errors import DataError
+from holdfast.responses import Answered, Granted, Intent, ResponseStore
+from holdfast.rules.requests import TeacherRequest
+from holdfast.teacher.answers import answer_in
+from holdfast.teacher.batch_files import BatchResult, batch_line, batches, read_batch_results
+from holdfast.teacher.generation import Asked
+from holdfast.teacher.jobs import GenerationJob
+from holdfast.teacher.prices import Price, PriceTable, Usage, price_of
+
+__all__ = ["BatchRead", "BatchWritten", "ReadBatchEngine", "WriteBatchEngine", "read_batch", "write_batch"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchWritten:
+    """What was written."""
+
+    files: list[Path]
+    num_requests: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRead:
+    """What was read."""
+
+    num_answers: int
+    """New in the store."""
+    num_known: int
+    """There already."""
+    reasons: dict[str, str]
+    """Why there is no answer, by key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteBatchEngine:
+    """Writes down what would be asked."""
+
+    path: Path
+
+    def ask_all(self, job: GenerationJob, store: ResponseStore, *, on_end: Callable[[int], None]) -> Asked:
+        """See `Engine`; the job is stopped here, until the results come."""
+        written = write_batch(job, store, self.path)
+        names = ", ".join(str(file) for file in written.files) or "no file: every prompt has its answer"
+        return Asked(is_stopped=True, note=f"{written.num_requests:,} requests are in {names}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadBatchEngine:
+    """Takes what a batch has brought."""
+
+    paths: list[Path]
+    prices: PriceTable
+
+    def ask_all(self, job: GenerationJob, store: ResponseStore, *, on_end: Callable[[int], None]) -> Asked:
+        """See `Engine`."""
+        read = read_batch(job, store, self.paths, price_of(job.form.model, self.prices))
+        on_end(read.num_answers + read.num_known)
+        note = f"{read.num_answers:,} answers of the batch are new, {read.num_known:,} were there."
+        return Asked(reasons=read.reasons, note=note)
+
+
+def write_batch(job: GenerationJob, store: ResponseStore, path: Path) -> BatchWritten:
+    """Write every request that has no answer yet, once; several files, `B.1.jsonl` and on, where one is too small.
+
+    Each line's `custom_id` is the request's key.
+
+    Raises:
+        DiskFull: the file that did not fit is not there.
+    """
+    files: list[Path] = []
+    num_requests = 0
+    for number, batch in enumerate(batches(_lines(job, store))):
+        files.append(path.with_suffix(f".{number}{path.suffix}") if number else path)
+        num_requests += len(batch.custom_ids)
+        write_whole_bytes(files[-1], batch.content)
+    return BatchWritten(files=files, num_requests=num_requests)
+
+
+def read_batch(job: GenerationJob, store: ResponseStore, paths: list[Path], price: Price) -> BatchRead:
+    """Take a batch's results into the store, at the price of a batch.
+
+    Raises:
+        DataError: a line is malformed, or answers a question that this job does not ask; tells which.
+        DiskFull, StoreUnavailable: those before it are kept.
+    """
+    requests = _requests_by_custom_id(job)
+    num_answers = num_known = 0
+    reasons: dict[str, str] = {}
+    for path in paths:
+        for result in read_batch_results(path):
+            request = requests.get(result.custom_id)
+            if request is None:
+                reason = f"its custom_id {result.custom_id!r} is none of this job's"
+                raise DataError(path, reason, line=result.line, hint="Pass the prompts that the batch was made of.")
+            if result.body is None:
+                reasons[request.key] = f"the batch says: {result.failure}"
+            elif _is_taken(result, request, store, price):
+                num_answers += 1
+            else:
+                num_known += 1
+    return BatchRead(num_answers=num_answers, num_known=num_known, reasons=reasons)
+
+
+def _lines(job: GenerationJob, store: ResponseStore) -> Iterator[dict[str, Any]]:
+    written: set[str] = set()
+    for question in job.questions():
+        request = question.request
+        if request.key not in written and store.read(request.key) is None:
+            written.add(request.key)
+            yield batch_line(request.key, request.body)
+
+
+def _requests_by_custom_id(job: GenerationJob) -> dict[str, TeacherRequest]:
+    requests: dict[str, TeacherRequest] = {}
+    for question in job.questions():
+        requests[question.request.key] = question.request
+        if question.prompt.custom_id is not None and question.sample == 0:
+            requests[question.prompt.custom_id] = question.request
+    return requests
+
+
+def _is_taken(result: BatchResult, request: TeacherRequest, store: ResponseStore, price: Price) -> bool:
+    """False where the store has an answer already."""
+    assert result.body is not None
+    usage = Usage.read(result.body)
+    cost = Decimal(0) if usage is None else price.in_batch().cost(usage)
+    # It is paid for already: no budget can change that.
+    (verdict,) = store.begin([Intent(request=request, most=cost)], budget=None)
+    if not isinstance(verdict, Granted):
+        return False
+    answered = Answered(granted=verdict, cost=cost, response=result.body)
+    problem = None
+    try:
+        answer_in(answered.as_record(timestamp=0.0, session_id="", attempt=0))
+    except ValueError as error:
+        problem = str(error)
+    store.finish([Answered(granted=verdict, cost=cost, response=result.body, problem=problem)])
+    return True

@@ -1,0 +1,397 @@
+"""Ask one model, and pay for each question once.
+
+The life of a request: it is looked up in the store; it waits for a place among those under way; the store notes the
+intent, with the most that it can cost, durably; it is sent; the answer is made durable as it came; only then is it
+read. What goes wrong in between is tried again as `Patience` says, each try with an intent of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from holdfast.clock import SYSTEM_CLOCK, Clock
+from holdfast.errors import (
+    AnswerUnusable,
+    BudgetExhausted,
+    ConfigError,
+    TeacherRefused,
+    TeacherUnreachable,
+)
+from holdfast.records import AnswerRecord
+from holdfast.responses import (
+    Answered,
+    Busy,
+    Granted,
+    Intent,
+    Lost,
+    Outcome,
+    OverBudget,
+    Refused,
+    ResponseStore,
+    Verdict,
+)
+from holdfast.rules.requests import TeacherRequest
+from holdfast.teacher.answers import Answer, Check, answer_in, problem_with
+from holdfast.teacher.commits import GroupCommit
+from holdfast.teacher.endpoint import Endpoint
+from holdfast.teacher.forms import RequestForm
+from holdfast.teacher.limits import Gate, Limits, Place
+from holdfast.teacher.patience import Patience
+from holdfast.teacher.prices import PriceTable, Usage, as_dollars_text, is_plausible, price_of
+from holdfast.teacher.transport import Failed, HttpTransport, Reply, Transport, failure_said_in
+
+__all__ = ["AsyncTeacher", "OnFailure"]
+
+log = logging.getLogger("holdfast")
+
+OnFailure = Callable[[int, object], None]
+"""Hears of every failed attempt: 1 where it is tried again and 0 where not, and the error; of a run,
+`record_connection_failure`."""
+
+_BYTES_A_TOKEN = 4
+"""About, in prose: for the limit of tokens a minute alone."""
+_SECONDS_TO_LOOK_AGAIN = 0.2
+_HINTS = {
+    401: "Check OPENAI_API_KEY.",
+    403: "Check what the API key may do.",
+    404: "Check the name of the model and the base URL.",
+}
+
+
+class AsyncTeacher:
+    """A model behind an OpenAI-compatible API; for one event loop, `async with AsyncTeacher(…) as teacher`.
+
+    Equal requests share one answer: those under way, those answered before, and, with a shared store, those of other
+    processes.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        store: ResponseStore,
+        endpoint: Endpoint,
+        prices: PriceTable | None = None,
+        budget: Decimal | None = None,
+        limits: Limits | None = None,
+        patience: Patience | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        on_failure: OnFailure | None = None,
+        transport: Transport | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        chance: random.Random | None = None,
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            model: Its name at the API.
+            store: Where answers are kept: `tracker.responses`, or a `SharedStore`.
+            endpoint: Address and key.
+            prices: What models cost; the table that comes with holdfast where not given.
+            budget: US dollars that may be spent in this store; with None, a model without a price counts as free.
+            limits: Requests at once and per minute.
+            patience: Attempts and time limits.
+            parameters: Sampling parameters of every request, such as `{"temperature": 0.7, "max_tokens": 512}`.
+            on_failure: Hears of every failed attempt.
+            transport: The network; HTTP where not given.
+            clock: Where the time comes from.
+            chance: Where jitter comes from.
+
+        Raises:
+            UnknownPrice: a budget is set and the price of the model is not known.
+            ConfigError: a limit is not above 0.
+        """
+        self.form = RequestForm(base_url=endpoint.base_url, model=model, parameters=dict(parameters or {}))
+        self._endpoint = endpoint
+        self._store = store
+        self._budget = budget
+        self._limits = limits or Limits()
+        self._patience = patience or Patience()
+        _check(budget, self._limits, self._patience)
+        table = prices or PriceTable.load()
+        self._price = table.of(model) if budget is not None else price_of(model, table)
+        self._on_failure = on_failure
+        self._clock = clock
+        self._chance = chance or random.Random()  # noqa: S311 - jitter is no secret
+        self._transport = transport or HttpTransport(
+            endpoint, self._patience, most_connections=self._limits.concurrency, clock=clock
+        )
+        self._gate = Gate(self._limits, steady=clock.steady)
+        self._commits = GroupCommit(store, budget=budget)
+        self._under_way: dict[str, asyncio.Task[AnswerRecord]] = {}
+        self._sending: set[asyncio.Task[Any] | None] = set()
+        self._is_closing = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @property
+    def concurrency(self) -> int:
+        """How many requests may be under way now."""
+        return self._gate.allowed
+
+    async def close(self, *, waits: bool = False) -> None:
+        """Let go of everything.
+
+        Requests that are sent already are given up and in doubt; with `waits`, what they bring is waited for and
+        kept, since it is paid for anyway.
+        """
+        self._is_closing = True
+        tasks = list(self._under_way.values())
+        for task in tasks:
+            if not waits or task not in self._sending:
+                task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._transport.close()
+        await asyncio.get_running_loop().run_in_executor(None, self._commits.close)
+
+    def request(
+        self, messages: str | Sequence[Any], *, tools: Sequence[Any] | None = None, sample: int = 0, **parameters: Any
+    ) -> TeacherRequest:
+        """The request that `ask` would send; see `RequestForm.fill`."""
+        return self.form.fill(messages, tools=tools, sample=sample, **parameters)
+
+    async def ask(
+        self,
+        messages: str | Sequence[Any],
+        *,
+        tools: Sequence[Any] | None = None,
+        sample: int = 0,
+        check: Check | None = None,
+        **parameters: Any,
+    ) -> Answer:
+        """The answer to one question, from the store or from the teacher; see `request` for the arguments.
+
+        Raises:
+            AnswerUnusable: it was paid for and is kept, and breaks its response format, its tools, or `check`.
+            BudgetExhausted: it could cost more than is left.
+            TeacherRefused: it was refused, and would be again.
+            TeacherUnreachable: no answer came in all attempts.
+            DiskFull, StoreUnavailable: nothing was sent, or what was sent could not be kept.
+        """
+        return await self.ask_request(self.request(messages, tools=tools, sample=sample, **parameters), check=check)
+
+    async def ask_request(self, request: TeacherRequest, *, check: Check | None = None) -> Answer:
+        """The same for a request that is made already."""
+        record = await self._commits.serve(request.key)
+        while record is None:
+            task = self._under_way.get(request.key)
+            if task is not None:
+                # Who finds it under way is served from the store afterwards.
+                await asyncio.shield(task)
+                record = await self._commits.serve(request.key)
+                continue
+            task = asyncio.create_task(self._obtain(request))
+            self._under_way[request.key] = task
+            task.add_done_callback(lambda done: self._let_go(request.key, done))
+            # Whoever gives up waiting leaves the request under way: its answer will be paid for.
+            record = await asyncio.shield(task)
+        return await self._checked(record, request, check)
+
+    def _let_go(self, key: str, task: asyncio.Task[AnswerRecord]) -> None:
+        del self._under_way[key]
+        if not task.cancelled():
+            # Where all who asked have given up waiting, nobody else looks at it.
+            task.exception()
+
+    async def _checked(self, record: AnswerRecord, request: TeacherRequest, check: Check | None) -> Answer:
+        if isinstance(record.problem, str):
+            raise AnswerUnusable(request.key, problem=record.problem)
+        answer = answer_in(record)
+        problem = problem_with(answer, request.body) or (check(answer) if check is not None else None)
+        if problem is not None:
+            await self._commits.mark(request.key, problem)
+            raise AnswerUnusable(request.key, problem=problem)
+        return answer
+
+    async def _obtain(self, request: TeacherRequest) -> AnswerRecord:
+        """Ask until there is an answer in the store."""
+        intent = Intent(request=request, most=self._most(request))
+        begun_at = self._clock.steady()
+        failures = 0
+        while True:
+            found = await self._one_attempt(intent)
+            if isinstance(found, AnswerRecord):
+                return found
+            if self._is_closing:
+                raise asyncio.CancelledError
+            failures += 1
+            waited = self._clock.steady() - begun_at
+            pause = self._patience.wait_seconds(failures, asked_for=found.asked_seconds, chance=self._chance)
+            is_last = failures >= self._patience.attempts or waited + pause > self._patience.deadline_seconds
+            self._tell(found, is_tried_again=found.is_retryable and not is_last)
+            if not found.is_retryable:
+                hint = _HINTS.get(found.status or 0, "")
+                raise TeacherRefused(request.base_url, status=found.status or 0, reason=found.reason, hint=hint)
+            if is_last:
+                raise TeacherUnreachable(request.base_url, attempts=failures, seconds=waited, last=found.reason)
+            await asyncio.sleep(pause)
+
+    async def _one_attempt(self, intent: Intent) -> AnswerRecord | Failed:
+        async with self._gate.place(tokens=self._about_tokens(intent.request)) as place:
+            granted = await self._permission(intent)
+            if isinstance(granted, AnswerRecord):
+                return granted
+            self._sending.add(asyncio.current_task())
+            try:
+                reply = self._understood(await self._transport.send(intent.request))
+                outcome = self._outcome(reply, granted)
+                await self._kept(outcome)
+            except asyncio.CancelledError:
+                # Nothing happens to an outcome that is kept already.
+                await self._kept(Lost(granted=granted, reason="given up on"))
+                raise
+            finally:
+                self._sending.discard(asyncio.current_task())
+            self._note(outcome, reply, place)
+        if isinstance(reply, Failed):
+            return reply
+        assert isinstance(outcome, Answered)
+        return outcome.as_record(timestamp=self._clock.now(), session_id="", attempt=0)
+
+    async def _kept(self, outcome: Outcome) -> None:
+        """Wait until the store has it, also where somebody stops us now: it may be paid for."""
+        keeping = asyncio.ensure_future(self._commits.finish(outcome))
+        try:
+            await asyncio.shield(keeping)
+        except asyncio.CancelledError:
+            await keeping
+            raise
+
+    async def _permission(self, intent: Intent) -> Granted | AnswerRecord:
+        while True:
+            verdict: Verdict = await self._commits.begin(intent)
+            if isinstance(verdict, Busy):
+                await asyncio.sleep(verdict.seconds)
+            elif isinstance(verdict, OverBudget):
+                if not verdict.may_change:
+                    raise self._exhausted(verdict, intent)
+                await asyncio.sleep(_SECONDS_TO_LOOK_AGAIN)
+            else:
+                return verdict
+
+    def _understood(self, reply: Reply) -> Reply:
+        """A success that is none is a failure."""
+        if isinstance(reply, Failed):
+            return reply
+        response = _as_object(reply.body)
+        if response is not None:
+            return failure_said_in(response, self._endpoint) or reply
+        if reply.is_json:
+            return reply
+        # Not the teacher speaks here, but somebody in between.
+        return Failed(reason="a page instead of an answer", is_retryable=True, may_have_been_paid=True)
+
+    def _outcome(self, reply: Reply, granted: Granted) -> Outcome:
+        if isinstance(reply, Failed):
+            kind = Lost if reply.may_have_been_paid else Refused
+            return kind(granted=granted, reason=reply.reason)
+        response = _as_object(reply.body)
+        if response is None:
+            raw = reply.body.decode("utf-8", "backslashreplace")
+            # What it cost is not known: the most that it can.
+            return Answered(
+                granted=granted, cost=granted.most, response={}, raw=raw, problem="its body is no JSON object"
+            )
+        answered = Answered(granted=granted, cost=self._cost(response, granted), response=response)
+        try:
+            answer_in(answered.as_record(timestamp=0.0, session_id="", attempt=0))
+        except ValueError as error:
+            return dataclasses.replace(answered, problem=str(error))
+        return answered
+
+    def _cost(self, response: Mapping[str, Any], granted: Granted) -> Decimal:
+        """By the server's count, where it can be true; else the most that it can be."""
+        usage = Usage.read(response)
+        if usage is None:
+            return granted.most
+        body = granted.request.body
+        text_bytes = sum(
+            len(str(choice.get("message", {}).get("content") or "").encode("utf-8", "replace"))
+            for choice in response.get("choices") or []
+            if isinstance(choice, dict) and isinstance(choice.get("message"), dict)
+        )
+        most_tokens = self._price.most_completion_tokens(body) if self._budget is not None else None
+        cost = self._price.cost(usage)
+        if is_plausible(usage, len(msgspec.json.encode(body)), text_bytes, most_tokens):
+            return cost
+        log.warning("The teacher's count of tokens cannot be true (%s); the worst case is booked.", usage)
+        return max(cost, granted.most)
+
+    def _note(self, outcome: Outcome, reply: Reply, place: Place) -> None:
+        if isinstance(outcome, Answered):
+            self._gate.note_answer()
+            usage = Usage.read(outcome.response)
+            if usage is not None:
+                place.used(usage.prompt_tokens + usage.completion_tokens)
+        elif isinstance(reply, Failed) and reply.is_overload:
+            self._gate.note_overload(place)
+
+    def _tell(self, failure: Failed, *, is_tried_again: bool) -> None:
+        log.info("%s%s", failure.reason, "; trying again" if is_tried_again else "")
+        if self._on_failure is not None:
+            self._on_failure(int(is_tried_again), failure.reason)
+
+    def _most(self, request: TeacherRequest) -> Decimal:
+        """The most that a request can cost; without a budget also 0, where nothing bounds it."""
+        try:
+            return self._price.worst_case(request.body)
+        except ConfigError:
+            if self._budget is not None:
+                raise
+            return Decimal(0)
+
+    def _about_tokens(self, request: TeacherRequest) -> int:
+        try:
+            answer = self._price.most_completion_tokens(request.body) or 0
+        except ConfigError:
+            answer = 0
+        return len(msgspec.json.encode(request.body["messages"])) // _BYTES_A_TOKEN + answer
+
+    def _exhausted(self, verdict: OverBudget, intent: Intent) -> BudgetExhausted:
+        spending = verdict.spending
+        assert self._budget is not None
+        return BudgetExhausted(
+            budget=as_dollars_text(self._budget),
+            spent=as_dollars_text(spending.spent + spending.spent_before),
+            in_doubt=as_dollars_text(spending.in_doubt),
+            needed=as_dollars_text(intent.most),
+        )
+
+
+def _as_object(body: bytes) -> dict[str, Any] | None:
+    try:
+        content = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _check(budget: Decimal | None, limits: Limits, patience: Patience) -> None:
+    for name, value in (
+        ("budget", budget),
+        ("concurrency", limits.concurrency),
+        ("requests_per_minute", limits.requests_per_minute),
+        ("tokens_per_minute", limits.tokens_per_minute),
+        ("attempts", patience.attempts),
+        ("answer_seconds", patience.answer_seconds),
+    ):
+        if value is not None and not value > 0:
+            raise ConfigError(f"{name} must be above 0, got {value}.")

@@ -1,0 +1,58 @@
+"""Where a teacher is asked, and with which key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from holdfast.errors import ConfigError
+from holdfast.rules.identity import without_secrets
+
+__all__ = ["OPENAI_BASE_URL", "Endpoint"]
+
+OPENAI_BASE_URL = "https://api.openai.com/v1"
+
+_NO_HEADER = re.compile(r"[^\x21-\x7e]")
+_LEAST_SECRET_LENGTH = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """An OpenAI-compatible API."""
+
+    base_url: str = OPENAI_BASE_URL
+    api_key: str | None = field(default=None, repr=False)
+    """None for a server that asks for none."""
+
+    @classmethod
+    def of(
+        cls,
+        environment: Mapping[str, str],
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        needs_key: bool = True,
+    ) -> Endpoint:
+        """As given, or as `OPENAI_BASE_URL` and `OPENAI_API_KEY` of an environment say.
+
+        Raises:
+            ConfigError: no key for the provider's own address, or one that no HTTP header can hold.
+        """
+        url = base_url or environment.get("OPENAI_BASE_URL") or OPENAI_BASE_URL
+        key = (api_key or environment.get("OPENAI_API_KEY") or "").strip()
+        if needs_key and not key and url.rstrip("/") == OPENAI_BASE_URL:
+            raise ConfigError(
+                "There is no API key.", hint="Set OPENAI_API_KEY, or name another server with OPENAI_BASE_URL."
+            )
+        if _NO_HEADER.search(key):
+            raise ConfigError(
+                "The API key holds a space, a line break or a character beyond ASCII.", hint="Check OPENAI_API_KEY."
+            )
+        return cls(base_url=url, api_key=key or None)
+
+    def hide_key(self, text: str) -> str:
+        """A text of somebody else's, for a log or a file: without this key, nor anything that looks like one."""
+        if self.api_key is not None and len(self.api_key) >= _LEAST_SECRET_LENGTH:
+            text = text.replace(self.api_key, "***")
+        return without_secrets(text)

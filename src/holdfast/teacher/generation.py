@@ -1,0 +1,330 @@
+"""Run a generation job: ask, keep, write.
+
+The job is a run of its own beside its output, with one writer. Killed at any moment and started again it goes on:
+answers are in the store, and the output is written from there once all are asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Protocol
+
+from holdfast.errors import (
+    AnswerUnusable,
+    BudgetExhausted,
+    ConfigError,
+    TeacherRefused,
+    TeacherUnreachable,
+)
+from holdfast.records import Spending
+from holdfast.responses import ResponseStore
+from holdfast.teacher.accounts import account_of
+from holdfast.teacher.client import AsyncTeacher, OnFailure
+from holdfast.teacher.endpoint import Endpoint
+from holdfast.teacher.jobs import GenerationJob, Question, Written
+from holdfast.teacher.limits import Limits
+from holdfast.teacher.patience import Patience
+from holdfast.teacher.prices import PriceTable
+from holdfast.teacher.prompts import problem_with_answer
+from holdfast.teacher.spooled import SpooledStore
+from holdfast.tracker import ProgressTracker
+
+__all__ = ["Asked", "Engine", "JobProgress", "JobResult", "LocalEngine", "TeacherSettings", "run_job"]
+
+log = logging.getLogger("holdfast")
+
+REFUSES_ALL = frozenset({401, 402, 403, 404})
+"""Refusals that no other prompt would escape."""
+_SECONDS_BETWEEN_REPORTS = 2.0
+_WINDOW = 4
+"""Questions taken up for each that may be under way: answers that are there already are found meanwhile."""
+
+
+class JobProgress(Protocol):
+    """Somebody who watches."""
+
+    def advance(self, done: int, spending: Spending) -> None:
+        """So many questions have an end."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherSettings:
+    """How the teacher is asked; nothing of it changes an answer."""
+
+    endpoint: Endpoint
+    prices: PriceTable
+    budget: Decimal | None = None
+    limits: Limits = field(default_factory=Limits)
+    patience: Patience = field(default_factory=Patience)
+
+
+@dataclass(slots=True, kw_only=True)
+class Asked:
+    """How the asking went."""
+
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Why there is no answer that can be used, by key."""
+    is_over_budget: bool = False
+    is_stopped: bool = False
+    """Whether somebody asked to stop before all questions had an end."""
+    note: str = ""
+    """What else there is to say, as a sentence."""
+
+
+class Engine(Protocol):
+    """Where the asking is done."""
+
+    def ask_all(self, job: GenerationJob, store: ResponseStore, *, on_end: Callable[[int], None]) -> Asked:
+        """Bring an answer to every question into the store; `on_end` hears how many have an end.
+
+        Raises:
+            TeacherError: no question could have an answer.
+            DiskFull, StoreUnavailable: what was paid for is kept; no more can be.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobResult:
+    """What a job has come to."""
+
+    asked: Asked
+    written: Written | None
+    """None where it was stopped: a part is no output."""
+    num_questions: int
+    spending: Spending
+
+
+def run_job(
+    job: GenerationJob,
+    engine: Callable[[OnFailure], Engine],
+    *,
+    progress: JobProgress,
+    shared_store: Callable[[str], ResponseStore] | None = None,
+) -> JobResult:
+    """Ask all questions that have no answer yet, then write the output.
+
+    Args:
+        job: What is asked.
+        engine: Makes the engine; what it is given hears of failed requests.
+        progress: Somebody who watches.
+        shared_store: Opens the store that other processes share, for the account that it is given; by default the run
+            keeps its answers itself.
+
+    Raises:
+        DataError: a prompt is malformed; nothing was sent.
+        RunInUse: another process works on this output.
+        TeacherError, StorageError: in words; what was paid for is kept.
+    """
+    num_questions = job.count()
+    if job.out.is_dir():
+        raise ConfigError(f"{job.out} is a folder.", hint="Name a file with --out.")
+    tracker = ProgressTracker(job.folder.progress, job.config(), num_questions)
+    try:
+        result = _run(job, engine(tracker.record_connection_failure), tracker, num_questions, progress, shared_store)
+    except BaseException as error:
+        tracker.close("raised", error)
+        raise
+    tracker.close("preempted" if result.asked.is_stopped else "completed")
+    return result
+
+
+def _run(
+    job: GenerationJob,
+    engine: Engine,
+    tracker: ProgressTracker,
+    num_questions: int,
+    progress: JobProgress,
+    shared_store: Callable[[str], ResponseStore] | None,
+) -> JobResult:
+    with _store_of(job, tracker, shared_store) as store:
+        report = _Report(tracker, store, progress, is_shared=shared_store is not None)
+        asked = engine.ask_all(job, store, on_end=report.note)
+        written = None if asked.is_stopped else job.write(store, asked.reasons)
+        report.tell()
+        return JobResult(asked=asked, written=written, num_questions=num_questions, spending=store.spending())
+
+
+@contextmanager
+def _store_of(
+    job: GenerationJob, tracker: ProgressTracker, shared_store: Callable[[str], ResponseStore] | None
+) -> Iterator[ResponseStore]:
+    if shared_store is None:
+        yield tracker.responses
+        return
+    store = shared_store(account_of(job.folder))
+    try:
+        yield SpooledStore(store, spool=tracker.responses)
+    finally:
+        store.close()
+
+
+class _Report:
+    """Tells the run and whoever watches, now and then."""
+
+    def __init__(
+        self, tracker: ProgressTracker, store: ResponseStore, progress: JobProgress, *, is_shared: bool
+    ) -> None:
+        self._tracker = tracker
+        self._store = store
+        self._progress = progress
+        self._is_shared = is_shared
+        self._done = 0
+        self._told_at = time.monotonic()
+
+    def note(self, done: int) -> None:
+        self._done = done
+        if time.monotonic() - self._told_at >= _SECONDS_BETWEEN_REPORTS:
+            self.tell()
+
+    def tell(self) -> None:
+        self._told_at = time.monotonic()
+        spending = self._store.spending()
+        self._tracker.record_job_progress(self._done)
+        if self._is_shared:
+            self._tracker.record_spending(spending)
+        self._progress.advance(self._done, spending)
+
+
+@dataclass(slots=True, kw_only=True)
+class LocalEngine:
+    """Asks from this process, many at once."""
+
+    settings: TeacherSettings
+    on_failure: OnFailure
+
+    def ask_all(self, job: GenerationJob, store: ResponseStore, *, on_end: Callable[[int], None]) -> Asked:
+        """See `Engine`."""
+        return asyncio.run(self._ask_all(job, store, on_end))
+
+    async def _ask_all(self, job: GenerationJob, store: ResponseStore, on_end: Callable[[int], None]) -> Asked:
+        teacher = AsyncTeacher(
+            job.form.model,
+            store=store,
+            endpoint=self.settings.endpoint,
+            prices=self.settings.prices,
+            budget=self.settings.budget,
+            limits=self.settings.limits,
+            patience=self.settings.patience,
+            parameters=job.form.parameters,
+            on_failure=self.on_failure,
+        )
+        asking = _Asking(teacher, most_unreachable=self.settings.limits.concurrency, on_end=on_end)
+        async with _stop_signal() as stop:
+            try:
+                await asking.ask_all(job.questions(), stop, window=_WINDOW * self.settings.limits.concurrency)
+            finally:
+                # What is sent is paid for: its answers are waited for, unless somebody asks to stop once more.
+                await teacher.close(waits=True)
+        return asking.asked
+
+
+class _Asking:
+    """One pass over all questions."""
+
+    def __init__(self, teacher: AsyncTeacher, *, most_unreachable: int, on_end: Callable[[int], None]) -> None:
+        self.asked = Asked()
+        self._teacher = teacher
+        self._most_unreachable = most_unreachable
+        self._on_end = on_end
+        self._num_ended = 0
+        self._num_unreachable = 0
+        self._fatal: Exception | None = None
+
+    async def ask_all(self, questions: Iterator[Question], stop: asyncio.Event, *, window: int) -> None:
+        pending: set[asyncio.Task[None]] = set()
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            for question in questions:
+                if self._fatal is not None or stop.is_set():
+                    break
+                pending.add(asyncio.create_task(self._ask(question)))
+                if len(pending) >= window:
+                    pending = await self._some_end(pending, stopping)
+            while pending and self._fatal is None and not stop.is_set():
+                pending = await self._some_end(pending, stopping)
+        finally:
+            self.asked.is_stopped = stop.is_set()
+            for task in (*pending, stopping):
+                task.cancel()
+            await asyncio.gather(*pending, stopping, return_exceptions=True)
+        if self._fatal is not None:
+            raise self._fatal
+
+    async def _some_end(
+        self, pending: set[asyncio.Task[None]], stopping: asyncio.Task[object]
+    ) -> set[asyncio.Task[None]]:
+        await asyncio.wait({*pending, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return {task for task in pending if not task.done()}
+
+    async def _ask(self, question: Question) -> None:
+        key = question.request.key
+        try:
+            await self._teacher.ask_request(
+                question.request, check=lambda answer: problem_with_answer(question.prompt, answer.message)
+            )
+        except AnswerUnusable as error:
+            self.asked.reasons[key] = error.problem
+        except BudgetExhausted as error:
+            self.asked.reasons[key] = str(error)
+            self.asked.is_over_budget = True
+        except TeacherUnreachable as error:
+            self._note_unreachable(key, error)
+        except TeacherRefused as error:
+            self.asked.reasons[key] = str(error)
+            if error.status in REFUSES_ALL:
+                self._fatal = error
+        except Exception as error:  # Whatever else it is, it ends the job.
+            self._fatal = error
+        else:
+            self._num_unreachable = 0
+        self._num_ended += 1
+        self._on_end(self._num_ended)
+
+    def _note_unreachable(self, key: str, error: TeacherUnreachable) -> None:
+        self.asked.reasons[key] = str(error)
+        self._num_unreachable += 1
+        if self._num_unreachable >= self._most_unreachable:
+            self._fatal = error
+
+
+@asynccontextmanager
+async def _stop_signal() -> AsyncIterator[asyncio.Event]:
+    """Set by the first SIGINT or SIGTERM; the second one interrupts at once."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    this = asyncio.current_task()
+    assert this is not None
+
+    def note(number: int) -> None:
+        if stop.is_set():
+            this.cancel()
+            return
+        log.warning(
+            "%s: no more requests; waiting for those that are sent. Once more to give them up.", _name(number)
+        )
+        stop.set()
+
+    # In another thread the signals belong to somebody else, who cancels this task.
+    is_ours = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if is_ours else ()
+    for number in numbers:
+        loop.add_signal_handler(number, note, number)
+    try:
+        yield stop
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def _name(number: int) -> str:
+    return signal.Signals(number).name

@@ -1,0 +1,155 @@
+"""What a generation job asks, and what it makes of the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from holdfast.disk.atomic import write_whole, write_whole_bytes
+from holdfast.disk.files import REAL_DISK, storage_errors
+from holdfast.disk.run_folder import RunFolder
+from holdfast.errors import DataError
+from holdfast.responses import ResponseStore
+from holdfast.rules.requests import TeacherRequest
+from holdfast.teacher.answers import answer_in, problem_with
+from holdfast.teacher.forms import RequestForm
+from holdfast.teacher.prompts import Prompt, problem_with_answer, read_prompts, trained_line
+
+__all__ = ["GenerationJob", "Question", "Written"]
+
+_NOT_ASKED = "not asked yet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One answer that a job wants."""
+
+    prompt: Prompt
+    sample: int
+    request: TeacherRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What came out."""
+
+    num_answers: int
+    num_failed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationJob:
+    """All prompts of a file, `num_samples` answers each, in the order of the file."""
+
+    prompts: Path
+    out: Path
+    form: RequestForm
+    num_samples: int = 1
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run that keeps the job: beside the output, `D.run` for `D.jsonl`."""
+        return RunFolder.under(self.out.with_suffix(".run"))
+
+    @property
+    def failed(self) -> Path:
+        """Where prompts without an answer are listed."""
+        return self.out.with_suffix(".failed.jsonl")
+
+    def config(self) -> dict[str, Any]:
+        """What makes it another job where it changes."""
+        return {
+            "job": "generate",
+            "base_url": self.form.base_url,
+            "model": self.form.model,
+            "parameters": dict(self.form.parameters),
+            "samples": self.num_samples,
+        }
+
+    def questions(self) -> Iterator[Question]:
+        """Every answer wanted, one prompt at a time.
+
+        Raises:
+            DataError: a line is malformed, or asks another model; tells which.
+        """
+        for prompt in read_prompts(self.prompts):
+            parameters = {name: value for name, value in prompt.parameters.items() if name != "model"}
+            asked = prompt.parameters.get("model", self.form.model)
+            if asked != self.form.model:
+                reason = f"it asks {asked!r}, the job asks {self.form.model!r}"
+                raise DataError(self.prompts, reason, line=prompt.line, hint="Make one job for each model.")
+            for sample in range(self.num_samples):
+                request = self.form.fill(prompt.messages, tools=prompt.tools, sample=sample, **parameters)
+                yield Question(prompt=prompt, sample=sample, request=request)
+
+    def count(self) -> int:
+        """How many answers are wanted; reads, and so checks, every prompt."""
+        return sum(1 for _ in self.questions())
+
+    def write(self, store: ResponseStore, reasons: Mapping[str, str]) -> Written:
+        """Write all answers in order, and beside them what has none; both whole or not at all.
+
+        `reasons` says, by key, why there is none.
+
+        Raises:
+            DiskFull: nothing was changed.
+        """
+        failed: list[dict[str, Any]] = []
+        num_answers = 0
+
+        def write_lines(write: Callable[[bytes], object]) -> None:
+            nonlocal num_answers
+            for question in self.questions():
+                try:
+                    line = self._line(question, store, reasons)
+                except ValueError as error:
+                    failed.append(_failed_line(question, str(error), num_samples=self.num_samples))
+                else:
+                    num_answers += 1
+                    write(_encoder.encode(line) + b"\n")
+
+        write_whole(self.out, lambda file: write_lines(file.write))
+        if failed:
+            write_whole_bytes(self.failed, b"".join(_encoder.encode(line) + b"\n" for line in failed))
+        else:
+            with storage_errors(self.failed):
+                REAL_DISK.remove_file(self.failed)
+        return Written(num_answers=num_answers, num_failed=len(failed))
+
+    def _line(self, question: Question, store: ResponseStore, reasons: Mapping[str, str]) -> dict[str, Any]:
+        """Raises ValueError with the reason why there is none."""
+        key = question.request.key
+        record = store.read(key)
+        if record is None:
+            raise ValueError(reasons.get(key, _NOT_ASKED))
+        if isinstance(record.problem, str):
+            raise ValueError(f"the answer is kept and cannot be used: {record.problem}")
+        answer = answer_in(record)
+        problem = problem_with(answer, question.request.body) or problem_with_answer(question.prompt, answer.message)
+        if problem is not None:
+            raise ValueError(f"the answer is kept and cannot be used: {problem}")
+        return trained_line(
+            question.prompt,
+            answer.message,
+            sample=question.sample,
+            num_samples=self.num_samples,
+            logprobs=answer.logprobs,
+        )
+
+
+_encoder = msgspec.json.Encoder()
+
+
+def _failed_line(question: Question, reason: str, *, num_samples: int) -> dict[str, Any]:
+    prompt = question.prompt
+    asked: dict[str, Any] = {"prompt": prompt.text} if prompt.text is not None else {"messages": prompt.messages}
+    if prompt.tools:
+        asked["tools"] = prompt.tools
+    told: dict[str, Any] = {"line": prompt.line, "reason": reason, "key": question.request.key}
+    if num_samples > 1:
+        told["sample"] = question.sample
+    return told | asked | prompt.extra

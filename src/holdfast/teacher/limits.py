@@ -1,0 +1,145 @@
+"""How many requests at once, and how many a minute."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+__all__ = ["Gate", "Limits"]
+
+_SECONDS_A_MINUTE = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a client holds to by itself."""
+
+    concurrency: int = 16
+    """Requests under way at most; fewer after a 429."""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    """Of prompts and answers together: an estimate until an answer tells."""
+
+
+class Gate:
+    """Lets requests through; for one event loop.
+
+    The number at once follows additive increase and multiplicative decrease (Chiu & Jain 1989): one more for each
+    round of answers, half of it for an overload. Requests that were already under way when it was halved say
+    nothing new, and do not halve it again.
+    """
+
+    def __init__(self, limits: Limits, *, steady: Callable[[], float]) -> None:
+        self._most = float(limits.concurrency)
+        self._allowed = self._most
+        self._steady = steady
+        self._halved_at = -1.0
+        self._num_inside = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._requests = _Window(limits.requests_per_minute, steady)
+        self._tokens = _Window(limits.tokens_per_minute, steady)
+
+    @property
+    def allowed(self) -> int:
+        """Requests that may be under way now."""
+        return max(1, int(self._allowed))
+
+    @asynccontextmanager
+    async def place(self, *, tokens: int) -> AsyncIterator[Place]:
+        """Wait for a place; `tokens` is the estimate for the limit per minute."""
+        await self._enter()
+        try:
+            await self._requests.take(1)
+            taken = await self._tokens.take(tokens)
+            yield Place(entered_at=self._steady(), taken=taken)
+        finally:
+            self._num_inside -= 1
+            self._let_in()
+
+    def note_answer(self) -> None:
+        """An answer came: a little more may be under way."""
+        self._allowed = min(self._most, self._allowed + 1.0 / self._allowed)
+        self._let_in()
+
+    def note_overload(self, place: Place) -> None:
+        """The server has too much to do."""
+        if place.entered_at >= self._halved_at:
+            self._allowed = max(1.0, self._allowed / 2)
+            self._halved_at = self._steady()
+
+    async def _enter(self) -> None:
+        if self._num_inside < self.allowed and not self._waiting:
+            self._num_inside += 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._num_inside -= 1
+                self._let_in()
+            raise
+
+    def _let_in(self) -> None:
+        while self._waiting and self._num_inside < self.allowed:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._num_inside += 1
+                turn.set_result(None)
+
+
+@dataclass(slots=True)
+class _Taken:
+    at: float
+    amount: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Place:
+    """One request's place inside the gate."""
+
+    entered_at: float
+    taken: _Taken
+
+    def used(self, tokens: int) -> None:
+        """Put the true number of tokens in place of the estimate."""
+        self.taken.amount = tokens
+
+
+class _Window:
+    """Never more than an amount within any minute; what is larger than all of it goes alone."""
+
+    def __init__(self, most: int | None, steady: Callable[[], float]) -> None:
+        self._most = most
+        self._steady = steady
+        self._taken: deque[_Taken] = deque()
+        self._turn = asyncio.Lock()
+
+    async def take(self, amount: int) -> _Taken:
+        taken = _Taken(self._steady(), amount)
+        if self._most is None:
+            return taken
+        async with self._turn:
+            while (seconds := self._seconds_until_free(amount)) > 0:
+                await asyncio.sleep(seconds)
+            taken.at = self._steady()
+            self._taken.append(taken)
+        return taken
+
+    def _seconds_until_free(self, amount: int) -> float:
+        assert self._most is not None
+        now = self._steady()
+        while self._taken and self._taken[0].at <= now - _SECONDS_A_MINUTE:
+            self._taken.popleft()
+        excess = sum(each.amount for each in self._taken) + amount - self._most
+        for each in self._taken:
+            if excess <= 0:
+                break
+            excess -= each.amount
+            if excess <= 0 or each is self._taken[-1]:
+                return max(1e-3, each.at + _SECONDS_A_MINUTE - now)
+        return 0.0

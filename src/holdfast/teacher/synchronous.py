@@ -1,0 +1,86 @@
+"""The same teacher for programs without an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from holdfast.rules.requests import TeacherRequest
+from holdfast.teacher.answers import Answer, Check
+from holdfast.teacher.client import AsyncTeacher
+
+__all__ = ["Teacher"]
+
+T = TypeVar("T")
+
+
+class Teacher:
+    """An `AsyncTeacher` in a thread of its own: `with Teacher(lambda: AsyncTeacher(…)) as teacher`.
+
+    Every method may be called from any thread; equal questions of several threads share one answer.
+    """
+
+    def __init__(self, make: Callable[[], AsyncTeacher]) -> None:
+        """`make` is called once, in that thread; what it raises is raised here."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="holdfast-teacher", daemon=True)
+        self._thread.start()
+        try:
+            self._teacher = self._submit(_made(make)).result()
+        except BaseException:
+            self._stop()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def request(self, messages: str | Sequence[Any], **parameters: Any) -> TeacherRequest:
+        """See `AsyncTeacher.request`."""
+        return self._teacher.request(messages, **parameters)
+
+    def ask(self, messages: str | Sequence[Any], *, check: Check | None = None, **parameters: Any) -> Answer:
+        """See `AsyncTeacher.ask`."""
+        return self.begin(self.request(messages, **parameters), check=check).result()
+
+    def ask_all(self, questions: Iterable[str | Sequence[Any]], **parameters: Any) -> Iterator[Answer]:
+        """The answers to many questions, in their order; all are asked at once, as far as the limits allow."""
+        asked = [self.begin(self.request(question, **parameters)) for question in questions]
+        for future in asked:
+            yield future.result()
+
+    def begin(self, request: TeacherRequest, *, check: Check | None = None) -> Future[Answer]:
+        """Ask in the background; the future's `result()` raises what `AsyncTeacher.ask` would."""
+        return self._submit(self._teacher.ask_request(request, check=check))
+
+    def close(self, *, waits: bool = False) -> None:
+        """See `AsyncTeacher.close`; a second call does nothing."""
+        if self._loop.is_closed():
+            return
+        try:
+            self._submit(self._teacher.close(waits=waits)).result()
+        finally:
+            self._stop()
+
+    def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _made(make: Callable[[], AsyncTeacher]) -> AsyncTeacher:
+    return make()

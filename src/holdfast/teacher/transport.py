@@ -1,0 +1,194 @@
+"""Send one request over HTTP, and say how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import httpx2
+import msgspec
+
+from holdfast.clock import SYSTEM_CLOCK, Clock
+from holdfast.rules.requests import TeacherRequest
+from holdfast.teacher.endpoint import Endpoint
+from holdfast.teacher.patience import Patience, seconds_asked_for
+
+__all__ = ["Delivered", "Failed", "HttpTransport", "Reply", "Transport", "failure_said_in"]
+
+RETRIED = frozenset({408, 409, 425, 429})
+"""Besides every 5xx."""
+
+PERHAPS_PAID = frozenset({408, 502, 504})
+"""Somebody in between gave up waiting; the model behind may have gone on, and charged."""
+
+_NEVER_BETTER = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
+"""429 as well, but no waiting helps."""
+
+_STATUS = re.compile(r"[1-5]\d\d", re.ASCII)
+_LONGEST_REASON = 300
+_LONGEST_BODY_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivered:
+    """A whole body came with a status of success."""
+
+    body: bytes
+    is_json: bool
+    """Whether the server calls it JSON, or it looks like it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """No answer came."""
+
+    reason: str
+    status: int | None = None
+    """Of HTTP; None where no reply came."""
+    is_retryable: bool
+    may_have_been_paid: bool
+    asked_seconds: float | None = None
+    """What the server asks to wait."""
+
+    @property
+    def is_overload(self) -> bool:
+        """Whether fewer requests at once might help."""
+        return self.status in (429, 503)
+
+
+Reply = Delivered | Failed
+
+
+class Transport(Protocol):
+    """The seam to the network."""
+
+    async def send(self, request: TeacherRequest) -> Reply:
+        """Send one chat completion."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of all connections."""
+        ...
+
+
+class HttpTransport:
+    """HTTP/1.1 with kept connections; redirects are not followed, since they would carry the key elsewhere."""
+
+    def __init__(
+        self, endpoint: Endpoint, patience: Patience, *, most_connections: int, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
+        self._endpoint = endpoint
+        self._patience = patience
+        self._clock = clock
+        headers = {"User-Agent": "holdfast", "Content-Type": "application/json"}
+        if endpoint.api_key is not None:
+            headers["Authorization"] = f"Bearer {endpoint.api_key}"
+        self._client = httpx2.AsyncClient(
+            headers=headers,
+            timeout=httpx2.Timeout(None, connect=patience.connect_seconds),
+            limits=httpx2.Limits(max_connections=most_connections, max_keepalive_connections=most_connections),
+            follow_redirects=False,
+        )
+
+    async def send(self, request: TeacherRequest) -> Reply:
+        """See `Transport`."""
+        content = msgspec.json.encode(request.body)
+        # Whoever asks again, in this life or the next, sends the same key: a server that knows it charges once.
+        headers = {"Idempotency-Key": f"holdfast-{request.key}"}
+        message = self._client.build_request(
+            "POST", f"{request.base_url}/chat/completions", content=content, headers=headers
+        )
+        try:
+            async with asyncio.timeout(self._patience.answer_seconds):
+                return await self._exchange(message)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
+            reason = f"no connection to {request.base_url} ({self._said(error)})"
+            return Failed(reason=reason, is_retryable=True, may_have_been_paid=False)
+        except (httpx2.UnsupportedProtocol, httpx2.InvalidURL, httpx2.LocalProtocolError) as error:
+            return Failed(reason=self._said(error), is_retryable=False, may_have_been_paid=False)
+        except TimeoutError:
+            reason = f"no whole answer within {self._patience.answer_seconds:g} s"
+            return Failed(reason=reason, is_retryable=True, may_have_been_paid=True)
+        except httpx2.TransportError as error:
+            reason = f"the connection broke ({self._said(error)})"
+            return Failed(reason=reason, is_retryable=True, may_have_been_paid=True)
+        except httpx2.DecodingError as error:
+            reason = f"the body could not be decompressed ({self._said(error)})"
+            return Failed(reason=reason, is_retryable=True, may_have_been_paid=True)
+
+    async def close(self) -> None:
+        """See `Transport`."""
+        await self._client.aclose()
+
+    async def _exchange(self, message: httpx2.Request) -> Reply:
+        try:
+            async with asyncio.timeout(self._patience.first_byte_seconds):
+                response = await self._client.send(message, stream=True)
+        except TimeoutError:
+            reason = f"not a byte within {self._patience.first_byte_seconds:g} s"
+            return Failed(reason=reason, is_retryable=True, may_have_been_paid=True)
+        try:
+            body = bytearray()
+            async for piece in response.aiter_bytes():
+                body += piece
+                if len(body) > _LONGEST_BODY_BYTES:
+                    reason = f"the body is longer than {_LONGEST_BODY_BYTES:,} bytes"
+                    return Failed(reason=reason, is_retryable=False, may_have_been_paid=True)
+        finally:
+            await response.aclose()
+        return self._reply(response, bytes(body))
+
+    def _reply(self, response: httpx2.Response, body: bytes) -> Reply:
+        status = response.status_code
+        if response.is_success:
+            is_json = "json" in response.headers.get("content-type", "") or body.lstrip()[:1] in (b"{", b"[")
+            return Delivered(body=body, is_json=is_json)
+        error = error_said_in(body)
+        asked = seconds_asked_for(response.headers.get("retry-after"), now=self._clock.now())
+        return Failed(
+            reason=f"HTTP {status}: {self._endpoint.hide_key(_in_words(error) or response.reason_phrase)}",
+            status=status,
+            is_retryable=(status in RETRIED or status >= 500) and error.get("code") not in _NEVER_BETTER,
+            may_have_been_paid=status in PERHAPS_PAID,
+            asked_seconds=asked,
+        )
+
+    def _said(self, error: Exception) -> str:
+        return self._endpoint.hide_key(f"{error}" or type(error).__name__)[:_LONGEST_REASON]
+
+
+def failure_said_in(response: Mapping[str, Any], endpoint: Endpoint) -> Failed | None:
+    """The error that some gateways send as a success: a body with `error` and without choices."""
+    if response.get("choices") or not response.get("error"):
+        return None
+    error = error_said_in(msgspec.json.encode(response))
+    code = str(error.get("code") or error.get("status"))
+    status = int(code) if _STATUS.fullmatch(code) else None
+    return Failed(
+        reason=f"an error instead of an answer: {endpoint.hide_key(_in_words(error))}",
+        status=status,
+        is_retryable=status is None or status in RETRIED or status >= 500,
+        may_have_been_paid=status is None or status in PERHAPS_PAID,
+    )
+
+
+def error_said_in(body: bytes) -> dict[str, Any]:
+    """The `error` object of a body, in OpenAI's form or close to it; a message alone where it has none."""
+    try:
+        content = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return {"message": " ".join(body[:_LONGEST_REASON].decode("utf-8", "replace").split())}
+    if not isinstance(content, dict):
+        return {"message": str(content)}
+    error = content.get("error", content)
+    if not isinstance(error, dict):
+        return {"message": str(error)}
+    return error
+
+
+def _in_words(error: Mapping[str, Any]) -> str:
+    message = error.get("message") or error.get("detail") or error.get("code") or ""
+    return str(message)[:_LONGEST_REASON]
