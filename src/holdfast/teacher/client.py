@@ -85,6 +85,7 @@ class AsyncTeacher:
         limits: Limits | None = None,
         patience: Patience | None = None,
         parameters: Mapping[str, Any] | None = None,
+        asks_again: bool = False,
         on_failure: OnFailure | None = None,
         transport: Transport | None = None,
         clock: Clock = SYSTEM_CLOCK,
@@ -101,6 +102,7 @@ class AsyncTeacher:
             limits: Requests at once and per minute.
             patience: Attempts and time limits.
             parameters: Sampling parameters of every request, such as `{"temperature": 0.7, "max_tokens": 512}`.
+            asks_again: Whether an answer that is kept and of no use is paid for once more.
             on_failure: Hears of every failed attempt.
             transport: The network; HTTP where not given.
             clock: Where the time comes from.
@@ -119,6 +121,8 @@ class AsyncTeacher:
         _check(budget, self._limits, self._patience)
         table = prices or PriceTable.load()
         self._price = table.of(model) if budget is not None else price_of(model, table)
+        self._asks_again = asks_again
+        self._asked_again: set[str] = set()
         self._on_failure = on_failure
         self._clock = clock
         self._chance = chance or random.Random()  # noqa: S311 - jitter is no secret
@@ -130,6 +134,7 @@ class AsyncTeacher:
         self._under_way: dict[str, asyncio.Task[AnswerRecord]] = {}
         self._sending: set[asyncio.Task[Any] | None] = set()
         self._is_closing = False
+        self._has_doubted_a_count = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -197,13 +202,22 @@ class AsyncTeacher:
                 # Who finds it under way is served from the store afterwards.
                 await asyncio.shield(task)
                 record = await self._commits.serve(request.key)
-                continue
-            task = asyncio.create_task(self._obtain(request))
-            self._under_way[request.key] = task
-            task.add_done_callback(lambda done: self._let_go(request.key, done))
-            # Whoever gives up waiting leaves the request under way: its answer will be paid for.
-            record = await asyncio.shield(task)
-        return await self._checked(record, request, check)
+            else:
+                # Whoever gives up waiting leaves the request under way: its answer will be paid for.
+                record = await asyncio.shield(self._begun(request))
+        try:
+            return await self._checked(record, request, check)
+        except AnswerUnusable:
+            if not self._asks_again or request.key in self._asked_again:
+                raise
+        self._asked_again.add(request.key)
+        return await self._checked(await asyncio.shield(self._begun(request, replaces=True)), request, check)
+
+    def _begun(self, request: TeacherRequest, *, replaces: bool = False) -> asyncio.Task[AnswerRecord]:
+        task = asyncio.create_task(self._obtain(request, replaces=replaces))
+        self._under_way[request.key] = task
+        task.add_done_callback(lambda done: self._let_go(request.key, done))
+        return task
 
     def _let_go(self, key: str, task: asyncio.Task[AnswerRecord]) -> None:
         del self._under_way[key]
@@ -221,9 +235,9 @@ class AsyncTeacher:
             raise AnswerUnusable(request.key, problem=problem)
         return answer
 
-    async def _obtain(self, request: TeacherRequest) -> AnswerRecord:
+    async def _obtain(self, request: TeacherRequest, *, replaces: bool) -> AnswerRecord:
         """Ask until there is an answer in the store."""
-        intent = Intent(request=request, most=self._most(request))
+        intent = Intent(request=request, most=self._most(request), replaces=replaces)
         begun_at = self._clock.steady()
         failures = 0
         while True:
@@ -277,7 +291,7 @@ class AsyncTeacher:
 
     async def _permission(self, intent: Intent) -> Granted | AnswerRecord:
         while True:
-            verdict: Verdict = await self._commits.begin(intent)
+            verdict = await self._verdict(intent)
             if isinstance(verdict, Busy):
                 await asyncio.sleep(verdict.seconds)
             elif isinstance(verdict, OverBudget):
@@ -286,6 +300,17 @@ class AsyncTeacher:
                 await asyncio.sleep(_SECONDS_TO_LOOK_AGAIN)
             else:
                 return verdict
+
+    async def _verdict(self, intent: Intent) -> Verdict:
+        """The store's; a permission that comes when somebody has stopped us is given back: nothing was sent."""
+        asking = asyncio.ensure_future(self._commits.begin(intent))
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            verdict = await asking
+            if isinstance(verdict, Granted):
+                await self._kept(Refused(granted=verdict, reason="not sent"))
+            raise
 
     def _understood(self, reply: Reply) -> Reply:
         """A success that is none is a failure."""
@@ -332,7 +357,14 @@ class AsyncTeacher:
         cost = self._price.cost(usage)
         if is_plausible(usage, len(msgspec.json.encode(body)), text_bytes, most_tokens):
             return cost
-        log.warning("The teacher's count of tokens cannot be true (%s); the worst case is booked.", usage)
+        if not self._has_doubted_a_count:
+            self._has_doubted_a_count = True
+            log.warning(
+                "The teacher's count of tokens cannot be true (%d of the prompt, %d of the answer). The worst case "
+                "is booked, here and wherever else it cannot be.",
+                usage.prompt_tokens,
+                usage.completion_tokens,
+            )
         return max(cost, granted.most)
 
     def _note(self, outcome: Outcome, reply: Reply, place: Place) -> None:

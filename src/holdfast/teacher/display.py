@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
@@ -14,10 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from holdfast.records import Spending
 from holdfast.teacher.generation import JobProgress
 from holdfast.teacher.prices import as_dollars_text
+from holdfast.wording import as_duration
 
 __all__ = ["shown_job"]
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_OF_PACE = 60.0
 
 
 @contextmanager
@@ -52,7 +55,7 @@ class _Bar:
 class _Lines:
     def __init__(self, stream: TextIO, num_questions: int | None) -> None:
         self._stream = stream
-        self._total = f" of {num_questions:,}" if num_questions is not None else ""
+        self._num_questions = num_questions
         self._pace = _Pace()
         self._told_at = time.monotonic()
 
@@ -60,17 +63,36 @@ class _Lines:
         if time.monotonic() - self._told_at < _SECONDS_BETWEEN_LINES:
             return
         self._told_at = time.monotonic()
-        self._stream.write(f"generate: {done:,}{self._total}  {self._pace.facts(done, spending)}\n")
+        facts = self._pace.facts(done, spending)
+        total = remaining = ""
+        if self._num_questions is not None:
+            total = f" of {self._num_questions:,}"
+            if self._pace.a_second:
+                seconds = (self._num_questions - done) / self._pace.a_second
+                remaining = f"  {as_duration(seconds)} left"
+        self._stream.write(f"generate: {done:,}{total}  {facts}{remaining}\n")
         self._stream.flush()
 
 
 class _Pace:
+    """Of the last minute: what a restart finds in the store says nothing about the teacher."""
+
     def __init__(self) -> None:
-        self._began_at = time.monotonic()
+        self._points = deque([(time.monotonic(), 0)])
+
+    @property
+    def a_second(self) -> float:
+        (begun_at, had), (now, has) = self._points[0], self._points[-1]
+        return (has - had) / max(1e-9, now - begun_at)
 
     def facts(self, done: int, spending: Spending) -> str:
-        pace = done / max(1e-9, time.monotonic() - self._began_at)
-        facts = f"{pace:.1f}/s  {as_dollars_text(spending.spent)} spent"
+        now = time.monotonic()
+        self._points.append((now, done))
+        while len(self._points) > 2 and self._points[0][0] < now - _SECONDS_OF_PACE:
+            self._points.popleft()
+        facts = [f"{self.a_second:.1f}/s"]
+        if spending.spent:
+            facts.append(f"{as_dollars_text(spending.spent)} spent")
         if spending.requests_in_doubt:
-            facts += f"  {spending.requests_in_doubt:,} in doubt"
-        return facts
+            facts.append(f"{spending.requests_in_doubt:,} in doubt")
+        return "  ".join(facts)

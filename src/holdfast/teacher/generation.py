@@ -20,7 +20,6 @@ from typing import Protocol
 from holdfast.errors import (
     AnswerUnusable,
     BudgetExhausted,
-    ConfigError,
     TeacherRefused,
     TeacherUnreachable,
 )
@@ -41,8 +40,8 @@ __all__ = ["Asked", "Engine", "JobProgress", "JobResult", "LocalEngine", "Teache
 
 log = logging.getLogger("holdfast")
 
-REFUSES_ALL = frozenset({401, 402, 403, 404})
-"""Refusals that no other prompt would escape."""
+REFUSES_ALL = frozenset({301, 302, 303, 307, 308, 401, 402, 403, 404, 405, 429})
+"""Refusals that no other prompt would escape; a 429 is refused for good only where no money is left."""
 _SECONDS_BETWEEN_REPORTS = 2.0
 _WINDOW = 4
 """Questions taken up for each that may be under way: answers that are there already are found meanwhile."""
@@ -65,6 +64,8 @@ class TeacherSettings:
     budget: Decimal | None = None
     limits: Limits = field(default_factory=Limits)
     patience: Patience = field(default_factory=Patience)
+    asks_again: bool = False
+    """Whether answers that are kept and of no use are paid for once more."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -125,9 +126,8 @@ def run_job(
         RunInUse: another process works on this output.
         TeacherError, StorageError: in words; what was paid for is kept.
     """
+    job.check_paths()
     num_questions = job.count()
-    if job.out.is_dir():
-        raise ConfigError(f"{job.out} is a folder.", hint="Name a file with --out.")
     tracker = ProgressTracker(job.folder.progress, job.config(), num_questions)
     try:
         result = _run(job, engine(tracker.record_connection_failure), tracker, num_questions, progress, shared_store)
@@ -216,33 +216,54 @@ class LocalEngine:
             limits=self.settings.limits,
             patience=self.settings.patience,
             parameters=job.form.parameters,
+            asks_again=self.settings.asks_again,
             on_failure=self.on_failure,
         )
-        asking = _Asking(teacher, most_unreachable=self.settings.limits.concurrency, on_end=on_end)
-        async with _stop_signal() as stop:
+        concurrency = self.settings.limits.concurrency
+        asking = _Asking(teacher, store, most_unreachable=concurrency, on_end=on_end)
+        async with _signals() as signals:
             try:
-                await asking.ask_all(job.questions(), stop, window=_WINDOW * self.settings.limits.concurrency)
+                await asking.ask_all(job.questions(), signals.stop, window=_WINDOW * concurrency)
             finally:
-                # What is sent is paid for: its answers are waited for, unless somebody asks to stop once more.
-                await teacher.close(waits=True)
+                await _close(teacher, signals.give_up)
         return asking.asked
+
+
+async def _close(teacher: AsyncTeacher, give_up: asyncio.Event) -> None:
+    """Wait for the answers to what is sent, which is paid for, until somebody asks to give it up."""
+    closing = asyncio.create_task(teacher.close(waits=True))
+    giving_up = asyncio.create_task(give_up.wait())
+    await asyncio.wait({closing, giving_up}, return_when=asyncio.FIRST_COMPLETED)
+    giving_up.cancel()
+    if closing.done():
+        await closing
+        return
+    closing.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
+    await teacher.close()
 
 
 class _Asking:
     """One pass over all questions."""
 
-    def __init__(self, teacher: AsyncTeacher, *, most_unreachable: int, on_end: Callable[[int], None]) -> None:
+    def __init__(
+        self, teacher: AsyncTeacher, store: ResponseStore, *, most_unreachable: int, on_end: Callable[[int], None]
+    ) -> None:
         self.asked = Asked()
         self._teacher = teacher
+        self._store = store
         self._most_unreachable = most_unreachable
         self._on_end = on_end
         self._num_ended = 0
         self._num_unreachable = 0
+        """In a row: no other question has brought an answer from the teacher meanwhile."""
+        self._num_bought = 0
         self._fatal: Exception | None = None
 
     async def ask_all(self, questions: Iterator[Question], stop: asyncio.Event, *, window: int) -> None:
         pending: set[asyncio.Task[None]] = set()
         stopping = asyncio.create_task(stop.wait())
+        are_all_taken_up = False
         try:
             for question in questions:
                 if self._fatal is not None or stop.is_set():
@@ -250,10 +271,12 @@ class _Asking:
                 pending.add(asyncio.create_task(self._ask(question)))
                 if len(pending) >= window:
                     pending = await self._some_end(pending, stopping)
+            else:
+                are_all_taken_up = True
             while pending and self._fatal is None and not stop.is_set():
                 pending = await self._some_end(pending, stopping)
         finally:
-            self.asked.is_stopped = stop.is_set()
+            self.asked.is_stopped = stop.is_set() and not (are_all_taken_up and not pending)
             for task in (*pending, stopping):
                 task.cancel()
             await asyncio.gather(*pending, stopping, return_exceptions=True)
@@ -280,39 +303,43 @@ class _Asking:
         except TeacherUnreachable as error:
             self._note_unreachable(key, error)
         except TeacherRefused as error:
+            self._num_unreachable = 0
             self.asked.reasons[key] = str(error)
             if error.status in REFUSES_ALL:
                 self._fatal = error
         except Exception as error:  # Whatever else it is, it ends the job.
             self._fatal = error
-        else:
-            self._num_unreachable = 0
         self._num_ended += 1
         self._on_end(self._num_ended)
 
     def _note_unreachable(self, key: str, error: TeacherUnreachable) -> None:
         self.asked.reasons[key] = str(error)
+        num_bought = self._store.spending().answers
+        if num_bought != self._num_bought:
+            self._num_bought, self._num_unreachable = num_bought, 0
         self._num_unreachable += 1
         if self._num_unreachable >= self._most_unreachable:
             self._fatal = error
 
 
-@asynccontextmanager
-async def _stop_signal() -> AsyncIterator[asyncio.Event]:
-    """Set by the first SIGINT or SIGTERM; the second one interrupts at once."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    this = asyncio.current_task()
-    assert this is not None
+@dataclass(frozen=True, slots=True)
+class _Signals:
+    stop: asyncio.Event
+    give_up: asyncio.Event
 
-    def note(number: int) -> None:
-        if stop.is_set():
-            this.cancel()
+
+@asynccontextmanager
+async def _signals() -> AsyncIterator[_Signals]:
+    """The first SIGINT or SIGTERM asks to stop, the second one to give up what is under way."""
+    signals = _Signals(asyncio.Event(), asyncio.Event())
+    loop = asyncio.get_running_loop()
+
+    def note(number: signal.Signals) -> None:
+        if signals.stop.is_set():
+            signals.give_up.set()
             return
-        log.warning(
-            "%s: no more requests; waiting for those that are sent. Once more to give them up.", _name(number)
-        )
-        stop.set()
+        log.warning("%s: no more requests; waiting for those that are sent. Once more to give them up.", number.name)
+        signals.stop.set()
 
     # In another thread the signals belong to somebody else, who cancels this task.
     is_ours = threading.current_thread() is threading.main_thread()
@@ -320,11 +347,7 @@ async def _stop_signal() -> AsyncIterator[asyncio.Event]:
     for number in numbers:
         loop.add_signal_handler(number, note, number)
     try:
-        yield stop
+        yield signals
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
-
-
-def _name(number: int) -> str:
-    return signal.Signals(number).name

@@ -12,7 +12,7 @@ import msgspec
 from holdfast.disk.atomic import write_whole, write_whole_bytes
 from holdfast.disk.files import REAL_DISK, storage_errors
 from holdfast.disk.run_folder import RunFolder
-from holdfast.errors import DataError
+from holdfast.errors import ConfigError, DataError
 from holdfast.responses import ResponseStore
 from holdfast.rules.requests import TeacherRequest
 from holdfast.teacher.answers import answer_in, problem_with
@@ -53,12 +53,12 @@ class GenerationJob:
     @property
     def folder(self) -> RunFolder:
         """The run that keeps the job: beside the output, `D.run` for `D.jsonl`."""
-        return RunFolder.under(self.out.with_suffix(".run"))
+        return RunFolder.under(self._beside(".run"))
 
     @property
     def failed(self) -> Path:
         """Where prompts without an answer are listed."""
-        return self.out.with_suffix(".failed.jsonl")
+        return self._beside(".failed.jsonl")
 
     def config(self) -> dict[str, Any]:
         """What makes it another job where it changes."""
@@ -70,18 +70,39 @@ class GenerationJob:
             "samples": self.num_samples,
         }
 
+    def check_paths(self) -> None:
+        """See that the output can be written, and writes over nothing that is asked.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        if self.out.is_dir():
+            raise ConfigError(f"{self.out} is a folder.", hint="Name a file with --out.")
+        for path in (self.out, self.failed):
+            if path.resolve() == self.prompts.resolve():
+                raise ConfigError(
+                    f"The job would write over its own prompts in {path}.", hint="Choose another --out."
+                )
+
     def questions(self) -> Iterator[Question]:
         """Every answer wanted, one prompt at a time.
 
         Raises:
-            DataError: a line is malformed, or asks another model; tells which.
+            ConfigError: a parameter of all requests is not for a job to send.
+            DataError: a line is malformed, asks another model, or sets such a parameter; tells which.
         """
+        problem = _problem_with_parameters(self.form.parameters)
+        if problem is not None:
+            raise ConfigError(f"{problem[0].upper()}{problem[1:]}.", hint="Leave it out.")
         for prompt in read_prompts(self.prompts):
             parameters = {name: value for name, value in prompt.parameters.items() if name != "model"}
             asked = prompt.parameters.get("model", self.form.model)
             if asked != self.form.model:
                 reason = f"it asks {asked!r}, the job asks {self.form.model!r}"
                 raise DataError(self.prompts, reason, line=prompt.line, hint="Make one job for each model.")
+            problem = _problem_with_parameters(parameters)
+            if problem is not None:
+                raise DataError(self.prompts, problem, line=prompt.line, hint="Leave it out.")
             for sample in range(self.num_samples):
                 request = self.form.fill(prompt.messages, tools=prompt.tools, sample=sample, **parameters)
                 yield Question(prompt=prompt, sample=sample, request=request)
@@ -91,12 +112,12 @@ class GenerationJob:
         return sum(1 for _ in self.questions())
 
     def write(self, store: ResponseStore, reasons: Mapping[str, str]) -> Written:
-        """Write all answers in order, and beside them what has none; both whole or not at all.
+        """Write all answers in order, then beside them what has none; each file whole or not at all.
 
         `reasons` says, by key, why there is none.
 
         Raises:
-            DiskFull: nothing was changed.
+            DiskFull: what could not be written is as it was.
         """
         failed: list[dict[str, Any]] = []
         num_answers = 0
@@ -119,6 +140,9 @@ class GenerationJob:
             with storage_errors(self.failed):
                 REAL_DISK.remove_file(self.failed)
         return Written(num_answers=num_answers, num_failed=len(failed))
+
+    def _beside(self, ending: str) -> Path:
+        return self.out.with_name(self.out.name.removesuffix(".jsonl") + ending)
 
     def _line(self, question: Question, store: ResponseStore, reasons: Mapping[str, str]) -> dict[str, Any]:
         """Raises ValueError with the reason why there is none."""
@@ -144,6 +168,15 @@ class GenerationJob:
 _encoder = msgspec.json.Encoder()
 
 
+def _problem_with_parameters(parameters: Mapping[str, Any]) -> str | None:
+    """Why a job cannot send them, or None: what it would pay for and not keep."""
+    if parameters.get("stream"):
+        return '"stream" is set, and answers are kept whole'
+    if parameters.get("n") not in (None, 1):
+        return '"n" asks for several answers at once, of which one would be kept; --samples asks for several'
+    return None
+
+
 def _failed_line(question: Question, reason: str, *, num_samples: int) -> dict[str, Any]:
     prompt = question.prompt
     asked: dict[str, Any] = {"prompt": prompt.text} if prompt.text is not None else {"messages": prompt.messages}
@@ -152,4 +185,5 @@ def _failed_line(question: Question, reason: str, *, num_samples: int) -> dict[s
     told: dict[str, Any] = {"line": prompt.line, "reason": reason, "key": question.request.key}
     if num_samples > 1:
         told["sample"] = question.sample
-    return told | asked | prompt.extra
+    # Last, so that no field of the prompt's own hides the reason.
+    return asked | prompt.extra | told

@@ -102,6 +102,7 @@ class _Asker:
                 budget=settings.budget,
                 limits=settings.limits,
                 patience=settings.patience,
+                asks_again=settings.asks_again,
             )
         )
 

@@ -39,7 +39,10 @@ class SpooledStore:
     def begin(self, intents: Sequence[Intent], *, budget: Decimal | None) -> list[Verdict]:
         """See `ResponseStore`; what lies in the spool is carried over instead of being sent."""
         verdicts = self._shared.begin(intents, budget=budget)
-        return [self._carried_over(each) if isinstance(each, Granted) else each for each in verdicts]
+        return [
+            self._carried_over(verdict) if isinstance(verdict, Granted) and not intent.replaces else verdict
+            for intent, verdict in zip(intents, verdicts, strict=True)
+        ]
 
     def finish(self, outcomes: Sequence[Outcome]) -> None:
         """See `ResponseStore`; where the shared store is away, answers are kept in the run, and it is raised."""
