@@ -6,6 +6,8 @@ import sys
 
 import typer
 
+from holdfast.cli.capture_logits import capture_logits
+from holdfast.cli.generate import generate
 from holdfast.cli.repair import repair
 from holdfast.cli.status import status
 from holdfast.cli.verify import verify
@@ -23,6 +25,8 @@ app = typer.Typer(
 app.command()(status)
 app.command()(verify)
 app.command()(repair)
+app.command()(generate)
+app.command()(capture_logits)
 
 
 @app.callback()

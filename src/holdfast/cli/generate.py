@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-import sys
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -18,14 +16,22 @@ from holdfast.errors import ConfigError
 from holdfast.responses import ResponseStore
 
 if TYPE_CHECKING:
+    from holdfast.records import Spending
     from holdfast.teacher.generation import Engine, JobResult, TeacherSettings
     from holdfast.teacher.jobs import GenerationJob
+    from holdfast.teacher.prices import PriceTable
 
 __all__ = ["generate"]
 
 EXIT_SOME_FAILED = 1
 EXIT_OVER_BUDGET = 3
 EXIT_STOPPED = 75
+
+_SAID_OTHERWISE = {
+    "model": "Pass --model.",
+    "messages": "They stand in the file of prompts.",
+    "tools": "They stand in the file of prompts.",
+}
 
 
 def generate(
@@ -51,6 +57,9 @@ def generate(
     tokens_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
     attempts: Annotated[int, typer.Option(min=1, help="Tries of one request.")] = 8,
     answer_seconds: Annotated[float, typer.Option(min=0.001, help="The longest that one answer may take.")] = 3600.0,
+    ask_again: Annotated[
+        bool, typer.Option("--ask-again", help="Pay once more for answers that are kept and cannot be used.")
+    ] = False,
     engine: Annotated[str, typer.Option(help="local, or ray: on the Ray cluster that is running.")] = "local",
     write_batch: Annotated[
         Path | None, typer.Option(help="Ask nothing; write a batch file of the requests without an answer.")
@@ -70,7 +79,6 @@ def generate(
 
     Example: holdfast generate --prompts P.jsonl --model gpt-4.1-mini --max-tokens 500 --budget 5.00 --out D.jsonl
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     from holdfast.teacher.endpoint import Endpoint
     from holdfast.teacher.forms import RequestForm
     from holdfast.teacher.generation import TeacherSettings
@@ -101,9 +109,10 @@ def generate(
             tokens_per_minute=tokens_per_minute,
         ),
         patience=Patience(attempts=attempts, answer_seconds=answer_seconds),
+        asks_again=ask_again,
     )
     chosen = _engine(engine, job, settings, store, write_batch, read_batch or [])
-    _finish(_run(job, chosen, store), job, write_batch, as_json=as_json)
+    _finish(_run(job, chosen, store), job, settings, write_batch, as_json=as_json)
 
 
 def _engine(
@@ -151,12 +160,13 @@ def _run(
         return run_job(job, engine, progress=progress, shared_store=None if store is None else open_shared)
 
 
-def _finish(result: JobResult, job: GenerationJob, write_batch: Path | None, *, as_json: bool) -> None:
-    summary = _summary(result, job)
+def _finish(
+    result: JobResult, job: GenerationJob, settings: TeacherSettings, write_batch: Path | None, *, as_json: bool
+) -> None:
     if as_json:
-        print_json(summary)
+        print_json(_summary(result, job))
     else:
-        for line in _in_words(result, job, write_batch):
+        for line in _in_words(result, job, settings, write_batch):
             typer.echo(line, err=True)
     if result.asked.is_stopped:
         raise typer.Exit(0 if write_batch is not None else EXIT_STOPPED)
@@ -190,29 +200,44 @@ def _summary(result: JobResult, job: GenerationJob) -> dict[str, Any]:
     }
 
 
-def _in_words(result: JobResult, job: GenerationJob, write_batch: Path | None) -> list[str]:
-    from holdfast.teacher.prices import as_dollars_text
-
-    spending = result.spending
+def _in_words(
+    result: JobResult, job: GenerationJob, settings: TeacherSettings, write_batch: Path | None
+) -> list[str]:
     if write_batch is not None:
         return [f"{result.asked.note} Send it, then: holdfast generate … --read-batch RESULTS.jsonl"]
     if result.asked.is_stopped:
-        first = f"Stopped: {spending.answers:,} answers are kept. Start the same command again."
+        first = f"Stopped: {result.spending.answers:,} answers are kept. Start the same command again."
     else:
         assert result.written is not None
         first = f"{result.written.num_answers:,} of {result.num_questions:,} answers are in {job.out}."
     lines = [f"{result.asked.note} {first}".strip()]
+    if result.asked.is_over_budget:
+        lines.append("The budget is used up. Start the same command with a larger one to go on.")
     if result.written is not None and result.written.num_failed:
-        lines.append(f"{result.written.num_failed:,} prompts have none; {job.failed} says why.")
-    paid = f"Paid: {as_dollars_text(spending.spent + spending.spent_before)} for {spending.answers:,} answers"
+        lines.append(f"{result.written.num_failed:,} have none; {job.failed} says why.")
+    return [*lines, _account(result.spending, job.form.model, settings.prices)]
+
+
+def _account(spending: Spending, model: str, prices: PriceTable) -> str:
+    from holdfast.teacher.prices import UNPRICED, as_dollars_text, price_of
+
+    # Sums of 0 would say that it was free.
+    is_unpriced = not spending.spent and price_of(model, prices) is UNPRICED
+    if is_unpriced:
+        paid = f"Bought: {spending.answers:,} answers, at a price that is not known for {model!r} (--prices)"
+    else:
+        paid = f"Paid: {as_dollars_text(spending.spent)} for {spending.answers:,} answers"
     if spending.answers_served:
-        paid += f"; saved by the store: {as_dollars_text(spending.saved)} ({spending.answers_served:,} times)"
+        saved = "" if is_unpriced else f"{as_dollars_text(spending.saved)}, "
+        paid += f"; saved by the store: {saved}{spending.answers_served:,} times"
     if spending.requests_in_doubt:
-        paid += f"; in doubt: {spending.requests_in_doubt:,} requests, at most {as_dollars_text(spending.in_doubt)}"
+        most = "" if is_unpriced else f", at most {as_dollars_text(spending.in_doubt)}"
+        paid += f"; in doubt: {spending.requests_in_doubt:,} requests{most}"
+    if spending.spent_before:
+        paid += f"; by earlier sessions of this job: {as_dollars_text(spending.spent_before)}"
     if spending.wasted:
         paid += f"; wasted: {as_dollars_text(spending.wasted)}"
-    lines.append(f"{paid}.")
-    return lines
+    return f"{paid}."
 
 
 def _parsed(parameters: list[str]) -> dict[str, Any]:
@@ -221,6 +246,8 @@ def _parsed(parameters: list[str]) -> dict[str, Any]:
         name, equals, text = each.partition("=")
         if not equals or not name:
             raise ConfigError(f"{each!r} is no parameter.", hint="Write --parameter NAME=VALUE.")
+        if name in _SAID_OTHERWISE:
+            raise ConfigError(f"--parameter cannot set {name}.", hint=_SAID_OTHERWISE[name])
         try:
             parsed[name] = json.loads(text)
         except ValueError:

@@ -32,7 +32,8 @@ def status(
     if as_json:
         print_json(summary)
         return
-    for line in _in_words(summary, folder, now):
+    is_job = reader.session().config.get("job") == "generate"
+    for line in (_job_in_words if is_job else _in_words)(summary, folder, now):
         typer.echo(line)
 
 
@@ -68,15 +69,52 @@ def _in_words(summary: dict[str, Any], folder: Path, now: float) -> list[str]:
         lines.append(f"  attempts    {summary['attempt']}; {summary['steps_recomputed']:,} steps were computed again")
     if summary["replay_differed_at"] is not None:
         lines.append(f"  warning     step {summary['replay_differed_at']:,} came out different when repeated")
-    if summary["damage_found"]:
-        lines.append(f"  warning     {summary['damage_found']} damaged piece(s) of journals were set aside")
-    if summary["api_responses_saved"] or summary["api_responses_recovered"]:
+    return lines + _damage(summary) + _teacher(summary)
+
+
+def _job_in_words(summary: dict[str, Any], folder: Path, now: float) -> list[str]:
+    lines = [
+        f"{folder}: {_state(summary)}",
+        f"  progress    {summary['steps_completed']:,} of {summary['total_steps_target']:,} questions have an end"
+        f" ({summary['progress_pct']:.1f} %)",
+        "  restart     would ask what has no answer yet",
+    ]
+    if summary["attempt"] > 1:
+        lines.append(f"  attempts    {summary['attempt']}")
+    return lines + _damage(summary) + _teacher(summary)
+
+
+def _damage(summary: dict[str, Any]) -> list[str]:
+    if not summary["damage_found"]:
+        return []
+    return [f"  warning     {summary['damage_found']} damaged piece(s) of journals were set aside"]
+
+
+def _teacher(summary: dict[str, Any]) -> list[str]:
+    has_asked = summary["api_responses_saved"] or summary["api_requests_in_doubt"] or summary["connection_failures"]
+    if not has_asked and not summary["api_responses_recovered"]:
+        return []
+    lines = [
+        f"  teacher     {summary['api_responses_saved']:,} answers paid ({_dollars(summary['api_cost'])}), "
+        f"{summary['api_responses_recovered']:,} served again ({_dollars(summary['api_cost_saved'])} saved), "
+        f"{summary['connection_failures']:,} failures"
+    ]
+    if summary["api_requests_in_doubt"]:
         lines.append(
-            f"  teacher     {summary['api_responses_saved']:,} answers paid (${summary['api_cost']:,.2f}), "
-            f"{summary['api_responses_recovered']:,} served again for free, "
-            f"{summary['connection_failures']:,} failures"
+            f"              {summary['api_requests_in_doubt']:,} requests in doubt: paid for at most "
+            f"{_dollars(summary['api_cost_in_doubt'])}, and never received"
+        )
+    if summary["api_responses_bad"] or summary["api_cost_wasted"]:
+        lines.append(
+            f"              {summary['api_responses_bad']:,} answers cannot be used "
+            f"({_dollars(summary['api_cost_wasted'])} wasted)"
         )
     return lines
+
+
+def _dollars(amount: float) -> str:
+    """In full down to the cent; smaller sums by their leading digits."""
+    return f"${amount:,.2f}" if amount >= 1 or not amount else f"${amount:.3g}"
 
 
 def _state(summary: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["BUILTIN_TEMPLATE", "render_chat"]
+__all__ = ["BUILTIN_TEMPLATE", "render_chat", "render_question"]
 
 BUILTIN_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n{% endfor %}"
@@ -34,6 +34,15 @@ def render_chat(
             after = _render(messages[: place + 1], tokenizer, adds_prompt=False)
             spans.append((len(before), _end_of_turn(text, before, after, message["content"])))
     return text, spans
+
+
+def render_question(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast) -> str:
+    """A conversation through the tokenizer's chat template, up to where the assistant's answer begins.
+
+    Raises:
+        ValueError: the template refuses the messages.
+    """
+    return _render(messages, tokenizer, adds_prompt=True)
 
 
 def _end_of_turn(text: str, before: str, after: str, content: str) -> int:

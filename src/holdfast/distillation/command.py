@@ -6,17 +6,20 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import transformers
-
 from holdfast.checkpoints import digest_of
 from holdfast.context import TrainingProgressContext, training_progress_context
-from holdfast.distillation.config import RunConfig, load_config
-from holdfast.distillation.display import shown_progress
-from holdfast.distillation.loop import TrainingLoop, new_optimizer
+from holdfast.distillation.api_data import ApiData
+from holdfast.distillation.api_fields import ApiTeacherFields
+from holdfast.distillation.api_teacher import opened_teacher, what_changes_answers
+from holdfast.distillation.captured_folder import CapturedFolder
+from holdfast.distillation.config import RunConfig, files_and_overrides, load_config
+from holdfast.distillation.display import hide_other_bars, shown_progress
+from holdfast.distillation.loop import TrainConfig, TrainingLoop, new_optimizer
 from holdfast.distillation.models import save_model
 from holdfast.distillation.preparation import Prepared, prepare
 from holdfast.distillation.training_state import TrainingState
@@ -25,6 +28,7 @@ from holdfast.pytorch.checkpoint_file import load_checkpoint
 from holdfast.pytorch.device import choose_device, compute_deterministically
 from holdfast.pytorch.interrupts import EXIT_PREEMPTED, Interrupts, StopRequested
 from holdfast.pytorch.random_state import seed_everything
+from holdfast.pytorch.sampler import DataOrder
 from holdfast.wording import ago
 
 __all__ = ["main"]
@@ -39,7 +43,9 @@ def main(recipe: str, arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser(recipe).parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it so.
+    # It tells of every request at the level of information.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    hide_other_bars()
     try:
         with Interrupts() as interrupts:
             return _train(recipe, options, interrupts)
@@ -71,9 +77,8 @@ def _parser(recipe: str) -> argparse.ArgumentParser:
 
 
 def _train(recipe: str, options: argparse.Namespace, interrupts: Interrupts) -> int:
-    files = [path for path in options.config if "=" not in path.name or path.exists()]
-    overrides = [str(path) for path in options.config if path not in files] + options.overrides
-    config = load_config(files, overrides, steps=options.steps)
+    files, overrides = files_and_overrides(options.config)
+    config = load_config(files, overrides + options.overrides, steps=options.steps)
     chosen = _chosen_checkpoint(options.resume)
     _refuse_foreign_folder(options.output_dir)
     compute_deterministically()
@@ -83,16 +88,22 @@ def _train(recipe: str, options: argparse.Namespace, interrupts: Interrupts) -> 
     state = _new_state(prepared, config, device.device)
     if chosen is not None:
         state.require_fit(chosen[1], chosen[0])
-    with training_progress_context(
-        config=_identity(recipe, config, prepared),
-        output_dir=options.output_dir,
-        total_steps=config.train.steps,
-        fresh=options.resume == "never",
-    ) as progress:
+    with (
+        training_progress_context(
+            config=_identity(recipe, config, prepared),
+            output_dir=options.output_dir,
+            total_steps=config.train.steps,
+            fresh=options.resume == "never",
+        ) as progress,
+        ExitStack() as stack,
+    ):
         assert progress.tracker is not None
         if config.train.schedule_steps is None:
             state.counters.schedule_steps = progress.tracker.session.total_steps_at_start
         _resume(progress, state, chosen)
+        if isinstance(prepared.data, ApiData):
+            teacher = stack.enter_context(opened_teacher(config.teacher, progress.tracker))
+            prepared.data.connect(teacher, _coming(len(prepared.data), config.train, state.counters.samples))
         loop = TrainingLoop(
             recipe=prepared.recipe,
             data=prepared.data,
@@ -154,8 +165,10 @@ def _refuse_foreign_folder(output_dir: Path) -> None:
 
 def _new_state(prepared: Prepared, config: RunConfig, device: Any) -> TrainingState:
     modules = prepared.recipe.modules()
-    for module in (*modules.values(), prepared.teacher):
+    for module in modules.values():
         module.to(device)
+    if prepared.teacher is not None:
+        prepared.teacher.to(device)
     state = TrainingState(
         modules=modules,
         optimizer=new_optimizer(modules, config.train),
@@ -167,13 +180,29 @@ def _new_state(prepared: Prepared, config: RunConfig, device: Any) -> TrainingSt
 
 def _identity(recipe: str, config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     """What the run is, for its session: the config, and the digest of the data that it learns from."""
-    content = config.model_dump(mode="json")
+    content = config.model_dump(mode="json", exclude={"teacher": set(ApiTeacherFields.model_fields)})
+    if config.teacher.kind == "api":
+        content["teacher"] = what_changes_answers(config.teacher)
     # What data and models say counts, not where they lie.
     content["data"] = {"max_length": config.data.max_length, "sha256": prepared.data_sha256}
-    for section, path in (("teacher", config.teacher.path), ("student", config.student.path)):
+    for section, path in (("teacher", _teachers_words(config)), ("student", config.student.path)):
         if path is not None:
             content[section]["path"] = digest_of(path).sha256
     return {"recipe": recipe, **content}
+
+
+def _teachers_words(config: RunConfig) -> Path | None:
+    """The folder, or the file, that decides what a teacher says."""
+    path = config.teacher.path
+    # The manifest holds the digest of each shard; beside it may lie a cache, and what was set aside.
+    return CapturedFolder(path).manifest if path is not None and config.teacher.kind == "logits" else path
+
+
+def _coming(num_samples: int, train: TrainConfig, first: int) -> Iterator[int]:
+    """The samples that are still wanted, in their order."""
+    order = DataOrder(num_samples=num_samples, seed=train.seed)
+    for position in range(first, train.steps * train.batch_size * train.gradient_accumulation):
+        yield from order.indices(position, 1)
 
 
 def _resume(

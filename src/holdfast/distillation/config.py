@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, model_validator
 
 from holdfast.distillation.data import DataConfig
 from holdfast.distillation.loop import ProgressConfig, TrainConfig
@@ -16,8 +16,9 @@ from holdfast.distillation.models import StudentConfig
 from holdfast.distillation.sections import Section, validated
 from holdfast.distillation.teacher import TeacherConfig
 from holdfast.errors import ConfigError
+from holdfast.strict_yaml import StrictLoader
 
-__all__ = ["RunConfig", "TokenizerConfig", "load_config"]
+__all__ = ["RunConfig", "TokenizerConfig", "files_and_overrides", "load_config"]
 
 
 class TokenizerConfig(Section):
@@ -39,6 +40,33 @@ class RunConfig(Section):
     loss: LossConfig = LossConfig()
     progress: ProgressConfig = ProgressConfig()
 
+    @model_validator(mode="after")
+    def _compares_hidden_states_with_a_model(self) -> RunConfig:
+        if self.loss.intermediate > 0 and not self.teacher.is_a_model:
+            raise ValueError(
+                f"loss.intermediate is {self.loss.intermediate}, and a teacher of kind {self.teacher.kind} has no "
+                "hidden states to compare: set loss.intermediate to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _learns_what_a_paid_teacher_says(self) -> RunConfig:
+        if self.teacher.kind != "api":
+            return self
+        if self.data.path is None:
+            raise ValueError("a teacher of kind api answers prompts: set data.path to a file of them")
+        if self.loss.kd > 0 and self.teacher.logprobs is None:
+            raise ValueError(
+                f"loss.kd is {self.loss.kd}, and without teacher.logprobs an answer is text alone: set loss.kd to 0, "
+                "or ask for teacher.logprobs"
+            )
+        if self.loss.kd > 0 and self.loss.temperature != 1.0:
+            raise ValueError(
+                f"loss.temperature is {self.loss.temperature}, and an API's probabilities are not softened: set it "
+                "to 1"
+            )
+        return self
+
 
 def load_config(files: Sequence[Path], overrides: Sequence[str] = (), *, steps: int | None = None) -> RunConfig:
     """Merge YAML files, later ones winning key by key, then `key.path=value` overrides, then `--steps`.
@@ -58,21 +86,21 @@ def load_config(files: Sequence[Path], overrides: Sequence[str] = (), *, steps: 
     return validated(RunConfig, content)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML without code, in which a key that is written twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is written twice", node.start_mark)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
+def files_and_overrides(words: Iterable[str | Path]) -> tuple[list[Path], list[str]]:
+    """Tell config files from `key.path=value`: whatever has an equals sign and is no file is an override."""
+    files: list[Path] = []
+    overrides: list[str] = []
+    for word in map(str, words):
+        if "=" in word and not Path(word).exists():
+            overrides.append(word)
+        else:
+            files.append(Path(word))
+    return files, overrides
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 - a safe one
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=StrictLoader)  # noqa: S506 - a safe one
     except OSError as error:
         raise ConfigError(f"The config {file} cannot be read ({error.strerror}).", hint="Check --config.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

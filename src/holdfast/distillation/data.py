@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pydantic import Field
@@ -23,7 +24,17 @@ from holdfast.distillation.tokenizer import tokenizer_hash
 from holdfast.errors import CheckpointDamaged, DataError
 from holdfast.pytorch.checkpoint_file import load_checkpoint, save_checkpoint
 
-__all__ = ["Batch", "DataConfig", "TokenizedData", "load_source", "tokenized"]
+__all__ = [
+    "Batch",
+    "DataConfig",
+    "Sample",
+    "Source",
+    "TokenizedData",
+    "TopK",
+    "TrainingData",
+    "load_source",
+    "tokenized",
+]
 
 _FORMAT = 1
 _FORMATS = 'A line is {"text": …}, {"prompt": …, "teacher_text": …} or {"messages": […]}.'
@@ -40,12 +51,31 @@ class DataConfig(Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TopK:
+    """The largest entries of a teacher's distributions, softened already; both of shape (batch, length, k).
+
+    Position t holds what the teacher says of token t + 1, as in `losses.next_token_targets`.
+    """
+
+    ids: Tensor
+    """int64; -1 where fewer than k entries were kept."""
+    logprobs: Tensor
+    """float32, in nats."""
+
+    def to(self, device: torch.device) -> TopK:
+        """The same on a device."""
+        return TopK(ids=self.ids.to(device), logprobs=self.logprobs.to(device))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """Samples side by side, padded on the right; all of shape (batch, length)."""
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
+    topk: TopK | None = None
+    """What the teacher says, where the data bring it along."""
 
     def num_counted(self) -> int:
         """Tokens that a loss counts: those that some position predicts."""
@@ -57,7 +87,20 @@ class Batch:
             input_ids=self.input_ids.to(device),
             attention_mask=self.attention_mask.to(device),
             labels=self.labels.to(device),
+            topk=None if self.topk is None else self.topk.to(device),
         )
+
+
+class TrainingData(Protocol):
+    """What a loop draws its batches from."""
+
+    def __len__(self) -> int:
+        """How many samples there are."""
+        ...
+
+    def batch(self, indices: list[int]) -> Batch:
+        """The samples at these indices; the same each time."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +111,19 @@ class Source:
     """Each with the line that it came from as `line`."""
     sha256: str
     path: Path | None
+
+    def documents(self) -> list[str]:
+        """All text, for training a tokenizer."""
+        return [_text(sample) for sample in self.samples]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """The tokens of one sample."""
+
+    ids: list[int]
+    is_predicted: list[bool]
+    """Which of them a loss counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +140,36 @@ class TokenizedData:
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+    def sha256(self) -> str:
+        """The digest of every token, of what is learned of it, and of where each sample begins."""
+        digest = hashlib.sha256()
+        for tensor in (self.input_ids, self.labels, self.starts):
+            digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()
+
+    def is_predicted(self) -> Tensor:
+        """(tokens,) of bool: which tokens a loss counts; the first of a sample is predicted by nothing."""
+        counted = self.labels != IGNORED
+        counted[self.starts[:-1]] = False
+        return counted
+
+    def part(self, first: int, num: int) -> TokenizedData:
+        """So many samples from this one on."""
+        starts = self.starts[first : first + num + 1]
+        tokens = slice(int(starts[0]), int(starts[-1]))
+        return TokenizedData(
+            input_ids=self.input_ids[tokens],
+            labels=self.labels[tokens],
+            starts=starts - starts[0],
+            pad_id=self.pad_id,
+        )
+
+    def samples(self) -> Iterator[Sample]:
+        """Each sample by itself."""
+        is_predicted = self.is_predicted()
+        for start, end in pairwise(self.starts.tolist()):
+            yield Sample(ids=self.input_ids[start:end].tolist(), is_predicted=is_predicted[start:end].tolist())
 
     def batch(self, indices: list[int]) -> Batch:
         """The samples at these indices."""
@@ -177,6 +263,15 @@ def _problem_with(sample: Any) -> str | None:
     if isinstance(sample.get("text"), str):
         return None
     return 'it needs "text", or "prompt" with "teacher_text", or "messages"'
+
+
+def _text(sample: dict[str, Any]) -> str:
+    """Everything in a sample that is text."""
+    if isinstance(sample.get("text"), str):
+        return str(sample["text"])
+    if isinstance(sample.get("messages"), list):
+        return "\n".join(str(message["content"]) for message in sample["messages"])
+    return f"{sample['prompt']}{sample['teacher_text']}"
 
 
 def _tokenize(source: Source, max_length: int, tokenizer: PreTrainedTokenizerFast) -> dict[str, Tensor]:

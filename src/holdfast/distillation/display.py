@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
+import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-__all__ = ["ShownProgress", "shown_progress"]
+__all__ = ["ShownProgress", "hide_other_bars", "shown_progress"]
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -23,20 +24,20 @@ Remaining = Callable[[], float | None]
 class ShownProgress(Protocol):
     """A bar, or lines."""
 
-    def advance(self, step: int, *, loss: float, remaining: Remaining | None = None) -> None:
+    def advance(self, step: int, *, loss: float | None = None, remaining: Remaining | None = None) -> None:
         """Show that a step is done."""
         ...
 
 
 @contextmanager
 def shown_progress(
-    title: str, *, total_steps: int, first_step: int = 0, stream: TextIO | None = None
+    title: str, *, total_steps: int, first_step: int = 0, unit: str = "step", stream: TextIO | None = None
 ) -> Iterator[ShownProgress]:
     """A live bar on a terminal; elsewhere one plain line every ten seconds, and the last."""
     stream = stream or sys.stderr
     console = Console(file=stream)
     if not console.is_terminal:
-        yield _Lines(title, total_steps, first_step, stream)
+        yield _Lines(title, total_steps, _Pace(first_step, unit), stream)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -46,49 +47,57 @@ def shown_progress(
     )
     with Progress(*columns, console=console, refresh_per_second=4) as progress:
         task = progress.add_task(title, total=total_steps, completed=first_step, facts="")
-        yield _Bar(progress, task, first_step)
+        yield _Bar(progress, task, _Pace(first_step, unit))
+
+
+def hide_other_bars() -> None:
+    """Keep `transformers` from drawing bars of its own, for as long as this process lives."""
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it so.
 
 
 class _Bar:
-    def __init__(self, progress: Progress, task: TaskID, first_step: int) -> None:
+    def __init__(self, progress: Progress, task: TaskID, pace: _Pace) -> None:
         self._progress = progress
         self._task = task
-        self._pace = _Pace(first_step)
+        self._pace = pace
 
-    def advance(self, step: int, *, loss: float, remaining: Remaining | None = None) -> None:
+    def advance(self, step: int, *, loss: float | None = None, remaining: Remaining | None = None) -> None:
         facts = self._pace.facts(step, loss, remaining)
         self._progress.update(self._task, completed=step, facts=facts)
 
 
 class _Lines:
-    def __init__(self, title: str, total_steps: int, first_step: int, stream: TextIO) -> None:
+    def __init__(self, title: str, total_steps: int, pace: _Pace, stream: TextIO) -> None:
         self._title = title
         self._total_steps = total_steps
         self._stream = stream
-        self._pace = _Pace(first_step)
+        self._pace = pace
         self._last_line_at = -_SECONDS_BETWEEN_LINES
 
-    def advance(self, step: int, *, loss: float, remaining: Remaining | None = None) -> None:
+    def advance(self, step: int, *, loss: float | None = None, remaining: Remaining | None = None) -> None:
         now = time.monotonic()
         if step < self._total_steps and now - self._last_line_at < _SECONDS_BETWEEN_LINES:
             return
         self._last_line_at = now
         facts = self._pace.facts(step, loss, remaining)
-        self._stream.write(f"{self._title}: step {step:,} of {self._total_steps:,}  {facts}\n")
+        self._stream.write(f"{self._title}: {self._pace.unit} {step:,} of {self._total_steps:,}  {facts}\n")
         self._stream.flush()
 
 
 class _Pace:
     """Steps a second since this display began."""
 
-    def __init__(self, first_step: int) -> None:
+    def __init__(self, first_step: int, unit: str) -> None:
+        self.unit = unit
         self._first_step = first_step
         self._began_at = time.monotonic()
 
-    def facts(self, step: int, loss: float, remaining: Remaining | None) -> str:
+    def facts(self, step: int, loss: float | None, remaining: Remaining | None) -> str:
         elapsed = max(1e-9, time.monotonic() - self._began_at)
         pace = (step - self._first_step) / elapsed
-        facts = f"loss {loss:.4f}  {pace:.1f} steps/s"
+        facts = f"{pace:.1f} {self.unit}s/s"
+        if loss is not None:
+            facts = f"loss {loss:.4f}  {facts}"
         remaining_seconds = remaining() if remaining is not None else None
         if remaining_seconds is None:
             return facts

@@ -12,16 +12,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from holdfast.context import TrainingProgressContext
-from holdfast.distillation.data import Batch, TokenizedData
+from holdfast.distillation.data import Batch, TrainingData
 from holdfast.distillation.display import ShownProgress
 from holdfast.distillation.recipe import Recipe
 from holdfast.distillation.schedule import learning_rate_at
 from holdfast.distillation.sections import Section
 from holdfast.distillation.training_state import TrainingState
-from holdfast.errors import StorageError
+from holdfast.errors import StorageError, TeacherError
 from holdfast.pytorch.checkpoint_file import save_checkpoint
 from holdfast.pytorch.device import ComputeDevice, DeviceName, PrecisionName
-from holdfast.pytorch.interrupts import Interrupts
+from holdfast.pytorch.interrupts import Interrupts, StopRequested
 from holdfast.pytorch.sampler import DataOrder
 
 __all__ = ["ProgressConfig", "TrainConfig", "TrainingLoop", "new_optimizer"]
@@ -63,7 +63,7 @@ class TrainingLoop:
     """Trains a recipe from where its state stands."""
 
     recipe: Recipe
-    data: TokenizedData
+    data: TrainingData
     state: TrainingState
     train: TrainConfig
     progress: ProgressConfig
@@ -79,6 +79,7 @@ class TrainingLoop:
 
         Raises:
             DiskFull, StorageUnwritable: the last checkpoint could not be saved.
+            TeacherError: a paid teacher gave no answer; the steps before are saved.
         """
         order = DataOrder(num_samples=len(self.data), seed=self.train.seed)
         counters = self.state.counters
@@ -86,7 +87,15 @@ class TrainingLoop:
         for module in self.recipe.modules().values():
             module.train()
         while counters.step < self.train.steps and not self.interrupts.is_requested:
-            loss = self._step(order)
+            try:
+                loss = self._step(order)
+            except StopRequested:
+                # While a batch waited for its teacher; nothing of the step was done.
+                break
+            except TeacherError:
+                if counters.step > saved_step:
+                    self._save(loss, must_succeed=True)
+                raise
             shown.advance(counters.step, loss=loss, remaining=self.context.get_remaining_seconds)
             if counters.step % self.progress.checkpoint_interval == 0 and self._save(loss):
                 saved_step = counters.step

@@ -20,10 +20,12 @@ from holdfast.distillation.sections import Section
 __all__ = [
     "IGNORED",
     "LossConfig",
+    "RowsLoss",
     "cross_entropy_sum",
     "forward_kl_sum",
     "hidden_state_sum",
     "next_token_targets",
+    "sum_over_rows",
 ]
 
 IGNORED = -100
@@ -89,7 +91,7 @@ def forward_kl_sum(
         # An entry that the teacher rules out has nothing to teach, and zero times infinity is no number.
         return scale * torch.where(share > 0, share * (wanted - given), 0.0).sum()
 
-    return _sum_over_rows(student_logits, targets, rows_loss, chunk_tokens)
+    return sum_over_rows(student_logits, targets, rows_loss, chunk_tokens)
 
 
 def cross_entropy_sum(student_logits: Tensor, targets: Tensor, *, chunk_tokens: int = 512) -> Tensor:
@@ -99,7 +101,7 @@ def cross_entropy_sum(student_logits: Tensor, targets: Tensor, *, chunk_tokens: 
     def rows_loss(logits: Tensor, rows: Tensor) -> Tensor:
         return functional.cross_entropy(logits, wanted[rows], reduction="sum")
 
-    return _sum_over_rows(student_logits, targets, rows_loss, chunk_tokens)
+    return sum_over_rows(student_logits, targets, rows_loss, chunk_tokens)
 
 
 def hidden_state_sum(projected: Tensor, teacher_hidden: Tensor, targets: Tensor) -> Tensor:
@@ -119,7 +121,15 @@ RowsLoss = Callable[[Tensor, Tensor], Tensor]
 """Takes logits (rows, vocabulary) in fp32 and the rows' positions; returns the sum of their losses."""
 
 
-def _sum_over_rows(logits: Tensor, targets: Tensor, rows_loss: RowsLoss, chunk_tokens: int) -> Tensor:
+def sum_over_rows(logits: Tensor, targets: Tensor, rows_loss: RowsLoss, chunk_tokens: int) -> Tensor:
+    """The losses of all positions that have a target, `chunk_tokens` of them at a time; gradients flow to the logits.
+
+    Args:
+        logits: (batch, length, vocabulary).
+        targets: (batch, length), `IGNORED` where nothing is counted.
+        rows_loss: Called again in the backward pass, so it must give the same each time.
+        chunk_tokens: Rows that it is given at once.
+    """
     counted = (targets.flatten() != IGNORED).nonzero().squeeze(-1)
     result: Tensor = _RowsInChunks.apply(  # type: ignore[no-untyped-call]  # torch leaves it so.
         logits.flatten(0, 1), counted, rows_loss, chunk_tokens

@@ -13,9 +13,9 @@ from holdfast.disk.atomic import write_whole_bytes, write_whole_folder
 from holdfast.disk.files import REAL_DISK
 from holdfast.disk.run_folder import RunFolder
 from holdfast.distillation.sections import Section
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, ModelMismatch
 
-__all__ = ["ModelShape", "StudentConfig", "load_model", "new_model", "save_model"]
+__all__ = ["ModelShape", "StudentConfig", "load_model", "new_model", "require_vocabulary", "save_model"]
 
 _ORIGIN_FILE = "holdfast.json"
 
@@ -94,6 +94,20 @@ def load_model(folder: Path) -> PreTrainedModel:
             hint="It needs config.json and safetensors weights.",
         ) from error
     return model
+
+
+def require_vocabulary(model: PreTrainedModel, title: str, vocab_size: int) -> None:
+    """Make sure that a model has a logit for each entry of the tokenizer; what it has beyond them is padding.
+
+    Raises:
+        ModelMismatch: it has not.
+    """
+    found = model.config.vocab_size
+    if found < vocab_size:
+        raise ModelMismatch(
+            f"The {title}'s vocabulary has {found:,} entries, the tokenizer's {vocab_size:,}.",
+            hint="Teacher and student must share the tokenizer that the data is read with.",
+        )
 
 
 def save_model(

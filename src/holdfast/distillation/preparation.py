@@ -9,17 +9,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from holdfast.disk.files import REAL_DISK
 from holdfast.disk.lock import WriterLock
+from holdfast.distillation.api_data import ApiData, PromptSource, load_prompts
+from holdfast.distillation.captured_logits import CapturedLogits
 from holdfast.distillation.config import RunConfig
-from holdfast.distillation.data import Source, TokenizedData, load_source, tokenized
+from holdfast.distillation.data import Source, TrainingData, load_source, tokenized
 from holdfast.distillation.models import StudentConfig, load_model, new_model
 from holdfast.distillation.recipe_kd import KdRecipe
-from holdfast.distillation.teacher import teacher_model
+from holdfast.distillation.teacher import TeacherConfig, load_teacher, teacher_folder
+from holdfast.distillation.token_bytes import first_difference, token_bytes
 from holdfast.distillation.tokenizer import load_tokenizer, tokenizer_hash, trained_tokenizer
 from holdfast.errors import ModelMismatch
 from holdfast.pytorch.interrupts import Interrupts
 from holdfast.pytorch.random_state import seed_everything
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "prepare", "tokenizer_for"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,9 +31,10 @@ class Prepared:
 
     recipe: KdRecipe
     student: PreTrainedModel
-    teacher: PreTrainedModel
+    teacher: PreTrainedModel | None
+    """None where the data bring its answers along."""
     tokenizer: PreTrainedTokenizerFast
-    data: TokenizedData
+    data: TrainingData
     data_sha256: str
 
 
@@ -39,10 +43,10 @@ def prepare(config: RunConfig, *, cache: Path, interrupts: Interrupts) -> Prepar
 
     Raises:
         RunInUse: another process is filling the cache.
-        DataError, ConfigError, ModelMismatch: in words, before anything is trained.
+        DataError, ConfigError, ModelMismatch, NewerFormat: in words, before anything is trained.
         StopRequested: somebody asked to stop while the teacher was being trained.
     """
-    source = load_source(config.data)
+    source = _source(config)
     REAL_DISK.make_folders(cache)
     lock = WriterLock(cache / "writer.lock")
     try:
@@ -51,12 +55,35 @@ def prepare(config: RunConfig, *, cache: Path, interrupts: Interrupts) -> Prepar
         lock.release()
 
 
-def _prepared(config: RunConfig, source: Source, cache: Path, interrupts: Interrupts) -> Prepared:
-    tokenizer = _tokenizer(config, source, cache)
-    data = tokenized(source, config.data, tokenizer, cache)
-    teacher = teacher_model(
-        config.teacher, data, tokenizer, max_length=config.data.max_length, cache=cache, interrupts=interrupts
-    )
+def tokenizer_for(config: RunConfig, source: Source | PromptSource, cache: Path) -> PreTrainedTokenizerFast:
+    """The teacher's, else the local student's, else one trained on the data; the caller holds the lock of `cache`.
+
+    Raises:
+        ConfigError: a folder holds none.
+        DataError: the one that was kept beside captured logits is damaged.
+        ModelMismatch: both folders bring one, and an id means different things to them.
+    """
+    folders = [path for path in (_tokenizer_folder(config.teacher), config.student.path) if path is not None]
+    found = [load_tokenizer(folder) for folder in folders]
+    if len(found) == 2 and tokenizer_hash(found[0]) != tokenizer_hash(found[1]):
+        _require_same_tokens(folders, found)
+    if found:
+        return found[0]
+    vocab_size = config.tokenizer.vocab_size
+    folder = cache / f"tokenizer-{source.sha256[:16]}-{vocab_size}"
+    return trained_tokenizer(source.documents(), vocab_size=vocab_size, folder=folder)
+
+
+def _source(config: RunConfig) -> Source | PromptSource:
+    if config.teacher.kind != "api":
+        return load_source(config.data)
+    assert config.data.path is not None, "the config refuses a paid teacher without prompts"
+    return load_prompts(config.data.path)
+
+
+def _prepared(config: RunConfig, source: Source | PromptSource, cache: Path, interrupts: Interrupts) -> Prepared:
+    tokenizer = tokenizer_for(config, source, cache)
+    teacher, data = _taught(config, source, tokenizer, cache, interrupts)
     # The student's first weights depend on the seed alone, not on whether the teacher had to be trained.
     seed_everything(config.train.seed)
     student = _student(config.student, tokenizer, config.data.max_length)
@@ -70,46 +97,53 @@ def _prepared(config: RunConfig, source: Source, cache: Path, interrupts: Interr
     )
 
 
-def _tokenizer(config: RunConfig, source: Source, cache: Path) -> PreTrainedTokenizerFast:
-    """The local teacher's, else the local student's, else one trained on the data.
+def _taught(
+    config: RunConfig,
+    source: Source | PromptSource,
+    tokenizer: PreTrainedTokenizerFast,
+    cache: Path,
+    interrupts: Interrupts,
+) -> tuple[PreTrainedModel | None, TrainingData]:
+    """A teacher to ask at each step, or none and data that bring its answers along."""
+    if isinstance(source, PromptSource):
+        ahead = config.teacher.ahead_steps * config.train.batch_size * config.train.gradient_accumulation
+        return None, ApiData(
+            source,
+            tokenizer,
+            max_length=config.data.max_length,
+            top_k=config.teacher.logprobs,
+            ahead_samples=ahead,
+            interrupts=interrupts,
+        )
+    tokens = tokenized(source, config.data, tokenizer, cache)
+    if config.teacher.kind == "logits":
+        assert config.teacher.path is not None
+        captured = CapturedLogits.open(config.teacher.path)
+        captured.require_fit(tokens, tokenizer, temperature=config.loss.temperature)
+        return None, captured.beside(tokens)
+    folder = teacher_folder(
+        config.teacher, tokens, tokenizer, max_length=config.data.max_length, cache=cache, interrupts=interrupts
+    )
+    return load_teacher(folder), tokens
 
-    Raises:
-        ModelMismatch: both folders bring one, and they differ.
-    """
-    folders = [path for path in (config.teacher.path, config.student.path) if path is not None]
-    found = [load_tokenizer(folder) for folder in folders]
-    if len(found) == 2 and tokenizer_hash(found[0]) != tokenizer_hash(found[1]):
+
+def _tokenizer_folder(config: TeacherConfig) -> Path | None:
+    if config.path is None or config.kind != "logits":
+        return config.path
+    return CapturedLogits.open(config.path).tokenizer_folder()
+
+
+def _require_same_tokens(folders: list[Path], found: list[PreTrainedTokenizerFast]) -> None:
+    """Tokenizers may differ in how they split a text: the teacher's alone reads the data."""
+    difference = first_difference(*map(token_bytes, found))
+    if difference is not None:
         raise ModelMismatch(
-            f"The tokenizers of teacher ({folders[0]}) and student ({folders[1]}) differ: {_difference(*found)}.",
+            f"The tokenizers of teacher ({folders[0]}, there) and student ({folders[1]}, here) differ: {difference}.",
             hint="Distribution losses compare token by token; use models that share a tokenizer.",
         )
-    if found:
-        return found[0]
-    documents = [_text(sample) for sample in source.samples]
-    vocab_size = config.tokenizer.vocab_size
-    folder = cache / f"tokenizer-{source.sha256[:16]}-{vocab_size}"
-    return trained_tokenizer(documents, vocab_size=vocab_size, folder=folder)
-
-
-def _text(sample: dict[str, object]) -> str:
-    """Everything in a sample that is text, for training a tokenizer."""
-    if isinstance(sample.get("text"), str):
-        return str(sample["text"])
-    if isinstance(sample.get("messages"), list):
-        return "\n".join(str(message["content"]) for message in sample["messages"])  # type: ignore[attr-defined]
-    return f"{sample['prompt']}{sample['teacher_text']}"
 
 
 def _student(config: StudentConfig, tokenizer: PreTrainedTokenizerFast, max_length: int) -> PreTrainedModel:
     if config.path is not None:
         return load_model(config.path)
     return new_model(config, tokenizer=tokenizer, max_length=max_length)
-
-
-def _difference(one: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast) -> str:
-    """The first token id that means different things."""
-    for token in range(max(len(one), len(other))):
-        meanings = one.convert_ids_to_tokens(token), other.convert_ids_to_tokens(token)
-        if meanings[0] != meanings[1]:
-            return f"token {token} is {meanings[0]!r} there and {meanings[1]!r} here"
-    return "they split text differently"

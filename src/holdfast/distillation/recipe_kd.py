@@ -7,14 +7,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from holdfast.distillation.data import Batch
-from holdfast.distillation.losses import (
-    LossConfig,
-    cross_entropy_sum,
-    forward_kl_sum,
-    hidden_state_sum,
-    next_token_targets,
-)
-from holdfast.errors import ConfigError, ModelMismatch
+from holdfast.distillation.distributions import AskedTeacher, FromModel, FromTopK
+from holdfast.distillation.losses import LossConfig, cross_entropy_sum, hidden_state_sum, next_token_targets
+from holdfast.distillation.models import require_vocabulary
+from holdfast.errors import ConfigError
 
 __all__ = ["KdRecipe"]
 
@@ -25,21 +21,19 @@ class KdRecipe:
     name = "kd"
 
     def __init__(
-        self, student: PreTrainedModel, teacher: PreTrainedModel, config: LossConfig, *, vocab_size: int
+        self, student: PreTrainedModel, teacher: PreTrainedModel | None, config: LossConfig, *, vocab_size: int
     ) -> None:
         """`vocab_size` is the tokenizer's: what a model has beyond it is padding.
+
+        Without a teacher model, each batch brings what a teacher says of it (`Batch.topk`).
 
         Raises:
             ModelMismatch: a model's vocabulary is smaller than the tokenizer's.
             ConfigError: no loss has a weight, or a mapped layer does not exist.
         """
-        for title, model in (("teacher", teacher), ("student", student)):
-            if model.config.vocab_size < vocab_size:
-                found = model.config.vocab_size
-                raise ModelMismatch(
-                    f"The {title}'s vocabulary has {found:,} entries, the tokenizer's {vocab_size:,}.",
-                    hint="Teacher and student must share the tokenizer that the data is read with.",
-                )
+        if teacher is not None:
+            require_vocabulary(teacher, "teacher", vocab_size)
+        require_vocabulary(student, "student", vocab_size)
         self.weights = {
             name: weight
             for name, weight in (("kd", config.kd), ("ce", config.ce), ("intermediate", config.intermediate))
@@ -50,12 +44,16 @@ class KdRecipe:
                 "All of loss.kd, loss.ce and loss.intermediate are 0.", hint="Weigh at least one of them."
             )
         self._student = student
-        self._teacher = teacher
+        self._teacher = _asked(teacher, config, vocab_size)
         self._config = config
-        self._vocab_size = vocab_size
-        self._layers = _mapped_layers(config, student, teacher) if "intermediate" in self.weights else {}
-        widths = (student.config.hidden_size, teacher.config.hidden_size)
-        self._projections = nn.ModuleDict({str(layer): nn.Linear(*widths, bias=False) for layer in self._layers})
+        self._layers: dict[int, int] = {}
+        self._projections = nn.ModuleDict()
+        if "intermediate" in self.weights:
+            assert teacher is not None, "the config refuses loss.intermediate where no model has hidden states"
+            self._layers = _mapped_layers(config, student, teacher)
+            widths = (student.config.hidden_size, teacher.config.hidden_size)
+            for layer in self._layers:
+                self._projections[str(layer)] = nn.Linear(*widths, bias=False)
 
     def modules(self) -> dict[str, nn.Module]:
         """The student, and the projections into the teacher's space."""
@@ -64,23 +62,15 @@ class KdRecipe:
     def loss_sums(self, batch: Batch) -> dict[str, Tensor]:
         """Each weighted loss, summed over the tokens that are predicted."""
         targets = next_token_targets(batch.labels)
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         wants_hidden = "intermediate" in self.weights
-        student = self._student(**inputs, output_hidden_states=wants_hidden)
+        student = self._student(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=wants_hidden
+        )
         sums: dict[str, Tensor] = {}
         if "kd" in self.weights or wants_hidden:
-            with torch.no_grad():
-                teacher = self._teacher(**inputs, output_hidden_states=wants_hidden)
+            teacher = self._teacher.answer(batch, with_hidden_states=wants_hidden)
         if "kd" in self.weights:
-            sums["kd"] = forward_kl_sum(
-                student.logits,
-                teacher.logits,
-                targets,
-                vocab_size=self._vocab_size,
-                temperature=self._config.temperature,
-                scales_by_temperature_squared=self._config.scales_by_temperature_squared,
-                chunk_tokens=self._config.chunk_tokens,
-            )
+            sums["kd"] = teacher.kl_sum(student.logits, targets)
         if "ce" in self.weights:
             sums["ce"] = cross_entropy_sum(student.logits, targets, chunk_tokens=self._config.chunk_tokens)
         if wants_hidden:
@@ -94,6 +84,12 @@ class KdRecipe:
             ]
             sums["intermediate"] = torch.stack(pairs).mean()
         return sums
+
+
+def _asked(teacher: PreTrainedModel | None, config: LossConfig, vocab_size: int) -> AskedTeacher:
+    if teacher is None:
+        return FromTopK(config, vocab_size=vocab_size)
+    return FromModel(teacher, config, vocab_size=vocab_size)
 
 
 def _mapped_layers(config: LossConfig, student: PreTrainedModel, teacher: PreTrainedModel) -> dict[int, int]:

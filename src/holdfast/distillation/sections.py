@@ -36,7 +36,10 @@ def _in_words(kind: type[Section], error: ValidationError) -> str:
     sentences = []
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
+        if not problem["loc"]:
+            # Keys that do not go together; the sentence names them.
+            sentences.append(str(problem["ctx"]["error"]))
+        elif problem["type"] == "extra_forbidden":
             sentences.append(f"Unknown config key {name}{_nearest(kind, problem['loc'])}")
         else:
             sentences.append(f"Config key {name}: {problem['msg']}, got {problem['input']!r}")

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from holdfast.distillation.api_fields import ApiTeacherFields
 from holdfast.distillation.data import TokenizedData
 from holdfast.distillation.display import shown_progress
 from holdfast.distillation.losses import cross_entropy_sum, next_token_targets
@@ -21,17 +22,25 @@ from holdfast.pytorch.interrupts import Interrupts
 from holdfast.pytorch.random_state import seed_everything
 from holdfast.pytorch.sampler import DataOrder
 
-__all__ = ["TeacherConfig", "teacher_model"]
+__all__ = ["TeacherConfig", "load_teacher", "teacher_folder"]
 
 log = logging.getLogger("holdfast")
 
 _FORMAT = 1
+_DECIDES_ITS_TRAINING = {*ModelShape.model_fields, "kind", "path", "steps", "batch_size", "learning_rate", "seed"}
+"""Of a built-in teacher; a key for another kind must not make anybody train theirs again."""
+_WITH_A_PATH = frozenset({"local", "logits"})
+_WITHOUT_A_MODEL = frozenset({"api", "logits"})
 
 
-class TeacherConfig(ModelShape):
-    """`teacher`: `builtin` trains a small one on the data, once; `local` reads a `transformers` folder."""
+class TeacherConfig(ModelShape, ApiTeacherFields):
+    """`teacher`: who the student learns from.
 
-    kind: Literal["builtin", "local"] = "builtin"
+    `builtin` trains a small model on the data, once; `local` reads a `transformers` folder; `logits` reads what
+    `holdfast capture-logits` wrote down, and needs no model; `api` asks a model over HTTP and keeps its answers.
+    """
+
+    kind: Literal["builtin", "local", "logits", "api"] = "builtin"
     path: Path | None = None
     d_model: int = Field(default=128, ge=2)
     num_layers: int = Field(default=3, ge=1)
@@ -41,14 +50,30 @@ class TeacherConfig(ModelShape):
     learning_rate: float = Field(default=3e-3, gt=0)
     seed: int = 1
 
+    @property
+    def is_a_model(self) -> bool:
+        """Whether there is a model to ask, rather than answers that come with the data."""
+        return self.kind not in _WITHOUT_A_MODEL
+
     @model_validator(mode="after")
-    def _needs_a_path_to_be_local(self) -> TeacherConfig:
-        if (self.kind == "local") != (self.path is not None):
-            raise ValueError("kind: local and a path belong together")
+    def _is_paid_only_if_it_is_an_api(self) -> TeacherConfig:
+        if self.kind == "api" and not self.model:
+            raise ValueError("kind: api needs the model's name at its API, as model")
+        given = sorted(self.model_fields_set & ApiTeacherFields.model_fields.keys())
+        if self.kind != "api" and given:
+            raise ValueError(f"{given[0]} belongs to kind: api, and the kind is {self.kind}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_path_if_its_kind_needs_one(self) -> TeacherConfig:
+        if (self.kind in _WITH_A_PATH) != (self.path is not None):
+            # A path alone is most likely meant for a model.
+            kind = self.kind if self.kind in _WITH_A_PATH else "local"
+            raise ValueError(f"kind: {kind} and a path belong together")
         return self
 
 
-def teacher_model(
+def teacher_folder(
     config: TeacherConfig,
     data: TokenizedData,
     tokenizer: PreTrainedTokenizerFast,
@@ -56,21 +81,34 @@ def teacher_model(
     max_length: int,
     cache: Path,
     interrupts: Interrupts,
-) -> PreTrainedModel:
-    """The teacher, frozen; a built-in one is trained once and read from `cache` ever after, the first time too.
+) -> Path:
+    """Where the teacher's model lies; a built-in one is trained into `cache` once, and found there ever after.
 
     Raises:
-        ConfigError: the local folder holds no model.
         StopRequested: somebody asked to stop while it was being trained.
     """
     if config.path is not None:
-        return _frozen(load_model(config.path))
-    parts = (_FORMAT, config.model_dump_json(), _digest(data), tokenizer_hash(tokenizer), max_length)
+        return config.path
+    decides = config.model_dump_json(include=_DECIDES_ITS_TRAINING)
+    parts = (_FORMAT, decides, data.sha256(), tokenizer_hash(tokenizer), max_length)
     folder = cache / f"teacher-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
     if not folder.is_dir():
         model = _trained(config, data, tokenizer, max_length, interrupts)
         save_model(model, tokenizer, folder, origin={"teacher": folder.name})
-    return _frozen(load_model(folder))
+    return folder
+
+
+def load_teacher(folder: Path) -> PreTrainedModel:
+    """The model of a folder, frozen.
+
+    Raises:
+        ConfigError: the folder holds none.
+    """
+    model = load_model(folder)
+    model.train(False)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model
 
 
 def _trained(
@@ -106,17 +144,3 @@ def _trained(
             optimizer.step()
             shown.advance(step, loss=loss.item())
     return model
-
-
-def _frozen(model: PreTrainedModel) -> PreTrainedModel:
-    model.train(False)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    return model
-
-
-def _digest(data: TokenizedData) -> str:
-    digest = hashlib.sha256()
-    for tensor in (data.input_ids, data.labels, data.starts):
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()

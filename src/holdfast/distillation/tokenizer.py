@@ -6,16 +6,27 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from holdfast.disk.atomic import write_whole_folder
+from holdfast.disk.atomic import write_whole_bytes, write_whole_folder
+from holdfast.disk.files import REAL_DISK, Disk
 from holdfast.errors import ConfigError
 
-__all__ = ["END_OF_TEXT", "PADDING", "load_tokenizer", "tokenizer_hash", "trained_tokenizer"]
+__all__ = [
+    "END_OF_TEXT",
+    "PADDING",
+    "is_kept_tokenizer",
+    "keep_tokenizer",
+    "load_tokenizer",
+    "tokenizer_hash",
+    "trained_tokenizer",
+]
 
 END_OF_TEXT = "<|end|>"
 PADDING = "<|pad|>"
+_ORIGIN_FILE = "holdfast.json"
 
 
 def trained_tokenizer(documents: list[str], *, vocab_size: int, folder: Path) -> PreTrainedTokenizerFast:
@@ -51,6 +62,25 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     """SHA-256 of everything that decides its output."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def keep_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, *, disk: Disk = REAL_DISK) -> None:
+    """Write a tokenizer whole into a folder that does not exist, with the hash of the one that was given."""
+    with write_whole_folder(folder, disk=disk) as partial:
+        tokenizer.save_pretrained(str(partial))
+        write_whole_bytes(partial / _ORIGIN_FILE, _origin(tokenizer), disk=disk)
+
+
+def is_kept_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether this very tokenizer was kept in a folder."""
+    try:
+        return (folder / _ORIGIN_FILE).read_bytes() == _origin(tokenizer)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _origin(tokenizer: PreTrainedTokenizerFast) -> bytes:
+    return msgspec.json.encode({"tokenizer_sha256": tokenizer_hash(tokenizer)})
 
 
 def _train(documents: list[str], vocab_size: int) -> PreTrainedTokenizerFast:

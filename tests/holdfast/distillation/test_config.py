@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from holdfast.distillation.config import load_config
+from holdfast.distillation.config import files_and_overrides, load_config
 from holdfast.errors import ConfigError
 
 MINIMAL = """
@@ -44,6 +44,14 @@ def test_without_any_file_everything_has_a_default() -> None:
 
 def test_the_quickstart_is_a_config() -> None:
     assert 200 == load_config([Path(__file__).parents[3] / "configs" / "quickstart.yaml"]).train.steps
+
+
+def test_a_config_for_captured_logits_is_laid_over_the_quickstart() -> None:
+    folder = Path(__file__).parents[3] / "configs"
+
+    config = load_config([folder / "quickstart.yaml", folder / "from_logits.yaml"])
+
+    assert ("logits", 0.0, 2.0) == (config.teacher.kind, config.loss.intermediate, config.loss.temperature)
 
 
 def test_the_student_may_be_called_model(write: Write) -> None:
@@ -103,6 +111,11 @@ def test_layers_are_mapped_by_number(write: Write) -> None:
         ("tokenizer: {vocab_size: 200}", "tokenizer.vocab_size: .*258, got 200"),
         ("teacher: {kind: local}", "kind: local and a path belong together"),
         ("teacher: {path: somewhere}", "kind: local and a path belong together"),
+        ("teacher: {kind: logits}", "kind: logits and a path belong together"),
+        (
+            "teacher: {kind: logits, path: there}",
+            r"^loss\.intermediate is 0\.1, and a teacher of kind logits .*: set loss\.intermediate to 0\.",
+        ),
     ],
     ids=lambda value: value if value.startswith(("- ", "tr", "lo", "da", "to", "te")) else "",
 )
@@ -147,3 +160,17 @@ def test_a_key_that_stands_there_twice_is_an_error(write: Write) -> None:
 def test_an_infinite_learning_rate_is_an_error(write: Write) -> None:
     with pytest.raises((ConfigError, ValidationError)):
         load_config([write("train: {learning_rate: .inf}")])
+
+
+def test_captured_logits_are_a_teacher_without_hidden_states() -> None:
+    config = load_config([], ["teacher.kind=logits", "teacher.path=there", "loss.intermediate=0"])
+
+    assert (Path("there"), False) == (config.teacher.path, config.teacher.is_a_model)
+
+
+def test_files_are_told_from_overrides(write: Write, tmp_path: Path) -> None:
+    odd = write(MINIMAL, "a=b.yaml")
+
+    told = files_and_overrides([Path("c.yaml"), odd, "data.path=/some/where.jsonl", Path("train.steps=3")])
+
+    assert ([Path("c.yaml"), odd], ["data.path=/some/where.jsonl", "train.steps=3"]) == told

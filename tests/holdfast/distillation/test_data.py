@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from holdfast.distillation.data import DataConfig, TokenizedData, load_source, tokenized
+from holdfast.distillation.data import Batch, DataConfig, TokenizedData, TopK, load_source, tokenized
 from holdfast.distillation.losses import IGNORED
 from holdfast.errors import DataError
 from holdfast.pytorch.sampler import DataOrder
@@ -225,3 +226,47 @@ def test_damaged_tokens_are_made_anew(write: Write, tokens_of: Callable[..., Tok
     kept.write_bytes(kept.read_bytes()[:-50])
 
     assert torch.equal(first.input_ids, tokens_of(path).input_ids)
+
+
+def test_tokens_have_one_digest_until_one_of_them_changes(
+    write: Write, tokens_of: Callable[..., TokenizedData]
+) -> None:
+    data = tokens_of(write(*LINES))
+    other_ids, other_labels = data.input_ids.clone(), data.labels.clone()
+    other_ids[-1] += 1
+    other_labels[-1] = IGNORED
+
+    changed = [dataclasses.replace(data, input_ids=other_ids), dataclasses.replace(data, labels=other_labels)]
+
+    assert tokens_of(write(*LINES)).sha256() == data.sha256()
+    assert 3 == len({data.sha256(), *(each.sha256() for each in changed)})
+
+
+def test_as_many_tokens_are_predicted_as_a_loss_counts(write: Write, tokens_of: Callable[..., TokenizedData]) -> None:
+    data = tokens_of(write(*LINES))
+
+    expected = [data.batch([index]).num_counted() for index in range(len(data))]
+
+    assert expected == [sum(sample.is_predicted) for sample in data.samples()]
+    assert sum(expected) == int(data.is_predicted().sum())
+
+
+def test_a_part_holds_its_samples_and_no_others(write: Write, tokens_of: Callable[..., TokenizedData]) -> None:
+    data = tokens_of(write(*LINES))
+
+    part = data.part(1, 2)
+
+    assert list(data.samples())[1:3] == list(part.samples())
+    assert torch.equal(data.batch([2]).labels, part.batch([1]).labels)
+
+
+def test_what_a_teacher_says_moves_with_its_batch() -> None:
+    tokens = torch.zeros(1, 2, dtype=torch.long)
+    topk = TopK(ids=torch.zeros(1, 2, 3, dtype=torch.long), logprobs=torch.zeros(1, 2, 3))
+    batch = Batch(input_ids=tokens, attention_mask=tokens, labels=tokens, topk=topk)
+
+    moved = batch.to(torch.device("meta"))
+
+    assert moved.topk is not None
+    assert ("meta", "meta") == (moved.topk.ids.device.type, moved.topk.logprobs.device.type)
+    assert None is Batch(input_ids=tokens, attention_mask=tokens, labels=tokens).to(torch.device("meta")).topk

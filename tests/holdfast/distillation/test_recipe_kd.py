@@ -1,11 +1,13 @@
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 from transformers import PreTrainedModel
 
-from holdfast.distillation.data import Batch
+from holdfast.distillation.data import Batch, TopK
 from holdfast.distillation.losses import IGNORED, LossConfig
 from holdfast.distillation.recipe_kd import KdRecipe
 from holdfast.errors import ConfigError, ModelMismatch
@@ -139,3 +141,29 @@ def test_layers_are_spread_evenly_and_the_last_meets_the_last(
 def test_a_layer_that_does_not_exist_is_an_error(make_model: MakeModel, layers: dict[int, int]) -> None:
     with pytest.raises(ConfigError, match=r"loss\.layers maps .* the student has 2 layers, the teacher 2"):
         recipe(make_model(0), make_model(1), layers=layers)
+
+
+def with_topk(batch: Batch, teacher: PreTrainedModel, k: int, temperature: float) -> Batch:
+    logits = teacher(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    largest = functional.log_softmax(logits[..., :VOCABULARY] / temperature, dim=-1).topk(k, dim=-1)
+    return dataclasses.replace(batch, topk=TopK(ids=largest.indices, logprobs=largest.values.detach()))
+
+
+def test_without_a_teacher_the_batch_brings_what_it_says(make_model: MakeModel, batch: Batch) -> None:
+    student, teacher = make_model(0), make_model(1)
+    expected = recipe(student, teacher, intermediate=0).loss_sums(batch)
+
+    made = KdRecipe(student, None, LossConfig(intermediate=0), vocab_size=VOCABULARY)
+
+    sums = made.loss_sums(with_topk(batch, teacher, VOCABULARY, LossConfig().temperature))
+    assert ["kd", "ce"] == list(sums)
+    torch.testing.assert_close(sums, expected, rtol=1e-4, atol=1e-4)
+    assert ["student", "projections"] == list(made.modules())
+
+
+def test_without_a_teacher_fewer_entries_see_less_of_the_divergence(make_model: MakeModel, batch: Batch) -> None:
+    made = KdRecipe(make_model(0), None, LossConfig(intermediate=0, ce=0), vocab_size=VOCABULARY)
+
+    few, many = (made.loss_sums(with_topk(batch, make_model(1), k, 2.0))["kd"] for k in (4, 64))
+
+    assert 0 < few < many
