@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -44,6 +45,8 @@ import ray
 import ray.data
 
 __all__ = ["RayEngine"]
+
+_SECONDS_TO_KNOCK = 10.0
 
 _ANSWERED, _FAILED, _OVER_BUDGET, _FATAL = "answered", "failed", "over_budget", "fatal"
 
@@ -120,11 +123,19 @@ def _join_cluster() -> None:
     if ray.is_initialized():
         return
     try:
+        _knock(os.environ.get("RAY_ADDRESS", ""))
         ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
+    except (ConnectionError, TimeoutError, socket.gaierror) as error:
         raise ConfigError(
             "No Ray cluster is running here.", hint="Start one (`ray start --head`), or set RAY_ADDRESS."
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Find out at once whether somebody is there: Ray itself waits for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=_SECONDS_TO_KNOCK).close()
 
 
 def _num_machines() -> int:
