@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
@@ -203,7 +204,8 @@ class ApiData:
         for each in entry.get("top_logprobs") or []:
             found = self._ids_of_bytes.find(_bytes_of(each))
             if found is not None:
-                known.setdefault(found, float(each["logprob"]))
+                # Two of the teacher's tokens can be one of the student's.
+                known[found] = float(np.logaddexp(known.get(found, -math.inf), each["logprob"]))
         return list(known.items())[: self._top_k]
 
     def _parts(self, prompt: Prompt, answer: Answer) -> tuple[str, str, str]:
