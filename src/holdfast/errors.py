@@ -15,6 +15,7 @@ HoldfastError
 ├── TeacherError             a teacher over HTTP
 │   ├── AnswerUnusable       it is kept, paid for, and of no use
 │   ├── BudgetExhausted      the next request could cost more than is left
+│   ├── TeacherClosed        it was closed before there was an answer
 │   ├── TeacherRefused       it said no, and asking again would not help
 │   └── TeacherUnreachable   no answer came in all attempts
 ├── CheckpointError          saved training state
@@ -61,6 +62,7 @@ __all__ = [
     "StorageError",
     "StorageUnwritable",
     "StoreUnavailable",
+    "TeacherClosed",
     "TeacherError",
     "TeacherRefused",
     "TeacherUnreachable",
@@ -99,7 +101,7 @@ class ConfigChanged(RunError):
 class NewerFormat(RunError):
     """A file was written by a version of holdfast newer than this one."""
 
-    def __init__(self, path: Path, *, found: int, known: int) -> None:
+    def __init__(self, path: Path | str, *, found: int, known: int) -> None:
         super().__init__(
             f"{path} has format version {found}; this holdfast reads up to version {known}.",
             hint="Upgrade holdfast. Nothing was changed.",
@@ -109,7 +111,7 @@ class NewerFormat(RunError):
 class UnknownRecord(RunError):
     """A line is whole and says something that this version does not know."""
 
-    def __init__(self, path: Path, *, reason: str) -> None:
+    def __init__(self, path: Path | str, *, reason: str) -> None:
         super().__init__(
             f"{path} has a whole line that this holdfast does not know: {reason}.",
             hint="Upgrade holdfast. Nothing was changed.",
@@ -211,11 +213,22 @@ class BudgetExhausted(TeacherError):
         )
 
 
+class TeacherClosed(TeacherError):
+    """Whoever asks a teacher that is closed, or being closed, gets no answer."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The teacher is closed; it asks nothing more.",
+            hint="Make another one; what was paid for is kept.",
+        )
+
+
 class TeacherRefused(TeacherError):
     """The teacher said no to a request, and would again."""
 
     def __init__(self, url: str, *, status: int, reason: str, hint: str = "") -> None:
-        super().__init__(f"{url} refused the request (HTTP {status}): {reason}.", hint=hint)
+        # The reason is the server's own sentence, or begins with its status.
+        super().__init__(f"{url} refused the request: {reason.rstrip('.')}.", hint=hint)
         self.status = status
 
 
@@ -225,7 +238,7 @@ class TeacherUnreachable(TeacherError):
     def __init__(self, url: str, *, attempts: int, seconds: float, last: str) -> None:
         tries = f"{attempts} attempt{'s' if attempts != 1 else ''}"
         super().__init__(
-            f"{url} gave no answer in {tries} over {seconds:.0f} s; the last one: {last}.",
+            f"{url} gave no answer in {tries} over {seconds:.0f} s; the last one: {last.rstrip('.')}.",
             hint="Start the same command again later; every answer so far is kept.",
         )
 

@@ -329,6 +329,7 @@ def _beginning(folder: RunFolder, snapshot: SessionFile | None) -> SessionStarte
         config=snapshot.config,
         config_hash=snapshot.config_hash,
         total_steps=snapshot.total_steps_target,
+        api_cost_before=snapshot.api_cost_before,
     )
 
 

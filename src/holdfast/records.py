@@ -545,6 +545,7 @@ class ProgressFile(Struct, frozen=True, kw_only=True, tag_field="v", tag=FORMAT_
 
 # A sum of money stands in a line as the number that it is, digit for digit.
 _encoder = msgspec.json.Encoder(decimal_format="number")
+_exact_decoder = msgspec.json.Decoder(float_hook=Decimal)
 
 T = TypeVar("T")
 
@@ -562,7 +563,7 @@ def decode(line: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     """
     if b'"nonfinite":' not in line:
         return decoder.decode(line)
-    return msgspec.convert(_with_nonfinite_restored(msgspec.json.decode(line)), decoder.type, str_keys=True)
+    return msgspec.convert(_with_nonfinite_restored(_exact_decoder.decode(line)), decoder.type, str_keys=True)
 
 
 def nonfinite_names(value: Any, name: str = "") -> dict[str, str]:
@@ -597,11 +598,21 @@ def _with_nonfinite_restored(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     restored = {
-        key: child if key in _OWN_TO_THE_USER else _with_nonfinite_restored(child) for key, child in value.items()
+        key: _with_floats(child) if key in _OWN_TO_THE_USER else _with_nonfinite_restored(child)
+        for key, child in value.items()
     }
     for name, spelling in (value.get("nonfinite") or {}).items():
         _put(restored, name, float(spelling))
     return restored
+
+
+def _with_floats(value: Any) -> Any:
+    """What a user has put in, read as exactly as sums of money are, as JSON usually is."""
+    if isinstance(value, dict):
+        return {key: _with_floats(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_with_floats(child) for child in value]
+    return float(value) if isinstance(value, Decimal) else value
 
 
 def _put(container: Any, name: str, value: float) -> None:

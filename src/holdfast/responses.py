@@ -51,6 +51,8 @@ class Intent:
     request: TeacherRequest
     most: Decimal
     """The most that it can cost, in US dollars."""
+    replaces: bool = False
+    """Whether the answer that is there is of no use, and another one is wanted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,9 +215,10 @@ class AnswerJournal:
             DiskFull: it is not kept, and the caller must not use it as paid for.
         """
         line = encode(record)
-        before = self._journal.journal.mark
-        offset = self._journal.append_now(line)
+        # In one step, for whoever saves the index meanwhile: it must not claim to know this line.
         with self._lock:
+            before = self._journal.journal.mark
+            offset = self._journal.append_now(line)
             self._pending[offset] = _Pending(record.prompt_hash, (offset, len(line)), before)
         return offset
 
@@ -225,8 +228,10 @@ class AnswerJournal:
         places = self._places()
         with self._lock:
             for offset in offsets:
-                pending = self._pending.pop(offset)
-                places.put(pending.key, pending.place)
+                pending = self._pending.pop(offset, None)
+                # Another thread may have published it, after a disk that refused at first.
+                if pending is not None:
+                    places.put(pending.key, pending.place)
 
     def get(self, key: str) -> AnswerRecord | None:
         """The newest answer under a key, or None. One that has rotted on disk is set aside and reported."""

@@ -13,7 +13,7 @@ import msgspec
 
 from holdfast.disk.ballast import Ballast
 from holdfast.disk.files import Disk
-from holdfast.errors import DiskFull, InvalidMetric
+from holdfast.errors import DiskFull, InvalidMetric, StorageError
 from holdfast.records import (
     AnswerMarked,
     AnswerRecord,
@@ -50,6 +50,7 @@ _LEAST_ROOM_BYTES = 256 << 10
 """Kept free for each answer that is under way; or twice the longest one so far, where that is more."""
 
 _SECONDS_TO_LOOK_AGAIN = 0.05
+_NONE_SERVED = AnswersRecovered(timestamp=0.0, attempt=0, count=0)
 
 
 class RunResponses:
@@ -71,8 +72,10 @@ class RunResponses:
         """The id of the request that is being sent, by key."""
         self._written: dict[str, int | None] = {}
         """Ends that are in the journals and not yet durable, by the request's id: of an answer, its offset."""
+        self._refused: dict[str, Outcome] = {}
+        """Ends that the disk has refused to keep, by key."""
         self._longest_bytes = 0
-        self._served = AnswersRecovered(timestamp=0.0, attempt=0, count=0)
+        self._served = _NONE_SERVED
 
     def keep(self, prompt_hash: str, response: Mapping[str, Any], cost: Decimal) -> None:
         """Keep an answer that the caller asked for by itself.
@@ -124,36 +127,35 @@ class RunResponses:
     def begin(self, intents: Sequence[Intent], *, budget: Decimal | None) -> list[Verdict]:
         """See `ResponseStore`."""
         self._journal.read_index()
-        with self._lock:
-            self._require_open()
-            room = max(_LEAST_ROOM_BYTES, 2 * self._longest_bytes)
-            self._ballast.hold((len(self._under_way) + len(intents)) * room)
-            verdicts = [self._verdict(intent, budget) for intent in intents]
-        if any(isinstance(verdict, Granted) for verdict in verdicts):
-            self._writer.run.requests.journal.sync()
+        self._finish_what_was_refused()
+        verdicts: list[Verdict] = []
+        try:
+            self._judge(intents, budget, verdicts)
+        except BaseException:
+            # None of them is sent.
+            granted = [verdict for verdict in verdicts if isinstance(verdict, Granted)]
+            self.finish([Refused(granted=each, reason="never sent") for each in granted])
+            raise
         for verdict in verdicts:
             if isinstance(verdict, AnswerRecord):
                 self._count_served(verdict)
         return verdicts
 
     def finish(self, outcomes: Sequence[Outcome]) -> None:
-        """See `ResponseStore`."""
+        """See `ResponseStore`; an end that the disk refuses is tried again before the next request."""
         with self._lock:
             self._require_open()
             open_ones = [each for each in outcomes if each.granted.request_id in self._under_way.values()]
-            for outcome in open_ones:
-                request_id = outcome.granted.request_id
-                # After a full disk this is called again with the same.
-                if request_id not in self._written:
-                    self._written[request_id] = self._write_end(outcome)
-            offsets = [self._written[each.granted.request_id] for each in open_ones]
-        answers = [offset for offset in offsets if offset is not None]
-        if answers:
-            self._journal.publish(answers)
+        try:
+            self._keep_ends(open_ones)
+        except (StorageError, OSError):
+            self._refused.update({each.granted.request.key: each for each in open_ones})
+            raise
         with self._lock:
             for outcome in open_ones:
-                del self._under_way[outcome.granted.request.key]
-                del self._written[outcome.granted.request_id]
+                self._under_way.pop(outcome.granted.request.key, None)
+                self._written.pop(outcome.granted.request_id, None)
+                self._refused.pop(outcome.granted.request.key, None)
 
     def mark(self, key: str, problem: str) -> None:
         """See `ResponseStore`."""
@@ -180,8 +182,13 @@ class RunResponses:
         with self._lock:
             if self._served.count:
                 told = msgspec.structs.replace(self._served, **self._writer.stamp())
-                self._served = AnswersRecovered(timestamp=0.0, attempt=0, count=0)
+                self._served = _NONE_SERVED
                 self._writer.keep(told)
+
+    def leave_to_parent(self, lock: threading.RLock) -> None:
+        """Of a forked child: it tells nothing, and waits for no thread that only the parent has."""
+        self._lock = lock
+        self._served = _NONE_SERVED
 
     def save_index(self, *, only_if_due: bool = False) -> None:
         """Spare the next start the reading of all answers."""
@@ -191,11 +198,22 @@ class RunResponses:
         """Let go of the space that is held."""
         self._ballast.give_up()
 
+    def _judge(self, intents: Sequence[Intent], budget: Decimal | None, verdicts: list[Verdict]) -> None:
+        """Fill `verdicts`; those granted are durable when this returns."""
+        with self._lock:
+            self._require_open()
+            room = max(_LEAST_ROOM_BYTES, 2 * self._longest_bytes)
+            self._ballast.hold((len(self._under_way) + len(intents)) * room)
+            for intent in intents:
+                verdicts.append(self._verdict(intent, budget))  # noqa: PERF401 - kept as far as it came
+        if any(isinstance(verdict, Granted) for verdict in verdicts):
+            self._writer.run.requests.journal.sync()
+
     def _verdict(self, intent: Intent, budget: Decimal | None) -> Verdict:
         key = intent.request.key
         if key in self._under_way:
             return Busy(holder="this process", seconds=_SECONDS_TO_LOOK_AGAIN)
-        answer = self._journal.get(key)
+        answer = None if intent.replaces else self._journal.get(key)
         if answer is not None:
             return answer
         if budget is not None:
@@ -210,6 +228,25 @@ class RunResponses:
         )
         self._under_way[key] = granted.request_id
         return granted
+
+    def _finish_what_was_refused(self) -> None:
+        """Before anything else is paid for; and the money that it holds is free for others then."""
+        with self._lock:
+            refused = list(self._refused.values())
+        if refused:
+            self.finish(refused)
+
+    def _keep_ends(self, outcomes: Sequence[Outcome]) -> None:
+        with self._lock:
+            for outcome in outcomes:
+                request_id = outcome.granted.request_id
+                # After a full disk this is called again with the same.
+                if request_id not in self._written:
+                    self._written[request_id] = self._write_end(outcome)
+            offsets = [self._written[each.granted.request_id] for each in outcomes]
+        answers = [offset for offset in offsets if offset is not None]
+        if answers:
+            self._journal.publish(answers)
 
     def _write_end(self, outcome: Outcome) -> int | None:
         """Returns the offset of an answer."""
@@ -248,6 +285,7 @@ class RunResponses:
 
     def _count_served(self, answer: AnswerRecord) -> None:
         with self._lock:
+            self._require_open()
             self._served = msgspec.structs.replace(
                 self._served, count=self._served.count + 1, cost=self._served.cost + answer.cost
             )

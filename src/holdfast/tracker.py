@@ -436,6 +436,7 @@ class ProgressTracker:
             self._closed_because = why
             # Another thread of the parent may have held it at the fork, and is not here to let it go.
             self._lock = threading.RLock()
+            self._responses.leave_to_parent(self._lock)
             self._writer.run.close_files()
             return
         self.close("replaced")

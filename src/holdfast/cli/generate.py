@@ -126,6 +126,8 @@ def _engine(
     from holdfast.teacher.batch_jobs import ReadBatchEngine, WriteBatchEngine
     from holdfast.teacher.generation import LocalEngine
 
+    if write_batch is not None and read_batch:
+        raise ConfigError("A batch is either written or read.", hint="Pass --write-batch or --read-batch.")
     if write_batch is not None:
         return lambda _: WriteBatchEngine(path=write_batch)
     if read_batch:
@@ -187,6 +189,7 @@ def _summary(result: JobResult, job: GenerationJob) -> dict[str, Any]:
         "failed": result.written.num_failed if result.written else None,
         "is_stopped": result.asked.is_stopped,
         "is_over_budget": result.asked.is_over_budget,
+        "note": result.asked.note,
         "answers_bought": spending.answers,
         "answers_served": spending.answers_served,
         "answers_bad": spending.answers_bad,

@@ -6,11 +6,14 @@ journal, which is given up when the disk turns out to be full.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from holdfast.disk.files import Disk, storage_errors
 
 __all__ = ["Ballast"]
+
+log = logging.getLogger("holdfast")
 
 
 class Ballast:
@@ -39,7 +42,13 @@ class Ballast:
 
     def give_up(self) -> bool:
         """Let others have the space; says whether there was any."""
-        had_any = self._path.exists()
-        self._disk.remove_file(self._path)
         self._num_bytes = 0
-        return had_any
+        if not self._path.exists():
+            return False
+        try:
+            self._disk.remove_file(self._path)
+        except OSError as error:
+            # It costs space, not answers; and whoever lets go of a run must come to the end.
+            log.warning("Could not delete %s: %s", self._path, error)
+            return False
+        return True

@@ -13,11 +13,9 @@ import logging
 import struct
 import threading
 from bisect import bisect_left
-from collections.abc import Sequence
 from heapq import merge
 from itertools import chain
 from pathlib import Path
-from typing import overload
 
 import msgspec
 
@@ -132,8 +130,8 @@ class LineIndex:
                 log.warning("%s stays as it was: %s", self._path, error)
 
 
-class _Entries(Sequence[bytes]):
-    """Sorted entries end to end; as a sequence, their digests."""
+class _Entries:
+    """Sorted entries end to end; by index, their digests."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -141,13 +139,7 @@ class _Entries(Sequence[bytes]):
     def __len__(self) -> int:
         return len(self.content) // _ENTRY_BYTES
 
-    @overload
-    def __getitem__(self, index: int) -> bytes: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[bytes]: ...
-    def __getitem__(self, index: int | slice) -> bytes | Sequence[bytes]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> bytes:
         start = index * _ENTRY_BYTES
         return self.content[start : start + _DIGEST_BYTES]
 

@@ -44,8 +44,10 @@ _HIDDEN = "(secret)"
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _CAMEL_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _ADDRESS_PASSWORDS = re.compile(r"(?<=://)[^/\s@]+:[^/\s@]+(?=@)")
+# From the beginning of a word alone: tried at each of its letters, a long one would take for ever.
 _ASSIGNED = re.compile(
-    r"""(?ix) ( [\w-]* (?: api[-_]?key | access[-_]?key | password | passwd | secret | token | authorization ) [\w-]*
+    r"""(?ix) (?<! [\w-] )
+        ( [\w-]* (?: api[-_]?key | access[-_]?key | password | passwd | secret | token | authorization ) [\w-]*
         ["']? \s* [:=] \s* ["']? (?: (?:basic|bearer) \s+ )? ) [^\s"'&,;]{4,}"""
 )
 _KEY_SHAPES = re.compile(

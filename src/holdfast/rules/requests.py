@@ -24,6 +24,7 @@ _CANNOT_CHANGE_THE_ANSWER = frozenset(
 """Parameters that say how to deliver, bill or file an answer, and not what it is."""
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_SUCH_AS = "Such as https://api.openai.com/v1."
 
 _WEIGHTS = {"messages": 100, "tools": 10, "model": 3}
 """How far apart a parameter sets two requests; 1 where it is not named."""
@@ -67,9 +68,14 @@ def teacher_request(base_url: str, body: Mapping[str, Any], *, sample: int = 0) 
     if sample < 0:
         raise RequestError(f"A sample is counted from 0, got {sample!r}.")
     url = _canonical_url(base_url)
-    sent = {
-        str(name): _number(_json_value(value, str(name))) for name, value in sorted(body.items()) if value is not None
-    }
+    try:
+        sent = {
+            _json_value(name, "The body"): _number(_json_value(value, name))
+            for name, value in sorted(_named(body, "The body"))
+            if value is not None
+        }
+    except RecursionError as error:
+        raise RequestError("The body is too deep, or contains itself.") from error
     asked = {name: value for name, value in sent.items() if name not in _CANNOT_CHANGE_THE_ANSWER}
     identity = {"holdfast_request": 1, "base_url": url, "sample": sample, "body": asked}
     key = hashlib.sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()
@@ -107,12 +113,12 @@ def _canonical_url(base_url: str) -> str:
     try:
         parts = urlsplit(base_url)
         port = parts.port
-    except ValueError as error:
-        raise RequestError(f"The base URL {base_url!r} is none ({error}).") from error
+    except ValueError:
+        # What cannot be read may hold a password anywhere.
+        raise RequestError("The base URL cannot be read.", hint=_SUCH_AS) from None
     if parts.scheme.lower() not in _DEFAULT_PORTS or not parts.hostname:
-        raise RequestError(
-            f"The base URL {base_url!r} is no http address.", hint="Such as https://api.openai.com/v1."
-        )
+        told = "" if set("@?#") & set(base_url) else f" {base_url!r}"
+        raise RequestError(f"The base URL{told} is no http address.", hint=_SUCH_AS)
     if parts.username or parts.password:
         raise RequestError(
             "The base URL holds a user or a password, which would be stored.", hint="Pass the key as api_key."
@@ -138,7 +144,7 @@ def _json_value(value: Any, name: str) -> Any:
         return value
     if isinstance(value, Mapping):
         return {_json_value(key, name): _json_value(child, f"{name}.{key}") for key, child in _named(value, name)}
-    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
+    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
         return [_json_value(child, f"{name}[{place}]") for place, child in enumerate(value)]
     if hasattr(value, "model_dump"):
         # The official client's message types.

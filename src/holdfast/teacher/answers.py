@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import msgspec
 import referencing.exceptions
+from referencing.jsonschema import EMPTY_REGISTRY
 
 from holdfast.records import AnswerRecord
 from holdfast.teacher.prices import Usage
@@ -77,27 +78,32 @@ def answer_in(record: AnswerRecord) -> Answer:
 
 def problem_with(answer: Answer, body: Mapping[str, Any]) -> str | None:
     """What is wrong with an answer by the request's own words: its response format, its tools; None where nothing."""
-    wanted = body.get("response_format")
-    if isinstance(wanted, Mapping) and wanted.get("type") in ("json_object", "json_schema") and answer.text:
-        problem = _problem_with_json(answer.text, wanted)
-        if problem is not None:
-            return problem
+    problem = _problem_with_format(answer, body.get("response_format"))
+    if problem is not None:
+        return problem
     schemas = {
-        tool["function"]["name"]: tool["function"].get("parameters")
+        tool["function"].get("name"): tool["function"].get("parameters")
         for tool in body.get("tools") or []
         if isinstance(tool, Mapping) and isinstance(tool.get("function"), Mapping)
     }
-    for call in answer.message.get("tool_calls") or []:
+    calls = answer.message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        return f"its tool calls are a {type(calls).__name__}"
+    for call in calls:
         problem = _problem_with_call(call, schemas)
         if problem is not None:
             return problem
     return None
 
 
-def _problem_with_json(text: str, wanted: Mapping[str, Any]) -> str | None:
+def _problem_with_format(answer: Answer, wanted: Any) -> str | None:
+    if not isinstance(wanted, Mapping) or wanted.get("type") not in ("json_object", "json_schema"):
+        return None
+    if not answer.text and (answer.message.get("tool_calls") or answer.message.get("refusal")):
+        return None
     try:
-        content = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+        content = msgspec.json.decode(answer.text)
+    except (msgspec.DecodeError, RecursionError) as error:
         return f"its content is no JSON ({error})"
     described = wanted.get("json_schema")
     schema = described.get("schema") if isinstance(described, Mapping) else None
@@ -113,19 +119,21 @@ def _problem_with_call(call: Any, schemas: Mapping[str, Any]) -> str | None:
         return f"it calls {name!r}, which was not offered"
     try:
         arguments = msgspec.json.decode(function["arguments"] or "{}")
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         return f"the arguments of {name} are no JSON ({error})"
     return _violation(arguments, schemas[name], f"the arguments of {name}")
 
 
 def _violation(content: Any, schema: Any, what: str) -> str | None:
-    if not isinstance(schema, Mapping):
+    if not isinstance(schema, dict):
         return None
     try:
-        jsonschema.validate(content, schema)
-    except jsonschema.ValidationError as error:
-        return f"{what}, at {error.json_path}: {error.message[:200]}"
-    except (jsonschema.SchemaError, referencing.exceptions.Unresolvable):
+        validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+        validator.check_schema(schema)
+        # What lies elsewhere is not fetched: checking an answer asks nobody.
+        errors = validator(schema, registry=EMPTY_REGISTRY).iter_errors(content)
+        error = jsonschema.exceptions.best_match(errors)
+    except (jsonschema.SchemaError, referencing.exceptions.Unresolvable, RecursionError):
         # The schema is the user's own, and the server took it: it says nothing about the answer.
         return None
-    return None
+    return None if error is None else f"{what}, at {error.json_path}: {error.message[:200]}"

@@ -6,23 +6,29 @@ store, so that the job finds it there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from decimal import Decimal
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from holdfast.disk.atomic import write_whole_bytes
-from holdfast.errors import DataError
+from holdfast.disk.files import REAL_DISK
+from holdfast.errors import ConfigError, DataError
 from holdfast.responses import Answered, Granted, Intent, ResponseStore
 from holdfast.rules.requests import TeacherRequest
 from holdfast.teacher.answers import answer_in
-from holdfast.teacher.batch_files import BatchResult, batch_line, batches, read_batch_results
+from holdfast.teacher.batch_files import MOST_LINES, BatchResult, batch_line, batches, read_batch_results
 from holdfast.teacher.generation import Asked
 from holdfast.teacher.jobs import GenerationJob
 from holdfast.teacher.prices import Price, PriceTable, Usage, price_of
 
 __all__ = ["BatchRead", "BatchWritten", "ReadBatchEngine", "WriteBatchEngine", "read_batch", "write_batch"]
+
+_TAKEN_AT_ONCE = 256
+"""Answers that share a sync."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,17 +79,23 @@ class ReadBatchEngine:
         return Asked(reasons=read.reasons, note=note)
 
 
-def write_batch(job: GenerationJob, store: ResponseStore, path: Path) -> BatchWritten:
+def write_batch(
+    job: GenerationJob, store: ResponseStore, path: Path, *, most_lines: int = MOST_LINES
+) -> BatchWritten:
     """Write every request that has no answer yet, once; several files, `B.1.jsonl` and on, where one is too small.
 
-    Each line's `custom_id` is the request's key.
+    Each line's `custom_id` is the request's key; a provider takes at most `most_lines` of them a file.
 
     Raises:
+        ConfigError: it would replace the prompts or the output.
         DiskFull: the file that did not fit is not there.
     """
+    if path.resolve() in {each.resolve() for each in (job.prompts, job.out, job.failed)}:
+        raise ConfigError(f"The batch would be written over {path}.", hint="Choose another file for it.")
+    REAL_DISK.make_folders(path.absolute().parent)
     files: list[Path] = []
     num_requests = 0
-    for number, batch in enumerate(batches(_lines(job, store))):
+    for number, batch in enumerate(batches(_lines(job, store), most_lines)):
         files.append(path.with_suffix(f".{number}{path.suffix}") if number else path)
         num_requests += len(batch.custom_ids)
         write_whole_bytes(files[-1], batch.content)
@@ -94,24 +106,26 @@ def read_batch(job: GenerationJob, store: ResponseStore, paths: list[Path], pric
     """Take a batch's results into the store, at the price of a batch.
 
     Raises:
-        DataError: a line is malformed, or answers a question that this job does not ask; tells which.
+        DataError: a line is malformed, or answers a question that this job does not ask; nothing was taken.
         DiskFull, StoreUnavailable: those before it are kept.
     """
     requests = _requests_by_custom_id(job)
+    for path in paths:
+        # All of it is looked at before any of it is taken.
+        deque(_results(path, requests), maxlen=0)
+    results = chain.from_iterable(_results(path, requests) for path in paths)
     num_answers = num_known = 0
     reasons: dict[str, str] = {}
-    for path in paths:
-        for result in read_batch_results(path):
-            request = requests.get(result.custom_id)
-            if request is None:
-                reason = f"its custom_id {result.custom_id!r} is none of this job's"
-                raise DataError(path, reason, line=result.line, hint="Pass the prompts that the batch was made of.")
+    while some := list(islice(results, _TAKEN_AT_ONCE)):
+        answers = []
+        for request, result in some:
             if result.body is None:
                 reasons[request.key] = f"the batch says: {result.failure}"
-            elif _is_taken(result, request, store, price):
-                num_answers += 1
             else:
-                num_known += 1
+                answers.append((request, result.body))
+        num_taken = _take(answers, store, price.in_batch())
+        num_answers += num_taken
+        num_known += len(answers) - num_taken
     return BatchRead(num_answers=num_answers, num_known=num_known, reasons=reasons)
 
 
@@ -133,20 +147,44 @@ def _requests_by_custom_id(job: GenerationJob) -> dict[str, TeacherRequest]:
     return requests
 
 
-def _is_taken(result: BatchResult, request: TeacherRequest, store: ResponseStore, price: Price) -> bool:
-    """False where the store has an answer already."""
-    assert result.body is not None
-    usage = Usage.read(result.body)
-    cost = Decimal(0) if usage is None else price.in_batch().cost(usage)
-    # It is paid for already: no budget can change that.
-    (verdict,) = store.begin([Intent(request=request, most=cost)], budget=None)
-    if not isinstance(verdict, Granted):
-        return False
-    answered = Answered(granted=verdict, cost=cost, response=result.body)
-    problem = None
+def _results(path: Path, requests: Mapping[str, TeacherRequest]) -> Iterator[tuple[TeacherRequest, BatchResult]]:
+    for result in read_batch_results(path):
+        request = requests.get(result.custom_id)
+        if request is None:
+            reason = f"its custom_id {result.custom_id!r} is none of this job's"
+            raise DataError(path, reason, line=result.line, hint="Pass the prompts that the batch was made of.")
+        yield request, result
+
+
+def _take(answers: list[tuple[TeacherRequest, dict[str, Any]]], store: ResponseStore, price: Price) -> int:
+    """Keep those that the store has none for yet; says how many."""
+    # The batch is paid for already, and its results are in the file: no budget, and nothing in doubt.
+    intents = [Intent(request=request, most=Decimal(0)) for request, _ in answers]
+    verdicts = store.begin(intents, budget=None)
+    taken = [
+        _answered(verdict, body, price)
+        for (_, body), verdict in zip(answers, verdicts, strict=True)
+        if isinstance(verdict, Granted)
+    ]
+    store.finish(taken)
+    return len(taken)
+
+
+def _answered(granted: Granted, body: dict[str, Any], price: Price) -> Answered:
+    answered = Answered(granted=granted, cost=_cost(granted, body, price), response=body)
     try:
         answer_in(answered.as_record(timestamp=0.0, session_id="", attempt=0))
     except ValueError as error:
-        problem = str(error)
-    store.finish([Answered(granted=verdict, cost=cost, response=result.body, problem=problem)])
-    return True
+        return replace(answered, problem=str(error))
+    return answered
+
+
+def _cost(granted: Granted, body: dict[str, Any], price: Price) -> Decimal:
+    usage = Usage.read(body)
+    if usage is not None:
+        return price.cost(usage)
+    try:
+        return price.worst_case(granted.request.body)
+    except ConfigError:
+        # Nothing bounds it, and no budget asks.
+        return Decimal(0)

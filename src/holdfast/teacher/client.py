@@ -23,6 +23,7 @@ from holdfast.errors import (
     AnswerUnusable,
     BudgetExhausted,
     ConfigError,
+    TeacherClosed,
     TeacherRefused,
     TeacherUnreachable,
 )
@@ -130,7 +131,7 @@ class AsyncTeacher:
             endpoint, self._patience, most_connections=self._limits.concurrency, clock=clock
         )
         self._gate = Gate(self._limits, steady=clock.steady)
-        self._commits = GroupCommit(store, budget=budget)
+        self._commits = GroupCommit(store, budget=budget, full_disk_seconds=self._patience.full_disk_seconds)
         self._under_way: dict[str, asyncio.Task[AnswerRecord]] = {}
         self._sending: set[asyncio.Task[Any] | None] = set()
         self._is_closing = False
@@ -197,6 +198,8 @@ class AsyncTeacher:
         """The same for a request that is made already."""
         record = await self._commits.serve(request.key)
         while record is None:
+            if self._is_closing:
+                raise TeacherClosed
             task = self._under_way.get(request.key)
             if task is not None:
                 # Who finds it under way is served from the store afterwards.
@@ -208,10 +211,23 @@ class AsyncTeacher:
         try:
             return await self._checked(record, request, check)
         except AnswerUnusable:
-            if not self._asks_again or request.key in self._asked_again:
+            if not self._asks_again:
                 raise
-        self._asked_again.add(request.key)
-        return await self._checked(await asyncio.shield(self._begun(request, replaces=True)), request, check)
+        return await self._checked(await self._replaced(request), request, check)
+
+    async def _replaced(self, request: TeacherRequest) -> AnswerRecord:
+        """What came, or comes, when an answer of no use was asked for once more; all who found it so share that."""
+        if request.key in self._asked_again and request.key not in self._under_way:
+            record = await self._commits.serve(request.key)
+            if record is not None:
+                return record
+        task = self._under_way.get(request.key)
+        if task is None:
+            if self._is_closing:
+                raise TeacherClosed
+            self._asked_again.add(request.key)
+            task = self._begun(request, replaces=True)
+        return await asyncio.shield(task)
 
     def _begun(self, request: TeacherRequest, *, replaces: bool = False) -> asyncio.Task[AnswerRecord]:
         task = asyncio.create_task(self._obtain(request, replaces=replaces))
@@ -265,13 +281,8 @@ class AsyncTeacher:
                 return granted
             self._sending.add(asyncio.current_task())
             try:
-                reply = self._understood(await self._transport.send(intent.request))
-                outcome = self._outcome(reply, granted)
+                reply, outcome = await self._sent(granted)
                 await self._kept(outcome)
-            except asyncio.CancelledError:
-                # Nothing happens to an outcome that is kept already.
-                await self._kept(Lost(granted=granted, reason="given up on"))
-                raise
             finally:
                 self._sending.discard(asyncio.current_task())
             self._note(outcome, reply, place)
@@ -279,6 +290,15 @@ class AsyncTeacher:
             return reply
         assert isinstance(outcome, Answered)
         return outcome.as_record(timestamp=self._clock.now(), session_id="", attempt=0)
+
+    async def _sent(self, granted: Granted) -> tuple[Reply, Outcome]:
+        try:
+            reply = self._understood(await self._transport.send(granted.request))
+            return reply, self._outcome(reply, granted)
+        except BaseException:
+            # Given up on, or a mistake of ours: whatever it was, the request was sent, and its money is in doubt.
+            await self._kept(Lost(granted=granted, reason="given up on"))
+            raise
 
     async def _kept(self, outcome: Outcome) -> None:
         """Wait until the store has it, also where somebody stops us now: it may be paid for."""
@@ -348,9 +368,10 @@ class AsyncTeacher:
         if usage is None:
             return granted.most
         body = granted.request.body
+        choices = response.get("choices")
         text_bytes = sum(
-            len(str(choice.get("message", {}).get("content") or "").encode("utf-8", "replace"))
-            for choice in response.get("choices") or []
+            len(str(choice["message"].get("content") or "").encode("utf-8", "replace"))
+            for choice in (choices if isinstance(choices, list) else [])
             if isinstance(choice, dict) and isinstance(choice.get("message"), dict)
         )
         most_tokens = self._price.most_completion_tokens(body) if self._budget is not None else None
@@ -411,7 +432,7 @@ class AsyncTeacher:
 def _as_object(body: bytes) -> dict[str, Any] | None:
     try:
         content = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from holdfast.errors import StorageError
+from holdfast.errors import StorageError, TeacherClosed
 from holdfast.records import AnswerRecord
 from holdfast.responses import Intent, Outcome, ResponseStore, Verdict
 
@@ -25,6 +25,7 @@ __all__ = ["GroupCommit"]
 log = logging.getLogger("holdfast")
 
 _MOST_AT_ONCE = 256
+_SECONDS_BETWEEN_TRIES = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ class GroupCommit:
         self._full_disk_seconds = full_disk_seconds
         self._sleep = sleep
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._is_closed = False
+        self._closing = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="holdfast-commits", daemon=True)
         self._thread.start()
 
@@ -74,14 +77,20 @@ class GroupCommit:
         await self._ask("mark", (key, problem))
 
     def close(self) -> None:
-        """Do what is left, and stop."""
-        self._jobs.put(None)
+        """Do what is left, and stop; whoever asks from now on is told so."""
+        with self._closing:
+            self._is_closed = True
+            self._jobs.put(None)
         self._thread.join()
 
     async def _ask(self, kind: str, item: Any) -> Any:
         loop = asyncio.get_running_loop()
         result = loop.create_future()
-        self._jobs.put(_Job(kind, item, loop, result))
+        with self._closing:
+            # Behind the end of the queue nobody would ever look at it.
+            if self._is_closed:
+                raise TeacherClosed
+            self._jobs.put(_Job(kind, item, loop, result))
         return await result
 
     def _work(self) -> None:
@@ -120,6 +129,7 @@ class GroupCommit:
 
     def _finish_all(self, outcomes: list[Outcome]) -> list[None]:
         waited = 0.0
+        pause = min(_SECONDS_BETWEEN_TRIES, self._full_disk_seconds / 10)
         while True:
             try:
                 self._store.finish(outcomes)
@@ -128,8 +138,8 @@ class GroupCommit:
                     raise
                 if not waited:
                     log.warning("%d ends of requests wait in memory: %s", len(outcomes), error)
-                self._sleep(1.0)
-                waited += 1.0
+                self._sleep(pause)
+                waited += pause
             else:
                 return [None] * len(outcomes)
 

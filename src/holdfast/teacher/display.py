@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from holdfast.clock import SYSTEM_CLOCK, Clock
 from holdfast.records import Spending
 from holdfast.teacher.generation import JobProgress
 from holdfast.teacher.prices import as_dollars_text
@@ -24,12 +24,15 @@ _SECONDS_OF_PACE = 60.0
 
 
 @contextmanager
-def shown_job(*, num_questions: int | None = None, stream: TextIO | None = None) -> Iterator[JobProgress]:
+def shown_job(
+    *, num_questions: int | None = None, stream: TextIO | None = None, clock: Clock = SYSTEM_CLOCK
+) -> Iterator[JobProgress]:
     """A live bar on a terminal; elsewhere one plain line every ten seconds."""
     stream = stream or sys.stderr
     console = Console(file=stream)
+    pace = _Pace(clock.steady)
     if not console.is_terminal:
-        yield _Lines(stream, num_questions)
+        yield _Lines(stream, num_questions, pace, clock.steady)
         return
     columns = (
         TextColumn("generate"),
@@ -39,30 +42,31 @@ def shown_job(*, num_questions: int | None = None, stream: TextIO | None = None)
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, refresh_per_second=4) as bar:
-        yield _Bar(bar, bar.add_task("generate", total=num_questions, facts=""))
+        yield _Bar(bar, bar.add_task("generate", total=num_questions, facts=""), pace)
 
 
 class _Bar:
-    def __init__(self, bar: Progress, task: TaskID) -> None:
+    def __init__(self, bar: Progress, task: TaskID, pace: _Pace) -> None:
         self._bar = bar
         self._task = task
-        self._pace = _Pace()
+        self._pace = pace
 
     def advance(self, done: int, spending: Spending) -> None:
         self._bar.update(self._task, completed=done, facts=self._pace.facts(done, spending))
 
 
 class _Lines:
-    def __init__(self, stream: TextIO, num_questions: int | None) -> None:
+    def __init__(self, stream: TextIO, num_questions: int | None, pace: _Pace, steady: Callable[[], float]) -> None:
         self._stream = stream
         self._num_questions = num_questions
-        self._pace = _Pace()
-        self._told_at = time.monotonic()
+        self._pace = pace
+        self._steady = steady
+        self._told_at = steady()
 
     def advance(self, done: int, spending: Spending) -> None:
-        if time.monotonic() - self._told_at < _SECONDS_BETWEEN_LINES:
+        if self._steady() - self._told_at < _SECONDS_BETWEEN_LINES:
             return
-        self._told_at = time.monotonic()
+        self._told_at = self._steady()
         facts = self._pace.facts(done, spending)
         total = remaining = ""
         if self._num_questions is not None:
@@ -77,8 +81,9 @@ class _Lines:
 class _Pace:
     """Of the last minute: what a restart finds in the store says nothing about the teacher."""
 
-    def __init__(self) -> None:
-        self._points = deque([(time.monotonic(), 0)])
+    def __init__(self, steady: Callable[[], float]) -> None:
+        self._steady = steady
+        self._points = deque([(steady(), 0)])
 
     @property
     def a_second(self) -> float:
@@ -86,7 +91,7 @@ class _Pace:
         return (has - had) / max(1e-9, now - begun_at)
 
     def facts(self, done: int, spending: Spending) -> str:
-        now = time.monotonic()
+        now = self._steady()
         self._points.append((now, done))
         while len(self._points) > 2 and self._points[0][0] < now - _SECONDS_OF_PACE:
             self._points.popleft()

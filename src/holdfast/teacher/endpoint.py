@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from urllib.parse import quote
+
+import msgspec
 
 from holdfast.errors import ConfigError
 from holdfast.rules.identity import without_secrets
@@ -19,11 +23,21 @@ _LEAST_SECRET_LENGTH = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """An OpenAI-compatible API."""
+    """An OpenAI-compatible API.
+
+    Raises:
+        ConfigError: no HTTP header can hold the key.
+    """
 
     base_url: str = OPENAI_BASE_URL
     api_key: str | None = field(default=None, repr=False)
     """None for a server that asks for none."""
+
+    def __post_init__(self) -> None:
+        if self.api_key is not None and _NO_HEADER.search(self.api_key):
+            raise ConfigError(
+                "The API key holds a space, a line break or a character beyond ASCII.", hint="Check OPENAI_API_KEY."
+            )
 
     @classmethod
     def of(
@@ -45,14 +59,16 @@ class Endpoint:
             raise ConfigError(
                 "There is no API key.", hint="Set OPENAI_API_KEY, or name another server with OPENAI_BASE_URL."
             )
-        if _NO_HEADER.search(key):
-            raise ConfigError(
-                "The API key holds a space, a line break or a character beyond ASCII.", hint="Check OPENAI_API_KEY."
-            )
         return cls(base_url=url, api_key=key or None)
 
-    def hide_key(self, text: str) -> str:
-        """A text of somebody else's, for a log or a file: without this key, nor anything that looks like one."""
+    def hide_key(self, text: str, *, longest: int | None = None) -> str:
+        """A text of somebody else's, for a log or a file: without this key, nor anything that looks like one.
+
+        It is cut to `longest` characters once the key is hidden: of half a key, nobody sees that it is one.
+        """
         if self.api_key is not None and len(self.api_key) >= _LEAST_SECRET_LENGTH:
-            text = text.replace(self.api_key, "***")
-        return without_secrets(text)
+            # Also as a page, an address or a JSON text spells it.
+            key_in_json = msgspec.json.encode(self.api_key).decode()[1:-1]
+            for spelled in (self.api_key, html.escape(self.api_key), quote(self.api_key, safe=""), key_in_json):
+                text = text.replace(spelled, "***")
+        return without_secrets(text[:longest])

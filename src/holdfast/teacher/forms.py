@@ -35,7 +35,10 @@ class RequestForm:
             RequestError: it is not made of JSON values.
         """
         asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
-        body = {**self.parameters, **parameters, "model": self.model, "messages": asked, "tools": tools or None}
+        body = {**self.parameters, **parameters, "model": self.model, "messages": asked}
+        if tools is not None:
+            # No server takes an empty list of tools.
+            body["tools"] = list(tools) or None
         if sample and isinstance(body.get("seed"), int):
             body["seed"] += sample
         return teacher_request(self.base_url, body, sample=sample)

@@ -43,6 +43,8 @@ log = logging.getLogger("holdfast")
 REFUSES_ALL = frozenset({301, 302, 303, 307, 308, 401, 402, 403, 404, 405, 429})
 """Refusals that no other prompt would escape; a 429 is refused for good only where no money is left."""
 _SECONDS_BETWEEN_REPORTS = 2.0
+_LEAST_UNREACHABLE = 4
+"""Questions in a row without any answer before a job stops: one alone may be at fault itself."""
 _WINDOW = 4
 """Questions taken up for each that may be under way: answers that are there already are found meanwhile."""
 
@@ -220,7 +222,8 @@ class LocalEngine:
             on_failure=self.on_failure,
         )
         concurrency = self.settings.limits.concurrency
-        asking = _Asking(teacher, store, most_unreachable=concurrency, on_end=on_end)
+        most_unreachable = max(_LEAST_UNREACHABLE, concurrency)
+        asking = _Asking(teacher, store, most_unreachable=most_unreachable, on_end=on_end)
         async with _signals() as signals:
             try:
                 await asking.ask_all(job.questions(), signals.stop, window=_WINDOW * concurrency)
@@ -258,6 +261,7 @@ class _Asking:
         self._num_unreachable = 0
         """In a row: no other question has brought an answer from the teacher meanwhile."""
         self._num_bought = 0
+        self._unreachable: TeacherUnreachable | None = None
         self._fatal: Exception | None = None
 
     async def ask_all(self, questions: Iterator[Question], stop: asyncio.Event, *, window: int) -> None:
@@ -280,6 +284,9 @@ class _Asking:
             for task in (*pending, stopping):
                 task.cancel()
             await asyncio.gather(*pending, stopping, return_exceptions=True)
+        if self._fatal is None and self._num_unreachable == self._num_ended:
+            # Of a few questions, too, none could have an answer.
+            self._fatal = self._unreachable
         if self._fatal is not None:
             raise self._fatal
 
@@ -290,6 +297,14 @@ class _Asking:
         return {task for task in pending if not task.done()}
 
     async def _ask(self, question: Question) -> None:
+        try:
+            await self._ask_one(question)
+            self._num_ended += 1
+            self._on_end(self._num_ended)
+        except Exception as error:  # Whatever else it is, it ends the job.
+            self._fatal = error
+
+    async def _ask_one(self, question: Question) -> None:
         key = question.request.key
         try:
             await self._teacher.ask_request(
@@ -306,11 +321,7 @@ class _Asking:
             self._num_unreachable = 0
             self.asked.reasons[key] = str(error)
             if error.status in REFUSES_ALL:
-                self._fatal = error
-        except Exception as error:  # Whatever else it is, it ends the job.
-            self._fatal = error
-        self._num_ended += 1
-        self._on_end(self._num_ended)
+                raise
 
     def _note_unreachable(self, key: str, error: TeacherUnreachable) -> None:
         self.asked.reasons[key] = str(error)
@@ -318,8 +329,9 @@ class _Asking:
         if num_bought != self._num_bought:
             self._num_bought, self._num_unreachable = num_bought, 0
         self._num_unreachable += 1
+        self._unreachable = error
         if self._num_unreachable >= self._most_unreachable:
-            self._fatal = error
+            raise error
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +353,7 @@ async def _signals() -> AsyncIterator[_Signals]:
         log.warning("%s: no more requests; waiting for those that are sent. Once more to give them up.", number.name)
         signals.stop.set()
 
-    # In another thread the signals belong to somebody else, who cancels this task.
+    # Python hands signals to its main thread alone.
     is_ours = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGINT, signal.SIGTERM) if is_ours else ()
     for number in numbers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -36,7 +37,7 @@ class Gate:
         self._most = float(limits.concurrency)
         self._allowed = self._most
         self._steady = steady
-        self._halved_at = -1.0
+        self._halved_at = -math.inf
         self._num_inside = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._requests = _Window(limits.requests_per_minute, steady)
@@ -66,7 +67,7 @@ class Gate:
 
     def note_overload(self, place: Place) -> None:
         """The server has too much to do."""
-        if place.entered_at >= self._halved_at:
+        if place.entered_at > self._halved_at:
             self._allowed = max(1.0, self._allowed / 2)
             self._halved_at = self._steady()
 

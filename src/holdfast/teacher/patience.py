@@ -27,6 +27,8 @@ class Patience:
     """From the request sent to the last byte of the reply."""
     deadline_seconds: float = 7200.0
     """Over all attempts and the waits between them; an attempt under way is cut off by `answer_seconds` alone."""
+    full_disk_seconds: float = 120.0
+    """How long an answer that is paid for waits in memory for space, or for the shared store to be back."""
 
     def wait_seconds(self, failures: int, *, asked_for: float | None, chance: random.Random) -> float:
         """How long to wait after so many failures.

@@ -8,7 +8,8 @@ from itertools import chain
 from sqlalchemy import Connection, select
 
 from holdfast.responses import price_left_in
-from holdfast.teacher.shared_ledger import RECORD, Ledger, problem_in
+from holdfast.teacher.shared_answers import RECORD, problem_in
+from holdfast.teacher.shared_ledger import Ledger
 from holdfast.teacher.shared_tables import (
     ACCOUNTS,
     ANSWERS,

@@ -7,17 +7,10 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
-
-from holdfast.clock import Clock
-from holdfast.errors import ConfigError, DiskFull, MissingExtra, StorageError, StoreUnavailable
-
-if any(find_spec(name) is None for name in ("sqlalchemy", "psycopg")):
-    raise MissingExtra("shared-store")
 
 from sqlalchemy import (
     URL,
@@ -34,9 +27,12 @@ from sqlalchemy import (
     make_url,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
-__all__ = ["Database", "Insert"]
+from holdfast.clock import SYSTEM_CLOCK, Clock
+from holdfast.errors import ConfigError, DiskFull, MissingExtra, StorageError, StoreUnavailable
+
+__all__ = ["Database", "Insert", "chunks"]
 
 log = logging.getLogger("holdfast")
 
@@ -44,17 +40,16 @@ T = TypeVar("T")
 
 Insert = postgresql.Insert | sqlite.Insert
 
+_LONGEST_LIST = 500
 _LONGEST_WAIT_SECONDS = 2.0
-_LOCK_SECONDS = 20
-"""How long a statement waits for another process's transaction."""
+_IDLE_SECONDS = 10
+"""How long a transaction may stand still: somebody who is stopped within one must not hold up all others."""
 
 _CONNECT = {"connect_timeout": 10, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
 """A server that vanishes without a word is noticed within half a minute."""
 
 _TRANSIENT_STATES = ("08", "40", "57P", "53300", "55P03", "25P03")
 """SQLSTATEs, or how they begin: connection lost, deadlock, shutdown, too many clients, locked, slept too long."""
-
-_SQLITE_FILE_ENDINGS = ("", "-journal")
 
 
 class Database:
@@ -63,8 +58,10 @@ class Database:
     What is done in one must come to the same when it is done twice: a connection can be lost after the commit.
     """
 
-    def __init__(self, url: str, *, patience_seconds: float, clock: Clock) -> None:
-        """Nothing is reached yet.
+    def __init__(
+        self, url: str, *, patience_seconds: float, lock_seconds: float = 20.0, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
+        """Nothing is reached yet; `lock_seconds` is how long a statement waits for another process's transaction.
 
         Raises:
             ConfigError: the URL is none, or names another kind of database.
@@ -75,6 +72,7 @@ class Database:
         self.name = self._url.set(query={}).render_as_string(hide_password=True)
         """The URL without what nobody should read."""
         self._patience_seconds = patience_seconds
+        self._lock_seconds = lock_seconds
         self._clock = clock
         self._pid = os.getpid()
         self._has_been_reached = False
@@ -128,6 +126,7 @@ class Database:
 
         return self._patiently(do)
 
+    @property
     def now(self) -> ColumnElement[float]:
         """Seconds since 1970 by the clock that all who share the database have in common."""
         if self.is_sqlite:
@@ -177,7 +176,7 @@ class Database:
         if self.is_sqlite:
             return _sqlite_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
         state = getattr(error.orig, "sqlstate", None)
-        if state is None:
+        if state is None and isinstance(error, (InterfaceError, OperationalError)):
             # The connection: a server that has answered before will come back; a wrong address will not.
             return self._has_been_reached
         return str(state).startswith(_TRANSIENT_STATES)
@@ -205,7 +204,7 @@ class Database:
 
     def _made_engine(self) -> Engine:
         if self.is_sqlite:
-            engine = create_engine(self._url, hide_parameters=True, connect_args={"timeout": _LOCK_SECONDS})
+            engine = create_engine(self._url, hide_parameters=True, connect_args={"timeout": self._lock_seconds})
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
             return engine
@@ -218,12 +217,10 @@ class Database:
         return engine
 
     def _prepare_postgresql(self, connection: Any, _: object) -> None:
-        # Somebody who is stopped within a transaction must not hold all others up for long.
-        milliseconds = _LOCK_SECONDS * 1000
         with connection.cursor() as cursor:
             cursor.execute(
-                f"SELECT set_config('idle_in_transaction_session_timeout', '{milliseconds}', false), "
-                f"set_config('lock_timeout', '{milliseconds}', false), "
+                f"SELECT set_config('idle_in_transaction_session_timeout', '{_IDLE_SECONDS}s', false), "
+                f"set_config('lock_timeout', '{self._lock_seconds:.0f}s', false), "
                 "current_setting('synchronous_commit'), current_setting('fsync')"
             )
             _, _, commit, sync = cursor.fetchone()
@@ -238,6 +235,13 @@ class Database:
             log.warning("The database %s has synchronous_commit off; it is on for holdfast.", self.name)
         if sync == "off":
             log.warning("The database %s has fsync off: a power loss there can lose paid answers.", self.name)
+
+
+def chunks(values: Collection[str]) -> Iterator[list[str]]:
+    """Lists that are short enough for one statement, each sorted as all of them are."""
+    ordered = sorted(values)
+    for start in range(0, len(ordered), _LONGEST_LIST):
+        yield ordered[start : start + _LONGEST_LIST]
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:

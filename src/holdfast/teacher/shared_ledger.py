@@ -8,36 +8,29 @@ come to the same when done twice, since a connection can be lost after the commi
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-import msgspec
-from sqlalchemy import (
-    Connection,
-    LargeBinary,
-    Row,
-    and_,
-    case,
-    cast,
-    delete,
-    func,
-    insert,
-    select,
-    true,
-    update,
-)
+from sqlalchemy import Connection, Row, and_, case, delete, func, select, true, update
 
-from holdfast.errors import UnknownRecord
-from holdfast.records import AnswerRecord, Spending, decode
-from holdfast.responses import Answered, Busy, Granted, Outcome, OverBudget, price_left_in
-from holdfast.sealed import is_whole
-from holdfast.teacher.shared_database import Database
+from holdfast.records import AnswerRecord, Spending
+from holdfast.responses import Busy, Granted, Outcome, OverBudget, price_left_in
+from holdfast.teacher.shared_answers import (
+    Paid,
+    find_answers,
+    find_useful,
+    keep_answers,
+    lay_by,
+    make_room,
+    move_damaged,
+    payer_of,
+)
+from holdfast.teacher.shared_database import Database, chunks
 from holdfast.teacher.shared_tables import (
     ACCOUNTS,
-    ANSWERS,
-    DAMAGED,
+    PICO_DIGITS,
     REQUESTS,
     AccountRow,
     RequestRow,
@@ -45,41 +38,16 @@ from holdfast.teacher.shared_tables import (
     as_pico,
 )
 
-__all__ = ["RECORD", "SECONDS_TO_LOOK_AGAIN", "DamagedAnswers", "Ledger", "Served", "SetAside", "problem_in"]
+__all__ = ["SECONDS_TO_LOOK_AGAIN", "Ledger", "Said", "Served", "SetAside"]
 
 log = logging.getLogger("holdfast")
 
-_MOST_IN_A_LIST = 500
 SECONDS_TO_LOOK_AGAIN = 0.05
 """For what this process itself has under way, or what has ended just now."""
 _MOST_SECONDS_TO_LOOK_AGAIN = 0.5
 
 _NOT_COUNTED = ""
 """The checksum of an account whose requests have to be counted first."""
-
-
-class _Request(msgspec.Struct):
-    request: dict[str, Any] | None = None
-
-
-class _Key(msgspec.Struct):
-    prompt_hash: str
-
-
-_decoder = msgspec.json.Decoder(AnswerRecord)
-_key_decoder = msgspec.json.Decoder(_Key)
-_request_decoder = msgspec.json.Decoder(_Request)
-
-# Where a file has rotted, SQLite may take the bytes for something else.
-RECORD = cast(ANSWERS.c.record, LargeBinary).label("record")
-
-
-class DamagedAnswers(Exception):
-    """Answers were looked for and found broken: by key, their bytes."""
-
-    def __init__(self, found: Mapping[str, bytes]) -> None:
-        super().__init__()
-        self.found = found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +71,10 @@ class SetAside:
     """What had been paid for it, in US dollars, where anything still tells."""
 
 
+Said = AnswerRecord | RequestRow | Busy | OverBudget
+"""What is said to a request: a row is one that is granted, as it was written."""
+
+
 class Ledger:
     """The tables, as one account of one process sees them."""
 
@@ -124,108 +96,99 @@ class Ledger:
         )
 
     def begin(
-        self, connection: Connection, wanted: Mapping[str, RequestRow], *, budget: Decimal | None, served: Served
-    ) -> dict[str, AnswerRecord | RequestRow | Busy | OverBudget]:
-        """What is said to each of the requests, by key: of those granted, the row itself.
+        self,
+        connection: Connection,
+        wanted: Mapping[str, RequestRow],
+        *,
+        replacing: Collection[str],
+        budget: Decimal | None,
+        served: Served,
+    ) -> dict[str, Said]:
+        """What is said to each of the requests, by key; money goes to the first first.
+
+        For those that are `replacing`, an answer that somebody has found to be of no use is none.
 
         Raises:
             DamagedAnswers: nothing was begun; they have to be set aside first.
         """
-        account = self.locked_account(connection, self._account)
+        before = account = self._locked_account(connection, self._account)
+        most = None if budget is None else budget.scaleb(PICO_DIGITS)
         claimed, standing = self._claim_all(connection, wanted)
-        # Only now: an answer that came before the claim was possible is committed, and seen here.
-        answers = self._answers(connection, wanted)
-        said: dict[str, AnswerRecord | RequestRow | Busy | OverBudget] = dict(answers)
-        over = []
+        # Only now: who ended a request before it could be claimed has committed, and the answer is seen here.
+        answers = self._answers(connection, wanted, replacing)
+        said: dict[str, Said] = dict(answers)
+        over = set()
         for key, row in wanted.items():
             if key in answers:
                 continue
             if key not in claimed:
-                said[key] = row if _is_same(standing.get(key), row) else self._busy(standing.get(key))
-            elif budget is not None and self._committed(account) + as_dollars(row.most) > budget:
-                over.append(key)
+                said[key] = self._under_way(row, standing.get(key))
+            elif most is not None and account.committed + row.most > most:
+                over.add(key)
             else:
                 account = account.with_request(row)
                 said[key] = row
-        self._unclaim(connection, [wanted[key] for key in sorted(claimed & (answers.keys() | set(over)))])
-        self.write_account(connection, account.with_served(served.count, served.saved))
+        self._unclaim(connection, [wanted[key].request_id for key in claimed & (answers.keys() | over)])
+        self._write_account(connection, before, account.with_served(served.count, served.saved))
         if over:
-            spending = self.spending(connection)
-            said |= {key: OverBudget(spending=spending) for key in over}
+            refused = OverBudget(spending=self.spending(connection))
+            said |= dict.fromkeys(over, refused)
         return said
 
     def finish(
-        self,
-        connection: Connection,
-        outcomes: Mapping[str, Outcome],
-        records: Mapping[str, bytes],
-        *,
-        served: Served,
+        self, connection: Connection, outcomes: Mapping[str, Outcome], records: Mapping[str, bytes], *, served: Served
     ) -> None:
-        """Write down how requests ended, by their id; what has its end already stays as it is."""
-        account = self.locked_account(connection, self._account)
-        before, missing = self._rows_to_end(connection, outcomes)
+        """Write down how requests ended, and the records of answers, by the requests' ids; an end is told once."""
+        before = account = self._locked_account(connection, self._account)
+        rows, missing = self._rows_to_end(connection, outcomes)
         for row in missing:
             account = account.with_request(row)
-        after = {key: row.ended(outcomes[key]) for key, row in before.items()}
-        ended = {key: row for key, row in after.items() if row is not None}
-        answered = {key: row for key, row in ended.items() if isinstance(outcomes[key], Answered)}
-        kept = self._keep(connection, {key: (row, records[key]) for key, row in answered.items()})
-        for key in answered.keys() - kept:
-            row = answered[key]
-            ended[key] = row.turned("surplus", cost=row.cost, reason="another answer was kept already")
+        ended = {key: end for key, row in rows.items() if (end := row.ended(outcomes[key])) is not None}
+        answered = {key: row for key, row in ended.items() if key in records}
+        paid = {key: Paid(row, records[key]) for key, row in answered.items()}
+        for key in paid.keys() - self._keep(connection, paid):
+            ended[key] = answered[key].turned("surplus", cost=answered[key].cost, reason="another one was kept")
         for key, row in ended.items():
-            account = account.with_change(before[key], row)
+            account = account.with_change(rows[key], row)
         self._save(connection, ended.values())
-        self.write_account(connection, account.with_served(served.count, served.saved))
-
-    def find(self, connection: Connection, key: str) -> AnswerRecord | None:
-        """The answer under a key.
-
-        Raises:
-            DamagedAnswers: it has to be set aside.
-        """
-        return self._answers(connection, [key]).get(key)
+        self._write_account(connection, before, account.with_served(served.count, served.saved))
 
     def mark(self, connection: Connection, key: str, problem: str) -> None:
         """Note that a kept answer is of no use; whoever paid for it has wasted the money."""
-        request_id = connection.scalar(select(ANSWERS.c.request_id).where(ANSWERS.c.key == key))
-        payer = self._payer(connection, request_id)
+        payer = self._payer(connection, payer_of(connection, key))
         if payer is not None and payer[1].state == "answered":
             account, row = payer
             useless = row.turned("useless", cost=row.cost, reason=problem)
             self._save(connection, [useless])
-            self.write_account(connection, account.with_change(row, useless))
+            self._write_account(connection, account, account.with_change(row, useless))
 
     def set_aside(self, connection: Connection, key: str, damaged: bytes) -> SetAside | None:
         """Move a broken answer away; None where somebody else was faster."""
-        request_id = connection.scalar(select(ANSWERS.c.request_id).where(ANSWERS.c.key == key))
+        request_id = payer_of(connection, key)
         payer = self._payer(connection, request_id)
-        is_still_there = and_(ANSWERS.c.key == key, cast(ANSWERS.c.record, LargeBinary) == damaged)
-        if not connection.execute(delete(ANSWERS).where(is_still_there)).rowcount:
+        if not move_damaged(connection, self._database, key, damaged, request_id=request_id or ""):
             return None
-        connection.execute(
-            insert(DAMAGED).values(
-                key=key, request_id=request_id or "", record=damaged, found_at=self._database.now()
-            )
-        )
         if payer is None:
             return SetAside(key=key, cost=price_left_in(damaged))
         account, row = payer
         broken = row.turned("damaged", cost=row.cost, reason="its bytes are damaged")
         self._save(connection, [broken])
-        self.write_account(connection, account.with_change(row, broken))
+        self._write_account(connection, account, account.with_change(row, broken))
         return SetAside(key=key, cost=as_dollars(row.cost))
+
+    def open_account(self, connection: Connection) -> None:
+        """Make sure that the account is there."""
+        self._locked_account(connection, self._account)
 
     def note_served(self, connection: Connection, served: Served) -> None:
         """Count answers that were given from the store."""
-        account = self.locked_account(connection, self._account)
-        self.write_account(connection, account.with_served(served.count, served.saved))
+        account = self._locked_account(connection, self._account)
+        self._write_account(connection, account, account.with_served(served.count, served.saved))
 
-    def renew(self, connection: Connection, request_ids: Sequence[str]) -> None:
+    def renew(self, connection: Connection, request_ids: Collection[str]) -> None:
         """Say that requests are still being sent."""
-        now = self._database.now()
-        for ids in _chunks(request_ids):
+        now = self._database.now
+        for ids in chunks(request_ids):
             # Who is locked is being ended.
             ours = (
                 select(REQUESTS.c.request_id)
@@ -237,7 +200,7 @@ class Ledger:
 
     def spending(self, connection: Connection) -> Spending:
         """What the account has spent; a request whose holder is silent for too long is in doubt."""
-        is_live = and_(REQUESTS.c.state == "open", REQUESTS.c.lease_until > self._database.now())
+        is_live = and_(REQUESTS.c.state == "open", REQUESTS.c.lease_until > self._database.now)
         # One statement, so that no request is seen both open and paid.
         sums = (
             select(
@@ -265,16 +228,16 @@ class Ledger:
             reserved=as_dollars(int(row.reserved or 0)),
         )
 
-    def requests_asked(self, connection: Connection) -> Generator[dict[str, Any]]:
-        """What was asked, of each whole answer, the newest first."""
-        newest_first = select(RECORD).order_by(ANSWERS.c.created_at.desc())
-        with connection.execute(newest_first) as found:
-            for (record,) in found:
-                request = _request_decoder.decode(record).request if is_whole(record) else None
-                if request is not None:
-                    yield request
+    def counted(self, connection: Connection, account: AccountRow) -> AccountRow:
+        """The account with its sums as its requests have them."""
+        counted = AccountRow(account=account.account, answers_served=account.answers_served, saved=account.saved)
+        sums = select(REQUESTS.c.state, func.count(), func.sum(REQUESTS.c.most), func.sum(REQUESTS.c.cost))
+        of_account = sums.where(REQUESTS.c.account == account.account).group_by(REQUESTS.c.state)
+        for state, count, most, cost in connection.execute(of_account):
+            counted = counted.with_requests(state, count=count, most=int(most), cost=int(cost))
+        return counted
 
-    def locked_account(self, connection: Connection, name: str) -> AccountRow:
+    def _locked_account(self, connection: Connection, name: str) -> AccountRow:
         """The account, nobody else's until the transaction ends; counted anew where its row is broken or missing."""
         row = select(ACCOUNTS).where(ACCOUNTS.c.account == name).with_for_update()
         found = connection.execute(row).one_or_none()
@@ -287,27 +250,20 @@ class Ledger:
             return account
         if found.crc != _NOT_COUNTED:
             log.error("The sums of account %s were altered; they are counted anew from its requests.", name)
-        return self.write_account(connection, self.counted(connection, account))
-
-    def counted(self, connection: Connection, account: AccountRow) -> AccountRow:
-        """The account with its sums as its requests have them."""
-        counted = AccountRow(account=account.account, answers_served=account.answers_served, saved=account.saved)
-        rows = connection.execute(select(REQUESTS).where(REQUESTS.c.account == account.account))
-        for row in rows:
-            counted = counted.with_request(RequestRow.read(row))
+        counted = self.counted(connection, account)
+        self._write_account(connection, None, counted)
         return counted
 
-    def write_account(self, connection: Connection, account: AccountRow) -> AccountRow:
-        """Replace a locked account's sums."""
-        connection.execute(update(ACCOUNTS).where(ACCOUNTS.c.account == account.account).values(**account.values()))
-        return account
+    def _write_account(self, connection: Connection, before: AccountRow | None, after: AccountRow) -> None:
+        if after != before:
+            connection.execute(update(ACCOUNTS).where(ACCOUNTS.c.account == after.account).values(after.values()))
 
-    def _committed(self, account: AccountRow) -> Decimal:
-        return as_dollars(account.spent + account.unsettled)
-
-    def _busy(self, standing: Row[Any] | None) -> Busy:
+    def _under_way(self, row: RequestRow, standing: Row[Any] | None) -> RequestRow | Busy:
         if standing is None:
             return Busy(holder="one that has just ended", seconds=SECONDS_TO_LOOK_AGAIN)
+        if standing.request_id == row.request_id:
+            # The connection was lost after the commit, and this is the second time.
+            return row
         if standing.holder == self._holder:
             return Busy(holder=standing.holder, seconds=SECONDS_TO_LOOK_AGAIN)
         seconds = min(standing.seconds_left, _MOST_SECONDS_TO_LOOK_AGAIN)
@@ -322,16 +278,14 @@ class Ledger:
         silent = [row for row in standing.values() if row.seconds_left <= 0]
         if silent:
             freed = self._give_up(connection, silent)
-            again = self._claim(connection, [wanted[key] for key in sorted(freed)])
-            claimed |= again
-            standing = {key: row for key, row in standing.items() if key not in again}
+            claimed |= self._claim(connection, [wanted[key] for key in freed])
         return claimed, standing
 
     def _claim(self, connection: Connection, rows: Iterable[RequestRow]) -> set[str]:
-        values = [row.values() for row in rows]
+        values = [row.values() for row in sorted(rows, key=lambda row: row.key)]
         if not values:
             return set()
-        now = self._database.now()
+        now = self._database.now
         # Waits for whoever is about to end a request to the same key.
         claim = (
             self._database.insert(REQUESTS)
@@ -341,14 +295,14 @@ class Ledger:
         )
         return set(connection.execute(claim, values).scalars())
 
-    def _unclaim(self, connection: Connection, rows: Sequence[RequestRow]) -> None:
-        for ids in _chunks([row.request_id for row in rows]):
+    def _unclaim(self, connection: Connection, request_ids: Collection[str]) -> None:
+        for ids in chunks(request_ids):
             connection.execute(delete(REQUESTS).where(REQUESTS.c.request_id.in_(ids)))
 
-    def _standing(self, connection: Connection, keys: Iterable[str]) -> dict[str, Row[Any]]:
-        seconds_left = (REQUESTS.c.lease_until - self._database.now()).label("seconds_left")
+    def _standing(self, connection: Connection, keys: Collection[str]) -> dict[str, Row[Any]]:
+        seconds_left = (REQUESTS.c.lease_until - self._database.now).label("seconds_left")
         found: dict[str, Row[Any]] = {}
-        for some in _chunks(sorted(keys)):
+        for some in chunks(keys):
             rows = select(REQUESTS, seconds_left).where(REQUESTS.c.key.in_(some), REQUESTS.c.state == "open")
             found |= {row.key: row for row in connection.execute(rows)}
         return found
@@ -356,73 +310,62 @@ class Ledger:
     def _give_up(self, connection: Connection, silent: Sequence[Row[Any]]) -> set[str]:
         """Requests whose holder did not renew them are lost; their keys are free."""
         lost = []
-        for ids in _chunks([row.request_id for row in silent]):
-            is_silent = and_(REQUESTS.c.state == "open", REQUESTS.c.lease_until <= self._database.now())
+        for ids in chunks([row.request_id for row in silent]):
+            is_silent = and_(REQUESTS.c.state == "open", REQUESTS.c.lease_until <= self._database.now)
             rows = select(REQUESTS).where(REQUESTS.c.request_id.in_(ids), is_silent)
             # Who is locked is being ended, or given up by somebody else.
             for found in connection.execute(rows.with_for_update(skip_locked=True)):
                 row = RequestRow.read(found)
+                if not row.is_whole(found.crc):
+                    log.error("The row of request %s was altered; it counts as it is now.", row.request_id)
                 lost.append(row.turned("lost", reason=f"{row.holder} did not renew it in time"))
         self._save(connection, lost)
         return {row.key for row in lost}
 
-    def _answers(self, connection: Connection, keys: Iterable[str]) -> dict[str, AnswerRecord]:
-        found = {}
-        damaged = {}
-        for some in _chunks(sorted(keys)):
-            for key, record in connection.execute(select(ANSWERS.c.key, RECORD).where(ANSWERS.c.key.in_(some))):
-                if problem_in(key, record) is None:
-                    found[key] = self._decoded(record)
-                else:
-                    damaged[key] = record
-        if damaged:
-            raise DamagedAnswers(damaged)
-        return found
+    def _answers(
+        self, connection: Connection, keys: Collection[str], replacing: Collection[str]
+    ) -> dict[str, AnswerRecord]:
+        answers = find_answers(connection, self._database, keys)
+        replaceable = answers.keys() & set(replacing)
+        useless = replaceable - find_useful(connection, replaceable)
+        return {key: answer for key, answer in answers.items() if key not in useless}
 
-    def _decoded(self, record: bytes) -> AnswerRecord:
-        try:
-            return decode(record, _decoder)
-        except msgspec.ValidationError as error:
-            raise UnknownRecord(self._database.name, reason=str(error)) from error
+    def _keep(self, connection: Connection, paid: Mapping[str, Paid]) -> set[str]:
+        """Keep answers, for which useless ones make room; returns the ids of the requests whose answers are kept."""
+        kept = keep_answers(connection, self._database, paid.values())
+        others = {key: paid[key] for key in paid.keys() - kept}
+        if others:
+            moved = make_room(connection, self._database, {each.row.key for each in others.values()})
+            # The sums of whoever paid stay the same.
+            self._save(connection, [row.turned("replaced", cost=row.cost, reason=row.reason) for row in moved])
+            kept |= keep_answers(connection, self._database, others.values())
+            surplus = [each for key, each in others.items() if key not in kept]
+            lay_by(connection, self._database, surplus, why="surplus")
+        return kept
 
     def _rows_to_end(
         self, connection: Connection, outcomes: Mapping[str, Outcome]
     ) -> tuple[dict[str, RequestRow], list[RequestRow]]:
         """The requests as they stand, by id; and those among them that the store has lost, as they were begun."""
-        found = {}
-        for ids in _chunks(sorted(outcomes)):
-            rows = select(REQUESTS).where(REQUESTS.c.request_id.in_(ids)).order_by(REQUESTS.c.request_id)
-            for row in connection.execute(rows.with_for_update()):
-                found[row.request_id] = row
-        begun = {key: self.row_of(outcome.granted) for key, outcome in outcomes.items()}
-        whole = {key: row for key, row in found.items() if RequestRow.read(row).is_whole(row.crc)}
-        for key in found.keys() - whole.keys():
-            log.error("The row of request %s was altered; it is written anew.", key)
-        before = {key: RequestRow.read(whole[key]) if key in whole else row for key, row in begun.items()}
-        return before, [begun[key] for key in begun.keys() - found.keys()]
-
-    def _keep(self, connection: Connection, answers: Mapping[str, tuple[RequestRow, bytes]]) -> set[str]:
-        """Keep the first answer to each key; returns the ids of the requests whose answers are kept now."""
-        values = [
-            {"key": row.key, "request_id": row.request_id, "record": record}
-            for row, record in sorted(answers.values(), key=lambda each: each[0].key)
-        ]
-        if not values:
-            return set()
-        keep = (
-            self._database.insert(ANSWERS)
-            .on_conflict_do_nothing()
-            .values(created_at=self._database.now())
-            .returning(ANSWERS.c.request_id)
-        )
-        return set(connection.execute(keep, values).scalars())
+        found: dict[str, Row[Any]] = {}
+        for ids in chunks(outcomes.keys()):
+            some = select(REQUESTS).where(REQUESTS.c.request_id.in_(ids)).order_by(REQUESTS.c.request_id)
+            found |= {row.request_id: row for row in connection.execute(some.with_for_update())}
+        rows = {}
+        for key, outcome in outcomes.items():
+            rows[key] = self.row_of(outcome.granted)
+            if key in found and RequestRow.read(found[key]).is_whole(found[key].crc):
+                rows[key] = RequestRow.read(found[key])
+            elif key in found:
+                log.error("The row of request %s was altered; it is written anew.", key)
+        return rows, [rows[key] for key in rows.keys() - found.keys()]
 
     def _save(self, connection: Connection, rows: Iterable[RequestRow]) -> None:
         """Write requests over what stands there, and add those that are missing."""
         values = [row.values() for row in sorted(rows, key=lambda row: row.request_id)]
         if not values:
             return
-        now = self._database.now()
+        now = self._database.now
         new = self._database.insert(REQUESTS).values(sent_at=now, lease_until=now)
         changed = {name: new.excluded[name] for name in values[0] if name != "request_id"}
         connection.execute(new.on_conflict_do_update(index_elements=["request_id"], set_=changed), values)
@@ -433,25 +376,7 @@ class Ledger:
         name = connection.scalar(select(REQUESTS.c.account).where(is_it))
         if name is None:
             return None
-        account = self.locked_account(connection, name)
-        row = connection.execute(select(REQUESTS).where(is_it).with_for_update()).one()
-        return account, RequestRow.read(row)
-
-
-def problem_in(key: str, record: bytes | None) -> str | None:
-    """Why the bytes under a key are no answer to it; None where they are one."""
-    if record is None or not is_whole(record):
-        return "its bytes are not what was written"
-    if _key_decoder.decode(record).prompt_hash != key:
-        return "it answers another request"
-    return None
-
-
-def _is_same(standing: Row[Any] | None, row: RequestRow) -> bool:
-    # A begin whose connection was lost after the commit, done again.
-    return standing is not None and standing.request_id == row.request_id
-
-
-def _chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(values), _MOST_IN_A_LIST):
-        yield values[start : start + _MOST_IN_A_LIST]
+        account = self._locked_account(connection, name)
+        found = connection.execute(select(REQUESTS).where(is_it).with_for_update()).one()
+        row = RequestRow.read(found)
+        return (account, row) if row.is_whole(found.crc) else None

@@ -16,20 +16,26 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from decimal import Decimal
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Self, TypeVar
 
+from holdfast.clock import SYSTEM_CLOCK, Clock
+from holdfast.errors import ConfigError, MissingExtra, StorageError
+from holdfast.records import AnswerRecord, Spending, encode
+from holdfast.responses import Answered, Busy, Granted, Intent, Outcome, Verdict
+from holdfast.rules.requests import TeacherRequest, nearest_difference
+
+if any(find_spec(name) is None for name in ("psycopg", "sqlalchemy")):
+    raise MissingExtra("shared-store")
+
 from sqlalchemy import Connection
 
-from holdfast.clock import SYSTEM_CLOCK, Clock
-from holdfast.errors import ConfigError
-from holdfast.records import AnswerRecord, Spending, encode
-from holdfast.responses import Answered, Busy, Granted, Intent, Outcome, OverBudget, Verdict
-from holdfast.rules.requests import TeacherRequest, nearest_difference
+from holdfast.teacher.shared_answers import DamagedAnswers, find_answers, requests_asked
 from holdfast.teacher.shared_check import problems_in
 from holdfast.teacher.shared_database import Database
 from holdfast.teacher.shared_leases import Leases
-from holdfast.teacher.shared_ledger import SECONDS_TO_LOOK_AGAIN, DamagedAnswers, Ledger, Served
+from holdfast.teacher.shared_ledger import SECONDS_TO_LOOK_AGAIN, Ledger, Said, Served
 from holdfast.teacher.shared_tables import RequestRow, as_pico, make_ready
 
 __all__ = ["SharedStore"]
@@ -93,11 +99,6 @@ class SharedStore:
             database.close()
             raise
 
-    @property
-    def name(self) -> str:
-        """The store's URL, its password hidden."""
-        return self._database.name
-
     def __enter__(self) -> Self:
         return self
 
@@ -118,22 +119,29 @@ class SharedStore:
 
     def read(self, key: str) -> AnswerRecord | None:
         """See `ResponseStore`."""
-        return self._without_damage(lambda: self._database.read(lambda database: self._ledger.find(database, key)))
+        found = self._without_damage(
+            lambda: self._database.read(lambda database: find_answers(database, self._database, [key]))
+        )
+        return found.get(key)
 
     def begin(self, intents: Sequence[Intent], *, budget: Decimal | None) -> list[Verdict]:
         """See `ResponseStore`; all in one transaction."""
-        wanted: dict[str, Granted] = {}
-        for intent in intents:
-            key = intent.request.key
-            if key not in wanted:
-                granted = Granted(request_id=secrets.token_hex(8), request=intent.request, most=intent.most)
-                wanted[key] = granted
-        if not wanted:
+        if not intents:
             return []
-        rows = {key: self._ledger.row_of(wanted[key]) for key in sorted(wanted)}
+        first: dict[str, Intent] = {}
+        for intent in intents:
+            first.setdefault(intent.request.key, intent)
+        wanted = {
+            key: Granted(request_id=secrets.token_hex(8), request=intent.request, most=intent.most)
+            for key, intent in first.items()
+        }
+        replacing = {key for key, intent in first.items() if intent.replaces}
+        rows = {key: self._ledger.row_of(granted) for key, granted in wanted.items()}
         said = self._without_damage(
             lambda: self._write(
-                lambda database, served: self._ledger.begin(database, rows, budget=budget, served=served)
+                lambda database, served: self._ledger.begin(
+                    database, rows, replacing=replacing, budget=budget, served=served
+                )
             )
         )
         self._leases.hold(row.request_id for row in said.values() if isinstance(row, RequestRow))
@@ -186,21 +194,21 @@ class SharedStore:
         self._leases.close()
         try:
             self._write_served()
-        finally:
-            self._database.close()
+        except StorageError as error:
+            # A number that nothing depends on.
+            log.warning("How many answers were served could not be written down: %s", error)
+        self._database.close()
 
     def _prepare(self, database: Connection) -> None:
         make_ready(database, self._database)
-        self._ledger.locked_account(database, self._account)
+        self._ledger.open_account(database)
 
     def _nearest(self, database: Connection, request: TeacherRequest) -> str:
         # Read no further than the question needs.
-        with closing(self._ledger.requests_asked(database)) as asked:
+        with closing(requests_asked(database)) as asked:
             return nearest_difference(request, asked)
 
-    def _verdict(
-        self, key: str, unsaid: dict[str, Granted], said: dict[str, AnswerRecord | RequestRow | Busy | OverBudget]
-    ) -> Verdict:
+    def _verdict(self, key: str, unsaid: dict[str, Granted], said: dict[str, Said]) -> Verdict:
         verdict = said[key]
         if not isinstance(verdict, RequestRow):
             return verdict
@@ -247,9 +255,9 @@ class SharedStore:
         if moved is not None:
             log.error(
                 "The answer for %s in %s is damaged (%s had been paid for it). What is left of it is in the table "
-                "holdfast_damaged.",
+                "holdfast_set_aside.",
                 key,
-                self.name,
+                self._database.name,
                 "an unknown sum" if moved.cost is None else f"${moved.cost}",
             )
 

@@ -4,7 +4,7 @@
 
     holdfast_version    version                                              one row
     holdfast_answers    key, request_id, record, created_at                  record: the line of api_recovery.jsonl
-    holdfast_damaged    key, record, found_at, …                             answers that turned out broken
+    holdfast_set_aside  key, record, why, …                                  answers that were paid and are not given
     holdfast_requests   request_id, key, account, state, most, cost, …       one row for each that was ever begun
     holdfast_accounts   account, sums over its requests                      one row for each that spends
 
@@ -14,12 +14,13 @@ in a checksum of themselves, as answers do.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
 from decimal import ROUND_CEILING, Decimal
 from typing import Any, Self
 from zlib import crc32
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import asdict, astuple, replace
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -45,9 +46,10 @@ from holdfast.teacher.shared_database import Database
 __all__ = [
     "ACCOUNTS",
     "ANSWERS",
-    "DAMAGED",
     "IS_TO_BE_FOUND",
+    "PICO_DIGITS",
     "REQUESTS",
+    "SET_ASIDE",
     "STORE_VERSION",
     "AccountRow",
     "RequestRow",
@@ -68,14 +70,15 @@ ANSWERS = Table(
     Column("record", LargeBinary, nullable=False),
     Column("created_at", Float(53), nullable=False, index=True),
 )
-DAMAGED = Table(
-    "holdfast_damaged",
+SET_ASIDE = Table(
+    "holdfast_set_aside",
     _TABLES,
     Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
     Column("key", Text, nullable=False),
     Column("request_id", Text, nullable=False),
     Column("record", LargeBinary, nullable=False),
-    Column("found_at", Float(53), nullable=False),
+    Column("why", Text, nullable=False),
+    Column("set_aside_at", Float(53), nullable=False),
 )
 REQUESTS = Table(
     "holdfast_requests",
@@ -112,19 +115,38 @@ ACCOUNTS = Table(
     Column("crc", Text, nullable=False),
 )
 
-_PICO_DIGITS = 12
+PICO_DIGITS = 12
 _LONGEST_REASON = 500
 
-_WAS_PAID = frozenset({"answered", "useless", "damaged", "surplus"})
-_IS_KEPT = frozenset({"answered", "useless", "damaged"})
-_IS_WASTED = frozenset({"useless", "damaged", "surplus"})
+_IS_WASTED = frozenset({"useless", "replaced", "damaged", "surplus"})
+_WAS_PAID = _IS_WASTED | {"answered"}
+_WAS_KEPT = _WAS_PAID - {"surplus"}
 IS_TO_BE_FOUND = frozenset({"answered", "useless"})
 """States of requests whose answer is in the store."""
 _IS_UNSETTLED = frozenset({"open", "lost"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestRow:
+class SealedRow(Struct, frozen=True, kw_only=True):
+    """A row that ends in a checksum of these columns."""
+
+    @classmethod
+    def read(cls, row: Any) -> Self:
+        """From a row that has at least these columns."""
+        return cls(**{name: getattr(row, name) for name in cls.__struct_fields__})
+
+    def values(self) -> dict[str, Any]:
+        """The columns, checksum included."""
+        return asdict(self) | {"crc": self._checksum()}
+
+    def is_whole(self, crc: str) -> bool:
+        """Whether it is what was written."""
+        return crc == self._checksum()
+
+    def _checksum(self) -> str:
+        return f"{crc32(msgspec.json.encode(astuple(self))):08x}"
+
+
+class RequestRow(SealedRow, frozen=True, kw_only=True):
     """One request that was begun, without its times."""
 
     request_id: str
@@ -132,25 +154,12 @@ class RequestRow:
     account: str
     holder: str
     state: str
-    """`open`, then one of: `answered`; `useless`, an answer that cannot be used; `damaged`, one that was set aside;
-    `surplus`, one that came when another was kept already; `refused`; `lost`, which may turn into any of them."""
+    """`open`, then one of: `answered`; `useless`, whose answer cannot be used, and then `replaced` by another one;
+    `damaged`; `surplus`, whose answer came when another was kept already; `refused`; `lost`, which may still turn
+    into any of these."""
     most: int
     cost: int = 0
     reason: str = ""
-
-    @classmethod
-    def read(cls, row: Any) -> Self:
-        """From a row that has at least these columns."""
-        return cls(**{each.name: getattr(row, each.name) for each in fields(cls)})
-
-    def values(self) -> dict[str, Any]:
-        """The columns, checksum included."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return values | {"crc": _checksum(values)}
-
-    def is_whole(self, crc: str) -> bool:
-        """Whether it is what was written."""
-        return bool(crc == self.values()["crc"])
 
     def turned(self, state: str, *, cost: int = 0, reason: str = "") -> Self:
         """The same in another state."""
@@ -175,8 +184,7 @@ class RequestRow:
                 return self.turned("lost", reason=outcome.reason) if self.state == "open" else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AccountRow:
+class AccountRow(SealedRow, frozen=True, kw_only=True):
     """What was spent under one name: sums over its requests, and what it was served."""
 
     account: str
@@ -189,34 +197,30 @@ class AccountRow:
     answers_served: int = 0
     saved: int = 0
 
-    @classmethod
-    def read(cls, row: Any) -> Self:
-        """From a row that has at least these columns."""
-        return cls(**{each.name: getattr(row, each.name) for each in fields(cls)})
+    @property
+    def committed(self) -> int:
+        """What a budget is held against."""
+        return self.spent + self.unsettled
 
-    def values(self) -> dict[str, Any]:
-        """The columns, checksum included."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return values | {"crc": _checksum(values)}
-
-    def is_whole(self, crc: str) -> bool:
-        """Whether it is what was written."""
-        return bool(crc == self.values()["crc"])
-
-    def with_request(self, row: RequestRow, *, sign: int = 1) -> Self:
-        """The sums with one more request, or with `sign` -1 one less."""
+    def with_requests(self, state: str, *, count: int, most: int, cost: int) -> Self:
+        """The sums with so many more requests in one state, or less where all three are negative."""
         return replace(
             self,
-            answers=self.answers + sign * (row.state in _IS_KEPT),
-            answers_bad=self.answers_bad + sign * (row.state in _IS_KEPT & _IS_WASTED),
-            spent=self.spent + sign * (row.cost if row.state in _WAS_PAID else 0),
-            wasted=self.wasted + sign * (row.cost if row.state in _IS_WASTED else 0),
-            unsettled=self.unsettled + sign * (row.most if row.state in _IS_UNSETTLED else 0),
+            answers=self.answers + (count if state in _WAS_KEPT else 0),
+            answers_bad=self.answers_bad + (count if state in _WAS_KEPT & _IS_WASTED else 0),
+            spent=self.spent + (cost if state in _WAS_PAID else 0),
+            wasted=self.wasted + (cost if state in _IS_WASTED else 0),
+            unsettled=self.unsettled + (most if state in _IS_UNSETTLED else 0),
         )
+
+    def with_request(self, row: RequestRow) -> Self:
+        """The sums with one more request."""
+        return self.with_requests(row.state, count=1, most=row.most, cost=row.cost)
 
     def with_change(self, before: RequestRow, after: RequestRow) -> Self:
         """The sums after a request has changed."""
-        return self.with_request(before, sign=-1).with_request(after)
+        without = self.with_requests(before.state, count=-1, most=-before.most, cost=-before.cost)
+        return without.with_request(after)
 
     def with_served(self, count: int, saved: int) -> Self:
         """The sums after answers were given from the store."""
@@ -225,13 +229,13 @@ class AccountRow:
 
 def as_pico(dollars: Decimal) -> int:
     """Whole pico-dollars; what is finer than one counts as one."""
-    return int(dollars.scaleb(_PICO_DIGITS).to_integral_value(ROUND_CEILING))
+    return int(dollars.scaleb(PICO_DIGITS).to_integral_value(ROUND_CEILING))
 
 
 def as_dollars(pico: int) -> Decimal:
     """US dollars, exact."""
-    whole, rest = divmod(pico, 10**_PICO_DIGITS)
-    return Decimal(f"{whole}.{rest:0{_PICO_DIGITS}}".rstrip("0").rstrip("."))
+    whole, rest = divmod(pico, 10**PICO_DIGITS)
+    return Decimal(f"{whole}.{rest:0{PICO_DIGITS}}".rstrip("0").rstrip("."))
 
 
 def make_ready(connection: Connection, database: Database) -> None:
@@ -263,7 +267,3 @@ def _version(connection: Connection) -> int | None:
     rows = connection.execute(select(_VERSION.c.version)).all()
     versions = [row.version for row in rows if isinstance(row.version, int) and row.version >= 1]
     return versions[0] if len(rows) == len(versions) == 1 else None
-
-
-def _checksum(values: dict[str, Any]) -> str:
-    return f"{crc32(msgspec.json.encode(list(values.values()))):08x}"

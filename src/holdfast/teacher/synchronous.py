@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from holdfast.errors import TeacherClosed
 from holdfast.rules.requests import TeacherRequest
 from holdfast.teacher.answers import Answer, Check
 from holdfast.teacher.client import AsyncTeacher
@@ -29,6 +30,7 @@ class Teacher:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="holdfast-teacher", daemon=True)
         self._thread.start()
+        self._closing = threading.Lock()
         try:
             self._teacher = self._submit(_made(make)).result()
         except BaseException:
@@ -66,15 +68,27 @@ class Teacher:
 
     def close(self, *, waits: bool = False) -> None:
         """See `AsyncTeacher.close`; a second call does nothing."""
-        if self._loop.is_closed():
-            return
-        try:
-            self._submit(self._teacher.close(waits=waits)).result()
-        finally:
-            self._stop()
+        with self._closing:
+            if self._loop.is_closed():
+                return
+            try:
+                self._submit(self._ended(waits=waits)).result()
+            finally:
+                self._stop()
+
+    async def _ended(self, *, waits: bool) -> None:
+        await self._teacher.close(waits=waits)
+        # Whoever still asks is told that it is closed, before the loop stands still.
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*others, return_exceptions=True)
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError as error:
+            # The loop is closed.
+            work.close()
+            raise TeacherClosed from error
 
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -27,8 +27,11 @@ PERHAPS_PAID = frozenset({408, 502, 504})
 _NEVER_BETTER = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 """429 as well, but no waiting helps."""
 
+_OF_STREAMS = frozenset({"stream", "stream_options"})
 _STATUS = re.compile(r"[1-5]\d\d", re.ASCII)
 _LONGEST_REASON = 300
+_LONGEST_PAGE_BYTES = 64 << 10
+"""Of an error that is no JSON: more than is ever told of it."""
 _LONGEST_BODY_BYTES = 256 << 20
 
 
@@ -95,7 +98,8 @@ class HttpTransport:
 
     async def send(self, request: TeacherRequest) -> Reply:
         """See `Transport`."""
-        content = msgspec.json.encode(request.body)
+        # Whatever the caller's own program reads, here an answer comes in one piece.
+        content = msgspec.json.encode({name: each for name, each in request.body.items() if name not in _OF_STREAMS})
         # Whoever asks again, in this life or the next, sends the same key: a server that knows it charges once.
         headers = {"Idempotency-Key": f"holdfast-{request.key}"}
         message = self._client.build_request(
@@ -149,15 +153,15 @@ class HttpTransport:
         error = error_said_in(body)
         asked = seconds_asked_for(response.headers.get("retry-after"), now=self._clock.now())
         return Failed(
-            reason=f"HTTP {status}: {self._endpoint.hide_key(_in_words(error) or response.reason_phrase)}",
+            reason=f"HTTP {status}: {_in_words(error, self._endpoint) or response.reason_phrase}",
             status=status,
-            is_retryable=(status in RETRIED or status >= 500) and error.get("code") not in _NEVER_BETTER,
+            is_retryable=(status in RETRIED or status >= 500) and not _is_hopeless(error),
             may_have_been_paid=status in PERHAPS_PAID,
             asked_seconds=asked,
         )
 
     def _said(self, error: Exception) -> str:
-        return self._endpoint.hide_key(f"{error}" or type(error).__name__)[:_LONGEST_REASON]
+        return self._endpoint.hide_key(f"{error}" or type(error).__name__, longest=_LONGEST_REASON)
 
 
 def failure_said_in(response: Mapping[str, Any], endpoint: Endpoint) -> Failed | None:
@@ -168,9 +172,9 @@ def failure_said_in(response: Mapping[str, Any], endpoint: Endpoint) -> Failed |
     code = str(error.get("code") or error.get("status"))
     status = int(code) if _STATUS.fullmatch(code) else None
     return Failed(
-        reason=f"an error instead of an answer: {endpoint.hide_key(_in_words(error))}",
+        reason=f"an error instead of an answer: {_in_words(error, endpoint)}",
         status=status,
-        is_retryable=status is None or status in RETRIED or status >= 500,
+        is_retryable=(status is None or status in RETRIED or status >= 500) and not _is_hopeless(error),
         may_have_been_paid=status is None or status in PERHAPS_PAID,
     )
 
@@ -179,16 +183,24 @@ def error_said_in(body: bytes) -> dict[str, Any]:
     """The `error` object of a body, in OpenAI's form or close to it; a message alone where it has none."""
     try:
         content = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return {"message": " ".join(body[:_LONGEST_REASON].decode("utf-8", "replace").split())}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {"message": " ".join(body[:_LONGEST_PAGE_BYTES].decode("utf-8", "replace").split())}
     if not isinstance(content, dict):
-        return {"message": str(content)}
+        return {"message": _as_text(content)}
     error = content.get("error", content)
     if not isinstance(error, dict):
-        return {"message": str(error)}
+        return {"message": _as_text(error)}
     return error
 
 
-def _in_words(error: Mapping[str, Any]) -> str:
+def _is_hopeless(error: Mapping[str, Any]) -> bool:
+    return not _NEVER_BETTER.isdisjoint({str(error.get("code")), str(error.get("type"))})
+
+
+def _in_words(error: Mapping[str, Any], endpoint: Endpoint) -> str:
     message = error.get("message") or error.get("detail") or error.get("code") or ""
-    return str(message)[:_LONGEST_REASON]
+    return endpoint.hide_key(_as_text(message), longest=_LONGEST_REASON)
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()

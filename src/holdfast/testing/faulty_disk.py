@@ -116,6 +116,10 @@ class FaultyDisk(Disk):
         self._step()
         super().truncate(file, num_bytes)
 
+    def allocate(self, file: int, num_bytes: int) -> None:
+        self._step(needs_space=True)
+        super().allocate(file, num_bytes)
+
     def sync(self, file: int) -> None:
         self._step()
         super().sync(file)
