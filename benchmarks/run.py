@@ -26,6 +26,9 @@ BENCHMARKS = (
     "memory",
     "checkpoint_stall",
     "answer_cost",
+    "answer_store",
+    "answer_opening",
+    "answers_per_second",
     "training_overhead",
 )
 RESULTS = Path(__file__).with_name("RESULTS.md")

@@ -183,8 +183,9 @@ class RunReader:
     def summary(self, *, now: float) -> dict[str, Any]:
         """The fields of `progress.json`, computed from the journals; `now` in seconds since 1970."""
         session = self.session()
-        summary = progress_summary(session, now=now, wall_clock_hours=session.wall_clock_hours)
-        if summary["status"] == "running" and self.holder() is None:
+        is_alive = self.holder() is not None
+        summary = progress_summary(session, now=now, wall_clock_hours=session.wall_clock_hours, is_alive=is_alive)
+        if summary["status"] == "running" and not is_alive:
             summary["status"] = "crashed"
         return summary
 

@@ -191,6 +191,8 @@ class RequestLost(RequestEvent, frozen=True, kw_only=True, tag="request_lost"):
 class AnswerMarked(RequestEvent, frozen=True, kw_only=True, tag="answer_marked"):
     """A kept answer turned out to be of no use."""
 
+    request_id: str = ""
+    """The request that brought it; empty where the caller asked the teacher by itself."""
     problem: str
     cost: Decimal
     """What was paid for it, in US dollars."""
@@ -481,7 +483,7 @@ class TrainingSession(Struct, kw_only=True):
     api_responses_bad: int = 0
     """Answers that cannot be used."""
     api_responses_marked: list[str] = msgspec.field(default_factory=list)
-    """Keys of those that turned out so only when they were read."""
+    """Those that turned out so only when they were read: by the request that brought each, else by its key."""
     api_requests_in_doubt: int = 0
     """Requests that may have been paid for and brought no answer; `rules/spending.py` adds those still open."""
     api_cost_in_doubt: Decimal = Decimal(0)

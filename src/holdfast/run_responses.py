@@ -106,6 +106,7 @@ class RunResponses:
         Raises:
             DiskFull: it is not kept.
         """
+        self._journal.read_index()
         with self._lock:
             self._require_open()
             offset = self._write_answer(outcome)
@@ -160,12 +161,16 @@ class RunResponses:
     def mark(self, key: str, problem: str) -> None:
         """See `ResponseStore`."""
         answer = self.read(key)
-        cost = answer.cost if answer is not None else Decimal(0)
+        if answer is None or isinstance(answer.problem, str):
+            # What came with a problem counts as of no use already.
+            return
+        request_id = answer.request_id if isinstance(answer.request_id, str) else ""
         with self._lock:
             self._require_open()
-            if key in self._writer.session.api_responses_marked:
-                return
-            self._keep_line(AnswerMarked(**self._whose(key), problem=problem, cost=cost))
+            if (request_id or key) not in self._writer.session.api_responses_marked:
+                self._keep_line(
+                    AnswerMarked(**self._whose(key), request_id=request_id, problem=problem, cost=answer.cost)
+                )
 
     def why_miss(self, request: TeacherRequest) -> str:
         """See `ResponseStore`."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["ago", "as_bytes", "as_duration"]
+from decimal import Decimal
+
+__all__ = ["ago", "as_bytes", "as_dollars_text", "as_duration"]
 
 
 def as_duration(seconds: float | None) -> str:
@@ -32,3 +34,10 @@ def as_bytes(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def as_dollars_text(dollars: Decimal) -> str:
+    """`$1,234.50`; below a cent the two leading digits: `$0.0012`."""
+    sign = "-" if dollars < 0 else ""
+    num_decimals = max(2, 1 - dollars.adjusted()) if dollars else 2
+    return f"{sign}${abs(dollars):,.{num_decimals}f}"

@@ -51,6 +51,7 @@ def test_all_files_are_there_from_the_first_moment(open_tracker, run_dir):
 
     assert {
         "api_recovery.jsonl",
+        "api_requests.jsonl",
         "checkpoints.json",
         "events.jsonl",
         "metrics.jsonl",

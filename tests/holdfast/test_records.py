@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from decimal import Decimal
 from typing import Any, get_args
 
 import msgspec
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 
 from holdfast.records import (
     FORMAT_VERSION,
+    AnswerMarked,
     AnswerRecord,
+    AnswersRecovered,
     AttemptRecord,
     CheckpointMetadata,
     CheckpointRecorded,
@@ -21,9 +24,16 @@ from holdfast.records import (
     JournalMark,
     Manifest,
     MetricsSnapshot,
+    OpenRequest,
     PacePoint,
+    RequestEvent,
+    RequestLine,
+    RequestLost,
+    RequestRefused,
+    RequestSent,
     SessionFile,
     SessionStarted,
+    Spending,
     decode,
     encode,
     nonfinite_names,
@@ -76,6 +86,13 @@ def session_file(**known: Any) -> SessionFile:
     return SessionFile(**(usual | known))
 
 
+ASKED: dict[str, Any] = {"timestamp": 1.0, "session_id": "s", "attempt": 1, "prompt_hash": "p"}
+
+
+def answer(**known: Any) -> AnswerRecord:
+    return AnswerRecord(**(ASKED | {"cost": Decimal("0.1"), "response": {}} | known))
+
+
 def read_back(record: Any, kind: Any = None) -> Any:
     return decode(encode(record), msgspec.json.Decoder(kind or type(record)))
 
@@ -96,12 +113,23 @@ RECORDS = [
     pytest.param(
         metadata(num_bytes=5, sha256="5a", files={"a": FileDigest(num_bytes=5, sha256="aa")}), id="folder-checkpoint"
     ),
+    pytest.param(answer(response={"choices": [{"text": "é"}]}), id="answer"),
     pytest.param(
-        AnswerRecord(
-            timestamp=1.0, session_id="s", attempt=1, prompt_hash="p", cost=0.1, response={"choices": [{"text": "é"}]}
+        answer(
+            cost=Decimal("0.000000000001"),
+            request_id="r1",
+            request={"base_url": "http://localhost/v1", "sample": 0, "body": {"model": "m", "temperature": 0.5}},
+            raw="<html>",
+            problem="no JSON",
         ),
-        id="answer",
+        id="answer-of-no-use-to-a-request",
     ),
+    pytest.param(
+        RequestSent(**ASKED, request_id="r1", model="m", most=Decimal("98765.432109876543")), id="request-sent"
+    ),
+    pytest.param(RequestRefused(**ASKED, request_id="r1", reason="HTTP 400"), id="request-refused"),
+    pytest.param(RequestLost(**ASKED, request_id="r1", reason="it broke"), id="request-lost"),
+    pytest.param(AnswerMarked(**ASKED, problem="too short", cost=Decimal("0.10")), id="answer-marked"),
     pytest.param(
         Manifest(session_id="s", checkpoints={7: metadata()}, last_checkpoint_step=7, saved_at=1.0), id="manifest"
     ),
@@ -111,6 +139,8 @@ RECORDS = [
             metrics_history=[snapshot()],
             attempts=[AttemptRecord(attempt=1, start=1.0)],
             pace=[PacePoint(0.0, 0), PacePoint(1.5, 2)],
+            api_cost=Decimal("98765.432109876543"),
+            api_requests_open={"r1": OpenRequest(attempt=1, most=Decimal("0.1"))},
         ),
         id="session",
     ),
@@ -133,7 +163,15 @@ def test_a_record_is_one_whole_line_of_strict_json(record):
 
 @pytest.mark.parametrize("kind", get_args(Event), ids=lambda kind: kind.__name__)
 def test_an_event_of_every_kind_is_read_back_as_itself(kind):
-    values = {str: "text", int: 3, float: 0.5, dict[str, Any]: {"a": 1}, list[str]: ["a: 1 → 2"]}
+    values = {
+        str: "text",
+        int: 3,
+        float: 0.5,
+        Decimal: Decimal("98765.432109876543"),
+        Spending: Spending(answers=1, spent=Decimal("0.1")),
+        dict[str, Any]: {"a": 1},
+        list[str]: ["a: 1 → 2"],
+    }
     fields = {
         name: metadata() if name == "checkpoint" else values.get(hint)
         for name, hint in msgspec_hints(kind).items()
@@ -151,6 +189,13 @@ def msgspec_hints(kind: type) -> dict[str, Any]:
 
 def test_all_kinds_of_events_are_in_the_union():
     assert set(EventRecord.__subclasses__()) == set(get_args(Event))
+
+
+def test_all_lines_about_requests_are_in_the_union_and_told_apart():
+    lines = [each.values[0] for each in RECORDS if isinstance(each.values[0], RequestEvent)]
+
+    assert set(RequestEvent.__subclasses__()) == set(get_args(RequestLine)) == {type(line) for line in lines}
+    assert lines == [read_back(line, RequestLine) for line in lines]
 
 
 @pytest.mark.parametrize("record", [each for each in RECORDS if not isinstance(each.values[0], CheckpointMetadata)])
@@ -208,18 +253,10 @@ def test_a_component_with_dots_in_its_name_is_restored():
 @pytest.mark.parametrize("spelling, number", NUMBERS_AS_TEXT.items(), ids=NUMBERS_AS_TEXT)
 def test_numbers_deep_inside_an_answer_are_restored(spelling, number):
     response = {"choices": [{"logprobs": [0.5, number]}], "score": number}
-    answer = AnswerRecord(
-        timestamp=1.0,
-        session_id="s",
-        attempt=1,
-        prompt_hash="p",
-        cost=0.1,
-        response=response,
-        nonfinite=nonfinite_names({"response": response}),
-    )
+    kept = answer(response=response, nonfinite=nonfinite_names({"response": response}))
 
-    assert {"response.choices.0.logprobs.1": spelling, "response.score": spelling} == answer.nonfinite
-    assert repr(response) == repr(read_back(answer).response)
+    assert {"response.choices.0.logprobs.1": spelling, "response.score": spelling} == kept.nonfinite
+    assert repr(kept) == repr(read_back(kept))
 
 
 def test_numbers_inside_a_session_and_its_checkpoints_are_restored():
@@ -239,11 +276,38 @@ def test_numbers_inside_a_session_and_its_checkpoints_are_restored():
     ],
 )
 def test_a_user_may_have_the_word_nonfinite_in_a_config_or_an_answer(own):
-    answer = AnswerRecord(timestamp=1.0, session_id="s", attempt=1, prompt_hash="p", cost=0.1, response=own)
+    kept = answer(response=own, request={"base_url": "u", "sample": 0, "body": own})
     beginning = SessionStarted(timestamp=1.0, attempt=1, session_id="s", config=own, config_hash="c", total_steps=1)
     session = session_file(config=own)
 
-    assert [answer, beginning, session] == [read_back(answer), read_back(beginning, Event), read_back(session)]
+    assert [kept, beginning, session] == [read_back(kept), read_back(beginning, Event), read_back(session)]
+
+
+@pytest.mark.parametrize("cost", ["98765.432109876543", "0.000000000001", "1E-7", "3E+2", "0", "0.10"])
+def test_a_sum_of_money_stands_as_a_number_and_is_read_back_digit_for_digit(cost):
+    plain = answer(cost=Decimal(cost), response={"logprob": 0.1})
+    beside_nan = answer(
+        cost=Decimal(cost), response={"logprob": math.inf, "p": 0.1}, nonfinite={"response.logprob": "Infinity"}
+    )
+
+    assert float(cost) == strict(encode(plain))["cost"]
+    assert [Decimal(cost)] * 2 == [read_back(each).cost for each in (plain, beside_nan)]
+    assert repr(beside_nan.response) == repr(read_back(beside_nan).response)
+
+
+def test_a_session_with_a_nan_in_its_history_keeps_its_sums_digit_for_digit():
+    session = session_file(
+        metrics_history=[snapshot(loss=math.nan)], api_cost=Decimal("98765.432109876543"), config={"lr": 0.1}
+    )
+
+    assert repr(session) == repr(read_back(session))
+
+
+def test_answers_of_a_run_without_sums_are_read():
+    """A line as it was written before money was counted to the last digit."""
+    line = b'{"event":"answers_recovered","timestamp":1.0,"attempt":1,"v":1,"count":4}'
+
+    assert AnswersRecovered(timestamp=1.0, attempt=1, count=4) == decode(line, msgspec.json.Decoder(Event))
 
 
 def test_a_name_that_leads_nowhere_is_passed_over():

@@ -11,7 +11,7 @@ from types import ModuleType
 import msgspec
 import pytest
 
-from holdfast.records import AnswerRecord, Event, Manifest, MetricsSnapshot, decode, encode
+from holdfast.records import AnswerRecord, Event, Manifest, MetricsSnapshot, RequestLine, decode, encode
 from holdfast.sealed import is_whole
 
 ROOT = Path(__file__).parents[2]
@@ -128,10 +128,20 @@ def test_a_line_of_the_format_page_is_what_the_library_writes(kind: type) -> Non
     assert num_read
 
 
-def test_the_format_page_shows_every_kind_of_event() -> None:
-    decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+def test_the_format_page_shows_every_kind_of_event_and_of_what_became_of_a_request() -> None:
+    decoder: msgspec.json.Decoder[Event | RequestLine] = msgspec.json.Decoder(Event | RequestLine)
     lines = [line for line in sealed_lines(FORMAT) if line.startswith(b'{"event":')]
-    events = [decode(line, decoder) for line in lines]
+    records = [decode(line, decoder) for line in lines]
 
-    assert lines == [encode(event) for event in events]
-    assert set(Event.__args__) == {type(event) for event in events}
+    assert lines == [encode(record) for record in records]
+    assert {*Event.__args__, *RequestLine.__args__} == {type(record) for record in records}
+
+
+def test_the_format_page_shows_a_manifest_of_captured_logits() -> None:
+    pytest.importorskip("torch")
+    from holdfast.distillation.captured_folder import CaptureManifest
+
+    lines = [line for line in sealed_lines(FORMAT) if b'"captured_from":' in line]
+
+    assert lines == [encode(msgspec.json.decode(line, type=CaptureManifest)) for line in lines]
+    assert lines

@@ -14,6 +14,7 @@ import typer
 from holdfast.cli.output import print_json
 from holdfast.errors import ConfigError
 from holdfast.responses import ResponseStore
+from holdfast.wording import as_dollars_text
 
 if TYPE_CHECKING:
     from holdfast.records import Spending
@@ -222,7 +223,7 @@ def _in_words(
 
 
 def _account(spending: Spending, model: str, prices: PriceTable) -> str:
-    from holdfast.teacher.prices import UNPRICED, as_dollars_text, price_of
+    from holdfast.teacher.prices import UNPRICED, price_of
 
     # Sums of 0 would say that it was free.
     is_unpriced = not spending.spent and price_of(model, prices) is UNPRICED

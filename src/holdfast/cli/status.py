@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from holdfast.checkpoints import choose_for
 from holdfast.cli.output import print_json
 from holdfast.errors import NoUsableCheckpoint
 from holdfast.reader import RunReader
-from holdfast.wording import ago, as_duration
+from holdfast.wording import ago, as_dollars_text, as_duration
 
 __all__ = ["status"]
 
@@ -113,8 +114,7 @@ def _teacher(summary: dict[str, Any]) -> list[str]:
 
 
 def _dollars(amount: float) -> str:
-    """In full down to the cent; smaller sums by their leading digits."""
-    return f"${amount:,.2f}" if amount >= 1 or not amount else f"${amount:.3g}"
+    return as_dollars_text(Decimal(repr(amount)))
 
 
 def _state(summary: dict[str, Any]) -> str:

@@ -35,6 +35,10 @@ class ApiTeacherFields(Section):
     prices: Path | None = None
     """A price table in place of the one inside."""
     concurrency: int = Field(default=16, ge=1)
+    attempts: int = Field(default=1000, ge=1)
+    """Tries of one request; the waits between them grow to a minute."""
+    deadline_hours: float = Field(default=6.0, gt=0)
+    """How long the run waits for a teacher that is away, before it saves and ends with exit code 75."""
     ahead_steps: int = Field(default=8, ge=0)
     """How many optimizer steps before it is needed an answer is asked for."""
 

@@ -17,6 +17,8 @@ from holdfast.tracker import ProgressTracker
 
 __all__ = ["opened_teacher", "what_changes_answers"]
 
+_SECONDS_AN_HOUR = 3600.0
+
 
 @contextmanager
 def opened_teacher(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterator[Teacher]:
@@ -38,7 +40,9 @@ def opened_teacher(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterat
                 prices=prices,
                 budget=config.budget,
                 limits=Limits(concurrency=config.concurrency),
-                patience=Patience(),
+                patience=Patience(
+                    attempts=config.attempts, deadline_seconds=config.deadline_hours * _SECONDS_AN_HOUR
+                ),
                 parameters=config.request_parameters(),
                 on_failure=tracker.record_connection_failure,
             )

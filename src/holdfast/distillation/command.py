@@ -23,7 +23,7 @@ from holdfast.distillation.loop import TrainConfig, TrainingLoop, new_optimizer
 from holdfast.distillation.models import save_model
 from holdfast.distillation.preparation import Prepared, prepare
 from holdfast.distillation.training_state import TrainingState
-from holdfast.errors import ConfigError, HoldfastError
+from holdfast.errors import ConfigError, HoldfastError, TeacherUnreachable
 from holdfast.pytorch.checkpoint_file import load_checkpoint
 from holdfast.pytorch.device import choose_device, compute_deterministically
 from holdfast.pytorch.interrupts import EXIT_PREEMPTED, Interrupts, StopRequested
@@ -51,7 +51,8 @@ def main(recipe: str, arguments: Sequence[str] | None = None) -> int:
             return _train(recipe, options, interrupts)
     except HoldfastError as error:
         sys.stderr.write(f"{recipe}: {error}\n")
-        return 2
+        # A teacher that is away may be back; whatever else it is, starting again alone does not help.
+        return EXIT_PREEMPTED if isinstance(error, TeacherUnreachable) else 2
     except StopRequested:
         log.info("Stopped before training began. Start the same command again.")
         return EXIT_PREEMPTED
@@ -61,7 +62,8 @@ def _parser(recipe: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m training.distill_{recipe}",
         description="Train, keep everything, and go on where it was left: kill it and start the same command again.",
-        epilog="Exit codes: 0 complete, 2 an error, 75 stopped by a signal (start the same command again).",
+        epilog="Exit codes: 0 complete, 2 an error, 75 stopped by a signal or by a teacher that is away (start the same "
+        "command again).",
     )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="overrides of single config keys")
     parser.add_argument("--config", nargs="+", type=Path, default=[], metavar="YAML", help="later files win")

@@ -42,6 +42,13 @@ class TeacherRequest:
     """Which of several answers to the same question."""
     key: str
     """SHA-256 over canonical JSON of all that can change the answer: 64 hexadecimal digits."""
+    replaced: str = ""
+    """The request whose answer was of no use, where this one is to bring another."""
+
+    @property
+    def idempotency_key(self) -> str:
+        """What a server may know it by: whoever sends it again, in this life or the next, is charged once."""
+        return f"holdfast-{self.key}-{self.replaced}" if self.replaced else f"holdfast-{self.key}"
 
     @property
     def model(self) -> str:

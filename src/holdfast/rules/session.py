@@ -112,7 +112,7 @@ def take_request(session: TrainingSession, line: RequestLine) -> None:
             session.api_requests_in_doubt += 1
             session.api_cost_in_doubt += lost.most if lost is not None else 0
         case AnswerMarked():
-            session.api_responses_marked.append(line.prompt_hash)
+            session.api_responses_marked.append(line.request_id or line.prompt_hash)
             session.api_responses_bad += 1
             session.api_cost_wasted += line.cost
     attempt = _attempt(session, line.attempt)

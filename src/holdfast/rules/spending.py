@@ -9,14 +9,19 @@ from holdfast.records import Spending, TrainingSession
 __all__ = ["Spending", "spending_of"]
 
 
-def spending_of(session: TrainingSession) -> Spending:
-    """What a session's records say; a request of an earlier attempt without an end is in doubt."""
-    attempt = max((each.attempt for each in session.attempts), default=1)
+def spending_of(session: TrainingSession, *, is_alive: bool = True) -> Spending:
+    """What a session's records say.
+
+    A request without an end is under way in the newest attempt, as long as that is alive; otherwise it is in doubt.
+    """
+    newest = max(session.attempts, key=lambda each: each.attempt, default=None)
+    attempt = newest.attempt if newest is not None else 1
+    is_alive = is_alive and (newest is None or newest.end is None)
     under_way = Decimal(0)
     left_open = Decimal(0)
     num_left = 0
     for request in session.api_requests_open.values():
-        if request.attempt < attempt:
+        if request.attempt < attempt or not is_alive:
             left_open += request.most
             num_left += 1
         else:

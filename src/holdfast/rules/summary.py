@@ -15,10 +15,13 @@ __all__ = ["goodput_seconds", "progress_summary"]
 _SECONDS_AN_HOUR = 3600.0
 
 
-def progress_summary(session: TrainingSession, *, now: float, wall_clock_hours: float) -> dict[str, Any]:
+def progress_summary(
+    session: TrainingSession, *, now: float, wall_clock_hours: float, is_alive: bool = True
+) -> dict[str, Any]:
     """The fields of `progress.json`; all of them are there from the first moment of a run.
 
-    `now` is in seconds since 1970; `wall_clock_hours` is the training time up to now.
+    `now` is in seconds since 1970; `wall_clock_hours` is the training time up to now; `is_alive` says whether
+    somebody still writes the run.
     """
     done, target = session.steps_completed, session.total_steps_target
     remaining = estimate_remaining(session.pace, target - done)
@@ -50,7 +53,7 @@ def progress_summary(session: TrainingSession, *, now: float, wall_clock_hours: 
         "total_pause_duration_hours": session.total_pause_duration / _SECONDS_AN_HOUR,
         "api_responses_saved": session.api_responses_saved,
         "api_responses_recovered": session.api_responses_recovered,
-        **_teacher_numbers(session),
+        **_teacher_numbers(session, is_alive=is_alive),
         "connection_failures": session.connection_failures,
         "connection_retries": session.connection_retries,
         "attempt": attempt.attempt if attempt else 0,
@@ -63,9 +66,9 @@ def progress_summary(session: TrainingSession, *, now: float, wall_clock_hours: 
     }
 
 
-def _teacher_numbers(session: TrainingSession) -> dict[str, Any]:
+def _teacher_numbers(session: TrainingSession, *, is_alive: bool) -> dict[str, Any]:
     """Dollars as floats: they are looked at here, and counted in the journals."""
-    spending = spending_of(session)
+    spending = spending_of(session, is_alive=is_alive)
     return {
         "api_cost": float(spending.spent),
         "api_cost_before": float(spending.spent_before),

@@ -47,8 +47,9 @@ from holdfast.teacher.endpoint import Endpoint
 from holdfast.teacher.forms import RequestForm
 from holdfast.teacher.limits import Gate, Limits, Place
 from holdfast.teacher.patience import Patience
-from holdfast.teacher.prices import PriceTable, Usage, as_dollars_text, is_plausible, price_of
+from holdfast.teacher.prices import PriceTable, Usage, is_plausible, price_of
 from holdfast.teacher.transport import Failed, HttpTransport, Reply, Transport, failure_said_in
+from holdfast.wording import as_dollars_text
 
 __all__ = ["AsyncTeacher", "OnFailure"]
 
@@ -213,9 +214,9 @@ class AsyncTeacher:
         except AnswerUnusable:
             if not self._asks_again:
                 raise
-        return await self._checked(await self._replaced(request), request, check)
+        return await self._checked(await self._replaced(request, record), request, check)
 
-    async def _replaced(self, request: TeacherRequest) -> AnswerRecord:
+    async def _replaced(self, request: TeacherRequest, useless: AnswerRecord) -> AnswerRecord:
         """What came, or comes, when an answer of no use was asked for once more; all who found it so share that."""
         if request.key in self._asked_again and request.key not in self._under_way:
             record = await self._commits.serve(request.key)
@@ -226,11 +227,13 @@ class AsyncTeacher:
             if self._is_closing:
                 raise TeacherClosed
             self._asked_again.add(request.key)
-            task = self._begun(request, replaces=True)
+            # Under the same idempotency key a server would give the same answer again.
+            replaced = useless.request_id if isinstance(useless.request_id, str) else "again"
+            task = self._begun(dataclasses.replace(request, replaced=replaced))
         return await asyncio.shield(task)
 
-    def _begun(self, request: TeacherRequest, *, replaces: bool = False) -> asyncio.Task[AnswerRecord]:
-        task = asyncio.create_task(self._obtain(request, replaces=replaces))
+    def _begun(self, request: TeacherRequest) -> asyncio.Task[AnswerRecord]:
+        task = asyncio.create_task(self._obtain(request))
         self._under_way[request.key] = task
         task.add_done_callback(lambda done: self._let_go(request.key, done))
         return task
@@ -251,9 +254,9 @@ class AsyncTeacher:
             raise AnswerUnusable(request.key, problem=problem)
         return answer
 
-    async def _obtain(self, request: TeacherRequest, *, replaces: bool) -> AnswerRecord:
+    async def _obtain(self, request: TeacherRequest) -> AnswerRecord:
         """Ask until there is an answer in the store."""
-        intent = Intent(request=request, most=self._most(request), replaces=replaces)
+        intent = Intent(request=request, most=self._most(request), replaces=bool(request.replaced))
         begun_at = self._clock.steady()
         failures = 0
         while True:

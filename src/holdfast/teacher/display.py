@@ -14,8 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from holdfast.clock import SYSTEM_CLOCK, Clock
 from holdfast.records import Spending
 from holdfast.teacher.generation import JobProgress
-from holdfast.teacher.prices import as_dollars_text
-from holdfast.wording import as_duration
+from holdfast.wording import as_dollars_text, as_duration
 
 __all__ = ["shown_job"]
 
@@ -24,15 +23,13 @@ _SECONDS_OF_PACE = 60.0
 
 
 @contextmanager
-def shown_job(
-    *, num_questions: int | None = None, stream: TextIO | None = None, clock: Clock = SYSTEM_CLOCK
-) -> Iterator[JobProgress]:
+def shown_job(*, stream: TextIO | None = None, clock: Clock = SYSTEM_CLOCK) -> Iterator[JobProgress]:
     """A live bar on a terminal; elsewhere one plain line every ten seconds."""
     stream = stream or sys.stderr
     console = Console(file=stream)
     pace = _Pace(clock.steady)
     if not console.is_terminal:
-        yield _Lines(stream, num_questions, pace, clock.steady)
+        yield _Lines(stream, pace, clock.steady)
         return
     columns = (
         TextColumn("generate"),
@@ -41,8 +38,11 @@ def shown_job(
         TextColumn("{task.fields[facts]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, refresh_per_second=4) as bar:
-        yield _Bar(bar, bar.add_task("generate", total=num_questions, facts=""), pace)
+    bar = Progress(*columns, console=console, refresh_per_second=4)
+    try:
+        yield _Bar(bar, bar.add_task("generate", total=None, facts=""), pace)
+    finally:
+        bar.stop()
 
 
 class _Bar:
@@ -51,8 +51,10 @@ class _Bar:
         self._task = task
         self._pace = pace
 
-    def advance(self, done: int, spending: Spending) -> None:
-        self._bar.update(self._task, completed=done, facts=self._pace.facts(done, spending))
+    def advance(self, done: int, num_questions: int, spending: Spending) -> None:
+        # Not before there is something to show: an error comes first.
+        self._bar.start()
+        self._bar.update(self._task, completed=done, total=num_questions, facts=self._pace.facts(done, spending))
 
 
 class _Lines:

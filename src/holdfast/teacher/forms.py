@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from holdfast.errors import RequestError
 from holdfast.rules.requests import TeacherRequest, teacher_request
 
 __all__ = ["RequestForm"]
@@ -32,13 +33,17 @@ class RequestForm:
             parameters: In place of the form's own; None leaves one out.
 
         Raises:
-            RequestError: it is not made of JSON values.
+            RequestError: it is not made of JSON values, or asks for several answers at once.
         """
         asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         body = {**self.parameters, **parameters, "model": self.model, "messages": asked}
         if tools is not None:
             # No server takes an empty list of tools.
             body["tools"] = list(tools) or None
+        if body.get("n") not in (None, 1):
+            raise RequestError(
+                "n asks for several answers in one.", hint="Ask for each by itself, with sample=0, 1, …."
+            )
         if sample and isinstance(body.get("seed"), int):
             body["seed"] += sample
         return teacher_request(self.base_url, body, sample=sample)

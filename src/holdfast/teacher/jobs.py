@@ -71,11 +71,15 @@ class GenerationJob:
         }
 
     def check_paths(self) -> None:
-        """See that the output can be written, and writes over nothing that is asked.
+        """See that the prompts can be read more than once, and that the output does not replace them.
 
         Raises:
             ConfigError: it cannot.
         """
+        if self.prompts.is_fifo():
+            raise ConfigError(
+                f"{self.prompts} is a pipe, and prompts are read several times.", hint="Write them to a file."
+            )
         if self.out.is_dir():
             raise ConfigError(f"{self.out} is a folder.", hint="Name a file with --out.")
         for path in (self.out, self.failed):
@@ -184,6 +188,6 @@ def _failed_line(question: Question, reason: str, *, num_samples: int) -> dict[s
         asked["tools"] = prompt.tools
     told: dict[str, Any] = {"line": prompt.line, "reason": reason, "key": question.request.key}
     if num_samples > 1:
-        told["sample"] = question.sample
+        told["failed_sample"] = question.sample
     # Last, so that no field of the prompt's own hides the reason.
     return asked | prompt.extra | told

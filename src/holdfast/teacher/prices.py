@@ -16,7 +16,7 @@ import yaml
 from holdfast.errors import ConfigError, UnknownPrice
 from holdfast.strict_yaml import TextLoader
 
-__all__ = ["UNPRICED", "Price", "PriceTable", "Usage", "as_dollars_text", "is_plausible", "price_of"]
+__all__ = ["UNPRICED", "Price", "PriceTable", "Usage", "is_plausible", "price_of"]
 
 _SHIPPED_TABLE = Path(__file__).with_name("prices.yaml")
 _SNAPSHOT = re.compile(r"(?P<model>.+)-\d{4}-\d{2}-\d{2}", re.ASCII)
@@ -294,13 +294,6 @@ def price_of(model: str, table: PriceTable) -> Price:
         return table.of(model)
     except UnknownPrice:
         return UNPRICED
-
-
-def as_dollars_text(dollars: Decimal) -> str:
-    """`$1,234.50`; below a cent the two leading digits: `$0.0012`."""
-    sign = "-" if dollars < 0 else ""
-    num_decimals = max(2, 1 - dollars.adjusted()) if dollars else 2
-    return f"{sign}${abs(dollars):,.{num_decimals}f}"
 
 
 def _most_prompt_tokens(body: Mapping[str, Any]) -> int:

@@ -92,7 +92,7 @@ class _Asker:
     """One process of the cluster."""
 
     def __init__(self, *, model: str, settings: TeacherSettings, store_url: str, account: str) -> None:
-        # A machine's own key goes first, so that none need travel.
+        # A machine's own key goes first.
         key = os.environ.get("OPENAI_API_KEY") or settings.endpoint.api_key
         self._base_url = settings.endpoint.base_url
         self._store = SharedStore.open(store_url, account=account)

@@ -114,15 +114,16 @@ class Database:
         return self._patiently(do)
 
     def scan(self, work: Callable[[Connection], T]) -> T:
-        """Read many rows without holding them all in memory.
+        """Read many rows, all as of one moment, without holding them in memory.
 
         Raises:
             StoreUnavailable: it cannot be done.
         """
+        one_moment: dict[str, Any] = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
 
         def do() -> T:
             with self._engine.connect() as connection:
-                return work(connection.execution_options(yield_per=100))
+                return work(connection.execution_options(yield_per=100, **one_moment))
 
         return self._patiently(do)
 

@@ -31,6 +31,10 @@ class Teacher:
         self._thread = threading.Thread(target=self._loop.run_forever, name="holdfast-teacher", daemon=True)
         self._thread.start()
         self._closing = threading.Lock()
+        """Held while it is closed: a second thread that closes it waits for the first."""
+        self._asking = threading.Lock()
+        """Held for a moment: behind the end of the loop nobody would ever answer."""
+        self._is_closing = False
         try:
             self._teacher = self._submit(_made(make)).result()
         except BaseException:
@@ -69,10 +73,12 @@ class Teacher:
     def close(self, *, waits: bool = False) -> None:
         """See `AsyncTeacher.close`; a second call does nothing."""
         with self._closing:
-            if self._loop.is_closed():
-                return
+            with self._asking:
+                if self._is_closing:
+                    return
+                self._is_closing = True
             try:
-                self._submit(self._ended(waits=waits)).result()
+                asyncio.run_coroutine_threadsafe(self._ended(waits=waits), self._loop).result()
             finally:
                 self._stop()
 
@@ -83,12 +89,11 @@ class Teacher:
         await asyncio.gather(*others, return_exceptions=True)
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        try:
-            return asyncio.run_coroutine_threadsafe(work, self._loop)
-        except RuntimeError as error:
-            # The loop is closed.
-            work.close()
-            raise TeacherClosed from error
+        with self._asking:
+            if not self._is_closing:
+                return asyncio.run_coroutine_threadsafe(work, self._loop)
+        work.close()
+        raise TeacherClosed
 
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -21,7 +21,7 @@ __all__ = ["Delivered", "Failed", "HttpTransport", "Reply", "Transport", "failur
 RETRIED = frozenset({408, 409, 425, 429})
 """Besides every 5xx."""
 
-PERHAPS_PAID = frozenset({408, 502, 504})
+PERHAPS_PAID = frozenset({408, 502, 504, 520, 524})
 """Somebody in between gave up waiting; the model behind may have gone on, and charged."""
 
 _NEVER_BETTER = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
@@ -100,8 +100,7 @@ class HttpTransport:
         """See `Transport`."""
         # Whatever the caller's own program reads, here an answer comes in one piece.
         content = msgspec.json.encode({name: each for name, each in request.body.items() if name not in _OF_STREAMS})
-        # Whoever asks again, in this life or the next, sends the same key: a server that knows it charges once.
-        headers = {"Idempotency-Key": f"holdfast-{request.key}"}
+        headers = {"Idempotency-Key": request.idempotency_key}
         message = self._client.build_request(
             "POST", f"{request.base_url}/chat/completions", content=content, headers=headers
         )

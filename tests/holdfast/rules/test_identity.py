@@ -206,3 +206,11 @@ def test_an_object_is_the_same_in_every_process():
 def test_assigned_secrets_are_hidden_in_text_and_in_configs(text):
     assert "c2VjcmV0" not in without_secrets(text)
     assert "c2VjcmV0" not in str(canonical_config({"env": [text]}))
+
+
+def test_a_text_of_one_long_word_is_searched_in_no_time():
+    """Each of its letters could be the beginning of a name; a server's error or a config may hold such a word."""
+    word = "x" * 1_000_000
+
+    assert word == without_secrets(word) == canonical_config({"blob": word})["blob"]
+    assert f"{word}_api_key=(secret)" == without_secrets(f"{word}_api_key=hunter2")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.records import (
+    AnswerMarked,
     AnswerRecord,
     AnswersRecovered,
     AttemptEnded,
@@ -21,20 +23,28 @@ from holdfast.records import (
     ConfigContinued,
     ConnectionFailed,
     DamageFound,
+    JobAdvanced,
     MetricsSnapshot,
+    OpenRequest,
     Paused,
     RefusedCheckpoint,
     ReplayDiffered,
+    RequestLine,
+    RequestLost,
+    RequestRefused,
+    RequestSent,
     ResumeChosen,
     SessionFile,
     SessionStarted,
+    Spending,
+    SpendingReported,
     TargetChanged,
     TrainingSession,
     decode,
     encode,
 )
 from holdfast.rules.history import canonical_indices
-from holdfast.rules.session import HISTORY_LENGTH, begin_session, take_answer, take_event, take_metrics
+from holdfast.rules.session import HISTORY_LENGTH, begin_session, take_answer, take_event, take_metrics, take_request
 from holdfast.rules.summary import goodput_seconds, progress_summary
 from holdfast.rules.trends import moved_average
 
@@ -92,13 +102,37 @@ def take(session: TrainingSession, record: Any) -> None:
         taker = take_metrics
     elif isinstance(record, AnswerRecord):
         taker = take_answer
+    elif isinstance(record, RequestLine):
+        taker = take_request
     taker(session, record)
 
 
-def answer(cost: float = 0.5, *, attempt: int = 1) -> AnswerRecord:
+def answer(cost: str = "0.5", *, attempt: int = 1, **more: Any) -> AnswerRecord:
     return AnswerRecord(
-        timestamp=1234.0, session_id="training_1", attempt=attempt, prompt_hash="a1", cost=cost, response={}
+        timestamp=1234.0,
+        session_id="training_1",
+        attempt=attempt,
+        prompt_hash="a1",
+        cost=Decimal(cost),
+        response={},
+        **more,
     )
+
+
+def about_a_request(kind: type, *, attempt: int = 1, at: float = 1234.0, **fields: Any) -> Any:
+    return kind(timestamp=at, session_id="training_1", attempt=attempt, prompt_hash="a1", **fields)
+
+
+def sent(request_id: str = "r1", most: str = "0.75", *, attempt: int = 1) -> RequestSent:
+    return about_a_request(RequestSent, request_id=request_id, model="teacher", most=Decimal(most), attempt=attempt)
+
+
+def ended(kind: type, request_id: str = "r1", *, attempt: int = 1) -> Any:
+    return about_a_request(kind, request_id=request_id, reason="it broke", attempt=attempt)
+
+
+def marked(cost: str = "0.5", *, attempt: int = 1) -> AnswerMarked:
+    return about_a_request(AnswerMarked, problem="too short", cost=Decimal(cost), attempt=attempt)
 
 
 def as_bytes(session: TrainingSession) -> bytes:
@@ -241,7 +275,19 @@ def test_attempts_stand_in_order_however_they_arrive():
             id="paused",
         ),
         pytest.param(
-            AnswersRecovered(timestamp=1.0, attempt=1, count=4), {"api_responses_recovered": 4}, id="recovered"
+            AnswersRecovered(timestamp=1.0, attempt=1, count=4, cost=Decimal("0.1")),
+            {"api_responses_recovered": 4, "api_cost_saved": Decimal("0.1")},
+            id="recovered",
+        ),
+        pytest.param(
+            JobAdvanced(timestamp=1.0, attempt=1, done=7),
+            {"steps_completed": 7, "highest_step": 7},
+            id="job-advanced",
+        ),
+        pytest.param(
+            SpendingReported(timestamp=1.0, attempt=1, spending=Spending(answers=3, spent=Decimal("0.3"))),
+            {"api_responses_saved": 3, "api_cost": Decimal("0.3")},
+            id="spending-reported",
         ),
         pytest.param(
             ReplayDiffered(timestamp=1.0, attempt=1, step=9, loss_before=1.0, loss_now=2.0),
@@ -252,6 +298,20 @@ def test_attempts_stand_in_order_however_they_arrive():
             DamageFound(timestamp=1.0, attempt=1, file="f", offset=0, num_bytes=1, reason="r", moved_to="m"),
             {"damage_found": 1},
             id="damage-found",
+        ),
+        pytest.param(
+            DamageFound(
+                timestamp=1.0,
+                attempt=1,
+                file="f",
+                offset=0,
+                num_bytes=1,
+                reason="r",
+                moved_to="m",
+                cost=Decimal("0.2"),
+            ),
+            {"damage_found": 1, "api_cost_wasted": Decimal("0.2")},
+            id="paid-answer-damaged",
         ),
         pytest.param(
             ResumeChosen(timestamp=1.0, attempt=1, step=5, checkpoint_path="c", skipped=[]), {}, id="resume-chosen"
@@ -275,9 +335,62 @@ def test_the_first_step_that_differed_is_remembered():
 
 
 def test_answers_are_counted_with_their_cost():
-    session = session_of(answer(0.5), answer(0.25))
+    session = session_of(answer("0.5"), answer("0.25"))
 
-    assert (2, 0.75) == (session.api_responses_saved, session.api_cost)
+    assert (2, Decimal("0.75")) == (session.api_responses_saved, session.api_cost)
+
+
+@pytest.mark.parametrize(
+    "record, expected",
+    [
+        pytest.param(
+            sent(), {"api_requests_open": {"r1": OpenRequest(attempt=1, most=Decimal("0.75"))}}, id="request-sent"
+        ),
+        pytest.param(
+            ended(RequestLost), {"api_requests_in_doubt": 1}, id="request-lost-and-nothing-known-of-its-beginning"
+        ),
+        pytest.param(ended(RequestRefused), {}, id="request-refused-and-nothing-known-of-its-beginning"),
+        pytest.param(
+            marked(),
+            {
+                "api_responses_marked": ["a1"],
+                "api_responses_bad": 1,
+                "api_cost_wasted": Decimal("0.5"),
+            },
+            id="answer-marked",
+        ),
+        pytest.param(
+            answer(problem="no JSON"),
+            {
+                "api_responses_saved": 1,
+                "api_cost": Decimal("0.5"),
+                "api_responses_bad": 1,
+                "api_cost_wasted": Decimal("0.5"),
+            },
+            id="answer-of-no-use",
+        ),
+    ],
+)
+def test_what_is_told_of_requests_changes_what_it_is_about_and_nothing_else(record, expected):
+    session, before = session_of(started(), record), session_of(started())
+
+    fields = set(TrainingSession.__struct_fields__) - {"attempts"}
+    assert expected == {
+        name: getattr(session, name) for name in fields if getattr(session, name) != getattr(before, name)
+    }
+
+
+@pytest.mark.parametrize(
+    "end", [ended(RequestRefused), ended(RequestLost), answer(request_id="r1")], ids=["refused", "lost", "answered"]
+)
+def test_whatever_ends_a_request_closes_it(end):
+    assert {"r2"} == session_of(sent("r1"), sent("r2"), end).api_requests_open.keys()
+
+
+def test_an_attempt_is_seen_alive_by_its_requests():
+    session = session_of(started(1, at=1000.0), sent(attempt=1))
+
+    assert 1234.0 == session.attempts[0].last_seen
 
 
 def test_checkpoints_are_known_by_step():
@@ -407,11 +520,12 @@ def lives(draw: st.DrawFn) -> list[Any]:
             records.append(
                 AttemptEnded(timestamp=now, attempt=attempt, how="raised", error="E", wall_clock_hours=hours)
             )
-    return records
+    return without_doubles(records)
 
 
 def draw_record(draw: st.DrawFn, attempt: int, step: int, hours: float, now: float) -> Any:
-    kind = draw(st.sampled_from(["line"] * 6 + ["checkpoint", "pause", "failure", "answer", "recovered", "aside"]))
+    others = ["checkpoint", "pause", "failure", "answer", "recovered", "aside", "request", "mark", "damage"]
+    kind = draw(st.sampled_from(["line"] * len(others) + others))
     if kind == "checkpoint":
         return recorded(step, attempt=attempt, seconds=draw(st.sampled_from([0.1, 0.7, 3.3])))
     if kind == "aside":
@@ -427,18 +541,55 @@ def draw_record(draw: st.DrawFn, attempt: int, step: int, hours: float, now: flo
         return Paused(timestamp=now, attempt=attempt, seconds=draw(st.sampled_from([0.1, 0.2, 60.0])))
     if kind == "failure":
         return ConnectionFailed(timestamp=now, attempt=attempt, retry_count=2, error="refused")
+    request_id = draw(st.sampled_from(["r1", "r2", "r3", "r4"]))
+    cost = draw(st.sampled_from(["0.1", "98765.432109876543", "3E-12", "0"]))
     if kind == "answer":
-        return answer(draw(st.sampled_from([0.1, 0.2, 0.003])), attempt=attempt)
+        problem = draw(st.sampled_from([msgspec.UNSET, "no JSON"]))
+        asked = draw(st.sampled_from([msgspec.UNSET, f"{request_id} answered"]))
+        return answer(cost, attempt=attempt, problem=problem, request_id=asked)
+    if kind == "request":
+        end = draw(st.sampled_from([RequestSent, RequestRefused, RequestLost]))
+        if end is RequestSent:
+            return sent(draw(st.sampled_from([request_id, f"{request_id} answered"])), cost, attempt=attempt)
+        return ended(end, request_id, attempt=attempt)
+    if kind == "mark":
+        return marked(cost, attempt=attempt)
+    if kind == "damage":
+        return DamageFound(
+            timestamp=now,
+            attempt=attempt,
+            file="api_recovery.jsonl",
+            offset=0,
+            num_bytes=1,
+            reason="r",
+            moved_to="m",
+            cost=Decimal(cost),
+        )
     if kind == "recovered":
-        return AnswersRecovered(timestamp=now, attempt=attempt, count=3)
+        return AnswersRecovered(timestamp=now, attempt=attempt, count=3, cost=Decimal(cost))
     return line(max(0, step + draw(st.integers(-2, 3))), draw(losses), attempt=attempt, hours=hours, at=now)
 
 
 def journals_in_turn(records: list[Any]) -> list[Any]:
-    """The same records as they are read back: all events, all updates, all answers."""
-    updates = [each for each in records if isinstance(each, MetricsSnapshot)]
-    answers = [each for each in records if isinstance(each, AnswerRecord)]
-    return [each for each in records if each not in updates and each not in answers] + updates + answers
+    """The same records as they are read back: all events, all updates, all requests, all answers."""
+    journals = [MetricsSnapshot, RequestLine, AnswerRecord]
+    events = [each for each in records if not any(isinstance(each, kind) for kind in journals)]
+    return events + [each for kind in journals for each in records if isinstance(each, kind)]
+
+
+def without_doubles(records: list[Any]) -> list[Any]:
+    """The same without a second beginning of a request, and without one behind its answer: both never happen."""
+    done: set[str] = set()
+    kept = []
+    for each in records:
+        if isinstance(each, RequestSent):
+            if each.request_id in done:
+                continue
+            done.add(each.request_id)
+        if isinstance(each, AnswerRecord) and isinstance(each.request_id, str):
+            done.add(each.request_id)
+        kept.append(each)
+    return kept
 
 
 def through_the_disk(session: TrainingSession) -> TrainingSession:

@@ -119,11 +119,9 @@ def test_the_official_clients_own_objects_are_messages(base_url, model_folder, t
 def test_a_generation_job_runs_against_a_foreign_server(base_url, model_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", base_url)
     (tmp_path / "p.jsonl").write_text(f'{{"prompt": "Hi", "id": 7}}\n{json.dumps({"messages": QUESTION})}\n')
-    said = CliRunner().invoke(
-        app,
-        ["generate", "--prompts", f"{tmp_path}/p.jsonl", "--model", str(model_folder), "--max-tokens", "5"]
-        + ["--out", f"{tmp_path}/d.jsonl", "--concurrency", "2"],
-    )
+    arguments = ["--prompts", f"{tmp_path}/p.jsonl", "--model", str(model_folder), "--max-tokens", "5"]
+    arguments += ["--out", f"{tmp_path}/d.jsonl", "--concurrency", "2"]
+    said = CliRunner().invoke(app, ["generate", *arguments])
     lines = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
 
     assert 0 == said.exit_code, said.output

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.errors import ConfigError, UnknownPrice
-from holdfast.teacher.prices import UNPRICED, Price, PriceTable, Usage, as_dollars_text, is_plausible
+from holdfast.teacher.prices import UNPRICED, Price, PriceTable, Usage, is_plausible
+from holdfast.wording import as_dollars_text
 
 MINI = Price(
     input=Decimal("0.15"),

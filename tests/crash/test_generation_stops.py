@@ -1,0 +1,108 @@
+"""`holdfast generate` is asked to stop, asked twice, killed while it writes, or started twice."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crash.generation_job import GenerationProcess, settled
+
+from holdfast.disk.atomic import partial_name
+from holdfast.testing import Fault, Faults, TeacherServer
+from holdfast.testing.teacher_server import FaultTimes
+
+PROMPTS = 120
+
+
+def job_for(folder: Path, server: TeacherServer, *options: str) -> GenerationProcess:
+    prompts = folder / "P.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"Question {number}"}) + "\n" for number in range(PROMPTS)))
+    return GenerationProcess(prompts=prompts, out=folder / "D.jsonl", base_url=server.base_url, options=options)
+
+
+def has_seen(server: TeacherServer, num_requests: int) -> Callable[[], bool]:
+    return lambda: server.counts.requests >= num_requests
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_asked_to_stop_it_waits_for_what_is_sent_and_leaves_nothing_in_doubt(tmp_path: Path, number: Any) -> None:
+    with TeacherServer(latency_seconds=0.05) as server:
+        job = job_for(tmp_path, server)
+        stopped = job.kill(has_seen(server, 40), signal_number=number)
+        counts, left = settled(server), job.left()
+
+        print(f"{counts.requests} requests, {left.spending.answers} kept, {left.num_in_doubt} in doubt")
+        assert (75, False) == (stopped.return_code, job.out.exists())
+        assert f"{number.name}: no more requests; waiting for those that are sent." in stopped.output
+        assert f"Stopped: {left.spending.answers} answers are kept. Start the same command again." in stopped.output
+        assert (0, counts.answers_computed) == (left.num_in_doubt, left.spending.answers)
+        job.run()
+
+    assert PROMPTS == server.counts.answers_computed == len(job.out.read_bytes().splitlines())
+    assert [] == job.problems()
+
+
+def test_asked_twice_it_stops_at_once_and_what_was_sent_is_in_doubt(tmp_path: Path) -> None:
+    """The answers would come in a minute; the test's own time limit is less."""
+    stalls = Faults(script=[Fault.STALL] * 16, times=FaultTimes(stall_seconds=600.0))
+    with TeacherServer(faults=stalls) as server:
+        job = job_for(tmp_path, server)
+        process = subprocess.Popen(job.command(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert process.stdout is not None
+        while not has_seen(server, 16)():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert "waiting for those that are sent" in process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+        left = job.left()
+
+        assert 75 == process.returncode, said
+        assert "Traceback" not in said
+        assert "in doubt: 16 requests" in said
+        assert (0, 16) == (left.spending.answers, left.num_in_doubt)
+        job.run()
+
+    assert PROMPTS + 16 == server.counts.answers_computed
+    assert 16 == job.left().num_in_doubt
+    assert [] == job.problems()
+
+
+def test_killed_while_it_writes_the_output_it_leaves_the_old_one_or_none(tmp_path: Path) -> None:
+    with TeacherServer() as server:
+        job = job_for(tmp_path, server)
+        partial = partial_name(job.out)
+        killed = job.kill(partial.exists, poll_seconds=0.0002)
+        print(f"killed: {killed.was_killed}, output there: {job.out.exists()}")
+        assert not job.out.exists() or PROMPTS == len(job.out.read_bytes().splitlines())
+        job.run()
+
+    assert PROMPTS == server.counts.requests == len(job.out.read_bytes().splitlines())
+    assert not partial.exists()
+    assert [] == job.problems()
+
+
+def test_a_second_job_on_one_output_is_told_who_writes_it(tmp_path: Path) -> None:
+    stalls = Faults(script=[Fault.STALL] * 16, times=FaultTimes(stall_seconds=600.0))
+    with TeacherServer(faults=stalls) as server:
+        job = job_for(tmp_path, server)
+        first = subprocess.Popen(job.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            while not has_seen(server, 16)():
+                assert first.poll() is None
+                time.sleep(0.01)
+            said = job.run(exit_code=2)
+        finally:
+            first.kill()
+            first.wait()
+
+    assert said.startswith(f"holdfast: {job.run_folder} is being written by process {first.pid} on ")
+    assert 1 == said.count("\n")
+    assert 16 == server.counts.requests

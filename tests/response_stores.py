@@ -1,0 +1,209 @@
+"""Every kind of store of teacher answers, behind one face: opened, killed and broken in the same words."""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Protocol
+
+from postgres import PostgresServer
+
+from holdfast import ProgressTracker, TrackerSettings
+from holdfast.clock import SYSTEM_CLOCK
+from holdfast.responses import Answered, Granted, Intent, ResponseStore
+from holdfast.rules.requests import teacher_request
+from holdfast.teacher.shared_database import Database
+from holdfast.teacher.shared_store import SharedStore
+from holdfast.testing import FakeClock, forget_open_runs
+
+QUIET = TrackerSettings(has_heartbeat=False)
+CENT = Decimal("0.01")
+
+
+def intent(question: object, most: Decimal = CENT, **parameters: Any) -> Intent:
+    """Ask one question of one model."""
+    body = {"model": "m", "messages": [{"role": "user", "content": str(question)}]} | parameters
+    return Intent(request=teacher_request("http://teacher/v1", body), most=most)
+
+
+def key_of(question: object) -> str:
+    """The key under which its answer is kept."""
+    return intent(question).request.key
+
+
+def granted(store: ResponseStore, question: object, *, budget: Decimal | None = None, **how: Any) -> Granted:
+    """Begin to ask one question, which must be allowed."""
+    (verdict,) = store.begin([intent(question, **how)], budget=budget)
+    assert isinstance(verdict, Granted), verdict
+    return verdict
+
+
+def answered(request: Granted, cost: Decimal = CENT / 2, **others: Any) -> Answered:
+    """It was answered."""
+    response = {"text": f"about {request.request.body['messages'][0]['content']}"}
+    return Answered(**{"granted": request, "cost": cost, "response": response} | others)
+
+
+def keep(store: ResponseStore, *questions: object, cost: Decimal = CENT / 2) -> None:
+    """Ask questions, and keep the answers."""
+    store.finish([answered(granted(store, question), cost) for question in questions])
+
+
+class StoreBed(Protocol):
+    """Where stores of one kind are opened."""
+
+    def open(self, account: str = "us") -> ResponseStore:
+        """Open the store of this test, anew or for the first time."""
+        ...
+
+    def after_death_of(self, store: ResponseStore) -> ResponseStore:
+        """The process is killed, so much time passes that nobody waits for it, and the store is opened anew."""
+        ...
+
+    def flip(self, key: str, place: float, bit: int) -> bytes:
+        """Turn one bit of an answer as it is stored, at a fraction of its length; returns what is there now."""
+        ...
+
+    def set_aside(self) -> bytes:
+        """All that was found broken and moved away."""
+        ...
+
+    def close(self) -> None:
+        """Close what was opened."""
+        ...
+
+
+class RunBed:
+    """The run's own store."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._trackers: list[ProgressTracker] = []
+
+    def open(self, account: str = "us") -> ResponseStore:
+        tracker = ProgressTracker(self._folder, {"account": account}, 10, settings=QUIET, clock=FakeClock())
+        self._trackers.append(tracker)
+        return tracker.responses
+
+    def after_death_of(self, store: ResponseStore) -> ResponseStore:
+        forget_open_runs()
+        self._trackers.clear()
+        return self.open()
+
+    def flip(self, key: str, place: float, bit: int) -> bytes:
+        path = self._folder / "api_recovery.jsonl"
+        content = bytearray(path.read_bytes())
+        line = next(line for line in bytes(content).splitlines(keepends=True) if key.encode() in line)
+        start = content.index(line)
+        content[start + int(place * len(line))] ^= 1 << bit
+        path.write_bytes(content)
+        return bytes(content[start : start + len(line)])
+
+    def set_aside(self) -> bytes:
+        return b"".join(path.read_bytes() for path in (self._folder / "set_aside").glob("*.jsonl"))
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+
+
+class SqlBed:
+    """A shared store."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.clock = FakeClock()
+        self._stores: list[SharedStore] = []
+
+    def open(self, account: str = "us", **how: Any) -> SharedStore:
+        arguments = {"lease_seconds": 60.0, "clock": self.clock, "patience_seconds": 5.0} | how
+        self._stores.append(SharedStore.open(self.url, account=account, **arguments))
+        return self._stores[-1]
+
+    @contextmanager
+    def database(self, **how: Any) -> Iterator[Database]:
+        """The database under it."""
+        database = Database(self.url, **{"patience_seconds": 0.1, "clock": SYSTEM_CLOCK} | how)
+        yield database
+        database.close()
+
+    def after_death_of(self, store: ResponseStore) -> SharedStore:
+        store.close()
+        self.let_leases_run_out()
+        return self.open()
+
+    def set_aside(self) -> bytes:
+        return b"".join(bytes(row[0]) for row in self.execute("SELECT record FROM holdfast_set_aside"))
+
+    def content(self) -> dict[str, list[Any]]:
+        """All that is stored, by table."""
+        tables = ("version", "answers", "set_aside", "requests", "accounts")
+        return {name: sorted(self.execute(f"SELECT * FROM holdfast_{name}")) for name in tables}
+
+    def flip(self, key: str, place: float, bit: int) -> bytes:
+        ((found,),) = self.execute(f"SELECT record FROM holdfast_answers WHERE key = '{key}'")
+        record = bytearray(found)
+        record[int(place * len(record))] ^= 1 << bit
+        self.put(key, bytes(record))
+        return bytes(record)
+
+    def close(self) -> None:
+        for store in self._stores:
+            store.close()
+
+    def execute(self, statement: str) -> list[Any]:
+        """The database's own way in."""
+        raise NotImplementedError
+
+    def let_leases_run_out(self) -> None:
+        """Two minutes pass."""
+        raise NotImplementedError
+
+    def put(self, key: str, record: bytes) -> None:
+        """Write over an answer."""
+        raise NotImplementedError
+
+
+class SqliteBed(SqlBed):
+    """A shared store in a file; time passes when told to."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.path = folder / "answers.db"
+        super().__init__(f"sqlite:///{self.path}")
+
+    def execute(self, statement: str) -> list[Any]:
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
+            return connection.execute(statement).fetchall()
+
+    def let_leases_run_out(self) -> None:
+        self.clock.advance(minutes=2)
+
+    def put(self, key: str, record: bytes) -> None:
+        self.execute(f"UPDATE holdfast_answers SET record = x'{record.hex()}' WHERE key = '{key}'")
+
+
+class PostgresBed(SqlBed):
+    """A shared store on a server, in a schema of its own."""
+
+    _numbers = itertools.count()
+
+    def __init__(self, server: PostgresServer) -> None:
+        self.server = server
+        self.schema = f"test_{next(self._numbers)}"
+        server.execute(f"CREATE SCHEMA {self.schema}")
+        super().__init__(server.url(self.schema))
+
+    def execute(self, statement: str) -> list[Any]:
+        return self.server.execute(statement, schema=self.schema)
+
+    def let_leases_run_out(self) -> None:
+        # The clock is the server's.
+        self.execute("UPDATE holdfast_requests SET lease_until = lease_until - 120")
+
+    def put(self, key: str, record: bytes) -> None:
+        self.execute(f"UPDATE holdfast_answers SET record = decode('{record.hex()}', 'hex') WHERE key = '{key}'")
