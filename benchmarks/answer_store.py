@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import closing
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -120,8 +121,8 @@ def _reads(store: ResponseStore, bare: _Bare, size: int) -> tuple[list[float], l
     ours, theirs = [], []
     for number in (chance.randrange(size) for _ in range(_NUM_READS)):
         key = made_key(number)
-        ours.append(_seconds(lambda key=key: store.read(key)))
-        theirs.append(_seconds(lambda number=number: bare.read(number)))
+        ours.append(_seconds(partial(store.read, key)))
+        theirs.append(_seconds(partial(bare.read, number)))
     return ours, theirs
 
 
@@ -131,7 +132,7 @@ def _puts(
     ours, theirs = [], []
     for start in range(first, first + num_puts * batch, batch):
         ours.append(_put(store, range(start, start + batch)))
-        theirs.append(_seconds(lambda: bare.put(batch)))
+        theirs.append(_seconds(partial(bare.put, batch)))
     if store.read(made_key(first + num_puts * batch - 1)) is None:
         raise AssertionError("The last answer put is not there.")
     return ours, theirs

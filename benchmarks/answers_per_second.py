@@ -26,8 +26,8 @@ from holdfast.teacher.prices import Price, PriceTable
 
 __all__ = ["measure"]
 
-_NUM_ROUNDS = 5
-_ROUND_SECONDS = 0.5
+_NUM_ROUNDS = 4
+_ROUND_SECONDS = 0.4
 _MOST_A_SECOND = 700
 """About what the server gives; only the length of the rounds depends on it."""
 _PRICE = Price(input=Decimal("0.15"), cached_input=Decimal("0.075"), output=Decimal("0.6"), reasoning=Decimal("0.6"))
@@ -91,7 +91,7 @@ def measure(work: Path, *, is_full: bool) -> Section:  # `is_full` changes nothi
             "is an `httpx2.AsyncClient` with as many connections, which decodes each answer and keeps nothing. "
             f"Medians of {_NUM_ROUNDS} rounds in turn, of at most {_CASES[0].num_questions} questions. The server is "
             "Python in another process of the same machine: without latency its own work is a large part of both. "
-            "Answers have about 25 tokens; their log probabilities, where asked for, 35 KB. Served again: the same "
+            "Answers have about 25 tokens; their log probabilities, where asked for, 45 KB. Served again: the same "
             "questions once more, answered from the store.",
         ],
     )

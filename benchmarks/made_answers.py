@@ -13,13 +13,13 @@ from holdfast.records import AnswerRecord, encode
 from holdfast.responses import Answered, Granted, Intent
 from holdfast.rules.requests import TeacherRequest
 
-__all__ = ["ANSWER_BYTES", "made_answer", "made_intent", "made_key", "write_answers"]
+__all__ = ["made_answer", "made_intent", "made_key", "write_answers"]
 
-ANSWER_BYTES = 4096
+_ANSWER_BYTES = 4096
 """Of the text alone."""
 
 _WORDS = "the ship holds fast while the tide turns and the long rope wears thin against the old stone quay "
-_TEXT = (_WORDS * (ANSWER_BYTES // len(_WORDS) + 1))[:ANSWER_BYTES]
+_TEXT = (_WORDS * (_ANSWER_BYTES // len(_WORDS) + 1))[:_ANSWER_BYTES]
 _START = 1_780_000_000
 _COST = Decimal("0.000615")
 _MOST = Decimal("0.001234")

@@ -1,7 +1,7 @@
 """Run all benchmarks.
 
-`python -m benchmarks.run` takes under 3 minutes and rewrites `benchmarks/RESULTS.md`. `--full` adds 10 million
-steps; names (`update_cost memory …`) run only those, and write nothing.
+`python -m benchmarks.run` takes about 4 minutes and rewrites `benchmarks/RESULTS.md`. `--full` adds 10 million
+steps and a million answers; names (`update_cost memory …`) run only those, and write nothing.
 """
 
 from __future__ import annotations
@@ -59,7 +59,11 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Measure what holdfast costs.")
     parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)}; all where none is given")
-    parser.add_argument("--full", action="store_true", help="also 10 million steps; takes several minutes more")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="also 10 million steps and a million answers, 5 GB; takes several minutes more",
+    )
     parser.add_argument("--work", type=Path, help="a folder on the disk to measure; the system's own if not given")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(BENCHMARKS):

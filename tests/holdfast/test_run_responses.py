@@ -849,6 +849,48 @@ def test_a_forked_child_writes_nothing_of_what_its_parent_has_served(open_tracke
     assert [] == RunReader(folder).problems()
 
 
+@pytest.mark.parametrize("question", ["bad", "never asked"])
+def test_an_answer_that_came_with_a_problem_or_never_came_is_not_marked(open_tracker, folder, read_lines, question):
+    store = open_tracker().responses
+    store.finish([answered(granted(store, "bad"), problem="no JSON")])
+    store.mark(key_of(question), "too short")
+
+    assert "answer_marked" not in lines_about_requests(folder, read_lines)
+    assert 1 == store.spending().answers_bad
+
+
+def test_a_second_answer_of_no_use_is_wasted_too(open_tracker, folder):
+    tracker = open_tracker()
+    keep(tracker.responses, "a", cost=Decimal("0.003"))
+    tracker.responses.mark(key_of("a"), "too short")
+    (request,) = tracker.responses.begin([Intent(request=intent("a").request, most=CENT, replaces=True)], budget=None)
+    tracker.responses.finish([answered(request, Decimal("0.004"))])
+    for _ in range(2):
+        tracker.responses.mark(key_of("a"), "too short again")
+
+    assert (2, Decimal("0.007")) == (
+        tracker.responses.spending().answers_bad,
+        tracker.responses.spending().wasted,
+    )
+    assert as_builtins(tracker.session) == as_builtins(rebuilt(folder))
+
+
+def test_an_answer_that_the_caller_kept_by_itself_may_be_marked(open_tracker):
+    tracker = open_tracker()
+    tracker.record_api_response("own", {"text": "x"}, 0.25)
+    for _ in range(2):
+        tracker.responses.mark("own", "too short")
+
+    assert (1, Decimal("0.25")) == (tracker.responses.spending().answers_bad, tracker.responses.spending().wasted)
+
+
+def test_a_miss_is_explained(open_tracker):
+    store = open_tracker().responses
+    keep(store, "a")
+
+    assert "seed (1 here, absent stored)" in store.why_miss(intent("a", seed=1).request)
+
+
 def test_what_json_cannot_hold_is_no_answer(open_tracker):
     with pytest.raises(InvalidMetric):
         open_tracker().responses.keep("own", {"text": object()}, Decimal(0))

@@ -159,7 +159,7 @@ def _run(
         assert store is not None
         return SharedStore.open(store, account=account)
 
-    with shown_job(num_questions=job.count()) as progress:
+    with shown_job() as progress:
         return run_job(job, engine, progress=progress, shared_store=None if store is None else open_shared)
 
 

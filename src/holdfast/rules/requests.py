@@ -179,8 +179,12 @@ def _is_same(one: dict[str, Any], other: dict[str, Any], name: str) -> bool:
     left, right = one.get(name, _ABSENT), other.get(name, _ABSENT)
     if _ABSENT in (left, right):
         return left is right
-    # True equals 1 to Python, and not to a teacher.
-    return msgspec.json.encode(left, order="sorted") == msgspec.json.encode(right, order="sorted")
+    return _as_json(left) == _as_json(right)
+
+
+def _as_json(value: Any) -> bytes:
+    """True equals 1 to Python, and not to a teacher."""
+    return msgspec.json.encode(value, order="sorted")
 
 
 def _difference(name: str, wanted: dict[str, Any], found: dict[str, Any]) -> str:
@@ -189,13 +193,11 @@ def _difference(name: str, wanted: dict[str, Any], found: dict[str, Any]) -> str
 
 def _first_difference(name: str, wanted: Any, found: Any) -> str:
     if isinstance(wanted, dict) and isinstance(found, dict):
-        for key in sorted(wanted.keys() | found.keys()):
-            if not _is_same(wanted, found, key):
-                return _first_difference(f"{name}.{key}", wanted.get(key, _ABSENT), found.get(key, _ABSENT))
+        key = next(key for key in sorted(wanted.keys() | found.keys()) if not _is_same(wanted, found, key))
+        return _first_difference(f"{name}.{key}", wanted.get(key, _ABSENT), found.get(key, _ABSENT))
     if isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
-        for place, pair in enumerate(zip(wanted, found, strict=True)):
-            if not _is_same({"": pair[0]}, {"": pair[1]}, ""):
-                return _first_difference(f"{name}[{place}]", *pair)
+        place = next(at for at in range(len(wanted)) if _as_json(wanted[at]) != _as_json(found[at]))
+        return _first_difference(f"{name}[{place}]", wanted[place], found[place])
     if isinstance(wanted, str) and isinstance(found, str) and max(len(wanted), len(found)) > 40:
         place = next(
             (at for at, (one, other) in enumerate(zip(wanted, found, strict=False)) if one != other),

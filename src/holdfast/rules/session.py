@@ -10,7 +10,6 @@ from __future__ import annotations
 import msgspec
 
 from holdfast.records import (
-    AnswerMarked,
     AnswerRecord,
     AnswersRecovered,
     AttemptEnded,
@@ -111,7 +110,7 @@ def take_request(session: TrainingSession, line: RequestLine) -> None:
             lost = session.api_requests_open.pop(line.request_id, None)
             session.api_requests_in_doubt += 1
             session.api_cost_in_doubt += lost.most if lost is not None else 0
-        case AnswerMarked():
+        case _:  # AnswerMarked
             session.api_responses_marked.append(line.request_id or line.prompt_hash)
             session.api_responses_bad += 1
             session.api_cost_wasted += line.cost
@@ -203,7 +202,7 @@ def _take_checkpoint_event(
         step, path = event.checkpoint.checkpoint_step, event.checkpoint.checkpoint_path
         # A file that is written over every time holds the newest checkpoint only.
         for earlier in [key for key, known in session.checkpoints.items() if known.checkpoint_path == path]:
-            del session.checkpoints[earlier]
+            _drop_checkpoint(session, earlier)
         session.checkpoints_beside = [each for each in session.checkpoints_beside if each.checkpoint_path != path]
         if step in session.checkpoints:
             session.checkpoints_beside.append(session.checkpoints[step])
@@ -221,11 +220,18 @@ def _take_checkpoint_event(
             known, num_bytes=event.num_bytes, sha256=event.sha256, files=event.files
         )
         return
-    del session.checkpoints[event.step]
+    _drop_checkpoint(session, event.step)
     session.checkpoints_set_aside.append(
         RefusedCheckpoint(checkpoint_step=event.step, checkpoint_path=event.checkpoint_path, reason=event.reason)
     )
     session.last_checkpoint_step = max(session.checkpoints, default=None)
+
+
+def _drop_checkpoint(session: TrainingSession, step: int) -> None:
+    del session.checkpoints[step]
+    # Read back from the journals, it would be gone before a later line could supersede it.
+    if step in session.checkpoints_superseded:
+        session.checkpoints_superseded.remove(step)
 
 
 def _seconds_since_last_update(attempt: AttemptRecord, line: MetricsSnapshot) -> float:

@@ -58,25 +58,20 @@ class _Bar:
 
 
 class _Lines:
-    def __init__(self, stream: TextIO, num_questions: int | None, pace: _Pace, steady: Callable[[], float]) -> None:
+    def __init__(self, stream: TextIO, pace: _Pace, steady: Callable[[], float]) -> None:
         self._stream = stream
-        self._num_questions = num_questions
         self._pace = pace
         self._steady = steady
         self._told_at = steady()
 
-    def advance(self, done: int, spending: Spending) -> None:
+    def advance(self, done: int, num_questions: int, spending: Spending) -> None:
         if self._steady() - self._told_at < _SECONDS_BETWEEN_LINES:
             return
         self._told_at = self._steady()
         facts = self._pace.facts(done, spending)
-        total = remaining = ""
-        if self._num_questions is not None:
-            total = f" of {self._num_questions:,}"
-            if self._pace.a_second:
-                seconds = (self._num_questions - done) / self._pace.a_second
-                remaining = f"  {as_duration(seconds)} left"
-        self._stream.write(f"generate: {done:,}{total}  {facts}{remaining}\n")
+        seconds = (num_questions - done) / self._pace.a_second if self._pace.a_second else None
+        remaining = "" if seconds is None else f"  {as_duration(seconds)} left"
+        self._stream.write(f"generate: {done:,} of {num_questions:,}  {facts}{remaining}\n")
         self._stream.flush()
 
 

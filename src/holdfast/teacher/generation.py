@@ -52,8 +52,8 @@ _WINDOW = 4
 class JobProgress(Protocol):
     """Somebody who watches."""
 
-    def advance(self, done: int, spending: Spending) -> None:
-        """So many questions have an end."""
+    def advance(self, done: int, num_questions: int, spending: Spending) -> None:
+        """So many questions of all have an end."""
         ...
 
 
@@ -149,7 +149,8 @@ def _run(
     shared_store: Callable[[str], ResponseStore] | None,
 ) -> JobResult:
     with _store_of(job, tracker, shared_store) as store:
-        report = _Report(tracker, store, progress, is_shared=shared_store is not None)
+        report = _Report(tracker, store, progress, num_questions, is_shared=shared_store is not None)
+        progress.advance(0, num_questions, store.spending())
         asked = engine.ask_all(job, store, on_end=report.note)
         written = None if asked.is_stopped else job.write(store, asked.reasons)
         report.tell()
@@ -174,11 +175,18 @@ class _Report:
     """Tells the run and whoever watches, now and then."""
 
     def __init__(
-        self, tracker: ProgressTracker, store: ResponseStore, progress: JobProgress, *, is_shared: bool
+        self,
+        tracker: ProgressTracker,
+        store: ResponseStore,
+        progress: JobProgress,
+        num_questions: int,
+        *,
+        is_shared: bool,
     ) -> None:
         self._tracker = tracker
         self._store = store
         self._progress = progress
+        self._num_questions = num_questions
         self._is_shared = is_shared
         self._done = 0
         self._told_at = time.monotonic()
@@ -194,7 +202,7 @@ class _Report:
         self._tracker.record_job_progress(self._done)
         if self._is_shared:
             self._tracker.record_spending(spending)
-        self._progress.advance(self._done, spending)
+        self._progress.advance(self._done, self._num_questions, spending)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import enum
 import math
 import random
@@ -392,6 +393,11 @@ def test_a_request_knows_its_model_and_what_is_kept_of_it():
             id="within a tool",
         ),
         pytest.param(
+            {"tools": [{"type": "other", "function": TOOL["function"]}]},
+            'tools[0].type ("function" here, "other" stored)',
+            id="a later key of a tool",
+        ),
+        pytest.param(
             {"messages": [BODY["messages"][0], {"role": "user", "content": "2 + 3?"}]},
             'messages[1].content ("2 + 2?" here, "2 + 3?" stored)',
             id="within a message",
@@ -411,10 +417,19 @@ def test_a_request_knows_its_model_and_what_is_kept_of_it():
 def test_a_miss_names_the_parameter_of_the_nearest_answer_with_both_values(changed, told):
     far = request(messages=[{"role": "user", "content": "far"}], temperature=0.1, model="far", sample=3).as_record()
 
-    said = nearest_difference(request(), [far, request(**changed).as_record()])
+    said = nearest_difference(request(), [far, request(**changed).as_record(), far])
 
     assert said.startswith(f"The nearest stored request differs in {told}")
     assert len(said) < 400
+
+
+def test_whoever_sends_a_request_again_sends_the_same_idempotency_key_and_a_replacement_another():
+    made = request()
+
+    assert f"holdfast-{made.key}" == made.idempotency_key == request().idempotency_key
+    replacing = dataclasses.replace(made, replaced="r1")
+    assert (made.key, made.as_record()) == (replacing.key, replacing.as_record())
+    assert 3 == len({made.idempotency_key, replacing.idempotency_key, request(sample=1).idempotency_key})
 
 
 def test_a_miss_of_two_parameters_names_both():

@@ -443,6 +443,43 @@ def test_a_checkpoint_set_aside_is_not_offered_and_not_forgotten():
     ] == session.checkpoints_set_aside
 
 
+def test_another_checkpoint_at_one_step_stands_beside_the_first():
+    session = session_of(recorded(5, path="best.pt"), recorded(5, path="checkpoint_5.pt"))
+
+    assert "checkpoint_5.pt" == session.checkpoints[5].checkpoint_path
+    assert ["best.pt"] == [each.checkpoint_path for each in session.checkpoints_beside]
+
+
+def superseded_at_5() -> list[Any]:
+    """A checkpoint of a timeline that a second attempt has left."""
+    return [started(1), line(5), recorded(5), started(2), line(4, attempt=2)]
+
+
+def test_a_checkpoint_of_a_timeline_that_was_left_is_superseded():
+    assert [5] == session_of(*superseded_at_5()).checkpoints_superseded
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        pytest.param(recorded(5, attempt=2), id="recorded again"),
+        pytest.param(recorded(5, path="other.pt", attempt=2), id="recorded elsewhere"),
+        pytest.param(recorded(9, path="checkpoint_5.pt", attempt=2), id="written over"),
+        pytest.param(
+            CheckpointSetAside(
+                timestamp=1.0, attempt=2, step=5, checkpoint_path="checkpoint_5.pt", reason="rotten", moved_to=None
+            ),
+            id="set aside",
+        ),
+    ],
+)
+def test_a_checkpoint_that_is_gone_is_not_superseded_any_more(record):
+    records = [*superseded_at_5(), record]
+
+    assert [] == session_of(*records).checkpoints_superseded
+    assert as_bytes(session_of(*records)) == as_bytes(session_of(*journals_in_turn(records)))
+
+
 def test_wall_time_is_booked_to_what_it_went_into():
     session = session_of(
         started(1, at=0.0),

@@ -9,9 +9,11 @@ from holdfast.records import (
     AnswerMarked,
     AnswerRecord,
     AnswersRecovered,
+    AttemptEnded,
     AttemptStarted,
     DamageFound,
     JobAdvanced,
+    OpenRequest,
     RequestLine,
     RequestLost,
     RequestRefused,
@@ -127,6 +129,31 @@ def test_what_is_committed_does_not_change_when_an_attempt_dies():
     records = [started(1), sent("r1", "0.10")]
 
     assert spent(*records).committed == spent(*records, started(2)).committed
+
+
+def test_what_a_run_that_nobody_writes_left_open_is_in_doubt():
+    session = begin_session(BEGINNING)
+    for record in (started(1), sent("r1", "0.10")):
+        take(session, record)
+
+    assert (Decimal("0.10"), 0) == (spending_of(session).reserved, spending_of(session).in_doubt)
+    dead = spending_of(session, is_alive=False)
+    assert (0, Decimal("0.10"), 1) == (dead.reserved, dead.in_doubt, dead.requests_in_doubt)
+    assert spending_of(session).committed == dead.committed
+
+
+def test_what_an_attempt_left_open_that_ended_in_good_order_is_in_doubt():
+    ended = AttemptEnded(timestamp=2.0, attempt=1, how="completed", error=None, wall_clock_hours=0.0)
+    spending = spent(started(1), sent("r1", "0.10"), ended)
+
+    assert (0, Decimal("0.10")) == (spending.reserved, spending.in_doubt)
+
+
+def test_a_request_before_any_attempt_is_known_is_under_way():
+    session = begin_session(BEGINNING)
+    session.api_requests_open["r1"] = OpenRequest(attempt=1, most=Decimal("0.10"))
+
+    assert (Decimal("0.10"), 0) == (spending_of(session).reserved, spending_of(session).in_doubt)
 
 
 def test_a_late_answer_settles_a_request_of_an_earlier_attempt():

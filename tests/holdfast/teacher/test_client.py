@@ -45,7 +45,7 @@ from holdfast.errors import (
     UnknownPrice,
 )
 from holdfast.reader import read_run
-from holdfast.responses import Intent, Outcome, ResponseStore, Verdict
+from holdfast.responses import Answered, Intent, Outcome, Refused, ResponseStore, Verdict
 from holdfast.run_responses import RunResponses
 from holdfast.teacher import AsyncTeacher, Endpoint, Limits, Patience, PriceTable
 from holdfast.teacher.transport import Delivered, Reply
@@ -612,6 +612,39 @@ def test_an_answer_of_no_use_is_asked_for_once_more_where_that_is_wanted(asked, 
     assert (2, 1, 2 * COST, COST) == (spending.answers, spending.answers_bad, spending.spent, spending.wasted)
 
 
+def test_an_answer_is_asked_for_once_more_under_another_idempotency_key(asked, tracker):
+    """Under the same one, a server that knows it would give the same answer again."""
+
+    def check(answer: Any) -> str | None:
+        return "bad"
+
+    transport = FakeTransport(failed(503), delivered("bad"), failed(503), delivered("bad"))
+    asked(tracker.responses, transport, "a", check=check, asks_again=True)
+
+    keys = [request.idempotency_key for request in transport.sent]
+    assert (keys[0], keys[2]) == (keys[1], keys[3])
+    assert keys[0] != keys[2]
+
+
+def test_an_answer_of_no_use_is_not_asked_for_again_while_it_is_closed(teacher_of, tracker):
+    transport = FakeTransport(otherwise=delivered("bad"))
+
+    async def work() -> Any:
+        async with teacher_of(tracker.responses, transport, asks_again=True) as teacher:
+            closing = []
+
+            def check(answer: Any) -> str | None:
+                closing.append(asyncio.get_running_loop().create_task(teacher.close(waits=True)))
+                return "bad"
+
+            (found,) = await asyncio.gather(teacher.ask("a", check=check), return_exceptions=True)
+            await asyncio.gather(*closing)
+        return found
+
+    assert isinstance(asyncio.run(work()), TeacherClosed)
+    assert 1 == len(transport.sent)
+
+
 def test_an_answer_of_no_use_is_asked_for_once_more_and_not_for_ever(asked, tracker):
     transport = FakeTransport(otherwise=delivered("bad"))
     found = asked(tracker.responses, transport, "a", "a", "a", check=lambda answer: "bad", asks_again=True)
@@ -681,6 +714,27 @@ def test_equal_questions_of_several_teachers_in_several_threads_share_one_reques
     assert (20, 5) == (len(found), len(set(found)))
     assert [1] * 5 == list(counts.by_prompt.values())
     assert is_consistent(tracker, folder)
+
+
+@pytest.mark.parametrize("is_answered", [True, False], ids=["answered", "refused"])
+def test_what_another_teacher_of_this_run_has_sent_is_waited_for(teacher_of, tracker, is_answered):
+    request = request_for("a")
+    (granted,) = tracker.responses.begin([Intent(request=request, most=COST)], budget=None)
+    ends = [
+        Answered(granted=granted, cost=COST, response=completion("from the other")),
+        Refused(granted=granted, reason="HTTP 400"),
+    ]
+
+    async def work() -> tuple[str, int]:
+        transport = FakeTransport(delivered("from this one"))
+        async with teacher_of(tracker.responses, transport) as teacher:
+            asking = asyncio.create_task(teacher.ask("a"))
+            await asyncio.sleep(0.08)
+            assert not asking.done()
+            tracker.responses.finish([ends[0] if is_answered else ends[1]])
+            return (await asking).text, len(transport.sent)
+
+    assert (("from the other", 0) if is_answered else ("from this one", 1)) == asyncio.run(work())
 
 
 def test_a_failure_is_heard_by_all_who_asked(teacher_of, tracker):
@@ -1072,6 +1126,19 @@ def test_a_count_beyond_all_reason_books_no_less_than_it_says(asked, tracker, pr
     assert answer.cost >= prices.of("teacher").worst_case(request_for(max_tokens=10).body)
 
 
+def test_counts_that_cannot_be_true_are_told_once(asked, tracker, caplog):
+    wrong = delivered(prompt=10**9)
+    asked(
+        tracker.responses,
+        FakeTransport(otherwise=wrong),
+        *"abc",
+        budget=Decimal(10**6),
+        parameters={"max_tokens": 10},
+    )
+
+    assert 1 == sum("cannot be true" in message for message in caplog.messages)
+
+
 def test_real_answers_with_wrong_counts_book_no_less_than_was_charged(asked, tracker):
     faults = Faults(script=[Fault.WRONG_USAGE] * 3)
     with TeacherServer(faults=faults, prices=(Decimal(1), Decimal(1), Decimal(2))) as server:
@@ -1141,7 +1208,7 @@ def test_with_a_budget_a_request_without_a_bound_is_not_sent(asked, tracker, fol
 
 
 def test_without_a_budget_a_request_without_a_bound_is_sent(asked, tracker):
-    found = asked(tracker.responses, FakeTransport(), parameters={"n": "two"})
+    found = asked(tracker.responses, FakeTransport(), parameters={"max_tokens": "ten"})
 
     assert "4" == found[0].text
 

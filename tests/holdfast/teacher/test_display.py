@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from decimal import Decimal
 
+import pytest
+
 from holdfast.records import Spending
 from holdfast.teacher.display import shown_job
 from holdfast.testing import FakeClock
@@ -17,12 +19,12 @@ class Terminal(io.StringIO):
         return True
 
 
-def lines_of(clock: FakeClock, *moments: tuple[float, int, Spending], num_questions: int | None = 100) -> list[str]:
+def lines_of(clock: FakeClock, *moments: tuple[float, int, Spending], num_questions: int = 100) -> list[str]:
     stream = io.StringIO()
-    with shown_job(num_questions=num_questions, stream=stream, clock=clock) as progress:
+    with shown_job(stream=stream, clock=clock) as progress:
         for seconds, done, spending in moments:
             clock.advance(seconds)
-            progress.advance(done, spending)
+            progress.advance(done, num_questions, spending)
     return stream.getvalue().splitlines()
 
 
@@ -56,19 +58,27 @@ def test_the_pace_is_that_of_the_last_minute(clock: FakeClock) -> None:
     assert lines[-1].startswith("generate: 5,090 of 6,000  1.0/s")
 
 
-def test_without_a_pace_or_a_number_no_time_is_promised(clock: FakeClock) -> None:
+def test_without_a_pace_no_time_is_promised(clock: FakeClock) -> None:
     assert ["generate: 0 of 100  0.0/s"] == lines_of(clock, (10, 0, Spending()))
-    assert ["generate: 5  0.5/s"] == lines_of(clock, (10, 5, Spending()), num_questions=None)
 
 
 def test_on_a_terminal_it_is_a_bar(clock: FakeClock) -> None:
     stream = Terminal()
 
-    with shown_job(num_questions=100, stream=stream, clock=clock) as progress:
+    with shown_job(stream=stream, clock=clock) as progress:
         clock.advance(10)
-        progress.advance(20, SPENT)
+        progress.advance(20, 100, SPENT)
 
     said = stream.getvalue()
     assert "generate" in said
     assert "20/100" in said
     assert "2.0/s  $1.25 spent" in said
+
+
+def test_an_error_before_the_first_question_is_not_shown_below_a_bar(clock: FakeClock) -> None:
+    stream = Terminal()
+
+    with pytest.raises(ValueError, match="malformed"), shown_job(stream=stream, clock=clock):
+        raise ValueError("malformed")
+
+    assert "" == stream.getvalue()

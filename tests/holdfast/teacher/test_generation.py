@@ -35,10 +35,10 @@ class Watcher:
     """Remembers what it was told."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[int, Spending]] = []
+        self.told: list[tuple[int, int, Spending]] = []
 
-    def advance(self, done: int, spending: Spending) -> None:
-        self.told.append((done, spending))
+    def advance(self, done: int, num_questions: int, spending: Spending) -> None:
+        self.told.append((done, num_questions, spending))
 
 
 @pytest.fixture
@@ -92,7 +92,9 @@ def test_whoever_watches_hears_the_end_and_the_run_knows_it_too(
 
     result = run(job, prices, progress=watcher)
 
-    assert (3, server.counts.dollars) == (watcher.told[-1][0], watcher.told[-1][1].spent)
+    assert (0, 3, Spending()) == watcher.told[0]
+    assert (3, 3, result.spending) == watcher.told[-1]
+    assert server.counts.dollars == result.spending.spent
     session = RunReader(job.folder).session()
     assert (3, 3) == (session.steps_completed, session.total_steps_target)
     assert spending_of(session) == result.spending

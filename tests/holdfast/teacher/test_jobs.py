@@ -131,7 +131,7 @@ def test_a_list_of_failures_names_the_sample_and_the_tools(
     job.write(store, {})
 
     (failed,) = lines_of(job.failed)
-    assert (1, tools) == (failed["sample"], failed["tools"])
+    assert (1, tools) == (failed["failed_sample"], failed["tools"])
 
 
 def test_a_reason_is_not_told_of_what_has_an_answer_by_now(
@@ -204,3 +204,12 @@ def test_a_job_is_another_one_where_its_answers_would_be_others(make_job: Callab
 
     assert all(config["job"] == "generate" for config in configs)
     assert [0, 1, 2] == [configs.index(config) for config in configs]
+
+
+def test_a_list_of_failures_can_be_asked_again(make_job: Callable[..., GenerationJob], store: ResponseStore) -> None:
+    job = make_job({"prompt": "a", "id": 1}, {"messages": [{"role": "user", "content": "b"}]}, samples=2)
+    job.write(store, {})
+
+    again = make_job(*lines_of(job.failed), out="E.jsonl")
+
+    assert ["a", "a", "b", "b"] == [question.prompt.messages[0]["content"] for question in again.questions()]
