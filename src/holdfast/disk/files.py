@@ -19,7 +19,10 @@ from holdfast.errors import DiskFull, StorageUnwritable
 __all__ = ["REAL_DISK", "Disk", "storage_errors"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY}
+_UNWRITABLE = {
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    errno.ENOTEMPTY,
+}
 _CANNOT_SYNC_FOLDERS = {errno.EINVAL, errno.ENOTSUP}
 _SYNC_TO_THE_PLATE = getattr(fcntl, "F_FULLFSYNC", None)
 

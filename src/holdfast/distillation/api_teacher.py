@@ -33,7 +33,7 @@ def opened_teacher(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterat
     endpoint, prices, model = _endpoint(config), PriceTable.load(config.prices), config.model
     with _opened_store(config, tracker) as store:
         teacher = Teacher(
-            lambda: AsyncTeacher(
+            AsyncTeacher(
                 model,
                 store=store,
                 endpoint=endpoint,

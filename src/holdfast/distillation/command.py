@@ -62,8 +62,8 @@ def _parser(recipe: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m training.distill_{recipe}",
         description="Train, keep everything, and go on where it was left: kill it and start the same command again.",
-        epilog="Exit codes: 0 complete, 2 an error, 75 stopped by a signal or by a teacher that is away (start the same "
-        "command again).",
+        epilog="Exit codes: 0 complete, 2 an error, 75 stopped by a signal or by a teacher that is away (start the "
+        "same command again).",
     )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="overrides of single config keys")
     parser.add_argument("--config", nargs="+", type=Path, default=[], metavar="YAML", help="later files win")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
@@ -81,7 +82,7 @@ class AsyncTeacher:
         model: str,
         *,
         store: ResponseStore,
-        endpoint: Endpoint,
+        endpoint: Endpoint | None = None,
         prices: PriceTable | None = None,
         budget: Decimal | None = None,
         limits: Limits | None = None,
@@ -98,7 +99,7 @@ class AsyncTeacher:
         Args:
             model: Its name at the API.
             store: Where answers are kept: `tracker.responses`, or a `SharedStore`.
-            endpoint: Address and key.
+            endpoint: Address and key; those of the environment where not given.
             prices: What models cost; the table that comes with holdfast where not given.
             budget: US dollars that may be spent in this store; with None, a model without a price counts as free.
             limits: Requests at once and per minute.
@@ -114,6 +115,7 @@ class AsyncTeacher:
             UnknownPrice: a budget is set and the price of the model is not known.
             ConfigError: a limit is not above 0.
         """
+        endpoint = endpoint or Endpoint.of(os.environ)
         self.form = RequestForm(base_url=endpoint.base_url, model=model, parameters=dict(parameters or {}))
         self._endpoint = endpoint
         self._store = store

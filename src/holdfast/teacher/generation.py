@@ -20,6 +20,7 @@ from typing import Protocol
 from holdfast.errors import (
     AnswerUnusable,
     BudgetExhausted,
+    TeacherError,
     TeacherRefused,
     TeacherUnreachable,
 )
@@ -40,9 +41,10 @@ __all__ = ["Asked", "Engine", "JobProgress", "JobResult", "LocalEngine", "Teache
 
 log = logging.getLogger("holdfast")
 
-REFUSES_ALL = frozenset({301, 302, 303, 307, 308, 401, 402, 403, 404, 405, 429})
+FORBIDDEN = 403
+REFUSES_ALL = frozenset({301, 302, 303, 307, 308, 401, 402, 404, 405, 429})
 """Refusals that no other prompt would escape; a 429 is refused for good only where no money is left."""
-_SECONDS_BETWEEN_REPORTS = 2.0
+_SECONDS_BETWEEN_REPORTS = 1.0
 _LEAST_UNREACHABLE = 4
 """Questions in a row without any answer before a job stops: one alone may be at fault itself."""
 _WINDOW = 4
@@ -269,7 +271,7 @@ class _Asking:
         self._num_unreachable = 0
         """In a row: no other question has brought an answer from the teacher meanwhile."""
         self._num_bought = 0
-        self._unreachable: TeacherUnreachable | None = None
+        self._unreachable: TeacherError | None = None
         self._fatal: Exception | None = None
 
     async def ask_all(self, questions: Iterator[Question], stop: asyncio.Event, *, window: int) -> None:
@@ -324,14 +326,18 @@ class _Asking:
             self.asked.reasons[key] = str(error)
             self.asked.is_over_budget = True
         except TeacherUnreachable as error:
-            self._note_unreachable(key, error)
+            self._note_in_vain(key, error)
         except TeacherRefused as error:
+            if error.status == FORBIDDEN:
+                # The key may do nothing, or this one prompt is what nobody may ask: the others tell.
+                self._note_in_vain(key, error)
+                return
             self._num_unreachable = 0
             self.asked.reasons[key] = str(error)
             if error.status in REFUSES_ALL:
                 raise
 
-    def _note_unreachable(self, key: str, error: TeacherUnreachable) -> None:
+    def _note_in_vain(self, key: str, error: TeacherError) -> None:
         self.asked.reasons[key] = str(error)
         num_bought = self._store.spending().answers
         if num_bought != self._num_bought:

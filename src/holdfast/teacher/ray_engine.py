@@ -32,7 +32,7 @@ from holdfast.rules.requests import teacher_request
 from holdfast.teacher.answers import Answer
 from holdfast.teacher.client import AsyncTeacher
 from holdfast.teacher.endpoint import Endpoint
-from holdfast.teacher.generation import REFUSES_ALL, Asked, TeacherSettings
+from holdfast.teacher.generation import FORBIDDEN, REFUSES_ALL, Asked, TeacherSettings
 from holdfast.teacher.jobs import GenerationJob
 from holdfast.teacher.limits import Limits
 from holdfast.teacher.shared_store import SharedStore
@@ -97,7 +97,7 @@ class _Asker:
         self._base_url = settings.endpoint.base_url
         self._store = SharedStore.open(store_url, account=account)
         self._teacher = Teacher(
-            lambda: AsyncTeacher(
+            AsyncTeacher(
                 model,
                 store=self._store,
                 endpoint=Endpoint(base_url=self._base_url, api_key=key),
@@ -178,7 +178,7 @@ def _end_of(future: Future[Answer]) -> tuple[str, str]:
     except TeacherUnreachable as error:
         return _FAILED, str(error)
     except TeacherRefused as error:
-        return (_FATAL if error.status in REFUSES_ALL else _FAILED), str(error)
+        return (_FATAL if error.status in REFUSES_ALL | {FORBIDDEN} else _FAILED), str(error)
     except HoldfastError as error:
         return _FATAL, str(error)
     return _ANSWERED, ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -20,26 +20,22 @@ T = TypeVar("T")
 
 
 class Teacher:
-    """An `AsyncTeacher` in a thread of its own: `with Teacher(lambda: AsyncTeacher(…)) as teacher`.
+    """An `AsyncTeacher` in a thread of its own: `with Teacher(AsyncTeacher(…)) as teacher`.
 
     Every method may be called from any thread; equal questions of several threads share one answer.
     """
 
-    def __init__(self, make: Callable[[], AsyncTeacher]) -> None:
-        """`make` is called once, in that thread; what it raises is raised here."""
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="holdfast-teacher", daemon=True)
-        self._thread.start()
+    def __init__(self, teacher: AsyncTeacher) -> None:
+        """Take a teacher that nobody else uses."""
+        self._teacher = teacher
         self._closing = threading.Lock()
         """Held while it is closed: a second thread that closes it waits for the first."""
         self._asking = threading.Lock()
         """Held for a moment: behind the end of the loop nobody would ever answer."""
         self._is_closing = False
-        try:
-            self._teacher = self._submit(_made(make)).result()
-        except BaseException:
-            self._stop()
-            raise
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="holdfast-teacher", daemon=True)
+        self._thread.start()
 
     def __enter__(self) -> Self:
         return self
@@ -99,7 +95,3 @@ class Teacher:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-
-async def _made(make: Callable[[], AsyncTeacher]) -> AsyncTeacher:
-    return make()

@@ -64,7 +64,7 @@ def asked(open_tracker):
     def open_it(server: TeacherServer, **parameters: object) -> Teacher:
         tracker = open_tracker()
         teacher = Teacher(
-            lambda: AsyncTeacher(
+            AsyncTeacher(
                 "teacher",
                 store=tracker.responses,
                 endpoint=Endpoint(base_url=server.base_url),

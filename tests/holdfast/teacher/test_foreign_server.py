@@ -78,7 +78,7 @@ def tracker(open_tracker):
 def test_a_foreign_server_is_asked_once(base_url, model_folder, tracker):
     def teacher() -> Teacher:
         return Teacher(
-            lambda: AsyncTeacher(
+            AsyncTeacher(
                 str(model_folder),
                 store=tracker.responses,
                 endpoint=Endpoint(base_url=base_url),
@@ -102,7 +102,7 @@ def test_the_official_clients_own_objects_are_messages(base_url, model_folder, t
     history = [*QUESTION, said.choices[0].message, {"role": "user", "content": "And a set?"}]
     as_dicts = [*QUESTION, {"role": "assistant", "content": said.choices[0].message.content}, history[-1]]
     with Teacher(
-        lambda: AsyncTeacher(
+        AsyncTeacher(
             str(model_folder),
             store=tracker.responses,
             endpoint=Endpoint(base_url=base_url),

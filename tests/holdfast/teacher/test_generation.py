@@ -153,7 +153,7 @@ def test_somebody_who_watches_and_fails_stops_the_job(
     assert server.counts.requests < 50
 
 
-@pytest.mark.parametrize("status", [301, 307, 401, 402, 403, 404, 405])
+@pytest.mark.parametrize("status", [301, 307, 401, 402, 404, 405])
 def test_a_refusal_that_no_other_prompt_would_escape_ends_the_job_at_once(
     make_job: Callable[..., GenerationJob], prices: PriceTable, status: int
 ) -> None:
@@ -174,6 +174,28 @@ def test_a_refusal_that_no_other_prompt_would_escape_ends_the_job_at_once(
 
     assert 1 == num_asked
     assert not job.out.exists()
+
+
+def test_what_is_forbidden_to_one_prompt_stops_the_others_only_where_it_is_forbidden_to_all(
+    make_job: Callable[..., GenerationJob], prices: PriceTable
+) -> None:
+    """A key that may do nothing, or a prompt that nobody may ask: both are HTTP 403."""
+    num_asked = 0
+
+    async def refuse(request: Request, connection: Connection) -> None:
+        nonlocal num_asked
+        num_asked += 1
+        await connection.send(error_response(403, "Not allowed."))
+
+    thread = HttpThread(refuse, lambda error: error_response(error.status, str(error)), port=0)
+    try:
+        job = make_job(20, base_url=f"http://127.0.0.1:{thread.port}/v1")
+        with pytest.raises(TeacherRefused, match="HTTP 403: Not allowed"):
+            run(job, prices, concurrency=1)
+    finally:
+        thread.close()
+
+    assert 4 == num_asked
 
 
 def test_a_question_that_never_gets_through_does_not_stop_the_others(

@@ -11,7 +11,7 @@ from teaching import EAGER, URL, FakeTransport, delivered, failed, price_table_a
 
 from holdfast import ProgressTracker, RunReader
 from holdfast.disk.run_folder import RunFolder
-from holdfast.errors import AnswerUnusable, ConfigError, RequestError, TeacherClosed, TeacherRefused
+from holdfast.errors import AnswerUnusable, RequestError, TeacherClosed, TeacherRefused
 from holdfast.teacher import AsyncTeacher, Endpoint, Limits, PriceTable, Teacher
 from holdfast.teacher.transport import Reply
 from holdfast.testing import TeacherServer
@@ -37,7 +37,7 @@ def teacher_of(tracker, tmp_path):
             "patience": EAGER,
             "transport": None if isinstance(transport, str) else transport,
         }
-        made.append(Teacher(lambda: AsyncTeacher("teacher", **(arguments | how))))
+        made.append(Teacher(AsyncTeacher("teacher", **(arguments | how))))
         return made[-1]
 
     yield make
@@ -137,29 +137,6 @@ def test_one_answer_of_many_that_fails_does_not_stop_the_others(teacher_of, trac
 
         assert isinstance(futures[0].exception(10), TeacherRefused)
         assert ["said b", "said c"] == [future.result(10).text for future in futures[1:]]
-
-
-@pytest.mark.parametrize("error", [ConfigError("no"), ValueError("no")], ids=repr)
-def test_what_making_it_raises_is_raised_and_its_thread_ends(error):
-    def make() -> AsyncTeacher:
-        raise error
-
-    before = threading.active_count()
-    with pytest.raises(type(error)):
-        Teacher(make)
-    assert before == threading.active_count()
-
-
-def test_it_is_made_in_the_thread_in_which_it_works(tracker):
-    made_in = []
-
-    def make() -> AsyncTeacher:
-        made_in.append((threading.current_thread().name, asyncio.get_running_loop()))
-        return AsyncTeacher("m", store=tracker.responses, endpoint=Endpoint(base_url=URL), transport=FakeTransport())
-
-    with Teacher(make):
-        pass
-    assert ["holdfast-teacher"] == [name for name, _ in made_in]
 
 
 def test_closing_twice_does_nothing(teacher_of):
