@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -301,15 +302,22 @@ class AnswerJournal:
         path = self._journal.journal.path
         places = LineIndex(self._folder.answer_index, disk=self._disk)
         known = places.load()
-        if not line_continues(path, known):
-            places.forget()
-            known = JournalMark()
-        for line in scan(path, start=known.num_bytes):
-            if isinstance(line, Line):
-                places.put(_key_decoder.decode(line.content).prompt_hash, (line.offset, len(line.content)))
+        if not known.num_bytes or not line_continues(path, known):
+            places.make(_places_in(path, start=0))
+            if len(places):
+                places.save(self._journal.journal.mark)
+            return places
+        for key, place in _places_in(path, start=known.num_bytes):
+            places.put(key, place)
         if places.is_save_due:
             places.save(self._journal.journal.mark)
         return places
+
+
+def _places_in(path: Path, *, start: int) -> Iterator[tuple[str, Place]]:
+    for line in scan(path, start=start):
+        if isinstance(line, Line):
+            yield _key_decoder.decode(line.content).prompt_hash, (line.offset, len(line.content))
 
 
 _COST = re.compile(rb'"cost":(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)[,}]')

@@ -164,7 +164,7 @@ class RunResponses:
         if answer is None or isinstance(answer.problem, str):
             # What came with a problem counts as of no use already.
             return
-        request_id = answer.request_id if isinstance(answer.request_id, str) else ""
+        request_id = _request_of(answer)
         with self._lock:
             self._require_open()
             if (request_id or key) not in self._writer.session.api_responses_marked:
@@ -218,8 +218,9 @@ class RunResponses:
         key = intent.request.key
         if key in self._under_way:
             return Busy(holder="this process", seconds=_SECONDS_TO_LOOK_AGAIN)
-        answer = None if intent.replaces else self._journal.get(key)
-        if answer is not None:
+        answer = self._journal.get(key)
+        # Another one may have replaced it by now.
+        if answer is not None and not (intent.replaces and self._is_of_no_use(answer)):
             return answer
         if budget is not None:
             spending = spending_of(self._writer.session)
@@ -233,6 +234,10 @@ class RunResponses:
         )
         self._under_way[key] = granted.request_id
         return granted
+
+    def _is_of_no_use(self, answer: AnswerRecord) -> bool:
+        marked = self._writer.session.api_responses_marked
+        return isinstance(answer.problem, str) or (_request_of(answer) or answer.prompt_hash) in marked
 
     def _finish_what_was_refused(self) -> None:
         """Before anything else is paid for; and the money that it holds is free for others then."""
@@ -294,6 +299,10 @@ class RunResponses:
             self._served = msgspec.structs.replace(
                 self._served, count=self._served.count + 1, cost=self._served.cost + answer.cost
             )
+
+
+def _request_of(answer: AnswerRecord) -> str:
+    return answer.request_id if isinstance(answer.request_id, str) else ""
 
 
 def _end_line(outcome: Refused | Lost, whose: dict[str, Any]) -> RequestLine:

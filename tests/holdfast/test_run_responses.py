@@ -585,6 +585,19 @@ def test_an_answer_of_no_use_may_be_asked_for_once_more_and_the_newest_counts(op
     assert ("about a", msgspec.UNSET) == (found.response["text"], found.problem)
 
 
+def test_an_answer_that_is_of_use_is_not_replaced(open_tracker):
+    """Whoever wanted another one is given what somebody else has got in the meantime."""
+    store = open_tracker().responses
+    keep(store, "a")
+    again = Intent(request=intent("a").request, most=CENT, replaces=True)
+
+    (good,) = store.begin([again], budget=None)
+    store.mark(key_of("a"), "too short")
+    (verdict,) = store.begin([again], budget=None)
+    assert "about a" == good.response["text"]
+    assert isinstance(verdict, Granted)
+
+
 def do_everything(tracker: ProgressTracker, name: str = "") -> None:
     """Every way in which a request can begin and end, in one attempt."""
     store = tracker.responses

@@ -20,7 +20,7 @@ __all__ = ["REAL_DISK", "Disk", "storage_errors"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UNWRITABLE = {
-    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EEXIST),
     errno.ENOTEMPTY,
 }
 _CANNOT_SYNC_FOLDERS = {errno.EINVAL, errno.ENOTSUP}

@@ -130,9 +130,7 @@ class AsyncTeacher:
         self._on_failure = on_failure
         self._clock = clock
         self._chance = chance or random.Random()  # noqa: S311 - jitter is no secret
-        self._transport = transport or HttpTransport(
-            endpoint, self._patience, most_connections=self._limits.concurrency, clock=clock
-        )
+        self._transport = transport or HttpTransport(endpoint, self._patience, clock=clock)
         self._gate = Gate(self._limits, steady=clock.steady)
         self._commits = GroupCommit(store, budget=budget, full_disk_seconds=self._patience.full_disk_seconds)
         self._under_way: dict[str, asyncio.Task[AnswerRecord]] = {}

@@ -80,33 +80,29 @@ class Transport(Protocol):
 class HttpTransport:
     """HTTP/1.1 with kept connections; redirects are not followed, since they would carry the key elsewhere."""
 
-    def __init__(
-        self, endpoint: Endpoint, patience: Patience, *, most_connections: int, clock: Clock = SYSTEM_CLOCK
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, patience: Patience, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._endpoint = endpoint
         self._patience = patience
         self._clock = clock
         headers = {"User-Agent": "holdfast", "Content-Type": "application/json"}
         if endpoint.api_key is not None:
             headers["Authorization"] = f"Bearer {endpoint.api_key}"
-        self._client = httpx2.AsyncClient(
-            headers=headers,
-            timeout=httpx2.Timeout(None, connect=patience.connect_seconds),
-            limits=httpx2.Limits(max_connections=most_connections, max_keepalive_connections=most_connections),
-            follow_redirects=False,
-        )
+        self._headers = headers
+        self._tls = httpx2.create_ssl_context()
+        self._clients: list[httpx2.AsyncClient] = []
+        self._idle_clients: list[httpx2.AsyncClient] = []
+        self._urls: dict[str, httpx2.URL] = {}
 
     async def send(self, request: TeacherRequest) -> Reply:
         """See `Transport`."""
         # Whatever the caller's own program reads, here an answer comes in one piece.
         content = msgspec.json.encode({name: each for name, each in request.body.items() if name not in _OF_STREAMS})
         headers = {"Idempotency-Key": request.idempotency_key}
-        message = self._client.build_request(
-            "POST", f"{request.base_url}/chat/completions", content=content, headers=headers
-        )
+        client = self._idle_clients.pop() if self._idle_clients else self._new_client()
         try:
+            message = client.build_request("POST", self._url(request.base_url), content=content, headers=headers)
             async with asyncio.timeout(self._patience.answer_seconds):
-                return await self._exchange(message)
+                return await self._exchange(client, message)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
             reason = f"no connection to {request.base_url} ({self._said(error)})"
             return Failed(reason=reason, is_retryable=True, may_have_been_paid=False)
@@ -121,15 +117,35 @@ class HttpTransport:
         except httpx2.DecodingError as error:
             reason = f"the body could not be decompressed ({self._said(error)})"
             return Failed(reason=reason, is_retryable=True, may_have_been_paid=True)
+        finally:
+            self._idle_clients.append(client)
 
     async def close(self) -> None:
         """See `Transport`."""
-        await self._client.aclose()
+        for client in self._clients:
+            await client.aclose()
 
-    async def _exchange(self, message: httpx2.Request) -> Reply:
+    def _new_client(self) -> httpx2.AsyncClient:
+        """One for each request under way: a pool looks at all its idle connections, twice for each request."""
+        client = httpx2.AsyncClient(
+            headers=self._headers,
+            timeout=httpx2.Timeout(None, connect=self._patience.connect_seconds),
+            limits=httpx2.Limits(max_connections=1, max_keepalive_connections=1),
+            follow_redirects=False,
+            verify=self._tls,
+        )
+        self._clients.append(client)
+        return client
+
+    def _url(self, base_url: str) -> httpx2.URL:
+        if base_url not in self._urls:
+            self._urls[base_url] = httpx2.URL(f"{base_url}/chat/completions")
+        return self._urls[base_url]
+
+    async def _exchange(self, client: httpx2.AsyncClient, message: httpx2.Request) -> Reply:
         try:
             async with asyncio.timeout(self._patience.first_byte_seconds):
-                response = await self._client.send(message, stream=True)
+                response = await client.send(message, stream=True)
         except TimeoutError:
             reason = f"not a byte within {self._patience.first_byte_seconds:g} s"
             return Failed(reason=reason, is_retryable=True, may_have_been_paid=True)

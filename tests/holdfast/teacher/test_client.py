@@ -612,6 +612,59 @@ def test_an_answer_of_no_use_is_asked_for_once_more_where_that_is_wanted(asked, 
     assert (2, 1, 2 * COST, COST) == (spending.answers, spending.answers_bad, spending.spent, spending.wasted)
 
 
+def test_an_answer_of_no_use_is_replaced_once_by_all_teachers_of_a_run(teacher_of, asked, tracker):
+    def check(answer: Any) -> str | None:
+        return None if answer.text == "good" else "bad"
+
+    asked(tracker.responses, FakeTransport(delivered("bad")), "a", check=check)
+
+    async def work() -> list[str]:
+        held = Held(delivered("good"))
+        other = FakeTransport(otherwise=delivered("good"))
+        async with (
+            teacher_of(tracker.responses, FakeTransport(held), asks_again=True) as first,
+            teacher_of(tracker.responses, other, asks_again=True) as second,
+        ):
+            asking = [asyncio.create_task(first.ask("a", check=check))]
+            await held.is_sent.wait()
+            asking.append(asyncio.create_task(second.ask("a", check=check)))
+            await asyncio.sleep(0.08)
+            held.may_arrive.set()
+            texts = [answer.text for answer in await asyncio.gather(*asking)]
+        assert [] == other.sent
+        return texts
+
+    assert ["good", "good"] == asyncio.run(work())
+
+
+def test_an_answer_that_is_being_kept_while_it_is_closed_is_kept(teacher_of, tracker, folder):
+    class SlowToFinish(SlowStore):
+        def begin(self, intents: Sequence[Intent], *, budget: Decimal | None) -> list[Verdict]:
+            return self._store.begin(intents, budget=budget)
+
+        def finish(self, outcomes: Sequence[Outcome]) -> None:
+            self.is_asked.set()
+            assert self.may_go_on.wait(30)
+            self._store.finish(outcomes)
+
+    slow = SlowToFinish(tracker.responses)
+
+    async def work() -> Any:
+        async with teacher_of(slow, FakeTransport()) as teacher:
+            asking = asyncio.create_task(teacher.ask("2 + 2?"))
+            await asyncio.to_thread(slow.is_asked.wait)
+            closing = asyncio.create_task(teacher.close())
+            await asyncio.sleep(0.01)
+            slow.may_go_on.set()
+            await closing
+        return (await asyncio.gather(asking, return_exceptions=True))[0]
+
+    assert isinstance(asyncio.run(work()), asyncio.CancelledError)
+    assert "4" == tracker.responses.read(request_for().key).response["choices"][0]["message"]["content"]
+    assert 0 == tracker.responses.spending().requests_in_doubt
+    assert is_consistent(tracker, folder)
+
+
 def test_an_answer_is_asked_for_once_more_under_another_idempotency_key(asked, tracker):
     """Under the same one, a server that knows it would give the same answer again."""
 

@@ -37,7 +37,6 @@ def sent_to(
         transport = HttpTransport(
             endpoint or Endpoint(base_url=base_url, api_key=KEY),
             patience or Patience(connect_seconds=2.0),
-            most_connections=4,
             **({} if clock is None else {"clock": clock}),
         )
         try:
@@ -308,7 +307,7 @@ def test_what_is_no_http_may_have_cost_money():
 
             speaking = asyncio.create_task(speak())
             url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-            transport = HttpTransport(Endpoint(base_url=url), Patience(), most_connections=1)
+            transport = HttpTransport(Endpoint(base_url=url), Patience())
             reply = await transport.send(request_for(base_url=url))
             await speaking
             await transport.close()
@@ -373,7 +372,7 @@ def test_a_slow_body_is_not_cut_off_by_the_limit_of_the_first_byte():
 
 def test_a_transport_that_was_stopped_in_mid_answer_can_be_closed():
     async def stopped(url: str) -> None:
-        transport = HttpTransport(Endpoint(base_url=url), Patience(), most_connections=1)
+        transport = HttpTransport(Endpoint(base_url=url), Patience())
         sending = asyncio.create_task(transport.send(request_for(base_url=url)))
         await asyncio.sleep(0.1)
         sending.cancel()
