@@ -47,15 +47,17 @@ def generate(
     logprobs: Annotated[int | None, typer.Option(min=0, max=20, help="Top log-probabilities of each token.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Answers to each prompt.")] = 1,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Of one answer.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0)] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Of the sampling; the API's own if not given.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the first sample; each further one has the next.")] = None,
     parameter: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any other one of the request, its value as JSON.")
     ] = None,
     base_url: Annotated[str | None, typer.Option(help="Of the API; else OPENAI_BASE_URL, else OpenAI's own.")] = None,
     prices: Annotated[Path | None, typer.Option(help="A price table in YAML, in place of the one inside.")] = None,
-    requests_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
-    tokens_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="As the API allows.")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="Prompts and answers together.")] = None,
     attempts: Annotated[int, typer.Option(min=1, help="Tries of one request.")] = 8,
     answer_seconds: Annotated[float, typer.Option(min=0.001, help="The longest that one answer may take.")] = 3600.0,
     ask_again: Annotated[
@@ -72,13 +74,15 @@ def generate(
 ) -> None:
     """Ask a teacher every prompt of a file, once, and keep every answer.
 
-    Kill it and start the same command again: it goes on, and no answer is paid for twice. The key is read from
-    OPENAI_API_KEY.
+    Kill it and start the same command again: it goes on, and no answer is paid
+    for twice. The key is read from OPENAI_API_KEY.
 
-    Exit codes: 0 every prompt has its answer; 1 some have none, listed in OUT.failed.jsonl; 2 an error; 3 the budget
-    is used up; 75 stopped by a signal, start it again.
+    Exit codes: 0 every prompt has its answer; 1 some have none, listed in
+    OUT.failed.jsonl; 2 an error; 3 the budget is used up; 75 stopped by a
+    signal, start it again.
 
-    Example: holdfast generate --prompts P.jsonl --model gpt-4.1-mini --max-tokens 500 --budget 5.00 --out D.jsonl
+    Example: holdfast generate --prompts P.jsonl --model gpt-4.1-mini
+    --max-tokens 500 --budget 5.00 --out D.jsonl
     """
     from holdfast.teacher.endpoint import Endpoint
     from holdfast.teacher.forms import RequestForm
