@@ -148,7 +148,8 @@ def _engine(
     from holdfast.teacher.accounts import account_of
     from holdfast.teacher.ray_engine import RayEngine
 
-    return lambda _: RayEngine(settings=settings, store_url=store, account=account_of(job.folder))
+    account = account_of(job.folder)
+    return lambda on_failure: RayEngine(settings=settings, store_url=store, account=account, on_failure=on_failure)
 
 
 def _run(

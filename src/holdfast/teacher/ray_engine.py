@@ -30,11 +30,12 @@ from holdfast.errors import (
 from holdfast.responses import ResponseStore
 from holdfast.rules.requests import teacher_request
 from holdfast.teacher.answers import Answer
-from holdfast.teacher.client import AsyncTeacher
+from holdfast.teacher.client import AsyncTeacher, OnFailure
 from holdfast.teacher.endpoint import Endpoint
 from holdfast.teacher.generation import FORBIDDEN, REFUSES_ALL, Asked, TeacherSettings
 from holdfast.teacher.jobs import GenerationJob
 from holdfast.teacher.limits import Limits
+from holdfast.teacher.prompts import Prompt, problem_with_answer
 from holdfast.teacher.shared_store import SharedStore
 from holdfast.teacher.synchronous import Teacher
 
@@ -58,6 +59,7 @@ class RayEngine:
     settings: TeacherSettings
     store_url: str
     account: str
+    on_failure: OnFailure
 
     def ask_all(self, job: GenerationJob, store: ResponseStore, *, on_end: Callable[[int], None]) -> Asked:
         """See `Engine`; the answers are in the shared store when it returns.
@@ -83,6 +85,8 @@ class RayEngine:
         )
         asked = Asked()
         for number, row in enumerate(ends.iter_rows(), 1):
+            for retry_count, reason in msgspec.json.decode(row["failures"]):
+                self.on_failure(retry_count, reason)
             _note(asked, row)
             on_end(number)
         return asked
@@ -96,6 +100,7 @@ class _Asker:
         key = os.environ.get("OPENAI_API_KEY") or settings.endpoint.api_key
         self._base_url = settings.endpoint.base_url
         self._store = SharedStore.open(store_url, account=account)
+        self._failures: list[tuple[int, str]] = []
         self._teacher = Teacher(
             AsyncTeacher(
                 model,
@@ -106,17 +111,29 @@ class _Asker:
                 limits=settings.limits,
                 patience=settings.patience,
                 asks_again=settings.asks_again,
+                on_failure=lambda retry_count, error: self._failures.append((retry_count, str(error))),
             )
         )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Bring the answers of a batch into the store; says how each ended."""
-        asked = [
-            self._teacher.begin(teacher_request(self._base_url, msgspec.json.decode(body), sample=int(sample)))
-            for body, sample in zip(batch["body"], batch["sample"], strict=True)
-        ]
+        asked = [self._begun(*row) for row in zip(batch["body"], batch["sample"], batch["text"], strict=True)]
         ends = [_end_of(future) for future in asked]
-        return {"key": list(batch["key"]), "end": [end for end, _ in ends], "reason": [reason for _, reason in ends]}
+        # One row of the batch tells of all its failures.
+        failures, self._failures = self._failures, []
+        return {
+            "key": list(batch["key"]),
+            "end": [end for end, _ in ends],
+            "reason": [reason for _, reason in ends],
+            "failures": [msgspec.json.encode(failures).decode(), *["[]"] * (len(ends) - 1)],
+        }
+
+    def _begun(self, body: str, sample: int, text: str) -> Future[Answer]:
+        prompt = Prompt(line=0, messages=[], text=text or None)
+        return self._teacher.begin(
+            teacher_request(self._base_url, msgspec.json.decode(body), sample=int(sample)),
+            check=lambda answer: problem_with_answer(prompt, answer.message),
+        )
 
 
 def _join_cluster() -> None:
@@ -152,7 +169,9 @@ def _rows(job: GenerationJob) -> Iterator[dict[str, Any]]:
         if request.key not in seen:
             seen.add(request.key)
             # As text: a column of a table has one type, and bodies have many.
-            yield {"key": request.key, "sample": request.sample, "body": msgspec.json.encode(request.body).decode()}
+            body = msgspec.json.encode(request.body).decode()
+            text = question.prompt.text or ""
+            yield {"key": request.key, "sample": request.sample, "body": body, "text": text}
 
 
 def _shared(limits: Limits, concurrency: int, num_askers: int) -> Limits:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast import RunReader
 from holdfast.testing import Fault, Faults, TeacherServer
 
 START_CLUSTER = """
@@ -76,6 +77,8 @@ def test_two_workers_pay_once_and_write_what_one_process_writes(cluster, job, tm
     assert (tmp_path / "alone.jsonl").read_bytes() == (tmp_path / "ray.jsonl").read_bytes()
     assert (tmp_path / "alone.jsonl").read_bytes() == (tmp_path / "again.jsonl").read_bytes()
     assert 30 == json.loads(on_ray.stdout)["answers_bought"]
+    failed = RunReader.open(tmp_path / "ray.run").session()
+    assert sum(server.counts.faults.values()) >= failed.connection_failures == failed.connection_retries > 0
 
 
 def test_a_wrong_key_stops_the_job_with_one_sentence(cluster, job, tmp_path):
