@@ -49,7 +49,7 @@ from holdfast.teacher.forms import RequestForm
 from holdfast.teacher.limits import Gate, Limits, Place
 from holdfast.teacher.patience import Patience
 from holdfast.teacher.prices import PriceTable, Usage, is_plausible, price_of
-from holdfast.teacher.transport import Failed, HttpTransport, Reply, Transport, failure_said_in
+from holdfast.teacher.transport import Delivered, Failed, HttpTransport, Reply, Transport, failure_said_in
 from holdfast.wording import as_dollars_text
 
 __all__ = ["AsyncTeacher", "OnFailure"]
@@ -63,6 +63,7 @@ OnFailure = Callable[[int, object], None]
 _BYTES_A_TOKEN = 4
 """About, in prose: for the limit of tokens a minute alone."""
 _SECONDS_TO_LOOK_AGAIN = 0.2
+_LEVELS_TO_SPARE = 300
 _HINTS = {
     401: "Check OPENAI_API_KEY.",
     403: "Check what the API key may do.",
@@ -353,17 +354,20 @@ class AsyncTeacher:
             return kind(granted=granted, reason=reply.reason)
         response = _as_object(reply.body)
         if response is None:
-            raw = reply.body.decode("utf-8", "backslashreplace")
-            # What it cost is not known: the most that it can.
-            return Answered(
-                granted=granted, cost=granted.most, response={}, raw=raw, problem="its body is no JSON object"
-            )
+            return self._kept_to_the_letter(reply, granted, "its body is no JSON object")
+        if _is_too_deep(reply.body):
+            return self._kept_to_the_letter(reply, granted, "its body has too many levels")
         answered = Answered(granted=granted, cost=self._cost(response, granted), response=response)
         try:
             answer_in(answered.as_record(timestamp=0.0, session_id="", attempt=0))
         except ValueError as error:
             return dataclasses.replace(answered, problem=str(error))
         return answered
+
+    def _kept_to_the_letter(self, reply: Delivered, granted: Granted, problem: str) -> Answered:
+        raw = reply.body.decode("utf-8", "backslashreplace")
+        # What it cost is not known: the most that it can.
+        return Answered(granted=granted, cost=granted.most, response={}, raw=raw, problem=problem)
 
     def _cost(self, response: Mapping[str, Any], granted: Granted) -> Decimal:
         """By the server's count, where it can be true; else the most that it can be."""
@@ -438,6 +442,19 @@ def _as_object(body: bytes) -> dict[str, Any] | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def _is_too_deep(body: bytes) -> bool:
+    """Whether somebody with less room on the stack could not read it back: nobody could open the run any more."""
+    return not _can_be_read(body, within=_LEVELS_TO_SPARE) and _can_be_read(b"{}", within=_LEVELS_TO_SPARE + 20)
+
+
+def _can_be_read(body: bytes, *, within: int) -> bool:
+    try:
+        msgspec.json.decode(b"[" * within + body + b"]" * within, type=msgspec.Raw)
+    except RecursionError:
+        return False
+    return True
 
 
 def _check(budget: Decimal | None, limits: Limits, patience: Patience) -> None:

@@ -121,7 +121,8 @@ class GroupCommit:
         results: Sequence[Any]
         try:
             results = do([job.item for job in jobs])
-        except Exception as error:
+        except BaseException as error:
+            # Whatever it is, it is for those who asked: without this thread they would wait for ever.
             results = [error] * len(jobs)
         loop = jobs[0].loop
         pairs = [(job.result, result) for job, result in zip(jobs, results, strict=True)]
@@ -159,7 +160,7 @@ def _resolve(pairs: list[tuple[asyncio.Future[Any], Any]]) -> None:
     for future, result in pairs:
         if future.cancelled():
             continue
-        if isinstance(result, Exception):
+        if isinstance(result, BaseException):
             future.set_exception(result)
         else:
             future.set_result(result)

@@ -47,9 +47,9 @@ from holdfast.errors import (
 from holdfast.reader import read_run
 from holdfast.responses import Answered, Intent, Outcome, Refused, ResponseStore, Verdict
 from holdfast.run_responses import RunResponses
-from holdfast.teacher import AsyncTeacher, Endpoint, Limits, Patience, PriceTable
+from holdfast.teacher import Answer, AsyncTeacher, Endpoint, Limits, Patience, PriceTable
 from holdfast.teacher.transport import Delivered, Reply
-from holdfast.testing import FakeClock, Fault, Faults, TeacherServer, forget_open_runs
+from holdfast.testing import FakeClock, Fault, Faults, FaultyDisk, PowerLost, TeacherServer, forget_open_runs
 from holdfast.testing.teacher_server.faults import FaultTimes
 from holdfast.testing.teacher_server.http_stub import Request, Response
 
@@ -179,6 +179,47 @@ def test_the_intent_is_on_disk_before_the_request_arrives(asked, tracker, folder
     assert ("request_sent", "teacher") == (line["event"], line["model"])
     assert request_for(base_url=server.base_url, max_tokens=10).key == line["prompt_hash"]
     assert float(most) == line["most"]
+
+
+@pytest.mark.parametrize("world", ["strict", "torn"])
+def test_wherever_the_power_goes_off_nothing_that_was_sent_is_forgotten_and_nothing_returned_is_lost(
+    asked, open_tracker, tmp_path, left_by_a_kill, world
+):
+    open_tracker(output_dir=tmp_path / "ended").close()
+
+    def ask_until_the_power_goes_off(disk: FaultyDisk, run: Path) -> tuple[list[str], list[Any]]:
+        transport, found = FakeTransport(), []
+        try:
+            store = open_tracker(output_dir=run, disk=disk).responses
+            for question in "ab":
+                found += asked(store, transport, question)
+                if not isinstance(found[-1], Answer):
+                    break
+        except PowerLost:
+            pass
+        forget_open_runs()
+        return [request.key for request in transport.sent], [each for each in found if isinstance(each, Answer)]
+
+    run = left_by_a_kill(tmp_path / "ended")
+    counting = FaultyDisk(run, tmp_path / "scratch")
+    assert 2 == len(ask_until_the_power_goes_off(counting, run)[1])
+    num_returned = set()
+    for number in range(counting.num_operations):
+        run, left = left_by_a_kill(tmp_path / "ended"), tmp_path / f"after_{number}"
+        disk = FaultyDisk(run, tmp_path / f"scratch_{number}", fails_at=number)
+        sent, returned = ask_until_the_power_goes_off(disk, run)
+        disk.after_power_loss(left, world, seed=number)
+        lines = RunFolder.under(left).requests
+        begun = [msgspec.json.decode(line)["prompt_hash"] for line in lines.read_bytes().splitlines()[: len(sent)]]
+        tracker = open_tracker(output_dir=left)
+        assert sent == begun
+        assert [each.response for each in returned] == [
+            tracker.responses.read(each.key).response for each in returned
+        ]
+        assert [] == RunReader.open(left).problems()
+        tracker.close()
+        num_returned.add(len(returned))
+    assert {0, 1, 2} >= num_returned >= {0, 1}
 
 
 def test_the_official_clients_messages_may_be_asked(asked, tracker):
@@ -494,6 +535,30 @@ def test_a_body_that_is_no_json_object_is_kept_to_the_letter_and_not_paid_for_ag
     assert 1 == spending.answers_bad
     assert kept.cost == spending.wasted == spending.spent > 0
     assert is_consistent(tracker, folder)
+
+
+@pytest.mark.parametrize("levels", [700, 800, 900, 940, 960, 980])
+def test_a_body_so_deep_that_only_some_could_read_it_back_is_kept_to_the_letter(
+    asked, tracker, open_tracker, folder, levels
+):
+    """Otherwise the run could not be opened any more by whoever has more on the stack."""
+    body = json.dumps(completion())[:-1] + ',"x":' + "[" * levels + "]" * levels + "}"
+    (error,) = asked(tracker.responses, FakeTransport(Delivered(body=body.encode(), is_json=True)))
+    tracker.close()
+    folder.session.unlink()
+
+    def opened(levels_below: int) -> ProgressTracker:
+        return open_tracker() if levels_below == 0 else opened(levels_below - 1)
+
+    assert isinstance(error, AnswerUnusable)
+    assert body == opened(100).responses.read(request_for().key).raw
+
+
+def test_a_body_of_many_levels_is_an_answer(asked, tracker):
+    body = json.dumps(completion())[:-1] + ',"x":' + "[" * 300 + "]" * 300 + "}"
+    (answer,) = asked(tracker.responses, FakeTransport(Delivered(body=body.encode(), is_json=True)))
+
+    assert "4" == answer.text
 
 
 def test_broken_json_of_a_real_server_is_kept_and_not_paid_for_again(asked, tracker):

@@ -15,6 +15,7 @@ from holdfast.records import AnswerRecord, Spending
 from holdfast.responses import Granted, Intent, Lost, Outcome, Verdict
 from holdfast.rules.requests import TeacherRequest
 from holdfast.teacher.commits import GroupCommit
+from holdfast.testing import PowerLost
 
 
 class FakeStore:
@@ -176,6 +177,18 @@ def test_a_store_that_refuses_to_begin_is_heard_by_all_who_asked(store, error):
     assert error in refused
     assert all(each is error or isinstance(each, Granted) for each in refused)
     assert (request_for(9).key, []) == (later.request_id, slept)
+
+
+def test_the_end_of_all_things_is_heard_by_who_asked_and_not_by_a_thread_alone(store):
+    store.errors["begin"] = [PowerLost()]
+
+    async def work(commits: GroupCommit) -> Verdict:
+        with pytest.raises(PowerLost):
+            await asyncio.wait_for(commits.begin(intent(1)), timeout=10)
+        return await asyncio.wait_for(commits.begin(intent(2)), timeout=10)
+
+    verdict, _ = using(store, work)
+    assert isinstance(verdict, Granted)
 
 
 def test_an_error_of_one_kind_does_not_touch_another(store):
