@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,9 @@ class Disk:
 
     def allocate(self, file: int, num_bytes: int) -> None:
         """Take so much space for an open file, so that it cannot run out of it."""
+        if sys.platform == "darwin":  # pragma: no cover - macOS has no such call.
+            os.pwrite(file, bytes(num_bytes), 0)
+            return
         os.posix_fallocate(file, 0, num_bytes)
 
     def sync(self, file: int) -> None:

@@ -155,6 +155,10 @@ class AsyncTeacher:
         """How many requests may be under way now."""
         return self._gate.allowed
 
+    def stop(self) -> None:
+        """Send no more; what is sent already comes to its end."""
+        self._is_closing = True
+
     async def close(self, *, waits: bool = False) -> None:
         """Let go of everything.
 
@@ -283,6 +287,9 @@ class AsyncTeacher:
             granted = await self._permission(intent)
             if isinstance(granted, AnswerRecord):
                 return granted
+            if self._is_closing:
+                await self._kept(Refused(granted=granted, reason="never sent"))
+                raise TeacherClosed
             self._sending.add(asyncio.current_task())
             try:
                 reply, outcome = await self._sent(granted)

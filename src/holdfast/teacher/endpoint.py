@@ -72,3 +72,9 @@ class Endpoint:
             for spelled in (self.api_key, html.escape(self.api_key), quote(self.api_key, safe=""), key_in_json):
                 text = text.replace(spelled, "***")
         return without_secrets(text[:longest])
+
+    def without_key(self, body: bytes) -> bytes:
+        """The body of an answer, without this key where a server repeats it."""
+        if self.api_key is None or len(self.api_key) < _LEAST_SECRET_LENGTH:
+            return body
+        return body.replace(self.api_key.encode(), b"***")

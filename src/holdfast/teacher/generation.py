@@ -312,7 +312,8 @@ class _Asking:
             self._num_ended += 1
             self._on_end(self._num_ended)
         except Exception as error:  # Whatever else it is, it ends the job.
-            self._fatal = error
+            self._fatal = self._fatal or error
+            self._teacher.stop()
 
     async def _ask_one(self, question: Question) -> None:
         key = question.request.key

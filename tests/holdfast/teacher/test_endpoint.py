@@ -109,3 +109,14 @@ def test_a_text_without_keys_stays_as_it_is():
 
 def test_a_key_so_short_that_words_contain_it_hides_nothing():
     assert "EMPTY is none" == Endpoint(api_key="EMPTY").hide_key("EMPTY is none")
+
+
+def test_an_answer_that_repeats_the_key_is_kept_without_it():
+    endpoint = Endpoint(api_key="sk-made-up-0123456789")
+
+    assert b'{"said": "***"}' == endpoint.without_key(b'{"said": "sk-made-up-0123456789"}')
+    assert b"as it is" == endpoint.without_key(b"as it is")
+
+
+def test_without_a_key_an_answer_stays_as_it_came():
+    assert b"as it is" == Endpoint(base_url="http://127.0.0.1:1/v1").without_key(b"as it is")
