@@ -473,5 +473,6 @@ def _check(budget: Decimal | None, limits: Limits, patience: Patience) -> None:
         ("attempts", patience.attempts),
         ("answer_seconds", patience.answer_seconds),
     ):
-        if value is not None and not value > 0:
+        # What is no number equals nothing, itself included.
+        if value is not None and (value != value or value <= 0):
             raise ConfigError(f"{name} must be above 0, got {value}.")

@@ -1336,6 +1336,7 @@ def test_without_a_budget_a_request_without_a_bound_is_sent(asked, tracker):
     [
         pytest.param({"budget": Decimal(0)}, id="budget"),
         pytest.param({"budget": Decimal(-1)}, id="negative budget"),
+        pytest.param({"budget": Decimal("NaN")}, id="budget that is no number"),
         pytest.param({"limits": Limits(concurrency=0)}, id="concurrency"),
         pytest.param({"limits": Limits(requests_per_minute=0)}, id="requests_per_minute"),
         pytest.param({"limits": Limits(tokens_per_minute=-1)}, id="tokens_per_minute"),
