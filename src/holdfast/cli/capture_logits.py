@@ -41,12 +41,13 @@ def capture_logits(
     from holdfast.distillation.capture import capture_logits as capture
     from holdfast.distillation.config import files_and_overrides, load_config
     from holdfast.distillation.display import hide_other_bars
+    from holdfast.distillation.recipe_kd import KdConfig
     from holdfast.distillation.sections import validated
     from holdfast.pytorch.interrupts import EXIT_PREEMPTED, Interrupts, StopRequested
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     hide_other_bars()
-    run_config = load_config(*files_and_overrides([*config, *(more or ())]))
+    run_config = load_config(KdConfig, *files_and_overrides([*config, *(more or ())]))
     settings = {
         "top_k": top_k,
         "temperature": run_config.loss.temperature if temperature is None else temperature,

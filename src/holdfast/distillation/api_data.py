@@ -92,6 +92,7 @@ class ApiData:
         self._coming: Iterator[int] = iter(())
         self._asked: deque[tuple[int, Future[Answer]]] = deque()
         self._told: set[int] = set()
+        self._num_counted: dict[tuple[int, ...], int] = {}
         self._require_room()
 
     def __len__(self) -> int:
@@ -116,7 +117,13 @@ class ApiData:
         self._ask_ahead()
         if not all(answer.done() for _, answer in asked):
             self.num_waits += 1
-        return self._joined([self._sample(index, answer) for index, answer in asked])
+        batch = self._joined([self._sample(index, answer) for index, answer in asked])
+        self._num_counted[tuple(indices)] = batch.num_counted()
+        return batch
+
+    def counts(self, indices: list[int]) -> dict[str, int]:
+        """The tokens that are predicted in a batch that was asked for before: nobody knows them earlier."""
+        return {"tokens": self._num_counted.pop(tuple(indices))}
 
     def _ask_ahead(self) -> None:
         for index in islice(self._coming, max(0, self._ahead_samples - len(self._asked))):

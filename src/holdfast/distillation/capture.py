@@ -23,12 +23,12 @@ from holdfast.disk.atomic import remove_partials, write_whole
 from holdfast.disk.files import REAL_DISK, Disk
 from holdfast.disk.lock import WriterLock
 from holdfast.distillation.captured_folder import CapturedFolder, CapturedFrom, CaptureManifest, ShardRecord
-from holdfast.distillation.config import RunConfig
 from holdfast.distillation.data import Source, TokenizedData, TopK, load_source, tokenized
 from holdfast.distillation.display import ShownProgress, shown_progress
 from holdfast.distillation.losses import IGNORED, next_token_targets
 from holdfast.distillation.models import require_vocabulary
 from holdfast.distillation.preparation import tokenizer_for
+from holdfast.distillation.recipe_kd import KdConfig
 from holdfast.distillation.sections import Section
 from holdfast.distillation.shards import ShardPlan, packed, planned
 from holdfast.distillation.teacher import load_teacher, teacher_folder
@@ -58,7 +58,7 @@ class CaptureSettings(Section):
 
 
 def capture_logits(
-    config: RunConfig, settings: CaptureSettings, out: Path, *, interrupts: Interrupts, disk: Disk = REAL_DISK
+    config: KdConfig, settings: CaptureSettings, out: Path, *, interrupts: Interrupts, disk: Disk = REAL_DISK
 ) -> CaptureManifest:
     """Fill a folder with the largest entries of a teacher's next-token distributions, or go on filling it.
 
@@ -191,7 +191,7 @@ class _Capture:
         self.folder.write_manifest(self.manifest)
 
 
-def _require_usable(folder: CapturedFolder, config: RunConfig) -> None:
+def _require_usable(folder: CapturedFolder, config: KdConfig) -> None:
     if not config.teacher.is_a_model:
         raise ConfigError(
             f"teacher.kind: {config.teacher.kind} is no model that could be run.",
@@ -206,7 +206,7 @@ def _require_usable(folder: CapturedFolder, config: RunConfig) -> None:
 
 
 def _begun(
-    folder: CapturedFolder, config: RunConfig, settings: CaptureSettings, source: Source, interrupts: Interrupts
+    folder: CapturedFolder, config: KdConfig, settings: CaptureSettings, source: Source, interrupts: Interrupts
 ) -> tuple[_Capture, Path]:
     """A capture whose folder has a manifest, with damage set aside, and the teacher's folder."""
     found = _found_manifest(folder)

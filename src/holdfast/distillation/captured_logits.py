@@ -37,6 +37,10 @@ class LogitsData:
     def __len__(self) -> int:
         return len(self._tokens)
 
+    def counts(self, indices: list[int]) -> dict[str, int]:
+        """The tokens of these samples that are predicted."""
+        return self._tokens.counts(indices)
+
     def batch(self, indices: list[int]) -> Batch:
         """The samples at these indices; positions that predict nothing have no entries."""
         batch = self._tokens.batch(indices)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import AliasChoices, Field
 
 from holdfast.distillation.data import DataConfig
-from holdfast.distillation.loop import ProgressConfig, TrainConfig
 from holdfast.distillation.losses import LossConfig
 from holdfast.distillation.models import StudentConfig
 from holdfast.distillation.sections import Section, validated
 from holdfast.distillation.teacher import TeacherConfig
+from holdfast.distillation.train_config import ProgressConfig, TrainConfig
 from holdfast.errors import ConfigError
 from holdfast.strict_yaml import StrictLoader
 
 __all__ = ["RunConfig", "TokenizerConfig", "files_and_overrides", "load_config"]
+
+ConfigT = TypeVar("ConfigT", bound="RunConfig")
 
 
 class TokenizerConfig(Section):
@@ -29,7 +31,7 @@ class TokenizerConfig(Section):
 
 
 class RunConfig(Section):
-    """A whole config; every section and key has a default."""
+    """What every recipe's config has; each recipe says what its `data` and `loss` hold. Everything has a default."""
 
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -40,36 +42,9 @@ class RunConfig(Section):
     loss: LossConfig = LossConfig()
     progress: ProgressConfig = ProgressConfig()
 
-    @model_validator(mode="after")
-    def _compares_hidden_states_with_a_model(self) -> RunConfig:
-        if self.loss.intermediate > 0 and not self.teacher.is_a_model:
-            raise ValueError(
-                f"loss.intermediate is {self.loss.intermediate}, and a teacher of kind {self.teacher.kind} has no "
-                "hidden states to compare: set loss.intermediate to 0"
-            )
-        return self
 
-    @model_validator(mode="after")
-    def _learns_what_a_paid_teacher_says(self) -> RunConfig:
-        if self.teacher.kind != "api":
-            return self
-        if self.data.path is None:
-            raise ValueError("a teacher of kind api answers prompts: set data.path to a file of them")
-        if self.loss.kd > 0 and self.teacher.logprobs is None:
-            raise ValueError(
-                f"loss.kd is {self.loss.kd}, and without teacher.logprobs an answer is text alone: set loss.kd to 0, "
-                "or ask for teacher.logprobs"
-            )
-        if self.loss.kd > 0 and self.loss.temperature != 1.0:
-            raise ValueError(
-                f"loss.temperature is {self.loss.temperature}, and an API's probabilities are not softened: set it "
-                "to 1"
-            )
-        return self
-
-
-def load_config(files: Sequence[Path], overrides: Sequence[str] = (), *, steps: int | None = None) -> RunConfig:
-    """Merge YAML files, later ones winning key by key, then `key.path=value` overrides, then `--steps`.
+def load_config(kind: type[ConfigT], files: Sequence[Path], overrides: Sequence[str] = ()) -> ConfigT:
+    """Merge YAML files, later ones winning key by key, then `key.path=value` overrides.
 
     Raises:
         ConfigError: a file is missing, no YAML or no mapping; a key is unknown; a value is unusable.
@@ -79,11 +54,9 @@ def load_config(files: Sequence[Path], overrides: Sequence[str] = (), *, steps: 
         content = _merged(content, _read(file))
     for override in overrides:
         content = _merged(content, _parsed(override))
-    if steps is not None:
-        content = _merged(content, {"train": {"steps": steps}})
     if "student" in content and "model" in content:
         raise ConfigError("The config has both student and model.", hint="They are one section; keep one of them.")
-    return validated(RunConfig, content)
+    return validated(kind, content)
 
 
 def files_and_overrides(words: Iterable[str | Path]) -> tuple[list[Path], list[str]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from pydantic import Field
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from holdfast.disk.files import REAL_DISK
 from holdfast.distillation.chat import render_chat
 from holdfast.distillation.corpus import builtin_documents, text_hash
-from holdfast.distillation.losses import IGNORED
+from holdfast.distillation.losses import IGNORED, next_token_targets
 from holdfast.distillation.sections import Section
 from holdfast.distillation.tokenizer import tokenizer_hash
 from holdfast.errors import CheckpointDamaged, DataError
@@ -29,6 +30,7 @@ __all__ = [
     "DataConfig",
     "Sample",
     "Source",
+    "TaskData",
     "TokenizedData",
     "TopK",
     "TrainingData",
@@ -48,6 +50,10 @@ class DataConfig(Section):
     inside CPython."""
     max_length: int = Field(default=128, ge=2)
     """Tokens of one sample; a longer text becomes several samples, a longer answer is cut."""
+    held_out: float = Field(default=0.0, ge=0, lt=1)
+    """The share of the lines that is kept from training, to evaluate on."""
+    eval_path: Path | None = None
+    """A file of its own to evaluate on, in the same format."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +70,7 @@ class TopK:
 
     def to(self, device: torch.device) -> TopK:
         """The same on a device."""
-        return TopK(ids=self.ids.to(device), logprobs=self.logprobs.to(device))
+        return TopK(ids=_moved(self.ids, device), logprobs=_moved(self.logprobs, device))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,19 +82,28 @@ class Batch:
     labels: Tensor
     topk: TopK | None = None
     """What the teacher says, where the data bring it along."""
+    rows: Tensor = None  # type: ignore[assignment]  # Found below where it is not given.
+    """(rows,): flat positions (of batch × length) whose next token a loss counts. Found on the CPU, once: a device
+    would have to be waited for to learn how many there are."""
+
+    def __post_init__(self) -> None:
+        if self.rows is None:
+            rows = (self.targets.flatten() != IGNORED).nonzero().squeeze(-1)
+            object.__setattr__(self, "rows", rows)
+
+    @property
+    def targets(self) -> Tensor:
+        """(batch, length): the token that each position predicts; `IGNORED` where nothing is counted."""
+        return next_token_targets(self.labels)
 
     def num_counted(self) -> int:
         """Tokens that a loss counts: those that some position predicts."""
-        return int((self.labels[:, 1:] != IGNORED).sum())
+        return len(self.rows)
 
-    def to(self, device: torch.device) -> Batch:
-        """The same on a device."""
-        return Batch(
-            input_ids=self.input_ids.to(device),
-            attention_mask=self.attention_mask.to(device),
-            labels=self.labels.to(device),
-            topk=None if self.topk is None else self.topk.to(device),
-        )
+    def to(self, device: torch.device) -> Self:
+        """The same on a device; a copy to a CUDA device is queued, and nobody waits for it."""
+        moved = {each.name: _moved(getattr(self, each.name), device) for each in dataclasses.fields(self)}
+        return type(self)(**moved)
 
 
 class TrainingData(Protocol):
@@ -100,6 +115,22 @@ class TrainingData(Protocol):
 
     def batch(self, indices: list[int]) -> Batch:
         """The samples at these indices; the same each time."""
+        ...
+
+    def counts(self, indices: list[int]) -> dict[str, int]:
+        """What the losses of these samples are divided by, by name; `tokens` are those that are predicted.
+
+        A process asks for the samples of all processes, so it must not cost what `batch` costs.
+        """
+        ...
+
+
+class TaskData(TrainingData, Protocol):
+    """Training data that a teacher can be trained on, and asked about."""
+
+    @property
+    def tokens(self) -> TokenizedData:
+        """All samples as plain tokens, in the same order."""
         ...
 
 
@@ -115,6 +146,19 @@ class Source:
     def documents(self) -> list[str]:
         """All text, for training a tokenizer."""
         return [_text(sample) for sample in self.samples]
+
+    def split(self, held_out: float) -> tuple[Source, Source]:
+        """What is trained on, and a share of the lines, spread evenly, that is kept from it."""
+        num_held_out = round(len(self.samples) * held_out)
+        places = {int((place + 0.5) * len(self.samples) / num_held_out) for place in range(num_held_out)}
+        return tuple(  # type: ignore[return-value]
+            Source(
+                samples=[sample for place, sample in enumerate(self.samples) if (place in places) is is_held_out],
+                sha256=hashlib.sha256(f"{self.sha256} {held_out} {is_held_out}".encode()).hexdigest(),
+                path=self.path,
+            )
+            for is_held_out in (False, True)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +184,11 @@ class TokenizedData:
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+    @property
+    def tokens(self) -> TokenizedData:
+        """These samples are nothing but tokens."""
+        return self
 
     def sha256(self) -> str:
         """The digest of every token, of what is learned of it, and of where each sample begins."""
@@ -170,6 +219,11 @@ class TokenizedData:
         is_predicted = self.is_predicted()
         for start, end in pairwise(self.starts.tolist()):
             yield Sample(ids=self.input_ids[start:end].tolist(), is_predicted=is_predicted[start:end].tolist())
+
+    def counts(self, indices: list[int]) -> dict[str, int]:
+        """The tokens of these samples that are predicted."""
+        spans = [(int(self.starts[index]), int(self.starts[index + 1])) for index in indices]
+        return {"tokens": sum(int((self.labels[start + 1 : end] != IGNORED).sum()) for start, end in spans)}
 
     def batch(self, indices: list[int]) -> Batch:
         """The samples at these indices."""
@@ -228,6 +282,15 @@ def tokenized(source: Source, config: DataConfig, tokenizer: PreTrainedTokenizer
         starts=state["starts"],
         pad_id=int(tokenizer.pad_token_id or 0),
     )
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        # Only from pinned memory is a copy queued.
+        return (value.pin_memory() if device.type == "cuda" and not value.is_cuda else value).to(
+            device, non_blocking=True
+        )
+    return value.to(device) if hasattr(value, "to") else value
 
 
 def _lines(path: Path, content: bytes) -> Iterator[dict[str, Any]]:

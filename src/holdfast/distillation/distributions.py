@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,8 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from holdfast.distillation.data import Batch
-from holdfast.distillation.losses import LossConfig, forward_kl_sum
-from holdfast.distillation.topk_losses import topk_kl_sum
+from holdfast.distillation.losses import DivergenceConfig, forward_kl_rows
+from holdfast.distillation.rows import RowsLoss
+from holdfast.distillation.split_model import SplitModel
+from holdfast.distillation.topk_losses import topk_kl_rows
 
 __all__ = ["AskedTeacher", "FromModel", "FromTopK", "TeacherAnswer"]
 
@@ -21,16 +22,16 @@ __all__ = ["AskedTeacher", "FromModel", "FromTopK", "TeacherAnswer"]
 class TeacherAnswer:
     """What a teacher says to one batch."""
 
-    kl_sum: Callable[[Tensor, Tensor], Tensor]
-    """Takes the student's logits and the targets; KL(teacher ‖ student), summed over the targets."""
-    hidden_states: tuple[Tensor, ...] = ()
-    """Of the embedding and of each layer, (batch, length, width); only where they were asked for."""
+    kl_rows: RowsLoss
+    """KL(teacher ‖ student) of each row."""
+    layers: tuple[Tensor, ...] = ()
+    """Hidden states of the embedding and of each layer, (batch, length, width); only where they were asked for."""
 
 
 class AskedTeacher(Protocol):
     """A teacher, whatever it is made of."""
 
-    def answer(self, batch: Batch, *, with_hidden_states: bool) -> TeacherAnswer:
+    def answer(self, batch: Batch, *, with_layers: bool) -> TeacherAnswer:
         """What it says to a batch."""
         ...
 
@@ -38,57 +39,52 @@ class AskedTeacher(Protocol):
 class FromModel:
     """A model that is run on each batch."""
 
-    def __init__(self, model: PreTrainedModel, config: LossConfig, *, vocab_size: int) -> None:
-        self._model = model
+    def __init__(self, model: PreTrainedModel, config: DivergenceConfig, *, vocab_size: int) -> None:
+        self._model = SplitModel(model)
         self._config = config
         self._vocab_size = vocab_size
 
-    def answer(self, batch: Batch, *, with_hidden_states: bool) -> TeacherAnswer:
-        """One forward pass, without gradients."""
+    def answer(self, batch: Batch, *, with_layers: bool) -> TeacherAnswer:
+        """One forward pass, without gradients; its logits are made with the student's, a few rows at a time."""
         with torch.no_grad():
-            output = self._model(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                output_hidden_states=with_hidden_states,
-            )
+            hidden = self._model.hidden(batch.input_ids, batch.attention_mask, with_layers=with_layers)
+        states = hidden.last.flatten(0, 1)
 
-        def kl_sum(student_logits: Tensor, targets: Tensor) -> Tensor:
-            return forward_kl_sum(
+        def kl_rows(student_logits: Tensor, rows: Tensor) -> Tensor:
+            with torch.no_grad():
+                teacher_logits = self._model.logits(states[rows])
+            return forward_kl_rows(
                 student_logits,
-                output.logits,
-                targets,
+                teacher_logits,
                 vocab_size=self._vocab_size,
                 temperature=self._config.temperature,
-                scales_by_temperature_squared=self._config.scales_by_temperature_squared,
-                chunk_tokens=self._config.chunk_tokens,
+                scale=self._config.scale,
             )
 
-        return TeacherAnswer(kl_sum=kl_sum, hidden_states=output.hidden_states or ())
+        return TeacherAnswer(kl_rows=kl_rows, layers=hidden.layers)
 
 
 class FromTopK:
     """What the batch brings along: the largest entries that some teacher gave earlier, or elsewhere."""
 
-    def __init__(self, config: LossConfig, *, vocab_size: int) -> None:
+    def __init__(self, config: DivergenceConfig, *, vocab_size: int) -> None:
         self._config = config
         self._vocab_size = vocab_size
 
-    def answer(self, batch: Batch, *, with_hidden_states: bool) -> TeacherAnswer:
+    def answer(self, batch: Batch, *, with_layers: bool) -> TeacherAnswer:
         """The batch's own; it has no hidden states."""
         assert batch.topk is not None, "without a teacher model, the data must bring its answers"
-        assert not with_hidden_states, "nobody kept the hidden states"
-        topk = batch.topk
+        assert not with_layers, "nobody kept the hidden states"
+        ids, logprobs = batch.topk.ids.flatten(0, 1), batch.topk.logprobs.flatten(0, 1)
 
-        def kl_sum(student_logits: Tensor, targets: Tensor) -> Tensor:
-            return topk_kl_sum(
+        def kl_rows(student_logits: Tensor, rows: Tensor) -> Tensor:
+            return topk_kl_rows(
                 student_logits,
-                topk.ids,
-                topk.logprobs,
-                targets,
+                ids[rows],
+                logprobs[rows],
                 vocab_size=self._vocab_size,
                 temperature=self._config.temperature,
-                scales_by_temperature_squared=self._config.scales_by_temperature_squared,
-                chunk_tokens=self._config.chunk_tokens,
+                scale=self._config.scale,
             )
 
-        return TeacherAnswer(kl_sum=kl_sum)
+        return TeacherAnswer(kl_rows=kl_rows)

@@ -12,13 +12,15 @@ from holdfast.disk.lock import WriterLock
 from holdfast.distillation.api_data import ApiData, PromptSource, load_prompts
 from holdfast.distillation.captured_logits import CapturedLogits
 from holdfast.distillation.config import RunConfig
-from holdfast.distillation.data import Source, TrainingData, load_source, tokenized
+from holdfast.distillation.data import Source, TrainingData
+from holdfast.distillation.evaluation import Evaluator
+from holdfast.distillation.losses import DivergenceConfig
 from holdfast.distillation.models import StudentConfig, load_model, new_model
-from holdfast.distillation.recipe_kd import KdRecipe
+from holdfast.distillation.recipe import Recipe, Task
 from holdfast.distillation.teacher import TeacherConfig, load_teacher, teacher_folder
 from holdfast.distillation.token_bytes import first_difference, token_bytes
 from holdfast.distillation.tokenizer import load_tokenizer, tokenizer_hash, trained_tokenizer
-from holdfast.errors import ModelMismatch
+from holdfast.errors import ConfigError, ModelMismatch
 from holdfast.pytorch.interrupts import Interrupts
 from holdfast.pytorch.random_state import seed_everything
 
@@ -29,28 +31,33 @@ __all__ = ["Prepared", "prepare", "tokenizer_for"]
 class Prepared:
     """All that a training loop needs, on the CPU."""
 
-    recipe: KdRecipe
-    student: PreTrainedModel
+    recipe: Recipe
     teacher: PreTrainedModel | None
-    """None where the data bring its answers along."""
+    """None where nobody is asked, or the data bring its answers along."""
     tokenizer: PreTrainedTokenizerFast
     data: TrainingData
     data_sha256: str
+    evaluator: Evaluator | None
+    """None without held-out data."""
 
 
-def prepare(config: RunConfig, *, cache: Path, interrupts: Interrupts) -> Prepared:
+def prepare(task: Task, config: RunConfig, *, cache: Path, interrupts: Interrupts, fills_cache: bool = True) -> Prepared:
     """Read, tokenize and build; what takes long is computed once and read from `cache` ever after.
+
+    Of many processes one fills the cache; the others come after it, and only read (`fills_cache`).
 
     Raises:
         RunInUse: another process is filling the cache.
         DataError, ConfigError, ModelMismatch, NewerFormat: in words, before anything is trained.
         StopRequested: somebody asked to stop while the teacher was being trained.
     """
-    source = _source(config)
+    source = _source(task, config)
+    if not fills_cache:
+        return _prepared(task, config, source, cache, interrupts)
     REAL_DISK.make_folders(cache)
     lock = WriterLock(cache / "writer.lock")
     try:
-        return _prepared(config, source, cache, interrupts)
+        return _prepared(task, config, source, cache, interrupts)
     finally:
         lock.release()
 
@@ -74,30 +81,60 @@ def tokenizer_for(config: RunConfig, source: Source | PromptSource, cache: Path)
     return trained_tokenizer(source.documents(), vocab_size=vocab_size, folder=folder)
 
 
-def _source(config: RunConfig) -> Source | PromptSource:
+def _source(task: Task, config: RunConfig) -> Source | PromptSource:
     if config.teacher.kind != "api":
-        return load_source(config.data)
+        return task.load(config.data)
     assert config.data.path is not None, "the config refuses a paid teacher without prompts"
     return load_prompts(config.data.path)
 
 
-def _prepared(config: RunConfig, source: Source | PromptSource, cache: Path, interrupts: Interrupts) -> Prepared:
+def _prepared(
+    task: Task, config: RunConfig, source: Source | PromptSource, cache: Path, interrupts: Interrupts
+) -> Prepared:
     tokenizer = tokenizer_for(config, source, cache)
-    teacher, data = _taught(config, source, tokenizer, cache, interrupts)
+    learned, held_out = _split(task, config, source)
+    teacher, data = _taught(task, config, learned, tokenizer, cache, interrupts)
     # The student's first weights depend on the seed alone, not on whether the teacher had to be trained.
     seed_everything(config.train.seed)
     student = _student(config.student, tokenizer, config.data.max_length)
+    recipe = task.build(student, teacher, config, tokenizer)
+    evaluator = None
+    if held_out is not None and task.evaluator is not None:
+        evaluator = task.evaluator(held_out, task.tokenize(held_out, config, tokenizer, cache), config, tokenizer)
     return Prepared(
-        recipe=KdRecipe(student, teacher, config.loss, vocab_size=len(tokenizer)),
-        student=student,
+        recipe=recipe,
         teacher=teacher,
         tokenizer=tokenizer,
         data=data,
-        data_sha256=source.sha256,
+        data_sha256=learned.sha256,
+        evaluator=evaluator,
     )
 
 
+def _split(
+    task: Task, config: RunConfig, source: Source | PromptSource
+) -> tuple[Source | PromptSource, Source | None]:
+    """What is learned from, and what is held out."""
+    if config.data.eval_path is not None:
+        return source, task.load(config.data.model_copy(update={"path": config.data.eval_path}))
+    if config.data.held_out == 0:
+        return source, None
+    if isinstance(source, PromptSource):
+        raise ConfigError(
+            "data.held_out cannot be taken from prompts that a paid teacher answers.", hint="Set data.eval_path."
+        )
+    learned, held_out = source.split(config.data.held_out)
+    if not held_out.samples or not learned.samples:
+        raise ConfigError(
+            f"data.held_out is {config.data.held_out}, and of {len(source.samples):,} samples that leaves "
+            f"{len(learned.samples):,} to learn from and {len(held_out.samples):,} to evaluate on.",
+            hint="Choose a share that leaves some of both.",
+        )
+    return learned, held_out
+
+
 def _taught(
+    task: Task,
     config: RunConfig,
     source: Source | PromptSource,
     tokenizer: PreTrainedTokenizerFast,
@@ -115,16 +152,19 @@ def _taught(
             ahead_samples=ahead,
             interrupts=interrupts,
         )
-    tokens = tokenized(source, config.data, tokenizer, cache)
+    data = task.tokenize(source, config, tokenizer, cache)
+    if not task.asks_teacher(config):
+        return None, data
     if config.teacher.kind == "logits":
         assert config.teacher.path is not None
         captured = CapturedLogits.open(config.teacher.path)
-        captured.require_fit(tokens, tokenizer, temperature=config.loss.temperature)
-        return None, captured.beside(tokens)
+        assert isinstance(config.loss, DivergenceConfig), "only recipes that ask a teacher can learn from its logits"
+        captured.require_fit(data.tokens, tokenizer, temperature=config.loss.temperature)
+        return None, captured.beside(data.tokens)
     folder = teacher_folder(
-        config.teacher, tokens, tokenizer, max_length=config.data.max_length, cache=cache, interrupts=interrupts
+        config.teacher, data.tokens, tokenizer, max_length=config.data.max_length, cache=cache, interrupts=interrupts
     )
-    return load_teacher(folder), tokens
+    return load_teacher(folder), data
 
 
 def _tokenizer_folder(config: TeacherConfig) -> Path | None:

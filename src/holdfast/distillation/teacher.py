@@ -9,14 +9,17 @@ from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from holdfast.distillation.api_fields import ApiTeacherFields
-from holdfast.distillation.data import TokenizedData
+from holdfast.distillation.data import Batch, TokenizedData
 from holdfast.distillation.display import shown_progress
-from holdfast.distillation.losses import cross_entropy_sum, next_token_targets
+from holdfast.distillation.losses import cross_entropy_rows
 from holdfast.distillation.models import ModelShape, load_model, new_model, save_model
+from holdfast.distillation.rows import values_of_rows
 from holdfast.distillation.schedule import learning_rate_at
+from holdfast.distillation.split_model import SplitModel
 from holdfast.distillation.tokenizer import tokenizer_hash
 from holdfast.pytorch.interrupts import Interrupts
 from holdfast.pytorch.random_state import seed_everything
@@ -27,6 +30,7 @@ __all__ = ["TeacherConfig", "load_teacher", "teacher_folder"]
 log = logging.getLogger("holdfast")
 
 _FORMAT = 1
+_CHUNK_TOKENS = 512
 _DECIDES_ITS_TRAINING = {*ModelShape.model_fields, "kind", "path", "steps", "batch_size", "learning_rate", "seed"}
 """Of a built-in teacher; a key for another kind must not make anybody train theirs again."""
 _WITH_A_PATH = frozenset({"local", "logits"})
@@ -122,6 +126,7 @@ def _trained(
     model = new_model(config, tokenizer=tokenizer, max_length=max_length)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
     order = DataOrder(num_samples=len(data), seed=config.seed)
+    split = SplitModel(model)
     model.train()
     log.info("Training the built-in teacher once: %s parameters.", f"{model.num_parameters():,}")
     with shown_progress("teacher", total_steps=config.steps) as shown:
@@ -136,11 +141,23 @@ def _trained(
                     schedule_steps=config.steps,
                     final_fraction=0.1,
                 )
-            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-            loss = cross_entropy_sum(logits, next_token_targets(batch.labels)) / max(1, batch.num_counted())
+            loss = _cross_entropy(split, batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it so.
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             shown.advance(step, loss=loss.item())
     return model
+
+
+def _cross_entropy(model: SplitModel, batch: Batch) -> Tensor:
+    """The mean over the predicted tokens of a batch."""
+    targets = batch.targets.flatten()
+    values = values_of_rows(
+        model.hidden(batch.input_ids, batch.attention_mask).last,
+        model.logits,
+        batch.rows,
+        {"ce": lambda logits, rows: cross_entropy_rows(logits, targets[rows])},
+        chunk_tokens=_CHUNK_TOKENS,
+    )
+    return values["ce"].sum() / max(1, batch.num_counted())

@@ -7,23 +7,19 @@ import math
 import torch
 from torch import Tensor
 
-from holdfast.distillation.losses import sum_over_rows
-
-__all__ = ["topk_kl_sum"]
+__all__ = ["topk_kl_rows"]
 
 
-def topk_kl_sum(
+def topk_kl_rows(
     student_logits: Tensor,
     topk_ids: Tensor,
     topk_logprobs: Tensor,
-    targets: Tensor,
     *,
     vocab_size: int,
     temperature: float,
-    scales_by_temperature_squared: bool = True,
-    chunk_tokens: int = 512,
+    scale: float = 1.0,
 ) -> Tensor:
-    """KL(teacher ‖ student) in nats over the kept entries and one bucket for all others, summed over the targets.
+    """KL(teacher ‖ student) in nats over the kept entries and one bucket for all others, of each row, (rows,).
 
     What the teacher gives to entries that were not kept is mass of their bucket, held against all that the student
     gives to them. Taken for zero instead, the student would learn that the long tail does not exist, and be biased
@@ -32,29 +28,20 @@ def topk_kl_sum(
     value is a lower bound of the divergence over the whole vocabulary, and equal to it where every entry is kept.
 
     Args:
-        student_logits: (batch, length, student vocabulary), any float type; gradients flow here alone.
-        topk_ids: (batch, length, k) of integers below `vocab_size`, no one twice in a row; -1 where fewer were kept.
-        topk_logprobs: (batch, length, k): the teacher's log-probabilities in nats, softened by `temperature`
-            already. What an entry with the id -1 has counts as mass of the bucket.
-        targets: (batch, length), `IGNORED` where nothing is counted.
+        student_logits: (rows, student vocabulary), any float type; gradients flow here alone.
+        topk_ids: (rows, k) of integers below `vocab_size`, no one twice in a row; -1 where fewer were kept.
+        topk_logprobs: (rows, k): the teacher's log-probabilities in nats, softened by `temperature` already. What an
+            entry with the id -1 has counts as mass of the bucket.
         vocab_size: Entries that both share; what the student has beyond them is padding.
         temperature: Above 0; softens the student (Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural
             Network", 2015).
-        scales_by_temperature_squared: Multiply by its square.
-        chunk_tokens: Rows computed at a time.
+        scale: What the divergence is multiplied by.
     """
-    ids, logprobs = topk_ids.flatten(0, 1), topk_logprobs.detach().flatten(0, 1)
-    scale = temperature**2 if scales_by_temperature_squared else 1.0
-
-    def rows_loss(logits: Tensor, rows: Tensor) -> Tensor:
-        kept = ids[rows]
-        wanted = _teacher_buckets(logprobs[rows].to(logits.dtype), kept, vocab_size)
-        given = _student_buckets(logits[:, :vocab_size] / temperature, kept)
-        share = wanted.exp()
-        # A bucket that the teacher leaves empty has nothing to teach, and zero times infinity is no number.
-        return scale * torch.where(share > 0, share * (wanted - given), 0.0).sum()
-
-    return sum_over_rows(student_logits, targets, rows_loss, chunk_tokens)
+    wanted = _teacher_buckets(topk_logprobs.detach().to(student_logits.dtype), topk_ids, vocab_size)
+    given = _student_buckets(student_logits[:, :vocab_size] / temperature, topk_ids)
+    share = wanted.exp()
+    # A bucket that the teacher leaves empty has nothing to teach, and zero times infinity is no number.
+    return scale * torch.where(share > 0, share * (wanted - given), 0.0).sum(dim=-1)
 
 
 def _teacher_buckets(logprobs: Tensor, ids: Tensor, vocab_size: int) -> Tensor:
