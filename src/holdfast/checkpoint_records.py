@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from holdfast.checkpoints import Choice, digest_of, is_damaged, make_durable, move_aside, size_of
+from holdfast.checkpoints import Choice, Digest, digest_of, is_damaged, make_durable, move_aside, size_of
 from holdfast.clock import Clock
 from holdfast.digests import BackgroundDigests
 from holdfast.disk.atomic import WholeFile
@@ -21,12 +21,16 @@ from holdfast.records import (
     CheckpointSetAside,
     ResumeChosen,
 )
+from holdfast.rules.best import has_lowest_loss
+from holdfast.rules.session import update_at, with_evaluation
 from holdfast.scalars import as_int
 from holdfast.writer import RunWriter
 
 __all__ = ["CheckpointRecorder"]
 
 log = logging.getLogger("holdfast")
+
+BEST = "best_loss"
 
 
 class CheckpointRecorder:
@@ -45,7 +49,7 @@ class CheckpointRecorder:
         checkpoint_path: str | Path,
         dataset_position: int,
         recovery_tags: Iterable[str] | None,
-        written: WholeFile | None,
+        written: WholeFile | Digest | None,
     ) -> CheckpointMetadata:
         """What the manifest will say of a checkpoint, which is durable when this returns."""
         path = Path(checkpoint_path)
@@ -66,7 +70,12 @@ class CheckpointRecorder:
             attempt=self._writer.run.attempt,
         )
         if written is not None:
-            return msgspec.structs.replace(checkpoint, num_bytes=written.num_bytes, sha256=written.sha256)
+            return msgspec.structs.replace(
+                checkpoint,
+                num_bytes=written.num_bytes,
+                sha256=written.sha256,
+                files=written.files if isinstance(written, Digest) else None,
+            )
         if is_remote or not path.exists():
             log.warning("%s is not there now: it is recorded, but cannot be verified.", checkpoint_path)
             return checkpoint
@@ -79,9 +88,17 @@ class CheckpointRecorder:
             checkpoint, num_bytes=digest.num_bytes, sha256=digest.sha256, files=digest.files
         )
 
-    def record(self, checkpoint: CheckpointMetadata, *, seconds: float) -> CheckpointMetadata:
-        """Name a durable checkpoint in the journal and the manifest, with the newest update beside it."""
-        checkpoint = msgspec.structs.replace(checkpoint, metrics=self._writer.newest_update)
+    def record(
+        self, checkpoint: CheckpointMetadata, *, seconds: float, is_best: bool | None = False
+    ) -> CheckpointMetadata:
+        """Name a durable checkpoint in the journal and the manifest, with what its step has reported."""
+        session = self._writer.session
+        metrics = update_at(session, checkpoint.checkpoint_step)
+        checkpoint = with_evaluation(msgspec.structs.replace(checkpoint, metrics=metrics), session.evaluations)
+        if is_best is None:
+            is_best = has_lowest_loss(checkpoint, session)
+        if is_best and BEST not in checkpoint.recovery_tags:
+            checkpoint = msgspec.structs.replace(checkpoint, recovery_tags=[*checkpoint.recovery_tags, BEST])
         event = CheckpointRecorded(**self._writer.stamp(), checkpoint=checkpoint, seconds=seconds)
         self._writer.keep_durably(event)
         self._writer.write_manifest()

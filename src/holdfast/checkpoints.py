@@ -6,7 +6,7 @@ import hashlib
 import logging
 import zipfile
 import zlib
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,17 @@ from holdfast.disk.run_folder import RunFolder
 from holdfast.errors import NoUsableCheckpoint
 from holdfast.records import CheckpointMetadata, FileDigest, RefusedCheckpoint, TrainingSession
 
-__all__ = ["Choice", "Digest", "choose", "choose_for", "digest_of", "make_durable", "move_aside", "problem_with"]
+__all__ = [
+    "Choice",
+    "Digest",
+    "choose",
+    "choose_for",
+    "digest_of",
+    "digest_of_files",
+    "make_durable",
+    "move_aside",
+    "problem_with",
+]
 
 log = logging.getLogger("holdfast")
 
@@ -48,15 +58,20 @@ def digest_of(path: Path) -> Digest:
     if path.is_file():
         single = _digest_of_file(path)
         return Digest(num_bytes=single.num_bytes, sha256=single.sha256, files=None)
-    names = sorted(str(each.relative_to(path)) for each in path.rglob("*") if each.is_file())
+    names = [str(each.relative_to(path)) for each in path.rglob("*") if each.is_file()]
     with ThreadPoolExecutor(max_workers=4) as pool:
         digests = list(pool.map(lambda name: _digest_of_file(path / name), names))
-    files = dict(zip(names, digests, strict=True))
-    listing = "".join(f"{digest.sha256}  {digest.num_bytes}  {name}\n" for name, digest in files.items())
+    return digest_of_files(dict(zip(names, digests, strict=True)))
+
+
+def digest_of_files(files: Mapping[str, FileDigest]) -> Digest:
+    """The digest of a folder, made of those of all its files by their relative names; nothing is read."""
+    by_name = {name: files[name] for name in sorted(files)}
+    listing = "".join(f"{digest.sha256}  {digest.num_bytes}  {name}\n" for name, digest in by_name.items())
     return Digest(
-        num_bytes=sum(digest.num_bytes for digest in digests),
+        num_bytes=sum(digest.num_bytes for digest in by_name.values()),
         sha256=hashlib.sha256(listing.encode()).hexdigest(),
-        files=files,
+        files=by_name,
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from holdfast.checkpoints import choose_for
+from holdfast.checkpoints import Digest, choose_for
 from holdfast.clock import SYSTEM_CLOCK, Clock
 from holdfast.disk.atomic import WholeFile
 from holdfast.disk.files import REAL_DISK, Disk
@@ -129,16 +129,26 @@ class TrainingProgressContext:
         step: int,
         checkpoint_path: str | Path,
         dataset_position: int,
-        is_best: bool = False,
+        is_best: bool | None = False,
         *,
-        written: WholeFile | None = None,
+        written: WholeFile | Digest | None = None,
         seconds: float | None = None,
     ) -> None:
-        """See `ProgressTracker.record_checkpoint`; the best one so far is also tagged `best_loss`."""
+        """See `ProgressTracker.record_checkpoint`; the best one so far is also tagged `best_loss`.
+
+        With `is_best=None` the losses decide which one that is.
+        """
         tracker = self._open_tracker()
         if tracker is not None:
-            tags = ["periodic", "best_loss"] if is_best else ["periodic"]
-            tracker.record_checkpoint(step, checkpoint_path, dataset_position, tags, written=written, seconds=seconds)
+            tracker.record_checkpoint(
+                step, checkpoint_path, dataset_position, written=written, seconds=seconds, is_best=is_best
+            )
+
+    def record_evaluation(self, step: int, results: Mapping[str, Any], seconds: float | None = None) -> None:
+        """See `ProgressTracker.record_evaluation`."""
+        tracker = self._open_tracker()
+        if tracker is not None:
+            tracker.record_evaluation(step, results, seconds)
 
     def record_api_response(self, prompt_hash: str, response: Mapping[str, Any], cost: float = 0.0) -> None:
         """See `ProgressTracker.record_api_response`."""

@@ -31,6 +31,8 @@ __all__ = [
     "ConfigContinued",
     "ConnectionFailed",
     "DamageFound",
+    "Evaluation",
+    "EvaluationRecorded",
     "Event",
     "FileDigest",
     "Goodput",
@@ -102,7 +104,7 @@ class CheckpointMetadata(Struct, frozen=True, kw_only=True):
     created_at: float
     """Seconds since 1970."""
     metrics: MetricsSnapshot | None
-    """The newest update at the time."""
+    """The update of its step; where there was none, the newest one before it."""
     dataset_position: int
     """Samples of the training data consumed so far."""
     recovery_tags: list[str]
@@ -114,6 +116,10 @@ class CheckpointMetadata(Struct, frozen=True, kw_only=True):
     """SHA-256 of the file, or of the folder's sorted listing of digests; None until computed."""
     files: dict[str, FileDigest] | None = None
     """Each file of a folder by its relative name; None for a single file."""
+    evaluation: dict[str, float] | None = None
+    """What its own attempt has measured at its step on held-out data; None where nothing was."""
+    nonfinite: dict[str, str] | UnsetType = UNSET
+    """As in a line of metrics, of `evaluation`."""
 
     @property
     def is_verifiable(self) -> bool:
@@ -310,6 +316,17 @@ class CheckpointSetAside(EventRecord, frozen=True, kw_only=True, tag="checkpoint
     moved_to: str | None
 
 
+class EvaluationRecorded(EventRecord, frozen=True, kw_only=True, tag="evaluation_recorded"):
+    """What was measured on held-out data."""
+
+    step: int
+    results: dict[str, float]
+    """By name."""
+    seconds: float
+    """How long training stood still for it."""
+    nonfinite: dict[str, str] | UnsetType = UNSET
+
+
 class ResumeChosen(EventRecord, frozen=True, kw_only=True, tag="resume_chosen"):
     """The checkpoint that this attempt was told to start from."""
 
@@ -381,6 +398,7 @@ Event = (
     | CheckpointRecorded
     | CheckpointHashed
     | CheckpointSetAside
+    | EvaluationRecorded
     | ResumeChosen
     | ConnectionFailed
     | Paused
@@ -425,13 +443,26 @@ class Goodput(Struct, kw_only=True):
     """Where the wall time went, in seconds."""
 
     productive: float = 0.0
-    """In `session.json` with the checkpoints between the steps, which the summary takes out."""
+    """In `session.json` with what stood between the steps, which the summary takes out."""
     recomputed: float = 0.0
     checkpointing: float = 0.0
+    evaluating: float = 0.0
     paused: float = 0.0
     down: float = 0.0
     starting: float = 0.0
     """From the start of an attempt to its first step done."""
+
+
+class Evaluation(Struct, frozen=True, kw_only=True):
+    """What was measured on held-out data at one step."""
+
+    step: int
+    attempt: int
+    timestamp: float
+    """Seconds since 1970."""
+    results: dict[str, float]
+    """By name."""
+    nonfinite: dict[str, str] | UnsetType = UNSET
 
 
 class OpenRequest(Struct, frozen=True, kw_only=True):
@@ -467,6 +498,8 @@ class TrainingSession(Struct, kw_only=True):
     checkpoints_set_aside: list[RefusedCheckpoint] = msgspec.field(default_factory=list)
     """Damaged ones that were moved out of the way."""
     last_checkpoint_step: int | None = None
+    evaluations: list[Evaluation] = msgspec.field(default_factory=list)
+    """The newest few: a checkpoint that is written behind the training may be recorded after a later one."""
     metrics_history: list[MetricsSnapshot] = msgspec.field(default_factory=list)
     """The last 1,000 of the canonical history."""
     moving_avg_loss: float | None = None
@@ -606,7 +639,7 @@ def _spelling(value: float) -> str:
     return "Infinity" if value > 0 else "-Infinity"
 
 
-_OWN_TO_THE_USER = frozenset({"config", "loss_components", "request", "response"})
+_OWN_TO_THE_USER = frozenset({"config", "evaluation", "loss_components", "request", "response", "results"})
 """Fields whose insides have names of their own: "nonfinite" in there is no word of ours."""
 
 

@@ -10,8 +10,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from msgspec import UNSET
+
 from holdfast.checkpoint_records import CheckpointRecorder
-from holdfast.checkpoints import choose_for
+from holdfast.checkpoints import Digest, choose_for
 from holdfast.clock import SYSTEM_CLOCK, Clock
 from holdfast.disk.atomic import WholeFile
 from holdfast.disk.files import REAL_DISK, Disk
@@ -25,16 +27,18 @@ from holdfast.records import (
     AttemptEnded,
     CheckpointMetadata,
     ConnectionFailed,
+    EvaluationRecorded,
     JobAdvanced,
     Spending,
     SpendingReported,
     TrainingSession,
+    nonfinite_names,
 )
 from holdfast.rules.identity import without_secrets
 from holdfast.rules.pace import estimate_remaining
 from holdfast.rules.trends import loss_trend
 from holdfast.run_responses import RunResponses
-from holdfast.scalars import as_amount, as_int
+from holdfast.scalars import as_amount, as_float, as_int
 from holdfast.writer import RunWriter, TrackerSettings
 
 __all__ = ["ProgressTracker"]
@@ -193,22 +197,27 @@ class ProgressTracker:
         dataset_position: int,
         recovery_tags: Iterable[str] | None = None,
         *,
-        written: WholeFile | None = None,
+        written: WholeFile | Digest | None = None,
         seconds: float | None = None,
+        is_best: bool | None = False,
     ) -> CheckpointMetadata:
         """Acknowledge a checkpoint: when this returns it is whole on disk and the manifest names it.
 
         A file or folder that somebody else's code wrote is synced, sized and digested here; a large one is
         digested behind the training, and offered for recovery once that is done. A path that does not exist now
-        is recorded as unverified.
+        is recorded as unverified. A save behind the training may be recorded from its own thread, after updates
+        of later steps: beside it stands the update of its own step.
 
         Args:
             step: Optimizer steps done at the checkpoint.
             checkpoint_path: The file, or the folder of a sharded one.
             dataset_position: Samples of the training data consumed so far.
             recovery_tags: Why it is kept; `["periodic"]` where not given.
-            written: What `write_whole` returned, where it wrote the file: nothing is read again.
+            written: What `write_whole` returned, where it wrote the file, or `digest_of_files` of a durable folder
+                whose files were digested on their way to the disk: nothing is read again.
             seconds: How long training stood still for the save; where not given, the time spent here.
+            is_best: Whether to add the tag `best_loss`; None: where its loss is below that of every checkpoint
+                recorded before it.
 
         Raises:
             DiskFull, StorageUnwritable: it is not recorded.
@@ -223,7 +232,38 @@ class ProgressTracker:
             self._require_open()
             self._metrics.write_all()
             spent = self._clock.steady() - begun_at if told_seconds is None else told_seconds
-            return self._checkpoints.record(checkpoint, seconds=spent)
+            return self._checkpoints.record(checkpoint, seconds=spent, is_best=is_best)
+
+    def record_evaluation(self, step: int, results: Mapping[str, Any], seconds: float | None = None) -> None:
+        """Keep what was measured on held-out data.
+
+        A checkpoint of the same step has it beside it, whichever of the two is recorded first.
+
+        Args:
+            step: Optimizer steps done.
+            results: Numbers by name, such as `{"perplexity": 12.5}`.
+            seconds: How long training stood still for it; it is no productive time.
+
+        Raises:
+            InvalidMetric: a result is no number, a name no text, or `step` or `seconds` no number of at least 0.
+            RunClosed: the tracker was closed or replaced.
+        """
+        num_steps = as_int(step, "step")
+        numbers = _numbers_by_name(results)
+        stood_still = 0.0 if seconds is None else as_amount(seconds, "seconds", unit="seconds")
+        with self._lock:
+            self._require_open()
+            self._writer.keep(
+                EvaluationRecorded(
+                    **self._writer.stamp(),
+                    step=num_steps,
+                    results=numbers,
+                    seconds=stood_still,
+                    nonfinite=nonfinite_names({"results": numbers}) or UNSET,
+                )
+            )
+            if num_steps in self._writer.session.checkpoints:
+                self._writer.write_manifest()
 
     def get_recovery_checkpoint(self) -> CheckpointMetadata | None:
         """The newest whole checkpoint with its absolute path, or None where none was ever recorded.
@@ -446,3 +486,12 @@ class ProgressTracker:
         """Whoever forgets to close still ends in good order, unless the process was killed."""
         error = getattr(sys, "last_value", None)
         self.close("completed" if error is None else "raised", error)
+
+
+def _numbers_by_name(results: Any) -> dict[str, float]:
+    if not isinstance(results, Mapping) or not all(isinstance(name, str) for name in results):
+        raise InvalidMetric(
+            f"results must be a mapping of names to numbers, got {results!r:.60}.",
+            hint='Pass a dict such as {"perplexity": 12.5}.',
+        )
+    return {name: as_float(value, name) for name, value in results.items()}

@@ -118,6 +118,7 @@ class RunWriter:
         session.checkpoints_beside = list(session.checkpoints_beside)
         session.checkpoints_superseded = list(session.checkpoints_superseded)
         session.checkpoints_set_aside = list(session.checkpoints_set_aside)
+        session.evaluations = list(session.evaluations)
         session.attempts = [copy.copy(attempt) for attempt in session.attempts]
         session.api_responses_marked = list(session.api_responses_marked)
         session.api_requests_open = dict(session.api_requests_open)

@@ -84,6 +84,7 @@ def test_off_the_main_process_nothing_happens_not_even_a_folder(run_dir, update)
     with training_progress_context(CONFIG, run_dir, 10, is_main_process=False) as progress:
         update(progress, 1)
         progress.record_checkpoint(1, run_dir / "checkpoint_1.pt", 8, is_best=True)
+        progress.record_evaluation(1, {"perplexity": 9.0}, 0.5)
         progress.record_api_response("a", {"text": "yes"}, 0.1)
         progress.record_connection_failure(1, "refused")
         progress.end_as("preempted")
@@ -141,14 +142,30 @@ def test_the_time_that_remains_is_told_on_the_main_process_alone(context, update
 
 @pytest.mark.parametrize(
     "is_best, expected",
-    [pytest.param(False, ["periodic"], id="periodic"), pytest.param(True, ["periodic", "best_loss"], id="best")],
+    [
+        pytest.param(False, ["periodic"], id="periodic"),
+        pytest.param(True, ["periodic", "best_loss"], id="best"),
+        pytest.param(None, ["periodic", "best_loss"], id="best by its loss"),
+    ],
 )
-def test_the_best_checkpoint_is_tagged(context, run_dir, is_best, expected):
+def test_the_best_checkpoint_is_tagged(context, update, run_dir, is_best, expected):
     with context as progress:
+        update(progress, 1)
         (run_dir / "checkpoint_1.pt").write_bytes(b"weights")
         progress.record_checkpoint(1, run_dir / "checkpoint_1.pt", 8, is_best=is_best)
 
     assert expected == RunReader.open(run_dir).session().checkpoints[1].recovery_tags
+
+
+def test_an_evaluation_is_passed_on(context, run_dir):
+    with context as progress:
+        progress.record_evaluation(1, {"perplexity": 9.0}, 0.5)
+
+    session = RunReader.open(run_dir).session()
+    assert ([{"perplexity": 9.0}], 0.5) == (
+        [each.results for each in session.evaluations],
+        session.goodput.evaluating,
+    )
 
 
 def test_what_write_whole_says_of_a_checkpoint_is_passed_on(context, run_dir):

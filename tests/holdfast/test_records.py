@@ -18,6 +18,7 @@ from holdfast.records import (
     AttemptRecord,
     CheckpointMetadata,
     CheckpointRecorded,
+    Evaluation,
     Event,
     EventRecord,
     FileDigest,
@@ -113,6 +114,10 @@ RECORDS = [
     pytest.param(
         metadata(num_bytes=5, sha256="5a", files={"a": FileDigest(num_bytes=5, sha256="aa")}), id="folder-checkpoint"
     ),
+    pytest.param(
+        metadata(evaluation={"f1": 0.5, "a.b": math.inf}, nonfinite={"evaluation.a.b": "Infinity"}),
+        id="evaluated-checkpoint",
+    ),
     pytest.param(answer(response={"choices": [{"text": "é"}]}), id="answer"),
     pytest.param(
         answer(
@@ -137,6 +142,15 @@ RECORDS = [
         session_file(
             checkpoints={7: metadata()},
             metrics_history=[snapshot()],
+            evaluations=[
+                Evaluation(
+                    step=7,
+                    attempt=1,
+                    timestamp=1.0,
+                    results={"nonfinite": -math.inf},
+                    nonfinite={"results.nonfinite": "-Infinity"},
+                )
+            ],
             attempts=[AttemptRecord(attempt=1, start=1.0)],
             pace=[PacePoint(0.0, 0), PacePoint(1.5, 2)],
             api_cost=Decimal("98765.432109876543"),
@@ -170,6 +184,8 @@ def test_an_event_of_every_kind_is_read_back_as_itself(kind):
         Decimal: Decimal("98765.432109876543"),
         Spending: Spending(answers=1, spent=Decimal("0.1")),
         dict[str, Any]: {"a": 1},
+        dict[str, float]: {"f1": 0.5},
+        dict[str, str] | msgspec.UnsetType: msgspec.UNSET,
         list[str]: ["a: 1 → 2"],
     }
     fields = {

@@ -564,6 +564,41 @@ def test_a_checkpoint_survives_a_power_loss_with_the_metrics_before_it(open_trac
 # Teacher answers.
 
 
+def test_an_evaluation_is_kept_beside_the_checkpoint_of_its_step(open_tracker, update, save_checkpoint, read_json):
+    tracker = open_tracker()
+    update(tracker, 4)
+    save_checkpoint(tracker, 4)
+    tracker.record_evaluation(4, {"perplexity": 9, "f1": 0.5}, seconds=3)
+    tracker.record_evaluation(6, {"perplexity": 8.0, "f1": 0.75})
+    update(tracker, 8)
+    # Recorded late, by a save behind the training.
+    save_checkpoint(tracker, 6)
+
+    checkpoints = read_json(tracker.checkpoint_manifest)["checkpoints"]
+    assert [{"perplexity": 9.0, "f1": 0.5}, {"perplexity": 8.0, "f1": 0.75}] == [
+        checkpoints[step]["evaluation"] for step in ("4", "6")
+    ]
+    assert 3.0 == tracker.get_progress_summary()["goodput_seconds"]["evaluating"]
+
+
+@pytest.mark.parametrize(
+    ("step", "results", "seconds"),
+    [
+        pytest.param(-1, {"f1": 0.5}, None, id="step"),
+        pytest.param(1, [0.5], None, id="no names"),
+        pytest.param(1, {1: 0.5}, None, id="a name that is no text"),
+        pytest.param(1, {"f1": "good"}, None, id="a result that is no number"),
+        pytest.param(1, {"f1": 0.5}, -1, id="seconds"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_kept_is_refused(open_tracker, step, results, seconds):
+    tracker = open_tracker()
+
+    with pytest.raises(InvalidMetric, match="must be"):
+        tracker.record_evaluation(step, results, seconds)
+    assert [] == tracker.session.evaluations
+
+
 def test_an_answer_is_kept_and_given_across_attempts(open_tracker, run_dir):
     tracker = open_tracker()
     tracker.record_api_response("a1", {"text": "yes"}, cost=0.25)
@@ -687,6 +722,7 @@ def test_opening_again_in_the_same_process_takes_over(open_tracker, update, run_
     [
         pytest.param(lambda tracker: tracker.update_metrics(1, 1.0, {}, 0.1, 1, 1), id="update_metrics"),
         pytest.param(lambda tracker: tracker.record_checkpoint(1, "a", 1), id="record_checkpoint"),
+        pytest.param(lambda tracker: tracker.record_evaluation(1, {"f1": 0.5}), id="record_evaluation"),
         pytest.param(lambda tracker: tracker.record_api_response("a", {}), id="record_api_response"),
         pytest.param(lambda tracker: tracker.get_api_response("a"), id="get_api_response"),
         pytest.param(lambda tracker: tracker.record_connection_failure(1, "e"), id="record_connection_failure"),
@@ -1076,6 +1112,8 @@ def test_a_session_is_the_same_live_and_read_back(open_tracker, update, save_che
         update(tracker, step, loss=math.nan if step % 9 == 0 else 3.0 / step)
         if step % 10 == 0:
             save_checkpoint(tracker, step, seconds=0.1)
+            tracker.record_evaluation(step, {"nonfinite": math.nan, "a.b": math.inf, "f1": 0.1 * step}, seconds=0.1)
+            save_checkpoint(tracker, step, path=run_dir / "best.pt")
             tracker.record_pause(0.2)
             tracker.record_api_response(f"{step}", {"nonfinite": "a word of the user's"}, cost=0.1)
 

@@ -64,6 +64,9 @@ def _in_words(summary: dict[str, Any], folder: Path, now: float) -> list[str]:
     if trend["has_data"]:
         average = "unknown" if trend["moving_avg_loss"] is None else f"{trend['moving_avg_loss']:.4f}"
         lines.append(f"  loss        {trend['current_loss']:.4f}, moving average {average}: {trend['verdict']}")
+    if summary["evaluation_step"] is not None:
+        results = ", ".join(f"{name} {value:.4g}" for name, value in summary["evaluation"].items())
+        lines.append(f"  evaluation  step {summary['evaluation_step']:,}: {results}")
     lines.append(f"  restart     {_restart(resume)}")
     lines += [f"              passes over {path}: {reason}" for path, reason in resume["passed_over"]]
     if summary["attempt"] > 1:

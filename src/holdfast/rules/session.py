@@ -7,6 +7,8 @@ each other, so that each journal can be read on its own; only an answer comes af
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from holdfast.records import (
@@ -16,11 +18,14 @@ from holdfast.records import (
     AttemptRecord,
     AttemptStarted,
     CheckpointHashed,
+    CheckpointMetadata,
     CheckpointRecorded,
     CheckpointSetAside,
     ConfigContinued,
     ConnectionFailed,
     DamageFound,
+    Evaluation,
+    EvaluationRecorded,
     Event,
     JobAdvanced,
     MetricsSnapshot,
@@ -38,14 +43,25 @@ from holdfast.records import (
     SpendingReported,
     TargetChanged,
     TrainingSession,
+    nonfinite_names,
 )
 from holdfast.rules.history import superseded_from
 from holdfast.rules.pace import add_pace_point, is_pace_point_due
 from holdfast.rules.trends import moved_average
 
-__all__ = ["HISTORY_LENGTH", "begin_session", "take_answer", "take_event", "take_metrics", "take_request"]
+__all__ = [
+    "HISTORY_LENGTH",
+    "begin_session",
+    "take_answer",
+    "take_event",
+    "take_metrics",
+    "take_request",
+    "update_at",
+    "with_evaluation",
+]
 
 HISTORY_LENGTH = 1000
+_NUM_EVALUATIONS = 8
 _SECONDS_AN_HOUR = 3600.0
 
 
@@ -137,6 +153,8 @@ def take_event(session: TrainingSession, event: Event) -> None:
             session.config, session.config_hash = event.config, event.config_hash
         case CheckpointRecorded() | CheckpointHashed() | CheckpointSetAside():
             _take_checkpoint_event(session, event)
+        case EvaluationRecorded():
+            _take_evaluation(session, event)
         case ConnectionFailed():
             session.connection_failures += 1
             session.connection_retries += event.retry_count
@@ -158,6 +176,23 @@ def take_event(session: TrainingSession, event: Event) -> None:
             session.damage_found += 1
             session.api_cost_wasted += event.cost or 0
         # `ResumeChosen` is for the reader of the events; it counts nothing.
+
+
+def update_at(session: TrainingSession, step: int) -> MetricsSnapshot | None:
+    """The update of a step, or the newest one before it; None where the history does not reach back to it."""
+    # From the end: a checkpoint is recorded at the newest step, or a few behind it.
+    return next((line for line in reversed(session.metrics_history) if line.step <= step), None)
+
+
+def with_evaluation(checkpoint: CheckpointMetadata, evaluations: Iterable[Evaluation]) -> CheckpointMetadata:
+    """The checkpoint with what its own attempt has measured at its step, where it has."""
+    for evaluation in evaluations:
+        if (evaluation.step, evaluation.attempt) == (checkpoint.checkpoint_step, checkpoint.attempt):
+            names = nonfinite_names({"evaluation": evaluation.results})
+            checkpoint = msgspec.structs.replace(
+                checkpoint, evaluation=evaluation.results, nonfinite=names or msgspec.UNSET
+            )
+    return checkpoint
 
 
 def _attempt(session: TrainingSession, number: int) -> AttemptRecord:
@@ -225,6 +260,23 @@ def _take_checkpoint_event(
         RefusedCheckpoint(checkpoint_step=event.step, checkpoint_path=event.checkpoint_path, reason=event.reason)
     )
     session.last_checkpoint_step = max(session.checkpoints, default=None)
+
+
+def _take_evaluation(session: TrainingSession, event: EvaluationRecorded) -> None:
+    session.goodput.evaluating += event.seconds
+    evaluation = Evaluation(
+        step=event.step,
+        attempt=event.attempt,
+        timestamp=event.timestamp,
+        results=event.results,
+        nonfinite=event.nonfinite,
+    )
+    session.evaluations.append(evaluation)
+    del session.evaluations[:-_NUM_EVALUATIONS]
+    known = session.checkpoints.get(event.step)
+    # A step that was computed again is measured again: what an earlier attempt has measured is not of this one.
+    if known is not None and known.attempt == event.attempt:
+        session.checkpoints[event.step] = with_evaluation(known, [evaluation])
 
 
 def _drop_checkpoint(session: TrainingSession, step: int) -> None:

@@ -27,6 +27,7 @@ def progress_summary(
     remaining = estimate_remaining(session.pace, target - done)
     newest = session.metrics_history[-1] if session.metrics_history else None
     attempt = session.attempts[-1] if session.attempts else None
+    evaluation = session.evaluations[-1] if session.evaluations else None
     return {
         "session_id": session.session_id,
         "status": _status(session, attempt),
@@ -50,6 +51,8 @@ def progress_summary(
         "last_update_time": newest.timestamp if newest else None,
         "last_checkpoint_step": session.last_checkpoint_step,
         "checkpoints_count": len(session.checkpoints),
+        "evaluation": evaluation.results if evaluation else {},
+        "evaluation_step": evaluation.step if evaluation else None,
         "total_pause_duration_hours": session.total_pause_duration / _SECONDS_AN_HOUR,
         "api_responses_saved": session.api_responses_saved,
         "api_responses_recovered": session.api_responses_recovered,
@@ -94,9 +97,10 @@ def goodput_seconds(session: TrainingSession) -> dict[str, float]:
     )
     spent = Goodput(
         # Taken out here and not record by record: sums of floats depend on the order of their terms.
-        productive=max(0.0, raw.productive - raw.checkpointing),
+        productive=max(0.0, raw.productive - raw.checkpointing - raw.evaluating),
         recomputed=raw.recomputed,
         checkpointing=raw.checkpointing,
+        evaluating=raw.evaluating,
         paused=raw.paused,
         down=down,
         starting=raw.starting,

@@ -78,6 +78,20 @@ def test_status_of_a_live_run_names_its_process(open_tracker: Callable[..., Any]
     assert "running as process" in told("status", str(run_dir))
 
 
+def test_status_shows_the_newest_evaluation(
+    open_tracker: Callable[..., Any], update: Callable[..., None], run_dir: Path
+) -> None:
+    tracker = open_tracker()
+    update(tracker, 1200)
+    tracker.record_evaluation(1200, {"perplexity": 12.3456789, "json_valid_rate": float("nan")})
+    tracker.close()
+
+    assert "evaluation  step 1,200: perplexity 12.35, json_valid_rate nan" in told("status", str(run_dir))
+    answer = json.loads(told("status", str(run_dir), "--json"))
+    assert {"perplexity": 12.3456789, "json_valid_rate": None} == answer["evaluation"]
+    assert "NaN" == answer["nonfinite"]["evaluation.json_valid_rate"]
+
+
 def test_verify_finds_a_whole_run_whole(run: Path) -> None:
     assert "2 checkpoints and all journals" in told("verify", str(run))
     assert json.loads(told("verify", str(run), "--json"))["is_whole"]

@@ -23,6 +23,7 @@ from holdfast.records import (
     ConfigContinued,
     ConnectionFailed,
     DamageFound,
+    EvaluationRecorded,
     JobAdvanced,
     MetricsSnapshot,
     OpenRequest,
@@ -497,6 +498,7 @@ def test_wall_time_is_booked_to_what_it_went_into():
         "productive": pytest.approx(1800.0 + 1800.0 - 360.0 + 900.0),
         "recomputed": 0.0,
         "checkpointing": 360.0,
+        "evaluating": 0.0,
         "paused": 600.0,
         "down": 3000.0,
         "starting": pytest.approx(1800.0 + 900.0),
@@ -679,3 +681,48 @@ def test_no_part_of_the_wall_time_is_negative(records):
 
     assert all(each >= 0.0 for each in seconds.values())
     assert seconds["goodput_fraction"] <= 1.0
+
+
+def evaluated(step: int, perplexity: float, *, attempt: int = 1, seconds: float = 0.0) -> EvaluationRecorded:
+    return EvaluationRecorded(
+        timestamp=1000.0, attempt=attempt, step=step, results={"perplexity": perplexity}, seconds=seconds
+    )
+
+
+def test_the_newest_evaluations_are_known():
+    session = session_of(*(evaluated(step, 9.0) for step in range(1, 21)))
+
+    assert list(range(13, 21)) == [each.step for each in session.evaluations]
+
+
+def test_an_evaluation_goes_to_the_checkpoint_of_its_step_and_attempt():
+    session = session_of(recorded(4), recorded(8), evaluated(4, 9.0), evaluated(8, 7.0, attempt=2), evaluated(9, 6.0))
+
+    assert [{"perplexity": 9.0}, None] == [each.evaluation for each in session.checkpoints.values()]
+
+
+def test_a_checkpoint_says_which_results_of_an_evaluation_are_not_finite():
+    session = session_of(recorded(4), evaluated(4, math.inf))
+
+    read_back = msgspec.json.decode(msgspec.json.encode(session.checkpoints[4]))
+    assert ({"perplexity": None}, {"evaluation.perplexity": "Infinity"}) == (
+        read_back["evaluation"],
+        read_back["nonfinite"],
+    )
+
+
+def test_an_evaluation_is_no_productive_time():
+    session = session_of(
+        started(),
+        line(1, hours=0.0),
+        line(2, hours=1.0),
+        evaluated(2, 9.0, seconds=600.0),
+        recorded(2, seconds=300.0),
+        line(3, hours=2.0),
+    )
+
+    seconds = goodput_seconds(session)
+
+    assert (7200.0 - 600.0 - 300.0, 600.0, 300.0) == tuple(
+        seconds[name] for name in ("productive", "evaluating", "checkpointing")
+    )

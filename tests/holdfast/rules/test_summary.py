@@ -3,7 +3,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from holdfast.records import AttemptRecord, MetricsSnapshot, PacePoint, TrainingSession
+from holdfast.records import AttemptRecord, Evaluation, MetricsSnapshot, PacePoint, TrainingSession
 from holdfast.rules.summary import goodput_seconds, progress_summary
 
 PROMISED = {
@@ -154,3 +154,13 @@ def test_downtime_lies_between_attempts(first, second, expected):
     attempts = [AttemptRecord(attempt=1, **first), AttemptRecord(attempt=2, **second)]
 
     assert expected == goodput_seconds(session(attempts=attempts))["down"]
+
+
+def test_the_newest_evaluation_is_shown():
+    measured = [
+        Evaluation(step=step, attempt=1, timestamp=0.0, results={"perplexity": 10.0 - step}) for step in (2, 4)
+    ]
+
+    summary = summary_of(evaluations=measured)
+
+    assert (4, {"perplexity": 6.0}) == (summary["evaluation_step"], summary["evaluation"])
