@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 from holdfast.errors import MissingExtra
 
-_NEEDED = ("numpy", "pydantic", "rich", "safetensors", "tokenizers", "torch", "transformers", "yaml")
+_NEEDED = ("llguidance", "numpy", "pydantic", "rich", "safetensors", "tokenizers", "torch", "transformers", "yaml")
 
 if any(find_spec(name) is None for name in _NEEDED):
     raise MissingExtra("distillation")

@@ -2,47 +2,93 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import jinja2
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["BUILTIN_TEMPLATE", "render_chat", "render_question"]
+__all__ = ["BUILTIN_TEMPLATE", "Tools", "render_chat", "render_question", "render_text"]
 
 BUILTIN_TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n{% endfor %}"
+    "{% if tools %}<|tools|>\n{% for tool in tools %}{{ tool['function'] | tojson }}\n{% endfor %}"
+    "<|end|>\n{% endif %}"
+    "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] or '' }}"
+    "{% for call in message['tool_calls'] or [] %}{% if message['content'] or not loop.first %}\n{% endif %}"
+    "<tool_call>\n{\"name\": {{ call['function']['name'] | tojson }}, "
+    "\"arguments\": {{ call['function']['arguments'] | tojson }}}\n</tool_call>{% endfor %}"
+    "<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-"""For tokenizers that bring no template of their own."""
+"""For tokenizers that bring no template of their own; calls are written as Hermes models write them."""
+
+Tools = list[dict[str, Any]]
+"""What is offered, as `{"type": "function", "function": {"name", "description", "parameters"}}`."""
 
 
 def render_chat(
-    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast
+    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast, *, tools: Tools | None = None
 ) -> tuple[str, list[tuple[int, int]]]:
     """A conversation through the tokenizer's chat template, and the characters of the assistant's turns.
 
-    A turn spans what the template adds for it behind the prompt for generation, its end mark included.
+    A turn spans what the template adds for it behind the prompt for generation, its end mark included. The arguments
+    of a call are an object here, as templates expect them.
 
     Raises:
         ValueError: the template refuses the messages, or does not only append.
     """
-    text = _render(messages, tokenizer, adds_prompt=False)
+    text = render_text(messages, tokenizer, tools=tools)
     spans = []
     for place, message in enumerate(messages):
         if message["role"] == "assistant":
-            before = _render(messages[:place], tokenizer, adds_prompt=True)
-            after = _render(messages[: place + 1], tokenizer, adds_prompt=False)
-            spans.append((len(before), _end_of_turn(text, before, after, message["content"])))
+            before = render_text(messages[:place], tokenizer, tools=tools, adds_prompt=True)
+            after = render_text(messages[: place + 1], tokenizer, tools=tools)
+            spans.append((len(before), _end_of_turn(text, before, after, _last_words(message))))
     return text, spans
 
 
-def render_question(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast) -> str:
+def render_question(
+    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast, *, tools: Tools | None = None
+) -> str:
     """A conversation through the tokenizer's chat template, up to where the assistant's answer begins.
 
     Raises:
         ValueError: the template refuses the messages.
     """
-    return _render(messages, tokenizer, adds_prompt=True)
+    return render_text(messages, tokenizer, tools=tools, adds_prompt=True)
+
+
+def render_text(
+    messages: list[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    tools: Tools | None = None,
+    adds_prompt: bool = False,
+) -> str:
+    """A conversation through the tokenizer's chat template.
+
+    Raises:
+        ValueError: the template refuses the messages.
+    """
+    try:
+        rendered = tokenizer.apply_chat_template(
+            messages,
+            tools=tools,  # type: ignore[arg-type]  # transformers leaves out plain lists of objects.
+            chat_template=tokenizer.chat_template or BUILTIN_TEMPLATE,
+            tokenize=False,
+            add_generation_prompt=adds_prompt,
+        )
+    except jinja2.TemplateError as error:
+        raise ValueError(f"the chat template refuses the messages ({error})") from error
+    return str(rendered)
+
+
+def _last_words(message: dict[str, Any]) -> str:
+    """What stands last in a turn, before its end mark."""
+    calls = message.get("tool_calls")
+    if calls:
+        return json.dumps(calls[-1]["function"]["arguments"], ensure_ascii=False)
+    return str(message["content"])
 
 
 def _end_of_turn(text: str, before: str, after: str, content: str) -> int:
@@ -56,16 +102,3 @@ def _end_of_turn(text: str, before: str, after: str, content: str) -> int:
             mark = after[after.rfind(content.strip()) + len(content.strip()) :]
             return end + len(mark) if text.startswith(mark, end) else end
     raise ValueError("the chat template rewrites earlier messages, so the answer cannot be found in its text")
-
-
-def _render(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast, *, adds_prompt: bool) -> str:
-    try:
-        rendered = tokenizer.apply_chat_template(
-            messages,
-            chat_template=tokenizer.chat_template or BUILTIN_TEMPLATE,
-            tokenize=False,
-            add_generation_prompt=adds_prompt,
-        )
-    except jinja2.TemplateError as error:
-        raise ValueError(f"the chat template refuses the messages ({error})") from error
-    return str(rendered)

@@ -83,8 +83,8 @@ class Batch:
     topk: TopK | None = None
     """What the teacher says, where the data bring it along."""
     rows: Tensor = None  # type: ignore[assignment]  # Found below where it is not given.
-    """(rows,): flat positions (of batch × length) whose next token a loss counts. Found on the CPU, once: a device
-    would have to be waited for to learn how many there are."""
+    """(rows,): flat positions (of batch times length) whose next token a loss counts. Found on the CPU, once: a
+    device would have to be waited for to learn how many there are."""
 
     def __post_init__(self) -> None:
         if self.rows is None:
@@ -147,15 +147,15 @@ class Source:
         """All text, for training a tokenizer."""
         return [_text(sample) for sample in self.samples]
 
-    def split(self, held_out: float) -> tuple[Source, Source]:
+    def split(self, held_out: float) -> tuple[Self, Self]:
         """What is trained on, and a share of the lines, spread evenly, that is kept from it."""
         num_held_out = round(len(self.samples) * held_out)
         places = {int((place + 0.5) * len(self.samples) / num_held_out) for place in range(num_held_out)}
         return tuple(  # type: ignore[return-value]
-            Source(
+            dataclasses.replace(
+                self,
                 samples=[sample for place, sample in enumerate(self.samples) if (place in places) is is_held_out],
                 sha256=hashlib.sha256(f"{self.sha256} {held_out} {is_held_out}".encode()).hexdigest(),
-                path=self.path,
             )
             for is_held_out in (False, True)
         )

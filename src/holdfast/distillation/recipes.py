@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from holdfast.distillation.recipe import Task
 from holdfast.distillation.recipe_kd import KD
+from holdfast.distillation.recipe_process import PROCESS
+from holdfast.distillation.recipe_tool_select import TOOL_SELECT
 
 __all__ = ["TASKS"]
 
-TASKS: dict[str, Task] = {task.name: task for task in (KD,)}
+TASKS: dict[str, Task] = {task.name: task for task in (KD, PROCESS, TOOL_SELECT)}
 """What `python -m training.distill_<name>` runs."""

@@ -1,0 +1,10 @@
+"""Teach a student to choose a tool: `python -m training.distill_tool_select --help`."""
+
+import sys
+
+from holdfast.distillation.command import main
+
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    sys.exit(main("tool_select"))
