@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from holdfast.checkpoints import Choice, Digest, digest_of, is_damaged, make_durable, move_aside, size_of
+from holdfast.checkpoints import (
+    Choice,
+    Digest,
+    delete_removed,
+    digest_of,
+    is_damaged,
+    is_remote,
+    is_removable,
+    left_of_removal,
+    make_durable,
+    move_aside,
+    newest_whole,
+    size_of,
+)
 from holdfast.clock import Clock
 from holdfast.digests import BackgroundDigests
 from holdfast.disk.atomic import WholeFile
@@ -18,10 +32,14 @@ from holdfast.records import (
     CheckpointHashed,
     CheckpointMetadata,
     CheckpointRecorded,
+    CheckpointRemoved,
     CheckpointSetAside,
+    RemovedCheckpoint,
     ResumeChosen,
+    TrainingSession,
 )
 from holdfast.rules.best import has_lowest_loss
+from holdfast.rules.retention import RetentionRule, stale_checkpoints
 from holdfast.rules.session import update_at, with_evaluation
 from holdfast.scalars import as_int
 from holdfast.writer import RunWriter
@@ -31,6 +49,15 @@ __all__ = ["CheckpointRecorder"]
 log = logging.getLogger("holdfast")
 
 BEST = "best_loss"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stale:
+    """Checkpoints that are not kept, and the newer one that makes them superfluous."""
+
+    checkpoints: list[CheckpointMetadata]
+    verified: CheckpointMetadata
+    """Read back from the disk, and what was recorded."""
 
 
 class CheckpointRecorder:
@@ -59,10 +86,10 @@ class CheckpointRecorder:
                 f"{path} holds the run's own files and cannot be a checkpoint of it.",
                 hint="Save each checkpoint in a folder of its own under the output folder.",
             )
-        is_remote = _is_remote(str(checkpoint_path))
+        lies_elsewhere = is_remote(str(checkpoint_path))
         checkpoint = CheckpointMetadata(
             checkpoint_step=as_int(step, "step"),
-            checkpoint_path=str(checkpoint_path) if is_remote else self._writer.run.folder.spell(path),
+            checkpoint_path=str(checkpoint_path) if lies_elsewhere else self._writer.run.folder.spell(path),
             created_at=self._clock.now(),
             metrics=None,
             dataset_position=as_int(dataset_position, "dataset_position"),
@@ -76,7 +103,7 @@ class CheckpointRecorder:
                 sha256=written.sha256,
                 files=written.files if isinstance(written, Digest) else None,
             )
-        if is_remote or not path.exists():
+        if lies_elsewhere or not path.exists():
             log.warning("%s is not there now: it is recorded, but cannot be verified.", checkpoint_path)
             return checkpoint
         make_durable(path, disk=self._disk)
@@ -123,7 +150,7 @@ class CheckpointRecorder:
                 skipped=[each.checkpoint_path for each, _ in choice.refused],
             )
         )
-        if _is_remote(chosen.checkpoint_path):
+        if is_remote(chosen.checkpoint_path):
             return chosen
         path = self._writer.run.folder.find(chosen.checkpoint_path)
         return msgspec.structs.replace(chosen, checkpoint_path=str(path))
@@ -146,6 +173,49 @@ class CheckpointRecorder:
             )
         if finished:
             self._writer.write_manifest()
+
+    def stale(self, session: TrainingSession, rule: RetentionRule) -> Stale | None:
+        """What a session's rule does not keep and may go, now that a newer one is read back; None for nothing.
+
+        Takes as long as reading a checkpoint: to be asked without the owner's lock, about a session as of now.
+        """
+        folder = self._writer.run.folder
+        unkept = [
+            each for each in stale_checkpoints(session, rule) if is_removable(each.checkpoint_path, session, folder)
+        ]
+        if not unkept or (verified := newest_whole(session, folder)) is None:
+            return None
+        gone = [each for each in unkept if each.checkpoint_step < verified.checkpoint_step]
+        return Stale(checkpoints=gone, verified=verified) if gone else None
+
+    def forget(self, stale: Stale) -> TrainingSession:
+        """Take checkpoints out of the journal and the manifest; gives the session that names what to delete.
+
+        Raises:
+            DiskFull: they stay.
+        """
+        session = self._writer.session
+        known = [*session.checkpoints.values(), *session.checkpoints_beside]
+        removed = [
+            RemovedCheckpoint(step=each.checkpoint_step, checkpoint_path=each.checkpoint_path)
+            for each in stale.checkpoints
+            if each in known
+        ]
+        if stale.verified in known and removed:
+            # The event first, durable, so that nothing offers what is about to go; then the manifest, then the bytes.
+            self._writer.keep_durably(
+                CheckpointRemoved(
+                    **self._writer.stamp(),
+                    checkpoints=[*left_of_removal(session, self._writer.run.folder), *removed],
+                    verified=stale.verified.checkpoint_path,
+                )
+            )
+            self._writer.write_manifest()
+        return self._writer.session_as_of_now()
+
+    def delete_removed(self, session: TrainingSession) -> None:
+        """Delete what the session names as removed; takes its time, and needs no lock."""
+        delete_removed(session, self._writer.run.folder, disk=self._disk)
 
     def close(self) -> None:
         """End the thread that digests."""
@@ -174,7 +244,3 @@ def _tags(recovery_tags: Iterable[str] | None) -> list[str]:
     if recovery_tags is None:
         return ["periodic"]
     return [recovery_tags] if isinstance(recovery_tags, str) else [str(tag) for tag in recovery_tags]
-
-
-def _is_remote(path: str) -> bool:
-    return "://" in path

@@ -11,21 +11,26 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from holdfast.disk.atomic import sync_tree
+from holdfast.disk.atomic import partial_name, sync_tree
 from holdfast.disk.files import REAL_DISK, Disk, storage_errors
 from holdfast.disk.run_folder import RunFolder
 from holdfast.errors import NoUsableCheckpoint
-from holdfast.records import CheckpointMetadata, FileDigest, RefusedCheckpoint, TrainingSession
+from holdfast.records import CheckpointMetadata, FileDigest, RefusedCheckpoint, RemovedCheckpoint, TrainingSession
 
 __all__ = [
     "Choice",
     "Digest",
     "choose",
     "choose_for",
+    "delete_removed",
     "digest_of",
     "digest_of_files",
+    "is_remote",
+    "is_removable",
+    "left_of_removal",
     "make_durable",
     "move_aside",
+    "newest_whole",
     "problem_with",
 ]
 
@@ -188,6 +193,88 @@ def move_aside(checkpoint: CheckpointMetadata, folder: RunFolder, *, disk: Disk 
         disk.sync_folder(folder.set_aside)
         disk.sync_folder(path.parent)
     return target
+
+
+def newest_whole(session: TrainingSession, folder: RunFolder) -> CheckpointMetadata | None:
+    """The newest checkpoint that was read back and is what was recorded; None where nothing may lean on one.
+
+    One that nothing can be held against (yet) is passed over; where the newest that can is damaged, there is none.
+    """
+    known = [*session.checkpoints.values(), *session.checkpoints_beside]
+    verifiable = [
+        each for each in known if each.is_verifiable and each.checkpoint_step not in session.checkpoints_superseded
+    ]
+    newest = max(verifiable, key=lambda each: (each.checkpoint_step, each.created_at), default=None)
+    if newest is None:
+        return None
+    problem = problem_with(newest, folder)
+    if problem is not None:
+        log.warning("No checkpoint is removed, as %s cannot be used: %s.", newest.checkpoint_path, problem)
+        return None
+    return newest
+
+
+def is_removable(checkpoint_path: str, session: TrainingSession, folder: RunFolder) -> bool:
+    """Whether a path is the run's to delete: inside its folder, no link, and nothing that stays lies in it."""
+    path = folder.root / checkpoint_path
+    if is_remote(checkpoint_path) or path.is_symlink() or folder.progress.is_relative_to(path):
+        return False
+    # A folder above it may be a link that leads out of the run.
+    if not folder.is_inside(path) or not path.resolve().is_relative_to(folder.root.resolve()):
+        return False
+    others = [
+        folder.root / each.checkpoint_path
+        for each in [*session.checkpoints.values(), *session.checkpoints_beside]
+        if each.checkpoint_path != checkpoint_path
+    ]
+    return not any(other.is_relative_to(path) or path.is_relative_to(other) for other in others)
+
+
+def delete_removed(session: TrainingSession, folder: RunFolder, *, disk: Disk = REAL_DISK) -> None:
+    """Delete what the newest removal named and is still there, unless a checkpoint has that name by now."""
+    for removed in left_of_removal(session, folder):
+        path = folder.root / removed.checkpoint_path
+        try:
+            _delete(path, disk)
+        except OSError as error:
+            # A stale checkpoint costs space, not correctness.
+            log.warning("Could not delete %s, which is not kept any more: %s.", path, error.strerror)
+
+
+def left_of_removal(session: TrainingSession, folder: RunFolder) -> list[RemovedCheckpoint]:
+    """What the newest removal named and is still there."""
+    named = {each.checkpoint_path for each in [*session.checkpoints.values(), *session.checkpoints_beside]}
+    return [
+        each
+        for each in session.checkpoints_removing
+        if each.checkpoint_path not in named
+        and is_removable(each.checkpoint_path, session, folder)
+        and any(path.exists() for path in _names_of_removed(folder.root / each.checkpoint_path))
+    ]
+
+
+def is_remote(checkpoint_path: str) -> bool:
+    """Whether it is an address and no path."""
+    return "://" in checkpoint_path
+
+
+def _delete(path: Path, disk: Disk) -> None:
+    """Rename first, remove then: a kill in between leaves what the next start takes for a partial file."""
+    partial = _names_of_removed(path)[1]
+    for leftover in (partial, path):
+        if not leftover.exists():
+            continue
+        if leftover == path:
+            disk.replace(path, partial)
+        if partial.is_dir():
+            disk.remove_tree(partial)
+        else:
+            disk.remove_file(partial)
+
+
+def _names_of_removed(path: Path) -> tuple[Path, Path]:
+    """A checkpoint's own name, and its name on the way out: not the one that a save of it would use."""
+    return path, partial_name(path.with_name(f"{path.name}.removed"))
 
 
 def _difference(checkpoint: CheckpointMetadata, found: Digest) -> str | None:

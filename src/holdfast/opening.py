@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from holdfast.checkpoints import delete_removed
 from holdfast.clock import Clock
 from holdfast.disk.archive import archive_session, interrupted_archiving
 from holdfast.disk.atomic import remove_partials
@@ -161,6 +162,9 @@ def _found(
     state = read_run(folder)
     remove_partials(folder.progress, disk=disk)
     remove_partials(folder.root, disk=disk)
+    if state.session is not None:
+        # Before anything else may take one of these names.
+        delete_removed(state.session, folder, disk=disk)
     damages = _mended(folder, state, disk)
     remembered = state.remembered
     if state.session is None or damages:

@@ -27,6 +27,7 @@ __all__ = [
     "CheckpointHashed",
     "CheckpointMetadata",
     "CheckpointRecorded",
+    "CheckpointRemoved",
     "CheckpointSetAside",
     "ConfigContinued",
     "ConnectionFailed",
@@ -45,6 +46,7 @@ __all__ = [
     "Paused",
     "ProgressFile",
     "RefusedCheckpoint",
+    "RemovedCheckpoint",
     "ReplayDiffered",
     "RequestEvent",
     "RequestLine",
@@ -133,6 +135,13 @@ class RefusedCheckpoint(Struct, frozen=True, kw_only=True):
     checkpoint_step: int
     checkpoint_path: str
     reason: str
+
+
+class RemovedCheckpoint(Struct, frozen=True, kw_only=True):
+    """A checkpoint that was not to be kept."""
+
+    step: int
+    checkpoint_path: str
 
 
 class AnswerRecord(Struct, frozen=True, kw_only=True, tag_field="v", tag=FORMAT_VERSION):
@@ -307,6 +316,15 @@ class CheckpointHashed(EventRecord, frozen=True, kw_only=True, tag="checkpoint_h
     files: dict[str, FileDigest] | None
 
 
+class CheckpointRemoved(EventRecord, frozen=True, kw_only=True, tag="checkpoint_removed"):
+    """Checkpoints are not kept any more; on disk before the first of them is deleted."""
+
+    checkpoints: list[RemovedCheckpoint]
+    """All that is to be gone, those included whose deletion was cut off before."""
+    verified: str
+    """The path of the newer one that had been read back whole."""
+
+
 class CheckpointSetAside(EventRecord, frozen=True, kw_only=True, tag="checkpoint_set_aside"):
     """A checkpoint was found damaged and is not offered any more."""
 
@@ -397,6 +415,7 @@ Event = (
     | AttemptEnded
     | CheckpointRecorded
     | CheckpointHashed
+    | CheckpointRemoved
     | CheckpointSetAside
     | EvaluationRecorded
     | ResumeChosen
@@ -497,6 +516,10 @@ class TrainingSession(Struct, kw_only=True):
     """Steps whose checkpoint belongs to a timeline that a later attempt left; offered only after all others."""
     checkpoints_set_aside: list[RefusedCheckpoint] = msgspec.field(default_factory=list)
     """Damaged ones that were moved out of the way."""
+    checkpoints_removing: list[RemovedCheckpoint] = msgspec.field(default_factory=list)
+    """What the newest removal named: where a kill cut the deletion off, the next start finishes it."""
+    lowest_loss_removed: float | None = None
+    """Of the checkpoints that were removed: a later one is not the best for their absence."""
     last_checkpoint_step: int | None = None
     evaluations: list[Evaluation] = msgspec.field(default_factory=list)
     """The newest few: a checkpoint that is written behind the training may be recorded after a later one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import sys
 import threading
 from collections.abc import Iterable, Mapping
@@ -19,7 +20,7 @@ from holdfast.disk.atomic import WholeFile
 from holdfast.disk.files import REAL_DISK, Disk
 from holdfast.disk.lock import BELONGS_TO_PARENT
 from holdfast.disk.run_folder import RunFolder
-from holdfast.errors import DiskFull, InvalidMetric, RunClosed
+from holdfast.errors import DiskFull, InvalidMetric, RunClosed, StorageError
 from holdfast.heartbeat import Heartbeat
 from holdfast.metrics import MetricsRecorder
 from holdfast.opening import Identity, open_run
@@ -42,6 +43,8 @@ from holdfast.scalars import as_amount, as_float, as_int
 from holdfast.writer import RunWriter, TrackerSettings
 
 __all__ = ["ProgressTracker"]
+
+log = logging.getLogger("holdfast")
 
 
 class ProgressTracker:
@@ -91,6 +94,8 @@ class ProgressTracker:
         self._disk = disk
         self._folder = RunFolder(Path(output_dir))
         self._lock = threading.RLock()
+        # Taken before the other one where both are: whoever closes waits for a deletion that is under way.
+        self._removing = threading.RLock()
         self._closed_because: str | None = None
         identity = Identity.of(
             config, total_steps, session_id=session_id, on_config_change=on_config_change, is_fresh=fresh
@@ -208,6 +213,9 @@ class ProgressTracker:
         is recorded as unverified. A save behind the training may be recorded from its own thread, after updates
         of later steps: beside it stands the update of its own step.
 
+        Where the settings have a rule of what to `keep`, the checkpoint is then read back, and only if it is whole
+        those that are not kept are removed.
+
         Args:
             step: Optimizer steps done at the checkpoint.
             checkpoint_path: The file, or the folder of a sharded one.
@@ -232,7 +240,9 @@ class ProgressTracker:
             self._require_open()
             self._metrics.write_all()
             spent = self._clock.steady() - begun_at if told_seconds is None else told_seconds
-            return self._checkpoints.record(checkpoint, seconds=spent, is_best=is_best)
+            recorded = self._checkpoints.record(checkpoint, seconds=spent, is_best=is_best)
+        self._remove_stale()
+        return recorded
 
     def record_evaluation(self, step: int, results: Mapping[str, Any], seconds: float | None = None) -> None:
         """Keep what was measured on held-out data.
@@ -397,7 +407,7 @@ class ProgressTracker:
             return
         if self._heartbeat is not None:
             self._heartbeat.stop()
-        with self._lock:
+        with self._removing, self._lock:
             if self._is_closed():
                 return
             try:
@@ -408,6 +418,28 @@ class ProgressTracker:
                 self._responses.close()
                 self._writer.run.close()
                 atexit.unregister(self._close_at_exit)
+
+    def _remove_stale(self) -> None:
+        """Remove the checkpoints that are not kept; whatever refuses is logged, and they stay a while longer."""
+        rule = self._settings.keep
+        if rule is None:
+            return
+        with self._removing:
+            with self._lock:
+                session = self._writer.session_as_of_now()
+            # Outside the lock: reading and deleting gigabytes takes a while.
+            stale = self._checkpoints.stale(session, rule)
+            if stale is None:
+                return
+            try:
+                with self._lock:
+                    if self._is_closed():
+                        return
+                    session = self._checkpoints.forget(stale)
+            except (StorageError, OSError) as error:
+                log.warning("No checkpoint is removed: %s", error)
+                return
+            self._checkpoints.delete_removed(session)
 
     def _end_attempt(self, how: str, error: BaseException | None) -> None:
         self._metrics.write_all()
@@ -475,7 +507,7 @@ class ProgressTracker:
             # The lock and the thread are the parent's; of the files, a child has copies of its own.
             self._closed_because = why
             # Another thread of the parent may have held it at the fork, and is not here to let it go.
-            self._lock = threading.RLock()
+            self._lock, self._removing = threading.RLock(), threading.RLock()
             self._responses.leave_to_parent(self._lock)
             self._writer.run.close_files()
             return

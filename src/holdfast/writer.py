@@ -10,6 +10,7 @@ from holdfast.clock import Clock
 from holdfast.disk.files import Disk
 from holdfast.opening import OpenRun
 from holdfast.records import Event, MetricsSnapshot, TrainingSession, encode
+from holdfast.rules.retention import RetentionRule
 from holdfast.rules.session import take_event, take_metrics
 from holdfast.rules.summary import progress_summary
 from holdfast.snapshots import SnapshotWriter, session_bytes
@@ -32,6 +33,8 @@ class TrackerSettings:
     large_checkpoint_bytes: int = 64 << 20
     """From this size on, a file that somebody else wrote is digested behind the training."""
     throughput_window_seconds: float = 60.0
+    keep: RetentionRule | None = None
+    """Which checkpoints stay once a newer one has been read back whole; None keeps all."""
     has_heartbeat: bool = True
     """Without it nothing happens between calls: `save` syncs and writes the snapshots."""
 

@@ -12,16 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from holdfast import ProgressTracker, RunReader, TrackerSettings, write_whole
+from holdfast.checkpoints import problem_with
+from holdfast.disk.atomic import write_whole_folder
 from holdfast.disk.files import Disk
 from holdfast.disk.run_folder import RunFolder
 from holdfast.errors import NoUsableCheckpoint
+from holdfast.rules.retention import KeepLatest
 from holdfast.sealed import is_whole
 from holdfast.testing import FakeClock, FaultyDisk
 
 CONFIG = {"train": {"lr": 0.1, "batch_size": 2}}
 OTHER_CONFIG = {"train": {"lr": 0.2, "batch_size": 2}}
-SETTINGS = TrackerSettings(has_heartbeat=False, large_checkpoint_bytes=3000)
+SETTINGS = TrackerSettings(has_heartbeat=False, large_checkpoint_bytes=3000, keep=KeepLatest(1))
 TOTAL_STEPS = 100
+SHARDED = 0
+"""In place of a size: a folder."""
 
 
 @dataclass
@@ -77,7 +82,7 @@ class Workload:
         self.ledger.updates, self.ledger.synced_updates = [], []
         self.ledger.checkpoints = {}
         tracker = self._open(OTHER_CONFIG)
-        self._train(tracker, range(1, 4), checkpoint_at={2: 300})
+        self._train(tracker, range(1, 4), checkpoint_at={1: SHARDED, 2: 300, 3: 310})
         tracker.close()
         self._synced()
 
@@ -105,7 +110,11 @@ class Workload:
         content = f"state at {step} of {tracker.session.session_id} ".encode().ljust(num_bytes, b".")
         self.ledger.contents[step] = content
         path = self.output_dir / f"checkpoint_{step}.pt"
-        if num_bytes > SETTINGS.large_checkpoint_bytes:
+        if num_bytes == SHARDED:
+            with write_whole_folder(path, disk=self.disk) as folder:
+                (folder / "shard").write_bytes(content)
+            tracker.record_checkpoint(step, path, step * 2)
+        elif num_bytes > SETTINGS.large_checkpoint_bytes:
             # As somebody else's code would write it: no sync at all.
             file = self.disk.open_anew(path)
             self.disk.write(file, content)
@@ -156,6 +165,7 @@ def broken_promises(output_dir: Path, ledger: Ledger, *, process_death_only: boo
     try:
         broken += _broken_updates(tracker, ledger, process_death_only)
         broken += _broken_checkpoints(tracker, ledger)
+        broken += _broken_removals(tracker)
         broken += [
             f"promise 5: {key} is lost"
             for key, answer in ledger.answers.items()
@@ -191,9 +201,25 @@ def _broken_checkpoints(tracker: ProgressTracker, ledger: Ledger) -> list[str]:
     broken = []
     if offered.checkpoint_step < newest:
         broken.append(f"promise 3: {offered.checkpoint_step} is offered, though {newest} was acknowledged")
-    if Path(offered.checkpoint_path).read_bytes() != ledger.contents[offered.checkpoint_step]:
+    path = Path(offered.checkpoint_path)
+    if (path / "shard" if path.is_dir() else path).read_bytes() != ledger.contents[offered.checkpoint_step]:
         broken.append(f"promise 4: checkpoint {offered.checkpoint_step} is offered and is not whole")
     return broken
+
+
+def _broken_removals(tracker: ProgressTracker) -> list[str]:
+    session, folder = tracker.session, RunFolder(tracker.session_file.parent)
+    broken = []
+    for checkpoint in [*session.checkpoints.values(), *session.checkpoints_beside]:
+        problem = problem_with(checkpoint, folder, trusts_unverified=True)
+        if problem is not None:
+            broken.append(f"promise 7: {checkpoint.checkpoint_path} is named, and {problem}")
+    broken += [
+        f"promise 7: {each.checkpoint_path} was removed, and is still there"
+        for each in session.checkpoints_removing
+        if (folder.root / each.checkpoint_path).exists()
+    ]
+    return broken + [f"after the start: {path.name} is left" for path in folder.root.glob(".*partial")]
 
 
 def _broken_archives(folder: RunFolder, ledger: Ledger) -> list[str]:

@@ -27,6 +27,7 @@ from holdfast.records import (
     MetricsSnapshot,
     OpenRequest,
     PacePoint,
+    RemovedCheckpoint,
     RequestEvent,
     RequestLine,
     RequestLost,
@@ -141,6 +142,8 @@ RECORDS = [
     pytest.param(
         session_file(
             checkpoints={7: metadata()},
+            checkpoints_removing=[RemovedCheckpoint(step=3, checkpoint_path="checkpoint_3.pt")],
+            lowest_loss_removed=2.5,
             metrics_history=[snapshot()],
             evaluations=[
                 Evaluation(
@@ -182,6 +185,7 @@ def test_an_event_of_every_kind_is_read_back_as_itself(kind):
         int: 3,
         float: 0.5,
         Decimal: Decimal("98765.432109876543"),
+        list[RemovedCheckpoint]: [RemovedCheckpoint(step=3, checkpoint_path="checkpoint_3.pt")],
         Spending: Spending(answers=1, spent=Decimal("0.1")),
         dict[str, Any]: {"a": 1},
         dict[str, float]: {"f1": 0.5},

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from holdfast.checkpoints import problem_with
+from holdfast.checkpoints import left_of_removal, problem_with
 from holdfast.cli.output import print_json
 from holdfast.reader import RunReader
 from holdfast.wording import as_bytes
@@ -52,6 +52,7 @@ def audit(reader: RunReader) -> dict[str, Any]:
         "is_whole": not journals and all(each["problem"] is None for each in checkpoints),
         "is_live": reader.holder() is not None,
         "checkpoints": checkpoints,
+        "left_of_removals": [each.checkpoint_path for each in left_of_removal(session, reader.folder)],
         "journals": journals,
     }
 
@@ -60,6 +61,8 @@ def _say(answer: dict[str, Any], folder: Path) -> None:
     for each in answer["checkpoints"]:
         size = "" if each["num_bytes"] is None else f" ({as_bytes(each['num_bytes'])})"
         typer.echo(f"  step {each['step']:,}: {each['path']}{size}: {each['problem'] or 'whole'}")
+    for path in answer["left_of_removals"]:
+        typer.echo(f"  {path}: is not kept any more; the next start deletes what is left of it")
     for problem in answer["journals"]:
         typer.echo(f"  {problem}")
     if answer["is_whole"]:

@@ -7,6 +7,7 @@ each other, so that each journal can be read on its own; only an answer comes af
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import msgspec
@@ -20,6 +21,7 @@ from holdfast.records import (
     CheckpointHashed,
     CheckpointMetadata,
     CheckpointRecorded,
+    CheckpointRemoved,
     CheckpointSetAside,
     ConfigContinued,
     ConnectionFailed,
@@ -153,6 +155,8 @@ def take_event(session: TrainingSession, event: Event) -> None:
             session.config, session.config_hash = event.config, event.config_hash
         case CheckpointRecorded() | CheckpointHashed() | CheckpointSetAside():
             _take_checkpoint_event(session, event)
+        case CheckpointRemoved():
+            _take_removal(session, event)
         case EvaluationRecorded():
             _take_evaluation(session, event)
         case ConnectionFailed():
@@ -239,6 +243,7 @@ def _take_checkpoint_event(
         for earlier in [key for key, known in session.checkpoints.items() if known.checkpoint_path == path]:
             _drop_checkpoint(session, earlier)
         session.checkpoints_beside = [each for each in session.checkpoints_beside if each.checkpoint_path != path]
+        session.checkpoints_removing = [each for each in session.checkpoints_removing if each.checkpoint_path != path]
         if step in session.checkpoints:
             session.checkpoints_beside.append(session.checkpoints[step])
         if step in session.checkpoints_superseded:
@@ -260,6 +265,21 @@ def _take_checkpoint_event(
         RefusedCheckpoint(checkpoint_step=event.step, checkpoint_path=event.checkpoint_path, reason=event.reason)
     )
     session.last_checkpoint_step = max(session.checkpoints, default=None)
+
+
+def _take_removal(session: TrainingSession, event: CheckpointRemoved) -> None:
+    gone = {(each.step, each.checkpoint_path) for each in event.checkpoints}
+    known = [*session.checkpoints.values(), *session.checkpoints_beside]
+    removed = [each for each in known if (each.checkpoint_step, each.checkpoint_path) in gone]
+    losses = [each.metrics.loss for each in removed if each.metrics and math.isfinite(each.metrics.loss)]
+    if session.lowest_loss_removed is not None:
+        losses.append(session.lowest_loss_removed)
+    session.lowest_loss_removed = min(losses, default=None)
+    for each in removed:
+        if session.checkpoints.get(each.checkpoint_step) is each:
+            _drop_checkpoint(session, each.checkpoint_step)
+    session.checkpoints_beside = [each for each in session.checkpoints_beside if each not in removed]
+    session.checkpoints_removing = event.checkpoints
 
 
 def _take_evaluation(session: TrainingSession, event: EvaluationRecorded) -> None:

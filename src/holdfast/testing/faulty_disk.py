@@ -143,7 +143,8 @@ class FaultyDisk(Disk):
 
     def remove_tree(self, path: Path) -> None:
         self._step()
-        super().remove_tree(path)
+        # Kept out of sight, so that the system does not give the folders' numbers to other files.
+        path.replace(self._scratch / f"removed_{self.num_operations}")
 
     def after_power_loss(self, target: Path, world: str, *, seed: int = 0) -> None:
         """Build in `target`, a folder that is not there yet, what one of the `WORLDS` has left of the root."""

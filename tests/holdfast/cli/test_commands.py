@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from holdfast import TrackerSettings
 from holdfast.cli.app import app
 from holdfast.errors import NotARun, RunInUse
+from holdfast.rules.retention import KeepLatest
 
 runner = CliRunner()
 
@@ -111,6 +113,21 @@ def test_verify_names_what_is_broken_and_repair_sets_it_aside(run: Path) -> None
     assert b"torn\n" == (run / "progress" / "set_aside" / "metrics.jsonl").read_bytes()
     assert "is whole" in told("verify", str(run))
     assert "nothing was damaged" in told("repair", str(run))
+
+
+def test_verify_names_what_the_next_start_deletes(
+    open_tracker: Callable[..., Any], save_checkpoint: Callable[..., Path], run_dir: Path
+) -> None:
+    tracker = open_tracker(settings=TrackerSettings(has_heartbeat=False, keep=KeepLatest(1)))
+    for step in (1, 2):
+        path = save_checkpoint(tracker, step)
+    tracker.close()
+    # A kill between the event and the deletion leaves it so.
+    path.with_name("checkpoint_1.pt").write_bytes(b"weights of step 1")
+
+    assert "checkpoint_1.pt: is not kept any more; the next start deletes" in told("verify", str(run_dir))
+    answer = json.loads(told("verify", str(run_dir), "--json"))
+    assert (True, ["checkpoint_1.pt"]) == (answer["is_whole"], answer["left_of_removals"])
 
 
 def test_repair_rebuilds_snapshots_and_speaks_json(run: Path) -> None:

@@ -75,3 +75,9 @@ def test_a_step_that_is_computed_again_is_as_good_as_it_was():
     known = session(checkpoint(4, 2.0), checkpoint(6, 1.5), checkpoint(8, 1.0), checkpoints_superseded=[6, 8])
 
     assert has_lowest_loss(checkpoint(6, 1.5), known)
+
+
+def test_one_that_was_removed_still_counts():
+    known = session(checkpoint(4, 2.0), lowest_loss_removed=1.0)
+
+    assert (False, True) == tuple(has_lowest_loss(checkpoint(6, loss), known) for loss in (1.5, 0.5))

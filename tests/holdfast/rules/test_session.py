@@ -19,6 +19,7 @@ from holdfast.records import (
     CheckpointHashed,
     CheckpointMetadata,
     CheckpointRecorded,
+    CheckpointRemoved,
     CheckpointSetAside,
     ConfigContinued,
     ConnectionFailed,
@@ -29,6 +30,7 @@ from holdfast.records import (
     OpenRequest,
     Paused,
     RefusedCheckpoint,
+    RemovedCheckpoint,
     ReplayDiffered,
     RequestLine,
     RequestLost,
@@ -45,7 +47,16 @@ from holdfast.records import (
     encode,
 )
 from holdfast.rules.history import canonical_indices
-from holdfast.rules.session import HISTORY_LENGTH, begin_session, take_answer, take_event, take_metrics, take_request
+from holdfast.rules.session import (
+    HISTORY_LENGTH,
+    begin_session,
+    take_answer,
+    take_event,
+    take_metrics,
+    take_request,
+    update_at,
+    with_evaluation,
+)
 from holdfast.rules.summary import goodput_seconds, progress_summary
 from holdfast.rules.trends import moved_average
 
@@ -81,11 +92,10 @@ def recorded(step: int, *, path: str | None = None, attempt: int = 1, seconds: f
         checkpoint_step=step,
         checkpoint_path=path or f"checkpoint_{step}.pt",
         created_at=1000.0,
-        metrics=None,
         dataset_position=8 * step,
         recovery_tags=["periodic"],
         attempt=attempt,
-        **({"num_bytes": 5, "sha256": "5a"} | more),
+        **({"metrics": None, "num_bytes": 5, "sha256": "5a"} | more),
     )
     return CheckpointRecorded(timestamp=1000.0, attempt=attempt, checkpoint=metadata, seconds=seconds)
 
@@ -726,3 +736,76 @@ def test_an_evaluation_is_no_productive_time():
     assert (7200.0 - 600.0 - 300.0, 600.0, 300.0) == tuple(
         seconds[name] for name in ("productive", "evaluating", "checkpointing")
     )
+
+
+def removed(*gone: tuple[int, str]) -> CheckpointRemoved:
+    return CheckpointRemoved(
+        timestamp=1000.0,
+        attempt=1,
+        checkpoints=[RemovedCheckpoint(step=step, checkpoint_path=path) for step, path in gone],
+        verified="checkpoint_9.pt",
+    )
+
+
+def test_removed_checkpoints_are_named_no_more_save_for_their_deletion():
+    session = session_of(
+        recorded(4),
+        recorded(6),
+        recorded(6, path="best.pt"),
+        recorded(8),
+        removed((4, "checkpoint_4.pt"), (6, "checkpoint_6.pt")),
+    )
+
+    assert ({6, 8}, []) == (session.checkpoints.keys(), session.checkpoints_beside)
+    assert "best.pt" == session.checkpoints[6].checkpoint_path
+    assert ["checkpoint_4.pt", "checkpoint_6.pt"] == [each.checkpoint_path for each in session.checkpoints_removing]
+    assert 8 == session.last_checkpoint_step
+
+
+def test_only_the_newest_removal_is_remembered():
+    session = session_of(
+        recorded(4), recorded(6), recorded(8), removed((4, "checkpoint_4.pt")), removed((6, "checkpoint_6.pt"))
+    )
+
+    assert [RemovedCheckpoint(step=6, checkpoint_path="checkpoint_6.pt")] == session.checkpoints_removing
+
+
+def test_a_name_that_is_used_again_is_not_deleted_any_more():
+    session = session_of(recorded(4), recorded(8), removed((4, "checkpoint_4.pt")), recorded(4))
+
+    assert [] == session.checkpoints_removing
+
+
+def test_another_checkpoint_at_the_path_of_a_removed_one_stays():
+    session = session_of(recorded(4, path="a.pt"), recorded(8), recorded(6, path="a.pt"), removed((4, "a.pt")))
+
+    assert [8, 6] == list(session.checkpoints)
+
+
+def test_the_lowest_loss_of_removed_checkpoints_is_remembered():
+    losses = {1: 3.0, 2: math.nan, 3: 2.0, 4: None, 5: 2.5}
+    known = [recorded(step, metrics=None if loss is None else line(step, loss)) for step, loss in losses.items()]
+    session = session_of(*known, removed((2, "checkpoint_2.pt"), (4, "checkpoint_4.pt")))
+    without_any = session.lowest_loss_removed
+    for step in (1, 3, 5):
+        take(session, removed((step, f"checkpoint_{step}.pt")))
+
+    assert (None, 2.0) == (without_any, session.lowest_loss_removed)
+
+
+@pytest.mark.parametrize(
+    "step, expected",
+    [pytest.param(4, 4, id="its own"), pytest.param(5, 4, id="before"), pytest.param(1, None, id="none")],
+)
+def test_the_update_at_a_step_is_its_own_or_the_newest_before_it(step, expected):
+    found = update_at(session_of(line(2), line(4), line(6)), step)
+
+    assert expected == (found and found.step)
+
+
+def test_a_checkpoint_takes_only_what_was_measured_at_its_step_by_its_attempt():
+    session = session_of(evaluated(2, 9.0), evaluated(4, 8.0), evaluated(4, 7.0, attempt=2))
+    checkpoint = recorded(4).checkpoint
+
+    assert {"perplexity": 8.0} == with_evaluation(checkpoint, session.evaluations).evaluation
+    assert checkpoint == with_evaluation(checkpoint, session.evaluations[:1])
