@@ -29,6 +29,7 @@ HoldfastError
 │   ├── InvalidMetric        a value that no metrics line can hold
 │   ├── ModelMismatch        teacher and student do not fit
 │   └── RequestError         a request that cannot be sent
+├── RankLost                 another process of the run died or did not answer
 └── MissingExtra             an optional dependency is not installed
 """
 
@@ -55,6 +56,7 @@ __all__ = [
     "NewerFormat",
     "NoUsableCheckpoint",
     "NotARun",
+    "RankLost",
     "RequestError",
     "RunClosed",
     "RunError",
@@ -319,6 +321,18 @@ class ModelMismatch(InputError):
 
 class RequestError(InputError):
     """A request that cannot be sent to any teacher."""
+
+
+class RankLost(HoldfastError):
+    """Another process of the run died, or did not answer within the limit."""
+
+    def __init__(self, what: str, *, missing: Sequence[int], seconds: float, reason: str) -> None:
+        who = f"rank {', '.join(map(str, missing))}" if missing else "another rank"
+        super().__init__(
+            f"Lost {who} while {what}, within the limit of {seconds:g} s ({reason}).",
+            hint="See what that process said last; then start the same command again. What was acknowledged is kept.",
+        )
+        self.missing = list(missing)
 
 
 class MissingExtra(HoldfastError, ImportError):

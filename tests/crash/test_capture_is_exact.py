@@ -23,6 +23,7 @@ from holdfast.disk.files import REAL_DISK, Disk
 from holdfast.distillation.capture import CaptureSettings, capture_logits
 from holdfast.distillation.command import main
 from holdfast.distillation.config import load_config
+from holdfast.distillation.recipe_kd import KdConfig
 from holdfast.pytorch.interrupts import Interrupts
 from holdfast.reader import RunReader
 from holdfast.testing import FaultyDisk, KilledRun, PowerLost, run_and_kill
@@ -179,7 +180,7 @@ def test_training_on_captured_logits_killed_on_its_way_ends_like_the_unbroken_ru
 
 def capture_here(data: Path, out: Path, disk: Disk = REAL_DISK) -> None:
     """Two shards, in this process."""
-    config = load_config([], [f"data.path={data}", *SETTINGS, "train.device=cpu"])
+    config = load_config(KdConfig, [], [f"data.path={data}", *SETTINGS, "train.device=cpu"])
     settings = CaptureSettings(top_k=4, temperature=2.0, shard_tokens=220, batch_size=8)
     capture_logits(config, settings, out, interrupts=Interrupts(), disk=disk)
 

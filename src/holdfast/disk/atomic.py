@@ -19,7 +19,9 @@ from holdfast.disk.files import REAL_DISK, Disk, storage_errors
 
 __all__ = [
     "PARTIAL_SUFFIX",
+    "DigestedFile",
     "WholeFile",
+    "digested_file",
     "publish_folder",
     "remove_partials",
     "write_whole",
@@ -51,9 +53,9 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], *, disk: Disk =
         StorageUnwritable: nothing was changed.
     """
     with _published(path, disk=disk) as file:
-        sink = _HashingFile(file, disk)
+        sink = DigestedFile(file, disk)
         write(cast(BinaryIO, sink))
-    return WholeFile(path=path, num_bytes=sink.num_bytes, sha256=sink.digest.hexdigest())
+    return WholeFile(path=path, num_bytes=sink.num_bytes, sha256=sink.sha256())
 
 
 def write_whole_bytes(path: Path, content: bytes, *, disk: Disk = REAL_DISK) -> None:
@@ -81,6 +83,22 @@ def write_whole_folder(path: Path, *, disk: Disk = REAL_DISK) -> Iterator[Path]:
             if partial.exists():
                 disk.remove_tree(partial)
             raise
+
+
+@contextmanager
+def digested_file(path: Path, *, disk: Disk = REAL_DISK) -> Iterator[DigestedFile]:
+    """A new file in a folder that has its temporary name still; synced once it is filled.
+
+    Raises:
+        DiskFull, StorageUnwritable: it is not whole.
+    """
+    with storage_errors(path):
+        file = disk.open_anew(path)
+        try:
+            yield DigestedFile(file, disk)
+            disk.sync(file)
+        finally:
+            disk.close(file)
 
 
 def publish_folder(partial: Path, path: Path, *, disk: Disk = REAL_DISK) -> None:
@@ -153,27 +171,36 @@ def _publish(partial: Path, path: Path, disk: Disk) -> None:
     disk.sync_folder(path.parent)
 
 
-class _HashingFile(io.RawIOBase):
+class DigestedFile(io.RawIOBase):
     """Counts and digests the bytes on their way to an open file."""
 
     def __init__(self, file: int, disk: Disk) -> None:
-        self.digest = hashlib.sha256()
         self.num_bytes = 0
+        self._digest = hashlib.sha256()
         self._file = file
         self._disk = disk
 
     def writable(self) -> bool:
+        """It is for nothing else."""
         return True
+
+    def tell(self) -> int:
+        """Where the next byte goes."""
+        return self.num_bytes
+
+    def sha256(self) -> str:
+        """Of all bytes so far, in hexadecimal."""
+        return self._digest.hexdigest()
 
     def write(self, content: Any) -> int:
         """Write all of a bytes-like object, unlike a raw file, and say how long it is."""
         whole = memoryview(content).cast("B")
         if len(whole) < _WORTH_A_THREAD_BYTES:
-            self.digest.update(whole)
+            self._digest.update(whole)
             write_all(self._file, whole, self._disk)
         else:
             # Digesting and writing take about as long; neither holds the interpreter's lock.
-            digesting = threading.Thread(target=self.digest.update, args=(whole,))
+            digesting = threading.Thread(target=self._digest.update, args=(whole,))
             digesting.start()
             try:
                 write_all(self._file, whole, self._disk)

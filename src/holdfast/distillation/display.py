@@ -17,23 +17,39 @@ __all__ = ["ShownProgress", "hide_other_bars", "shown_progress"]
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-Remaining = Callable[[], float | None]
-"""Asked only when something is drawn: seconds to the end, or None while that is unknown."""
+Asked = Callable[[], float | None]
+"""Asked only when something is drawn: the newest loss, or the seconds to the end; None while that is unknown."""
 
 
 class ShownProgress(Protocol):
     """A bar, or lines."""
 
-    def advance(self, step: int, *, loss: float | None = None, remaining: Remaining | None = None) -> None:
+    def advance(self, step: int, *, loss: Asked | None = None, remaining: Asked | None = None) -> None:
         """Show that a step is done."""
         ...
 
 
+class _Hidden:
+    """Off the main process."""
+
+    def advance(self, step: int, *, loss: Asked | None = None, remaining: Asked | None = None) -> None:
+        return
+
+
 @contextmanager
 def shown_progress(
-    title: str, *, total_steps: int, first_step: int = 0, unit: str = "step", stream: TextIO | None = None
+    title: str,
+    *,
+    total_steps: int,
+    first_step: int = 0,
+    unit: str = "step",
+    stream: TextIO | None = None,
+    is_shown: bool = True,
 ) -> Iterator[ShownProgress]:
     """A live bar on a terminal; elsewhere one plain line every ten seconds, and the last."""
+    if not is_shown:
+        yield _Hidden()
+        return
     stream = stream or sys.stderr
     console = Console(file=stream)
     if not console.is_terminal:
@@ -61,7 +77,7 @@ class _Bar:
         self._task = task
         self._pace = pace
 
-    def advance(self, step: int, *, loss: float | None = None, remaining: Remaining | None = None) -> None:
+    def advance(self, step: int, *, loss: Asked | None = None, remaining: Asked | None = None) -> None:
         facts = self._pace.facts(step, loss, remaining)
         self._progress.update(self._task, completed=step, facts=facts)
 
@@ -74,7 +90,7 @@ class _Lines:
         self._pace = pace
         self._last_line_at = -_SECONDS_BETWEEN_LINES
 
-    def advance(self, step: int, *, loss: float | None = None, remaining: Remaining | None = None) -> None:
+    def advance(self, step: int, *, loss: Asked | None = None, remaining: Asked | None = None) -> None:
         now = time.monotonic()
         if step < self._total_steps and now - self._last_line_at < _SECONDS_BETWEEN_LINES:
             return
@@ -92,12 +108,13 @@ class _Pace:
         self._first_step = first_step
         self._began_at = time.monotonic()
 
-    def facts(self, step: int, loss: float | None, remaining: Remaining | None) -> str:
+    def facts(self, step: int, loss: Asked | None, remaining: Asked | None) -> str:
         elapsed = max(1e-9, time.monotonic() - self._began_at)
         pace = (step - self._first_step) / elapsed
         facts = f"{pace:.1f} {self.unit}s/s"
-        if loss is not None:
-            facts = f"loss {loss:.4f}  {facts}"
+        newest_loss = loss() if loss is not None else None
+        if newest_loss is not None:
+            facts = f"loss {newest_loss:.4f}  {facts}"
         remaining_seconds = remaining() if remaining is not None else None
         if remaining_seconds is None:
             return facts

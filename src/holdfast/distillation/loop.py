@@ -1,61 +1,35 @@
-"""The training loop that every recipe shares."""
+"""The training loop that every recipe shares.
+
+Nothing in a step waits for a device: losses stay where they are computed until the tracker has copied them.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from holdfast.context import TrainingProgressContext
-from holdfast.distillation.data import Batch, TrainingData
+from holdfast.distillation.batches import StepBatches, StepData
 from holdfast.distillation.display import ShownProgress
+from holdfast.distillation.evaluation import Evaluator, Sums
 from holdfast.distillation.recipe import Recipe
+from holdfast.distillation.saving import CheckpointSaver
 from holdfast.distillation.schedule import learning_rate_at
-from holdfast.distillation.sections import Section
+from holdfast.distillation.strategy import Strategy, gradient_norm
+from holdfast.distillation.train_config import ProgressConfig, TrainConfig
 from holdfast.distillation.training_state import TrainingState
-from holdfast.errors import StorageError, TeacherError
-from holdfast.pytorch.checkpoint_file import save_checkpoint
-from holdfast.pytorch.device import ComputeDevice, DeviceName, PrecisionName
+from holdfast.errors import TeacherError
+from holdfast.pytorch.device import ComputeDevice
 from holdfast.pytorch.interrupts import Interrupts, StopRequested
-from holdfast.pytorch.sampler import DataOrder
+from holdfast.pytorch.ranks import Ranks
 
-__all__ = ["ProgressConfig", "TrainConfig", "TrainingLoop", "new_optimizer"]
+__all__ = ["TrainingLoop", "new_optimizer"]
 
 log = logging.getLogger("holdfast")
-
-
-class TrainConfig(Section):
-    """`train`: how long and how fast."""
-
-    steps: int = Field(default=200, ge=1)
-    """Optimizer steps of the whole run."""
-    batch_size: int = Field(default=8, ge=1)
-    """Samples of one forward pass."""
-    gradient_accumulation: int = Field(default=1, ge=1)
-    """Forward passes of one optimizer step."""
-    learning_rate: float = Field(default=2e-3, gt=0)
-    warmup_steps: int = Field(default=10, ge=0)
-    schedule_steps: int | None = Field(default=None, ge=1)
-    """Where the learning rate reaches its end; by default `steps` as of the run's first start."""
-    final_fraction: float = Field(default=0.1, ge=0, le=1)
-    """Of the learning rate, at that end."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    clip_norm: float = Field(default=1.0, gt=0)
-    seed: int = 0
-    device: DeviceName = "auto"
-    precision: PrecisionName = "auto"
-
-
-class ProgressConfig(Section):
-    """`progress`: what never changes the result."""
-
-    checkpoint_interval: int = Field(default=50, ge=1)
-    """Optimizer steps between two checkpoints; the last step always has one."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,54 +37,84 @@ class TrainingLoop:
     """Trains a recipe from where its state stands."""
 
     recipe: Recipe
-    data: TrainingData
+    strategy: Strategy
+    batches: StepBatches
     state: TrainingState
+    saver: CheckpointSaver
+    evaluator: Evaluator | None
     train: TrainConfig
     progress: ProgressConfig
     device: ComputeDevice
     context: TrainingProgressContext
-    output_dir: Path
+    ranks: Ranks
     interrupts: Interrupts
+    _num_skipped: Tensor = field(init=False)
+    """Steps whose gradients were no numbers, counted on the device."""
+    _told_skipped: int = 0
+    _evaluated_step: int = -1
+
+    def __post_init__(self) -> None:
+        self._num_skipped = torch.zeros((), device=self.device.device)
 
     def run(self, shown: ShownProgress) -> bool:
-        """Train to the last step, or until somebody asks to stop; says whether the run is complete.
+        """Train to the last step, or until any process is asked to stop; says whether the run is complete.
 
         When it returns, the newest step is in a checkpoint.
 
         Raises:
             DiskFull, StorageUnwritable: the last checkpoint could not be saved.
             TeacherError: a paid teacher gave no answer; the steps before are saved.
+            RankLost: another process died, or did not answer within the limit.
         """
-        order = DataOrder(num_samples=len(self.data), seed=self.train.seed)
-        counters = self.state.counters
-        saved_step = counters.step
-        for module in self.recipe.modules().values():
-            module.train()
-        while counters.step < self.train.steps and not self.interrupts.is_requested:
+        counters, total_steps = self.state.counters, self.train.steps
+        self.recipe.train()
+        step_data: StepData | None = None
+        if counters.step < total_steps and not self.interrupts.is_requested:
+            step_data = self._settled()
+        self.ranks.tell_whether_to_stop(self.interrupts.is_requested)
+        while counters.step < total_steps and not self.ranks.is_stop_agreed:
             try:
-                loss = self._step(order)
+                self._step(step_data or self.batches.take())
             except StopRequested:
                 # While a batch waited for its teacher; nothing of the step was done.
                 break
             except TeacherError:
-                if counters.step > saved_step:
-                    self._save(loss, must_succeed=True)
+                self.saver.finish()
                 raise
-            shown.advance(counters.step, loss=loss, remaining=self.context.get_remaining_seconds)
-            if counters.step % self.progress.checkpoint_interval == 0 and self._save(loss):
-                saved_step = counters.step
-        if counters.step > saved_step:
-            self._save(loss, must_succeed=True)
-        return counters.step >= self.train.steps
+            step_data = None
+            shown.advance(counters.step, loss=self._newest_loss, remaining=self.context.get_remaining_seconds)
+            self.saver.tell()
+            if self._is_due(self.progress.eval_every):
+                self._evaluate()
+            if self._is_due(self.progress.checkpoint_interval):
+                self.saver.save()
+                self._tell_skipped()
+            self.ranks.tell_whether_to_stop(self.interrupts.is_requested)
+        is_complete = counters.step >= total_steps
+        if is_complete and self.progress.eval_every is not None:
+            self._evaluate()
+        self.saver.finish()
+        self._tell_skipped()
+        return is_complete
 
-    def _step(self, order: DataOrder) -> float:
-        """One optimizer step over all its forward passes; reports it and returns its loss."""
+    def _is_due(self, interval: int | None) -> bool:
+        return interval is not None and self.state.counters.step % interval == 0
+
+    def _settled(self) -> StepData | None:
+        """The first step's data, where the strategy had to try it out before the first step."""
+        taken: list[StepData] = []
+
+        def try_out() -> None:
+            taken.append(self.batches.take())
+            self._accumulated_gradients(taken[0])
+
+        with self.ranks.meeting("trying out the first step"):
+            self.strategy.settle(try_out)
+        return taken[0] if taken else None
+
+    def _step(self, step_data: StepData) -> None:
+        """One optimizer step over all its forward passes; reports it."""
         counters, train = self.state.counters, self.train
-        batches = [
-            self.data.batch(order.indices(counters.samples + place * train.batch_size, train.batch_size))
-            for place in range(train.gradient_accumulation)
-        ]
-        num_tokens = sum(batch.num_counted() for batch in batches)
         learning_rate = learning_rate_at(
             counters.step + 1,
             peak=train.learning_rate,
@@ -120,79 +124,112 @@ class TrainingLoop:
         )
         for group in self.state.optimizer.param_groups:
             group["lr"] = learning_rate
-        components = self._accumulated_gradients(batches, max(1, num_tokens))
-        self._apply_gradients()
+        with self.ranks.meeting(f"computing step {counters.step + 1}"):
+            sums = self.ranks.add_up(self._accumulated_gradients(step_data))
+            self._apply_gradients()
         counters.step += 1
-        counters.samples += train.batch_size * train.gradient_accumulation
-        counters.tokens += num_tokens
-        numbers = {name: float(value) for name, value in components.items()}
-        loss = sum(self.recipe.weights[name] * value for name, value in numbers.items())
+        counters.samples += self.batches.samples_a_step
+        counters.tokens += step_data.counts["tokens"]
+        components = {
+            name: sums[place] / self._divisor(step_data, name) for place, name in enumerate(self.recipe.weights)
+        }
+        loss = torch.stack([self.recipe.weights[name] * value for name, value in components.items()]).sum()
         self.context.update_metrics(
             step=counters.step,
             loss=loss,
-            loss_components=numbers,
+            loss_components=components,
             learning_rate=learning_rate,
             samples_processed=counters.samples,
             tokens_processed=counters.tokens,
         )
-        return loss
 
-    def _accumulated_gradients(self, batches: list[Batch], num_tokens: int) -> dict[str, Tensor]:
-        """Gradients of the mean over all counted tokens of the step; returns that mean of each component."""
+    def _accumulated_gradients(self, step_data: StepData) -> Tensor:
+        """Gradients of the weighted mean losses of the whole step; returns this process's sum of each component."""
         self.state.optimizer.zero_grad(set_to_none=True)
-        components: dict[str, Tensor] = {}
-        for batch in batches:
-            with self.device.autocast():
-                sums = self.recipe.loss_sums(batch.to(self.device.device))
-            means = {name: value / num_tokens for name, value in sums.items()}
-            total = torch.stack([self.recipe.weights[name] * value for name, value in means.items()]).sum()
-            self.state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]  # torch leaves it so.
-            for name, value in means.items():
-                components[name] = components.get(name, 0) + value.detach()
-        return components
+        weights = self.recipe.weights
+        found = torch.zeros(len(weights), device=self.device.device)
+        for place, batch in enumerate(step_data.batches):
+            is_last = place == len(step_data.batches) - 1
+            with self.strategy.accumulating(is_last=is_last):
+                with self.device.autocast():
+                    sums = self.strategy.losses(batch.to(self.device.device))
+                parts = [weight / self._divisor(step_data, name) * sums[name] for name, weight in weights.items()]
+                total = torch.stack(parts).sum() * self.strategy.gradient_scale
+                self.state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]  # torch leaves it so.
+            found += torch.stack([sums[name].detach() for name in weights])
+        return found
+
+    def _divisor(self, step_data: StepData, component: str) -> int:
+        return max(1, step_data.counts[self.recipe.counted_by[component]])
 
     def _apply_gradients(self) -> None:
-        self.state.scaler.unscale_(self.state.optimizer)
-        parameters = [each for module in self.recipe.modules().values() for each in module.parameters()]
-        torch.nn.utils.clip_grad_norm_(parameters, self.train.clip_norm)
-        self.state.scaler.step(self.state.optimizer)
-        self.state.scaler.update()
+        optimizer, scaler = self.state.optimizer, self.state.scaler
+        scaler.unscale_(optimizer)
+        parameters = [each for each in self.recipe.parameters() if each.requires_grad]
+        norm = gradient_norm(parameters, self.train.clip_norm)
+        if self.train.skips_nonfinite and not scaler.is_enabled():
+            # The norm is that of all processes, so all of them skip. The optimizer looks at it on the device.
+            is_skipped = (~norm.isfinite()).to(torch.float32)
+            optimizer.grad_scale, optimizer.found_inf = None, is_skipped  # type: ignore[attr-defined]
+            self._num_skipped += is_skipped
+        scaler.step(optimizer)
+        scaler.update()
 
-    def _save(self, loss: float, *, must_succeed: bool = False) -> bool:
-        """Save and record a checkpoint; with a full disk, say so and train on, unless nothing comes after it.
+    def _newest_loss(self) -> float | None:
+        """The newest loss that has arrived on the host."""
+        tracker = self.context.tracker
+        history = tracker.session.metrics_history if tracker is not None else []
+        return history[-1].loss if history else None
 
-        Raises:
-            DiskFull, StorageUnwritable: with `must_succeed`, it could not be saved.
-        """
-        begun_at = time.monotonic()
-        counters = self.state.counters
-        earlier_best = counters.best_loss
-        counters.best_loss = min(loss, earlier_best)
-        path = self.output_dir / f"checkpoint_{counters.step}.pt"
-        try:
-            written = save_checkpoint(path, self.state.capture())
-            self.context.record_checkpoint(
-                step=counters.step,
-                checkpoint_path=path,
-                dataset_position=counters.samples,
-                is_best=loss < earlier_best,
-                written=written,
-                seconds=time.monotonic() - begun_at,
+    def _tell_skipped(self) -> None:
+        """Where the loop stands still for a save anyway."""
+        num_skipped = int(self._num_skipped.item())
+        if num_skipped > self._told_skipped and self.ranks.is_main:
+            log.warning(
+                "%d step(s) had gradients that are no numbers, and changed no weight; the newest before step %s.",
+                num_skipped - self._told_skipped,
+                f"{self.state.counters.step + 1:,}",
             )
-        except StorageError as error:
-            counters.best_loss = earlier_best
-            if must_succeed:
-                raise
-            log.warning("No checkpoint at step %s: %s Training goes on.", f"{counters.step:,}", error)
-            return False
-        return True
+        self._told_skipped = num_skipped
+
+    def _evaluate(self) -> None:
+        step = self.state.counters.step
+        if self.evaluator is None or step == self._evaluated_step:
+            return
+        self._evaluated_step = step
+        begun_at = time.monotonic()
+        with self.device.autocast():
+            own = self.evaluator.sums(
+                self.recipe,
+                self.device,
+                rank=self.ranks.rank,
+                num_ranks=self.ranks.num_ranks,
+                in_lockstep=self.strategy.works_in_lockstep,
+            )
+        results = self.evaluator.results(_added(self.ranks.from_all(own, "evaluating")))
+        self.context.record_evaluation(step, results, seconds=time.monotonic() - begun_at)
+        if self.ranks.is_main:
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
+            log.info("Step %s, held-out data: %s.", f"{step:,}", shown)
 
 
-def new_optimizer(modules: dict[str, nn.Module], train: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW over all parameters; vectors (norms) do not decay."""
-    parameters = [each for module in modules.values() for each in module.parameters()]
+def _added(all_sums: list[Sums]) -> Sums:
+    names = dict.fromkeys(name for sums in all_sums for name in sums)
+    return {
+        name: (
+            sum(sums[name][0] for sums in all_sums if name in sums),
+            sum(sums[name][1] for sums in all_sums if name in sums),
+        )
+        for name in names
+    }
+
+
+def new_optimizer(module: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW over all trained parameters; vectors (norms) do not decay. Fused: it can skip a step on the device."""
+    parameters = [each for each in module.parameters() if each.requires_grad]
     groups = [
         {"params": [each for each in parameters if each.dim() >= 2], "weight_decay": train.weight_decay},
         {"params": [each for each in parameters if each.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=train.learning_rate, betas=(0.9, 0.95))
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=train.learning_rate, betas=(0.9, 0.95), fused=True)

@@ -1,8 +1,8 @@
 """The losses of knowledge distillation.
 
-Each takes the logits of some rows and gives a number a row, in nats; `rows.values_of_rows` calls it with a few rows at
-a time. The loop divides the sum over a whole optimizer step by what was counted in it, so that gradient accumulation
-changes nothing.
+Each takes the logits of some rows and gives a number a row, in nats; `rows.values_of_rows` calls it with a few rows
+at a time. The loop divides the sum over a whole optimizer step by what was counted in it, so that gradient
+accumulation changes nothing.
 """
 
 from __future__ import annotations

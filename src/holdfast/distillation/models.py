@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 from pydantic import Field
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from holdfast.disk.atomic import write_whole_bytes, write_whole_folder
@@ -111,9 +112,14 @@ def require_vocabulary(model: PreTrainedModel, title: str, vocab_size: int) -> N
 
 
 def save_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, *, origin: dict[str, str | int]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    *,
+    origin: dict[str, str | int],
+    weights: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a `transformers` folder whole or not at all.
+    """Write a `transformers` folder whole or not at all; `weights` where the model itself has only parts of them.
 
     `origin` says what it was made from, and is kept in it: a folder of the same origin stays, another one of that
     name is moved to `<name>.1`, `<name>.2`, … first.
@@ -123,7 +129,7 @@ def save_model(
             return
         REAL_DISK.replace(folder, RunFolder.free_name(folder))
     with write_whole_folder(folder) as partial:
-        model.save_pretrained(str(partial))
+        model.save_pretrained(str(partial), state_dict=weights)
         tokenizer.save_pretrained(str(partial))
         write_whole_bytes(partial / _ORIGIN_FILE, msgspec.json.encode(origin))
 

@@ -41,7 +41,9 @@ class Prepared:
     """None without held-out data."""
 
 
-def prepare(task: Task, config: RunConfig, *, cache: Path, interrupts: Interrupts, fills_cache: bool = True) -> Prepared:
+def prepare(
+    task: Task, config: RunConfig, *, cache: Path, interrupts: Interrupts, fills_cache: bool = True
+) -> Prepared:
     """Read, tokenize and build; what takes long is computed once and read from `cache` ever after.
 
     Of many processes one fills the cache; the others come after it, and only read (`fills_cache`).

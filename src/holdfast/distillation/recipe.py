@@ -43,7 +43,7 @@ class Recipe(nn.Module):
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, attention_mask: Tensor, **settings: Any) -> Tensor:
-        """Greedy continuations of prompts that are padded on the left, (batch, length of the longest, new ones last)."""
+        """Greedy continuations of prompts that are padded on the left; (batch, length), the new tokens last."""
         generated: Tensor = self.student.generate(  # type: ignore[operator]  # transformers leaves it so.
             input_ids=input_ids, attention_mask=attention_mask, do_sample=False, **settings
         )

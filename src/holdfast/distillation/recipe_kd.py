@@ -120,9 +120,7 @@ class KdRecipe(Recipe):
         if "ce" in self.weights:
             targets = batch.targets.flatten()
             losses["ce"] = lambda logits, rows: cross_entropy_rows(logits, targets[rows])
-        values = values_of_rows(
-            student.last, self.split.logits, batch.rows, losses, chunk_tokens=self._chunk_tokens
-        )
+        values = values_of_rows(student.last, self.split.logits, batch.rows, losses, chunk_tokens=self._chunk_tokens)
         sums = {name: value.sum() for name, value in values.items()}
         if wants_layers:
             pairs = [

@@ -36,7 +36,7 @@ def values_of_rows(
     Args:
         hidden: (batch, length, width): what the head is given.
         head: Takes (rows, width), returns logits (rows, vocabulary).
-        rows: (rows,) of int64: flat positions in (batch × length).
+        rows: (rows,) of int64: flat positions in batch times length.
         losses: By name.
         chunk_tokens: Rows whose logits are alive at a time.
 

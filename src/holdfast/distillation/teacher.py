@@ -146,7 +146,7 @@ def _trained(
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it so.
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            shown.advance(step, loss=loss.item())
+            shown.advance(step, loss=loss.item)
     return model
 
 

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
 
 from holdfast.disk.atomic import WholeFile, write_whole
 from holdfast.disk.files import REAL_DISK, Disk
 from holdfast.errors import CheckpointDamaged, CheckpointMismatch
 
-__all__ = ["load_checkpoint", "require_fit", "save_checkpoint"]
+__all__ = ["load_checkpoint", "require_fit", "save_checkpoint", "write_state"]
 
 _MOST_NAMED = 3
 
@@ -29,7 +28,19 @@ def save_checkpoint(path: Path, content: Mapping[str, Any], *, disk: Disk = REAL
     Raises:
         DiskFull, StorageUnwritable: a file that had this name is as it was.
     """
-    return write_whole(path, lambda file: _save(dict(content), file), disk=disk)
+    return write_whole(path, lambda file: write_state(dict(content), file), disk=disk)
+
+
+def write_state(content: dict[str, Any], file: BinaryIO) -> None:
+    """Fill an open file with `torch.save`; a full disk stays the `OSError` that it is."""
+    remembering = _RemembersFailure(file)
+    try:
+        torch.save(content, remembering)  # type: ignore[arg-type]  # Only `write` is called.
+    except RuntimeError:
+        if remembering.failure is None:
+            raise
+    if remembering.failure is not None:
+        raise remembering.failure
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -50,8 +61,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def require_fit(path: Path, saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Make sure that saved weights belong to this architecture, before any of them is loaded.
+def require_fit(path: Path, saved: Mapping[str, torch.Size], expected: Mapping[str, torch.Size]) -> None:
+    """Make sure that saved tensors belong to this architecture, by their shapes, before any of them is loaded.
 
     Raises:
         CheckpointMismatch: names the first weights that are missing, unknown or of another shape.
@@ -59,23 +70,12 @@ def require_fit(path: Path, saved: Mapping[str, Tensor], expected: Mapping[str, 
     differences = [f"{name} is missing in it" for name in expected if name not in saved]
     differences += [f"{name} is unknown here" for name in saved if name not in expected]
     differences += [
-        f"{name} has shape {tuple(saved[name].shape)}, {tuple(tensor.shape)} is expected"
-        for name, tensor in expected.items()
-        if name in saved and saved[name].shape != tensor.shape
+        f"{name} has shape {tuple(saved[name])}, {tuple(shape)} is expected"
+        for name, shape in expected.items()
+        if name in saved and saved[name] != shape
     ]
     if differences:
         raise CheckpointMismatch(path, reason=_listing(differences))
-
-
-def _save(content: dict[str, Any], file: BinaryIO) -> None:
-    remembering = _RemembersFailure(file)
-    try:
-        torch.save(content, remembering)  # type: ignore[arg-type]  # Only `write` is called.
-    except RuntimeError:
-        if remembering.failure is None:
-            raise
-    if remembering.failure is not None:
-        raise remembering.failure
 
 
 class _RemembersFailure:

@@ -8,6 +8,7 @@ import signal
 
 import pytest
 import torch
+from loss_sums import topk_kl_sum
 
 from holdfast.distillation.api_data import ApiData, load_prompts
 from holdfast.distillation.chat import BUILTIN_TEMPLATE
@@ -16,8 +17,8 @@ from holdfast.distillation.corpus import builtin_documents
 from holdfast.distillation.losses import IGNORED, next_token_targets
 from holdfast.distillation.model_answers import ModelAnswers
 from holdfast.distillation.models import ModelShape, load_model, new_model, save_model
+from holdfast.distillation.recipe_kd import KdConfig
 from holdfast.distillation.tokenizer import load_tokenizer, trained_tokenizer
-from holdfast.distillation.topk_losses import topk_kl_sum
 from holdfast.errors import ConfigError, DataError, ModelMismatch, TeacherRefused
 from holdfast.pytorch.interrupts import Interrupts, StopRequested
 from holdfast.teacher import AsyncTeacher, Endpoint, Patience, Teacher
@@ -262,10 +263,10 @@ API = ["data.path=p.jsonl", "teacher.kind=api", "teacher.model=m", "loss.interme
 )
 def test_a_config_that_cannot_be_meant_is_refused(overrides, said):
     with pytest.raises(ConfigError, match=said):
-        load_config([], overrides)
+        load_config(KdConfig, [], overrides)
 
 
 def test_a_ready_config_is_taken():
-    config = load_config([], [*API, "teacher.logprobs=5", "loss.temperature=1", "teacher.budget=2.50"])
+    config = load_config(KdConfig, [], [*API, "teacher.logprobs=5", "loss.temperature=1", "teacher.budget=2.50"])
 
     assert {"logprobs": True, "top_logprobs": 5} == config.teacher.request_parameters()

@@ -20,6 +20,7 @@ from holdfast.distillation.captured_folder import CapturedFolder, CaptureManifes
 from holdfast.distillation.config import load_config
 from holdfast.distillation.losses import IGNORED
 from holdfast.distillation.models import load_model
+from holdfast.distillation.recipe_kd import KdConfig
 from holdfast.distillation.shards import ShardReader
 from holdfast.errors import ConfigError, ModelMismatch, NewerFormat, RunInUse
 from holdfast.pytorch.interrupts import Interrupts, StopRequested
@@ -51,7 +52,7 @@ def capture(data: Path, tmp_path: Path) -> Capture:
     """Capture into a folder of this test, by default in three shards."""
 
     def run(*overrides: str, out: Path = tmp_path / "logits", **settings: Any) -> CaptureManifest:
-        config = load_config([], [f"data.path={data}", *SMALL, *overrides])
+        config = load_config(KdConfig, [], [f"data.path={data}", *SMALL, *overrides])
         usual = {"top_k": 4, "temperature": 2.0, "shard_tokens": 28, "batch_size": 2}
         return capture_logits(config, CaptureSettings(**(usual | settings)), out, interrupts=Interrupts())
 
@@ -279,7 +280,7 @@ def test_more_entries_than_the_vocabulary_has_cannot_be_kept(capture: Capture) -
 def test_a_request_to_stop_keeps_the_shards_so_far(capture: Capture, data: Path, tmp_path: Path) -> None:
     capture()
     whole = content_of(CapturedFolder(tmp_path / "logits"))
-    config = load_config([], [f"data.path={data}", *SMALL])
+    config = load_config(KdConfig, [], [f"data.path={data}", *SMALL])
     settings = CaptureSettings(top_k=4, temperature=2.0, shard_tokens=28, batch_size=2)
     other = CapturedFolder(tmp_path / "other")
 

@@ -5,6 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from holdfast.distillation.config import files_and_overrides, load_config
+from holdfast.distillation.recipe_kd import KdConfig
 from holdfast.errors import ConfigError
 
 MINIMAL = """
@@ -27,7 +28,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def test_the_minimal_config_says_enough(write: Write) -> None:
-    config = load_config([write(MINIMAL)])
+    config = load_config(KdConfig, [write(MINIMAL)])
 
     assert (32000, 128, 2, 10, 5) == (
         config.student.vocab_size,
@@ -39,37 +40,37 @@ def test_the_minimal_config_says_enough(write: Write) -> None:
 
 
 def test_without_any_file_everything_has_a_default() -> None:
-    assert load_config([]).train.steps >= 1
+    assert load_config(KdConfig, []).train.steps >= 1
 
 
 def test_the_quickstart_is_a_config() -> None:
-    assert 200 == load_config([Path(__file__).parents[3] / "configs" / "quickstart.yaml"]).train.steps
+    assert 200 == load_config(KdConfig, [Path(__file__).parents[3] / "configs" / "quickstart.yaml"]).train.steps
 
 
 def test_a_config_for_captured_logits_is_laid_over_the_quickstart() -> None:
     folder = Path(__file__).parents[3] / "configs"
 
-    config = load_config([folder / "quickstart.yaml", folder / "from_logits.yaml"])
+    config = load_config(KdConfig, [folder / "quickstart.yaml", folder / "from_logits.yaml"])
 
     assert ("logits", 0.0, 2.0) == (config.teacher.kind, config.loss.intermediate, config.loss.temperature)
 
 
 def test_the_student_may_be_called_model(write: Write) -> None:
-    by_one_name = load_config([write("model: {d_model: 32}")])
+    by_one_name = load_config(KdConfig, [write("model: {d_model: 32}")])
 
-    assert load_config([write("student: {d_model: 32}")]) == by_one_name
+    assert load_config(KdConfig, [write("student: {d_model: 32}")]) == by_one_name
 
 
 def test_both_names_of_the_student_at_once_are_an_error(write: Write) -> None:
     with pytest.raises(ConfigError, match="both student and model"):
-        load_config([write("student: {d_model: 32}")], ["model.num_layers=1"])
+        load_config(KdConfig, [write("student: {d_model: 32}")], ["model.num_layers=1"])
 
 
 def test_later_files_win_key_by_key_then_overrides_then_steps(write: Write) -> None:
     first = write("train: {steps: 1, seed: 1, batch_size: 1, learning_rate: 0.1}")
     second = write("train: {steps: 2, seed: 2, batch_size: 2}", "b.yaml")
 
-    train = load_config([first, second], ["train.seed=3", "train.steps=3"], steps=4).train
+    train = load_config(KdConfig, [first, second], ["train.seed=3", "train.steps=3", "train.steps=4"]).train
 
     assert (4, 3, 2, 0.1) == (train.steps, train.seed, train.batch_size, train.learning_rate)
 
@@ -84,15 +85,15 @@ def test_later_files_win_key_by_key_then_overrides_then_steps(write: Write) -> N
     ids=["null", "text", "an equals sign in it"],
 )
 def test_an_overrides_value_is_read_as_yaml(override: str, expected: Path | None) -> None:
-    assert expected == load_config([], [override]).data.path
+    assert expected == load_config(KdConfig, [], [override]).data.path
 
 
 def test_the_exponent_that_yaml_takes_for_text_is_a_number() -> None:
-    assert 1e-3 == load_config([], ["train.learning_rate=1e-3"]).train.learning_rate
+    assert 1e-3 == load_config(KdConfig, [], ["train.learning_rate=1e-3"]).train.learning_rate
 
 
 def test_layers_are_mapped_by_number(write: Write) -> None:
-    assert {1: 2, 2: 3} == load_config([write("loss: {layers: {1: 2, 2: 3}}")]).loss.layers
+    assert {1: 2, 2: 3} == load_config(KdConfig, [write("loss: {layers: {1: 2, 2: 3}}")]).loss.layers
 
 
 @pytest.mark.parametrize(
@@ -121,49 +122,49 @@ def test_layers_are_mapped_by_number(write: Write) -> None:
 )
 def test_a_bad_config_is_told_in_words(write: Write, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_config([write(text)])
+        load_config(KdConfig, [write(text)])
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.yaml cannot be read"):
-        load_config([tmp_path / "nowhere.yaml"])
+        load_config(KdConfig, [tmp_path / "nowhere.yaml"])
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x9f")
 
     with pytest.raises(ConfigError, match=r"binary\.yaml is no YAML"):
-        load_config([tmp_path / "binary.yaml"])
+        load_config(KdConfig, [tmp_path / "binary.yaml"])
 
 
 @pytest.mark.parametrize("override", ["train.steps", "=3", "train.steps=["], ids=["no value", "no key", "no YAML"])
 def test_a_bad_override_is_shown(override: str) -> None:
     with pytest.raises(ConfigError, match=r"is no (override|YAML)"):
-        load_config([], [override])
+        load_config(KdConfig, [], [override])
 
 
 def test_a_step_count_of_zero_on_the_command_line_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"train\.steps.*got 0"):
-        load_config([], steps=0)
+        load_config(KdConfig, [], ["train.steps=0"])
 
 
 def test_a_typo_under_the_name_model_names_the_nearest_key(write: Write) -> None:
     with pytest.raises(ConfigError, match=r"did you mean (model|student)\.d_model"):
-        load_config([write("model: {d_modle: 32}")])
+        load_config(KdConfig, [write("model: {d_modle: 32}")])
 
 
 def test_a_key_that_stands_there_twice_is_an_error(write: Write) -> None:
     with pytest.raises(ConfigError, match="train"):
-        load_config([write("train: {steps: 4}\ntrain: {seed: 3}")])
+        load_config(KdConfig, [write("train: {steps: 4}\ntrain: {seed: 3}")])
 
 
 def test_an_infinite_learning_rate_is_an_error(write: Write) -> None:
     with pytest.raises((ConfigError, ValidationError)):
-        load_config([write("train: {learning_rate: .inf}")])
+        load_config(KdConfig, [write("train: {learning_rate: .inf}")])
 
 
 def test_captured_logits_are_a_teacher_without_hidden_states() -> None:
-    config = load_config([], ["teacher.kind=logits", "teacher.path=there", "loss.intermediate=0"])
+    config = load_config(KdConfig, [], ["teacher.kind=logits", "teacher.path=there", "loss.intermediate=0"])
 
     assert (Path("there"), False) == (config.teacher.path, config.teacher.is_a_model)
 

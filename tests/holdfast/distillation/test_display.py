@@ -8,7 +8,7 @@ def test_without_a_terminal_the_first_step_and_the_last_are_told_in_lines() -> N
 
     with shown_progress("kd", total_steps=3000, stream=stream) as shown:
         for step in (1, 2, 3000):
-            shown.advance(step, loss=2.5, remaining=lambda: 3661.0)
+            shown.advance(step, loss=lambda: 2.5, remaining=lambda: 3661.0)
 
     first, last = stream.getvalue().splitlines()
     assert first.startswith("kd: step 1 of 3,000  loss 2.5000  ")

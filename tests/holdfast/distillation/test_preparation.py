@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from holdfast.distillation.config import load_config
 from holdfast.distillation.preparation import Prepared, prepare
+from holdfast.distillation.recipe_kd import KD, KdConfig
 from holdfast.distillation.tokenizer import load_tokenizer
 from holdfast.errors import ModelMismatch
 from holdfast.pytorch.interrupts import Interrupts
@@ -34,8 +35,8 @@ def model_folder(
 
 def prepared(tmp_path: Path, *overrides: str) -> Prepared:
     (tmp_path / "data.jsonl").write_text('{"text": "The quick brown fox."}\n' * 3)
-    config = load_config([], [f"data.path={tmp_path / 'data.jsonl'}", "data.max_length=16", *overrides])
-    return prepare(config, cache=tmp_path / "cache", interrupts=Interrupts())
+    config = load_config(KdConfig, [], [f"data.path={tmp_path / 'data.jsonl'}", "data.max_length=16", *overrides])
+    return prepare(KD, config, cache=tmp_path / "cache", interrupts=Interrupts())
 
 
 def swap_two_tokens(content: dict[str, object]) -> None:

@@ -8,8 +8,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from holdfast.distillation.data import Batch, TopK
-from holdfast.distillation.losses import IGNORED, LossConfig
-from holdfast.distillation.recipe_kd import KdRecipe
+from holdfast.distillation.losses import IGNORED
+from holdfast.distillation.recipe_kd import KdLossConfig, KdRecipe
 from holdfast.errors import ConfigError, ModelMismatch
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -28,11 +28,11 @@ def batch() -> Batch:
 
 
 def recipe(student: PreTrainedModel, teacher: PreTrainedModel, **loss: Any) -> KdRecipe:
-    return KdRecipe(student, teacher, LossConfig(**loss), vocab_size=VOCABULARY)
+    return KdRecipe(student, teacher, KdLossConfig(**loss), vocab_size=VOCABULARY)
 
 
 def test_the_losses_have_the_names_that_users_know(make_model: MakeModel, batch: Batch) -> None:
-    sums = recipe(make_model(0), make_model(1)).loss_sums(batch)
+    sums = recipe(make_model(0), make_model(1))(batch)
 
     assert ["kd", "ce", "intermediate"] == list(sums)
     assert all(value.dim() == 0 and value.item() > 0 for value in sums.values())
@@ -42,7 +42,7 @@ def test_the_losses_have_the_names_that_users_know(make_model: MakeModel, batch:
 def test_a_loss_without_weight_is_not_computed(make_model: MakeModel, batch: Batch, left_out: str) -> None:
     made = recipe(make_model(0), make_model(1), **{left_out: 0.0})
 
-    assert {"kd", "ce", "intermediate"} - {left_out} == set(made.loss_sums(batch)) == set(made.weights)
+    assert {"kd", "ce", "intermediate"} - {left_out} == set(made(batch)) == set(made.weights)
 
 
 def test_no_weight_at_all_is_an_error(make_model: MakeModel) -> None:
@@ -53,7 +53,7 @@ def test_no_weight_at_all_is_an_error(make_model: MakeModel) -> None:
 def test_a_student_that_is_its_teacher_gets_no_gradient_from_it(make_model: MakeModel, batch: Batch) -> None:
     student = make_model(0)
 
-    sums = recipe(student, make_model(0), ce=0, intermediate=0).loss_sums(batch)
+    sums = recipe(student, make_model(0), ce=0, intermediate=0)(batch)
     sums["kd"].backward()
 
     assert abs(sums["kd"].item()) < 1e-4
@@ -63,10 +63,10 @@ def test_a_student_that_is_its_teacher_gets_no_gradient_from_it(make_model: Make
 
 def test_a_batch_counts_as_much_as_its_samples_one_by_one(make_model: MakeModel, batch: Batch) -> None:
     made = recipe(make_model(0), make_model(1))
-    together = made.loss_sums(batch)
+    together = made(batch)
 
     singles = [
-        made.loss_sums(
+        made(
             Batch(
                 input_ids=batch.input_ids[row : row + 1, :length],
                 attention_mask=batch.attention_mask[row : row + 1, :length],
@@ -81,7 +81,7 @@ def test_a_batch_counts_as_much_as_its_samples_one_by_one(make_model: MakeModel,
 
 
 def test_larger_vocabularies_are_padding(make_model: MakeModel, batch: Batch) -> None:
-    sums = recipe(make_model(0, vocab_size=300), make_model(1, vocab_size=290)).loss_sums(batch)
+    sums = recipe(make_model(0, vocab_size=300), make_model(1, vocab_size=290))(batch)
 
     assert all(value.isfinite() for value in sums.values())
 
@@ -92,27 +92,27 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_a_mismatch(make_model: Make
     models[small] = make_model(0, vocab_size=280)
 
     with pytest.raises(ModelMismatch, match=f"The {small}'s vocabulary has 280 entries, the tokenizer's 290"):
-        KdRecipe(models["student"], models["teacher"], LossConfig(), vocab_size=290)
+        KdRecipe(models["student"], models["teacher"], KdLossConfig(), vocab_size=290)
 
 
 def test_the_teacher_is_neither_trained_nor_saved(make_model: MakeModel, batch: Batch) -> None:
     teacher = make_model(1)
     made = recipe(make_model(0), teacher)
 
-    sum(made.loss_sums(batch).values()).backward()  # type: ignore[union-attr]
+    sum(made(batch).values()).backward()  # type: ignore[union-attr]
 
     assert all(parameter.grad is None for parameter in teacher.parameters())
-    assert ["student", "projections"] == list(made.modules())
-    trained = {id(each) for module in made.modules().values() for each in module.parameters()}
+    assert ["student", "projections"] == [name for name, _ in made.named_children()]
+    trained = {id(each) for each in made.parameters()}
     assert not trained & {id(parameter) for parameter in teacher.parameters()}
 
 
 def test_every_trained_weight_gets_a_gradient(make_model: MakeModel, batch: Batch) -> None:
     made = recipe(make_model(0), make_model(1, d_model=32, num_layers=3))
 
-    sum(made.loss_sums(batch).values()).backward()  # type: ignore[union-attr]
+    sum(made(batch).values()).backward()  # type: ignore[union-attr]
 
-    named = [each for module in made.modules().values() for each in module.named_parameters()]
+    named = list(made.named_parameters())
     assert [] == [name for name, parameter in named if parameter.grad is None]
 
 
@@ -125,7 +125,7 @@ def test_layers_are_spread_evenly_and_the_last_meets_the_last(
 ) -> None:
     models = make_model(num_layers=num_student), make_model(num_layers=num_teacher)
 
-    by_default = recipe(*models, kd=0, ce=0).modules()["projections"]
+    by_default = recipe(*models, kd=0, ce=0).projections
 
     assert sorted(map(str, expected)) == sorted(name for name, _ in by_default.named_children())
     torch.manual_seed(0)
@@ -134,7 +134,7 @@ def test_layers_are_spread_evenly_and_the_last_meets_the_last(
     asked = recipe(*models, kd=0, ce=0, layers=expected)
     tokens = torch.arange(6).view(1, 6)
     batch = Batch(input_ids=tokens, attention_mask=torch.ones_like(tokens), labels=tokens)
-    assert torch.equal(spread.loss_sums(batch)["intermediate"], asked.loss_sums(batch)["intermediate"])
+    assert torch.equal(spread(batch)["intermediate"], asked(batch)["intermediate"])
 
 
 @pytest.mark.parametrize("layers", [{3: 1}, {1: 3}, {0: 1}, {1: 0}])
@@ -151,19 +151,19 @@ def with_topk(batch: Batch, teacher: PreTrainedModel, k: int, temperature: float
 
 def test_without_a_teacher_the_batch_brings_what_it_says(make_model: MakeModel, batch: Batch) -> None:
     student, teacher = make_model(0), make_model(1)
-    expected = recipe(student, teacher, intermediate=0).loss_sums(batch)
+    expected = recipe(student, teacher, intermediate=0)(batch)
 
-    made = KdRecipe(student, None, LossConfig(intermediate=0), vocab_size=VOCABULARY)
+    made = KdRecipe(student, None, KdLossConfig(intermediate=0), vocab_size=VOCABULARY)
 
-    sums = made.loss_sums(with_topk(batch, teacher, VOCABULARY, LossConfig().temperature))
+    sums = made(with_topk(batch, teacher, VOCABULARY, KdLossConfig().temperature))
     assert ["kd", "ce"] == list(sums)
     torch.testing.assert_close(sums, expected, rtol=1e-4, atol=1e-4)
-    assert ["student", "projections"] == list(made.modules())
+    assert ["student", "projections"] == [name for name, _ in made.named_children()]
 
 
 def test_without_a_teacher_fewer_entries_see_less_of_the_divergence(make_model: MakeModel, batch: Batch) -> None:
-    made = KdRecipe(make_model(0), None, LossConfig(intermediate=0, ce=0), vocab_size=VOCABULARY)
+    made = KdRecipe(make_model(0), None, KdLossConfig(intermediate=0, ce=0), vocab_size=VOCABULARY)
 
-    few, many = (made.loss_sums(with_topk(batch, make_model(1), k, 2.0))["kd"] for k in (4, 64))
+    few, many = (made(with_topk(batch, make_model(1), k, 2.0))["kd"] for k in (4, 64))
 
     assert 0 < few < many

@@ -3,11 +3,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from loss_sums import forward_kl_sum, topk_kl_sum
 from torch import Tensor
 from torch.nn import functional
 
-from holdfast.distillation.losses import IGNORED, forward_kl_sum
-from holdfast.distillation.topk_losses import topk_kl_sum
+from holdfast.distillation.losses import IGNORED
 
 VOCABULARY = 11
 TARGETS = torch.tensor([[3, IGNORED, 5, 0, IGNORED], [IGNORED, 10, 2, 2, IGNORED]])

@@ -1,0 +1,233 @@
+"""Several processes, one killed in a step or in a save: the run that goes on ends like the unbroken one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from holdfast import RunReader
+from holdfast.checkpoints import problem_with
+
+STEPS = 12
+NUM_SAMPLES = 48
+SETTINGS = [
+    "data.max_length=24",
+    "tokenizer.vocab_size=300",
+    "teacher.steps=3",
+    "teacher.d_model=16",
+    "teacher.num_heads=2",
+    "teacher.num_layers=2",
+    "student.d_model=16",
+    "student.num_heads=2",
+    "train.batch_size=4",
+    "train.limit_seconds=20",
+    "train.warmup_steps=4",
+    "progress.checkpoint_interval=4",
+]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+
+PROGRAM = Path(__file__).with_name("ranks_program.py")
+"""The trainer itself; told to, it ends one rank at one moment, and writes down which samples were learned from."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 steps of 4 are exactly one epoch of 48."""
+    path = tmp_path_factory.mktemp("data") / "data.jsonl"
+    chance = random.Random(0)
+    words = "killed and started again it goes on as if nothing had happened".split()  # noqa: SIM905
+    lines = [
+        {"prompt": f"{number}: ", "teacher_text": " ".join(chance.choices(words, k=8))}
+        for number in range(NUM_SAMPLES)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def train(
+    data: Path, output_dir: Path, *overrides: str, num_ranks: int = 2, kill: str = "", restarts: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Start the trainer on so many ranks; `kill` is `rank:step:moment`."""
+    start = (
+        [sys.executable, str(PROGRAM)]
+        if num_ranks == 1
+        else [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_ranks)),
+            *("--max-restarts", str(restarts), "--master-port", "0", "--rdzv-backend", "c10d"),
+            *("--rdzv-endpoint", "localhost:0", str(PROGRAM)),
+        ]
+    )
+    environment = {**ENVIRONMENT, "RANKS_KILL": kill, "RANKS_SAMPLES": str(output_dir.with_suffix(".samples"))}
+    arguments = [f"data.path={data}", *SETTINGS, f"train.steps={STEPS}", *overrides, "--output-dir", str(output_dir)]
+    return subprocess.run(
+        [*start, *arguments], env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+
+
+def weights_at_the_end(output_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(output_dir / f"student_{STEPS}" / "model.safetensors")
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [] == [name for name in one if not torch.equal(one[name], other[name])]
+
+
+def samples_by_step(output_dir: Path) -> dict[int, list[int]]:
+    """Of each step as it was computed last, the samples of all ranks."""
+    runs: dict[int, dict[tuple[int, int], list[int]]] = {}
+    for line in output_dir.with_suffix(".samples").read_text().splitlines():
+        told = json.loads(line)
+        runs.setdefault(told["step"], {}).setdefault((told["started"], told["num_ranks"]), []).extend(told["samples"])
+    return {step: by_start[max(by_start)] for step, by_start in runs.items()}
+
+
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def unbroken(
+    request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    output_dir = tmp_path_factory.mktemp("unbroken") / "run"
+    ended = train(data, output_dir, f"train.strategy={request.param}")
+    assert 0 == ended.returncode, ended.stderr
+    return request.param, output_dir
+
+
+@pytest.mark.parametrize("moment", ["step", "save"])
+def test_one_rank_killed_the_run_goes_on_and_ends_like_the_unbroken_one(
+    data: Path, unbroken: tuple[str, Path], tmp_path: Path, moment: str
+) -> None:
+    strategy, whole = unbroken
+    output_dir = tmp_path / "run"
+    # The save at 8 waits for that at 4; whether it is through by the step after it is up to the machine.
+    step = 8 if moment == "save" else 9
+
+    killed = train(data, output_dir, f"train.strategy={strategy}", kill=f"1:{step}:{moment}")
+    left = RunReader.open(output_dir)
+    offered = [each.checkpoint_step for each in left.session().checkpoints.values()]
+    resumed = train(data, output_dir, f"train.strategy={strategy}")
+
+    assert 0 != killed.returncode
+    # No half checkpoint is ever offered.
+    assert offered in ([[4]] if moment == "save" else [[4], [4, 8]])
+    assert {None} == {problem_with(each, left.folder) for each in left.session().checkpoints.values()}
+    assert 0 == resumed.returncode, resumed.stderr
+    assert f"Resuming at step {offered[-1]} (checkpoint_{offered[-1]}," in resumed.stderr
+    assert_same(weights_at_the_end(whole), weights_at_the_end(output_dir))
+    reader = RunReader.open(output_dir)
+    assert [line.loss for line in RunReader.open(whole).history()] == [line.loss for line in reader.history()]
+    assert None is reader.session().replay_differed_at
+    assert [] == reader.problems()
+
+
+@pytest.mark.parametrize("num_ranks", [1, 4])
+def test_another_number_of_ranks_reads_exactly_the_samples_that_are_left(
+    data: Path, unbroken: tuple[str, Path], tmp_path: Path, num_ranks: int
+) -> None:
+    strategy, whole = unbroken
+    output_dir = tmp_path / "run"
+
+    begun = train(data, output_dir, f"train.strategy={strategy}", "train.steps=6", "train.schedule_steps=12")
+    resumed = train(data, output_dir, f"train.strategy={strategy}", "train.schedule_steps=12", num_ranks=num_ranks)
+
+    assert (0, 0) == (begun.returncode, resumed.returncode), resumed.stderr
+    consumed = samples_by_step(output_dir)
+    print(f"{strategy}, 2 ranks then {num_ranks}: {consumed}")
+    assert list(range(1, STEPS + 1)) == sorted(consumed)
+    assert list(range(NUM_SAMPLES)) == sorted(index for indices in consumed.values() for index in indices)
+    for name, weight in weights_at_the_end(whole).items():
+        # The same numbers, added up in another order.
+        torch.testing.assert_close(weights_at_the_end(output_dir)[name], weight, rtol=1e-3, atol=1e-4)
+    assert [] == RunReader.open(output_dir).problems()
+
+
+def test_torchrun_restarts_a_killed_rank_by_itself(data: Path, unbroken: tuple[str, Path], tmp_path: Path) -> None:
+    strategy, whole = unbroken
+    output_dir = tmp_path / "run"
+
+    ended = train(data, output_dir, f"train.strategy={strategy}", kill="0:6:step", restarts=1)
+
+    assert 0 == ended.returncode, ended.stderr
+    assert_same(weights_at_the_end(whole), weights_at_the_end(output_dir))
+    assert 2 == len(RunReader.open(output_dir).session().attempts)
+
+
+def test_three_ranks_add_up_in_one_order_however_often_they_start(data: Path, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    settings = ("train.batch_size=6", "train.steps=8")
+
+    ended = train(data, whole, *settings, num_ranks=3)
+    train(data, broken, *settings, num_ranks=3, kill="2:6:step")
+    resumed = train(data, broken, *settings, num_ranks=3)
+
+    assert (0, 0) == (ended.returncode, resumed.returncode), resumed.stderr
+    assert [line.loss for line in RunReader.open(whole).history()] == [
+        line.loss for line in RunReader.open(broken).history()
+    ]
+
+
+def test_all_ranks_stop_at_one_step_when_one_is_asked_to(data: Path, tmp_path: Path) -> None:
+    output_dir = tmp_path / "run"
+
+    asked = train(data, output_dir, kill="1:5:asked")
+    session = RunReader.open(output_dir).session()
+    resumed = train(data, output_dir)
+
+    assert 0 != asked.returncode
+    assert session.steps_completed == session.last_checkpoint_step
+    assert 5 <= session.steps_completed < STEPS
+    assert ["preempted"] == [attempt.how for attempt in session.attempts]
+    assert 0 == resumed.returncode, resumed.stderr
+    assert [*range(1, STEPS + 1)] == [line.step for line in RunReader.open(output_dir).history()]
+
+
+def test_a_rank_that_hangs_while_saving_is_named_within_the_limit(data: Path, tmp_path: Path) -> None:
+    output_dir = tmp_path / "run"
+
+    begun_at = time.monotonic()
+    hung = train(data, output_dir, "train.limit_seconds=5", kill="1:8:hang")
+
+    assert 0 != hung.returncode
+    assert time.monotonic() - begun_at < 100
+    assert "Lost rank 1 while" in hung.stderr
+    assert [4] == [each.checkpoint_step for each in RunReader.open(output_dir).session().checkpoints.values()]
+
+
+def test_off_the_main_rank_nothing_is_written_but_shards(data: Path, unbroken: tuple[str, Path]) -> None:
+    _, output_dir = unbroken
+
+    reader = RunReader.open(output_dir)
+    assert {"__0_0.distcp", "__1_0.distcp", ".metadata", "rank_0.pt", "rank_1.pt", "state.pt"} == {
+        path.name for path in (output_dir / "checkpoint_4").iterdir()
+    }
+    assert 1 == len(reader.session().attempts)
+    manifest = reader.session().checkpoints[4]
+    assert manifest.files is not None
+    assert {path.name for path in (output_dir / "checkpoint_4").iterdir()} == manifest.files.keys()
+
+
+def test_a_number_of_processes_that_does_not_divide_the_batch_is_refused(data: Path, tmp_path: Path) -> None:
+    refused = train(data, tmp_path / "run", num_ranks=3)
+
+    assert 0 != refused.returncode
+    assert "train.batch_size is 4, and 3 processes cannot share that evenly" in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_is_what_ends_a_killed_rank() -> None:
+    """The program of these tests really kills: nothing else than SIGKILL would end it so."""
+    environment = {**ENVIRONMENT, "RANKS_KILL": "0:0:now"}
+
+    ended = subprocess.run([sys.executable, str(PROGRAM)], env=environment, capture_output=True, check=False)
+
+    assert -signal.SIGKILL == ended.returncode
