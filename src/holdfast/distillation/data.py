@@ -82,7 +82,7 @@ class Batch:
     labels: Tensor
     topk: TopK | None = None
     """What the teacher says, where the data bring it along."""
-    rows: Tensor = None  # type: ignore[assignment]  # Found below where it is not given.
+    rows: Tensor | Any = None
     """(rows,): flat positions (of batch times length) whose next token a loss counts. Found on the CPU, once: a
     device would have to be waited for to learn how many there are."""
 

@@ -53,7 +53,7 @@ def values_of_rows(
 
     chosen = hidden.flatten(0, 1).index_select(0, rows)
     # One chunk at least, so that a batch without any row has the gradient zero and not none.
-    chunks = zip(chosen.split(chunk_tokens), rows.split(chunk_tokens), strict=True)
+    chunks = zip(torch.split(chosen, chunk_tokens), torch.split(rows, chunk_tokens), strict=True)
     values = [
         checkpoint(of_chunk, states, positions, use_reentrant=False, preserve_rng_state=False)
         for states, positions in chunks

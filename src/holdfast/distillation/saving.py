@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
@@ -78,7 +78,7 @@ class CheckpointSaver:
         path = self._output_dir / (f"checkpoint_{step}" if self._ranks.num_ranks > 1 else f"checkpoint_{step}.pt")
         num_bytes = self._state.num_bytes()
         # Reused from save to save.
-        tensors = self._stager.stage(self._state.tensors())
+        tensors = cast(dict[str, Any], self._stager.stage(self._state.tensors()))
         own, shared = self._state.own_values(), self._state.shared_values()
         seconds = time.monotonic() - begun_at
 

@@ -52,7 +52,7 @@ def chosen_strategy(recipe: Recipe, name: str, ranks: Ranks, device: torch.devic
 def gradient_norm(parameters: list[nn.Parameter], clip_norm: float) -> Tensor:
     """Clip the gradients to a norm, over all processes; returns the norm before, (), without waiting for it."""
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
-    return cast(Tensor, norm.full_tensor()) if isinstance(norm, DTensor) else norm
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def whole_weights(student: nn.Module, ranks: Ranks) -> dict[str, Tensor] | None:

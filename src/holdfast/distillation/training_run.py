@@ -200,7 +200,8 @@ class TrainingRun:
             return
         tracker = self.progress.tracker
         newest = tracker.get_recovery_checkpoint() if tracker is not None else None
-        told = self._ranks.from_main(newest and newest.checkpoint_path, "choosing where to resume")
+        chosen = None if newest is None else newest.checkpoint_path
+        told = self._ranks.from_main(chosen, "choosing where to resume")
         if told is None:
             return
         path = Path(told)

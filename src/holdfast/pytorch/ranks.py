@@ -16,6 +16,8 @@ from typing import Any, Protocol, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from holdfast.errors import RankLost
 
@@ -115,7 +117,7 @@ class AloneRank:
 class ManyRanks:
     """A process that `torchrun` started."""
 
-    def __init__(self, store: dist.Store, *, rank: int, num_ranks: int, limit_seconds: float) -> None:
+    def __init__(self, store: Store, *, rank: int, num_ranks: int, limit_seconds: float) -> None:
         """Call it on every process in the same order; the default process group exists."""
         self.rank = rank
         self.num_ranks = num_ranks
@@ -207,10 +209,10 @@ def joined_ranks(
     if device_type == "cuda":
         torch.cuda.set_device(int(environment["LOCAL_RANK"]))
     try:
-        store, rank, num_ranks = next(dist.rendezvous("env://", timeout=limit))
+        store, rank, num_ranks = next(rendezvous("env://", timeout=limit))
         store.set_timeout(limit)
         # torchrun may keep its store over restarts, with what the processes before have left in it.
-        store = dist.PrefixStore(f"{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}/{num_ranks}", store)
+        store = PrefixStore(f"{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}/{num_ranks}", store)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo",
             store=store,

@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from holdfast.checkpoints import Digest, digest_of_files
 from holdfast.disk.atomic import digested_file, partial_name, publish_folder
@@ -120,7 +122,7 @@ def load_tensors(path: Path, tensors: dict[str, Any], ranks: Any) -> None:
             # Read by one process alone is what is meant.
             warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
             group = ranks.group if isinstance(ranks, ManyRanks) else None
-            dcp.load(tensors, storage_reader=_DataReader(path), process_group=group, no_dist=group is None)
+            load(tensors, storage_reader=_DataReader(path), process_group=group, no_dist=group is None)
     except HoldfastError:
         raise
     except Exception as error:  # What a reader makes of altered bytes can be nearly anything.
@@ -180,8 +182,8 @@ def _written_tensors(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected an existing checkpoint")
-            dcp.save(tensors, storage_writer=writer, process_group=ranks.group)
-    except dcp.api.CheckpointException as error:
+            save(tensors, storage_writer=writer, process_group=ranks.group)
+    except CheckpointException as error:
         own = error.failures.get(ranks.rank)
         # Another rank's failure is told by that rank.
         return None if own is None else files.failure or OSError(str(own[0]))
@@ -214,7 +216,7 @@ def _as_told(failure: Exception | None) -> tuple[bool, Path, str] | None:
     return isinstance(failure, DiskFull), Path(path), str(getattr(failure, "message", failure)).rstrip(".")
 
 
-class _DigestedFiles(FileSystem):  # type: ignore[misc]  # torch leaves it untyped.
+class _DigestedFiles(FileSystem):
     """What `torch.distributed.checkpoint` writes, through the one module that writes."""
 
     def __init__(self, disk: Disk) -> None:
