@@ -47,7 +47,7 @@ class FromModel:
     def answer(self, batch: Batch, *, with_layers: bool) -> TeacherAnswer:
         """One forward pass, without gradients; its logits are made with the student's, a few rows at a time."""
         with torch.no_grad():
-            hidden = self._model.hidden(batch.input_ids, batch.attention_mask, with_layers=with_layers)
+            hidden = self._model.hidden(batch.input_ids, with_layers=with_layers)
         states = hidden.last.flatten(0, 1)
 
         def kl_rows(student_logits: Tensor, rows: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ class KdRecipe(Recipe):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Each weighted loss, summed over the tokens that are predicted."""
         wants_layers = "intermediate" in self.weights
-        student = self.split.hidden(batch.input_ids, batch.attention_mask, with_layers=wants_layers)
+        student = self.split.hidden(batch.input_ids, with_layers=wants_layers)
         losses: dict[str, RowsLoss] = {}
         if "kd" in self.weights or wants_layers:
             teacher = self._teacher.answer(batch, with_layers=wants_layers)

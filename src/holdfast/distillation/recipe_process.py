@@ -113,7 +113,7 @@ class ProcessRecipe(Recipe):
         """Each weighted loss, summed over the tokens of its part."""
         assert isinstance(batch, ToolBatch)
         masks, mask_of = batch.masks, batch.mask_of.flatten()
-        hidden = self.split.hidden(batch.input_ids, batch.attention_mask).last
+        hidden = self.split.hidden(batch.input_ids).last
 
         def values(rows: Tensor, losses: dict[str, RowsLoss]) -> dict[str, Tensor]:
             return values_of_rows(hidden, self.split.logits, rows, losses, chunk_tokens=self._chunk_tokens)

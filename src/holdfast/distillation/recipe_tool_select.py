@@ -86,7 +86,7 @@ class ToolSelectRecipe(Recipe):
         losses: dict[str, RowsLoss] = {"ce": lambda logits, rows: cross_entropy_rows(logits, targets[rows])}
         if "tool_selection_loss" in self.weights and self._distractors > 0:
             losses["choice"] = lambda logits, rows: name_choice_rows(logits, targets[rows], choices[rows])
-        hidden = self.split.hidden(batch.input_ids, batch.attention_mask).last
+        hidden = self.split.hidden(batch.input_ids).last
         values = values_of_rows(hidden, self.split.logits, batch.rows, losses, chunk_tokens=self._chunk_tokens)
         sums = {}
         if "tool_selection_loss" in self.weights:

@@ -107,7 +107,7 @@ class _Replicated:
         return cast(dict[str, Tensor], self._module(batch))
 
     def accumulating(self, *, is_last: bool) -> AbstractContextManager[object]:
-        return nullcontext() if is_last else self._module.no_sync()  # type: ignore[no-untyped-call]
+        return nullcontext() if is_last else self._module.no_sync()
 
     def settle(self, run: Callable[[], None]) -> None:
         """The first backward pass sums in other buckets than later ones, and so, with three processes or more, in

@@ -154,7 +154,7 @@ def _cross_entropy(model: SplitModel, batch: Batch) -> Tensor:
     """The mean over the predicted tokens of a batch."""
     targets = batch.targets.flatten()
     values = values_of_rows(
-        model.hidden(batch.input_ids, batch.attention_mask).last,
+        model.hidden(batch.input_ids).last,
         model.logits,
         batch.rows,
         {"ce": lambda logits, rows: cross_entropy_rows(logits, targets[rows])},

@@ -119,7 +119,7 @@ def test_a_model_is_its_body_and_its_head(make_model: Callable[..., Any]) -> Non
     split = SplitModel(model)
 
     assert split.is_split
-    logits = split.logits(split.hidden(ids, mask).last.flatten(0, 1))
+    logits = split.logits(split.hidden(ids).last.flatten(0, 1))
     torch.testing.assert_close(logits.view(2, 6, -1), model(input_ids=ids, attention_mask=mask).logits)
 
 
@@ -139,5 +139,5 @@ def test_a_model_that_does_more_to_its_logits_is_taken_whole(make_model: Callabl
     split = SplitModel(model)
 
     assert not split.is_split
-    logits = split.logits(split.hidden(ids, mask).last)
+    logits = split.logits(split.hidden(ids).last)
     torch.testing.assert_close(logits, model(input_ids=ids, attention_mask=mask).logits)
