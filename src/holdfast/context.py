@@ -202,7 +202,8 @@ def get_recovery_checkpoint(
     session = read_run(folder).session
     if session is None:
         return None
-    if config is not None and changed_keys(session.config, canonical_config(config)):
+    # Of a session that was adopted no config is known yet: the next start takes it up, whatever its config.
+    if config is not None and session.config_hash and changed_keys(session.config, canonical_config(config)):
         return None
     choice = choose_for(session, folder)
     if choice is None:

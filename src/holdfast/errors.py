@@ -21,6 +21,7 @@ HoldfastError
 ├── CheckpointError          saved training state
 │   ├── CheckpointDamaged    the one asked for is torn, missing or altered
 │   ├── CheckpointMismatch   it belongs to another model
+│   ├── NothingToAdopt       a folder holds no whole checkpoint of other code
 │   └── NoUsableCheckpoint   some were recorded, none is whole
 ├── InputError               what the user handed in
 │   ├── ConfigError          a config file or key
@@ -56,6 +57,7 @@ __all__ = [
     "NewerFormat",
     "NoUsableCheckpoint",
     "NotARun",
+    "NothingToAdopt",
     "RankLost",
     "RequestError",
     "RunClosed",
@@ -279,6 +281,13 @@ class NoUsableCheckpoint(CheckpointError):
             hint="Restore one from a copy, or start anew in another output folder (--resume never).",
         )
         self.refused = list(refused)
+
+
+class NothingToAdopt(CheckpointError):
+    """A folder holds no checkpoint that could be taken up."""
+
+    def __init__(self, folder: Path, *, reason: str, hint: str = "") -> None:
+        super().__init__(f"{folder} has no checkpoint to adopt: {reason}.", hint=hint)
 
 
 class InputError(HoldfastError):

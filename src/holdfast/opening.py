@@ -26,7 +26,7 @@ from holdfast.disk.lock import WriterLock
 from holdfast.disk.patient import PatientJournal
 from holdfast.disk.run_folder import RunFolder
 from holdfast.errors import ConfigChanged, ConfigError, InvalidMetric
-from holdfast.reader import RunState, paid_so_far, read_run
+from holdfast.reader import UNKNOWN_SESSION, RunState, paid_so_far, read_run
 from holdfast.records import (
     AttemptStarted,
     CheckpointMetadata,
@@ -61,6 +61,7 @@ class Identity:
     config: dict[str, Any]
     """Canonical, without secrets."""
     config_hash: str
+    """Empty where the caller has no config: the session goes on with its own, or waits for one."""
     total_steps: int
     on_config_change: str
     """`archive`: set the old session aside and begin anew; `continue`; or `error`."""
@@ -172,13 +173,16 @@ def _found(
         state = read_run(folder)
         remembered = remembered or state.remembered
     changed: list[str] = []
-    if state.session is not None and state.session.config_hash:
-        changed = changed_keys(state.session.config, identity.config)
+    if state.session is not None:
+        if state.session.config_hash:
+            changed = changed_keys(state.session.config, identity.config)
         if _begins_anew(folder, state.session, identity, changed):
             _archive(folder, state.session.session_id, state.session, disk)
             state, changed, remembered = RunState(session=None), [], []
-    if state.session is None or not state.session.config_hash:
-        _write_beginning(folder, identity, clock, disk)
+    # A session whose config nobody has told yet (it was adopted, or its first line was lost) gets it from the first
+    # start that has one.
+    if state.session is None or (identity.config_hash and not state.session.config_hash):
+        _write_beginning(folder, identity, state.session, clock, disk)
         state = read_run(folder, trust_snapshot=False)
     state.remembered = remembered
     return state, changed, damages
@@ -267,12 +271,15 @@ def _finish_archiving(folder: RunFolder, disk: Disk) -> None:
         _archive(folder, session_id, read_run(folder, trust_snapshot=False).session, disk)
 
 
-def _write_beginning(folder: RunFolder, identity: Identity, clock: Clock, disk: Disk) -> None:
+def _write_beginning(
+    folder: RunFolder, identity: Identity, known: TrainingSession | None, clock: Clock, disk: Disk
+) -> None:
     """Begin the session on disk; it is then read like any other."""
+    name = None if known is None or known.session_id == UNKNOWN_SESSION else known.session_id
     beginning = SessionStarted(
         timestamp=clock.now(),
         attempt=1,
-        session_id=identity.session_id,
+        session_id=identity.session_id if name is None else name,
         config=identity.config,
         config_hash=identity.config_hash,
         total_steps=identity.total_steps,

@@ -293,7 +293,7 @@ class AttemptEnded(EventRecord, frozen=True, kw_only=True, tag="attempt_ended"):
     """A process lets go of the run in good order."""
 
     how: str
-    """`completed`, `preempted`, `raised` or `replaced` (by a tracker of the same process)."""
+    """`completed`, `preempted`, `raised`, `replaced` (by a tracker of the same process) or `adopted` (no training)."""
     error: str | None
     wall_clock_hours: float
 

@@ -16,6 +16,7 @@ SOURCES = ROOT / "src" / "holdfast"
 MODULES = sorted(SOURCES.rglob("*.py"))
 
 PARTS_OF_THE_TRACKER = {
+    "adopting",
     "checkpoint_records",
     "digests",
     "heartbeat",
@@ -33,7 +34,7 @@ LAYERS = [
     {"errors", "clock", "sealed", "strict_yaml", "wording"},
     {"records", "scalars"},
     {"disk", "rules"},
-    {"checkpoints", "responses", "reader"},
+    {"checkpoints", "foreign_checkpoints", "responses", "reader"},
     PARTS_OF_THE_TRACKER,
     {"context"},
     {"holdfast"},

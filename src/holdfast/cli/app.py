@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from holdfast.cli.adopt import adopt
 from holdfast.cli.capture_logits import capture_logits
 from holdfast.cli.generate import generate
 from holdfast.cli.repair import repair
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(status)
 app.command()(verify)
 app.command()(repair)
+app.command()(adopt)
 app.command()(generate)
 app.command()(capture_logits)
 

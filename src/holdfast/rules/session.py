@@ -139,7 +139,7 @@ def take_request(session: TrainingSession, line: RequestLine) -> None:
 def take_event(session: TrainingSession, event: Event) -> None:
     """Take in one rare event."""
     if isinstance(event, SessionStarted):
-        # Already known: it is how the session came to be.
+        _take_beginning(session, event)
         return
     attempt = _attempt(session, event.attempt)
     attempt.last_seen = max(attempt.last_seen, event.timestamp)
@@ -222,6 +222,16 @@ def _begin_attempt(session: TrainingSession, attempt: AttemptRecord, event: Atte
         # Whoever ends in good order says so; a successor means that this one did not.
         if earlier.attempt < attempt.attempt and earlier.end is None:
             earlier.how = "crashed"
+
+
+def _take_beginning(session: TrainingSession, event: SessionStarted) -> None:
+    """How the session came to be is known already, save for the config of one that was adopted."""
+    if session.config_hash or not event.config_hash:
+        return
+    session.session_id, session.start_time = event.session_id, event.timestamp
+    session.config, session.config_hash = event.config, event.config_hash
+    session.total_steps_target = session.total_steps_at_start = event.total_steps
+    session.api_cost_before = event.api_cost_before
 
 
 def _take_spending(session: TrainingSession, told: Spending) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +14,8 @@ from holdfast.rules.trends import loss_trend
 __all__ = ["goodput_seconds", "progress_summary"]
 
 _SECONDS_AN_HOUR = 3600.0
+_ADOPTED = "adopted"
+"""How an attempt ends that took up checkpoints of other code: it has trained nothing."""
 
 
 def progress_summary(
@@ -26,7 +29,7 @@ def progress_summary(
     done, target = session.steps_completed, session.total_steps_target
     remaining = estimate_remaining(session.pace, target - done)
     newest = session.metrics_history[-1] if session.metrics_history else None
-    attempt = session.attempts[-1] if session.attempts else None
+    attempt = _newest(session.attempts)
     evaluation = session.evaluations[-1] if session.evaluations else None
     return {
         "session_id": session.session_id,
@@ -92,7 +95,7 @@ def goodput_seconds(session: TrainingSession) -> dict[str, float]:
     raw = session.goodput
     down = sum(
         max(0.0, later.start - (earlier.end or earlier.last_seen))
-        for earlier, later in pairwise(session.attempts)
+        for earlier, later in pairwise(each for each in session.attempts if each.how != _ADOPTED)
         if later.start is not None
     )
     spent = Goodput(
@@ -108,6 +111,12 @@ def goodput_seconds(session: TrainingSession) -> dict[str, float]:
     seconds = {name: getattr(spent, name) for name in Goodput.__struct_fields__}
     total = sum(seconds.values())
     return seconds | {"goodput_fraction": spent.productive / total if total else 0.0}
+
+
+def _newest(attempts: Sequence[AttemptRecord]) -> AttemptRecord | None:
+    """The newest attempt that was for training; the one that adopted checkpoints only where there is no other."""
+    trained = [each for each in attempts if each.how != _ADOPTED]
+    return trained[-1] if trained else attempts[-1] if attempts else None
 
 
 def _status(session: TrainingSession, attempt: AttemptRecord | None) -> str:

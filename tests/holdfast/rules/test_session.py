@@ -809,3 +809,21 @@ def test_a_checkpoint_takes_only_what_was_measured_at_its_step_by_its_attempt():
 
     assert {"perplexity": 8.0} == with_evaluation(checkpoint, session.evaluations).evaluation
     assert checkpoint == with_evaluation(checkpoint, session.evaluations[:1])
+
+
+def test_a_session_without_a_config_gets_it_from_the_first_beginning_that_has_one():
+    waiting = msgspec.structs.replace(BEGINNING, config={}, config_hash="", total_steps=7)
+    told = msgspec.structs.replace(BEGINNING, timestamp=2000.0, total_steps=50)
+    later = msgspec.structs.replace(BEGINNING, config={"lr": 0.2}, config_hash="def")
+    session = begin_session(waiting)
+    for event in (waiting, recorded(4), told, later):
+        take_event(session, event)
+
+    assert ({"lr": 0.1}, "abc", 50, 50, 2000.0) == (
+        session.config,
+        session.config_hash,
+        session.total_steps_target,
+        session.total_steps_at_start,
+        session.start_time,
+    )
+    assert [4] == list(session.checkpoints)

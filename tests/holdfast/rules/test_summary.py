@@ -164,3 +164,44 @@ def test_the_newest_evaluation_is_shown():
     summary = summary_of(evaluations=measured)
 
     assert (4, {"perplexity": 6.0}) == (summary["evaluation_step"], summary["evaluation"])
+
+
+def attempt(number: int, how: str, start: float, end: float) -> AttemptRecord:
+    return AttemptRecord(attempt=number, how=how, start=start, end=end, last_seen=end)
+
+
+@pytest.mark.parametrize(
+    ("attempts", "status", "down"),
+    [
+        pytest.param([attempt(1, "adopted", 0.0, 1.0)], "adopted", 0.0, id="alone"),
+        pytest.param(
+            [attempt(1, "adopted", 0.0, 1.0), attempt(2, "running", 500.0, 600.0)],
+            "running",
+            0.0,
+            id="before training",
+        ),
+        pytest.param(
+            [attempt(1, "raised", 0.0, 100.0), attempt(2, "adopted", 150.0, 151.0)],
+            "raised",
+            0.0,
+            id="after training",
+        ),
+        pytest.param(
+            [
+                attempt(1, "raised", 0.0, 100.0),
+                attempt(2, "adopted", 150.0, 151.0),
+                attempt(3, "raised", 300.0, 400.0),
+            ],
+            "raised",
+            200.0,
+            id="in between",
+        ),
+    ],
+)
+def test_an_attempt_that_only_adopted_checkpoints_says_nothing_of_the_training(attempts, status, down):
+    known = session(attempts=attempts)
+
+    assert (status, down) == (
+        progress_summary(known, now=1000.0, wall_clock_hours=0.0)["status"],
+        goodput_seconds(known)["down"],
+    )
