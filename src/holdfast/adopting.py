@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from holdfast.checkpoint_records import CheckpointRecorder
+from holdfast.checkpoint_records import CheckpointRecorder, Stale
+from holdfast.checkpoints import newest_whole
 from holdfast.clock import SYSTEM_CLOCK, Clock
 from holdfast.disk.files import REAL_DISK, Disk
 from holdfast.disk.lock import holder_of
@@ -45,18 +48,22 @@ class Adoption:
     """By the path of one that was adopted: its files whose format has no checksum."""
     num_known: int
     """Recorded before."""
+    forgotten: list[str]
+    """Paths of those that had been adopted, were taken away since, and are recorded no more."""
 
 
 def adopt_checkpoints(
     output_dir: Path,
     *,
     samples_per_step: int | None = None,
+    forgets_gone: bool = False,
     clock: Clock = SYSTEM_CLOCK,
     disk: Disk = REAL_DISK,
 ) -> Adoption:
     """Record every whole checkpoint in a folder that is not recorded yet; nothing of it is moved or changed.
 
-    The run has no config until its first start, which takes it up whatever its config is.
+    The run has no config until its first start, which takes it up whatever its config is. With `forgets_gone`, those
+    that were adopted earlier and have been taken away are recorded no more, where a newer one is whole.
 
     Raises:
         NothingToAdopt: there is no such folder, nothing in it is named like a checkpoint, or none is whole.
@@ -68,6 +75,9 @@ def adopt_checkpoints(
     if (holder := holder_of(folder.lock)) is not None:
         raise RunInUse(folder.root, host=holder.host, pid=holder.pid)
     session = read_run(folder).session
+    may_forget = forgets_gone and session is not None and bool(_gone(session, folder))
+    if not candidates and not may_forget:
+        raise NothingToAdopt(folder.root, reason=f"nothing in it is named like one ({LOOKED_FOR})")
     known = _known_paths(session)
     new = [each for each in candidates if folder.spell(each.path) not in known]
     findings = [(each, inspect(each)) for each in new]
@@ -77,27 +87,31 @@ def adopt_checkpoints(
         if finding.problem is not None
     ]
     whole = [(each, finding) for each, finding in findings if finding.problem is None]
-    if torn and len(torn) == len(candidates):
+    if torn and len(torn) == len(candidates) and not may_forget:
         listing = "; ".join(f"{each.path}: {each.reason}" for each in torn)
         raise NothingToAdopt(folder.root, reason=f"none is whole. {listing}", hint="Restore one from a copy.")
+    adopted: list[CheckpointMetadata] = []
+    forgotten: list[CheckpointMetadata] = []
+    if whole or may_forget:
+        with _attempt(folder, session, [each.step for each, _ in whole], clock, disk) as (writer, recorder):
+            adopted = [_recorded(recorder, *each, samples_per_step or 0) for each in whole]
+            forgotten = _forgotten(recorder, writer.session, folder) if may_forget else []
     return Adoption(
-        adopted=_recorded(folder, session, whole, samples_per_step or 0, clock, disk) if whole else [],
+        adopted=adopted,
         torn=torn,
         unchecked={each.path.name: finding.unchecked for each, finding in whole if finding.unchecked},
         num_known=len(candidates) - len(new),
+        forgotten=[each.checkpoint_path for each in forgotten],
     )
 
 
 def _candidates(folder: RunFolder) -> list[Candidate]:
     try:
-        candidates = candidates_in(folder.root)
+        return candidates_in(folder.root)
     except (FileNotFoundError, NotADirectoryError):
         raise NothingToAdopt(folder.root, reason="there is no such folder") from None
     except PermissionError as error:
         raise StorageUnwritable(folder.root, reason=error.strerror or "no permission") from error
-    if not candidates:
-        raise NothingToAdopt(folder.root, reason=f"nothing in it is named like one ({LOOKED_FOR})")
-    return candidates
 
 
 def _known_paths(session: TrainingSession | None) -> set[str]:
@@ -108,39 +122,56 @@ def _known_paths(session: TrainingSession | None) -> set[str]:
     return recorded | {each.checkpoint_path for each in session.checkpoints_removing}
 
 
-def _recorded(
-    folder: RunFolder,
-    session: TrainingSession | None,
-    whole: list[tuple[Candidate, Finding]],
-    samples_per_step: int,
-    clock: Clock,
-    disk: Disk,
-) -> list[CheckpointMetadata]:
-    """An attempt of its own, which trains nothing: it takes the run up as any other, and records."""
-    highest = max(each.step for each, _ in whole)
-    run = open_run(folder, _identity(session, highest), clock=clock, disk=disk)
+@contextmanager
+def _attempt(
+    folder: RunFolder, session: TrainingSession | None, new_steps: list[int], clock: Clock, disk: Disk
+) -> Iterator[tuple[RunWriter, CheckpointRecorder]]:
+    """An attempt of its own, which trains nothing: it takes the run up as any other does."""
+    run = open_run(folder, _identity(session, max(new_steps, default=0)), clock=clock, disk=disk)
     try:
         writer = RunWriter(run, settings=TrackerSettings(), clock=clock, disk=disk)
         # However large, each is digested before it is recorded: nobody is kept waiting.
-        recorder = CheckpointRecorder(writer, large_checkpoint_bytes=sys.maxsize, clock=clock, disk=disk)
-        adopted = []
-        for candidate, finding in whole:
-            described = recorder.described(
-                candidate.step, candidate.path, candidate.step * samples_per_step, [ADOPTED], None
-            )
-            if finding.evaluation:
-                names = nonfinite_names({"evaluation": finding.evaluation})
-                described = msgspec.structs.replace(
-                    described, evaluation=finding.evaluation, nonfinite=names or msgspec.UNSET
-                )
-            adopted.append(recorder.record(described, seconds=0.0))
+        yield writer, CheckpointRecorder(writer, large_checkpoint_bytes=sys.maxsize, clock=clock, disk=disk)
         hours = writer.session.wall_clock_hours
         writer.keep_durably(AttemptEnded(**writer.stamp(), how=ADOPTED, error=None, wall_clock_hours=hours))
         writer.write_summary(writer.summary(writer.session, wall_clock_hours=hours, num_pending=0))
         writer.write_session(writer.session_content())
     finally:
         run.close()
-    return adopted
+
+
+def _recorded(
+    recorder: CheckpointRecorder, candidate: Candidate, finding: Finding, samples_per_step: int
+) -> CheckpointMetadata:
+    described = recorder.described(
+        candidate.step, candidate.path, candidate.step * samples_per_step, [ADOPTED], written=None
+    )
+    if finding.evaluation:
+        names = nonfinite_names({"evaluation": finding.evaluation})
+        described = msgspec.structs.replace(
+            described, evaluation=finding.evaluation, nonfinite=names or msgspec.UNSET
+        )
+    return recorder.record(described, seconds=0.0)
+
+
+def _gone(session: TrainingSession, folder: RunFolder) -> list[CheckpointMetadata]:
+    """Those that were adopted and have been taken away."""
+    return [
+        each
+        for each in [*session.checkpoints.values(), *session.checkpoints_beside]
+        if ADOPTED in each.recovery_tags and not folder.find(each.checkpoint_path).exists()
+    ]
+
+
+def _forgotten(recorder: CheckpointRecorder, session: TrainingSession, folder: RunFolder) -> list[CheckpointMetadata]:
+    """Only where a newer one was read back whole: a run never forgets that it has been somewhere."""
+    verified = newest_whole(session, folder)
+    if verified is None:
+        return []
+    gone = [each for each in _gone(session, folder) if each.checkpoint_step < verified.checkpoint_step]
+    recorder.forget(Stale(checkpoints=gone, verified=verified))
+    recorder.keep_deletion()
+    return gone
 
 
 def _identity(session: TrainingSession | None, highest_step: int) -> Identity:

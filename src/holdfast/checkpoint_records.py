@@ -33,6 +33,7 @@ from holdfast.records import (
     CheckpointMetadata,
     CheckpointRecorded,
     CheckpointRemoved,
+    CheckpointsDeleted,
     CheckpointSetAside,
     RemovedCheckpoint,
     ResumeChosen,
@@ -44,7 +45,7 @@ from holdfast.rules.session import update_at, with_evaluation
 from holdfast.scalars import as_int
 from holdfast.writer import RunWriter
 
-__all__ = ["CheckpointRecorder"]
+__all__ = ["CheckpointRecorder", "Stale"]
 
 log = logging.getLogger("holdfast")
 
@@ -214,8 +215,14 @@ class CheckpointRecorder:
         return self._writer.session_as_of_now()
 
     def delete_removed(self, session: TrainingSession) -> None:
-        """Delete what the session names as removed; takes its time, and needs no lock."""
+        """Delete what a session as of now names as removed; takes its time, and needs no lock."""
         delete_removed(session, self._writer.run.folder, disk=self._disk)
+
+    def keep_deletion(self) -> None:
+        """Say that it is done, so that a file which gets one of these names later is not taken for a leftover."""
+        left = left_of_removal(self._writer.session, self._writer.run.folder)
+        if left != self._writer.session.checkpoints_removing:
+            self._writer.keep(CheckpointsDeleted(**self._writer.stamp(), left=left))
 
     def close(self) -> None:
         """End the thread that digests."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from holdfast.checkpoints import delete_removed
+from holdfast.checkpoints import delete_removed, left_of_removal
 from holdfast.clock import Clock
 from holdfast.disk.archive import archive_session, interrupted_archiving
 from holdfast.disk.atomic import remove_partials
@@ -31,6 +31,7 @@ from holdfast.records import (
     AttemptStarted,
     CheckpointMetadata,
     CheckpointRecorded,
+    CheckpointsDeleted,
     ConfigContinued,
     DamageFound,
     Event,
@@ -328,6 +329,9 @@ def _write_opening_events(
                 changed=changed,
             )
         )
+    if session.checkpoints_removing:
+        left = left_of_removal(session, run.folder)
+        events.append(CheckpointsDeleted(timestamp=now, attempt=run.attempt, left=left))
     events += [
         damage_found(run.folder, name, each, timestamp=now, attempt=run.attempt)
         for name, pieces in damages.items()

@@ -29,6 +29,7 @@ __all__ = [
     "CheckpointRecorded",
     "CheckpointRemoved",
     "CheckpointSetAside",
+    "CheckpointsDeleted",
     "ConfigContinued",
     "ConnectionFailed",
     "DamageFound",
@@ -293,7 +294,7 @@ class AttemptEnded(EventRecord, frozen=True, kw_only=True, tag="attempt_ended"):
     """A process lets go of the run in good order."""
 
     how: str
-    """`completed`, `preempted`, `raised`, `replaced` (by a tracker of the same process) or `adopted` (no training)."""
+    """`completed`, `preempted`, `raised`, `replaced` (by a tracker of the same process) or `adopted` (untrained)."""
     error: str | None
     wall_clock_hours: float
 
@@ -323,6 +324,13 @@ class CheckpointRemoved(EventRecord, frozen=True, kw_only=True, tag="checkpoint_
     """All that is to be gone, those included whose deletion was cut off before."""
     verified: str
     """The path of the newer one that had been read back whole."""
+
+
+class CheckpointsDeleted(EventRecord, frozen=True, kw_only=True, tag="checkpoints_deleted"):
+    """What the newest removal named is deleted: a file that has one of these names later is another one."""
+
+    left: list[RemovedCheckpoint]
+    """Those whose deletion failed; it is tried again."""
 
 
 class CheckpointSetAside(EventRecord, frozen=True, kw_only=True, tag="checkpoint_set_aside"):
@@ -417,6 +425,7 @@ Event = (
     | CheckpointHashed
     | CheckpointRemoved
     | CheckpointSetAside
+    | CheckpointsDeleted
     | EvaluationRecorded
     | ResumeChosen
     | ConnectionFailed
@@ -517,7 +526,7 @@ class TrainingSession(Struct, kw_only=True):
     checkpoints_set_aside: list[RefusedCheckpoint] = msgspec.field(default_factory=list)
     """Damaged ones that were moved out of the way."""
     checkpoints_removing: list[RemovedCheckpoint] = msgspec.field(default_factory=list)
-    """What the newest removal named: where a kill cut the deletion off, the next start finishes it."""
+    """Named by a removal and not deleted yet: where a kill cut that off, the next start finishes it."""
     lowest_loss_removed: float | None = None
     """Of the checkpoints that were removed: a later one is not the best for their absence."""
     last_checkpoint_step: int | None = None

@@ -440,6 +440,9 @@ class ProgressTracker:
                 log.warning("No checkpoint is removed: %s", error)
                 return
             self._checkpoints.delete_removed(session)
+            with self._lock:
+                if not self._is_closed():
+                    self._checkpoints.keep_deletion()
 
     def _end_attempt(self, how: str, error: BaseException | None) -> None:
         self._metrics.write_all()

@@ -344,3 +344,48 @@ def test_the_adoption_is_an_attempt_that_has_trained_nothing(old: Path, open_tra
         reader.summary(now=0.0)[name] for name in ("status", "steps_completed", "attempt")
     )
     assert 1 == sum(isinstance(each, AttemptStarted) for each in reader.events())
+
+
+def take_away(folder: Path, *names: str) -> None:
+    (folder.parent / "shelf").mkdir()
+    for name in names:
+        (folder / name).rename(folder.parent / "shelf" / name)
+
+
+def test_what_was_taken_away_is_forgotten_when_asked_and_a_newer_one_is_whole(old: Path) -> None:
+    adopt_checkpoints(old)
+    take_away(old, "checkpoint_100.pt", "step_250.pt")
+    unasked = adopt_checkpoints(old)
+    asked = adopt_checkpoints(old, forgets_gone=True)
+
+    assert ([], ["checkpoint_100.pt", "step_250.pt"]) == (unasked.forgotten, asked.forgotten)
+    session = RunReader.open(old).session()
+    assert [200, 300, 350] == sorted(session.checkpoints)
+    assert [] == session.checkpoints_removing
+    # Back from the shelf, it is there to be taken up again.
+    (old.parent / "shelf" / "checkpoint_100.pt").rename(old / "checkpoint_100.pt")
+    assert ["checkpoint_100.pt"] == paths(adopt_checkpoints(old))
+
+
+@pytest.mark.parametrize("names", [["checkpoint_350"], WHOLE], ids=["the newest", "all"])
+def test_a_run_never_forgets_that_it_has_been_somewhere(old: Path, names: list[str]) -> None:
+    adopt_checkpoints(old)
+    take_away(old, *names)
+
+    assert [] == adopt_checkpoints(old, forgets_gone=True).forgotten
+    assert 5 == len(RunReader.open(old).session().checkpoints)
+
+
+def test_where_all_were_taken_away_and_the_run_has_its_own_all_are_forgotten(
+    old: Path, open_tracker: Callable[..., Any], save_checkpoint: Callable[..., Path]
+) -> None:
+    adopt_checkpoints(old)
+    tracker = open_tracker()
+    save_checkpoint(tracker, 500, path=old / "mine.pt")
+    tracker.close()
+    take_away(old, *WHOLE, "checkpoint_400.pt", "checkpoint-450")
+
+    assert 5 == len(adopt_checkpoints(old, forgets_gone=True).forgotten)
+    with pytest.raises(NothingToAdopt):
+        adopt_checkpoints(old, forgets_gone=True)
+    assert [500] == list(RunReader.open(old).session().checkpoints)

@@ -526,3 +526,16 @@ def test_wherever_a_removal_is_cut_off_the_next_start_finishes_it(tmp_path: Path
     whole = frozenset({"checkpoint_1", "checkpoint_2"})
     on_its_way_out = frozenset({".checkpoint_1.removed.holdfast-partial", "checkpoint_2"})
     assert {(whole, only_the_new), (on_its_way_out, only_the_new)} <= states
+
+
+def test_a_checkpoint_that_comes_back_from_a_copy_is_not_taken_for_a_leftover(
+    open_tracker: Callable[..., Any], train: Callable[..., None], run_dir: Path
+) -> None:
+    tracker = open_tracker(settings=KEEP_TWO)
+    train(tracker, 1, 2, 3)
+    tracker.close()
+    (run_dir / "checkpoint_1.pt").write_bytes(b"from a copy")
+    open_tracker(settings=KEEP_TWO).close()
+
+    assert (run_dir / "checkpoint_1.pt").exists()
+    assert [] == tracker.session.checkpoints_removing

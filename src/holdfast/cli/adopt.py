@@ -23,6 +23,9 @@ def adopt(
     samples_per_step: Annotated[
         int | None, typer.Option(min=1, help="Samples of one optimizer step: says where in the data each one stands.")
     ] = None,
+    forget_gone: Annotated[
+        bool, typer.Option("--forget-gone", help="Forget adopted ones that were taken away, where a newer is whole.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
 ) -> None:
     """Build a run around a folder of checkpoints that other code wrote.
@@ -39,7 +42,7 @@ def adopt(
 
     Example: holdfast adopt runs/old --samples-per-step 256
     """
-    adoption = adopt_checkpoints(folder, samples_per_step=samples_per_step)
+    adoption = adopt_checkpoints(folder, samples_per_step=samples_per_step, forgets_gone=forget_gone)
     resume = get_recovery_checkpoint(folder)
     if as_json:
         print_json(_as_object(adoption, None if resume is None else resume[0], samples_per_step))
@@ -55,6 +58,7 @@ def _as_object(adoption: Adoption, resume: Path | None, samples_per_step: int | 
         "torn": [{"step": each.step, "path": each.path, "reason": each.reason} for each in adoption.torn],
         "unchecked": {path: list(files) for path, files in adoption.unchecked.items()},
         "known_before": adoption.num_known,
+        "forgotten": adoption.forgotten,
         "is_position_known": samples_per_step is not None,
         "resume": None if resume is None else str(resume),
     }
@@ -69,6 +73,8 @@ def _say(adoption: Adoption, folder: Path, resume: str | None, samples_per_step:
         )
     for torn in adoption.torn:
         typer.echo(f"  step {torn.step:,}: {torn.path}: {torn.reason}; left as it is")
+    for path in adoption.forgotten:
+        typer.echo(f"  {path}: was taken away; forgotten")
     typer.echo(
         f"{folder}: {len(adoption.adopted)} checkpoints adopted, {adoption.num_known} known before, "
         f"{len(adoption.torn)} torn."

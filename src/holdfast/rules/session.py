@@ -22,6 +22,7 @@ from holdfast.records import (
     CheckpointMetadata,
     CheckpointRecorded,
     CheckpointRemoved,
+    CheckpointsDeleted,
     CheckpointSetAside,
     ConfigContinued,
     ConnectionFailed,
@@ -157,6 +158,8 @@ def take_event(session: TrainingSession, event: Event) -> None:
             _take_checkpoint_event(session, event)
         case CheckpointRemoved():
             _take_removal(session, event)
+        case CheckpointsDeleted():
+            session.checkpoints_removing = event.left
         case EvaluationRecorded():
             _take_evaluation(session, event)
         case ConnectionFailed():

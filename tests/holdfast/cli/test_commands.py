@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from typer.testing import CliRunner
 
 from holdfast import TrackerSettings
 from holdfast.cli.app import app
+from holdfast.disk.files import Disk
 from holdfast.errors import NotARun, RunInUse
 from holdfast.rules.retention import KeepLatest
 
@@ -118,12 +121,14 @@ def test_verify_names_what_is_broken_and_repair_sets_it_aside(run: Path) -> None
 def test_verify_names_what_the_next_start_deletes(
     open_tracker: Callable[..., Any], save_checkpoint: Callable[..., Path], run_dir: Path
 ) -> None:
-    tracker = open_tracker(settings=TrackerSettings(has_heartbeat=False, keep=KeepLatest(1)))
+    class RefusesToDelete(Disk):
+        def remove_file(self, path: Path) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    tracker = open_tracker(settings=TrackerSettings(has_heartbeat=False, keep=KeepLatest(1)), disk=RefusesToDelete())
     for step in (1, 2):
-        path = save_checkpoint(tracker, step)
+        save_checkpoint(tracker, step)
     tracker.close()
-    # A kill between the event and the deletion leaves it so.
-    path.with_name("checkpoint_1.pt").write_bytes(b"weights of step 1")
 
     assert "checkpoint_1.pt: is not kept any more; the next start deletes" in told("verify", str(run_dir))
     answer = json.loads(told("verify", str(run_dir), "--json"))

@@ -20,6 +20,7 @@ from holdfast.records import (
     CheckpointMetadata,
     CheckpointRecorded,
     CheckpointRemoved,
+    CheckpointsDeleted,
     CheckpointSetAside,
     ConfigContinued,
     ConnectionFailed,
@@ -768,6 +769,19 @@ def test_only_the_newest_removal_is_remembered():
     )
 
     assert [RemovedCheckpoint(step=6, checkpoint_path="checkpoint_6.pt")] == session.checkpoints_removing
+
+
+def test_once_they_are_deleted_only_those_that_refused_are_remembered():
+    refused = RemovedCheckpoint(step=6, checkpoint_path="checkpoint_6.pt")
+    session = session_of(
+        recorded(4),
+        recorded(6),
+        recorded(8),
+        removed((4, "checkpoint_4.pt"), (6, "checkpoint_6.pt")),
+        CheckpointsDeleted(timestamp=1000.0, attempt=1, left=[refused]),
+    )
+
+    assert [refused] == session.checkpoints_removing
 
 
 def test_a_name_that_is_used_again_is_not_deleted_any_more():
