@@ -151,6 +151,7 @@ def test_another_number_of_ranks_reads_exactly_the_samples_that_are_left(
     assert [] == RunReader.open(output_dir).problems()
 
 
+@pytest.mark.long
 def test_torchrun_restarts_a_killed_rank_by_itself(data: Path, unbroken: tuple[str, Path], tmp_path: Path) -> None:
     strategy, whole = unbroken
     output_dir = tmp_path / "run"
@@ -162,6 +163,7 @@ def test_torchrun_restarts_a_killed_rank_by_itself(data: Path, unbroken: tuple[s
     assert 2 == len(RunReader.open(output_dir).session().attempts)
 
 
+@pytest.mark.long
 def test_three_ranks_add_up_in_one_order_however_often_they_start(data: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     settings = ("train.batch_size=6", "train.steps=8")
