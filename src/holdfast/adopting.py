@@ -17,7 +17,7 @@ from holdfast.clock import SYSTEM_CLOCK, Clock
 from holdfast.disk.files import REAL_DISK, Disk
 from holdfast.disk.lock import holder_of
 from holdfast.disk.run_folder import RunFolder
-from holdfast.errors import NothingToAdopt, RunInUse, StorageUnwritable
+from holdfast.errors import NothingToAdopt, RunInUse
 from holdfast.foreign_checkpoints import LOOKED_FOR, Candidate, Finding, candidates_in, inspect
 from holdfast.opening import Identity, open_run
 from holdfast.reader import read_run
@@ -66,7 +66,8 @@ def adopt_checkpoints(
     that were adopted earlier and have been taken away are recorded no more, where a newer one is whole.
 
     Raises:
-        NothingToAdopt: there is no such folder, nothing in it is named like a checkpoint, or none is whole.
+        NothingToAdopt: there is no such folder, it cannot be read, nothing in it is named like a checkpoint, or none
+            is whole.
         RunInUse: a live process writes the run.
         StorageUnwritable, DiskFull: the run could not be written; what was recorded stays.
     """
@@ -111,7 +112,8 @@ def _candidates(folder: RunFolder) -> list[Candidate]:
     except (FileNotFoundError, NotADirectoryError):
         raise NothingToAdopt(folder.root, reason="there is no such folder") from None
     except PermissionError as error:
-        raise StorageUnwritable(folder.root, reason=error.strerror or "no permission") from error
+        reason = f"the folder cannot be read ({error.strerror})"
+        raise NothingToAdopt(folder.root, reason=reason, hint="Change its permissions.") from error
 
 
 def _known_paths(session: TrainingSession | None) -> set[str]:
