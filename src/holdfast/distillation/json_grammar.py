@@ -36,7 +36,8 @@ def argument_grammar(schema: str, *, before: str, after: str) -> str:
     So a token that covers an end of the arguments and a part of what stands beside them is judged exactly.
     """
     literals = [json.dumps(text, ensure_ascii=False) for text in (before, after)]
-    rules = f"%llguidance {{}}\nstart: {literals[0]} arguments {literals[1]}\narguments: %json {schema}\n"
+    rules = f"start: {literals[0]} arguments {literals[1]}\narguments: %json {schema}\n"
+    rules = '%llguidance {"no_forcing": true}\n' + rules
     return str(LLMatcher.grammar_from_lark(rules))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from holdfast.context import TrainingProgressContext
 from holdfast.distillation.batches import StepBatches, StepData
 from holdfast.distillation.display import ShownProgress
-from holdfast.distillation.evaluation import Evaluator, Sums
+from holdfast.distillation.evaluation import Evaluator, Place, added
 from holdfast.distillation.recipe import Recipe
 from holdfast.distillation.saving import CheckpointSaver
 from holdfast.distillation.schedule import learning_rate_at
@@ -199,29 +199,17 @@ class TrainingLoop:
         self._evaluated_step = step
         begun_at = time.monotonic()
         with self.device.autocast():
-            own = self.evaluator.sums(
-                self.recipe,
-                self.device,
+            place = Place(
                 rank=self.ranks.rank,
                 num_ranks=self.ranks.num_ranks,
                 in_lockstep=self.strategy.works_in_lockstep,
             )
-        results = self.evaluator.results(_added(self.ranks.from_all(own, "evaluating")))
+            own = self.evaluator.sums(self.recipe, self.device, place)
+        results = self.evaluator.results(added(self.ranks.from_all(own, "evaluating")))
         self.context.record_evaluation(step, results, seconds=time.monotonic() - begun_at)
         if self.ranks.is_main:
             shown = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
             log.info("Step %s, held-out data: %s.", f"{step:,}", shown)
-
-
-def _added(all_sums: list[Sums]) -> Sums:
-    names = dict.fromkeys(name for sums in all_sums for name in sums)
-    return {
-        name: (
-            sum(sums[name][0] for sums in all_sums if name in sums),
-            sum(sums[name][1] for sums in all_sums if name in sums),
-        )
-        for name in names
-    }
 
 
 def new_optimizer(module: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:

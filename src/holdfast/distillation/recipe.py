@@ -14,9 +14,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from holdfast.distillation.config import RunConfig
 from holdfast.distillation.data import Batch, Source, TaskData
 from holdfast.distillation.evaluation import Evaluator
+from holdfast.distillation.losses import cross_entropy_rows
+from holdfast.distillation.rows import values_of_rows
 from holdfast.distillation.split_model import SplitModel
 
 __all__ = ["Recipe", "Task"]
+
+_CHUNK_TOKENS = 512
 
 
 class Recipe(nn.Module):
@@ -40,6 +44,19 @@ class Recipe(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Each weighted loss, summed over what it counts in a batch on the recipe's device."""
         raise AssertionError(f"{type(self).__name__} computes no losses")
+
+    @torch.no_grad()
+    def cross_entropies(self, batch: Batch) -> Tensor:
+        """Minus log p of each predicted token of a batch, in nats, in the order of `Batch.rows`."""
+        targets = batch.targets.flatten()
+        values = values_of_rows(
+            self.split.hidden(batch.input_ids).last,
+            self.split.logits,
+            batch.rows,
+            {"ce": lambda logits, rows: cross_entropy_rows(logits, targets[rows])},
+            chunk_tokens=_CHUNK_TOKENS,
+        )
+        return values["ce"]
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, attention_mask: Tensor, **settings: Any) -> Tensor:

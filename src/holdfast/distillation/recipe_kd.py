@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from holdfast.distillation.config import RunConfig
 from holdfast.distillation.data import Batch, Source, TaskData, load_source, tokenized
 from holdfast.distillation.distributions import AskedTeacher, FromModel, FromTopK
+from holdfast.distillation.evaluation import TextEvaluator
 from holdfast.distillation.losses import DivergenceConfig, cross_entropy_rows, hidden_distance_rows
 from holdfast.distillation.models import require_vocabulary
 from holdfast.distillation.recipe import Recipe, Task
@@ -174,5 +175,6 @@ KD = Task(
     tokenize=_tokenize,
     build=_build,
     asks_teacher=lambda config: config.loss.kd > 0 or config.loss.intermediate > 0,
+    evaluator=lambda source, data, config, tokenizer: TextEvaluator(data.tokens),
 )
 """`distill_kd`: text, prompts with a teacher's text, or chat."""

@@ -13,12 +13,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from holdfast.distillation.config import RunConfig
 from holdfast.distillation.data import Batch, Source, TaskData
 from holdfast.distillation.distributions import FromModel
+from holdfast.distillation.evaluation import Evaluator
+from holdfast.distillation.held_out_calls import CallEvaluator
 from holdfast.distillation.losses import DivergenceConfig, cross_entropy_rows
 from holdfast.distillation.models import require_vocabulary
 from holdfast.distillation.recipe import Recipe, Task
 from holdfast.distillation.rows import RowsLoss, values_of_rows
 from holdfast.distillation.tool_chat import ToolSource, read_source
-from holdfast.distillation.tool_data import ToolBatch, ToolDataConfig, require_length, tool_data
+from holdfast.distillation.tool_data import ToolBatch, ToolData, ToolDataConfig, require_length, tool_data
 from holdfast.distillation.tool_losses import json_validity_rows, name_choice_rows
 from holdfast.distillation.tool_task import generated_source
 from holdfast.distillation.tool_tokens import INTEGRATION, SELECTION
@@ -177,6 +179,14 @@ def _build(
     return ProcessRecipe(student, teacher, config.loss, vocab_size=len(tokenizer))
 
 
+def _evaluator(
+    source: Source, data: TaskData, config: ProcessConfig, tokenizer: PreTrainedTokenizerFast
+) -> Evaluator:
+    assert isinstance(source, ToolSource)
+    assert isinstance(data, ToolData)
+    return CallEvaluator(source, data, tokenizer, num_generated=config.progress.eval_samples)
+
+
 PROCESS = Task(
     name="process",
     config=ProcessConfig,
@@ -184,5 +194,6 @@ PROCESS = Task(
     tokenize=_tokenize,
     build=_build,
     asks_teacher=lambda config: config.loss.kd > 0,
+    evaluator=_evaluator,
 )
 """`distill_process`: chat with tools, calls, their results, and an answer."""

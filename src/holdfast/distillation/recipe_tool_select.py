@@ -11,12 +11,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from holdfast.distillation.config import RunConfig
 from holdfast.distillation.data import Batch, Source, TaskData
+from holdfast.distillation.evaluation import Evaluator
+from holdfast.distillation.held_out_calls import CallEvaluator
 from holdfast.distillation.losses import LossConfig, cross_entropy_rows
 from holdfast.distillation.models import require_vocabulary
 from holdfast.distillation.recipe import Recipe, Task
 from holdfast.distillation.rows import RowsLoss, values_of_rows
 from holdfast.distillation.tool_chat import ToolSource, read_source
-from holdfast.distillation.tool_data import ToolBatch, ToolDataConfig, require_length, tool_data
+from holdfast.distillation.tool_data import ToolBatch, ToolData, ToolDataConfig, require_length, tool_data
 from holdfast.distillation.tool_losses import name_choice_rows
 from holdfast.distillation.tool_task import generated_source
 from holdfast.distillation.tool_tokens import ARGUMENTS, SELECTION
@@ -120,6 +122,14 @@ def _build(
     return ToolSelectRecipe(student, config.loss, vocab_size=len(tokenizer))
 
 
+def _evaluator(
+    source: Source, data: TaskData, config: ToolSelectConfig, tokenizer: PreTrainedTokenizerFast
+) -> Evaluator:
+    assert isinstance(source, ToolSource)
+    assert isinstance(data, ToolData)
+    return CallEvaluator(source, data, tokenizer, num_generated=config.progress.eval_samples)
+
+
 TOOL_SELECT = Task(
     name="tool_select",
     config=ToolSelectConfig,
@@ -127,5 +137,6 @@ TOOL_SELECT = Task(
     tokenize=_tokenize,
     build=_build,
     asks_teacher=lambda config: False,
+    evaluator=_evaluator,
 )
 """`distill_tool_select`: chat with tools, and one call."""

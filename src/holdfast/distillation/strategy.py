@@ -130,6 +130,8 @@ class _Sharded:
         for layer in _layers_of(recipe.student):
             fully_shard(layer, mesh=mesh)
         fully_shard(recipe, mesh=mesh)
+        # What an evaluation calls beside the forward pass.
+        register_fsdp_forward_method(recipe, "cross_entropies")
         register_fsdp_forward_method(recipe, "generate")
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

@@ -93,5 +93,7 @@ class ProgressConfig(Section):
     saves_behind: bool = True
     """Write checkpoints behind the training; otherwise it waits for each."""
     keep: KeepConfig = KeepConfig()
+    eval_samples: int = Field(default=64, ge=1)
+    """Held-out prompts that the student answers in an evaluation; the perplexity is of all held-out data."""
     eval_every: int | None = Field(default=None, ge=1)
     """Optimizer steps between two evaluations on held-out data; the last step then has one too."""

@@ -1,0 +1,69 @@
+"""What a student says to prompts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from holdfast.pytorch.device import ComputeDevice
+
+if TYPE_CHECKING:
+    from holdfast.distillation.recipe import Recipe
+
+__all__ = ["generated_texts"]
+
+
+def generated_texts(
+    recipe: Recipe,
+    prompts: list[str],
+    tokenizer: PreTrainedTokenizerFast,
+    device: ComputeDevice,
+    *,
+    max_new_tokens: int,
+    in_lockstep: bool,
+) -> list[str]:
+    """Greedy answers, each up to its end mark, without special tokens.
+
+    Args:
+        recipe: Its student answers.
+        prompts: As the student reads them, up to where its answer begins.
+        tokenizer: The student's.
+        device: Where the student lies.
+        max_new_tokens: Of one answer at most.
+        in_lockstep: Other processes generate as well, and none may stop before the others.
+    """
+    encoded = [tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"] for prompt in prompts]
+    length = max(map(len, encoded))
+    pad_id = int(tokenizer.pad_token_id or 0)
+    # On the left, so that what is generated begins at one place.
+    ids = torch.tensor([[pad_id] * (length - len(each)) + each for each in encoded], dtype=torch.long)
+    mask = torch.tensor([[0] * (length - len(each)) + [1] * len(each) for each in encoded], dtype=torch.long)
+    said = recipe.generate(
+        ids.to(device.device),
+        mask.to(device.device),
+        max_new_tokens=max_new_tokens,
+        eos_token_id=_ends(recipe, tokenizer),
+        pad_token_id=pad_id,
+        synced_gpus=in_lockstep,
+        use_cache=True,
+    )
+    ends = set(_ends(recipe, tokenizer))
+    return [_decoded(row, ends, tokenizer) for row in said[:, length:].tolist()]
+
+
+def _decoded(ids: list[int], ends: set[int], tokenizer: PreTrainedTokenizerFast) -> str:
+    for place, token in enumerate(ids):
+        if token in ends:
+            ids = ids[:place]
+            break
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _ends(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The tokenizer's end mark, and those that the model itself names."""
+    config = getattr(recipe.student, "generation_config", None)
+    of_model = getattr(config, "eos_token_id", None)
+    named = of_model if isinstance(of_model, list) else [of_model]
+    return list(dict.fromkeys(int(each) for each in [tokenizer.eos_token_id, *named] if each is not None))
