@@ -30,6 +30,7 @@ BENCHMARKS = (
     "answer_opening",
     "answers_per_second",
     "training_overhead",
+    "distillation_gain",
 )
 RESULTS = Path(__file__).with_name("RESULTS.md")
 

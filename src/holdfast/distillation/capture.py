@@ -27,8 +27,8 @@ from holdfast.distillation.data import Source, TokenizedData, TopK, load_source,
 from holdfast.distillation.display import ShownProgress, shown_progress
 from holdfast.distillation.losses import IGNORED, next_token_targets
 from holdfast.distillation.models import require_vocabulary
-from holdfast.distillation.preparation import tokenizer_for
-from holdfast.distillation.recipe_kd import KdConfig
+from holdfast.distillation.preparation import learned_and_held_out, tokenizer_for
+from holdfast.distillation.recipe_kd import KD, KdConfig
 from holdfast.distillation.sections import Section
 from holdfast.distillation.shards import ShardPlan, packed, planned
 from holdfast.distillation.teacher import load_teacher, teacher_folder
@@ -214,12 +214,15 @@ def _begun(
     compute_deterministically()
     device = choose_device(config.train.device, config.train.precision)
     given = tokenizer_for(config, source, folder.cache)
+    # What is held out is not learned from, so nobody asks the teacher about it.
+    learned, _ = learned_and_held_out(KD, config, source)
+    assert isinstance(learned, Source), "only a paid teacher answers prompts"
     if settings.top_k > len(given):
         raise ConfigError(
             f"--top-k {settings.top_k:,} is more than the {len(given):,} entries of the vocabulary.", hint="Lower it."
         )
     captured_from = {
-        "data_sha256": source.sha256,
+        "data_sha256": learned.sha256,
         "tokenizer_sha256": tokenizer_hash(given),
         "max_length": config.data.max_length,
         "vocab_size": len(given),
@@ -229,7 +232,7 @@ def _begun(
     # Asked before anything is written, and before a teacher is trained for nothing.
     _require_same(folder, found, captured_from)
     tokenizer = _kept_tokenizer(folder, found, given)
-    tokens = tokenized(source, config.data, tokenizer, folder.cache)
+    tokens = tokenized(learned, config.data, tokenizer, folder.cache)
     max_length = config.data.max_length
     teacher = teacher_folder(
         config.teacher, tokens, tokenizer, max_length=max_length, cache=folder.cache, interrupts=interrupts

@@ -24,7 +24,7 @@ from holdfast.errors import ConfigError, ModelMismatch
 from holdfast.pytorch.interrupts import Interrupts
 from holdfast.pytorch.random_state import seed_everything
 
-__all__ = ["Prepared", "prepare", "tokenizer_for"]
+__all__ = ["Prepared", "learned_and_held_out", "prepare", "tokenizer_for"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,40 +83,14 @@ def tokenizer_for(config: RunConfig, source: Source | PromptSource, cache: Path)
     return trained_tokenizer(source.documents(), vocab_size=vocab_size, folder=folder)
 
 
-def _source(task: Task, config: RunConfig) -> Source | PromptSource:
-    if config.teacher.kind != "api":
-        return task.load(config.data)
-    assert config.data.path is not None, "the config refuses a paid teacher without prompts"
-    return load_prompts(config.data.path)
-
-
-def _prepared(
-    task: Task, config: RunConfig, source: Source | PromptSource, cache: Path, interrupts: Interrupts
-) -> Prepared:
-    tokenizer = tokenizer_for(config, source, cache)
-    learned, held_out = _split(task, config, source)
-    teacher, data = _taught(task, config, learned, tokenizer, cache, interrupts)
-    # The student's first weights depend on the seed alone, not on whether the teacher had to be trained.
-    seed_everything(config.train.seed)
-    student = _student(config.student, tokenizer, config.data.max_length)
-    recipe = task.build(student, teacher, config, tokenizer)
-    evaluator = None
-    if held_out is not None and task.evaluator is not None:
-        evaluator = task.evaluator(held_out, task.tokenize(held_out, config, tokenizer, cache), config, tokenizer)
-    return Prepared(
-        recipe=recipe,
-        teacher=teacher,
-        tokenizer=tokenizer,
-        data=data,
-        data_sha256=learned.sha256,
-        evaluator=evaluator,
-    )
-
-
-def _split(
+def learned_and_held_out(
     task: Task, config: RunConfig, source: Source | PromptSource
 ) -> tuple[Source | PromptSource, Source | None]:
-    """What is learned from, and what is held out."""
+    """What is learned from, and what is held out to evaluate on.
+
+    Raises:
+        ConfigError: the share that is to be held out leaves nothing of one of them.
+    """
     if config.data.eval_path is not None:
         return source, task.load(config.data.model_copy(update={"path": config.data.eval_path}))
     if config.data.held_out == 0:
@@ -133,6 +107,36 @@ def _split(
             hint="Choose a share that leaves some of both.",
         )
     return learned, held_out
+
+
+def _source(task: Task, config: RunConfig) -> Source | PromptSource:
+    if config.teacher.kind != "api":
+        return task.load(config.data)
+    assert config.data.path is not None, "the config refuses a paid teacher without prompts"
+    return load_prompts(config.data.path)
+
+
+def _prepared(
+    task: Task, config: RunConfig, source: Source | PromptSource, cache: Path, interrupts: Interrupts
+) -> Prepared:
+    tokenizer = tokenizer_for(config, source, cache)
+    learned, held_out = learned_and_held_out(task, config, source)
+    teacher, data = _taught(task, config, learned, tokenizer, cache, interrupts)
+    # The student's first weights depend on the seed alone, not on whether the teacher had to be trained.
+    seed_everything(config.train.seed)
+    student = _student(config.student, tokenizer, config.data.max_length)
+    recipe = task.build(student, teacher, config, tokenizer)
+    evaluator = None
+    if held_out is not None and task.evaluator is not None:
+        evaluator = task.evaluator(held_out, task.tokenize(held_out, config, tokenizer, cache), config, tokenizer)
+    return Prepared(
+        recipe=recipe,
+        teacher=teacher,
+        tokenizer=tokenizer,
+        data=data,
+        data_sha256=learned.sha256,
+        evaluator=evaluator,
+    )
 
 
 def _taught(
