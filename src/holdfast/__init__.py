@@ -14,6 +14,7 @@ from holdfast.disk.atomic import WholeFile, write_whole, write_whole_folder
 from holdfast.errors import HoldfastError
 from holdfast.reader import RunReader
 from holdfast.records import CheckpointMetadata, MetricsSnapshot, TrainingSession
+from holdfast.rules.retention import KeepBest, KeepEvery, KeepLatest, KeepMilestones
 from holdfast.tracker import ProgressTracker
 from holdfast.writer import TrackerSettings
 
@@ -22,6 +23,10 @@ __all__ = [
     "CheckpointMetadata",
     "Clock",
     "HoldfastError",
+    "KeepBest",
+    "KeepEvery",
+    "KeepLatest",
+    "KeepMilestones",
     "MetricsSnapshot",
     "ProgressTracker",
     "RunReader",
