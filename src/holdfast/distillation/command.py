@@ -135,11 +135,12 @@ def _prepared(task: Task, config: RunConfig, cache: Path, ranks: Ranks, interrup
     """The main process fills the cache; the others read it afterwards."""
     prepared = None
     failure: BaseException | None = None
-    if ranks.is_main:
-        try:
-            prepared = prepare(task, config, cache=cache, interrupts=interrupts)
-        except (HoldfastError, StopRequested) as error:
-            failure = error
+    with ranks.main_first("preparing data and models"):
+        if ranks.is_main:
+            try:
+                prepared = prepare(task, config, cache=cache, interrupts=interrupts)
+            except (HoldfastError, StopRequested) as error:
+                failure = error
     has_failed = ranks.from_main(failure is not None, "preparing data and models")
     if failure is not None:
         raise failure

@@ -20,6 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from holdfast.errors import RankLost
+from holdfast.heartbeat import Heartbeat
 
 __all__ = ["AloneRank", "ManyRanks", "Ranks", "joined_ranks"]
 
@@ -27,6 +28,8 @@ ValueT = TypeVar("ValueT")
 
 _ROLL_CALL_SECONDS = 5.0
 _SECONDS_BETWEEN_CALLS = 0.05
+_SECONDS_BETWEEN_BEATS = 1.0
+_BEATS, _DONE = "main/beats", "main/done"
 _WORDS_OF_WIRES = ("gloo", "NCCL", "onnection closed by peer", "onnection reset", "imed out waiting")
 
 
@@ -51,6 +54,14 @@ class Ranks(Protocol):
 
     def from_all(self, value: ValueT, what: str) -> list[ValueT]:
         """What each process has, in the order of the ranks; raises what `from_main` does."""
+        ...
+
+    def main_first(self, what: str) -> AbstractContextManager[object]:
+        """Around work of the main process that takes as long as it takes; the others come out once it is done.
+
+        Raises:
+            RankLost: in the others, where the main process has shown no sign of life within the limit.
+        """
         ...
 
     def add_up(self, numbers: Tensor) -> Tensor:
@@ -96,6 +107,10 @@ class AloneRank:
     def from_all(self, value: ValueT, what: str) -> list[ValueT]:
         """The value alone."""
         return [value]
+
+    def main_first(self, what: str) -> AbstractContextManager[object]:
+        """Nobody waits."""
+        return nullcontext()
 
     def add_up(self, numbers: Tensor) -> Tensor:
         """The numbers themselves."""
@@ -143,6 +158,21 @@ class ManyRanks:
             dist.all_gather_object(told, value, group=self.group)
         return told
 
+    @contextmanager
+    def main_first(self, what: str) -> Iterator[None]:
+        """See `Ranks.main_first`."""
+        if not self.is_main:
+            with self.meeting(what):
+                self._wait_for_main(what)
+            yield
+            return
+        beat = Heartbeat(self._show_life, interval_seconds=_SECONDS_BETWEEN_BEATS)
+        try:
+            yield
+        finally:
+            beat.stop()
+            self._store.set(_DONE, what)
+
     def add_up(self, numbers: Tensor) -> Tensor:
         """See `Ranks.add_up`."""
         with self.meeting("adding up the losses"):
@@ -172,6 +202,19 @@ class ManyRanks:
                 raise
             reason = str(error).splitlines()[0]
             raise RankLost(what, missing=self._missing(), seconds=self._limit_seconds, reason=reason) from error
+
+    def _show_life(self) -> None:
+        self._store.add(_BEATS, 1)
+
+    def _wait_for_main(self, what: str) -> None:
+        num_beats, heard_at = -1, time.monotonic()
+        while not self._store.check([_DONE]):
+            newest = self._store.add(_BEATS, 0)
+            if newest != num_beats:
+                num_beats, heard_at = newest, time.monotonic()
+            elif time.monotonic() - heard_at > self._limit_seconds:
+                raise RankLost(what, missing=[0], seconds=self._limit_seconds, reason="it shows no sign of life")
+            time.sleep(_SECONDS_BETWEEN_CALLS)
 
     def _missing(self) -> list[int]:
         """A roll call among those who have noticed: the ranks that do not answer it."""
