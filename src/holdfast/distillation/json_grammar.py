@@ -17,6 +17,8 @@ from holdfast.errors import ModelMismatch
 __all__ = ["JsonGrammars", "argument_grammar", "problem_with_schema"]
 
 _MOST_COMPILED = 1024
+# Where only one text can follow, the engine would else allow one token of it, and not each that begins it.
+_OPTIONS = '%llguidance {"no_forcing": true}\n'
 _ENGINE_SAYS = "failed to compile JSON schema: "
 
 
@@ -37,8 +39,7 @@ def argument_grammar(schema: str, *, before: str, after: str) -> str:
     """
     literals = [json.dumps(text, ensure_ascii=False) for text in (before, after)]
     rules = f"start: {literals[0]} arguments {literals[1]}\narguments: %json {schema}\n"
-    rules = '%llguidance {"no_forcing": true}\n' + rules
-    return str(LLMatcher.grammar_from_lark(rules))
+    return str(LLMatcher.grammar_from_lark(_OPTIONS + rules))
 
 
 class JsonGrammars:
