@@ -7,20 +7,11 @@ from typing import Any
 
 import jinja2
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
 
-__all__ = ["BUILTIN_TEMPLATE", "Tools", "render_chat", "render_question", "render_text"]
+from holdfast.distillation.chat_template import BUILTIN_TEMPLATE
 
-BUILTIN_TEMPLATE = (
-    "{% if tools %}<|tools|>\n{% for tool in tools %}{{ tool['function'] | tojson }}\n{% endfor %}"
-    "<|end|>\n{% endif %}"
-    "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] or '' }}"
-    "{% for call in message['tool_calls'] or [] %}{% if message['content'] or not loop.first %}\n{% endif %}"
-    "<tool_call>\n{\"name\": {{ call['function']['name'] | tojson }}, "
-    "\"arguments\": {{ call['function']['arguments'] | tojson }}}\n</tool_call>{% endfor %}"
-    "<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
-"""For tokenizers that bring no template of their own; calls are written as Hermes models write them."""
+__all__ = ["BUILTIN_TEMPLATE", "Tools", "render_builtin", "render_chat", "render_question", "render_text"]
 
 Tools = list[dict[str, Any]]
 """What is offered, as `{"type": "function", "function": {"name", "description", "parameters"}}`."""
@@ -81,6 +72,13 @@ def render_text(
     except jinja2.TemplateError as error:
         raise ValueError(f"the chat template refuses the messages ({error})") from error
     return str(rendered)
+
+
+def render_builtin(messages: list[dict[str, Any]], tools: Tools) -> str:
+    """A conversation through the built-in template, for which no tokenizer is needed."""
+    rendered: Any = render_jinja_template([messages], tools=tools, chat_template=BUILTIN_TEMPLATE)  # type: ignore[arg-type]
+    # The texts, and where the assistant speaks in them.
+    return str(rendered[0][0])
 
 
 def _last_words(message: dict[str, Any]) -> str:

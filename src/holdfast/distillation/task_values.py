@@ -135,7 +135,7 @@ def _several(kind: Kind, most: int, clause: str = "({})") -> Kind:
         said = [kind.say(value, rng) for value in values]
         return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
 
-    schema = {"type": "array", "items": kind.schema, "minItems": 1}
+    schema = {"type": "array", "items": kind.schema}
     return Kind(schema=schema, draw=draw, say=say, clause=clause)
 
 

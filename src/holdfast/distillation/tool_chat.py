@@ -14,7 +14,7 @@ import jsonschema
 import referencing.exceptions
 from referencing.jsonschema import EMPTY_REGISTRY
 
-from holdfast.distillation.chat import Tools
+from holdfast.distillation.chat import Tools, render_builtin
 from holdfast.distillation.data import Source
 from holdfast.distillation.json_grammar import problem_with_schema
 from holdfast.errors import DataError
@@ -75,8 +75,8 @@ class ToolSource(Source):
             yield sample["line"], read_conversation(sample, self.where)
 
     def documents(self) -> list[str]:
-        """All text, calls and schemas included, for training a tokenizer."""
-        return [_text(sample) for sample in self.samples]
+        """All text as the built-in template writes it, for training a tokenizer."""
+        return [render_builtin(each.messages, each.tools) for _, each in self.conversations()]
 
 
 def read_source(path: Path, *, has_one_call: bool) -> ToolSource:
@@ -294,14 +294,3 @@ def _restated(spans: Any, messages: list[dict[str, Any]]) -> list[tuple[int, int
         if not is_pair or not 0 <= span[0] < span[1] <= len(answer):
             raise _Unusable(f"the integration span {span} lies not in an answer of {len(answer)} characters", hint)
     return [(start, end) for start, end in spans]
-
-
-def _text(sample: dict[str, Any]) -> str:
-    parts = [json.dumps(tool["function"], ensure_ascii=False) for tool in sample["tools"]]
-    for message in sample["messages"]:
-        parts.append(f"<|{message['role']}|>\n{message.get('content') or ''}")
-        for call in message.get("tool_calls") or ():
-            name, arguments = call["function"]["name"], json.loads(call["function"]["arguments"])
-            written = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
-            parts.append(f"<tool_call>\n{written}\n</tool_call>")
-    return "\n".join(parts)
