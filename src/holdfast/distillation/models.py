@@ -7,12 +7,12 @@ from pathlib import Path
 import msgspec
 from pydantic import Field
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from holdfast.disk.atomic import write_whole_bytes, write_whole_folder
 from holdfast.disk.files import REAL_DISK
 from holdfast.disk.run_folder import RunFolder
+from holdfast.distillation.lora import LoraOptions, has_adapters, merged, save_adapter
 from holdfast.distillation.sections import Section
 from holdfast.errors import ConfigError, ModelMismatch
 
@@ -38,6 +38,8 @@ class StudentConfig(ModelShape):
 
     path: Path | None = None
     """A local `transformers` folder to start from; its own shape counts then."""
+    lora: LoraOptions | None = None
+    """Train low-rank adapters alone; by default all weights are trained."""
 
 
 def new_model(shape: ModelShape, *, tokenizer: PreTrainedTokenizerFast, max_length: int) -> PreTrainedModel:
@@ -112,14 +114,11 @@ def require_vocabulary(model: PreTrainedModel, title: str, vocab_size: int) -> N
 
 
 def save_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    folder: Path,
-    *,
-    origin: dict[str, str | int],
-    weights: dict[str, Tensor] | None = None,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, *, origin: dict[str, str | int]
 ) -> None:
-    """Write a `transformers` folder whole or not at all; `weights` where the model itself has only parts of them.
+    """Write a `transformers` folder whole or not at all.
+
+    Adapters are added into the weights, and lie by themselves in `adapter/` too; such a model is used up by it.
 
     `origin` says what it was made from, and is kept in it: a folder of the same origin stays, another one of that
     name is moved to `<name>.1`, `<name>.2`, … first.
@@ -129,7 +128,10 @@ def save_model(
             return
         REAL_DISK.replace(folder, RunFolder.free_name(folder))
     with write_whole_folder(folder) as partial:
-        model.save_pretrained(str(partial), state_dict=weights)
+        if has_adapters(model):
+            save_adapter(model, partial)
+            model = merged(model)
+        model.save_pretrained(str(partial))
         tokenizer.save_pretrained(str(partial))
         write_whole_bytes(partial / _ORIGIN_FILE, msgspec.json.encode(origin))
 

@@ -14,6 +14,7 @@ from holdfast.distillation.captured_logits import CapturedLogits
 from holdfast.distillation.config import RunConfig
 from holdfast.distillation.data import Source, TrainingData
 from holdfast.distillation.evaluation import Evaluator
+from holdfast.distillation.lora import with_adapters
 from holdfast.distillation.losses import DivergenceConfig
 from holdfast.distillation.models import StudentConfig, load_model, new_model
 from holdfast.distillation.recipe import Recipe, Task
@@ -24,7 +25,7 @@ from holdfast.errors import ConfigError, ModelMismatch
 from holdfast.pytorch.interrupts import Interrupts
 from holdfast.pytorch.random_state import seed_everything
 
-__all__ = ["Prepared", "learned_and_held_out", "prepare", "tokenizer_for"]
+__all__ = ["Prepared", "learned_and_held_out", "new_student", "prepare", "tokenizer_for"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +84,19 @@ def tokenizer_for(config: RunConfig, source: Source | PromptSource, cache: Path)
     return trained_tokenizer(source.documents(), vocab_size=vocab_size, folder=folder)
 
 
+def new_student(config: StudentConfig, tokenizer: PreTrainedTokenizerFast, max_length: int) -> PreTrainedModel:
+    """The student as training begins; what is new in it is drawn from the global generator.
+
+    Raises:
+        ConfigError: there is no such model, or no such student can be made.
+    """
+    if config.path is not None:
+        student = load_model(config.path)
+    else:
+        student = new_model(config, tokenizer=tokenizer, max_length=max_length)
+    return student if config.lora is None else with_adapters(student, config.lora)
+
+
 def learned_and_held_out(
     task: Task, config: RunConfig, source: Source | PromptSource
 ) -> tuple[Source | PromptSource, Source | None]:
@@ -124,7 +138,7 @@ def _prepared(
     teacher, data = _taught(task, config, learned, tokenizer, cache, interrupts)
     # The student's first weights depend on the seed alone, not on whether the teacher had to be trained.
     seed_everything(config.train.seed)
-    student = _student(config.student, tokenizer, config.data.max_length)
+    student = new_student(config.student, tokenizer, config.data.max_length)
     recipe = task.build(student, teacher, config, tokenizer)
     evaluator = None
     if held_out is not None and task.evaluator is not None:
@@ -187,9 +201,3 @@ def _require_same_tokens(folders: list[Path], found: list[PreTrainedTokenizerFas
             f"The tokenizers of teacher ({folders[0]}, there) and student ({folders[1]}, here) differ: {difference}.",
             hint="Distribution losses compare token by token; use models that share a tokenizer.",
         )
-
-
-def _student(config: StudentConfig, tokenizer: PreTrainedTokenizerFast, max_length: int) -> PreTrainedModel:
-    if config.path is not None:
-        return load_model(config.path)
-    return new_model(config, tokenizer=tokenizer, max_length=max_length)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from holdfast.distillation.data import Batch
+from holdfast.distillation.layers import decoder_layers
 from holdfast.distillation.recipe import Recipe
 from holdfast.pytorch.random_state import capture_random_state, restore_random_state
 from holdfast.pytorch.ranks import Ranks
@@ -127,7 +128,7 @@ class _Sharded:
         self._recipe = recipe
         self.gradient_scale = float(ranks.num_ranks)
         mesh = init_device_mesh(device.type, (ranks.num_ranks,))
-        for layer in _layers_of(recipe.student):
+        for layer in decoder_layers(recipe.student):
             fully_shard(layer, mesh=mesh)
         fully_shard(recipe, mesh=mesh)
         # What an evaluation calls beside the forward pass.
@@ -144,14 +145,6 @@ class _Sharded:
 
     def settle(self, run: Callable[[], None]) -> None:
         return
-
-
-def _layers_of(student: Any) -> list[nn.Module]:
-    """The modules that the model itself says must not be split: its decoder layers."""
-    names = set(student.get_base_model()._no_split_modules if hasattr(student, "get_base_model") else ()) or set(
-        student._no_split_modules or ()
-    )
-    return [each for each in student.modules() if type(each).__name__ in names]
 
 
 @contextmanager

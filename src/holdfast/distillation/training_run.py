@@ -19,9 +19,10 @@ from holdfast.distillation.batches import StepBatches
 from holdfast.distillation.captured_folder import CapturedFolder
 from holdfast.distillation.config import RunConfig
 from holdfast.distillation.display import shown_progress
+from holdfast.distillation.layers import prepare_layers
 from holdfast.distillation.loop import TrainingLoop, new_optimizer
 from holdfast.distillation.models import save_model
-from holdfast.distillation.preparation import Prepared
+from holdfast.distillation.preparation import Prepared, new_student
 from holdfast.distillation.recipe import Task
 from holdfast.distillation.saving import CheckpointSaver
 from holdfast.distillation.strategy import Strategy, chosen_strategy, whole_weights
@@ -127,13 +128,15 @@ class TrainingRun:
         """Write the student as a `transformers` folder, once the run was left."""
         step = self._state.counters.step
         folder = self._output_dir / f"student_{step}"
-        weights = whole_weights(self._prepared.recipe.student, self._ranks)
+        student = self._prepared.recipe.student
+        weights = whole_weights(student, self._ranks)
         if self._ranks.is_main:
+            if weights is not None:
+                student = new_student(self._config.student, self._prepared.tokenizer, self._config.data.max_length)
+                student.load_state_dict(weights, strict=False)
             session_id = self.progress.get_progress_summary()["session_id"]
             origin: dict[str, str | int] = {"session_id": session_id, "step": step}
-            save_model(
-                self._prepared.recipe.student, self._prepared.tokenizer, folder, origin=origin, weights=weights
-            )
+            save_model(student, self._prepared.tokenizer, folder, origin=origin)
             log.info("Complete: %s steps. The student is in %s.", f"{step:,}", folder)
 
     def _built(self) -> tuple[Strategy, TrainingState]:
@@ -141,6 +144,7 @@ class TrainingRun:
         recipe.to(self._device.device)
         if teacher is not None:
             teacher.to(self._device.device)  # type: ignore[arg-type]  # transformers leaves it so.
+        prepare_layers(recipe.student, train, self._device.device)
         strategy = chosen_strategy(recipe, train.strategy, self._ranks, self._device.device)
         # From here on each process draws numbers of its own; the models were made with the same.
         seed_everything(train.seed + self._ranks.rank)
