@@ -41,24 +41,22 @@ from holdfast.records import FileDigest
 __all__ = ["load_rank_state", "load_shared_state", "load_tensors", "save_shards"]
 
 _SHARED_FILE = "state.pt"
-_METADATA_MODULES = frozenset(
-    {
-        "torch.distributed.checkpoint.metadata",
-        "torch.distributed.checkpoint.filesystem",
-        "torch.distributed.checkpoint.planner",
-    }
-)
+_METADATA = "torch.distributed.checkpoint.metadata"
 _METADATA_NAMES = frozenset(
     {
-        ("collections", "OrderedDict"),
-        ("pathlib", "Path"),
-        ("pathlib", "PosixPath"),
+        *((_METADATA, name) for name in ("ChunkStorageMetadata", "Metadata", "MetadataIndex")),
+        *((_METADATA, name) for name in ("StorageMeta", "TensorProperties", "TensorStorageMetadata")),
+        (_METADATA, "_MEM_FORMAT_ENCODING"),
+        ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+        *(("pathlib", name) for name in ("Path", "PosixPath", "PurePosixPath")),
+        # Where Python 3.13 and later keep it.
         ("pathlib._local", "PosixPath"),
         ("torch", "Size"),
         ("torch.serialization", "_get_layout"),
-        ("torch._utils", "_rebuild_device"),
     }
 )
+"""All that such metadata consist of. No name with a dot is among them: a pickle would reach through it into whatever
+the module has imported. Nor is `BytesStorageMetadata`: PyTorch loads what that names with any pickle in it."""
 
 
 def save_shards(
@@ -125,7 +123,7 @@ def load_tensors(path: Path, tensors: dict[str, Any], ranks: Any) -> None:
             load(tensors, storage_reader=_DataReader(path), process_group=group, no_dist=group is None)
     except HoldfastError:
         raise
-    except Exception as error:  # What a reader makes of altered bytes can be nearly anything.
+    except (Exception, CheckpointException) as error:  # What a reader makes of altered bytes can be nearly anything.
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise CheckpointDamaged(path, reason=f"its tensors cannot be read ({reason})") from error
 
@@ -277,6 +275,6 @@ class _MetadataUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if module in _METADATA_MODULES or (module, name) in _METADATA_NAMES or is_dtype:
+        if (module, name) in _METADATA_NAMES or is_dtype:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no such file needs")
