@@ -115,6 +115,8 @@ def load_tensors(path: Path, tensors: dict[str, Any], ranks: Any) -> None:
     Raises:
         CheckpointDamaged: it cannot be read.
     """
+    # Asked by itself first: the reader wraps what its own reading of them raises.
+    names_in(path)
     try:
         with warnings.catch_warnings():
             # Read by one process alone is what is meant.
@@ -124,7 +126,8 @@ def load_tensors(path: Path, tensors: dict[str, Any], ranks: Any) -> None:
     except HoldfastError:
         raise
     except (Exception, CheckpointException) as error:  # What a reader makes of altered bytes can be nearly anything.
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        # The last line of a traceback, or the only one.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
         raise CheckpointDamaged(path, reason=f"its tensors cannot be read ({reason})") from error
 
 
