@@ -30,6 +30,8 @@ BENCHMARKS = (
     "answer_opening",
     "answers_per_second",
     "training_overhead",
+    "trainer_steps",
+    "loss_memory",
     "distillation_gain",
 )
 RESULTS = Path(__file__).with_name("RESULTS.md")

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from time import perf_counter, process_time
 
 import torch
 
 from benchmarks.figures import Section, in_unit, tail_cells
+from benchmarks.trained_loop import StepTimes, trained_loop
 from holdfast import training_progress_context
 from holdfast.distillation.config import RunConfig, load_config
-from holdfast.distillation.loop import TrainingLoop, new_optimizer
 from holdfast.distillation.preparation import Prepared, prepare
-from holdfast.distillation.training_state import TrainingState
-from holdfast.pytorch.device import choose_device
+from holdfast.distillation.recipe_kd import KD, KdConfig
 from holdfast.pytorch.interrupts import Interrupts
 
 __all__ = ["measure"]
@@ -37,33 +34,12 @@ class _Block:
     """Of all steps and all threads of this process."""
 
 
-class _Timed:
-    """Stands where the progress bar stands, and notes when each step was done."""
-
-    def __init__(self) -> None:
-        self.moments = [perf_counter()]
-        self.cpu_moments = [process_time()]
-
-    def advance(self, step: int, *, loss: float, remaining: Callable[[], float | None] | None = None) -> None:
-        """A step is done."""
-        self.moments.append(perf_counter())
-        self.cpu_moments.append(process_time())
-
-    def block(self) -> _Block:
-        """All steps but the first, which is a block's warm-up."""
-        moments = self.moments[1:]
-        return _Block(
-            seconds=[later - earlier for earlier, later in pairwise(moments)],
-            cpu_seconds=self.cpu_moments[-1] - self.cpu_moments[1],
-        )
-
-
 def measure(work: Path, *, is_full: bool) -> Section:  # `is_full` changes nothing here.
     """The quickstart's steps, in blocks with and without tracking that alternate."""
     # One thread, so that the heartbeat has a core to itself.
     torch.set_num_threads(1)
-    config = load_config([Path("configs/quickstart.yaml")], _OVERRIDES)
-    prepared = prepare(config, cache=work / "cache", interrupts=Interrupts())
+    config = load_config(KdConfig, [Path("configs/quickstart.yaml")], _OVERRIDES)
+    prepared = prepare(KD, config, cache=work / "cache", interrupts=Interrupts())
     blocks: dict[bool, list[_Block]] = {True: [], False: []}
     for pair in range(_NUM_PAIRS):
         # Each comes first as often as the other.
@@ -91,27 +67,18 @@ def measure(work: Path, *, is_full: bool) -> Section:  # `is_full` changes nothi
 def _block(prepared: Prepared, config: RunConfig, folder: Path, is_tracked: bool) -> _Block:
     """Some steps of the trainer; without tracking, the context is that of a process that is not the main one."""
     folder.mkdir(parents=True)
-    modules = prepared.recipe.modules()
-    device = choose_device("cpu")
-    state = TrainingState(
-        modules=modules, optimizer=new_optimizer(modules, config.train), scaler=device.grad_scaler()
-    )
-    state.counters.schedule_steps = _STEPS_A_BLOCK
     train = config.train.model_copy(update={"steps": _STEPS_A_BLOCK})
-    timed = _Timed()
-    with training_progress_context({}, folder, _STEPS_A_BLOCK, is_main_process=is_tracked) as context:
-        TrainingLoop(
-            recipe=prepared.recipe,
-            data=prepared.data,
-            state=state,
-            train=train,
-            progress=config.progress,
-            device=device,
-            context=context,
-            output_dir=folder,
-            interrupts=Interrupts(),
-        ).run(timed)
-    return timed.block()
+    times = StepTimes()
+    with (
+        training_progress_context({}, folder, _STEPS_A_BLOCK, is_main_process=is_tracked) as context,
+        trained_loop(prepared.recipe, prepared.data, train, config.progress, context, folder) as loop,
+    ):
+        loop.run(times)
+    # All steps but the first, which is a block's warm-up.
+    return _Block(
+        seconds=[later - earlier for earlier, later in pairwise(times.moments[1:])],
+        cpu_seconds=times.cpu_moments[-1] - times.cpu_moments[1],
+    )
 
 
 def _cells(name: str, blocks: list[_Block]) -> list[str]:

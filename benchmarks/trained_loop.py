@@ -1,0 +1,78 @@
+"""The trainer's loop, put together for a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+from holdfast.context import TrainingProgressContext
+from holdfast.distillation.batches import StepBatches
+from holdfast.distillation.data import TrainingData
+from holdfast.distillation.loop import TrainingLoop, new_optimizer
+from holdfast.distillation.recipe import Recipe
+from holdfast.distillation.saving import CheckpointSaver
+from holdfast.distillation.strategy import chosen_strategy
+from holdfast.distillation.train_config import ProgressConfig, TrainConfig
+from holdfast.distillation.training_state import TrainingState
+from holdfast.pytorch.device import choose_device
+from holdfast.pytorch.interrupts import Interrupts
+from holdfast.pytorch.ranks import AloneRank
+
+__all__ = ["StepTimes", "trained_loop"]
+
+
+class StepTimes:
+    """Stands where the progress bar stands, and notes when each step was done."""
+
+    def __init__(self) -> None:
+        self.moments = [perf_counter()]
+        self.cpu_moments = [process_time()]
+
+    def advance(self, step: int, **shown: Any) -> None:
+        """A step is done."""
+        self.moments.append(perf_counter())
+        self.cpu_moments.append(process_time())
+
+
+@contextmanager
+def trained_loop(
+    recipe: Recipe,
+    data: TrainingData,
+    train: TrainConfig,
+    progress: ProgressConfig,
+    context: TrainingProgressContext,
+    folder: Path,
+) -> Iterator[TrainingLoop]:
+    """A loop of one process on the CPU, at its beginning."""
+    device, ranks = choose_device("cpu"), AloneRank()
+    state = TrainingState(
+        module=recipe,
+        optimizer=new_optimizer(recipe, train),
+        scaler=device.grad_scaler(),
+        ranks=ranks,
+        seed=train.seed,
+    )
+    state.counters.schedule_steps = train.steps
+    batches = StepBatches(data, train, ranks, first_sample=0, ahead_steps=2)
+    saver = CheckpointSaver(state, context, folder, ranks, is_behind=progress.saves_behind)
+    try:
+        yield TrainingLoop(
+            recipe=recipe,
+            strategy=chosen_strategy(recipe, train.strategy, ranks, device.device),
+            batches=batches,
+            state=state,
+            saver=saver,
+            evaluator=None,
+            train=train,
+            progress=progress,
+            device=device,
+            context=context,
+            ranks=ranks,
+            interrupts=Interrupts(),
+        )
+    finally:
+        saver.close()
+        batches.close()
