@@ -18,7 +18,7 @@ from holdfast.pytorch.interrupts import Interrupts
 __all__ = ["measure"]
 
 _CONFIG = Path("configs/quickstart.yaml")
-_STEPS = 300
+_STEPS = 200
 _SEEDS = (0, 1, 2)
 _TOP_K = 64
 _COMMON = [
