@@ -14,6 +14,7 @@ from holdfast.distillation.preparation import Prepared, prepare
 from holdfast.distillation.recipe import Task
 from holdfast.distillation.recipes import TASKS
 from holdfast.distillation.training_run import TrainingRun
+from holdfast.distillation.training_state import require_checkpoint
 from holdfast.errors import ConfigError, HoldfastError, RankLost, TeacherUnreachable
 from holdfast.pytorch.device import choose_device, compute_deterministically
 from holdfast.pytorch.interrupts import EXIT_PREEMPTED, Interrupts, StopRequested
@@ -81,6 +82,8 @@ def _train(task: Task, options: argparse.Namespace, interrupts: Interrupts) -> i
         if not ranks.is_main:
             log.setLevel(logging.ERROR)
         _require_trainable(config, options.output_dir, ranks)
+        if options.resume not in ("auto", "never"):
+            require_checkpoint(Path(options.resume))
         prepared = _prepared(task, config, options.output_dir / "cache", ranks, interrupts)
         with TrainingRun(
             task,

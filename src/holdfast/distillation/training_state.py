@@ -22,7 +22,7 @@ from holdfast.pytorch.random_state import capture_random_state, restore_random_s
 from holdfast.pytorch.ranks import Ranks
 from holdfast.pytorch.sharded_checkpoint import load_rank_state, load_shared_state, load_tensors, names_in
 
-__all__ = ["Counters", "TrainingState"]
+__all__ = ["Counters", "TrainingState", "require_checkpoint"]
 
 _FORMAT = 2
 _MODULE, _OPTIMIZER = "module.", "optimizer."
@@ -87,14 +87,12 @@ class TrainingState:
             CheckpointMismatch: it belongs to another model, or to another kind of program; nothing was changed.
         """
         if path.is_dir():
-            shared, own = load_shared_state(path), load_rank_state(path, self.ranks.rank)
-            self._require_format(shared, path)
+            shared, own = require_checkpoint(path), load_rank_state(path, self.ranks.rank)
             self._require_fit(names_in(path), path)
             tensors: dict[str, Any] = dict(self.tensors())
             load_tensors(path, tensors, self.ranks)
         else:
-            content = load_checkpoint(path)
-            self._require_format(content, path)
+            content = require_checkpoint(path)
             self._require_fit({name: each.shape for name, each in content["tensors"].items()}, path)
             shared, own = content, content["own"] if self.ranks.is_main else None
             for name, tensor in self.tensors().items():
@@ -110,8 +108,7 @@ class TrainingState:
         Raises:
             CheckpointDamaged, CheckpointMismatch: it cannot, or does not.
         """
-        content = load_shared_state(path) if path.is_dir() else load_checkpoint(path)
-        self._require_format(content, path)
+        content = require_checkpoint(path)
         found = names_in(path) if path.is_dir() else {name: each.shape for name, each in content["tensors"].items()}
         self._require_fit(found, path)
 
@@ -133,10 +130,6 @@ class TrainingState:
             state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return {str(key): value for key, value in state.items()}
 
-    def _require_format(self, content: Mapping[str, Any], path: Path) -> None:
-        if content.get("format") != _FORMAT:
-            raise CheckpointMismatch(path, reason=f"its format is {content.get('format')!r}, not {_FORMAT}")
-
     def _require_fit(self, found: Mapping[str, torch.Size], path: Path) -> None:
         expected = {name: each.shape for name, each in self.tensors().items()}
         require_fit(path, _unprefixed(found), _unprefixed(expected))
@@ -148,6 +141,19 @@ class TrainingState:
         # Another number of processes than before: this one begins a sequence of its own, the same at each start.
         words = f"{self.seed} {self.counters.step} {self.ranks.rank} {self.ranks.num_ranks}"
         seed_everything(int.from_bytes(hashlib.sha256(words.encode()).digest()[:4], "big"))
+
+
+def require_checkpoint(path: Path) -> Mapping[str, Any]:
+    """Make sure that a path is a checkpoint of a trainer, whole and of this format; returns what it says of itself.
+
+    Raises:
+        CheckpointDamaged: it is missing, torn or altered.
+        CheckpointMismatch: it belongs to another kind of program.
+    """
+    content = load_shared_state(path) if path.is_dir() else load_checkpoint(path)
+    if content.get("format") != _FORMAT:
+        raise CheckpointMismatch(path, reason=f"its format is {content.get('format')!r}, not {_FORMAT}")
+    return content
 
 
 def _unprefixed(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
