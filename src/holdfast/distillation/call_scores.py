@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,16 +37,24 @@ class CallScore:
     """Leaves of both, added up: twice the right ones over these is the F1."""
 
 
-def read_call(text: str) -> SaidCall | None:
-    """The first JSON object in a text that has a name and arguments; None where there is none.
+def read_call(text: str, offered: Iterable[str] = ()) -> SaidCall | None:
+    """The first call in a text; None where there is none.
 
-    Models write `{"name": …, "arguments": {…}}`, some `parameters` instead; what stands around it does not matter.
+    Models write `{"name": …, "arguments": {…}}`, some `parameters` instead, or the arguments as a JSON string; what
+    stands around it does not matter. Some write an offered name and an object behind it, with marks between them.
     """
-    for value in _objects_in(text):
-        arguments = value.get("arguments", value.get("parameters"))
-        if isinstance(value.get("name"), str) and isinstance(arguments, dict):
+    names = list(offered)
+    bare: SaidCall | None = None
+    for start, value in _objects_in(text):
+        arguments = _object(value.get("arguments", value.get("parameters")))
+        if isinstance(value.get("name"), str) and arguments is not None:
             return SaidCall(name=value["name"], arguments=arguments)
-    return None
+        # No quotes between them: it is not the inner part of a call that was cut off.
+        before = text[:start].rpartition('"')[2]
+        found = [(before.rfind(name) + len(name), len(name), name) for name in names if name in before]
+        if bare is None and found:
+            bare = SaidCall(name=max(found)[2], arguments=value)
+    return bare
 
 
 def score_call(
@@ -77,7 +85,8 @@ def score_call(
     )
 
 
-def _objects_in(text: str) -> Iterator[dict[str, Any]]:
+def _objects_in(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Where each JSON object begins, and the object."""
     decoder = json.JSONDecoder()
     place = text.find("{")
     while place >= 0:
@@ -87,8 +96,18 @@ def _objects_in(text: str) -> Iterator[dict[str, Any]]:
             place = text.find("{", place + 1)
             continue
         if isinstance(value, dict):
-            yield value
+            yield place, value
         place = text.find("{", end)
+
+
+def _object(value: Any) -> dict[str, Any] | None:
+    """An object, or the one that a text holds."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, dict) else None
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:

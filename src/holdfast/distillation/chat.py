@@ -81,6 +81,17 @@ def render_builtin(messages: list[dict[str, Any]], tools: Tools) -> str:
     return str(rendered[0][0])
 
 
+def end_of_turn(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The mark that the chat template writes behind an answer; empty where there is none to be seen."""
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    try:
+        text = render_text(messages, tokenizer)
+    except ValueError:
+        # It wants to be asked otherwise.
+        return ""
+    return text.rpartition("answer")[2].strip()
+
+
 def _last_words(message: dict[str, Any]) -> str:
     """What stands last in a turn, before its end mark."""
     calls = message.get("tool_calls")

@@ -69,7 +69,7 @@ class CallEvaluator:
             )
             scores += [
                 score_call(
-                    read_call(text),
+                    read_call(text, each.offered()),
                     name=each.calls[0].name,
                     arguments=each.calls[0].arguments,
                     schemas=_schemas(each),

@@ -30,14 +30,46 @@ def score(said: SaidCall | None) -> Any:
         ('Let me see {this}. {"name": "book", "arguments": {}} and {"name": "x", "arguments": {}}', ("book", {})),
         ('{"name": "book", "arguments": {"city": "Oslo"', None),
         ('{"name": "book", "arguments": "Oslo"}', None),
+        ('{"name": "book", "arguments": "{\\"city\\": \\"Oslo\\"}"}', ("book", {"city": "Oslo"})),
+        ('{"type": "function", "name": "book", "arguments": "[1]"}', None),
         ('{"name": 3, "arguments": {}}', None),
         ("{" * 5000, None),
         ("no call", None),
     ],
-    ids=["Hermes", "Llama", "text around", "cut off", "text as arguments", "no name", "only braces", "no call"],
+    ids=[
+        "Hermes",
+        "Llama",
+        "text around",
+        "cut off",
+        "text as arguments",
+        "JSON in text",
+        "a list in text",
+        "no name",
+        "only braces",
+        "no call",
+    ],
 )
 def test_the_first_call_in_a_text_is_read(text: str, expected: tuple[str, dict[str, Any]] | None) -> None:
     said = read_call(text)
+
+    assert expected == (None if said is None else (said.name, said.arguments))
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ('<function=book>{"city": "Oslo"}</function>', ("book", {"city": "Oslo"})),
+        ('<function=book_table>{"city": "Oslo"}</function>', ("book_table", {"city": "Oslo"})),
+        ("book is wrong, so book_table\n```json\n{}\n```", ("book_table", {})),
+        ('book {} {"name": "book_table", "arguments": {}}', ("book_table", {})),
+        ('<function=fly>{"city": "Oslo"}</function>', None),
+        ('{"name": "book", "arguments": {"city": "Oslo"}', None),
+        ('<function=book>{"city": "Oslo"', None),
+    ],
+    ids=["tags", "a longer name", "the last name", "a whole call first", "not offered", "cut off", "cut off in tags"],
+)
+def test_an_offered_name_before_an_object_is_a_call(text: str, expected: tuple[str, dict[str, Any]] | None) -> None:
+    said = read_call(text, SCHEMAS)
 
     assert expected == (None if said is None else (said.name, said.arguments))
 

@@ -125,6 +125,38 @@ def test_an_answer_ends_where_the_student_ends_it(recipe: KdRecipe, tokenizer: P
     assert ["two"] == generated_texts(fixed, ["x"], tokenizer, CPU, max_new_tokens=9, in_lockstep=False)
 
 
+@pytest.mark.parametrize(
+    "mark, said, num_ends",
+    [
+        ("<|im_end|>", "two", 2),
+        ("[/turn]", "two", 1),
+        (";", "two;fox", 1),
+        ("", "two", 1),
+    ],
+    ids=["one token", "several tokens", "too short to be told from text", "none"],
+)
+def test_an_answer_ends_at_the_mark_of_the_chat_template(
+    recipe: KdRecipe, tokenizer: PreTrainedTokenizerFast, mark: str, said: str, num_ends: int
+) -> None:
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    template = "{% for message in messages %}[{{ message.content }}" + mark + "{% endfor %}"
+    tokenizer.chat_template = template if mark else "{{ raise_exception('no') }}"
+    ids = tokenizer(f"two{mark}fox" if mark else "two", add_special_tokens=False)["input_ids"]
+    asked: dict[str, Any] = {}
+
+    class Fixed(torch.nn.Module):
+        student = recipe.student
+
+        def generate(self, input_ids: Any, attention_mask: Any, **settings: Any) -> Any:
+            asked.update(settings)
+            return torch.cat([input_ids, torch.tensor([ids])], dim=1)
+
+    fixed: Any = Fixed()
+
+    assert [said] == generated_texts(fixed, ["x"], tokenizer, CPU, max_new_tokens=9, in_lockstep=False)
+    assert asked["eos_token_id"] == [1, tokenizer.convert_tokens_to_ids("<|im_end|>")][:num_ends]
+
+
 def test_what_was_counted_nowhere_is_left_out_and_no_number_is_infinite() -> None:
     assert {} == means({"answer_f1": (0.0, 0)})
     assert {"perplexity": pytest.approx(math.e), "answer_f1": 0.5} == means({"answer_f1": (1, 2), NATS: (3.0, 3)})
