@@ -85,7 +85,7 @@ class AnswerSource(Source):
         Raises:
             DataError: tells the line and what is wrong with it.
         """
-        if "tools" in sample and isinstance(sample.get("messages"), list):
+        if sample.get("tools") is not None and isinstance(sample.get("messages"), list):
             conversation = read_conversation(sample, self.where)
             sample = sample | {"messages": conversation.messages}
         try:
