@@ -184,10 +184,7 @@ class RunReader:
         """The fields of `progress.json`, computed from the journals; `now` in seconds since 1970."""
         session = self.session()
         is_alive = self.holder() is not None
-        summary = progress_summary(session, now=now, wall_clock_hours=session.wall_clock_hours, is_alive=is_alive)
-        if summary["status"] == "running" and not is_alive:
-            summary["status"] = "crashed"
-        return summary
+        return progress_summary(session, now=now, wall_clock_hours=session.wall_clock_hours, is_alive=is_alive)
 
     def history(self) -> Iterator[MetricsSnapshot]:
         """The canonical history: each step once, in order, the newest attempt's; memory does not grow with it."""

@@ -34,7 +34,7 @@ LAYERS = [
     {"errors", "clock", "sealed", "strict_yaml", "wording"},
     {"records", "scalars"},
     {"disk", "rules"},
-    {"checkpoints", "foreign_checkpoints", "responses", "reader"},
+    {"checkpoints", "foreign_checkpoints", "responses", "reader", "runs"},
     PARTS_OF_THE_TRACKER,
     {"context"},
     {"holdfast"},

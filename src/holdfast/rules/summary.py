@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from holdfast.records import AttemptRecord, Goodput, TrainingSession
+from holdfast.rules.health import health_of
 from holdfast.rules.pace import estimate_remaining
 from holdfast.rules.spending import spending_of
 from holdfast.rules.trends import loss_trend
@@ -31,9 +32,18 @@ def progress_summary(
     newest = session.metrics_history[-1] if session.metrics_history else None
     attempt = _newest(session.attempts)
     evaluation = session.evaluations[-1] if session.evaluations else None
+    status = _status(session, attempt, is_alive=is_alive)
+    trend = loss_trend(
+        [line.loss for line in session.metrics_history[-100:]], moving_avg_loss=session.moving_avg_loss
+    )
+    health = health_of(session, attempt, status=status, verdict=trend["verdict"], now=now)
     return {
         "session_id": session.session_id,
-        "status": _status(session, attempt),
+        "status": status,
+        "health": health.state,
+        "health_reason": health.reason,
+        "seconds_since_update": health.seconds_since_update,
+        "patience_seconds": health.patience_seconds,
         "progress_pct": min(100.0, 100.0 * done / target),
         "steps_completed": done,
         "total_steps_target": target,
@@ -48,9 +58,7 @@ def progress_summary(
         "throughput_tokens_per_sec": newest.throughput_tokens_per_sec if newest else None,
         "learning_rate": newest.learning_rate if newest else None,
         "loss_components": newest.loss_components if newest else {},
-        "loss_trend": loss_trend(
-            [line.loss for line in session.metrics_history[-100:]], moving_avg_loss=session.moving_avg_loss
-        ),
+        "loss_trend": trend,
         "last_update_time": newest.timestamp if newest else None,
         "last_checkpoint_step": session.last_checkpoint_step,
         "checkpoints_count": len(session.checkpoints),
@@ -119,10 +127,12 @@ def _newest(attempts: Sequence[AttemptRecord]) -> AttemptRecord | None:
     return trained[-1] if trained else attempts[-1] if attempts else None
 
 
-def _status(session: TrainingSession, attempt: AttemptRecord | None) -> str:
-    """How the run stands by its own records; whether its process still lives is for the reader to find out."""
+def _status(session: TrainingSession, attempt: AttemptRecord | None, *, is_alive: bool) -> str:
+    """How the run stands by its own records, and by whether somebody still writes it."""
     if attempt is None:
         return "not_started"
+    if attempt.how == "running" and not is_alive:
+        return "crashed"
     if attempt.how == "completed" and session.steps_completed < session.total_steps_target:
         return "ended_early"
     return attempt.how
