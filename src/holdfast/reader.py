@@ -17,9 +17,8 @@ import msgspec
 from holdfast.disk.journal import Damage, Line, line_continues, line_crc, scan, scan_backwards
 from holdfast.disk.lock import Holder, holder_of
 from holdfast.disk.run_folder import RunFolder
-from holdfast.errors import NewerFormat, NotARun, UnknownRecord
+from holdfast.errors import NotARun
 from holdfast.records import (
-    FORMAT_VERSION,
     AnswerRecord,
     CheckpointMetadata,
     Event,
@@ -32,12 +31,14 @@ from holdfast.records import (
     SessionStarted,
     TrainingSession,
     decode,
+    decode_line,
+    refuse_newer,
 )
 from holdfast.rules.history import Rewinds
 from holdfast.rules.session import begin_session, take_answer, take_event, take_metrics, take_request
 from holdfast.rules.spending import spending_of
 from holdfast.rules.summary import progress_summary
-from holdfast.sealed import is_whole, version_of
+from holdfast.sealed import is_whole
 
 __all__ = [
     "JOURNALS",
@@ -115,7 +116,7 @@ def read_snapshot(path: Path, decoder: msgspec.json.Decoder[T]) -> T | None:
         return None
     if not is_whole(content):
         return None
-    _refuse_newer(path, content)
+    refuse_newer(path, content)
     try:
         return decode(content, decoder)
     except msgspec.ValidationError:
@@ -209,7 +210,7 @@ class RunReader:
         """All that was rare, in order."""
         for line in scan(self.folder.events):
             if isinstance(line, Line):
-                yield _decoded(self.folder.events, line.content, _event_decoder)
+                yield decode_line(self.folder.events, line.content, _event_decoder)
 
     def problems(self) -> list[str]:
         """What an audit of the journals finds: every damaged piece, in words."""
@@ -222,7 +223,7 @@ class RunReader:
     def _updates(self) -> Iterator[tuple[Line, MetricsSnapshot]]:
         for line in scan(self.folder.metrics):
             if isinstance(line, Line):
-                yield line, _decoded(self.folder.metrics, line.content, _metrics_decoder)
+                yield line, decode_line(self.folder.metrics, line.content, _metrics_decoder)
 
 
 def _read_tails(
@@ -259,30 +260,13 @@ def _take_journal(
         if isinstance(piece, Damage):
             state.damages.setdefault(path.name, []).append(piece)
             continue
-        take(_decoded(path, piece.content, decoder))
+        take(decode_line(path, piece.content, decoder))
         end, num_lines, last_line = piece.end, num_lines + 1, piece.content
     state.marks[path.name] = JournalMark(
         num_bytes=end,
         num_lines=num_lines,
         last_line_crc=line_crc(last_line) if last_line else mark.last_line_crc,
     )
-
-
-def _decoded(path: Path, line: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    try:
-        record = decode(line, decoder)
-    except msgspec.ValidationError as error:
-        _refuse_newer(path, line)
-        raise UnknownRecord(path, reason=str(error)) from error
-    if getattr(record, "v", FORMAT_VERSION) > FORMAT_VERSION:
-        _refuse_newer(path, line)
-    return record
-
-
-def _refuse_newer(path: Path, line: bytes) -> None:
-    found = version_of(line)
-    if found > FORMAT_VERSION:
-        raise NewerFormat(path, found=found, known=FORMAT_VERSION)
 
 
 def _journals_continue(folder: RunFolder, marks: dict[str, JournalMark]) -> bool:
@@ -315,7 +299,7 @@ def _beginning(folder: RunFolder, snapshot: SessionFile | None) -> SessionStarte
     """How the session began: by the events, or, where that line was lost, by the snapshot."""
     for piece in scan(folder.events):
         if isinstance(piece, Line):
-            event = _decoded(folder.events, piece.content, _event_decoder)
+            event = decode_line(folder.events, piece.content, _event_decoder)
             if isinstance(event, SessionStarted):
                 return event
     if snapshot is None:

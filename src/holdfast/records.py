@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import re
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from holdfast.sealed import seal
+from holdfast.errors import NewerFormat, UnknownRecord
+from holdfast.sealed import seal, version_of
 
 __all__ = [
     "FORMAT_VERSION",
@@ -24,6 +26,7 @@ __all__ = [
     "AttemptEnded",
     "AttemptRecord",
     "AttemptStarted",
+    "Bucket",
     "CheckpointHashed",
     "CheckpointMetadata",
     "CheckpointRecorded",
@@ -32,6 +35,8 @@ __all__ = [
     "CheckpointsDeleted",
     "ConfigContinued",
     "ConnectionFailed",
+    "CurveBlock",
+    "CurvePoint",
     "DamageFound",
     "Evaluation",
     "EvaluationRecorded",
@@ -62,8 +67,10 @@ __all__ = [
     "TargetChanged",
     "TrainingSession",
     "decode",
+    "decode_line",
     "encode",
     "nonfinite_names",
+    "refuse_newer",
 ]
 
 FORMAT_VERSION = 1
@@ -89,6 +96,47 @@ class MetricsSnapshot(Struct, frozen=True, kw_only=True, tag_field="v", tag=FORM
     throughput_tokens_per_sec: float | None = None
     nonfinite: dict[str, str] | UnsetType = UNSET
     """Names of values that JSON cannot hold, such as `{"loss": "NaN"}`; absent where there are none."""
+
+
+class Bucket(Struct, frozen=True, array_like=True, gc=False):
+    """Several values of one series that follow each other; an array of these fields in this order."""
+
+    low: float | None
+    """The lowest finite one; None where none is finite."""
+    high: float | None
+    mean: float | None
+    """Of the finite ones."""
+    last: float | None
+    """The newest; None where that is not finite."""
+    num_finite: int
+    num_non_finite: int
+
+
+class CurvePoint(Struct, frozen=True, kw_only=True, gc=False):
+    """What some updates that follow each other, step by step, have in common."""
+
+    first_step: int
+    last_step: int
+    num_updates: int
+    attempt: int
+    """Of the last of them."""
+    timestamp: float
+    """The same, in seconds since 1970."""
+    wall_clock_hours: float
+    """The same: hours trained."""
+    series: dict[str, Bucket]
+    """By a field's name; a component of the loss as `loss_components.kd`."""
+
+
+class CurveBlock(CurvePoint, frozen=True, kw_only=True, gc=False, tag_field="v", tag=FORMAT_VERSION):
+    """Some lines of `metrics.jsonl`: one line of `curves.jsonl`."""
+
+    offset: int
+    """Where the first of them begins, in bytes."""
+    end: int
+    """Where the last of them ends."""
+    last_line_crc: str
+    """Of that one; tells whether the journal is still the same file."""
 
 
 class FileDigest(Struct, frozen=True, kw_only=True):
@@ -632,6 +680,34 @@ def decode(line: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     if b'"nonfinite":' not in line:
         return decoder.decode(line)
     return msgspec.convert(_with_nonfinite_restored(_exact_decoder.decode(line)), decoder.type, str_keys=True)
+
+
+def decode_line(path: Path, line: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    """The record in a whole line of a journal.
+
+    Raises:
+        NewerFormat: it was written by a newer version.
+        UnknownRecord: this version does not know it.
+    """
+    try:
+        record = decode(line, decoder)
+    except msgspec.ValidationError as error:
+        refuse_newer(path, line)
+        raise UnknownRecord(path, reason=str(error)) from error
+    if getattr(record, "v", FORMAT_VERSION) > FORMAT_VERSION:
+        refuse_newer(path, line)
+    return record
+
+
+def refuse_newer(path: Path, content: bytes) -> None:
+    """Stop at what a newer version has sealed.
+
+    Raises:
+        NewerFormat: it names a version above this one's.
+    """
+    found = version_of(content)
+    if found > FORMAT_VERSION:
+        raise NewerFormat(path, found=found, known=FORMAT_VERSION)
 
 
 _PERHAPS_NONFINITE = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")

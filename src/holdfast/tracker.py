@@ -416,7 +416,7 @@ class ProgressTracker:
                 self._closed_because = "is closed"
                 self._checkpoints.close()
                 self._responses.close()
-                self._writer.run.close()
+                self._writer.close()
                 atexit.unregister(self._close_at_exit)
 
     def _remove_stale(self) -> None:
@@ -512,7 +512,7 @@ class ProgressTracker:
             # Another thread of the parent may have held it at the fork, and is not here to let it go.
             self._lock, self._removing = threading.RLock(), threading.RLock()
             self._responses.leave_to_parent(self._lock)
-            self._writer.run.close_files()
+            self._writer.close_files()
             return
         self.close("replaced")
         self._closed_because = why

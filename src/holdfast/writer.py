@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from holdfast.clock import Clock
+from holdfast.curve_writer import CurveWriter
 from holdfast.disk.files import Disk
 from holdfast.opening import OpenRun
 from holdfast.records import Event, MetricsSnapshot, TrainingSession, encode
@@ -55,6 +56,7 @@ class RunWriter:
         self._settings = settings
         self._clock = clock
         self._snapshots = SnapshotWriter(run.folder, disk=disk)
+        self._curves = CurveWriter(run.folder, run.metrics.journal, disk=disk)
         self._session_written_at = clock.steady()
         self._lines_at_session_file = -1
 
@@ -77,6 +79,7 @@ class RunWriter:
         """One line of metrics, now or as soon as the disk has space."""
         self.run.metrics.append(encode(line))
         take_metrics(self.session, line)
+        self._curves.take(line, is_waiting=self.run.metrics.num_waiting > 0)
 
     def keep(self, event: Event) -> None:
         """An event, now or as soon as the disk has space."""
@@ -105,6 +108,16 @@ class RunWriter:
         for each in self.run.journals():
             if each.journal.has_unsynced:
                 each.journal.sync()
+
+    def close(self) -> None:
+        """Let go of the run and its files."""
+        self._curves.close()
+        self.run.close()
+
+    def close_files(self) -> None:
+        """Let go of the files alone."""
+        self._curves.close()
+        self.run.close_files()
 
     def summary(self, session: TrainingSession, *, wall_clock_hours: float, num_pending: int) -> dict[str, Any]:
         """The fields of `progress.json`."""

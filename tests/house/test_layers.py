@@ -18,6 +18,7 @@ MODULES = sorted(SOURCES.rglob("*.py"))
 PARTS_OF_THE_TRACKER = {
     "adopting",
     "checkpoint_records",
+    "curve_writer",
     "digests",
     "heartbeat",
     "metrics",
@@ -34,7 +35,7 @@ LAYERS = [
     {"errors", "clock", "sealed", "strict_yaml", "wording"},
     {"records", "scalars"},
     {"disk", "rules"},
-    {"checkpoints", "foreign_checkpoints", "responses", "reader", "runs"},
+    {"checkpoints", "foreign_checkpoints", "curves", "responses", "reader", "runs"},
     PARTS_OF_THE_TRACKER,
     {"context"},
     {"holdfast"},

@@ -29,7 +29,8 @@ def archive_session(folder: RunFolder, session_id: str, checkpoints: Iterable[Pa
         disk.make_folders(incoming)
         for path in own:
             _move([path], (incoming / "checkpoints" / path.relative_to(folder.root)).parent, disk)
-        _move([folder.summary, folder.manifest, folder.session, folder.metrics, folder.events], incoming, disk)
+        snapshots = [folder.summary, folder.manifest, folder.session]
+        _move([*snapshots, folder.curves, folder.metrics, folder.events], incoming, disk)
         final = folder.free_name(folder.archive_of(session_id))
         disk.replace(incoming, final)
         disk.sync_folder(folder.archive)

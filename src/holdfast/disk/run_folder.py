@@ -16,6 +16,8 @@ class RunFolder:
         self.root = self.progress.parent
         """The run's own folder, where checkpoints lie."""
         self.metrics = self.progress / "metrics.jsonl"
+        self.curves = self.progress / "curves.jsonl"
+        """What pictures are drawn from, derived from the metrics."""
         self.events = self.progress / "events.jsonl"
         self.answers = self.progress / "api_recovery.jsonl"
         self.requests = self.progress / "api_requests.jsonl"
