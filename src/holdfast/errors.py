@@ -24,11 +24,13 @@ HoldfastError
 │   ├── NothingToAdopt       a folder holds no whole checkpoint of other code
 │   └── NoUsableCheckpoint   some were recorded, none is whole
 ├── InputError               what the user handed in
+│   ├── AddressInUse         a server cannot listen there
 │   ├── ConfigError          a config file or key
 │   │   └── UnknownPrice     what a model costs is written nowhere
 │   ├── DataError            a line of a data file
 │   ├── InvalidMetric        a value that no metrics line can hold
 │   ├── ModelMismatch        teacher and student do not fit
+│   ├── NotAFolder           a path that should name a folder
 │   └── RequestError         a request that cannot be sent
 ├── RankLost                 another process of the run died or did not answer
 └── MissingExtra             an optional dependency is not installed
@@ -40,6 +42,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 __all__ = [
+    "AddressInUse",
     "AnswerUnusable",
     "BudgetExhausted",
     "CheckpointDamaged",
@@ -56,6 +59,7 @@ __all__ = [
     "ModelMismatch",
     "NewerFormat",
     "NoUsableCheckpoint",
+    "NotAFolder",
     "NotARun",
     "NothingToAdopt",
     "RankLost",
@@ -292,6 +296,23 @@ class NothingToAdopt(CheckpointError):
 
 class InputError(HoldfastError):
     """Something that the user handed in."""
+
+
+class AddressInUse(InputError):
+    """A server cannot listen where it was told to."""
+
+    def __init__(self, host: str, port: int, *, reason: str) -> None:
+        super().__init__(
+            f"Nothing can listen on {host}, port {port}: {reason.lower()}.",
+            hint="Pass another --port, or --port 0 for a free one.",
+        )
+
+
+class NotAFolder(InputError):
+    """A path that should name a folder names none."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} is not a folder.", hint="Pass the folder that the runs lie in.")
 
 
 class ConfigError(InputError):

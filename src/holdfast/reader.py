@@ -44,6 +44,7 @@ __all__ = [
     "JOURNALS",
     "RunReader",
     "RunState",
+    "SessionFollower",
     "losses_from",
     "paid_so_far",
     "read_run",
@@ -150,6 +151,32 @@ def paid_so_far(folder: RunFolder) -> Decimal:
     _take_journal(folder.requests, state, {}, _request_decoder, lambda line: take_request(ledger, line))
     _take_journal(folder.answers, state, {}, _answer_decoder, lambda answer: take_answer(ledger, answer))
     return spending_of(ledger).committed
+
+
+class SessionFollower:
+    """One run's session, read further whenever asked: each look costs time for what is new. Not thread-safe."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._state: RunState | None = None
+
+    def session(self) -> TrainingSession:
+        """The session as of now; the next call brings the same object up to date.
+
+        Raises:
+            NotARun: no session has begun here, or its folder is gone.
+            NewerFormat: a file was written by a newer version.
+        """
+        state, self._state = self._state, None
+        if state is None or state.session is None or not _journals_continue(self._folder, state.marks):
+            state = read_run(self._folder)
+        else:
+            state = _read_tails(self._folder, state.session, state.marks, read_from_snapshot=True)
+        if state.session is None:
+            raise NotARun(self._folder.root)
+        # Where reading stops with an error, the session is half brought up to date: then it is read anew.
+        self._state = state
+        return state.session
 
 
 class RunReader:

@@ -1,0 +1,32 @@
+"""Serve the page until somebody ends it."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import uvicorn
+
+from holdfast.dashboard.access import Access
+from holdfast.dashboard.app import app_for
+
+__all__ = ["run_server"]
+
+_SECONDS_TO_CLOSE = 1
+
+
+def run_server(root: Path, access: Access, listener: socket.socket) -> None:
+    """Answer on a listening socket until SIGINT or SIGTERM comes."""
+    config = uvicorn.Config(
+        app_for(root, access),
+        # An access log would have tokens in it.
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        # Pages listen to a stream for as long as they are open.
+        timeout_graceful_shutdown=_SECONDS_TO_CLOSE,
+        # A proxy's word for the scheme; the client's address is used for nothing.
+        proxy_headers=True,
+        lifespan="off",
+    )
+    uvicorn.Server(config).run(sockets=[listener])
