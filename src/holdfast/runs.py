@@ -10,7 +10,7 @@ from holdfast.disk.run_folder import RunFolder
 
 __all__ = ["find_runs"]
 
-_DEEPEST = 6
+_DEEPEST = 8
 
 
 def find_runs(root: Path, *, deepest: int = _DEEPEST) -> Iterator[tuple[str, RunFolder]]:

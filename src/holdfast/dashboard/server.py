@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
@@ -10,15 +12,20 @@ import uvicorn
 from holdfast.dashboard.access import Access
 from holdfast.dashboard.app import app_for
 
-__all__ = ["run_server"]
+__all__ = ["run_server", "server_config"]
 
 _SECONDS_TO_CLOSE = 1
 
 
 def run_server(root: Path, access: Access, listener: socket.socket) -> None:
     """Answer on a listening socket until SIGINT or SIGTERM comes."""
-    config = uvicorn.Config(
-        app_for(root, access),
+    uvicorn.Server(server_config(root, access)).run(sockets=[listener])
+
+
+def server_config(root: Path, access: Access, *, now: Callable[[], float] = time.time) -> uvicorn.Config:
+    """How all runs under `root` are served."""
+    return uvicorn.Config(
+        app_for(root, access, now=now),
         # An access log would have tokens in it.
         access_log=False,
         log_level="warning",
@@ -29,4 +36,3 @@ def run_server(root: Path, access: Access, listener: socket.socket) -> None:
         proxy_headers=True,
         lifespan="off",
     )
-    uvicorn.Server(config).run(sockets=[listener])

@@ -1,0 +1,145 @@
+"""A served folder of runs, and a browser that looks at it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast.testing import FakeClock
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM_FLAGS = (
+    *("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server said."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Served:
+    """A folder of runs behind a real server on loopback."""
+
+    port: int
+    root: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    def get(self, path: str, *, method: str = "GET", **headers: str) -> Answer:
+        """One request, to the letter: nothing is normalized on its way."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            given = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.putrequest(method, path, skip_host="Host" in given, skip_accept_encoding=True)
+            for name, value in given.items():
+                connection.putheader(name, value)
+            connection.endheaders()
+            answer = connection.getresponse()
+            headers_back = {name.lower(): value for name, value in answer.getheaders()}
+            return Answer(answer.status, headers_back, answer.read())
+        finally:
+            connection.close()
+
+
+@contextmanager
+def served(root: Path, access: Any, now: Callable[[], float]) -> Iterator[Served]:
+    """The server as `holdfast serve` runs it, in a thread."""
+    import uvicorn
+
+    from holdfast.dashboard.server import server_config
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(server_config(root, access, now=now))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield Served(port=listener.getsockname()[1], root=root)
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+@pytest.fixture
+def serve(tmp_path: Path, clock: FakeClock) -> Iterator[Callable[..., Served]]:
+    """Serve this test's folder of runs, or another, at the time of this test's clock."""
+    from holdfast.dashboard.access import Access
+
+    with ExitStack() as servers:
+        yield lambda root=tmp_path, access=None, now=clock.now: servers.enter_context(
+            served(root, access or Access(), now)
+        )
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """One headless Chromium for all tests of a process."""
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS), chromium_sandbox=False
+        )
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def look(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Open an address as a person does; whatever goes wrong in the page fails the test."""
+    complaints: list[str] = []
+    allowed: list[str] = []
+
+    with ExitStack() as contexts:
+
+        def open_page(address: str, *, width: int = 1200, dark: bool = False, complains: str = "") -> Any:
+            context = browser.new_context(
+                viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
+            )
+            contexts.callback(context.close)
+            page = context.new_page()
+            page.set_default_timeout(20_000)
+            allowed.append(complains)
+            page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("request", lambda request: _keep_foreign(request.url, address, complaints))
+            page.goto(address)
+            return page
+
+        yield open_page
+    assert [] == [each for each in complaints if not any(word and word in each for word in allowed)]
+
+
+def _keep_foreign(url: str, address: str, complaints: list[str]) -> None:
+    host = address.split("/")[2]
+    if url.split("/")[2] != host and not url.startswith("data:"):
+        complaints.append(f"asked another host: {url}")
