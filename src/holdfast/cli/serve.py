@@ -45,7 +45,7 @@ def serve(
         from holdfast.dashboard.access import Access
         from holdfast.dashboard.server import run_server
     except ModuleNotFoundError as error:
-        if error.name not in {"anyio", "prometheus_client", "starlette", "uvicorn"}:
+        if (error.name or "").partition(".")[0] not in {"anyio", "prometheus_client", "starlette", "uvicorn"}:
             raise
         raise MissingExtra("page") from None
     if not root.is_dir():

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import shutil
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from served_runs import Served, served
 
 from holdfast.testing import FakeClock
 
@@ -23,68 +18,6 @@ CHROMIUM_FLAGS = (
     *("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
 )
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a server said."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-@dataclass
-class Served:
-    """A folder of runs behind a real server on loopback."""
-
-    port: int
-    root: Path
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/"
-
-    def get(self, path: str, *, method: str = "GET", **headers: str) -> Answer:
-        """One request, to the letter: nothing is normalized on its way."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        try:
-            given = {name.replace("_", "-"): value for name, value in headers.items()}
-            connection.putrequest(method, path, skip_host="Host" in given, skip_accept_encoding=True)
-            for name, value in given.items():
-                connection.putheader(name, value)
-            connection.endheaders()
-            answer = connection.getresponse()
-            headers_back = {name.lower(): value for name, value in answer.getheaders()}
-            return Answer(answer.status, headers_back, answer.read())
-        finally:
-            connection.close()
-
-
-@contextmanager
-def served(root: Path, access: Any, now: Callable[[], float]) -> Iterator[Served]:
-    """The server as `holdfast serve` runs it, in a thread."""
-    import uvicorn
-
-    from holdfast.dashboard.server import server_config
-
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(server_config(root, access, now=now))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        yield Served(port=listener.getsockname()[1], root=root)
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
 
 
 @pytest.fixture
