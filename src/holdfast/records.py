@@ -20,6 +20,8 @@ from holdfast.sealed import seal, version_of
 
 __all__ = [
     "FORMAT_VERSION",
+    "AlertCleared",
+    "AlertRaised",
     "AnswerMarked",
     "AnswerRecord",
     "AnswersRecovered",
@@ -51,6 +53,7 @@ __all__ = [
     "PacePoint",
     "Paused",
     "ProgressFile",
+    "RaisedAlert",
     "RefusedCheckpoint",
     "RemovedCheckpoint",
     "ReplayDiffered",
@@ -463,6 +466,24 @@ class DamageFound(EventRecord, frozen=True, kw_only=True, tag="damage_found"):
     """What had been paid for a broken answer, in US dollars, where that can still be read."""
 
 
+class AlertRaised(EventRecord, frozen=True, kw_only=True, tag="alert_raised"):
+    """Something that a person may want to know of at once."""
+
+    kind: str
+    """See `rules/alerts.py`."""
+    message: str
+    about_attempt: int
+    """Of a crash, the attempt that is gone; the one that says so is another."""
+    step: int
+    """Optimizer steps done at that moment."""
+
+
+class AlertCleared(EventRecord, frozen=True, kw_only=True, tag="alert_cleared"):
+    """What an alert told of is over; the same kind may be raised again."""
+
+    kind: str
+
+
 Event = (
     SessionStarted
     | TargetChanged
@@ -483,6 +504,8 @@ Event = (
     | SpendingReported
     | ReplayDiffered
     | DamageFound
+    | AlertRaised
+    | AlertCleared
 )
 
 
@@ -504,6 +527,8 @@ class AttemptRecord(Struct, kw_only=True):
     last_step: int | None = None
     wall_clock_hours: float | None = None
     """The training hours at its newest update; before its first, those at its start."""
+    alerted: tuple[str, ...] = ()
+    """What of its end was told of in an alert: `crashed`, `raised`, `preempted` or `complete`."""
 
 
 class PacePoint(Struct, frozen=True, gc=False, array_like=True):
@@ -539,6 +564,18 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     results: dict[str, float]
     """By name."""
     nonfinite: dict[str, str] | UnsetType = UNSET
+
+
+class RaisedAlert(Struct, frozen=True, kw_only=True):
+    """An alert of the past."""
+
+    kind: str
+    message: str
+    timestamp: float
+    """Seconds since 1970."""
+    attempt: int
+    """That it is about."""
+    step: int
 
 
 class OpenRequest(Struct, frozen=True, kw_only=True):
@@ -626,6 +663,10 @@ class TrainingSession(Struct, kw_only=True):
     """The first recomputed step whose loss came out different, or None."""
     damage_found: int = 0
     """Broken pieces of journals set aside so far."""
+    alerts_active: dict[str, float] = msgspec.field(default_factory=dict)
+    """What was raised and is not over: since when, by kind."""
+    alerts: list[RaisedAlert] = msgspec.field(default_factory=list)
+    """The newest 100."""
 
 
 class JournalMark(Struct, frozen=True, kw_only=True):

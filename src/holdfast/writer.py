@@ -139,6 +139,8 @@ class RunWriter:
         session.api_responses_marked = list(session.api_responses_marked)
         session.api_requests_open = dict(session.api_requests_open)
         session.goodput = copy.copy(session.goodput)
+        session.alerts_active = dict(session.alerts_active)
+        session.alerts = list(session.alerts)
         return session
 
     def write_summary(self, summary: dict[str, Any]) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 import msgspec
 
 from holdfast.records import (
+    AlertCleared,
+    AlertRaised,
     AnswerRecord,
     AnswersRecovered,
     AttemptEnded,
@@ -35,6 +37,7 @@ from holdfast.records import (
     OpenRequest,
     PacePoint,
     Paused,
+    RaisedAlert,
     RefusedCheckpoint,
     ReplayDiffered,
     RequestLine,
@@ -48,6 +51,7 @@ from holdfast.records import (
     TrainingSession,
     nonfinite_names,
 )
+from holdfast.rules.alerts import CONDITIONS
 from holdfast.rules.history import superseded_from
 from holdfast.rules.pace import add_pace_point, is_pace_point_due
 from holdfast.rules.trends import moved_average
@@ -65,6 +69,7 @@ __all__ = [
 
 HISTORY_LENGTH = 1000
 _NUM_EVALUATIONS = 8
+_NUM_ALERTS = 100
 _SECONDS_AN_HOUR = 3600.0
 
 
@@ -141,6 +146,10 @@ def take_event(session: TrainingSession, event: Event) -> None:
     """Take in one rare event."""
     if isinstance(event, SessionStarted):
         _take_beginning(session, event)
+        return
+    if isinstance(event, AlertRaised | AlertCleared):
+        # No sign of life: a stall is raised while nothing moves, and a crash by somebody else.
+        _take_alert(session, event)
         return
     attempt = _attempt(session, event.attempt)
     attempt.last_seen = max(attempt.last_seen, event.timestamp)
@@ -245,6 +254,27 @@ def _take_spending(session: TrainingSession, told: Spending) -> None:
     session.api_requests_in_doubt = told.requests_in_doubt
     session.api_cost, session.api_cost_saved = told.spent, told.saved
     session.api_cost_in_doubt, session.api_cost_wasted = told.in_doubt, told.wasted
+
+
+def _take_alert(session: TrainingSession, event: AlertRaised | AlertCleared) -> None:
+    if isinstance(event, AlertCleared):
+        session.alerts_active.pop(event.kind, None)
+        return
+    if event.kind in CONDITIONS:
+        session.alerts_active[event.kind] = event.timestamp
+    else:
+        attempt = _attempt(session, event.about_attempt)
+        attempt.alerted = (*attempt.alerted, event.kind)
+    session.alerts.append(
+        RaisedAlert(
+            kind=event.kind,
+            message=event.message,
+            timestamp=event.timestamp,
+            attempt=event.about_attempt,
+            step=event.step,
+        )
+    )
+    del session.alerts[:-_NUM_ALERTS]
 
 
 def _take_checkpoint_event(

@@ -44,6 +44,7 @@ def progress_summary(
         "health_reason": health.reason,
         "seconds_since_update": health.seconds_since_update,
         "patience_seconds": health.patience_seconds,
+        "alerts_active": list(session.alerts_active),
         "progress_pct": min(100.0, 100.0 * done / target),
         "steps_completed": done,
         "total_steps_target": target,
