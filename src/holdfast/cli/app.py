@@ -9,7 +9,9 @@ import typer
 from holdfast.cli.adopt import adopt
 from holdfast.cli.capture_logits import capture_logits
 from holdfast.cli.generate import generate
+from holdfast.cli.output import clean
 from holdfast.cli.repair import repair
+from holdfast.cli.serve import serve
 from holdfast.cli.status import status
 from holdfast.cli.verify import verify
 from holdfast.errors import HoldfastError
@@ -24,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(status)
+app.command()(serve)
 app.command()(verify)
 app.command()(repair)
 app.command()(adopt)
@@ -40,6 +43,6 @@ def run() -> None:
     """Run the command line; an error that a user can meet is one line on stderr and exit code 2."""
     try:
         app()
-    except HoldfastError as error:
-        sys.stderr.write(f"holdfast: {error}\n")
+    except (HoldfastError, OSError) as error:
+        sys.stderr.write(f"holdfast: {clean(str(error))}\n")
         raise SystemExit(2) from None

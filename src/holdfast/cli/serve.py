@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -53,14 +54,16 @@ def serve(
     access = Access.for_address(host, token=os.environ.get(TOKEN_VARIABLE) or None, more_names=allow_host or ())
     listener = _listener(host, port)
     address = _address(host, listener.getsockname()[1])
-    if as_json:
-        print_json({"url": address, "token": access.token, "root": str(root.absolute())})
-    elif access.token is None:
-        say(f"Runs under {root} are at {address} (Ctrl-C ends it).")
-    else:
-        say(f"Runs under {root} are at {address}?token={access.token} (Ctrl-C ends it).")
-        say("Whoever has that address can look. It speaks plain HTTP: across networks, use a proxy with TLS.")
-    run_server(root, access, listener)
+    # Ctrl-C is how it ends.
+    with suppress(KeyboardInterrupt):
+        if as_json:
+            print_json({"url": address, "token": access.token, "root": str(root.absolute())})
+        elif access.token is None:
+            say(f"Runs under {root} are at {address} (Ctrl-C ends it).")
+        else:
+            say(f"Runs under {root} are at {address}?token={access.token} (Ctrl-C ends it).")
+            say("Whoever has that address can look. It speaks plain HTTP: across networks, use a proxy with TLS.")
+        run_server(root, access, listener)
 
 
 def _listener(host: str, port: int) -> socket.socket:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
@@ -20,9 +19,7 @@ _SECONDS_TO_CLOSE = 1
 
 def run_server(root: Path, access: Access, listener: socket.socket) -> None:
     """Answer on a listening socket until SIGINT or SIGTERM comes."""
-    # Once all is closed, uvicorn raises SIGINT again for whoever waits behind it: nobody does.
-    with suppress(KeyboardInterrupt):
-        uvicorn.Server(server_config(root, access)).run(sockets=[listener])
+    uvicorn.Server(server_config(root, access)).run(sockets=[listener])
 
 
 def server_config(root: Path, access: Access, *, now: Callable[[], float] = time.time) -> uvicorn.Config:
