@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quickstart
 
-.PHONY: demo test check bench crash clean
+.PHONY: demo test check bench crash pictures tools clean
 
 demo: .venv/.installed
 	$(BIN)/python -m training.distill_kd --config configs/quickstart.yaml --output-dir $(RUN)
@@ -15,7 +15,7 @@ demo: .venv/.installed
 	@echo "Look at $(RUN)/progress/progress.json, or kill the next run and start it again:"
 	@echo "  $(BIN)/python -m training.distill_kd --config configs/quickstart.yaml --output-dir runs/mine"
 
-test: .venv/.installed
+test: .venv/.installed tools
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long" --cov --cov-report=
 	$(BIN)/coverage report --fail-under 100 --include 'src/holdfast/disk/*,src/holdfast/rules/*'
 	$(BIN)/coverage report --fail-under 95 --omit '*/distillation/*,*/pytorch/*,*/cli/*'
@@ -32,6 +32,13 @@ bench: .venv/.installed
 # Long crash tests with fresh seeds; each prints its own. SEED=n repeats one, ROUNDS=n sets how many.
 crash: .venv/.installed
 	$(BIN)/python -m pytest -s -m "long" --timeout 1800 tests/crash
+
+# The pictures of the documents, taken by the tests from real runs.
+pictures: .venv/.installed tools
+	HOLDFAST_PICTURES=$(CURDIR)/docs/pictures $(BIN)/python -m pytest -q tests/holdfast/dashboard/test_page.py
+
+tools:
+	@.ci/install-tools
 
 clean:
 	rm -rf .venv build dist runs .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
