@@ -16,7 +16,7 @@ __all__ = ["as_json_text", "clean", "print_json", "say"]
 
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What a terminal obeys instead of showing it, what turns text around, and half characters."""
-_PLAIN = str.maketrans({"…": "...", "→": "->", "±": "+-", "·": "-", "×": "x"})
+_PLAIN = str.maketrans({"…": "...", "→": "->", "·": "-"})
 
 
 def say(text: str = "") -> None:
@@ -25,7 +25,7 @@ def say(text: str = "") -> None:
 
 
 def clean(text: str) -> str:
-    """Text with every control character spelled out (`\\x1b`), so that no terminal obeys it."""
+    r"""Text with every control character spelled out (`\x1b`), so that no terminal obeys it."""
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 

@@ -110,11 +110,12 @@ def cost_in_words(summary: dict[str, Any]) -> str:
 
 def _in_words(summary: dict[str, Any], folder: Path, now: float) -> list[str]:
     trend, resume = summary["loss_trend"], summary["resume"]
+    trained = as_duration(summary["elapsed_wall_clock_hours"] * 3600)
     lines = [
         f"{folder}: {_state(summary)}",
         f"  progress    step {summary['steps_completed']:,} of {summary['total_steps_target']:,}"
         f" ({summary['progress_pct']:.1f} %), last update {ago(summary['last_update_time'], now)}{_usual(summary)}",
-        f"  time        trained {as_duration(summary['elapsed_wall_clock_hours'] * 3600)}, {_remaining(summary, now)}",
+        f"  time        trained {trained}, {_remaining(summary, now)}",
     ]
     if trend["has_data"]:
         average = "unknown" if trend["moving_avg_loss"] is None else f"{trend['moving_avg_loss']:.4f}"

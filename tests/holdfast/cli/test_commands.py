@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from holdfast import TrackerSettings
+from holdfast import SYSTEM_CLOCK, TrackerSettings
 from holdfast.cli.app import app
 from holdfast.disk.files import Disk
 from holdfast.errors import NotARun, RunInUse
@@ -42,14 +42,14 @@ def told(*arguments: str, exit_code: int = 0) -> str:
 
 
 def test_status_says_how_a_run_stands_and_what_a_restart_resumes(run: Path) -> None:
-    output = told("status", str(run))
+    output = told("status", str(run), exit_code=6)
 
     assert "step 4 of 100" in output
     assert "would resume at step 4 from checkpoint_4.pt" in output
 
 
 def test_status_in_json_has_the_fields_of_the_summary(run: Path) -> None:
-    answer = json.loads(told("status", str(run), "--json"))
+    answer = json.loads(told("status", str(run), "--json", exit_code=6))
 
     assert {"step": 4, "checkpoint": "checkpoint_4.pt", "passed_over": []} == answer["resume"]
     assert 4 == answer["steps_completed"]
@@ -58,7 +58,7 @@ def test_status_in_json_has_the_fields_of_the_summary(run: Path) -> None:
 def test_status_names_what_a_restart_passes_over(run: Path) -> None:
     (run / "checkpoint_4.pt").write_bytes(b"weights" * 3)
 
-    output = told("status", str(run))
+    output = told("status", str(run), exit_code=6)
 
     assert "would resume at step 2" in output
     assert "passes over checkpoint_4.pt: it has 21 bytes instead of 28" in output
@@ -68,19 +68,19 @@ def test_status_says_when_no_checkpoint_can_be_used(run: Path) -> None:
     for path in run.glob("checkpoint_*"):
         path.unlink()
 
-    assert "would stop with an error" in told("status", str(run))
+    assert "would stop with an error" in told("status", str(run), exit_code=6)
 
 
 def test_status_of_a_run_without_checkpoints(open_tracker: Callable[..., Any], run_dir: Path) -> None:
     open_tracker().close()
 
-    assert "would begin at step 0" in told("status", str(run_dir))
+    assert "would begin at step 0" in told("status", str(run_dir), exit_code=6)
 
 
 def test_status_of_a_live_run_names_its_process(open_tracker: Callable[..., Any], run_dir: Path) -> None:
-    open_tracker()
+    open_tracker(clock=SYSTEM_CLOCK)
 
-    assert "running as process" in told("status", str(run_dir))
+    assert f"starting as process {os.getpid()} on " in told("status", str(run_dir))
 
 
 def test_status_shows_the_newest_evaluation(
@@ -91,8 +91,10 @@ def test_status_shows_the_newest_evaluation(
     tracker.record_evaluation(1200, {"perplexity": 12.3456789, "json_valid_rate": float("nan")})
     tracker.close()
 
-    assert "evaluation  step 1,200: perplexity 12.35, json_valid_rate nan" in told("status", str(run_dir))
-    answer = json.loads(told("status", str(run_dir), "--json"))
+    assert "evaluation  step 1,200: perplexity 12.35, json_valid_rate nan" in told(
+        "status", str(run_dir), exit_code=6
+    )
+    answer = json.loads(told("status", str(run_dir), "--json", exit_code=6))
     assert {"perplexity": 12.3456789, "json_valid_rate": None} == answer["evaluation"]
     assert "NaN" == answer["nonfinite"]["evaluation.json_valid_rate"]
 
