@@ -14,6 +14,7 @@ from holdfast.disk.atomic import WholeFile, write_whole, write_whole_folder
 from holdfast.errors import HoldfastError
 from holdfast.reader import RunReader
 from holdfast.records import CheckpointMetadata, MetricsSnapshot, TrainingSession
+from holdfast.report import show
 from holdfast.rules.retention import KeepBest, KeepEvery, KeepLatest, KeepMilestones
 from holdfast.tracker import ProgressTracker
 from holdfast.writer import TrackerSettings
@@ -37,6 +38,7 @@ __all__ = [
     "calculate_metrics_from_step",
     "get_recovery_checkpoint",
     "setup_progress_tracking",
+    "show",
     "training_progress_context",
     "write_whole",
     "write_whole_folder",
