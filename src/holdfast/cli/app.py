@@ -8,9 +8,11 @@ import typer
 
 from holdfast.cli.adopt import adopt
 from holdfast.cli.capture_logits import capture_logits
+from holdfast.cli.doctor import doctor
 from holdfast.cli.generate import generate
 from holdfast.cli.output import clean
 from holdfast.cli.repair import repair
+from holdfast.cli.runs import runs
 from holdfast.cli.serve import serve
 from holdfast.cli.status import status
 from holdfast.cli.verify import verify
@@ -26,7 +28,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(status)
+app.command()(runs)
 app.command()(serve)
+app.command()(doctor)
 app.command()(verify)
 app.command()(repair)
 app.command()(adopt)
