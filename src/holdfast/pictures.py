@@ -41,9 +41,7 @@ def curve_svg(points: Sequence[CurvePoint], *, series: str = "loss", marks: Curv
     if not lows or not highs:
         return ""
     marks = marks or CurveMarks()
-    plane = _Plane(
-        first=shown[0][0].first_step, last=shown[-1][0].last_step, low=min(lows), high=max(highs)
-    )
+    plane = _Plane(first=shown[0][0].first_step, last=shown[-1][0].last_step, low=min(lows), high=max(highs))
     parts = [
         _grid(plane),
         *(_shade(plane, first, last) for first, last in marks.recomputed),

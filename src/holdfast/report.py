@@ -80,8 +80,8 @@ def _lines(summary: dict[str, Any], now: float) -> list[str]:
     reason = f" ({summary['health_reason']})" if summary["health_reason"] else ""
     lines = [
         f"{summary['health'].replace('_', ' ')}{reason}",
-        f"step {summary['steps_completed']:,} of {summary['total_steps_target']:,} ({summary['progress_pct']:.1f} %), "
-        f"last update {ago(summary['last_update_time'], now)}",
+        f"step {summary['steps_completed']:,} of {summary['total_steps_target']:,} "
+        f"({summary['progress_pct']:.1f} %), last update {ago(summary['last_update_time'], now)}",
     ]
     if trend["has_data"]:
         lines.append(f"loss {trend['current_loss']:.4f}: {trend['verdict'].replace('_', ' ')}")

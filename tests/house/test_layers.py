@@ -17,6 +17,11 @@ MODULES = sorted(SOURCES.rglob("*.py"))
 
 PARTS_OF_THE_TRACKER = {
     "adopting",
+    "alert_delivery",
+    "alert_helper",
+    "alert_post",
+    "alert_watch",
+    "alerts",
     "checkpoint_records",
     "curve_writer",
     "digests",
@@ -40,6 +45,7 @@ LAYERS = [
     {"context"},
     {"report"},
     {"post_mortem"},
+    {"post_mortem_page"},
     {"holdfast"},
     {"teacher", "pytorch", "dashboard", "sinks"},
     {"adapters", "distillation"},

@@ -8,8 +8,10 @@ import typer
 
 from holdfast.cli.adopt import adopt
 from holdfast.cli.capture_logits import capture_logits
+from holdfast.cli.checkpoints import checkpoints
 from holdfast.cli.doctor import doctor
 from holdfast.cli.generate import generate
+from holdfast.cli.history import history
 from holdfast.cli.output import clean
 from holdfast.cli.repair import repair
 from holdfast.cli.runs import runs
@@ -29,6 +31,8 @@ app = typer.Typer(
 )
 app.command()(status)
 app.command()(runs)
+app.command()(history)
+app.command()(checkpoints)
 app.command()(serve)
 app.command()(doctor)
 app.command()(verify)
