@@ -12,7 +12,7 @@ import typer
 
 from holdfast.records import nonfinite_names
 
-__all__ = ["as_json_text", "clean", "print_json", "say"]
+__all__ = ["as_json_text", "clean", "print_json", "print_json_line", "say"]
 
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What a terminal obeys instead of showing it, what turns text around, and half characters."""
@@ -32,6 +32,11 @@ def clean(text: str) -> str:
 def print_json(answer: Mapping[str, Any]) -> None:
     """One object for machines; NaN and infinities are null, with their names beside."""
     typer.echo(_fitting_json(as_json_text(answer, indent=2)))
+
+
+def print_json_line(answer: Mapping[str, Any]) -> None:
+    """The same on one line."""
+    typer.echo(_fitting_json(as_json_text(answer)))
 
 
 def as_json_text(answer: Mapping[str, Any], *, indent: int | None = None) -> str:
