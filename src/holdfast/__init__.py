@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from holdfast.alerts import AlertSettings
 from holdfast.clock import SYSTEM_CLOCK, Clock
 from holdfast.context import (
     TrainingProgressContext,
@@ -21,6 +22,7 @@ from holdfast.writer import TrackerSettings
 
 __all__ = [
     "SYSTEM_CLOCK",
+    "AlertSettings",
     "CheckpointMetadata",
     "Clock",
     "HoldfastError",

@@ -13,6 +13,7 @@ from typing import Any
 
 from msgspec import UNSET
 
+from holdfast.alert_watch import AlertWatch
 from holdfast.checkpoint_records import CheckpointRecorder
 from holdfast.checkpoints import Digest, choose_for
 from holdfast.clock import SYSTEM_CLOCK, Clock
@@ -109,6 +110,8 @@ class ProgressTracker:
         self._checkpoints = CheckpointRecorder(
             self._writer, large_checkpoint_bytes=self._settings.large_checkpoint_bytes, clock=clock, disk=disk
         )
+        self._alerts = AlertWatch(self._writer, self._settings.alerts)
+        self._alerts.tell_earlier_crashes()
         self._write_snapshots()
         run.lock.give_up = self._give_up
         self._heartbeat = self._started_heartbeat()
@@ -391,6 +394,7 @@ class ProgressTracker:
         with self._lock:
             self._require_open()
             self._metrics.write_all()
+            self._look_for_alerts()
             self._finish_writing()
 
     def close(self, how: str = "completed", error: BaseException | None = None) -> None:
@@ -414,6 +418,7 @@ class ProgressTracker:
                 self._end_attempt(how, error)
             finally:
                 self._closed_because = "is closed"
+                self._alerts.close()
                 self._checkpoints.close()
                 self._responses.close()
                 self._writer.close()
@@ -448,6 +453,7 @@ class ProgressTracker:
         self._metrics.write_all()
         self._checkpoints.keep_digests(wait=True)
         self._responses.tell_served()
+        self._look_for_alerts()
         self._writer.keep(
             AttemptEnded(
                 **self._writer.stamp(),
@@ -456,6 +462,8 @@ class ProgressTracker:
                 wall_clock_hours=self._metrics.hours_trained(),
             )
         )
+        # Whoever finds the end and no alert of it tells of it: so the end comes first.
+        self._alerts.tell_end(error)
         self._finish_writing()
         self._responses.save_index()
 
@@ -484,13 +492,22 @@ class ProgressTracker:
             self._responses.tell_served()
         self._writer.sync()
         self._responses.save_index(only_if_due=True)
-        summary = self.get_progress_summary()
+        summary, free_bytes = self.get_progress_summary(), self._alerts.free_bytes()
+        with self._lock:
+            if self._is_closed():
+                return
+            self._alerts.look(summary, free_bytes)
+            summary["alerts_active"] = list(self._writer.session.alerts_active)
         self._writer.write_summary(summary)
         content = None
         with self._lock:
             if self._writer.is_session_file_due:
                 content = self._writer.session_content()
         self._writer.write_session(content)
+
+    def _look_for_alerts(self) -> None:
+        """What has begun since the last beat; where there is no heartbeat, what has begun at all."""
+        self._alerts.look(self.get_progress_summary(), self._alerts.free_bytes(), is_moving=True)
 
     def _write_snapshots(self) -> None:
         self._writer.write_summary(self.get_progress_summary())
@@ -512,6 +529,7 @@ class ProgressTracker:
             # Another thread of the parent may have held it at the fork, and is not here to let it go.
             self._lock, self._removing = threading.RLock(), threading.RLock()
             self._responses.leave_to_parent(self._lock)
+            self._alerts.leave_to_parent()
             self._writer.close_files()
             return
         self.close("replaced")

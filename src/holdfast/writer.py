@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
+from holdfast.alerts import AlertSettings
 from holdfast.clock import Clock
 from holdfast.curve_writer import CurveWriter
 from holdfast.disk.files import Disk
@@ -36,6 +37,8 @@ class TrackerSettings:
     throughput_window_seconds: float = 60.0
     keep: RetentionRule | None = None
     """Which checkpoints stay once a newer one has been read back whole; None keeps all."""
+    alerts: AlertSettings = field(default_factory=AlertSettings)
+    """Whom to alert, and of what."""
     has_heartbeat: bool = True
     """Without it nothing happens between calls: `save` syncs and writes the snapshots."""
 

@@ -24,7 +24,7 @@ __all__ = ["BELONGS_TO_PARENT", "Holder", "WriterLock", "abandon_all", "holder_o
 
 BELONGS_TO_PARENT = "belongs to the parent process"
 
-_TRIES = 5
+_TRIES = 50
 _SECONDS_BETWEEN_TRIES = 0.02
 
 
@@ -82,7 +82,8 @@ class WriterLock:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                # A watcher asking for the holder has the lock for an instant (`holder_of`).
+                # A watcher asking for the holder has the lock for an instant (`holder_of`), and somebody who
+                # records the death of the last writer for a few (`alert_post.py`).
                 time.sleep(_SECONDS_BETWEEN_TRIES)
             else:
                 return

@@ -7,9 +7,11 @@ stands in the session, so a restart neither repeats an alert nor forgets one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Any
 
 from holdfast.records import AttemptRecord, MetricsSnapshot, TrainingSession
 from holdfast.wording import as_bytes, as_dollars_text
@@ -20,6 +22,7 @@ __all__ = [
     "HAPPENINGS",
     "Changes",
     "Observed",
+    "alert_content",
     "changes_of",
     "end_of",
     "is_good_news",
@@ -138,6 +141,23 @@ def least_free_bytes(session: TrainingSession) -> int:
     return max(_LEAST_FREE_BYTES, _CHECKPOINTS_AHEAD * ((newest.num_bytes or 0) if newest else 0))
 
 
+def alert_content(
+    session: TrainingSession, attempt: AttemptRecord | None, kind: str, message: str, *, run: str, now: float
+) -> dict[str, Any]:
+    """What is sent of an alert, as plain JSON values."""
+    return {
+        "kind": kind,
+        "message": message,
+        "run": run,
+        "session_id": session.session_id,
+        "attempt": attempt.attempt if attempt else None,
+        "step": session.steps_completed,
+        "host": attempt.host if attempt else None,
+        "time": now,
+        "progress_pct": min(100.0, 100.0 * session.steps_completed / session.total_steps_target),
+    }
+
+
 def is_good_news(kind: str) -> bool:
     """Whether nothing has to be done about it."""
     return kind in ("preempted", "complete")
@@ -153,7 +173,12 @@ def _findings(session: TrainingSession, observed: Observed) -> dict[str, _Findin
             message=observed.health_reason,
         ),
         "diverging": _loss_finding("diverging", "the loss rises, by more than its noise", history, observed.verdict),
-        "non_finite": _loss_finding("non_finite", "the loss is not finite", history, observed.verdict),
+        "non_finite": _loss_finding(
+            "non_finite",
+            "the loss is not finite",
+            [line for line in history if not math.isfinite(line.loss)],
+            observed.verdict,
+        ),
         "disk_low": _disk_finding(observed),
         **{kind: _budget_finding(observed, share) for kind, share in _SHARES.items()},
     }

@@ -37,6 +37,9 @@ _SECRETS = (
     "private_key",
     "secret",
     "secrets",
+    "webhook",
+    "webhooks",
+    "webhook_url",
 )
 _SECRET_ALONE = frozenset({"auth", "token"})
 """Secrets under this very name; `pad_token` is none."""
