@@ -2,6 +2,7 @@
 
 HoldfastError
 ├── RunError                 the run folder
+│   ├── CannotStop           whoever writes the run cannot be asked from here
 │   ├── ConfigChanged        the config differs and the caller asked for an error
 │   ├── NewerFormat          a file was written by a newer version
 │   ├── NotARun              the folder holds no run
@@ -45,6 +46,7 @@ __all__ = [
     "AddressInUse",
     "AnswerUnusable",
     "BudgetExhausted",
+    "CannotStop",
     "CheckpointDamaged",
     "CheckpointError",
     "CheckpointMismatch",
@@ -93,6 +95,13 @@ class HoldfastError(Exception):
 
 class RunError(HoldfastError):
     """Something about the run folder."""
+
+
+class CannotStop(RunError):
+    """Whoever writes the run cannot be asked from here."""
+
+    def __init__(self, folder: Path, *, reason: str, hint: str) -> None:
+        super().__init__(f"The run in {folder} cannot be stopped from here: {reason}.", hint=hint)
 
 
 class ConfigChanged(RunError):

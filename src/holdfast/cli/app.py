@@ -17,6 +17,7 @@ from holdfast.cli.repair import repair
 from holdfast.cli.runs import runs
 from holdfast.cli.serve import serve
 from holdfast.cli.status import status
+from holdfast.cli.stop import stop
 from holdfast.cli.verify import verify
 from holdfast.errors import HoldfastError
 
@@ -34,6 +35,7 @@ app.command()(runs)
 app.command()(history)
 app.command()(checkpoints)
 app.command()(serve)
+app.command()(stop)
 app.command()(doctor)
 app.command()(verify)
 app.command()(repair)
