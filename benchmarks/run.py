@@ -24,6 +24,7 @@ BENCHMARKS = (
     "line_size",
     "opening_time",
     "memory",
+    "page_speed",
     "checkpoint_stall",
     "answer_cost",
     "answer_store",
