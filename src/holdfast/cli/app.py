@@ -9,6 +9,7 @@ import typer
 from holdfast.cli.adopt import adopt
 from holdfast.cli.capture_logits import capture_logits
 from holdfast.cli.checkpoints import checkpoints
+from holdfast.cli.compare import compare
 from holdfast.cli.doctor import doctor
 from holdfast.cli.generate import generate
 from holdfast.cli.history import history
@@ -34,6 +35,7 @@ app.command()(status)
 app.command()(runs)
 app.command()(history)
 app.command()(checkpoints)
+app.command()(compare)
 app.command()(serve)
 app.command()(stop)
 app.command()(doctor)

@@ -15,7 +15,7 @@ import msgspec
 import typer
 
 from holdfast.cli.arguments import Folder
-from holdfast.cli.output import clean, print_json_line, say
+from holdfast.cli.output import clean, print_json_line, print_line, say
 from holdfast.disk.journal import scan_backwards
 from holdfast.disk.run_folder import RunFolder
 from holdfast.errors import ConfigError
@@ -181,7 +181,7 @@ def _csv_cell(value: float | None) -> str:
 def _print_csv_line(cells: list[str]) -> None:
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(map(clean, cells))
-    typer.echo(line.getvalue())
+    print_line(line.getvalue())
 
 
 def _print_table(rows: Iterator[_Row], *, marked: bool) -> None:
@@ -197,7 +197,7 @@ def _print_table(rows: Iterator[_Row], *, marked: bool) -> None:
         line = f"{update.step:>12,} {update.attempt:>7} {_time(update.timestamp):<19} {update.loss:>11.6g}"
         line += "".join(f" {_number(update.loss_components.get(name))}" for name in components)
         line += f" {update.learning_rate:>9.3g}"
-        say(f"{line}  superseded" if marked and row.is_superseded else line)
+        print_line(f"{line}  superseded" if marked and row.is_superseded else line)
 
 
 def _number(value: float | None) -> str:

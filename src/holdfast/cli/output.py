@@ -8,11 +8,12 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import typer
 
 from holdfast.records import nonfinite_names
 
-__all__ = ["as_json_text", "clean", "print_json", "print_json_line", "say"]
+__all__ = ["as_json_text", "clean", "print_json", "print_json_line", "print_line", "say"]
 
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What a terminal obeys instead of showing it, what turns text around, and half characters."""
@@ -34,9 +35,17 @@ def print_json(answer: Mapping[str, Any]) -> None:
     typer.echo(_fitting_json(as_json_text(answer, indent=2)))
 
 
-def print_json_line(answer: Mapping[str, Any]) -> None:
-    """The same on one line."""
-    typer.echo(_fitting_json(as_json_text(answer)))
+def print_json_line(answer: dict[str, Any]) -> None:
+    """The same on one line; of many, not each is flushed."""
+    names = nonfinite_names(answer)
+    text = msgspec.json.encode(answer | {"nonfinite": names} if names else answer).decode()
+    is_plain = text.isascii() and "\x7f" not in text
+    sys.stdout.write((text if is_plain else _fitting_json(_escaped(text))) + "\n")
+
+
+def print_line(text: str) -> None:
+    """One of very many lines, clean already."""
+    sys.stdout.write(_fitting(text) + "\n")
 
 
 def as_json_text(answer: Mapping[str, Any], *, indent: int | None = None) -> str:
@@ -44,6 +53,10 @@ def as_json_text(answer: Mapping[str, Any], *, indent: int | None = None) -> str
     nonfinite = nonfinite_names(answer)
     content = _without_nonfinite(dict(answer)) | ({"nonfinite": nonfinite} if nonfinite else {})
     text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
+    return _escaped(text)
+
+
+def _escaped(text: str) -> str:
     return _UNSAFE.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
 
 
@@ -57,6 +70,8 @@ def _without_nonfinite(value: Any) -> Any:
 
 def _fitting(text: str) -> str:
     """Text that the encoding of the output can hold."""
+    if text.isascii():
+        return text
     encoding = sys.stdout.encoding or "utf-8"
     if encoding.lower().replace("-", "") == "utf8":
         return text
