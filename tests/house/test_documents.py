@@ -11,7 +11,7 @@ from types import ModuleType
 import msgspec
 import pytest
 
-from holdfast.records import AnswerRecord, Event, Manifest, MetricsSnapshot, RequestLine, decode, encode
+from holdfast.records import AnswerRecord, CurveBlock, Event, Manifest, MetricsSnapshot, RequestLine, decode, encode
 from holdfast.sealed import is_whole
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,9 @@ def test_every_line_of_the_format_page_has_a_good_seal() -> None:
     assert [] == [line for line in lines if not is_whole(line)]
 
 
-@pytest.mark.parametrize("kind", [MetricsSnapshot, AnswerRecord, Manifest], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [MetricsSnapshot, AnswerRecord, CurveBlock, Manifest], ids=lambda kind: kind.__name__
+)
 def test_a_line_of_the_format_page_is_what_the_library_writes(kind: type) -> None:
     decoder = msgspec.json.Decoder(kind)
     num_read = 0

@@ -53,7 +53,11 @@ def picture(page, name: str) -> None:
     """Take a picture for the documents, where one is asked for."""
     folder = os.environ.get("HOLDFAST_PICTURES")
     if folder:
-        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+        page.screenshot(
+            path=Path(folder) / f"{name}.png",
+            clip={"x": 0, "y": 0, "width": page.viewport_size["width"], "height": 1060},
+            full_page=True,
+        )
 
 
 def start(run: Path, steps: int, seconds_a_step: float, killed_at: int = 0) -> subprocess.Popen[bytes]:
@@ -129,7 +133,6 @@ def test_a_live_run_is_killed_and_resumed_before_ones_eyes(serve, look, tmp_path
     process.wait()
     page.wait_for_selector(".state:has-text('crashed')")
     assert "its process is gone and did not say good-bye" in page.locator("#head").inner_text()
-    picture(page, "crashed")
 
     process = start(run, 260, 0.03)
     page.wait_for_selector(".state:has-text('running')")
@@ -244,7 +247,8 @@ def test_on_a_phone_nothing_sticks_out(serve, look, made_run, save_checkpoint, w
         page.wait_for_selector("main h2")
         page.wait_for_timeout(300)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-    picture(page, f"phone-{width}")
+    if width == 390:
+        picture(page, "phone-390")
 
 
 def test_dark_and_light_follow_the_system(serve, look, made_run):
