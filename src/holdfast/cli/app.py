@@ -20,6 +20,7 @@ from holdfast.cli.serve import serve
 from holdfast.cli.status import status
 from holdfast.cli.stop import stop
 from holdfast.cli.verify import verify
+from holdfast.cli.watch import watch
 from holdfast.errors import HoldfastError
 
 __all__ = ["run"]
@@ -32,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(status)
+app.command()(watch)
 app.command()(runs)
 app.command()(history)
 app.command()(checkpoints)
