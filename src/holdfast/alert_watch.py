@@ -40,6 +40,7 @@ class AlertWatch:
         self._writer = writer
         self._settings = settings
         self._fine_since: dict[str, float] = {}
+        self._looked_at = writer.stamp()["timestamp"]
         self._helper: AlertHelper | None = None
         if settings.has_channel:
             with _never_raising():
@@ -76,6 +77,7 @@ class AlertWatch:
                 health="running" if is_moving else summary["health"],
                 health_reason=summary["health_reason"],
                 verdict=summary["loss_trend"]["verdict"],
+                looked_at=self._looked_at,
                 free_bytes=free_bytes,
                 least_free_bytes=least_free_bytes(session) if limit is None else limit,
                 # What is reserved may turn out cheaper, and would make an alert come and go.
@@ -83,7 +85,7 @@ class AlertWatch:
                 budget=self._settings.budget_dollars,
             )
             changes = changes_of(session, observed, self._fine_since)
-            self._fine_since = changes.fine_since
+            self._fine_since, self._looked_at = changes.fine_since, stamp["timestamp"]
             for kind in changes.cleared:
                 self._writer.keep(AlertCleared(**self._writer.stamp(), kind=kind))
                 log.info("No longer %s.", kind)

@@ -13,7 +13,7 @@ from holdfast.distillation.display import hide_other_bars
 from holdfast.distillation.preparation import Prepared, prepare
 from holdfast.distillation.recipe import Task
 from holdfast.distillation.recipes import TASKS
-from holdfast.distillation.training_run import TrainingRun
+from holdfast.distillation.training_run import TrainingRun, alert_settings
 from holdfast.distillation.training_state import require_checkpoint
 from holdfast.errors import ConfigError, HoldfastError, RankLost, TeacherUnreachable
 from holdfast.pytorch.device import choose_device, compute_deterministically
@@ -131,6 +131,7 @@ def _require_trainable(config: RunConfig, output_dir: Path, ranks: Ranks) -> Non
             hint="Let `holdfast generate` ask for all answers first, and train on the file that it writes.",
         )
     if ranks.is_main:
+        alert_settings(config)
         _refuse_foreign_folder(output_dir)
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from decimal import Decimal
 from typing import Literal
 
 from pydantic import Field, model_validator
 
+from holdfast.alerts import AlertSettings
 from holdfast.distillation.sections import Section
+from holdfast.errors import ConfigError
 from holdfast.pytorch.device import DeviceName, PrecisionName
 from holdfast.rules.retention import KeepBest, KeepEvery, KeepLatest, KeepMilestones, RetentionRule
 
-__all__ = ["KeepConfig", "ProgressConfig", "TrainConfig"]
+__all__ = ["AlertsConfig", "KeepConfig", "ProgressConfig", "TrainConfig"]
 
 
 class TrainConfig(Section):
@@ -85,6 +89,71 @@ class KeepConfig(Section):
         return rule
 
 
+_FROM_ENVIRONMENT = "env:"
+_SOME_ADDRESS = "https://localhost"
+
+
+class AlertsConfig(Section):
+    """`progress.alerts`: whom to alert, and of what; see `AlertSettings`."""
+
+    webhook: str | None = Field(default=None, repr=False)
+    """An address, or `env:NAME`: it stands in that variable of the environment."""
+    slack_webhook: str | None = Field(default=None, repr=False)
+    command: tuple[str, ...] | str | None = Field(default=None, repr=False)
+    desktop: bool = False
+    bell: bool = False
+    kinds: tuple[str, ...] | None = None
+    disk_low_bytes: int | None = Field(default=None, ge=0)
+    budget_dollars: Decimal | None = Field(default=None, gt=0)
+    """By default the budget of a teacher of kind `api`."""
+
+    @model_validator(mode="after")
+    def _can_be_used(self) -> AlertsConfig:
+        self._settings(
+            {name: _SOME_ADDRESS for name, value in self._addresses().items() if _is_elsewhere(value)}, budget=None
+        )
+        return self
+
+    def settings(self, environment: Mapping[str, str], *, budget: Decimal | None) -> AlertSettings:
+        """The same for the tracker, with what the environment says.
+
+        Raises:
+            ConfigError: a variable that is named is not set, or holds no address.
+        """
+        found = {}
+        for name, value in self._addresses().items():
+            if value is None or not _is_elsewhere(value):
+                continue
+            variable = value.removeprefix(_FROM_ENVIRONMENT)
+            if not environment.get(variable):
+                raise ConfigError(
+                    f"progress.alerts.{name} is {value}, and {variable or 'that variable'} is not set.",
+                    hint=f"Set it in the environment of the trainer, or remove progress.alerts.{name}.",
+                )
+            found[name] = environment[variable]
+        return self._settings(found, budget=budget)
+
+    def _addresses(self) -> dict[str, str | None]:
+        return {"webhook": self.webhook, "slack_webhook": self.slack_webhook}
+
+    def _settings(self, found: dict[str, str], *, budget: Decimal | None) -> AlertSettings:
+        addresses = self._addresses() | found
+        return AlertSettings(
+            webhook=addresses["webhook"],
+            slack_webhook=addresses["slack_webhook"],
+            command=self.command,
+            desktop=self.desktop,
+            bell=self.bell,
+            kinds=None if self.kinds is None else frozenset(self.kinds),
+            disk_low_bytes=self.disk_low_bytes,
+            budget_dollars=budget if self.budget_dollars is None else self.budget_dollars,
+        )
+
+
+def _is_elsewhere(address: str | None) -> bool:
+    return address is not None and address.startswith(_FROM_ENVIRONMENT)
+
+
 class ProgressConfig(Section):
     """`progress`: what never changes the result."""
 
@@ -97,3 +166,4 @@ class ProgressConfig(Section):
     """Held-out prompts that the student answers in an evaluation; the perplexity is of all held-out data."""
     eval_every: int | None = Field(default=None, ge=1)
     """Optimizer steps between two evaluations on held-out data; the last step then has one too."""
+    alerts: AlertsConfig = AlertsConfig()

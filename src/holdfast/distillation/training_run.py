@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from holdfast.alerts import AlertSettings
 from holdfast.checkpoints import digest_of
 from holdfast.context import training_progress_context
 from holdfast.distillation.api_data import ApiData
@@ -36,7 +38,7 @@ from holdfast.pytorch.sampler import DataOrder
 from holdfast.wording import ago
 from holdfast.writer import TrackerSettings
 
-__all__ = ["TrainingRun"]
+__all__ = ["TrainingRun", "alert_settings"]
 
 log = logging.getLogger("holdfast")
 
@@ -84,7 +86,10 @@ class TrainingRun:
             total_steps=config.train.steps,
             is_main_process=ranks.is_main,
             fresh=resume == "never",
-            settings=TrackerSettings(keep=config.progress.keep.rule()),
+            settings=TrackerSettings(
+                keep=config.progress.keep.rule(),
+                alerts=alert_settings(config) if ranks.is_main else AlertSettings(),
+            ),
         )
 
     def __enter__(self) -> Self:
@@ -215,10 +220,26 @@ class TrainingRun:
             log.info("Resuming at step %s (%s, %s).", f"{newest.checkpoint_step:,}", path.name, when)
 
 
+def alert_settings(config: RunConfig) -> AlertSettings:
+    """Whom a trainer alerts.
+
+    Raises:
+        ConfigError: an address is to be read from a variable that is not set.
+    """
+    budget = config.teacher.budget if config.teacher.kind == "api" else None
+    return config.progress.alerts.settings(os.environ, budget=budget)
+
+
 def _identity(recipe: str, config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     """What the run is, for its session: the config, and the digest of the data that it learns from."""
     content = config.model_dump(
-        mode="json", exclude={"teacher": set(ApiTeacherFields.model_fields), "train": set(_HOW_NOT_WHAT)}
+        mode="json",
+        exclude={
+            "teacher": set(ApiTeacherFields.model_fields),
+            "train": set(_HOW_NOT_WHAT),
+            # Addresses and commands hold secrets.
+            "progress": {"alerts"},
+        },
     )
     if config.teacher.kind == "api":
         content["teacher"] = what_changes_answers(config.teacher)

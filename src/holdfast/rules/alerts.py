@@ -55,6 +55,8 @@ class Observed:
     """Both as in the summary."""
     verdict: str
     """Of the loss trend."""
+    looked_at: float = math.inf
+    """When the look before this one was; a loss that was not finite for a moment since then is told too."""
     free_bytes: int | None = None
     """On the run's disk; None where nobody could say."""
     least_free_bytes: int = _LEAST_FREE_BYTES
@@ -164,7 +166,9 @@ def is_good_news(kind: str) -> bool:
 
 
 def _findings(session: TrainingSession, observed: Observed) -> dict[str, _Finding]:
-    history = session.metrics_history
+    history, verdict = session.metrics_history, observed.verdict
+    nonfinite = [line for line in history if not math.isfinite(line.loss)]
+    is_new = bool(nonfinite) and nonfinite[-1].timestamp >= observed.looked_at
     return {
         "stalled": _Finding(
             is_bad=observed.health == "stalled",
@@ -172,27 +176,26 @@ def _findings(session: TrainingSession, observed: Observed) -> dict[str, _Findin
             is_fine=observed.health != "stalled",
             message=observed.health_reason,
         ),
-        "diverging": _loss_finding("diverging", "the loss rises, by more than its noise", history, observed.verdict),
-        "non_finite": _loss_finding(
-            "non_finite",
-            "the loss is not finite",
-            [line for line in history if not math.isfinite(line.loss)],
-            observed.verdict,
+        "diverging": _Finding(
+            is_bad=verdict == "diverging",
+            # A loss that is not finite says nothing of its slope.
+            is_fine=verdict not in ("diverging", "non_finite", "unknown"),
+            message=f"the loss rises, by more than its noise{_place(history)}",
+            has_to_last=True,
+        ),
+        "non_finite": _Finding(
+            is_bad=verdict == "non_finite" or is_new,
+            is_fine=verdict not in ("non_finite", "unknown") and not is_new,
+            message=f"the loss is not finite{_place(nonfinite)}",
+            has_to_last=True,
         ),
         "disk_low": _disk_finding(observed),
         **{kind: _budget_finding(observed, share) for kind, share in _SHARES.items()},
     }
 
 
-def _loss_finding(kind: str, words: str, history: list[MetricsSnapshot], verdict: str) -> _Finding:
-    where = f" (step {history[-1].step:,}, loss {history[-1].loss:.6g})" if history else ""
-    return _Finding(
-        is_bad=verdict == kind,
-        # A loss that is not finite says nothing of its slope.
-        is_fine=verdict not in (kind, "non_finite", "unknown"),
-        message=words + where,
-        has_to_last=True,
-    )
+def _place(lines: list[MetricsSnapshot]) -> str:
+    return f" (step {lines[-1].step:,}, loss {lines[-1].loss:.6g})" if lines else ""
 
 
 def _disk_finding(observed: Observed) -> _Finding:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import math
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import pytest
 
 from holdfast.records import (
@@ -153,6 +155,17 @@ def test_a_loss_must_look_well_for_a_while(
 
     assert ([kind] if is_over else []) == changes.cleared
     assert ({} if is_over else {kind: min(since or NOW, NOW)}) == changes.fine_since
+
+
+def test_a_loss_that_was_not_finite_between_two_looks_is_told() -> None:
+    lines = updates(100, newest_at=NOW)
+    lines[-3] = msgspec.structs.replace(lines[-3], loss=math.inf)
+    run = session(metrics_history=lines)
+
+    assert {"non_finite": "the loss is not finite (step 98, loss inf)"} == changes_of(
+        run, observed(looked_at=NOW - 2.0), {}
+    ).raised
+    assert {} == changes_of(run, observed(looked_at=NOW - 1.0), {}).raised
 
 
 def test_a_verdict_that_flaps_for_hours_is_told_once() -> None:
