@@ -2,7 +2,6 @@
 
 HoldfastError
 ├── RunError                 the run folder
-│   ├── CannotStop           its process cannot be asked to end from here
 │   ├── CannotStop           whoever writes the run cannot be asked from here
 │   ├── ConfigChanged        the config differs and the caller asked for an error
 │   ├── NewerFormat          a file was written by a newer version
@@ -103,13 +102,6 @@ class CannotStop(RunError):
 
     def __init__(self, folder: Path, *, reason: str, hint: str) -> None:
         super().__init__(f"The run in {folder} cannot be stopped from here: {reason}.", hint=hint)
-
-
-class CannotStop(RunError):
-    """The process that writes a run cannot be asked to end from here."""
-
-    def __init__(self, folder: Path, *, reason: str, hint: str) -> None:
-        super().__init__(f"{folder} cannot be stopped from here: {reason}.", hint=hint)
 
 
 class ConfigChanged(RunError):

@@ -19,7 +19,6 @@ from holdfast.cli.runs import runs
 from holdfast.cli.serve import serve
 from holdfast.cli.status import status
 from holdfast.cli.stop import stop
-from holdfast.cli.stop import stop
 from holdfast.cli.verify import verify
 from holdfast.cli.watch import watch
 from holdfast.errors import HoldfastError
@@ -42,7 +41,6 @@ app.command()(compare)
 app.command()(serve)
 app.command()(stop)
 app.command()(doctor)
-app.command()(stop)
 app.command()(verify)
 app.command()(repair)
 app.command()(adopt)

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,172 +22,125 @@ from holdfast.reader import RunReader
 __all__ = ["stop"]
 
 EXIT_STILL_RUNNING = 1
+_SECONDS_BETWEEN_LOOKS = 0.2
 _PROCESSES = Path("/proc")
-_LOOK_EVERY_SECONDS = 0.1
 
 
 def stop(
     folder: Folder,
-    seconds: Annotated[float, typer.Option(min=0, help="Wait so long for its end.")] = 300.0,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Ask, and do not wait for the end.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Wait so long for it to end.")] = 300.0,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Whether to wait at all.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Ask the process that writes a run to save and end: SIGTERM, once.
+    """Ask the process that writes a run to save and end: it gets SIGTERM, as from a scheduler.
 
-    Only a process of this host that really has the run's lock open is asked.
-    The trainers and loops that listen (holdfast.pytorch.interrupts.Interrupts)
-    finish their step and save first. A loop that does not listen ends at once;
-    nothing acknowledged is lost, and a restart resumes from the newest
-    checkpoint.
+    The trainers and `holdfast generate` finish their step, save, and exit with
+    75: start the same command again. A loop of your own does so where it
+    listens (holdfast.pytorch.interrupts); otherwise SIGTERM ends it at once,
+    and what it had reported is kept all the same.
 
-    Exit codes: 0 stopped, asked with --no-wait, or nobody writes it; 1 it still
-    runs after the wait; 2 an error.
+    Exit codes: 0 nobody writes the run any more; 1 it still runs after the
+    wait; 2 an error, such as a process on another host.
 
-    Example: holdfast stop runs/quickstart --seconds 60
+    Example: holdfast stop runs/quickstart
     """
     reader = RunReader.open(folder)
     holder = reader.holder()
-    if holder is None:
-        _tell(_answer(reader, "not running"), folder, as_json=as_json)
-        return
-    _ask(reader, holder)
-    if no_wait:
-        _tell({"state": "asked", "pid": holder.pid, "host": holder.host}, folder, as_json=as_json)
-        return
-    if not as_json:
-        say(f"{folder}: process {holder.pid} was asked to save and end; waiting for it.")
-    if not _has_let_go(reader, holder, seconds):
-        _tell(
-            {"state": "still running", "pid": holder.pid, "host": holder.host, "waited_seconds": seconds},
-            folder,
-            as_json=as_json,
-        )
+    if holder is not None:
+        _ask(holder, reader.folder.lock, folder)
+        if wait and not as_json:
+            say(f"Asked process {holder.pid} to save and end; waiting up to {seconds:g} s.")
+    has_ended = holder is None or (wait and _waited(reader, holder, seconds))
+    answer = _answer(reader, holder, has_ended=has_ended)
+    if as_json:
+        print_json(answer)
+    else:
+        say(_in_words(answer, folder, waited=wait))
+    if wait and not has_ended:
         raise typer.Exit(EXIT_STILL_RUNNING)
-    _tell(_answer(reader, "stopped"), folder, as_json=as_json)
 
 
-def _ask(reader: RunReader, holder: Holder) -> None:
-    """Send SIGTERM to the writer of a run, and to no other process.
-
-    Raises:
-        CannotStop: it cannot be told which process that is, or it may not be asked.
-    """
-    root, pid = reader.folder.root, holder.pid
-    if pid <= 0:
-        raise CannotStop(root, reason="its process has not said its name yet", hint="Try again in a moment.")
+def _ask(holder: Holder, lock: Path, folder: Path) -> None:
     if holder.host != socket.gethostname():
         raise CannotStop(
-            root,
-            reason=f"it is written on {holder.host} by process {pid}, and this is {socket.gethostname()}",
-            hint=f"There, type: kill -TERM {pid}",
+            folder,
+            reason=f"process {holder.pid} on {holder.host} writes it, and this is {socket.gethostname()}",
+            hint=f"Type there: holdfast stop {folder}",
         )
-    # From here on the number means this process, even if it ends and another one gets its number.
-    handle = _handle_of(pid)
+    if holder.pid <= 1 or not _has_open(holder.pid, lock):
+        raise CannotStop(
+            folder,
+            reason=f"whoever writes it is not process {holder.pid} as seen from here (another container, perhaps)",
+            hint=f"Type where it was started: holdfast stop {folder}",
+        )
     try:
-        if _PROCESSES.is_dir() and not _has_open(pid, reader.folder.lock):
-            raise CannotStop(
-                root,
-                reason=f"process {pid} of this host does not have {reader.folder.lock} open",
-                hint="The run may be written from a container or another host; stop it there with kill -TERM.",
-            )
-        if handle is None:
-            os.kill(pid, signal.SIGTERM)
-        else:
-            signal.pidfd_send_signal(handle, signal.SIGTERM)
+        os.kill(holder.pid, signal.SIGTERM)
     except ProcessLookupError:
-        # It has ended in this moment, which was the wish.
+        # It has just ended by itself.
         return
     except PermissionError:
         raise CannotStop(
-            root, reason=f"process {pid} belongs to another user", hint=f"As that user, type: kill -TERM {pid}"
+            folder, reason=f"process {holder.pid} belongs to somebody else", hint="Ask as its owner, or as root."
         ) from None
-    finally:
-        if handle is not None:
-            os.close(handle)
 
 
-def _handle_of(pid: int) -> int | None:
-    if not hasattr(os, "pidfd_open"):
-        return None
-    with suppress(OSError):
-        return os.pidfd_open(pid)
-    return None
-
-
-def _has_open(pid: int, path: Path) -> bool:
-    """Whether a process has a file open.
-
-    Raises:
-        PermissionError: it is another user's.
+def _has_open(pid: int, lock: Path, *, processes: Path = _PROCESSES) -> bool:
+    """Whether a process really holds the file that names it: numbers of processes are used again, and differ
+    between containers. Where it cannot be told, the file is believed.
     """
-    wanted = path.stat()
+    if not (processes / "self").exists():
+        return True
     try:
-        files = list((_PROCESSES / str(pid) / "fd").iterdir())
-    except FileNotFoundError:
-        return False
-    for file in files:
-        # It may be closed by now.
-        with suppress(FileNotFoundError):
-            found = file.stat()
+        wanted = lock.stat()
+        for each in (processes / str(pid) / "fd").iterdir():
+            try:
+                found = each.stat()
+            except OSError:
+                continue
             if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
                 return True
+    except PermissionError:
+        return True
+    except OSError:
+        return False
     return False
 
 
-def _has_let_go(reader: RunReader, asked: Holder, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while True:
-        holder = reader.holder()
-        # Whatever starts it again is not the process that was asked.
-        if holder is None or (holder.pid, holder.since) != (asked.pid, asked.since):
-            return True
-        if time.monotonic() >= deadline:
+def _waited(
+    reader: RunReader, holder: Holder, seconds: float, *, steady: Callable[[], float] = time.monotonic
+) -> bool:
+    """Wait until that process lets the run go; says whether it did."""
+    end = steady() + seconds
+    while reader.holder() == holder:
+        if steady() >= end:
             return False
-        time.sleep(_LOOK_EVERY_SECONDS)
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return True
 
 
-def _answer(reader: RunReader, state: str) -> dict[str, Any]:
+def _answer(reader: RunReader, holder: Holder | None, *, has_ended: bool) -> dict[str, Any]:
     session = reader.session()
-    now_by = reader.holder()
     return {
-        "state": state,
-        "step": session.steps_completed,
+        "was_running": holder is not None,
+        "has_ended": has_ended,
+        "pid": None if holder is None else holder.pid,
+        "host": None if holder is None else holder.host,
+        "steps_completed": session.steps_completed,
         "total_steps_target": session.total_steps_target,
-        "ended_as": session.attempts[-1].how if session.attempts else None,
-        "taken_up_again_by": None if now_by is None else {"pid": now_by.pid, "host": now_by.host},
-        "resume": what_a_restart_resumes(reader, session),
+        "resume": what_a_restart_resumes(reader, session) if has_ended else None,
     }
 
 
-def _tell(answer: dict[str, Any], folder: Path, *, as_json: bool) -> None:
-    if as_json:
-        print_json(answer)
-    elif answer["state"] == "asked":
-        say(f"{folder}: process {answer['pid']} was asked to save and end.")
-    elif answer["state"] == "still running":
-        say(
-            f"{folder}: process {answer['pid']} still runs after {answer['waited_seconds']:g} s; "
-            "it may be saving. Ask again, or wait longer with --seconds."
-        )
-    else:
-        say(f"{folder}: {_how_it_stands(answer)} {_restart(answer['resume'])}")
-
-
-def _how_it_stands(answer: dict[str, Any]) -> str:
-    at = f"step {answer['step']:,} of {answer['total_steps_target']:,}"
-    if answer["state"] == "not running":
-        return f"nobody writes it; it stands at {at}."
-    how = {"preempted": "it saved and ended", "running": "it ended at once, without saving"}
-    words = f"stopped at {at}: {how.get(answer['ended_as'], answer['ended_as'])}."
-    again = answer["taken_up_again_by"]
-    if again is not None:
-        words = f"it let go, and process {again['pid']} on {again['host']} has taken it up again; it is at {at}."
-    return words
-
-
-def _restart(resume: dict[str, Any]) -> str:
+def _in_words(answer: dict[str, Any], folder: Path, *, waited: bool) -> str:
+    step = f"step {answer['steps_completed']:,} of {answer['total_steps_target']:,}"
+    if not answer["has_ended"]:
+        since = "It still runs" if waited else f"Asked process {answer['pid']} to save and end; it runs on"
+        return f"{since}, at {step}."
+    resume = answer["resume"]
     if resume["checkpoint"] is not None:
-        return f"A restart resumes at step {resume['step']:,} from {resume['checkpoint']}."
-    if resume["step"] is None:
-        return "A restart would stop with an error: no checkpoint can be used."
-    return "A restart would begin at step 0: no checkpoint was recorded."
+        restart = f"A restart resumes at step {resume['step']:,} from {resume['checkpoint']}."
+    elif resume["step"] is None:
+        restart = "A restart would stop with an error: no checkpoint can be used."
+    else:
+        restart = "A restart begins at step 0: no checkpoint was recorded."
+    return f"{'Ended' if answer['was_running'] else f'Nobody writes {folder}; it ended'} at {step}. {restart}"
