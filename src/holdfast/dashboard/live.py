@@ -31,6 +31,7 @@ async def live_events(
     """Events for as long as the page listens; `after`: what it has seen of the journal, in bytes."""
     yield b"retry: 2000\n\n"
     told_at = -_SECONDS_BETWEEN_DETAILS
+    told: dict[str, Any] = {}
     while not stops():
         try:
             tail = await to_thread.run_sync(functools.partial(run.tail, after=after))
@@ -40,7 +41,14 @@ async def live_events(
             if time.monotonic() - told_at >= _SECONDS_BETWEEN_DETAILS:
                 told_at = time.monotonic()
                 # Also a sign of life: without one a page asks by itself.
-                yield _event("detail", await to_thread.run_sync(functools.partial(run.detail, now=now())))
+                detail = await to_thread.run_sync(functools.partial(run.detail, now=now()))
+                always = {name: detail.pop(name) for name in ("now", "summary")}
+                # Checkpoints, events and config are long, and seldom change.
+                if detail == told:
+                    yield _event("summary", always)
+                else:
+                    yield _event("detail", detail | always)
+                    told = detail
         except (HoldfastError, OSError) as error:
             yield _event("trouble", {"error": str(error)})
         await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)

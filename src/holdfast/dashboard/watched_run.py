@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -34,6 +35,7 @@ _MOST_NEW_UPDATES = 20_000
 """A page that is so far behind draws its picture anew."""
 _MOST_NEW_POINTS = 500
 _MOST_EVENTS = 200
+_MOST_CHECKPOINTS = 500
 _MOST_CONFIG_CHARACTERS = 200_000
 
 
@@ -54,6 +56,8 @@ class WatchedRun:
         self._curves = CurveFollower(folder)
         self._curve_lock = threading.Lock()
         self._events = _Events(num_bytes=-1, newest=[])
+        self._row: tuple[tuple[int, ...], dict[str, Any]] | None = None
+        """Of a run that nobody writes, and how long its journals were then."""
         self._is_reading = False
 
     def summary(self, *, now: float) -> dict[str, Any]:
@@ -64,14 +68,19 @@ class WatchedRun:
 
     def row(self, *, now: float) -> dict[str, Any]:
         """The run in the list of all; where it cannot be read, why."""
+        lengths = tuple(_size(each) for each in self._journals())
+        if self._row is not None and self._row[0] == lengths and holder_of(self.folder.lock) is None:
+            return self._row[1]
         try:
             summary = self.summary(now=now)
         except (HoldfastError, OSError) as error:
             return {"name": self.name, "health": "unreadable", "health_reason": str(error)}
-        return {name: summary.get(name) for name in _OF_A_ROW} | {
+        row = {name: summary.get(name) for name in _OF_A_ROW} | {
             "loss": summary["loss_trend"]["current_loss"],
             "verdict": summary["loss_trend"]["verdict"],
         }
+        self._row = (lengths, row) if summary["status"] != "running" else None
+        return row
 
     def detail(self, *, now: float) -> dict[str, Any]:
         """All about the run but its curves."""
@@ -116,7 +125,7 @@ class WatchedRun:
     def tail(self, *, after: int) -> dict[str, Any]:
         """What was journalled behind an offset; `is_stale` where the page must draw its picture anew."""
         updates, end = [], after
-        if not 0 <= after <= _size(self.folder):
+        if not 0 <= after <= _size(self.folder.metrics):
             return {"is_stale": True, "end": 0}
         for line_end, update in self._curves.lines_after(after):
             updates.append(update)
@@ -135,15 +144,15 @@ class WatchedRun:
         with self._lock:
             return _leaves_of(self._session.session().config)
 
+    def _journals(self) -> tuple[Path, ...]:
+        return self.folder.events, self.folder.metrics, self.folder.requests, self.folder.answers
+
     def _summary_of(self, session: TrainingSession, now: float) -> dict[str, Any]:
         is_alive = holder_of(self.folder.lock) is not None
         return progress_summary(session, now=now, wall_clock_hours=session.wall_clock_hours, is_alive=is_alive)
 
     def _newest_events(self) -> list[dict[str, Any]]:
-        try:
-            num_bytes = self.folder.events.stat().st_size
-        except FileNotFoundError:
-            return []
+        num_bytes = _size(self.folder.events)
         if num_bytes != self._events.num_bytes:
             told = [_event(each) for each in RunReader(self.folder).events()]
             self._events = _Events(num_bytes=num_bytes, newest=told[-_MOST_EVENTS:])
@@ -172,7 +181,7 @@ class WatchedRun:
 _OF_A_ROW = (
     *("name", "session_id", "status", "health", "health_reason", "progress_pct", "steps_completed"),
     *("total_steps_target", "estimated_remaining_hours", "elapsed_wall_clock_hours", "last_update_time"),
-    *("seconds_since_update", "api_cost", "attempt", "alerts_active"),
+    *("api_cost", "attempt", "alerts_active"),
 )
 
 
@@ -216,7 +225,7 @@ def _checkpoints(session: TrainingSession) -> list[dict[str, Any]]:
     known = [*session.checkpoints.values(), *session.checkpoints_beside]
     standing = [
         _checkpoint(each, is_superseded=each.checkpoint_step in superseded)
-        for each in sorted(known, key=lambda each: each.checkpoint_step)
+        for each in sorted(known, key=lambda each: each.checkpoint_step)[-_MOST_CHECKPOINTS:]
     ]
     return standing + [
         {"step": each.checkpoint_step, "path": each.checkpoint_path, "state": "set aside", "reason": each.reason}
@@ -263,8 +272,8 @@ def _leaves_of(config: Any, name: str = "") -> dict[str, str]:
     return {name: text if len(text) <= _MOST_CONFIG_CHARACTERS else f"{text[:_MOST_CONFIG_CHARACTERS]}…"}
 
 
-def _size(folder: RunFolder) -> int:
+def _size(path: Path) -> int:
     try:
-        return folder.metrics.stat().st_size
+        return path.stat().st_size
     except FileNotFoundError:
         return 0

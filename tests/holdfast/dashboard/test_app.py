@@ -70,6 +70,17 @@ def test_a_run_half_written_is_shown(serve, tmp_path):
     assert [] == served.get(asked("curve", name="half")).json["step"]
 
 
+def test_a_run_that_has_ended_is_read_again_only_when_it_is_taken_up(serve, train):
+    train("one", 1, 5).close()
+    served = serve()
+    rows = [served.get("/api/runs").json["runs"][0] for _ in range(2)]
+    train("one", 6, 9)
+    rows.append(served.get("/api/runs").json["runs"][0])
+
+    assert [5, 5, 9] == [row["steps_completed"] for row in rows]
+    assert ["ended_early", "ended_early", "running"] == [row["health"] for row in rows]
+
+
 def test_a_folder_without_runs_is_an_empty_list(serve):
     assert [] == serve().get("/api/runs").json["runs"]
 

@@ -94,6 +94,22 @@ def test_the_state_is_told_again_and_again(serve, listen, open_tracker, update, 
     assert ("running", "ended_early") == (before["summary"]["status"], after["summary"]["status"])
 
 
+def test_what_has_not_changed_is_not_sent_again(serve, listen, open_tracker, update, save_checkpoint, tmp_path):
+    tracker = open_tracker(output_dir=tmp_path / "run", total_steps=100)
+    update(tracker, 1)
+    listener = listen(f"{serve().url}api/live?name=run&after=0")
+
+    _, first = listener.next("detail")
+    _, second = listener.next("summary")
+    save_checkpoint(tracker, 1, path=tmp_path / "run" / "checkpoint_1.pt")
+    _, third = listener.next("detail")
+
+    assert {"now", "summary"} == second.keys()
+    assert ([], ["checkpoint_1.pt"]) == tuple(
+        [each["path"] for each in told["checkpoints"]] for told in (first, third)
+    )
+
+
 def test_a_run_that_cannot_be_read_any_more_is_trouble_and_not_the_end(serve, listen, open_tracker, tmp_path):
     tracker = open_tracker(output_dir=tmp_path / "run", total_steps=100)
     listener = listen(f"{serve().url}api/live?name=run&after=0")

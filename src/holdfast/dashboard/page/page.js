@@ -278,6 +278,7 @@ class OneRun {
     this.source = new EventSource(`api/live?${query({ name: this.name, after })}`);
     this.source.addEventListener("tail", (event) => { this.heard("live"); this.takeTail(JSON.parse(event.data)); });
     this.source.addEventListener("detail", (event) => { this.heard("live"); this.take(JSON.parse(event.data)); });
+    this.source.addEventListener("summary", (event) => { this.heard("live"); this.take({ ...this.detail, ...JSON.parse(event.data) }); });
     this.source.addEventListener("trouble", (event) => { this.heard("live"); say(JSON.parse(event.data).error); });
     this.source.addEventListener("error", () => { link.textContent = "connecting again…"; });
     this.wait();
