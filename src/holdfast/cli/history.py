@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -28,7 +29,9 @@ __all__ = ["history"]
 _decoder = msgspec.json.Decoder(MetricsSnapshot)
 _PLAIN = ("step", "attempt", "timestamp", "wall_clock_hours", "loss", "learning_rate", "samples_processed")
 _BEHIND = ("tokens_processed", "throughput_samples_per_sec", "throughput_tokens_per_sec")
-_MOST_COMPONENTS = 3
+_SUPERSEDED = "  superseded"
+_PLAIN_WIDTH = 55
+_COMPONENT_WIDTH = 11
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,23 +192,24 @@ def _print_table(rows: Iterator[_Row], *, marked: bool) -> None:
     if beginning is None:
         say("No updates.")
         return
-    components = list(beginning.update.loss_components)[:_MOST_COMPONENTS]
-    heads = f"{'step':>12} {'attempt':>7} {'time':<19} {'loss':>11}"
-    say(heads + "".join(f" {clean(name)[:11]:>11}" for name in components) + f" {'rate':>9}")
+    room = shutil.get_terminal_size((80, 24)).columns - _PLAIN_WIDTH - marked * len(_SUPERSEDED)
+    components = list(beginning.update.loss_components)[: max(0, room // _COMPONENT_WIDTH)]
+    heads = "".join(f" {clean(name)[:10]:>10}" for name in components)
+    say(f"{'step':>11} {'attempt':>7} {'time':<14} {'loss':>10} {'rate':>9}{heads}")
     for row in chain([beginning], rows):
         update = row.update
-        line = f"{update.step:>12,} {update.attempt:>7} {_time(update.timestamp):<19} {update.loss:>11.6g}"
-        line += "".join(f" {_number(update.loss_components.get(name))}" for name in components)
+        line = f"{update.step:>11,} {update.attempt:>7} {_time(update.timestamp):<14} {update.loss:>10.5g}"
         line += f" {update.learning_rate:>9.3g}"
-        print_line(f"{line}  superseded" if marked and row.is_superseded else line)
+        line += "".join(f" {_number(update.loss_components.get(name))}" for name in components)
+        print_line(f"{line}{_SUPERSEDED}" if row.is_superseded else line)
 
 
 def _number(value: float | None) -> str:
-    return f"{'-':>11}" if value is None else f"{value:>11.6g}"
+    return f"{'-':>10}" if value is None else f"{value:>10.5g}"
 
 
 def _time(moment: float) -> str:
     try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+        return time.strftime("%m-%d %H:%M:%S", time.localtime(moment))
     except (OverflowError, ValueError, OSError):
         return "?"

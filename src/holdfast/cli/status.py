@@ -148,7 +148,7 @@ def _job_in_words(summary: dict[str, Any], folder: Path, now: float) -> list[str
 
 def _alerts(summary: dict[str, Any]) -> list[str]:
     active = summary.get("alerts_active") or []
-    return [f"  alert       {each}" for each in active]
+    return [f"  alert       {each.replace('_', ' ')}" for each in active]
 
 
 def _damage(summary: dict[str, Any]) -> list[str]:
