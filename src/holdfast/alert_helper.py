@@ -7,6 +7,7 @@ can still be told of. It gets its settings over its standard input, so that no l
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import subprocess
 import sys
@@ -16,10 +17,12 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["AlertHelper", "Channels", "Deliver", "GoodBye", "Watched"]
+__all__ = ["HELD_BACK", "AlertHelper", "Channels", "Deliver", "GoodBye", "Watched"]
 
 log = logging.getLogger("holdfast")
 
+HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Signals by which schedulers and people ask all processes of a job to stop."""
 _MOST_STARTS = 4
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[1])
 # Not `-m`: that would let any file of the working folder stand in for a module of Python's own.
@@ -112,6 +115,8 @@ class AlertHelper:
         # A socket and not a pipe: nobody can be killed by SIGPIPE for writing to a dead one.
         self._socket, theirs = socket.socketpair()
         self._socket.setblocking(False)
+        # Until it listens, a signal for all processes of a job waits; see `alert_post.main`.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
         try:
             self._process = subprocess.Popen(  # noqa: S603 - this very package
                 [sys.executable, "-P", "-c", _PROGRAM, _PACKAGE_ROOT],
@@ -125,6 +130,7 @@ class AlertHelper:
             self.leave()
             return
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             theirs.close()
         # Nobody else waits for it, and a dead one would stay a zombie.
         threading.Thread(target=self._process.wait, name="holdfast-alerts", daemon=True).start()

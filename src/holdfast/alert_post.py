@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from holdfast.alert_delivery import Deliveries
-from holdfast.alert_helper import Deliver, GoodBye, Watched
+from holdfast.alert_helper import HELD_BACK, Deliver, GoodBye, Watched
 from holdfast.disk.files import REAL_DISK, storage_errors
 from holdfast.disk.journal import Journal, mend
 from holdfast.disk.lock import WriterLock
@@ -44,10 +44,11 @@ _decoder: msgspec.json.Decoder[Watched | Deliver | GoodBye] = msgspec.json.Decod
 
 def main() -> None:
     """Serve the process that has started this one, until both have said all."""
-    # Schedulers ask all processes of a job to stop; this one stops after the training. A handler and not SIG_IGN,
-    # which a command would inherit.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    # Whoever asks all processes of a job to stop is heard by the training; this one stops after it. A handler and not
+    # SIG_IGN, which a command would inherit.
+    for number in HELD_BACK:
         signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
     inbox = _Inbox(sys.stdin.fileno())
     watched = _first_record(inbox)
     if watched is None:
