@@ -1,9 +1,11 @@
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from holdfast import AlertSettings
 from holdfast.distillation.config import files_and_overrides, load_config
 from holdfast.distillation.recipe_kd import KdConfig
 from holdfast.errors import ConfigError
@@ -175,3 +177,71 @@ def test_files_are_told_from_overrides(write: Write, tmp_path: Path) -> None:
     told = files_and_overrides([Path("c.yaml"), odd, "data.path=/some/where.jsonl", Path("train.steps=3")])
 
     assert ([Path("c.yaml"), odd], ["data.path=/some/where.jsonl", "train.steps=3"]) == told
+
+
+# Alerts.
+
+SECRET = "https://hooks.example.org/very-secret-path"
+
+
+def test_alerts_are_those_of_the_tracker(write: Write) -> None:
+    config = load_config(
+        KdConfig,
+        [
+            write(
+                "progress: {alerts: {webhook: 'env:HOOK', slack_webhook: 'https://example.org/s', "
+                "command: [notify, --now], kinds: [crashed, complete], disk_low_bytes: 5000, desktop: true}}"
+            )
+        ],
+    )
+
+    assert AlertSettings(
+        webhook=SECRET,
+        slack_webhook="https://example.org/s",
+        command=["notify", "--now"],
+        kinds=frozenset({"crashed", "complete"}),
+        disk_low_bytes=5000,
+        desktop=True,
+        budget_dollars=Decimal("2.50"),
+    ) == config.progress.alerts.settings({"HOOK": SECRET}, budget=Decimal("2.50"))
+
+
+def test_a_budget_of_the_alerts_comes_before_the_teachers(write: Write) -> None:
+    alerts = load_config(KdConfig, [write("progress: {alerts: {budget_dollars: 1.5}}")]).progress.alerts
+
+    assert Decimal("1.5") == alerts.settings({}, budget=Decimal(9)).budget_dollars
+
+
+@pytest.mark.parametrize(
+    "environment, sentence",
+    [
+        pytest.param({}, "progress.alerts.webhook is env:HOOK, and HOOK is not set", id="unset"),
+        pytest.param({"HOOK": ""}, "progress.alerts.webhook is env:HOOK, and HOOK is not set", id="empty"),
+        pytest.param({"HOOK": "very-secret"}, "webhook is no http", id="no-address"),
+    ],
+)
+def test_an_address_that_the_environment_lacks_is_an_error(
+    write: Write, environment: dict[str, str], sentence: str
+) -> None:
+    alerts = load_config(KdConfig, [write("progress: {alerts: {webhook: 'env:HOOK'}}")]).progress.alerts
+
+    with pytest.raises(ConfigError, match=sentence) as refusal:
+        alerts.settings(environment, budget=None)
+    assert "very-secret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        pytest.param("webhok: https://e.org", r"webhok \(did you mean progress.alerts.webhook\?\)", id="key"),
+        pytest.param("kinds: [crash]", "Did you mean crashed", id="kind"),
+        pytest.param("webhook: 'ftp://very-secret'", "webhook is no http", id="address"),
+        pytest.param("disk_low_bytes: -1", "progress.alerts.disk_low_bytes", id="bytes"),
+    ],
+)
+def test_alerts_that_cannot_be_used_are_refused_when_the_config_is_read(
+    write: Write, text: str, sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=sentence) as refusal:
+        load_config(KdConfig, [write(f"progress: {{alerts: {{{text}}}}}")])
+    assert "very-secret" not in str(refusal.value)

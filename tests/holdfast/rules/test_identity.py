@@ -214,3 +214,8 @@ def test_a_text_of_one_long_word_is_searched_in_no_time():
 
     assert word == without_secrets(word) == canonical_config({"blob": word})["blob"]
     assert f"{word}_api_key=(secret)" == without_secrets(f"{word}_api_key=hunter2")
+
+
+@pytest.mark.parametrize("key", ["webhook", "slack_webhook", "webhook_url", "alertWebhook"])
+def test_the_address_of_a_webhook_is_a_secret(key):
+    assert {key: "(secret)"} == canonical_config({key: "https://hooks.example.org/services/T0/B0/xyz"})
