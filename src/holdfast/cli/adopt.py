@@ -9,7 +9,7 @@ import msgspec
 import typer
 
 from holdfast.adopting import Adoption, adopt_checkpoints
-from holdfast.cli.output import print_json
+from holdfast.cli.output import print_json, say
 from holdfast.context import get_recovery_checkpoint
 from holdfast.wording import as_bytes
 
@@ -68,18 +68,18 @@ def _say(adoption: Adoption, folder: Path, resume: str | None, samples_per_step:
     for each in adoption.adopted:
         files = adoption.unchecked.get(each.checkpoint_path, ())
         doubt = f" ({', '.join(files)}: no checksum inside, only the size could be checked)" if files else ""
-        typer.echo(
+        say(
             f"  step {each.checkpoint_step:,}: {each.checkpoint_path} ({as_bytes(each.num_bytes or 0)}): whole{doubt}"
         )
     for torn in adoption.torn:
-        typer.echo(f"  step {torn.step:,}: {torn.path}: {torn.reason}; left as it is")
+        say(f"  step {torn.step:,}: {torn.path}: {torn.reason}; left as it is")
     for path in adoption.forgotten:
-        typer.echo(f"  {path}: was taken away; forgotten")
-    typer.echo(
+        say(f"  {path}: was taken away; forgotten")
+    say(
         f"{folder}: {len(adoption.adopted)} checkpoints adopted, {adoption.num_known} known before, "
         f"{len(adoption.torn)} torn."
     )
     if adoption.adopted and samples_per_step is None:
-        typer.echo("Where in the data they stand is unknown, and recorded as 0: --samples-per-step says it.")
+        say("Where in the data they stand is unknown, and recorded as 0: --samples-per-step says it.")
     if resume is not None:
-        typer.echo(f"The next start in {folder} resumes from {resume}.")
+        say(f"The next start in {folder} resumes from {resume}.")

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from holdfast.cli.output import say
 from holdfast.wording import as_bytes
 
 __all__ = ["capture_logits"]
@@ -61,7 +62,7 @@ def capture_logits(
         log.info("Stopped by %s. Start the same command again.", stopped)
         raise typer.Exit(EXIT_PREEMPTED) from None
     num_bytes, num_rows = manifest.num_bytes(), manifest.num_rows()
-    typer.echo(
+    say(
         f"{out} is complete: {top_k} entries of each of {num_rows:,} tokens in {as_bytes(num_bytes)}, "
         f"{num_bytes / num_rows / top_k:.2f} bytes an entry."
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from holdfast.cli.output import print_json
+from holdfast.cli.output import print_json, say
 from holdfast.errors import RunInUse
 from holdfast.reader import RunReader
 from holdfast.repairing import repair_run
@@ -32,8 +32,8 @@ def repair(
         print_json({"set_aside": repairs, "set_aside_folder": str(reader.folder.set_aside)})
         return
     for each in repairs:
-        typer.echo(f"  {each}")
-    typer.echo(
+        say(f"  {each}")
+    say(
         f"{folder}: {len(repairs)} damaged piece(s) are in {reader.folder.set_aside}; snapshots are rebuilt."
         if repairs
         else f"{folder}: nothing was damaged; snapshots are rebuilt."

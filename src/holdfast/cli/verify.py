@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from holdfast.checkpoints import left_of_removal, problem_with
-from holdfast.cli.output import print_json
+from holdfast.cli.output import print_json, say
 from holdfast.reader import RunReader
 from holdfast.wording import as_bytes
 
@@ -60,15 +60,15 @@ def audit(reader: RunReader) -> dict[str, Any]:
 def _say(answer: dict[str, Any], folder: Path) -> None:
     for each in answer["checkpoints"]:
         size = "" if each["num_bytes"] is None else f" ({as_bytes(each['num_bytes'])})"
-        typer.echo(f"  step {each['step']:,}: {each['path']}{size}: {each['problem'] or 'whole'}")
+        say(f"  step {each['step']:,}: {each['path']}{size}: {each['problem'] or 'whole'}")
     for path in answer["left_of_removals"]:
-        typer.echo(f"  {path}: is not kept any more; the next start deletes what is left of it")
+        say(f"  {path}: is not kept any more; the next start deletes what is left of it")
     for problem in answer["journals"]:
-        typer.echo(f"  {problem}")
+        say(f"  {problem}")
     if answer["is_whole"]:
-        typer.echo(f"{folder} is whole: {len(answer['checkpoints'])} checkpoints and all journals.")
+        say(f"{folder} is whole: {len(answer['checkpoints'])} checkpoints and all journals.")
         return
-    typer.echo(
+    say(
         f"{folder} is damaged. `holdfast repair {folder}` sets aside what is broken; what is missing can only come "
         "back from a copy. A restart passes over both."
     )
