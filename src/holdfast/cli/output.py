@@ -32,7 +32,7 @@ def clean(text: str) -> str:
 
 def print_json(answer: Mapping[str, Any]) -> None:
     """One object for machines; NaN and infinities are null, with their names beside."""
-    typer.echo(_fitting_json(as_json_text(answer, indent=2)))
+    typer.echo(_fitting_json(as_json_text(answer, indent=2), indent=2))
 
 
 def print_json_line(answer: dict[str, Any]) -> None:
@@ -78,10 +78,10 @@ def _fitting(text: str) -> str:
     return text.translate(_PLAIN).encode(encoding, "backslashreplace").decode(encoding)
 
 
-def _fitting_json(text: str) -> str:
+def _fitting_json(text: str, *, indent: int | None = None) -> str:
     encoding = sys.stdout.encoding or "utf-8"
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
-        return json.dumps(json.loads(text), indent=2)
+        return json.dumps(json.loads(text), indent=indent)
     return text
