@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from rich.cells import cell_len, set_cell_size
+
 from holdfast.cli.output import clean
 from holdfast.cli.plots import plot
 from holdfast.cli.status import local_time
@@ -72,7 +74,7 @@ def screen_lines(seen: Seen, *, width: int, height: int, is_unicode: bool) -> li
         picture = plot(seen.points, width=width, height=room, is_unicode=is_unicode)
         if seen.curve_share < 1:
             picture[-1] = f"{picture[-1].rstrip()}  (read {100 * seen.curve_share:.0f} % so far)"
-    return [_fitted(line, width) for line in [*above, *picture, *below][:height]]
+    return [_fitted(line, width, is_unicode=is_unicode) for line in [*above, *picture, *below][:height]]
 
 
 def plain_line(seen: Seen) -> str:
@@ -220,11 +222,13 @@ def _teacher(summary: dict[str, Any]) -> list[str]:
     return [f"cost   {words}"]
 
 
-def _fitted(line: str, width: int) -> str:
+def _fitted(line: str, width: int, *, is_unicode: bool) -> str:
     line = clean(line)
-    if len(line) <= width:
+    if not is_unicode:
+        line = line.replace("…", "~").encode("ascii", "backslashreplace").decode()
+    if cell_len(line) <= width:
         return line
-    return f"{line[: width - 1]}…"
+    return set_cell_size(line, width - 1) + ("…" if is_unicode else "~")
 
 
 def _clock(moment: float) -> str:

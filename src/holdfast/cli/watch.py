@@ -21,12 +21,12 @@ from holdfast.cli.exit_codes import exit_code_for
 from holdfast.cli.output import print_json, print_json_line, say
 from holdfast.cli.screen import Seen, event_in_words, plain_line, screen_lines
 from holdfast.curves import CurveFollower
-from holdfast.disk.journal import Line, scan
+from holdfast.disk.journal import Line, line_continues, line_crc, scan
 from holdfast.disk.lock import holder_of
 from holdfast.disk.run_folder import RunFolder
 from holdfast.errors import NewerFormat, NotARun, UnknownRecord
 from holdfast.reader import RunReader, SessionFollower
-from holdfast.records import CurvePoint, Event, decode_line
+from holdfast.records import CurvePoint, Event, JournalMark, decode_line
 from holdfast.rules.pace import estimate_remaining
 from holdfast.rules.summary import progress_summary
 
@@ -38,6 +38,7 @@ _SHARE_FOR_THE_CURVE = 0.1
 """Of the time at most: a long curve is drawn anew less often than the numbers."""
 _LEAST_PLAIN_SECONDS = 5.0
 _NUM_EVENTS = 20
+_PROMPT_LINES = 3
 _STYLES = {"RUNNING": "green", "STARTING": "green", "COMPLETE": "green", "STALLED": "yellow"}
 
 _event_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
@@ -122,7 +123,7 @@ class _Watched:
         self._curve_share = 1.0
         self._draws_again_at = 0.0
         self._events: deque[tuple[float, str]] = deque(maxlen=_NUM_EVENTS)
-        self._events_end = 0
+        self._events_mark = JournalMark()
         self._seen: Seen | None = None
 
     def look(self, *, most_seconds: float | None = _READING_SECONDS) -> Seen:
@@ -175,14 +176,14 @@ class _Watched:
 
     def _read_events(self) -> None:
         path = self._folder.events
-        if path.exists() and path.stat().st_size < self._events_end:
+        if not line_continues(path, self._events_mark):
             # Mended, or another session has begun.
             self._events.clear()
-            self._events_end = 0
-        for line in scan(path, start=self._events_end):
+            self._events_mark = JournalMark()
+        for line in scan(path, start=self._events_mark.num_bytes):
             if isinstance(line, Line):
                 event = decode_line(path, line.content, _event_decoder)
-                self._events_end = line.end
+                self._events_mark = JournalMark(num_bytes=line.end, last_line_crc=line_crc(line.content))
                 if words := event_in_words(event):
                     self._events.append((event.timestamp, words))
 
@@ -223,8 +224,8 @@ def _columns() -> int:
 
 def _lines(seen: Seen, console: Console, *, is_whole_screen: bool = True) -> list[str]:
     is_unicode = (console.encoding or "").lower().replace("-", "") == "utf8"
-    # The prompt of the shell comes below the last one.
-    height = console.height if is_whole_screen else console.height - 1
+    # The shell's prompt comes below the last one.
+    height = console.height if is_whole_screen else max(1, console.height - _PROMPT_LINES)
     return screen_lines(seen, width=console.width, height=height, is_unicode=is_unicode)
 
 
