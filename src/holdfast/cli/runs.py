@@ -34,7 +34,7 @@ def runs(
     """List all runs under ROOT, the newest first. Works on live runs and changes nothing.
 
     A run that cannot be read is a row that says why. A `!` behind the state:
-    damage was found, see `holdfast verify`.
+    a journal is damaged, see `holdfast verify`.
 
     Example: holdfast runs runs
     """
@@ -66,11 +66,9 @@ def _row(name: str, folder: RunFolder, now: float) -> dict[str, Any]:
         reason = error.strerror or str(error)
         return known | {"error": reason, "seconds_since_sign_of_life": _seconds_since_written(folder, now)}
     last_seen = max((each.last_seen for each in session.attempts), default=session.start_time)
-    num_damaged = session.damage_found + sum(map(len, state.damages.values()))
     # The last line of a live run may be under way at this moment.
-    if is_alive and num_damaged and all(piece.is_torn_tail for pieces in state.damages.values() for piece in pieces):
-        num_damaged = session.damage_found
-    return known | summary | {"seconds_since_sign_of_life": now - last_seen, "damaged_pieces": num_damaged}
+    damages = [each for pieces in state.damages.values() for each in pieces if not (is_alive and each.is_torn_tail)]
+    return known | summary | {"seconds_since_sign_of_life": now - last_seen, "damaged_pieces": len(damages)}
 
 
 def _seconds_since_written(folder: RunFolder, now: float) -> float | None:

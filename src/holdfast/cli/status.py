@@ -110,12 +110,12 @@ def cost_in_words(summary: dict[str, Any]) -> str:
 
 def _in_words(summary: dict[str, Any], folder: Path, now: float) -> list[str]:
     trend, resume = summary["loss_trend"], summary["resume"]
-    trained = as_duration(summary["elapsed_wall_clock_hours"] * 3600)
     lines = [
         f"{folder}: {_state(summary)}",
         f"  progress    step {summary['steps_completed']:,} of {summary['total_steps_target']:,}"
-        f" ({summary['progress_pct']:.1f} %), last update {ago(summary['last_update_time'], now)}{_usual(summary)}",
-        f"  time        trained {trained}, {_remaining(summary, now)}",
+        f" ({summary['progress_pct']:.1f} %), last update {ago(summary['last_update_time'], now)}",
+        *_usual(summary),
+        f"  time        {_remaining(summary, now)}",
     ]
     if trend["has_data"]:
         average = "unknown" if trend["moving_avg_loss"] is None else f"{trend['moving_avg_loss']:.4f}"
@@ -193,12 +193,12 @@ def _state(summary: dict[str, Any]) -> str:
     return f"{words}: {summary['health_reason']}" if summary["health_reason"] else words
 
 
-def _usual(summary: dict[str, Any]) -> str:
+def _usual(summary: dict[str, Any]) -> list[str]:
     usual, patience = summary["usual_seconds_between_updates"], summary["patience_seconds"]
     if patience is None:
-        return ""
-    often = "" if usual is None else f"usually one every {_short_seconds(usual)}, "
-    return f" ({often}a stall after {as_duration(patience)})"
+        return []
+    often = "" if usual is None else f"usually one every {_short_seconds(usual)}; "
+    return [f"  updates     {often}none for {as_duration(patience)} would be a stall"]
 
 
 def _short_seconds(seconds: float) -> str:
