@@ -362,6 +362,8 @@ wait_for_a_line()
 
 def test_a_helper_that_is_killed_is_started_again_and_stops_nothing(tmp_path: Path, receiver: AlertReceiver) -> None:
     program = """
+# As programs do that write into a pipe: whoever writes to a dead reader dies too.
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 with opened(total_steps=10) as progress:
     report(progress, 1)
     say("open")
