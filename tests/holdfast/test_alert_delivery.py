@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alert_receiver import PATH, AlertReceiver
+from alert_receiver import PATH, AlertReceiver, eventually
 
 from holdfast.alert_delivery import Deliveries
 from holdfast.alert_helper import Channels
@@ -127,3 +127,36 @@ def test_a_notification_is_shown_with_its_words_as_words(tmp_path: Path, monkeyp
 
     assert [] == sent(desktop=True)
     assert ["--", "holdfast: raised"] == (tmp_path / "shown").read_text().splitlines()[:2]
+
+
+def test_a_command_that_hangs_is_killed_with_all_that_it_has_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.alert_delivery._COMMAND_SECONDS", 1.0)
+    told = sent(command=f"sleep 300 & echo $! > {tmp_path}/pid; sleep 300")
+
+    assert ["the alert raised was not sent by command: it took longer than 1 s"] == told
+    child = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
+    eventually(lambda: not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def test_a_webhook_that_does_not_answer_is_not_told_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("holdfast.alert_delivery._WEBHOOK_SECONDS", 1.0)
+    with AlertReceiver(hangs=True) as receiver:
+        told = sent(webhook=receiver.address)
+
+    assert ["the alert raised was not sent by webhook: no answer in 1 s"] == told
+    assert 1 == len(receiver.received)
+
+
+def test_so_many_may_hang_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("holdfast.alert_delivery._MOST_UNDER_WAY", 2)
+    told: list[str] = []
+    with AlertReceiver(hangs=True) as receiver:
+        channels = Channels(webhook=receiver.address, slack_webhook=None, command=None, desktop=False)
+        deliveries = Deliveries(channels, tell=told.append)
+        for _ in range(3):
+            deliveries.begin(CONTENT)
+
+        assert ["the alert raised is not sent by webhook: too many are under way"] == told
+        receiver.wait_for(2)
