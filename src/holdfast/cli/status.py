@@ -212,7 +212,7 @@ def _goodput(summary: dict[str, Any]) -> str:
     most = max(lost, key=lambda name: lost[name], default=None)
     if most is None or not lost[most]:
         return f"{100 * fraction:.1f} %"
-    return f"{100 * fraction:.1f} % (most of the rest: {most}, {as_duration(lost[most])})"
+    return f"{100 * fraction:.1f} % (lost most to {most}: {as_duration(lost[most])})"
 
 
 def _remaining(summary: dict[str, Any], now: float) -> str:
