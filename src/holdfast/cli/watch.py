@@ -165,8 +165,8 @@ class _Watched:
         )
 
     def _read_curve(self, most_seconds: float | None) -> None:
-        started = time.monotonic()
         is_read = self._curve.refresh(most_seconds=most_seconds)
+        started = time.monotonic()
         if started < self._draws_again_at:
             return
         curve = self._curve.curve(most_points=2 * _columns())
