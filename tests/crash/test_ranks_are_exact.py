@@ -102,7 +102,16 @@ def unbroken(
     return request.param, output_dir
 
 
-@pytest.mark.parametrize("moment", ["step", "save"])
+@pytest.mark.parametrize(
+    "unbroken, moment",
+    [
+        pytest.param("ddp", "step"),
+        pytest.param("ddp", "save", marks=pytest.mark.long),
+        pytest.param("fsdp", "step", marks=pytest.mark.long),
+        pytest.param("fsdp", "save"),
+    ],
+    indirect=["unbroken"],
+)
 def test_one_rank_killed_the_run_goes_on_and_ends_like_the_unbroken_one(
     data: Path, unbroken: tuple[str, Path], tmp_path: Path, moment: str
 ) -> None:
@@ -129,7 +138,16 @@ def test_one_rank_killed_the_run_goes_on_and_ends_like_the_unbroken_one(
     assert [] == reader.problems()
 
 
-@pytest.mark.parametrize("num_ranks", [1, 4])
+@pytest.mark.parametrize(
+    "unbroken, num_ranks",
+    [
+        pytest.param("ddp", 1, marks=pytest.mark.long),
+        pytest.param("ddp", 4),
+        pytest.param("fsdp", 1),
+        pytest.param("fsdp", 4, marks=pytest.mark.long),
+    ],
+    indirect=["unbroken"],
+)
 def test_another_number_of_ranks_reads_exactly_the_samples_that_are_left(
     data: Path, unbroken: tuple[str, Path], tmp_path: Path, num_ranks: int
 ) -> None:
