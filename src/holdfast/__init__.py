@@ -13,6 +13,7 @@ from holdfast.context import (
 )
 from holdfast.disk.atomic import WholeFile, write_whole, write_whole_folder
 from holdfast.errors import HoldfastError
+from holdfast.loading import load
 from holdfast.reader import RunReader
 from holdfast.records import CheckpointMetadata, MetricsSnapshot, TrainingSession
 from holdfast.report import show
@@ -39,6 +40,7 @@ __all__ = [
     "WholeFile",
     "calculate_metrics_from_step",
     "get_recovery_checkpoint",
+    "load",
     "setup_progress_tracking",
     "show",
     "training_progress_context",

@@ -144,6 +144,12 @@ class CurveFollower:
             num_bytes=self._num_bytes(),
         )
 
+    def points(self) -> Iterator[CurvePoint]:
+        """All that has been read, in the order of its steps, as finely as it is kept."""
+        yield from (piece.point for piece in self._pieces)
+        if self._tail:
+            yield point_of(self._tail)
+
     def lines_after(self, offset: int) -> Iterator[tuple[int, MetricsSnapshot]]:
         """The updates behind an offset that a curve ended with, each with the offset behind itself."""
         for line in scan(self._folder.metrics, start=offset):

@@ -32,6 +32,7 @@ HoldfastError
 │   ├── InvalidMetric        a value that no metrics line can hold
 │   ├── ModelMismatch        teacher and student do not fit
 │   ├── NotAFolder           a path that should name a folder
+│   ├── OtherRun             a tracker's folder belongs to another run
 │   └── RequestError         a request that cannot be sent
 ├── RankLost                 another process of the run died or did not answer
 └── MissingExtra             an optional dependency is not installed
@@ -64,6 +65,7 @@ __all__ = [
     "NotAFolder",
     "NotARun",
     "NothingToAdopt",
+    "OtherRun",
     "RankLost",
     "RequestError",
     "RunClosed",
@@ -324,6 +326,16 @@ class NotAFolder(InputError):
         super().__init__(f"{path} is not a folder.", hint="Pass the folder that the runs lie in.")
 
 
+class OtherRun(InputError):
+    """A tracker's folder belongs to another run."""
+
+    def __init__(self, place: Path | str, *, found: str, wanted: str) -> None:
+        super().__init__(
+            f"{place} is filled with another run ({found}, not {wanted}).",
+            hint="Name another place, or one that is empty.",
+        )
+
+
 class ConfigError(InputError):
     """A config file or one of its keys cannot be used."""
 
@@ -375,10 +387,11 @@ class RankLost(HoldfastError):
 
 
 class MissingExtra(HoldfastError, ImportError):
-    """An optional dependency is not installed."""
+    """An optional dependency is not installed, or is of a version that does not fit."""
 
-    def __init__(self, extra: str) -> None:
+    def __init__(self, extra: str, *, found: str = "") -> None:
+        problem = f" in another version than {found}" if found else ""
         super().__init__(
-            f"This needs the optional dependency '{extra}'.",
+            f"This needs the optional dependency '{extra}'{problem}.",
             hint=f"pip install 'holdfast[{extra}]'",
         )

@@ -43,7 +43,7 @@ LAYERS = [
     {"checkpoints", "foreign_checkpoints", "curves", "pictures", "responses", "reader", "runs"},
     PARTS_OF_THE_TRACKER,
     {"context"},
-    {"report"},
+    {"loading", "report"},
     {"post_mortem"},
     {"post_mortem_page"},
     {"holdfast"},

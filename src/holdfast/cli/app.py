@@ -11,6 +11,7 @@ from holdfast.cli.capture_logits import capture_logits
 from holdfast.cli.checkpoints import checkpoints
 from holdfast.cli.compare import compare
 from holdfast.cli.doctor import doctor
+from holdfast.cli.export import export
 from holdfast.cli.generate import generate
 from holdfast.cli.history import history
 from holdfast.cli.output import clean
@@ -40,6 +41,7 @@ app.command()(checkpoints)
 app.command()(compare)
 app.command()(serve)
 app.command()(stop)
+app.command()(export)
 app.command()(doctor)
 app.command()(verify)
 app.command()(repair)
