@@ -180,14 +180,13 @@ class CheckpointRecorder:
 
         Takes as long as reading a checkpoint: to be asked without the owner's lock, about a session as of now.
         """
-        folder = self._writer.run.folder
-        unkept = [
-            each for each in stale_checkpoints(session, rule) if is_removable(each.checkpoint_path, session, folder)
-        ]
-        if not unkept or (verified := newest_whole(session, folder)) is None:
-            return None
-        gone = [each for each in unkept if each.checkpoint_step < verified.checkpoint_step]
-        return Stale(checkpoints=gone, verified=verified) if gone else None
+        return self._superfluous(session, stale_checkpoints(session, rule))
+
+    def unwanted(self, session: TrainingSession, checkpoint_path: Path) -> Stale | None:
+        """The same for one that somebody else's rule does not keep."""
+        spelled = self._writer.run.folder.spell(checkpoint_path)
+        known = [*session.checkpoints.values(), *session.checkpoints_beside]
+        return self._superfluous(session, [each for each in known if each.checkpoint_path == spelled])
 
     def forget(self, stale: Stale) -> TrainingSession:
         """Take checkpoints out of the journal and the manifest; gives the session that names what to delete.
@@ -227,6 +226,14 @@ class CheckpointRecorder:
     def close(self) -> None:
         """End the thread that digests."""
         self._digests.close()
+
+    def _superfluous(self, session: TrainingSession, unkept: list[CheckpointMetadata]) -> Stale | None:
+        folder = self._writer.run.folder
+        unkept = [each for each in unkept if is_removable(each.checkpoint_path, session, folder)]
+        if not unkept or (verified := newest_whole(session, folder)) is None:
+            return None
+        gone = [each for each in unkept if each.checkpoint_step < verified.checkpoint_step]
+        return Stale(checkpoints=gone, verified=verified) if gone else None
 
     def _set_aside(self, checkpoint: CheckpointMetadata, reason: str) -> None:
         log.warning("Passing over %s: %s.", checkpoint.checkpoint_path, reason)

@@ -6,7 +6,7 @@ import atexit
 import logging
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from msgspec import UNSET
 
 from holdfast.alert_watch import AlertWatch
-from holdfast.checkpoint_records import CheckpointRecorder
+from holdfast.checkpoint_records import CheckpointRecorder, Stale
 from holdfast.checkpoints import Digest, choose_for
 from holdfast.clock import SYSTEM_CLOCK, Clock
 from holdfast.disk.atomic import WholeFile
@@ -247,6 +247,19 @@ class ProgressTracker:
         self._remove_stale()
         return recorded
 
+    def remove_checkpoint(self, checkpoint_path: str | Path) -> bool:
+        """Remove a recorded checkpoint that somebody else's rule does not keep; says whether it is gone.
+
+        The same as where the settings have a rule: only once a newer one is read back whole, and only inside the
+        run's folder. Where it has to stay, ask again after the next checkpoint.
+
+        Raises:
+            RunClosed: the tracker was closed or replaced.
+        """
+        self._require_open()
+        path = Path(checkpoint_path)
+        return self._remove(lambda session: self._checkpoints.unwanted(session, path))
+
     def record_evaluation(self, step: int, results: Mapping[str, Any], seconds: float | None = None) -> None:
         """Keep what was measured on held-out data.
 
@@ -429,25 +442,30 @@ class ProgressTracker:
         rule = self._settings.keep
         if rule is None:
             return
+        self._remove(lambda session: self._checkpoints.stale(session, rule))
+
+    def _remove(self, choose: Callable[[TrainingSession], Stale | None]) -> bool:
+        """Remove what `choose` finds superfluous; says whether the manifest has forgotten it."""
         with self._removing:
             with self._lock:
                 session = self._writer.session_as_of_now()
             # Outside the lock: reading and deleting gigabytes takes a while.
-            stale = self._checkpoints.stale(session, rule)
+            stale = choose(session)
             if stale is None:
-                return
+                return False
             try:
                 with self._lock:
                     if self._is_closed():
-                        return
+                        return False
                     session = self._checkpoints.forget(stale)
             except (StorageError, OSError) as error:
                 log.warning("No checkpoint is removed: %s", error)
-                return
+                return False
             self._checkpoints.delete_removed(session)
             with self._lock:
                 if not self._is_closed():
                     self._checkpoints.keep_deletion()
+            return True
 
     def _end_attempt(self, how: str, error: BaseException | None) -> None:
         self._metrics.write_all()

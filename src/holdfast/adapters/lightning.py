@@ -1,0 +1,528 @@
+"""PyTorch Lightning, kept whole.
+
+```python
+hold = Holdfast("runs/mine")
+trainer = Trainer(callbacks=[hold.callback], logger=hold.logger, plugins=[hold.checkpoint_io], max_epochs=3)
+trainer.fit(model, ckpt_path=hold.newest_checkpoint())
+```
+
+The classes are those of `lightning.pytorch`. The package `pytorch_lightning` holds a second copy of them, which
+refuses these; one of the two had to be chosen, and `lightning` brings the other along.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor
+
+from holdfast.adapters.framework_run import KeptRun
+from holdfast.adapters.supported import require_versions
+from holdfast.checkpoints import is_remote
+from holdfast.clock import SYSTEM_CLOCK, Clock
+from holdfast.disk.files import REAL_DISK, Disk
+from holdfast.errors import CheckpointMismatch, ConfigError
+from holdfast.pytorch.checkpoint_file import load_checkpoint, save_checkpoint
+from holdfast.pytorch.interrupts import EXIT_PREEMPTED, Interrupts
+from holdfast.pytorch.random_state import capture_random_state, restore_random_state
+from holdfast.pytorch.sampler import DataOrder, ResumableSampler
+from holdfast.tracker import ProgressTracker
+from holdfast.writer import TrackerSettings
+
+require_versions("lightning", {"lightning": "2.4"})
+
+from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402 - the versions come first
+from lightning.pytorch.loggers import Logger  # noqa: E402
+from lightning.pytorch.plugins.io import CheckpointIO  # noqa: E402
+from lightning.pytorch.utilities.data import extract_batch_size  # noqa: E402
+from lightning.pytorch.utilities.exceptions import SIGTERMException  # noqa: E402
+from lightning.pytorch.utilities.rank_zero import rank_zero_only  # noqa: E402
+from torch.utils.data import DataLoader, Dataset  # noqa: E402
+
+__all__ = ["Holdfast", "HoldfastCallback", "HoldfastCheckpointIO", "HoldfastLogger", "ResumableLoader"]
+
+log = logging.getLogger("holdfast")
+
+_OURS = "holdfast"
+"""The key of a checkpoint that holds what Lightning does not save."""
+
+
+class Holdfast:
+    """A run that a Lightning `Trainer` writes: a callback, a logger and a checkpoint plugin that belong together."""
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        *,
+        config: Mapping[str, Any] | None = None,
+        total_steps: int | None = None,
+        on_config_change: str = "error",
+        settings: TrackerSettings | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        disk: Disk = REAL_DISK,
+    ) -> None:
+        """Touches no disk yet.
+
+        Args:
+            output_dir: The run's folder.
+            config: What the run is; hyperparameters that Lightning logs are added.
+            total_steps: Optimizer steps to train; the trainer's own estimate where not given.
+            on_config_change: `error`, or `continue` to go on all the same.
+            settings: How often things are written, and what to keep.
+            clock: Where the time comes from.
+            disk: Where bytes go.
+        """
+        kept = KeptRun(
+            framework="lightning",
+            output_dir=Path(output_dir),
+            on_config_change=on_config_change,
+            settings=settings,
+            clock=clock,
+            disk=disk,
+        )
+        self._run = _Run(kept, dict(config or {}), total_steps)
+        self.checkpoint_io = HoldfastCheckpointIO(self._run)
+        """For `Trainer(plugins=[…])`: checkpoints that are there whole or not at all."""
+        self.callback = HoldfastCallback(self._run, self.checkpoint_io)
+        """For `Trainer(callbacks=[…])`: every step's loss, evaluations, random states, the run's end."""
+        self.logger = HoldfastLogger(self._run)
+        """For `Trainer(logger=…)`: hyperparameters, and metrics that are logged once an epoch."""
+
+    @property
+    def output_dir(self) -> Path:
+        """The run's folder."""
+        return self._run.kept.output_dir
+
+    def newest_checkpoint(self) -> str | None:
+        """The newest whole checkpoint for `trainer.fit(ckpt_path=…)`, or None for a fresh start.
+
+        Raises:
+            NoUsableCheckpoint: some were recorded and none can be used.
+            OtherRun: the folder holds the run of another program.
+            RunInUse: another live process writes the run, and a damaged checkpoint is to be set aside.
+        """
+        rank = cast(int, getattr(rank_zero_only, "rank", 0) or 0)
+        found = self._run.kept.newest_checkpoint(is_main=rank == 0)
+        return None if found is None else found.checkpoint_path
+
+
+class _Run:
+    """What the three parts share."""
+
+    def __init__(self, kept: KeptRun, config: dict[str, Any], total_steps: int | None) -> None:
+        self.kept = kept
+        self.config = config
+        self.total_steps = total_steps
+        self.tracker: ProgressTracker | None = None
+        """The run's writer while the trainer fits, on the main process."""
+        self.trainer: Trainer | None = None
+        """Known once the callback was set up."""
+        self.samples = 0
+        """Consumed by all processes since the beginning of the run."""
+        self.kept_names: set[str] = set()
+        """The loss components of the last update."""
+
+    def require_trainer(self, part: str) -> Trainer:
+        if self.trainer is None:
+            raise ConfigError(
+                f"hold.{part} is used without hold.callback.", hint="Pass Trainer(callbacks=[hold.callback], …)."
+            )
+        return self.trainer
+
+
+class _Preempted(SIGTERMException):
+    """Leaves `trainer.fit`, and the program with the exit code for "start me again"."""
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_PREEMPTED)
+
+
+class HoldfastCallback(Callback):
+    """Reports every optimizer step; made by `Holdfast`.
+
+    A request to stop (SIGTERM, SIGUSR1, Ctrl-C) lets the optimizer step end, saves `checkpoint_<step>.ckpt` and
+    leaves `trainer.fit` by `SystemExit(75)`. Where SIGUSR1 has a handler, as with Lightning's own requeueing on
+    SLURM, the signals are left to whoever listens, and the run stops at the first step after Lightning's SIGTERM.
+    """
+
+    def __init__(self, run: _Run, checkpoint_io: HoldfastCheckpointIO) -> None:
+        self._run = run
+        self._checkpoint_io = checkpoint_io
+        self._interrupts: Interrupts | None = None
+        self._restored: dict[str, Any] | None = None
+        self._last_step = 0
+        self._learning_rate: Any = 0.0
+        self._losses: list[Any] = []
+        self._has_told_of_no_loss = False
+        self._seen: dict[str, Any] = {}
+        self._state_in_training: dict[str, Any] | None = None
+        self._validation_began = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Look whether the parts are together."""
+        if stage != "fit":
+            return
+        if trainer.strategy.checkpoint_io is not self._checkpoint_io:
+            raise ConfigError(
+                "hold.callback is used without hold.checkpoint_io, so no checkpoint would be known to be whole.",
+                hint="Pass Trainer(plugins=[hold.checkpoint_io], …).",
+            )
+        self._run.trainer = trainer
+        self._restored = None
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add what Lightning leaves out: random states of each process, and the position in the data."""
+        states: list[Any] = [capture_random_state()]
+        if trainer.world_size > 1:
+            own, states = states[0], [None] * trainer.world_size
+            torch.distributed.all_gather_object(states, own)
+        loader = trainer.train_dataloader
+        checkpoint[_OURS] = {
+            "samples": self._run.samples,
+            "random_states": states,
+            "is_epoch_end": trainer.is_last_batch,
+            "loader": loader.state_dict() if isinstance(loader, ResumableLoader) else None,
+        }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remember it until training begins: what comes in between draws random numbers."""
+        if trainer.state.fn != "fit":
+            return
+        self._restored = checkpoint.get(_OURS)
+        if self._restored is None:
+            log.warning("The checkpoint was saved without holdfast: random states and the data begin anew.")
+        else:
+            self._run.samples = self._restored["samples"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """At the beginning of an epoch the data loader draws a seed first, as it would have without a break."""
+        if self._restored is not None and self._restored["is_epoch_end"]:
+            self._restore_random_state(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the run."""
+        step = self._last_step = trainer.global_step
+        self._losses = []
+        self._seen = dict(trainer.logged_metrics)
+        if trainer.is_global_zero:
+            total_steps = self._total_steps(trainer)
+            self._run.tracker = self._run.kept.opened(self._run.config, total_steps, first_step=step)
+        if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
+            self._interrupts = Interrupts().__enter__()
+        if self._restored is not None:
+            loader = trainer.train_dataloader
+            if isinstance(loader, ResumableLoader) and self._restored["loader"] is not None:
+                # Lightning loads it too, but not where configure_optimizers has asked for the number of steps.
+                loader.load_state_dict(self._restored["loader"])
+            if not self._restored["is_epoch_end"]:
+                self._restore_random_state(trainer)
+        self._state_in_training = capture_random_state()
+        self._restored = None
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """The learning rate as it is used: the schedule moves on before the batch ends."""
+        rate = optimizer.param_groups[0]["lr"]
+        self._learning_rate = rate.clone() if isinstance(rate, Tensor) else rate
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the step, once all its batches are through; then stop where that was asked."""
+        self._losses.append(outputs.get("loss") if isinstance(outputs, Mapping) else outputs)
+        self._run.samples += extract_batch_size(batch) * trainer.world_size
+        if trainer.global_step != self._last_step:
+            self._last_step = trainer.global_step
+            self._keep_step(trainer)
+            if self._is_asked_to_stop(trainer):
+                trainer.save_checkpoint(self._run.kept.folder.root / f"checkpoint_{trainer.global_step}.ckpt")
+                raise _Preempted
+        self._state_in_training = capture_random_state()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember when, and what is known."""
+        self._validation_began = self._run.kept.clock.steady()
+        self._seen = dict(trainer.callback_metrics)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep what was measured, and give training its random numbers back.
+
+        After a resume Lightning does not repeat a validation that the checkpoint came before. So whether it takes
+        place must not change what training draws.
+        """
+        if trainer.sanity_checking:
+            return
+        if self._state_in_training is not None and trainer.state.fn == "fit":
+            restore_random_state(self._state_in_training)
+        if self._run.tracker is not None:
+            results = {
+                name: value
+                for name, value in trainer.callback_metrics.items()
+                if self._seen.get(name) is not value
+            }
+            seconds = self._run.kept.clock.steady() - self._validation_began
+            self._run.tracker.record_evaluation(trainer.global_step, results, seconds)
+        self._seen = dict(trainer.logged_metrics)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the signals back."""
+        self._stop_listening()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the attempt; the last checkpoints were saved before."""
+        self._close("completed", None)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """End the attempt as what it was."""
+        self._stop_listening()
+        if isinstance(exception, SIGTERMException):
+            self._close("preempted", None)
+        else:
+            self._close("raised", exception)
+
+    def _keep_step(self, trainer: Trainer) -> None:
+        loss = self._mean_loss(trainer)
+        if self._run.tracker is None:
+            return
+        logged = dict(trainer.logged_metrics)
+        # What was not logged in this batch is still the same object.
+        components = {name: value for name, value in logged.items() if self._seen.get(name) is not value}
+        self._seen, self._run.kept_names = logged, set(components)
+        self._run.tracker.update_metrics(
+            trainer.global_step, loss, components, self._learning_rate, self._run.samples, 0
+        )
+
+    def _mean_loss(self, trainer: Trainer) -> Any:
+        """Over the batches of the step, on its device; NaN where `training_step` gave none."""
+        losses, self._losses = [each for each in self._losses if each is not None], []
+        if not losses:
+            if not self._has_told_of_no_loss:
+                log.warning("Step %d has no loss: training_step returned none. It is kept as NaN.", trainer.global_step)
+                self._has_told_of_no_loss = True
+            return math.nan
+        if len(losses) == 1 and trainer.accumulate_grad_batches == 1:
+            return losses[0]
+        # Lightning has divided each by the number of batches that a whole step has.
+        return torch.stack(losses).sum() * (trainer.accumulate_grad_batches / len(losses))
+
+    def _total_steps(self, trainer: Trainer) -> int:
+        if self._run.total_steps is not None:
+            return self._run.total_steps
+        estimate = trainer.estimated_stepping_batches
+        if math.isinf(estimate):
+            raise ConfigError(
+                "How long the trainer will train is not known: it has neither max_steps nor a length of the data.",
+                hint="Pass Trainer(max_steps=…), or Holdfast(…, total_steps=…).",
+            )
+        return int(estimate)
+
+    def _restore_random_state(self, trainer: Trainer) -> None:
+        assert self._restored is not None
+        states = self._restored["random_states"]
+        if len(states) == trainer.world_size:
+            restore_random_state(states[trainer.global_rank])
+        else:
+            log.warning(
+                "The checkpoint is of %d process(es), now there are %d: random states begin anew.",
+                len(states),
+                trainer.world_size,
+            )
+
+    def _is_asked_to_stop(self, trainer: Trainer) -> bool:
+        asked = trainer.received_sigterm or (self._interrupts is not None and self._interrupts.is_requested)
+        return bool(trainer.strategy.reduce_boolean_decision(asked, all=False)) if trainer.world_size > 1 else asked
+
+    def _stop_listening(self) -> None:
+        if self._interrupts is not None:
+            self._interrupts.__exit__(None, None, None)
+            self._interrupts = None
+
+    def _close(self, how: str, error: BaseException | None) -> None:
+        if self._run.tracker is not None:
+            tracker, self._run.tracker = self._run.tracker, None
+            tracker.close(how, error)
+
+
+class HoldfastLogger(Logger):
+    """Takes hyperparameters for the run's config, and metrics that no step has; made by `Holdfast`.
+
+    What is logged in `training_step` stands in every step's line already, and what validation measured stands in
+    its evaluation. What is left, such as means over an epoch, is kept with the evaluation of its step.
+    """
+
+    def __init__(self, run: _Run) -> None:
+        super().__init__()
+        self._run = run
+
+    @property
+    def name(self) -> str:
+        """None: a run is named by its folder, and `ModelCheckpoint` saves below it."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """None: the attempts of a run are no versions of it."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self._run.kept.output_dir)
+
+    @property
+    def experiment(self) -> ProgressTracker | None:
+        """The run's writer while the trainer fits, on the main process."""
+        return self._run.tracker
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Add them to the config, before training begins."""
+        values = vars(params) if isinstance(params, Namespace) else dict(params)
+        if self._run.tracker is not None:
+            log.warning("Hyperparameters logged in mid-training are not kept: the run's config is what it began with.")
+            return
+        self._run.config.update(values)
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Keep what stands nowhere else, at the trainer's step."""
+        trainer = self._run.require_trainer("logger")
+        if self._run.tracker is None or trainer.validating:
+            return
+        rest = {name: value for name, value in metrics.items() if name not in self._run.kept_names | {"epoch"}}
+        if rest:
+            self._run.tracker.record_evaluation(trainer.global_step, rest)
+
+
+class HoldfastCheckpointIO(CheckpointIO):
+    """Writes checkpoints whole or not at all, and reads them as data; made by `Holdfast`.
+
+    One that training can go on from is recorded as soon as it is durable. `ModelCheckpoint` says which to remove;
+    each goes once a newer one was read back whole.
+    """
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+        self._unwanted: list[Path] = []
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Publish it once it is durable.
+
+        Raises:
+            CheckpointMismatch: it holds more than data, so it could not be loaded again.
+            DiskFull, StorageUnwritable: a file that had this name is as it was.
+        """
+        self._run.require_trainer("checkpoint_io")
+        if storage_options is not None or is_remote(str(path)):
+            raise ConfigError(
+                f"{path} is not on a file system, and only there a checkpoint can be kept whole.",
+                hint="Save into the run's folder: leave ModelCheckpoint's dirpath out, or name a folder.",
+            )
+        path = Path(path)
+        kept = self._run.kept
+        kept.disk.make_folders(path.parent)
+        written = save_checkpoint(path, checkpoint, disk=kept.disk)
+        self._require_data(path)
+        if self._run.tracker is None or "optimizer_states" not in checkpoint:
+            log.info("%s is written, and not recorded: no training goes on from it.", path)
+            return
+        self._run.tracker.record_checkpoint(checkpoint["global_step"], path, self._run.samples, written=written)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read it on the CPU, after a look at every byte; always as data, whatever is asked for.
+
+        Raises:
+            CheckpointDamaged: it is missing, torn, altered, or holds more than data.
+        """
+        return load_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove it, and those that had to stay before; one that has to stay now goes with a later one."""
+        if self._run.tracker is None:
+            log.info("%s stays: checkpoints are removed only while their run is open.", path)
+            return
+        self._unwanted.append(Path(path))
+        self._unwanted = [each for each in self._unwanted if not self._is_gone(each, self._run.tracker)]
+
+    def _is_gone(self, path: Path, tracker: ProgressTracker) -> bool:
+        folder = self._run.kept.folder
+        session = tracker.session
+        known = {each.checkpoint_path for each in [*session.checkpoints.values(), *session.checkpoints_beside]}
+        if folder.spell(path) in known:
+            return tracker.remove_checkpoint(path)
+        if path.is_file():
+            self._run.kept.disk.remove_file(path)
+        return True
+
+    def _require_data(self, path: Path) -> None:
+        found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        if found:
+            raise CheckpointMismatch(path, reason=f"it holds {', '.join(sorted(found))}, which is more than data")
+
+
+class ResumableLoader:
+    """Batches in an order that training can go on in, also in mid-epoch.
+
+    The order is a function of seed and position alone, see `DataOrder`. Lightning saves the position in its
+    checkpoints and gives it back: `trainer.fit(model, ResumableLoader(dataset, batch_size=8, seed=7))`.
+    """
+
+    def __init__(self, dataset: Dataset[Any], *, batch_size: int, seed: int, **options: Any) -> None:
+        """`options` are those of `torch.utils.data.DataLoader`, such as `num_workers` or `collate_fn`."""
+        self._dataset = dataset
+        self._batch_size = batch_size
+        self._seed = seed
+        self._options = options
+        self._order = DataOrder(num_samples=len(cast(Any, dataset)), seed=seed)
+        self._position = 0
+
+    def __len__(self) -> int:
+        return math.ceil(self._order.num_samples / self._batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Go on to the end of the epoch; nothing is drawn from the global random generators."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self._require_alone(torch.distributed.get_world_size())
+        start = self._position
+        end = (self._order.epoch(start) + 1) * self._order.num_samples
+        batches = DataLoader(
+            self._dataset,
+            batch_size=self._batch_size,
+            sampler=ResumableSampler(self._order, start=start),
+            generator=torch.Generator().manual_seed(self._seed + start),
+            **self._options,
+        )
+        for batch in batches:
+            # Counted as it is handed out: workers fetch ahead.
+            self._position = min(self._position + self._batch_size, end)
+            yield batch
+
+    @property
+    def sampler(self) -> Self:
+        """Where Lightning says which epoch begins."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go on to an epoch where the one before it was cut short."""
+        self._position = max(self._position, epoch * self._order.num_samples)
+
+    def state_dict(self) -> dict[str, int]:
+        """The position: samples handed out so far."""
+        return {"position": self._position}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Go on at a position."""
+        self._position = state_dict["position"]
+
+    def _require_alone(self, num_processes: int) -> None:
+        if num_processes > 1:
+            raise ConfigError(
+                f"A ResumableLoader feeds one process, and there are {num_processes}.",
+                hint="Use torchdata's StatefulDataLoader with a DistributedSampler.",
+            )
