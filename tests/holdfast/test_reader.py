@@ -10,7 +10,7 @@ from holdfast import RunReader
 from holdfast.disk.run_folder import RunFolder
 from holdfast.errors import NewerFormat, NotARun, UnknownRecord
 from holdfast.reader import losses_from, read_run, read_snapshot
-from holdfast.records import AttemptEnded, AttemptStarted, Manifest, SessionFile, SessionStarted, encode
+from holdfast.records import AlertRaised, AttemptEnded, AttemptStarted, Manifest, SessionFile, SessionStarted, encode
 from holdfast.sealed import seal
 
 
@@ -92,7 +92,7 @@ def reader_of_live_run(open_tracker, update, run_dir):
 def test_events_are_told_in_order(two_attempts):
     kinds = [type(event) for event in RunReader.open(two_attempts).events()]
 
-    assert [SessionStarted, AttemptStarted, AttemptStarted, AttemptEnded] == kinds
+    assert [SessionStarted, AttemptStarted, AttemptStarted, AlertRaised, AttemptEnded] == kinds
 
 
 def test_a_run_is_read_while_it_is_written(open_tracker, update, run_dir):
@@ -178,7 +178,7 @@ def test_a_damaged_event_does_not_hide_its_neighbours(two_attempts):
     events.write_bytes(events.read_bytes().replace(b"attempt_started", b"attempt_Started", 1))
 
     kinds = [type(event) for event in RunReader.open(two_attempts).events()]
-    assert [SessionStarted, AttemptStarted, AttemptEnded] == kinds
+    assert [SessionStarted, AttemptStarted, AlertRaised, AttemptEnded] == kinds
 
 
 def test_damage_before_the_mark_of_a_snapshot_does_not_stop_the_reader(two_attempts):

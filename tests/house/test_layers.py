@@ -216,7 +216,7 @@ def test_the_core_imports_no_framework(module):
     assert "[]\n" == said.stdout
 
 
-def test_importing_changes_nothing():
+def test_importing_changes_nothing(tmp_path):
     program = (
         "import logging, os, threading\n"
         "before = (dict(os.environ), os.listdir('.'), logging.root.handlers[:], threading.active_count())\n"
@@ -224,6 +224,7 @@ def test_importing_changes_nothing():
         "after = (dict(os.environ), os.listdir('.'), logging.root.handlers[:], threading.active_count())\n"
         "print(before == after, logging.getLogger('holdfast').handlers)"
     )
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    # In a folder of its own: other tests may write into this one meanwhile.
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
 
     assert "True []\n" == said.stdout

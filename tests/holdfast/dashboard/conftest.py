@@ -31,9 +31,9 @@ def serve(tmp_path: Path, clock: FakeClock) -> Iterator[Callable[..., Served]]:
         )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """One headless Chromium for all tests of a process."""
+    """One headless Chromium for all tests of a module: as long as it is driven, no other event loop can run here."""
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed: apt-get install chromium")
     from playwright.sync_api import sync_playwright
