@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quickstart
 
-.PHONY: demo test check bench crash pictures tools clean
+.PHONY: demo test check bench crash pictures site tools clean
 
 demo: .venv/.installed
 	$(BIN)/python -m training.distill_kd --config configs/quickstart.yaml --output-dir $(RUN)
@@ -36,6 +36,11 @@ crash: .venv/.installed
 # The pictures of the documents, taken by the tests from real runs.
 pictures: .venv/.installed tools
 	HOLDFAST_PICTURES=$(CURDIR)/docs/pictures $(BIN)/python -m pytest -q tests/holdfast/dashboard/test_page.py
+
+# The documents as a site, in build/site; a warning is an error.
+site: .venv/.installed
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs build/site
+	@echo "build/site/index.html"
 
 tools:
 	@.ci/install-tools

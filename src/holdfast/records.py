@@ -98,7 +98,7 @@ class MetricsSnapshot(Struct, frozen=True, kw_only=True, tag_field="v", tag=FORM
     throughput_samples_per_sec: float | None = None
     throughput_tokens_per_sec: float | None = None
     nonfinite: dict[str, str] | UnsetType = UNSET
-    """Names of values that JSON cannot hold, such as `{"loss": "NaN"}`; absent where there are none."""
+    """Names of values that JSON cannot hold: `loss` with `NaN`, for one; absent where there are none."""
 
 
 class Bucket(Struct, frozen=True, array_like=True, gc=False):

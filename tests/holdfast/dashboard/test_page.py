@@ -49,15 +49,12 @@ def address(served, name: str) -> str:
     return f"{served.url}#/run/{urllib.parse.quote(name, safe='')}"
 
 
-def picture(page, name: str) -> None:
+def picture(page, name: str, *, height: int = 1060) -> None:
     """Take a picture for the documents, where one is asked for."""
     folder = os.environ.get("HOLDFAST_PICTURES")
     if folder:
-        page.screenshot(
-            path=Path(folder) / f"{name}.png",
-            clip={"x": 0, "y": 0, "width": page.viewport_size["width"], "height": 1060},
-            full_page=True,
-        )
+        area = {"x": 0, "y": 0, "width": page.viewport_size["width"], "height": height}
+        page.screenshot(path=Path(folder) / f"{name}.png", clip=area, full_page=True)
 
 
 def start(run: Path, steps: int, seconds_a_step: float, killed_at: int = 0) -> subprocess.Popen[bytes]:
@@ -145,6 +142,8 @@ def test_a_live_run_is_killed_and_resumed_before_ones_eyes(serve, look, tmp_path
     assert "1 loss is not finite" in page.locator("#decimation").inner_text()
     assert ["161 to 260", "1 to 190"] == page.locator("#attempts tbody td:nth-child(3)").all_inner_texts()
     assert "computed again" in page.locator("#time").inner_text()
+    assert ["complete", "crashed", "non finite"] == page.locator("#alerts td:nth-child(2)").all_inner_texts()
+    assert not page.locator("#alarms").inner_text()
     assert "6 for $0.08" in page.locator("#teacher").inner_text()
     assert "checkpoint_240.txt" in page.locator("#checkpoints").inner_text()
     # The spike, the NaN and what was computed again, where they belong.
@@ -153,6 +152,7 @@ def test_a_live_run_is_killed_and_resumed_before_ones_eyes(serve, look, tmp_path
     assert heights(page, "#chart-loss", place_of(150, 260), is_orange)
     assert not heights(page, "#chart-loss", place_of(120, 260), is_orange)
     picture(page, "resumed")
+    picture(page, "first_screen", height=600)
 
 
 @pytest.mark.timeout(180)

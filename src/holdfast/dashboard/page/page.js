@@ -213,7 +213,7 @@ class OneRun {
       this.notes, this.holders,
       el("div", { class: "two" }, part("learning", "Learning"), part("time", "Where the time went")),
       el("div", { class: "two" }, part("teacher", "Teacher")),
-      this.fold("attempts", "Attempts", true), this.fold("checkpoints", "Checkpoints", true),
+      this.fold("alerts", "Alerts", true), this.fold("attempts", "Attempts", true), this.fold("checkpoints", "Checkpoints", true),
       this.fold("events", "Events"), this.fold("config", "Config"));
     this.sayAxis();
   }
@@ -530,17 +530,17 @@ class OneRun {
       ]));
   }
 
+  // On top stands what is so now; what was told in the past has a table of its own.
   showAlarms(summary, events, now) {
-    const lines = (summary.alerts_active ?? []).map((kind) => ["now", kind]);
-    for (const event of events.slice(-50)) {
-      if (event.event === "alert_raised") lines.push([words.ago(event.timestamp, now), event.message]);
-      if (event.event === "replay_differed") lines.push([words.ago(event.timestamp, now), `Step ${words.count(event.step)} came out different when it was repeated.`]);
-    }
-    if (summary.damage_found) lines.push(["", `${summary.damage_found} damaged pieces of journals were set aside.`]);
-    this.alarms.replaceChildren(...(lines.length
-      ? [el("div", { class: "card alarm" }, el("h3", {}, "Alerts"), table([{ name: "When" }, { name: "What" }],
-        lines.reverse().slice(0, 8).map(([when, what]) => el("tr", {}, cell(when), cell(what.replaceAll("_", " "), { kind: "text" })))))]
-      : []));
+    const current = summary.status === "running" ? summary.alerts_active.map((kind) => kind.replaceAll("_", " ")) : [];
+    if (summary.replay_differed_at != null) current.push(`step ${words.count(summary.replay_differed_at)} came out different when it was repeated`);
+    if (summary.damage_found) current.push(`${words.count(summary.damage_found)} damaged pieces of journals were set aside`);
+    this.alarms.replaceChildren(...(current.length ? [el("div", { class: "card alarm" }, el("h3", {}, "Alerts"), el("ul", {}, current.map((each) => el("li", {}, each))))] : []));
+    const told = events.filter((event) => event.event === "alert_raised").reverse();
+    refill(this.alerts, told, () => (told.length
+      ? table([{ name: "When" }, { name: "Kind" }, { name: "What" }], told.map((event) =>
+        el("tr", {}, cell(words.moment(event.timestamp)), cell(event.kind.replaceAll("_", " ")), cell(event.message, { kind: "text" }))))
+      : el("p", {}, "None was raised.")));
   }
 
   showLearning(summary) {
