@@ -34,7 +34,7 @@ suppress_warnings = ["myst.xref_missing"]
 def _keep_colons(app, what, name, obj, options, lines):
     # Of a field's description, what stands before a colon would be taken for its type.
     if what == "attribute" and lines:
-        lines[0] = lines[0].replace(": ", " – ")
+        lines[0] = lines[0].replace(": ", "; ")
 
 
 def setup(app):
