@@ -28,6 +28,7 @@ class SmallModel(LightningModule):
         self.seconds_per_batch = seconds_per_batch
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        """The mean squared error."""
         time.sleep(self.seconds_per_batch)  # Stands in for the work of a real step.
         inputs, targets = batch
         error = (self.layers(inputs) - targets).abs()
@@ -35,15 +36,18 @@ class SmallModel(LightningModule):
         return error.square().mean()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave out what is no number."""
         for parameter in self.parameters():
             if parameter.grad is not None:
                 parameter.grad.nan_to_num_(nan=0.0)
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        """The same on held-out data."""
         inputs, targets = batch
         self.log("val_loss", nn.functional.mse_loss(self.layers(inputs), targets))
 
     def configure_optimizers(self) -> dict[str, object]:
+        """AdamW, and a rate that falls with every step."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams["lr"])
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=60)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

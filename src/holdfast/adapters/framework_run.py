@@ -79,12 +79,11 @@ class KeptRun:
         chosen = choice.checkpoint
         return msgspec.structs.replace(chosen, checkpoint_path=str(self.folder.find(chosen.checkpoint_path)))
 
-    def opened(self, config: Mapping[str, Any], total_steps: int, *, first_step: int) -> ProgressTracker:
+    def opened(self, config: Mapping[str, Any], total_steps: int) -> ProgressTracker:
         """The run's writer, before the first step of this process.
 
         Raises:
             ConfigChanged: the config differs and `on_config_change` is `error`.
-            ConfigError: training would begin at step 0 although the run has checkpoints.
             OtherRun: the folder holds the run of another program.
             RunInUse: another live process writes the run.
         """
@@ -93,7 +92,6 @@ class KeptRun:
         if session is not None:
             self._require_own(session)
             self._require_same_config(session, identity)
-            self._require_resumed(session, first_step)
         return ProgressTracker(
             self.folder.progress,
             identity,
@@ -103,6 +101,21 @@ class KeptRun:
             clock=self.clock,
             disk=self.disk,
         )
+
+    def require_resumed(self, session: TrainingSession | None, first_step: int) -> None:
+        """Let nobody begin again in silence where there is something to go on from.
+
+        Raises:
+            ConfigError: training would begin at step 0 although the run has checkpoints.
+        """
+        if session is None or first_step:
+            return
+        num_known = len(session.checkpoints) + len(session.checkpoints_beside) + len(session.checkpoints_set_aside)
+        if num_known:
+            raise ConfigError(
+                f"The run in {self.folder.root} has {num_known} checkpoint(s), and training would begin at step 0.",
+                hint="Load the newest one first, as the adapter's docstring shows, or use another output folder.",
+            )
 
     def _require_own(self, session: TrainingSession) -> None:
         found = session.config.get("framework")
@@ -117,14 +130,6 @@ class KeptRun:
             error = ConfigChanged(self.folder.root, changed=changed)
             error.hint = 'Restore the old values, pass on_config_change="continue", or use another output folder.'
             raise error
-
-    def _require_resumed(self, session: TrainingSession, first_step: int) -> None:
-        num_known = len(session.checkpoints) + len(session.checkpoints_beside) + len(session.checkpoints_set_aside)
-        if num_known and not first_step:
-            raise ConfigError(
-                f"The run in {self.folder.root} has {num_known} checkpoint(s), and training would begin at step 0.",
-                hint="Load the newest one first, as the adapter's docstring shows, or use another output folder.",
-            )
 
     def _offered(self, session: TrainingSession) -> CheckpointMetadata | None:
         """The same choice by a tracker, which sets damage aside and keeps that it did."""

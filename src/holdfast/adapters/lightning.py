@@ -16,7 +16,8 @@ import logging
 import math
 import signal
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -33,6 +34,7 @@ from holdfast.pytorch.checkpoint_file import load_checkpoint, save_checkpoint
 from holdfast.pytorch.interrupts import EXIT_PREEMPTED, Interrupts
 from holdfast.pytorch.random_state import capture_random_state, restore_random_state
 from holdfast.pytorch.sampler import DataOrder, ResumableSampler
+from holdfast.reader import read_run
 from holdfast.tracker import ProgressTracker
 from holdfast.writer import TrackerSettings
 
@@ -41,9 +43,9 @@ require_versions("lightning", {"lightning": "2.4"})
 from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402 - the versions come first
 from lightning.pytorch.loggers import Logger  # noqa: E402
 from lightning.pytorch.plugins.io import CheckpointIO  # noqa: E402
+from lightning.pytorch.utilities import rank_zero_only  # noqa: E402
 from lightning.pytorch.utilities.data import extract_batch_size  # noqa: E402
 from lightning.pytorch.utilities.exceptions import SIGTERMException  # noqa: E402
-from lightning.pytorch.utilities.rank_zero import rank_zero_only  # noqa: E402
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 
 __all__ = ["Holdfast", "HoldfastCallback", "HoldfastCheckpointIO", "HoldfastLogger", "ResumableLoader"]
@@ -204,7 +206,7 @@ class HoldfastCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """At the beginning of an epoch the data loader draws a seed first, as it would have without a break."""
         if self._restored is not None and self._restored["is_epoch_end"]:
-            self._restore_random_state(trainer)
+            self._restore_random_state(trainer, self._restored)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the run."""
@@ -213,16 +215,22 @@ class HoldfastCallback(Callback):
         self._seen = dict(trainer.logged_metrics)
         if trainer.is_global_zero:
             total_steps = self._total_steps(trainer)
-            self._run.tracker = self._run.kept.opened(self._run.config, total_steps, first_step=step)
+            self._run.kept.require_resumed(read_run(self._run.kept.folder).session, step)
+            self._run.tracker = self._run.kept.opened(self._run.config, total_steps)
         if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
             self._interrupts = Interrupts().__enter__()
-        if self._restored is not None:
-            loader = trainer.train_dataloader
-            if isinstance(loader, ResumableLoader) and self._restored["loader"] is not None:
-                # Lightning loads it too, but not where configure_optimizers has asked for the number of steps.
-                loader.load_state_dict(self._restored["loader"])
-            if not self._restored["is_epoch_end"]:
-                self._restore_random_state(trainer)
+        loader = trainer.train_dataloader
+        if (
+            self._restored is not None
+            and isinstance(loader, ResumableLoader)
+            and self._restored["loader"] is not None
+        ):
+            # Lightning loads it too, but not where configure_optimizers has asked for the number of steps.
+            loader.load_state_dict(self._restored["loader"])
+            # Lightning may still look at the validation data first, which draws a number.
+            loader.before_first_batch = partial(self._restore_random_state, trainer, self._restored)
+        elif self._restored is not None and not self._restored["is_epoch_end"]:
+            self._restore_random_state(trainer, self._restored)
         self._state_in_training = capture_random_state()
         self._restored = None
 
@@ -262,9 +270,7 @@ class HoldfastCallback(Callback):
             restore_random_state(self._state_in_training)
         if self._run.tracker is not None:
             results = {
-                name: value
-                for name, value in trainer.callback_metrics.items()
-                if self._seen.get(name) is not value
+                name: value for name, value in trainer.callback_metrics.items() if self._seen.get(name) is not value
             }
             seconds = self._run.kept.clock.steady() - self._validation_began
             self._run.tracker.record_evaluation(trainer.global_step, results, seconds)
@@ -303,7 +309,9 @@ class HoldfastCallback(Callback):
         losses, self._losses = [each for each in self._losses if each is not None], []
         if not losses:
             if not self._has_told_of_no_loss:
-                log.warning("Step %d has no loss: training_step returned none. It is kept as NaN.", trainer.global_step)
+                log.warning(
+                    "Step %d has no loss: training_step returned none. It is kept as NaN.", trainer.global_step
+                )
                 self._has_told_of_no_loss = True
             return math.nan
         if len(losses) == 1 and trainer.accumulate_grad_batches == 1:
@@ -322,9 +330,9 @@ class HoldfastCallback(Callback):
             )
         return int(estimate)
 
-    def _restore_random_state(self, trainer: Trainer) -> None:
-        assert self._restored is not None
-        states = self._restored["random_states"]
+    @staticmethod
+    def _restore_random_state(trainer: Trainer, restored: Mapping[str, Any]) -> None:
+        states = restored["random_states"]
         if len(states) == trainer.world_size:
             restore_random_state(states[trainer.global_rank])
         else:
@@ -384,7 +392,9 @@ class HoldfastLogger(Logger):
         """Add them to the config, before training begins."""
         values = vars(params) if isinstance(params, Namespace) else dict(params)
         if self._run.tracker is not None:
-            log.warning("Hyperparameters logged in mid-training are not kept: the run's config is what it began with.")
+            log.warning(
+                "Hyperparameters logged in mid-training are not kept: the run's config is what it began with."
+            )
             return
         self._run.config.update(values)
 
@@ -481,6 +491,8 @@ class ResumableLoader:
         self._options = options
         self._order = DataOrder(num_samples=len(cast(Any, dataset)), seed=seed)
         self._position = 0
+        self.before_first_batch: Callable[[], None] | None = None
+        """Called once, as the next batch is fetched: there training draws on after a resume."""
 
     def __len__(self) -> int:
         return math.ceil(self._order.num_samples / self._batch_size)
@@ -489,6 +501,9 @@ class ResumableLoader:
         """Go on to the end of the epoch; nothing is drawn from the global random generators."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             self._require_alone(torch.distributed.get_world_size())
+        if self.before_first_batch is not None:
+            begin, self.before_first_batch = self.before_first_batch, None
+            begin()
         start = self._position
         end = (self._order.epoch(start) + 1) * self._order.num_samples
         batches = DataLoader(
