@@ -21,32 +21,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
-import torch
-from torch import Tensor
-
 from holdfast.adapters.framework_run import KeptRun
 from holdfast.adapters.supported import require_versions
 from holdfast.checkpoints import is_remote
 from holdfast.clock import SYSTEM_CLOCK, Clock
 from holdfast.disk.files import REAL_DISK, Disk
 from holdfast.errors import CheckpointMismatch, ConfigError
-from holdfast.pytorch.checkpoint_file import load_checkpoint, save_checkpoint
-from holdfast.pytorch.interrupts import EXIT_PREEMPTED, Interrupts
-from holdfast.pytorch.random_state import capture_random_state, restore_random_state
-from holdfast.pytorch.sampler import DataOrder, ResumableSampler
 from holdfast.reader import read_run
 from holdfast.tracker import ProgressTracker
 from holdfast.writer import TrackerSettings
 
 require_versions("lightning", {"lightning": "2.4"})
 
-from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402 - the versions come first
+import torch  # noqa: E402 - the versions come first
+from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402
 from lightning.pytorch.loggers import Logger  # noqa: E402
 from lightning.pytorch.plugins.io import CheckpointIO  # noqa: E402
 from lightning.pytorch.utilities import rank_zero_only  # noqa: E402
 from lightning.pytorch.utilities.data import extract_batch_size  # noqa: E402
 from lightning.pytorch.utilities.exceptions import SIGTERMException  # noqa: E402
+from torch import Tensor  # noqa: E402
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
+
+from holdfast.pytorch.checkpoint_file import load_checkpoint, save_checkpoint  # noqa: E402
+from holdfast.pytorch.interrupts import EXIT_PREEMPTED, Interrupts  # noqa: E402
+from holdfast.pytorch.random_state import capture_random_state, restore_random_state  # noqa: E402
+from holdfast.pytorch.sampler import DataOrder, ResumableSampler  # noqa: E402
 
 __all__ = ["Holdfast", "HoldfastCallback", "HoldfastCheckpointIO", "HoldfastLogger", "ResumableLoader"]
 
@@ -128,8 +128,8 @@ class _Run:
         """Known once the callback was set up."""
         self.samples = 0
         """Consumed by all processes since the beginning of the run."""
-        self.kept_names: set[str] = set()
-        """The loss components of the last update."""
+        self.names_of_steps: set[str] = set()
+        """What was kept as a component of a step's loss."""
 
     def require_trainer(self, part: str) -> Trainer:
         if self.trainer is None:
@@ -269,9 +269,7 @@ class HoldfastCallback(Callback):
         if self._state_in_training is not None and trainer.state.fn == "fit":
             restore_random_state(self._state_in_training)
         if self._run.tracker is not None:
-            results = {
-                name: value for name, value in trainer.callback_metrics.items() if self._seen.get(name) is not value
-            }
+            results = _fresh(trainer.callback_metrics, self._seen)
             seconds = self._run.kept.clock.steady() - self._validation_began
             self._run.tracker.record_evaluation(trainer.global_step, results, seconds)
         self._seen = dict(trainer.logged_metrics)
@@ -297,9 +295,9 @@ class HoldfastCallback(Callback):
         if self._run.tracker is None:
             return
         logged = dict(trainer.logged_metrics)
-        # What was not logged in this batch is still the same object.
-        components = {name: value for name, value in logged.items() if self._seen.get(name) is not value}
-        self._seen, self._run.kept_names = logged, set(components)
+        components = _fresh(logged, self._seen)
+        self._seen = logged
+        self._run.names_of_steps |= components.keys()
         self._run.tracker.update_metrics(
             trainer.global_step, loss, components, self._learning_rate, self._run.samples, 0
         )
@@ -357,6 +355,14 @@ class HoldfastCallback(Callback):
             tracker.close(how, error)
 
 
+def _fresh(logged: Mapping[str, Any], seen: Mapping[str, Any]) -> dict[str, Any]:
+    """What was logged since: Lightning repeats the rest, on the memory that it had."""
+    # What was seen is still held, so nothing new can lie in its place.
+    return {
+        name: value for name, value in logged.items() if name not in seen or seen[name].data_ptr() != value.data_ptr()
+    }
+
+
 class HoldfastLogger(Logger):
     """Takes hyperparameters for the run's config, and metrics that no step has; made by `Holdfast`.
 
@@ -403,7 +409,7 @@ class HoldfastLogger(Logger):
         trainer = self._run.require_trainer("logger")
         if self._run.tracker is None or trainer.validating:
             return
-        rest = {name: value for name, value in metrics.items() if name not in self._run.kept_names | {"epoch"}}
+        rest = {name: value for name, value in metrics.items() if name not in self._run.names_of_steps | {"epoch"}}
         if rest:
             self._run.tracker.record_evaluation(trainer.global_step, rest)
 
