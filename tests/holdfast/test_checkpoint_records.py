@@ -539,3 +539,31 @@ def test_a_checkpoint_that_comes_back_from_a_copy_is_not_taken_for_a_leftover(
 
     assert (run_dir / "checkpoint_1.pt").exists()
     assert [] == tracker.session.checkpoints_removing
+
+
+def test_one_that_somebody_does_not_want_goes_once_a_newer_one_is_safe(
+    open_tracker: Callable[..., Any], train: Callable[..., None], run_dir: Path, read_json: Callable[..., Any]
+) -> None:
+    tracker = open_tracker()
+    train(tracker, 1, 2, 3)
+
+    assert tracker.remove_checkpoint(run_dir / "checkpoint_2.pt")
+    assert {"checkpoint_1.pt", "checkpoint_3.pt"} == files_in(run_dir)
+    assert ["1", "3"] == list(read_json(tracker.checkpoint_manifest)["checkpoints"])
+    assert [["checkpoint_2.pt"]] == removals(run_dir)
+
+
+def test_the_newest_and_what_no_whole_one_follows_stay_though_nobody_wants_them(
+    open_tracker: Callable[..., Any], train: Callable[..., None], run_dir: Path
+) -> None:
+    tracker = open_tracker()
+    train(tracker, 1, 2)
+    was_newest_removed = tracker.remove_checkpoint(run_dir / "checkpoint_2.pt")
+    (run_dir / "checkpoint_2.pt").write_bytes(b"torn")
+    was_last_whole_removed = tracker.remove_checkpoint(run_dir / "checkpoint_1.pt")
+
+    assert not was_newest_removed
+    assert not was_last_whole_removed
+    assert not tracker.remove_checkpoint(run_dir / "unknown.pt")
+    assert {"checkpoint_1.pt", "checkpoint_2.pt"} == files_in(run_dir)
+    assert [] == removals(run_dir)
