@@ -130,6 +130,9 @@ class _Run:
         """Consumed by all processes since the beginning of the run."""
         self.names_of_steps: set[str] = set()
         """What was kept as a component of a step's loss."""
+        self.waiting: dict[str, Any] = {}
+        """What others have logged for the step that is under way."""
+        self.is_epoch_over = False
 
     def require_trainer(self, part: str) -> Trainer:
         if self.trainer is None:
@@ -213,6 +216,7 @@ class HoldfastCallback(Callback):
         step = self._last_step = trainer.global_step
         self._losses = []
         self._seen = dict(trainer.logged_metrics)
+        self._run.is_epoch_over, self._run.waiting = False, {}
         if trainer.is_global_zero:
             total_steps = self._total_steps(trainer)
             self._run.kept.require_resumed(read_run(self._run.kept.folder).session, step)
@@ -274,6 +278,14 @@ class HoldfastCallback(Callback):
             self._run.tracker.record_evaluation(trainer.global_step, results, seconds)
         self._seen = dict(trainer.logged_metrics)
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on, what is logged belongs to a step."""
+        self._run.is_epoch_over = False
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on, what is logged belongs to the epoch."""
+        self._run.is_epoch_over = True
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back."""
         self._stop_listening()
@@ -297,7 +309,8 @@ class HoldfastCallback(Callback):
         logged = dict(trainer.logged_metrics)
         components = _fresh(logged, self._seen)
         self._seen = logged
-        self._run.names_of_steps |= components.keys()
+        components, self._run.waiting = {**self._run.waiting, **components}, {}
+        self._run.names_of_steps |= logged.keys() & components.keys()
         self._run.tracker.update_metrics(
             trainer.global_step, loss, components, self._learning_rate, self._run.samples, 0
         )
@@ -356,18 +369,22 @@ class HoldfastCallback(Callback):
 
 
 def _fresh(logged: Mapping[str, Any], seen: Mapping[str, Any]) -> dict[str, Any]:
-    """What was logged since: Lightning repeats the rest, on the memory that it had."""
+    """What was logged since: Lightning repeats the rest, in the memory that it had."""
+    return {name: value for name, value in logged.items() if name not in seen or not _is_same(seen[name], value)}
+
+
+def _is_same(seen: Any, value: Any) -> bool:
     # What was seen is still held, so nothing new can lie in its place.
-    return {
-        name: value for name, value in logged.items() if name not in seen or seen[name].data_ptr() != value.data_ptr()
-    }
+    is_tensor = isinstance(seen, Tensor) and isinstance(value, Tensor)
+    return seen.data_ptr() == value.data_ptr() if is_tensor else seen is value
 
 
 class HoldfastLogger(Logger):
-    """Takes hyperparameters for the run's config, and metrics that no step has; made by `Holdfast`.
+    """Takes hyperparameters for the run's config, and metrics that nobody else has; made by `Holdfast`.
 
     What is logged in `training_step` stands in every step's line already, and what validation measured stands in
-    its evaluation. What is left, such as means over an epoch, is kept with the evaluation of its step.
+    its evaluation. Of what is left, means over an epoch are kept with the evaluation of its last step; what other
+    callbacks log in mid-epoch, such as `LearningRateMonitor`, are components of the next step that ends.
     """
 
     def __init__(self, run: _Run) -> None:
@@ -405,13 +422,15 @@ class HoldfastLogger(Logger):
         self._run.config.update(values)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Keep what stands nowhere else, at the trainer's step."""
+        """Keep what stands nowhere else."""
         trainer = self._run.require_trainer("logger")
         if self._run.tracker is None or trainer.validating:
             return
         rest = {name: value for name, value in metrics.items() if name not in self._run.names_of_steps | {"epoch"}}
-        if rest:
+        if rest and self._run.is_epoch_over:
             self._run.tracker.record_evaluation(trainer.global_step, rest)
+        else:
+            self._run.waiting |= rest
 
 
 class HoldfastCheckpointIO(CheckpointIO):

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 pytest.importorskip("lightning")
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 
 from holdfast import ProgressTracker, RunReader, TrackerSettings
 from holdfast.adapters.lightning import Holdfast, ResumableLoader
@@ -144,6 +144,13 @@ def test_hyperparameters_are_the_config_and_means_over_an_epoch_stand_beside_wha
     assert 5 == session.total_steps_target
     assert [5, 5] == [each.step for each in session.evaluations]
     assert [{"val_loss"}, {"mean_part"}] == [set(each.results) for each in session.evaluations]
+
+
+def test_what_another_callback_logs_is_a_component_of_the_step_under_way(run_dir):
+    fit(run_dir, LearningRateMonitor(logging_interval="step"), enable_checkpointing=False)
+
+    assert [0.1] * 5 == [line.loss_components["lr-SGD"] for line in RunReader.open(run_dir).history()]
+    assert 2 == len(RunReader.open(run_dir).session().evaluations)
 
 
 def test_a_checkpoint_is_recorded_with_its_loss_and_goes_only_after_a_newer_one_was_recorded(run_dir):
