@@ -92,6 +92,25 @@ class Changed(Trainer):
 sys.exit(main(Path(sys.argv[1]), trainer_class=Changed))
 """
 
+ONE_OF_TWO_IS_ASKED_TO_STOP = """
+import signal, sys
+from pathlib import Path
+from transformers import TrainerCallback
+from hf_trainer import make_trainer
+from holdfast.adapters.transformers import HoldfastCallback
+
+class Asks(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if args.process_index == 1 and state.global_step == int(sys.argv[2]):
+            signal.raise_signal(signal.SIGTERM)
+
+trainer = make_trainer(Path(sys.argv[1]))
+hold = HoldfastCallback(trainer)
+trainer.add_callback(Asks())
+trainer.train(resume_from_checkpoint=hold.newest_checkpoint())
+print(f"process {trainer.args.process_index}: step {trainer.state.global_step}, exit code {hold.exit_code}")
+"""
+
 
 def command(output_dir: Path, program: str | None = None) -> list[str]:
     start = [str(EXAMPLE)] if program is None else ["-c", program]
@@ -208,3 +227,36 @@ def test_another_computation_makes_the_replay_check_speak(tmp_path: Path) -> Non
     differed = [event.step for event in RunReader.open(tmp_path).events() if isinstance(event, ReplayDiffered)]
     assert [5] == differed
     assert "came out different" in said
+
+
+@pytest.mark.long
+def test_two_processes_stop_together_when_one_is_asked_and_go_on_bit_for_bit(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(ONE_OF_TWO_IS_ASKED_TO_STOP)
+
+    def run(output_dir: Path, asked_at: int) -> str:
+        start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+        done = subprocess.run(
+            [sys.executable, *start, str(output_dir), str(asked_at)],
+            check=True,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        return done.stdout
+
+    never = STEPS + 1
+    run(tmp_path / "unbroken", never)
+    stopped = run(tmp_path / "stopped", 6)
+    run(tmp_path / "stopped", never)
+
+    # Asked in step 7, agreed on with it, acted on behind the next.
+    assert ["process 0: step 8, exit code 75", "process 1: step 8, exit code 75"] == sorted(
+        line for line in stopped.splitlines() if line.startswith("process")
+    )
+    for name in ("model.safetensors", "optimizer.pt", "rng_state_0.pth", "rng_state_1.pth"):
+        path = Path(f"checkpoint-{STEPS}", name)
+        assert (tmp_path / "unbroken" / path).read_bytes() == (tmp_path / "stopped" / path).read_bytes()
+    readers = [RunReader.open(tmp_path / name) for name in ("unbroken", "stopped")]
+    assert [seen(line) for line in readers[0].history()] == [seen(line) for line in readers[1].history()]

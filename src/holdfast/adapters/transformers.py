@@ -29,7 +29,7 @@ _EXTRA = "transformers"
 try:
     require_versions(_EXTRA, {"transformers": "5.20", "accelerate": "1.1"})
     import torch
-    from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
+    from accelerate.utils import broadcast_object_list
     from torch import Tensor
     from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 except MissingExtra:
@@ -405,7 +405,9 @@ def _require_usable(trainer: Trainer) -> Path:
     if args.save_only_model:
         log.warning("save_only_model: without optimizer and random states nothing can go on exactly.")
     if args.train_sampling_strategy == "group_by_length":
-        log.warning("group_by_length draws the order of the data anew at each start: a resumed epoch repeats some.")
+        log.warning(
+            "group_by_length draws an epoch's order anew where it resumes: some data come twice, some not at all."
+        )
     return Path(args.output_dir)
 
 
@@ -414,11 +416,12 @@ def _with_rule(settings: TrackerSettings, trainer: Trainer) -> TrackerSettings:
     rule, limit = settings.keep, trainer.args.save_total_limit
     if limit is not None and limit > 0:
         rule = KeepLatest(limit) if rule is None else rule | KeepLatest(limit)
-        log.info(
-            "save_total_limit=%d is kept by holdfast: an old checkpoint goes once a newer one was read back whole, "
-            "and the best one stays.",
-            limit,
-        )
+        if trainer.is_world_process_zero():
+            log.info(
+                "save_total_limit=%d is kept by holdfast: an old checkpoint goes once a newer one was read back "
+                "whole, and the best one stays.",
+                limit,
+            )
     trainer.args.save_total_limit = None
     return settings if rule is None else dataclasses.replace(settings, keep=rule | _KeepBestModel(trainer))
 
