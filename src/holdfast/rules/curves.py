@@ -19,19 +19,12 @@ _PLAIN = ("loss", "learning_rate", "throughput_samples_per_sec", "throughput_tok
 
 def folded(updates: Sequence[MetricsSnapshot]) -> dict[str, Bucket]:
     """The buckets of at least one update, by series; a series that none of them has is left out."""
-    buckets = {}
-    for name in _PLAIN:
-        bucket = _bucket([getattr(update, name) for update in updates])
-        if bucket is not None:
-            buckets[name] = bucket
     components = [update.loss_components for update in updates]
     # As a rule all updates have the same ones, in the same order.
     names = dict.fromkeys(name for each in components for name in each) if len(updates) > 1 else components[0]
-    for name in names:
-        bucket = _bucket([each.get(name) for each in components])
-        if bucket is not None:
-            buckets[COMPONENT + name] = bucket
-    return buckets
+    columns: dict[str, list[float | None]] = {name: [getattr(update, name) for update in updates] for name in _PLAIN}
+    columns |= {COMPONENT + name: [each.get(name) for each in components] for name in names}
+    return {name: bucket for name, values in columns.items() if (bucket := _bucket(values)) is not None}
 
 
 def point_of(updates: Sequence[MetricsSnapshot]) -> CurvePoint:
