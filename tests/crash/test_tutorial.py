@@ -22,6 +22,9 @@ BLOCK = re.compile(
 )
 MOST_BYTES = 1_000_000
 
+# It installs and trains for more than a minute; `make crash` runs it.
+pytestmark = pytest.mark.long
+
 
 @dataclass(frozen=True)
 class Installed:
