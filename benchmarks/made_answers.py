@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.made_runs import new_tracker
-from holdfast.records import AnswerRecord, encode
+from holdfast.encoding import encode
+from holdfast.records import AnswerRecord
 from holdfast.responses import Answered, Granted, Intent
 from holdfast.rules.requests import TeacherRequest
 

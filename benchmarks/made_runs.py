@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast import MetricsSnapshot, ProgressTracker
-from holdfast.records import encode
+from holdfast.encoding import encode
 
 __all__ = ["CONFIG", "new_tracker", "past_line", "write_past"]
 

@@ -17,11 +17,12 @@ from holdfast.clock import SYSTEM_CLOCK, Clock
 from holdfast.disk.files import REAL_DISK, Disk
 from holdfast.disk.lock import holder_of
 from holdfast.disk.run_folder import RunFolder
+from holdfast.encoding import nonfinite_names
 from holdfast.errors import NothingToAdopt, RunInUse
 from holdfast.foreign_checkpoints import LOOKED_FOR, Candidate, Finding, candidates_in, inspect
 from holdfast.opening import Identity, open_run
 from holdfast.reader import read_run
-from holdfast.records import AttemptEnded, CheckpointMetadata, TrainingSession, nonfinite_names
+from holdfast.records import AttemptEnded, CheckpointMetadata, TrainingSession
 from holdfast.rules.retention import ADOPTED
 from holdfast.writer import RunWriter, TrackerSettings
 

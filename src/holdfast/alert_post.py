@@ -23,10 +23,11 @@ from holdfast.disk.files import REAL_DISK, storage_errors
 from holdfast.disk.journal import Journal, mend
 from holdfast.disk.lock import WriterLock
 from holdfast.disk.run_folder import RunFolder
+from holdfast.encoding import encode
 from holdfast.errors import HoldfastError, RunInUse
 from holdfast.opening import damage_found
 from holdfast.reader import read_run
-from holdfast.records import AlertRaised, AttemptRecord, Event, JournalMark, TrainingSession, encode
+from holdfast.records import AlertRaised, AttemptRecord, Event, JournalMark, TrainingSession
 from holdfast.rules.alerts import alert_content, end_of, untold_crashes
 
 __all__ = ["main"]

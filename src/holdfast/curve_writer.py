@@ -14,8 +14,9 @@ import msgspec
 from holdfast.disk.files import REAL_DISK, Disk
 from holdfast.disk.journal import Journal, line_continues, scan_backwards
 from holdfast.disk.run_folder import RunFolder
+from holdfast.encoding import decode, encode
 from holdfast.errors import StorageError
-from holdfast.records import CurveBlock, JournalMark, MetricsSnapshot, decode, encode
+from holdfast.records import CurveBlock, JournalMark, MetricsSnapshot
 from holdfast.rules.curves import folded
 
 __all__ = ["UPDATES_A_BLOCK", "CurveWriter"]

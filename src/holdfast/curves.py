@@ -18,7 +18,8 @@ from msgspec import structs
 
 from holdfast.disk.journal import Line, line_continues, line_crc, scan
 from holdfast.disk.run_folder import RunFolder
-from holdfast.records import CurveBlock, CurvePoint, JournalMark, MetricsSnapshot, decode, decode_line
+from holdfast.encoding import decode, decode_line
+from holdfast.records import CurveBlock, CurvePoint, JournalMark, MetricsSnapshot
 from holdfast.rules.curves import joined, point_of
 
 __all__ = ["Curve", "CurveFollower", "Recomputed"]

@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 
 from holdfast.clock import Clock
+from holdfast.encoding import nonfinite_names
 from holdfast.reader import losses_from
-from holdfast.records import MetricsSnapshot, Paused, ReplayDiffered, nonfinite_names
+from holdfast.records import MetricsSnapshot, Paused, ReplayDiffered
 from holdfast.rules.history import losses_agree
 from holdfast.rules.pace import ThroughputWindow
 from holdfast.rules.stopwatch import TrainingStopwatch

@@ -25,6 +25,7 @@ from holdfast.disk.journal import Damage, Journal, mend
 from holdfast.disk.lock import WriterLock
 from holdfast.disk.patient import PatientJournal
 from holdfast.disk.run_folder import RunFolder
+from holdfast.encoding import encode
 from holdfast.errors import ConfigChanged, ConfigError, InvalidMetric
 from holdfast.reader import UNKNOWN_SESSION, RunState, paid_so_far, read_run
 from holdfast.records import (
@@ -39,7 +40,6 @@ from holdfast.records import (
     SessionStarted,
     TargetChanged,
     TrainingSession,
-    encode,
 )
 from holdfast.responses import price_left_in
 from holdfast.rules.identity import canonical_config, changed_keys, config_hash

@@ -17,6 +17,7 @@ import msgspec
 from holdfast.disk.journal import Damage, Line, line_continues, line_crc, scan, scan_backwards
 from holdfast.disk.lock import Holder, holder_of
 from holdfast.disk.run_folder import RunFolder
+from holdfast.encoding import decode, decode_line, refuse_newer
 from holdfast.errors import NotARun
 from holdfast.records import (
     AnswerRecord,
@@ -30,9 +31,6 @@ from holdfast.records import (
     SessionFile,
     SessionStarted,
     TrainingSession,
-    decode,
-    decode_line,
-    refuse_newer,
 )
 from holdfast.rules.history import Rewinds
 from holdfast.rules.session import begin_session, take_answer, take_event, take_metrics, take_request

@@ -8,10 +8,11 @@ from holdfast.disk.files import REAL_DISK, Disk
 from holdfast.disk.journal import Journal, mend
 from holdfast.disk.lock import WriterLock
 from holdfast.disk.run_folder import RunFolder
+from holdfast.encoding import encode
 from holdfast.errors import NotARun
 from holdfast.opening import damage_found
 from holdfast.reader import JOURNALS, read_run
-from holdfast.records import CheckpointSetAside, DamageFound, Event, TrainingSession, encode
+from holdfast.records import CheckpointSetAside, DamageFound, Event, TrainingSession
 from holdfast.rules.summary import progress_summary
 from holdfast.snapshots import SnapshotWriter, session_bytes
 

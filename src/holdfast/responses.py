@@ -22,7 +22,8 @@ from holdfast.disk.journal import Line, keep_aside, line_continues, read_line, s
 from holdfast.disk.line_index import LineIndex, Place
 from holdfast.disk.patient import PatientJournal
 from holdfast.disk.run_folder import RunFolder
-from holdfast.records import AnswerRecord, JournalMark, Spending, decode, encode, nonfinite_names
+from holdfast.encoding import decode, encode, nonfinite_names
+from holdfast.records import AnswerRecord, JournalMark, Spending
 from holdfast.rules.requests import TeacherRequest, nearest_difference
 
 __all__ = [

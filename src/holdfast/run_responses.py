@@ -13,6 +13,7 @@ import msgspec
 
 from holdfast.disk.ballast import Ballast
 from holdfast.disk.files import Disk
+from holdfast.encoding import encode, nonfinite_names
 from holdfast.errors import DiskFull, InvalidMetric, StorageError
 from holdfast.records import (
     AnswerMarked,
@@ -22,8 +23,6 @@ from holdfast.records import (
     RequestLost,
     RequestRefused,
     RequestSent,
-    encode,
-    nonfinite_names,
 )
 from holdfast.responses import (
     Answered,

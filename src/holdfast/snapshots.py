@@ -9,16 +9,9 @@ from typing import Any
 from holdfast.disk.atomic import write_whole_bytes
 from holdfast.disk.files import REAL_DISK, Disk
 from holdfast.disk.run_folder import RunFolder
+from holdfast.encoding import encode, nonfinite_names
 from holdfast.errors import StorageError
-from holdfast.records import (
-    FORMAT_VERSION,
-    JournalMark,
-    Manifest,
-    SessionFile,
-    TrainingSession,
-    encode,
-    nonfinite_names,
-)
+from holdfast.records import FORMAT_VERSION, JournalMark, Manifest, SessionFile, TrainingSession
 
 __all__ = ["SnapshotWriter"]
 

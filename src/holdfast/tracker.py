@@ -21,6 +21,7 @@ from holdfast.disk.atomic import WholeFile
 from holdfast.disk.files import REAL_DISK, Disk
 from holdfast.disk.lock import BELONGS_TO_PARENT
 from holdfast.disk.run_folder import RunFolder
+from holdfast.encoding import nonfinite_names
 from holdfast.errors import DiskFull, InvalidMetric, RunClosed, StorageError
 from holdfast.heartbeat import Heartbeat
 from holdfast.metrics import MetricsRecorder
@@ -34,7 +35,6 @@ from holdfast.records import (
     Spending,
     SpendingReported,
     TrainingSession,
-    nonfinite_names,
 )
 from holdfast.rules.identity import without_secrets
 from holdfast.rules.pace import estimate_remaining

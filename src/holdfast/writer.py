@@ -10,8 +10,9 @@ from holdfast.alerts import AlertSettings
 from holdfast.clock import Clock
 from holdfast.curve_writer import CurveWriter
 from holdfast.disk.files import Disk
+from holdfast.encoding import encode
 from holdfast.opening import OpenRun
-from holdfast.records import Event, MetricsSnapshot, TrainingSession, encode
+from holdfast.records import Event, MetricsSnapshot, TrainingSession
 from holdfast.rules.retention import RetentionRule
 from holdfast.rules.session import take_event, take_metrics
 from holdfast.rules.summary import progress_summary

@@ -13,8 +13,9 @@ from holdfast.curve_writer import UPDATES_A_BLOCK
 from holdfast.curves import CurveFollower, Recomputed
 from holdfast.disk.files import Disk
 from holdfast.disk.run_folder import RunFolder
+from holdfast.encoding import decode, encode
 from holdfast.errors import NewerFormat
-from holdfast.records import CurveBlock, decode, encode
+from holdfast.records import CurveBlock
 from holdfast.rules.curves import point_of
 
 

@@ -8,9 +8,10 @@ import pytest
 
 from holdfast import RunReader
 from holdfast.disk.run_folder import RunFolder
+from holdfast.encoding import encode
 from holdfast.errors import NewerFormat, NotARun, UnknownRecord
 from holdfast.reader import losses_from, read_run, read_snapshot
-from holdfast.records import AlertRaised, AttemptEnded, AttemptStarted, Manifest, SessionFile, SessionStarted, encode
+from holdfast.records import AlertRaised, AttemptEnded, AttemptStarted, Manifest, SessionFile, SessionStarted
 from holdfast.sealed import seal
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from holdfast.encoding import decode, encode, nonfinite_names
 from holdfast.records import (
     FORMAT_VERSION,
     AnswerMarked,
@@ -36,9 +37,6 @@ from holdfast.records import (
     SessionFile,
     SessionStarted,
     Spending,
-    decode,
-    encode,
-    nonfinite_names,
 )
 from holdfast.sealed import is_whole
 

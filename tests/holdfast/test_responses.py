@@ -9,7 +9,8 @@ import pytest
 from holdfast.disk.journal import Journal
 from holdfast.disk.patient import PatientJournal
 from holdfast.disk.run_folder import RunFolder
-from holdfast.records import AnswerRecord, JournalMark, Spending, nonfinite_names
+from holdfast.encoding import nonfinite_names
+from holdfast.records import AnswerRecord, JournalMark, Spending
 from holdfast.responses import AnswerJournal, OverBudget, price_left_in
 from holdfast.rules.requests import teacher_request
 from holdfast.testing import FaultyDisk

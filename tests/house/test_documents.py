@@ -11,7 +11,8 @@ from types import ModuleType
 import msgspec
 import pytest
 
-from holdfast.records import AnswerRecord, CurveBlock, Event, Manifest, MetricsSnapshot, RequestLine, decode, encode
+from holdfast.encoding import decode, encode
+from holdfast.records import AnswerRecord, CurveBlock, Event, Manifest, MetricsSnapshot, RequestLine
 from holdfast.sealed import is_whole
 
 ROOT = Path(__file__).parents[2]

@@ -39,6 +39,7 @@ PARTS_OF_THE_TRACKER = {
 LAYERS = [
     {"errors", "clock", "sealed", "strict_yaml", "wording"},
     {"records", "scalars"},
+    {"encoding"},
     {"disk", "rules"},
     {"checkpoints", "foreign_checkpoints", "curves", "pictures", "responses", "reader", "runs"},
     PARTS_OF_THE_TRACKER,

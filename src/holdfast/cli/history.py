@@ -19,9 +19,10 @@ from holdfast.cli.arguments import Folder
 from holdfast.cli.output import clean, print_json_line, print_line, say
 from holdfast.disk.journal import scan_backwards
 from holdfast.disk.run_folder import RunFolder
+from holdfast.encoding import decode_line
 from holdfast.errors import ConfigError
 from holdfast.reader import RunReader
-from holdfast.records import MetricsSnapshot, decode_line
+from holdfast.records import MetricsSnapshot
 from holdfast.rules.history import Rewinds
 
 __all__ = ["history"]

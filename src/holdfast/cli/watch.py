@@ -24,9 +24,10 @@ from holdfast.curves import CurveFollower
 from holdfast.disk.journal import Line, line_continues, line_crc, scan
 from holdfast.disk.lock import holder_of
 from holdfast.disk.run_folder import RunFolder
+from holdfast.encoding import decode_line
 from holdfast.errors import NewerFormat, NotARun, UnknownRecord
 from holdfast.reader import RunReader, SessionFollower
-from holdfast.records import CurvePoint, Event, JournalMark, decode_line
+from holdfast.records import CurvePoint, Event, JournalMark
 from holdfast.rules.pace import estimate_remaining
 from holdfast.rules.summary import progress_summary
 

@@ -15,8 +15,8 @@ from holdfast.checkpoints import digest_of
 from holdfast.disk.atomic import write_whole_bytes
 from holdfast.disk.files import REAL_DISK, Disk, storage_errors
 from holdfast.disk.run_folder import RunFolder
+from holdfast.encoding import encode
 from holdfast.errors import DataError, NewerFormat
-from holdfast.records import encode
 from holdfast.sealed import is_whole, version_of
 
 __all__ = ["CAPTURE_AGAIN", "FORMAT_VERSION", "CaptureManifest", "CapturedFolder", "CapturedFrom", "ShardRecord"]

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from holdfast.encoding import nonfinite_names
 from holdfast.records import (
     AlertCleared,
     AlertRaised,
@@ -49,7 +50,6 @@ from holdfast.records import (
     SpendingReported,
     TargetChanged,
     TrainingSession,
-    nonfinite_names,
 )
 from holdfast.rules.alerts import CONDITIONS
 from holdfast.rules.history import superseded_from

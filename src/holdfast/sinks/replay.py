@@ -19,8 +19,9 @@ from pathlib import Path
 import msgspec
 
 from holdfast.disk.journal import Line, line_continues, line_crc, scan
+from holdfast.encoding import decode_line
 from holdfast.reader import RunReader
-from holdfast.records import JournalMark, MetricsSnapshot, TrainingSession, decode_line
+from holdfast.records import JournalMark, MetricsSnapshot, TrainingSession
 from holdfast.rules.history import Rewinds
 from holdfast.rules.identity import without_secrets
 from holdfast.sinks.sink import RunFacts, Sent, Sink

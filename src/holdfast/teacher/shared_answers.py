@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, LargeBinary, and_, bindparam, cast, delete, insert, select
 
+from holdfast.encoding import decode
 from holdfast.errors import UnknownRecord
-from holdfast.records import AnswerRecord, decode
+from holdfast.records import AnswerRecord
 from holdfast.sealed import is_whole
 from holdfast.teacher.shared_database import Database, chunks
 from holdfast.teacher.shared_tables import ANSWERS, REQUESTS, SET_ASIDE, RequestRow

@@ -21,8 +21,9 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from holdfast.clock import SYSTEM_CLOCK, Clock
+from holdfast.encoding import encode
 from holdfast.errors import ConfigError, MissingExtra, StorageError
-from holdfast.records import AnswerRecord, Spending, encode
+from holdfast.records import AnswerRecord, Spending
 from holdfast.responses import Answered, Busy, Granted, Intent, Outcome, Verdict
 from holdfast.rules.requests import TeacherRequest, nearest_difference
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.disk.run_folder import RunFolder
-from holdfast.records import encode
+from holdfast.encoding import encode
 from holdfast.testing import FakeClock
 
 LOOKING = {

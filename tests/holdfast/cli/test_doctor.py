@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from holdfast import RunReader
 from holdfast.cli.app import app
 from holdfast.cli.doctor import _of_memory
+from holdfast.encoding import encode
 from holdfast.post_mortem import Surroundings, examine
 from holdfast.post_mortem_page import post_mortem_page
-from holdfast.records import encode
 
 SECRET = "sk-abcdefghij0123456789"
 AROUND = Surroundings(host="node7", free_bytes=10**12, disk_bytes=2 * 10**12, log_name=None)

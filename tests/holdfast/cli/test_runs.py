@@ -7,7 +7,7 @@ import pytest
 from rich.cells import cell_len
 
 from holdfast.disk.run_folder import RunFolder
-from holdfast.records import encode
+from holdfast.encoding import encode
 from holdfast.testing import FakeClock
 
 

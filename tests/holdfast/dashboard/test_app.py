@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("starlette")
 
 from holdfast import RunReader
-from holdfast.records import encode
+from holdfast.encoding import encode
 
 HOSTILE = "<script>alert(1)<-script>"
 

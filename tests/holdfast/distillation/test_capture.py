@@ -22,9 +22,9 @@ from holdfast.distillation.losses import IGNORED
 from holdfast.distillation.models import load_model
 from holdfast.distillation.recipe_kd import KdConfig
 from holdfast.distillation.shards import ShardReader
+from holdfast.encoding import encode
 from holdfast.errors import ConfigError, ModelMismatch, NewerFormat, RunInUse
 from holdfast.pytorch.interrupts import Interrupts, StopRequested
-from holdfast.records import encode
 
 SMALL = [
     "data.max_length=16",

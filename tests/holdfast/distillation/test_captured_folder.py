@@ -5,8 +5,8 @@ import pytest
 
 from holdfast.checkpoints import digest_of
 from holdfast.distillation.captured_folder import CapturedFolder, CapturedFrom, CaptureManifest, ShardRecord
+from holdfast.encoding import encode
 from holdfast.errors import DataError, NewerFormat
-from holdfast.records import encode
 
 FROM = CapturedFrom(
     data_sha256="da" * 32,

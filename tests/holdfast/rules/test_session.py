@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from holdfast.encoding import decode, encode
 from holdfast.records import (
     AnswerMarked,
     AnswerRecord,
@@ -44,8 +45,6 @@ from holdfast.records import (
     SpendingReported,
     TargetChanged,
     TrainingSession,
-    decode,
-    encode,
 )
 from holdfast.rules.history import canonical_indices
 from holdfast.rules.session import (

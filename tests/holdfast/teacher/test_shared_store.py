@@ -14,8 +14,9 @@ import pytest
 from response_stores import CENT, SqliteBed, answered, granted, intent, keep, key_of
 
 from holdfast.clock import SYSTEM_CLOCK
+from holdfast.encoding import encode
 from holdfast.errors import ConfigError, NewerFormat, StorageError, StoreUnavailable, UnknownRecord
-from holdfast.records import AnswerRecord, encode
+from holdfast.records import AnswerRecord
 from holdfast.responses import Busy, Granted, Intent, Lost, OverBudget, Refused
 from holdfast.sealed import seal
 from holdfast.teacher.shared_database import Database
