@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from holdfast.adapters.framework_run import KeptRun
+from holdfast.adapters.kept_run import KeptRun
 from holdfast.adapters.supported import require_versions
 from holdfast.checkpoints import move_aside
 from holdfast.clock import SYSTEM_CLOCK, Clock

@@ -28,7 +28,7 @@ from holdfast.rules.identity import canonical_config, changed_keys
 from holdfast.tracker import ProgressTracker
 from holdfast.writer import TrackerSettings
 
-__all__ = ["FrameworkRun", "newest_checkpoint", "recorded_checkpoints", "require_own_run"]
+__all__ = ["FrameworkRun", "newest_checkpoint", "offered_checkpoint", "recorded_checkpoints", "require_own_run"]
 
 log = logging.getLogger("holdfast")
 
@@ -53,7 +53,7 @@ class FrameworkRun:
         return RunFolder.under(self.output_dir)
 
 
-def require_own_run(run: FrameworkRun, session: TrainingSession | None) -> None:
+def require_own_run(framework: str, folder: RunFolder, session: TrainingSession | None) -> None:
     """Leave the run of another program alone.
 
     Raises:
@@ -62,8 +62,32 @@ def require_own_run(run: FrameworkRun, session: TrainingSession | None) -> None:
     if session is None or not session.config_hash:
         return
     found = session.config.get("framework")
-    if found != run.framework:
-        raise OtherRun(run.output_dir, found=f"one of {found or 'another program'}", wanted=f"one of {run.framework}")
+    if found != framework:
+        raise OtherRun(folder.root, found=f"one of {found or 'another program'}", wanted=f"one of {framework}")
+
+
+def offered_checkpoint(
+    folder: RunFolder, config: Mapping[str, Any], total_steps: int, *, clock: Clock, disk: Disk
+) -> CheckpointMetadata | None:
+    """The choice of a tracker: an attempt that trains nothing sets damage aside, and keeps that it did.
+
+    Raises:
+        NoUsableCheckpoint: some were recorded and none can be used.
+        RunInUse: another live process writes the run.
+    """
+    tracker = ProgressTracker(
+        folder.progress,
+        config,
+        total_steps,
+        on_config_change="continue",
+        settings=TrackerSettings(has_heartbeat=False),
+        clock=clock,
+        disk=disk,
+    )
+    try:
+        return tracker.get_recovery_checkpoint()
+    finally:
+        tracker.close("replaced")
 
 
 def recorded_checkpoints(run: FrameworkRun, session: TrainingSession) -> list[CheckpointMetadata]:
@@ -89,7 +113,7 @@ def newest_checkpoint(
     """
     folder = run.folder
     session = read_run(folder).session
-    require_own_run(run, session)
+    require_own_run(run.framework, folder, session)
     unrecorded = _unrecorded(run, session)
     if session is None and not unrecorded:
         return None
@@ -201,28 +225,12 @@ def _chosen(run: FrameworkRun, session: TrainingSession, clock: Clock, disk: Dis
     if choice is None:
         return None
     if choice.refused:
-        return _offered(run, session, clock, disk)
+        config = session.config if session.config_hash else run.config
+        return offered_checkpoint(run.folder, config, session.total_steps_target, clock=clock, disk=disk)
     chosen = choice.checkpoint
     path = run.folder.find(chosen.checkpoint_path)
     log.info("Resuming at step %s (%s).", f"{chosen.checkpoint_step:,}", path.name)
     return _at(chosen, path)
-
-
-def _offered(run: FrameworkRun, session: TrainingSession, clock: Clock, disk: Disk) -> CheckpointMetadata | None:
-    """The same choice, by a tracker: an attempt that trains nothing sets damage aside, and keeps that it did."""
-    tracker = ProgressTracker(
-        run.folder.progress,
-        session.config if session.config_hash else run.config,
-        session.total_steps_target,
-        on_config_change="continue",
-        settings=TrackerSettings(has_heartbeat=False),
-        clock=clock,
-        disk=disk,
-    )
-    try:
-        return tracker.get_recovery_checkpoint()
-    finally:
-        tracker.close("replaced")
 
 
 def _at(checkpoint: CheckpointMetadata, path: Path) -> CheckpointMetadata:

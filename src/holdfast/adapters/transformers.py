@@ -199,7 +199,7 @@ class HoldfastCallback(TrainerCallback):
         # `auto_find_batch_size` begins again in the middle of `train`.
         if self._progress is None:
             if state.is_world_process_zero:
-                require_own_run(self._run, read_run(self._run.folder).session)
+                require_own_run(self._run.framework, self._run.folder, read_run(self._run.folder).session)
             self._progress = self._stack.enter_context(
                 TrainingProgressContext(
                     self._run.config,

@@ -1,4 +1,4 @@
-"""A run inside a framework."""
+"""A run whose framework tells its config late."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 
 import msgspec
 
+from holdfast.adapters.resuming import offered_checkpoint, require_own_run
 from holdfast.checkpoints import choose_for
 from holdfast.clock import SYSTEM_CLOCK, Clock
 from holdfast.disk.files import REAL_DISK, Disk
 from holdfast.disk.run_folder import RunFolder
-from holdfast.errors import ConfigChanged, ConfigError, OtherRun
+from holdfast.errors import ConfigChanged, ConfigError
 from holdfast.reader import read_run
 from holdfast.records import CheckpointMetadata, TrainingSession
 from holdfast.rules.identity import canonical_config, changed_keys
@@ -70,12 +71,14 @@ class KeptRun:
         session = read_run(self.folder).session
         if session is None:
             return None
-        self._require_own(session)
+        require_own_run(self.framework, self.folder, session)
         choice = choose_for(session, self.folder)
         if choice is None:
             return None
         if choice.refused and is_main:
-            return self._offered(session)
+            return offered_checkpoint(
+                self.folder, session.config, session.total_steps_target, clock=self.clock, disk=self.disk
+            )
         chosen = choice.checkpoint
         return msgspec.structs.replace(chosen, checkpoint_path=str(self.folder.find(chosen.checkpoint_path)))
 
@@ -90,7 +93,7 @@ class KeptRun:
         identity = {"framework": self.framework, **config}
         session = read_run(self.folder).session
         if session is not None:
-            self._require_own(session)
+            require_own_run(self.framework, self.folder, session)
             self._require_same_config(session, identity)
         return ProgressTracker(
             self.folder.progress,
@@ -117,32 +120,9 @@ class KeptRun:
                 hint="Load the newest one first, as the adapter's docstring shows, or use another output folder.",
             )
 
-    def _require_own(self, session: TrainingSession) -> None:
-        found = session.config.get("framework")
-        if session.config_hash and found != self.framework:
-            raise OtherRun(
-                self.output_dir, found=f"one of {found or 'another program'}", wanted=f"one of {self.framework}"
-            )
-
     def _require_same_config(self, session: TrainingSession, identity: Mapping[str, Any]) -> None:
         changed = changed_keys(session.config, canonical_config(identity)) if session.config_hash else []
         if changed and self.on_config_change == "error":
             error = ConfigChanged(self.folder.root, changed=changed)
             error.hint = 'Restore the old values, pass on_config_change="continue", or use another output folder.'
             raise error
-
-    def _offered(self, session: TrainingSession) -> CheckpointMetadata | None:
-        """The same choice by a tracker, which sets damage aside and keeps that it did."""
-        tracker = ProgressTracker(
-            self.folder.progress,
-            session.config,
-            session.total_steps_target,
-            on_config_change="continue",
-            settings=TrackerSettings(has_heartbeat=False),
-            clock=self.clock,
-            disk=self.disk,
-        )
-        try:
-            return tracker.get_recovery_checkpoint()
-        finally:
-            tracker.close("replaced")
