@@ -12,10 +12,12 @@ import msgspec
 from holdfast.errors import ConfigError, MissingExtra
 from holdfast.reader import RunReader
 from holdfast.records import MetricsSnapshot
+from holdfast.supported import is_installed, require_versions
 
 __all__ = ["LoadedRun", "load"]
 
-_ENGINES = ("pandas", "polars")
+_ENGINES = {"pandas": "2.2", "polars": "1.30"}
+"""By the oldest version that fits."""
 _COMPONENT = "loss_components."
 _LEFT_OUT = frozenset({"loss_components", "nonfinite", "v"})
 
@@ -98,18 +100,17 @@ def load(run_dir: str | Path, *, engine: str | None = None) -> LoadedRun:
         NotARun: there is none.
         MissingExtra: neither is installed, or not the one that was asked for.
     """
-    return LoadedRun(reader=RunReader.open(Path(run_dir)), engine=_engine(engine))
+    chosen = _engine(engine)
+    return LoadedRun(reader=RunReader.open(Path(run_dir)), engine=chosen)
 
 
 def _engine(wanted: str | None) -> str:
     if wanted is not None and wanted not in _ENGINES:
         raise ConfigError(f"There is no engine {wanted!r}.", hint="Pass pandas or polars.")
     for name in _ENGINES if wanted is None else (wanted,):
-        try:
-            __import__(name)
-        except ImportError:
-            continue
-        return name
+        if is_installed(name):
+            require_versions(name, {name: _ENGINES[name]})
+            return name
     raise MissingExtra(wanted or "pandas")
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import builtins
 import math
 
 import pytest
@@ -66,10 +65,7 @@ def test_an_unknown_engine_is_said(run):
 
 @pytest.mark.parametrize("engine, extra", [(None, "pandas"), ("polars", "polars")])
 def test_without_a_library_the_install_line_is_told(run, monkeypatch, engine, extra):
-    real = builtins.__import__
-    monkeypatch.setattr(
-        builtins, "__import__", lambda name, *rest: real("nowhere") if name in FRAMES else real(name, *rest)
-    )
+    monkeypatch.setattr("holdfast.loading.is_installed", lambda name: False)
 
     with pytest.raises(MissingExtra, match=rf"pip install 'holdfast\[{extra}\]'"):
         holdfast.load(run, engine=engine)

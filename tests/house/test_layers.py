@@ -38,7 +38,7 @@ PARTS_OF_THE_TRACKER = {
 
 LAYERS = [
     {"errors", "clock", "sealed", "strict_yaml", "wording"},
-    {"records", "scalars"},
+    {"records", "scalars", "supported"},
     {"encoding"},
     {"disk", "rules"},
     {"checkpoints", "foreign_checkpoints", "curves", "pictures", "responses", "reader", "runs"},

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.adapters.kept_run import KeptRun
-from holdfast.adapters.supported import require_versions
 from holdfast.checkpoints import move_aside
 from holdfast.clock import SYSTEM_CLOCK, Clock
 from holdfast.disk.atomic import partial_name, write_whole_folder
 from holdfast.disk.files import REAL_DISK, Disk
 from holdfast.errors import ConfigError
 from holdfast.records import CheckpointMetadata
+from holdfast.supported import require_versions
 from holdfast.tracker import ProgressTracker
 from holdfast.writer import TrackerSettings
 

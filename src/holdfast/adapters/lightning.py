@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from holdfast.adapters.kept_run import KeptRun
-from holdfast.adapters.supported import require_versions
 from holdfast.checkpoints import is_remote
 from holdfast.clock import SYSTEM_CLOCK, Clock
 from holdfast.disk.files import REAL_DISK, Disk
 from holdfast.errors import CheckpointMismatch, ConfigError
 from holdfast.reader import read_run
+from holdfast.supported import require_versions
 from holdfast.tracker import ProgressTracker
 from holdfast.writer import TrackerSettings
 

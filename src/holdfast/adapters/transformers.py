@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.adapters.resuming import FrameworkRun, newest_checkpoint, recorded_checkpoints, require_own_run
-from holdfast.adapters.supported import require_versions
 from holdfast.checkpoints import make_durable
 from holdfast.clock import SYSTEM_CLOCK, Clock
 from holdfast.context import TrainingProgressContext
@@ -21,6 +20,7 @@ from holdfast.pytorch.interrupts import EXIT_PREEMPTED, Interrupts
 from holdfast.reader import read_run
 from holdfast.rules.retention import KeepLatest, RetentionRule
 from holdfast.scalars import PendingScalar, is_on_device, start_copy
+from holdfast.supported import require_versions
 from holdfast.tracker import ProgressTracker
 from holdfast.writer import TrackerSettings
 

@@ -13,6 +13,7 @@ from typing import Any
 from holdfast.errors import MissingExtra
 from holdfast.records import JournalMark, MetricsSnapshot
 from holdfast.sinks.sink import RunFacts, Sent, named_values
+from holdfast.supported import is_installed, require_versions
 
 __all__ = ["MLflowSink"]
 
@@ -124,6 +125,8 @@ def _leaves(config: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _imported() -> tuple[Any, Any]:
+    # Whoever has all of MLflow has no package of the smaller name.
+    require_versions("mlflow", {"mlflow" if is_installed("mlflow") else "mlflow-skinny": "3.1"})
     try:
         import mlflow
         from mlflow import entities

@@ -19,6 +19,7 @@ from holdfast.disk.files import REAL_DISK, Disk
 from holdfast.errors import MissingExtra
 from holdfast.reader import RunReader
 from holdfast.records import MetricsSnapshot
+from holdfast.supported import require_versions
 
 __all__ = ["COLUMNS", "column_names", "write_csv", "write_parquet"]
 
@@ -74,6 +75,7 @@ def write_parquet(run_dir: str | Path, path: str | Path, *, disk: Disk = REAL_DI
         NotARun: there is none.
         DiskFull, StorageUnwritable: the old file stays.
     """
+    require_versions("parquet", {"pyarrow": "18.0"})
     try:
         import pyarrow
         from pyarrow import parquet

@@ -19,6 +19,7 @@ from holdfast.disk.files import REAL_DISK, Disk, storage_errors
 from holdfast.errors import MissingExtra, OtherRun
 from holdfast.records import JournalMark, MetricsSnapshot
 from holdfast.sinks.sink import RunFacts, Sent, named_values
+from holdfast.supported import require_versions
 
 __all__ = ["TensorBoardSink"]
 
@@ -134,6 +135,7 @@ class _Target:
 
 
 def _imported() -> tuple[Any, Any, Any]:
+    require_versions("tensorboard", {"tensorboard": "2.19"})
     try:
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer import record_writer

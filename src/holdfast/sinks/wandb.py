@@ -19,6 +19,7 @@ from holdfast.disk.files import REAL_DISK, Disk
 from holdfast.errors import MissingExtra, OtherRun
 from holdfast.records import JournalMark, MetricsSnapshot
 from holdfast.sinks.sink import RunFacts, Sent, named_values
+from holdfast.supported import require_versions
 
 __all__ = ["WandbSink"]
 
@@ -138,6 +139,7 @@ class WandbSink:
 
 
 def _imported() -> Any:
+    require_versions("wandb", {"wandb": "0.20"})
     try:
         import wandb
     except ImportError:

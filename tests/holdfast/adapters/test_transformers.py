@@ -21,7 +21,6 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from holdfast import KeepEvery, RunReader, TrackerSettings, training_progress_context
-from holdfast.adapters.supported import require_versions
 from holdfast.adapters.transformers import HoldfastCallback
 from holdfast.errors import (
     ConfigChanged,
@@ -32,6 +31,7 @@ from holdfast.errors import (
     RunClosed,
     RunInUse,
 )
+from holdfast.supported import require_versions
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 

@@ -1,4 +1,4 @@
-"""Whether a framework is there, in a version that fits."""
+"""Whether another package is there, in a version that fits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from importlib.metadata import PackageNotFoundError, version
 
 from holdfast.errors import MissingExtra
 
-__all__ = ["require_versions"]
+__all__ = ["is_installed", "require_versions"]
+
+
+def is_installed(package: str) -> bool:
+    """Whether it is, in whatever version."""
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def require_versions(extra: str, lowest: Mapping[str, str]) -> None:
