@@ -199,6 +199,7 @@ def test_a_request_to_stop_ends_the_whole_step_and_saves(run_dir, number):
         if batch_idx == 0:
             signal.raise_signal(number)
 
+    before = signal.getsignal(number)
     with pytest.raises(SystemExit) as left:
         fit(run_dir, model=Model(at_batch=at_batch), accumulate_grad_batches=2)
 
@@ -206,7 +207,7 @@ def test_a_request_to_stop_ends_the_whole_step_and_saves(run_dir, number):
     assert 75 == left.value.code
     assert ["preempted"] == [attempt.how for attempt in session.attempts]
     assert {1: "checkpoint_1.ckpt"} == {step: each.checkpoint_path for step, each in session.checkpoints.items()}
-    assert signal.SIG_DFL == signal.getsignal(signal.SIGTERM)
+    assert before == signal.getsignal(number)
 
 
 def test_a_torn_checkpoint_is_set_aside_and_the_one_before_it_is_offered(run_dir):

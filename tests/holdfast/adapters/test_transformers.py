@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,14 @@ class Fails(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 3:
             raise ArithmeticError("out of luck")
+
+
+@pytest.fixture
+def sigterm_as_before() -> Iterator[None]:
+    """For a Trainer that takes SIGTERM for itself when it is made, and gives it back only when it has trained."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 DATA = [{"x": torch.tensor([float(n), 1.0]) / 10, "y": torch.tensor(float(n)) / 5} for n in range(10)]
@@ -274,17 +283,22 @@ def test_what_another_live_process_may_be_saving_is_not_moved(tmp_path):
 
 
 @pytest.mark.parametrize("output_dir", [None, "trainer_output", "tmp_trainer"])
-def test_a_trainer_needs_an_output_folder_of_its_own(output_dir):
+def test_a_trainer_needs_an_output_folder_of_its_own(output_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
     with pytest.raises(ConfigError, match="no output_dir of its own"):
         HoldfastCallback(make_trainer(output_dir))
 
 
-def test_two_callbacks_or_two_ways_to_save_on_sigterm_are_refused(tmp_path):
+def test_a_second_callback_is_refused(tmp_path):
     trainer = make_trainer(tmp_path)
     HoldfastCallback(trainer)
 
     with pytest.raises(ConfigError, match="has a HoldfastCallback already"):
         HoldfastCallback(trainer)
+
+
+def test_a_second_way_to_save_on_sigterm_is_refused(tmp_path, sigterm_as_before):
     with pytest.raises(ConfigError, match="enable_jit_checkpoint"):
         HoldfastCallback(make_trainer(tmp_path, enable_jit_checkpoint=True))
 
