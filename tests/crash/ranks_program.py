@@ -11,14 +11,14 @@ import os
 import signal
 import sys
 import threading
-import time
 from typing import Any
 
 from holdfast.distillation.command import main
 from holdfast.distillation.loop import TrainingLoop
 from holdfast.pytorch import sharded_checkpoint
 
-STARTED = time.time_ns()
+START = f"{os.environ.get('RANKS_START')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}"
+"""One name for all ranks that start together."""
 RANK = int(os.environ.get("RANK", "0"))
 WANTED, _, REST = os.environ.get("RANKS_KILL", "").partition(":")
 IS_CHOSEN = WANTED == str(RANK) and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
@@ -38,9 +38,9 @@ def step(self: TrainingLoop, step_data: Any) -> None:
     step_of_loop(self, step_data)
     if IS_CHOSEN and str(number) == STEP and MOMENT == "asked":
         os.kill(os.getpid(), signal.SIGUSR1)
-    told = {"step": number, "started": STARTED // 10**10, "num_ranks": self.ranks.num_ranks}
+    told = {"step": number, "start": START, "samples": step_data.indices}
     with open(os.environ["RANKS_SAMPLES"], "a") as file:
-        file.write(json.dumps({**told, "samples": step_data.indices}) + "\n")
+        file.write(json.dumps(told) + "\n")
 
 
 def written_tensors(partial: Any, tensors: Any, files: Any, ranks: Any) -> Any:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,12 @@ def train(
             *("--rdzv-endpoint", "localhost:0", str(PROGRAM)),
         ]
     )
-    environment = {**ENVIRONMENT, "RANKS_KILL": kill, "RANKS_SAMPLES": str(output_dir.with_suffix(".samples"))}
+    environment = {
+        **ENVIRONMENT,
+        "RANKS_KILL": kill,
+        "RANKS_START": uuid.uuid4().hex,
+        "RANKS_SAMPLES": str(output_dir.with_suffix(".samples")),
+    }
     arguments = [f"data.path={data}", *SETTINGS, f"train.steps={STEPS}", *overrides, "--output-dir", str(output_dir)]
     return subprocess.run(
         [*start, *arguments], env=environment, capture_output=True, text=True, timeout=200, check=False
@@ -85,11 +91,11 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 def samples_by_step(output_dir: Path) -> dict[int, list[int]]:
     """Of each step as it was computed last, the samples of all ranks."""
-    runs: dict[int, dict[tuple[int, int], list[int]]] = {}
+    samples: dict[int, dict[str, list[int]]] = {}
     for line in output_dir.with_suffix(".samples").read_text().splitlines():
         told = json.loads(line)
-        runs.setdefault(told["step"], {}).setdefault((told["started"], told["num_ranks"]), []).extend(told["samples"])
-    return {step: by_start[max(by_start)] for step, by_start in runs.items()}
+        samples.setdefault(told["step"], {}).setdefault(told["start"], []).extend(told["samples"])
+    return {step: list(by_start.values())[-1] for step, by_start in samples.items()}
 
 
 @pytest.fixture(scope="module", params=["ddp", "fsdp"])
@@ -105,7 +111,7 @@ def unbroken(
 @pytest.mark.parametrize(
     "unbroken, moment",
     [
-        pytest.param("ddp", "step"),
+        pytest.param("ddp", "step", marks=pytest.mark.long),
         pytest.param("ddp", "save", marks=pytest.mark.long),
         pytest.param("fsdp", "step", marks=pytest.mark.long),
         pytest.param("fsdp", "save"),
@@ -142,7 +148,7 @@ def test_one_rank_killed_the_run_goes_on_and_ends_like_the_unbroken_one(
     "unbroken, num_ranks",
     [
         pytest.param("ddp", 1, marks=pytest.mark.long),
-        pytest.param("ddp", 4),
+        pytest.param("ddp", 4, marks=pytest.mark.long),
         pytest.param("fsdp", 1),
         pytest.param("fsdp", 4, marks=pytest.mark.long),
     ],
@@ -195,6 +201,7 @@ def test_three_ranks_add_up_in_one_order_however_often_they_start(data: Path, tm
     ]
 
 
+@pytest.mark.long
 def test_all_ranks_stop_at_one_step_when_one_is_asked_to(data: Path, tmp_path: Path) -> None:
     output_dir = tmp_path / "run"
 
@@ -210,6 +217,7 @@ def test_all_ranks_stop_at_one_step_when_one_is_asked_to(data: Path, tmp_path: P
     assert [*range(1, STEPS + 1)] == [line.step for line in RunReader.open(output_dir).history()]
 
 
+@pytest.mark.long
 def test_a_rank_that_hangs_while_saving_is_named_within_the_limit(data: Path, tmp_path: Path) -> None:
     output_dir = tmp_path / "run"
 
@@ -222,6 +230,7 @@ def test_a_rank_that_hangs_while_saving_is_named_within_the_limit(data: Path, tm
     assert [4] == [each.checkpoint_step for each in RunReader.open(output_dir).session().checkpoints.values()]
 
 
+@pytest.mark.parametrize("unbroken", [pytest.param("ddp", marks=pytest.mark.long), "fsdp"], indirect=True)
 def test_off_the_main_rank_nothing_is_written_but_shards(data: Path, unbroken: tuple[str, Path]) -> None:
     _, output_dir = unbroken
 
@@ -235,6 +244,7 @@ def test_off_the_main_rank_nothing_is_written_but_shards(data: Path, unbroken: t
     assert {path.name for path in (output_dir / "checkpoint_4").iterdir()} == manifest.files.keys()
 
 
+@pytest.mark.long
 def test_a_number_of_processes_that_does_not_divide_the_batch_is_refused(data: Path, tmp_path: Path) -> None:
     refused = train(data, tmp_path / "run", num_ranks=3)
 
