@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from alert_receiver import PATH, AlertReceiver, eventually
 
@@ -95,11 +96,14 @@ class Training:
 
 
 def helpers_of(pid: int) -> list[int]:
-    # A thread has children of its own.
-    children = [
-        child for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    ]
-    return [int(child) for child in children if b"alert_post" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [child.pid for child in psutil.Process(pid).children() if is_helper(child)]
+
+
+def is_helper(process: psutil.Process) -> bool:
+    try:
+        return any("alert_post" in word for word in process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
 
 
 def is_running(pid: int) -> bool:
