@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from holdfast.disk.atomic import (
+    digested_file,
     partial_name,
     publish_folder,
     remove_partials,
@@ -26,6 +27,24 @@ def test_a_file_is_digested_on_its_way_to_the_disk(tmp_path: Path) -> None:
 
     assert b"abcdef" == written.path.read_bytes()
     assert (6, hashlib.sha256(b"abcdef").hexdigest()) == (written.num_bytes, written.sha256)
+
+
+def test_a_file_of_an_unfinished_folder_is_digested(tmp_path: Path) -> None:
+    with digested_file(tmp_path / "shard") as file:
+        file.write(b"abc")
+        file.write(b"def")
+
+    assert (6, hashlib.sha256(b"abcdef").hexdigest()) == (file.tell(), file.sha256())
+    assert b"abcdef" == (tmp_path / "shard").read_bytes()
+
+
+def test_a_file_of_an_unfinished_folder_that_does_not_become_whole_is_said(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    disk = FaultyDisk(run, tmp_path / "scratch", fails_at=2, error=errno.ENOSPC)
+
+    with pytest.raises(DiskFull, match="The disk is full"), digested_file(run / "shard", disk=disk) as file:
+        file.write(b"abc")
 
 
 def test_any_buffer_can_be_written(tmp_path: Path) -> None:
