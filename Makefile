@@ -5,6 +5,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quickstart
+SUITE := -n 2 --dist worksteal -m "not long"
+
+# Without its bytecode torch takes three times as long to import, in each of the processes that the tests start.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test check bench crash pictures site tools clean
 
@@ -15,10 +19,13 @@ demo: .venv/.installed
 	@echo "Look at $(RUN)/progress/progress.json, or kill the next run and start it again:"
 	@echo "  $(BIN)/python -m training.distill_kd --config configs/quickstart.yaml --output-dir runs/mine"
 
+# The crash tests stand apart: they start hundreds of processes, and would wait for the measuring in each. Those of the
+# house are in `check`.
 test: .venv/.installed tools
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long" --cov --cov-report=
+	$(BIN)/python -m pytest $(SUITE) --ignore tests/crash --ignore tests/house --cov --cov-report=
 	$(BIN)/coverage report --fail-under 100 --include 'src/holdfast/disk/*,src/holdfast/rules/*'
 	$(BIN)/coverage report --fail-under 95 --omit '*/distillation/*,*/pytorch/*,*/cli/*'
+	$(BIN)/python -m pytest $(SUITE) tests/crash
 
 check: .venv/.installed
 	$(BIN)/ruff format --check .

@@ -107,7 +107,13 @@ def same_bits(one: Any, other: Any) -> bool:
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
-@pytest.mark.parametrize("settings", [WITH_LOGPROBS, TEXT_ALONE], ids=["with-logprobs", "text-alone"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(WITH_LOGPROBS, id="with-logprobs"),
+        pytest.param(TEXT_ALONE, id="text-alone", marks=pytest.mark.long),
+    ],
+)
 def test_killed_twice_it_pays_once_and_ends_bit_for_bit_like_the_unbroken_run(
     settings, server, models, prompts, tmp_path
 ):

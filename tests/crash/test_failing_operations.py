@@ -26,7 +26,14 @@ def fail_at(folder: Path, number: int, error: int, *, lasts: bool) -> tuple[Path
     return run, ledger
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EROFS], ids=["full disk", "broken", "read-only"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(errno.ENOSPC, id="full disk"),
+        pytest.param(errno.EIO, id="broken"),
+        pytest.param(errno.EROFS, id="read-only", marks=pytest.mark.long),
+    ],
+)
 def test_no_promise_is_broken_whichever_operation_fails_once(tmp_path: Path, error: int) -> None:
     count = number_of_operations(tmp_path)
 

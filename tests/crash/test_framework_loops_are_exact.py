@@ -119,6 +119,7 @@ def test_killed_three_times_it_ends_like_the_unbroken_run(trained: tuple[Example
     assert [] == RunReader.open(tmp_path).problems()
 
 
+@pytest.mark.long
 def test_asked_to_stop_it_saves_and_goes_on_as_if_it_had_not_been(
     trained: tuple[Example, Path], tmp_path: Path
 ) -> None:

@@ -206,6 +206,7 @@ def test_a_loss_that_is_no_number_is_kept_though_the_frameworks_own_log_hides_it
     assert all(math.isfinite(entry["loss"]) for entry in log_history(tmp_path) if "loss" in entry)
 
 
+@pytest.mark.long
 def test_sigterm_lets_it_finish_the_step_save_and_ask_to_be_started_again(unbroken: Path, tmp_path: Path) -> None:
     asked = kill(tmp_path, has_lines(tmp_path, 6), signal_number=signal.SIGTERM)
     stopped = RunReader.open(tmp_path).session()
@@ -219,6 +220,7 @@ def test_sigterm_lets_it_finish_the_step_save_and_ask_to_be_started_again(unbrok
     assert (unbroken / weights).read_bytes() == (tmp_path / weights).read_bytes()
 
 
+@pytest.mark.long
 def test_another_computation_makes_the_replay_check_speak(tmp_path: Path) -> None:
     kill(tmp_path, has_lines(tmp_path, 7))
 

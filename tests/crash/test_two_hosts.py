@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from holdfast import RunReader
+
+pytestmark = pytest.mark.long
 
 STEPS = 12
 SETTINGS = [
