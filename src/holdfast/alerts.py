@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -13,7 +13,9 @@ from urllib.parse import urlsplit
 from holdfast.errors import ConfigError
 from holdfast.rules.alerts import ALERT_KINDS
 
-__all__ = ["AlertSettings"]
+__all__ = ["AlertSettings", "names_variable", "read_address"]
+
+_FROM_ENVIRONMENT = "env:"
 
 _OF_AN_ADDRESS = frozenset(string.ascii_letters + string.digits + string.punctuation)
 
@@ -66,6 +68,26 @@ class AlertSettings:
     def sends(self, kind: str) -> bool:
         """Whether a kind is to be sent."""
         return self.kinds is None or kind in self.kinds
+
+
+def names_variable(address: str | None) -> bool:
+    """Whether it is `env:NAME`: the address itself stands in that variable of the environment."""
+    return address is not None and address.startswith(_FROM_ENVIRONMENT)
+
+
+def read_address(named: str, environment: Mapping[str, str], *, where: str) -> str:
+    """The address that `env:NAME` stands for; `where` is where somebody has written that.
+
+    Raises:
+        ConfigError: the variable is not set.
+    """
+    variable = named.removeprefix(_FROM_ENVIRONMENT)
+    if environment.get(variable):
+        return environment[variable]
+    raise ConfigError(
+        f"{where} is {named}, and {variable or 'that variable'} is not set.",
+        hint=f"Set it in the environment, or remove {where}.",
+    )
 
 
 def _require_address(name: str, address: Any) -> None:

@@ -224,12 +224,8 @@ class AnswerUnusable(TeacherError):
 class BudgetExhausted(TeacherError):
     """What the next request could cost does not fit into what is left of the budget."""
 
-    def __init__(self, *, budget: str, spent: str, in_doubt: str, needed: str) -> None:
-        super().__init__(
-            f"The budget of {budget} does not allow a request that can cost {needed}: {spent} are spent, and "
-            f"requests in doubt may have cost {in_doubt}.",
-            hint="Raise the budget, or lower max_tokens; every answer so far is kept.",
-        )
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, hint="Raise the budget, or lower max_tokens; every answer so far is kept.")
 
 
 class TeacherClosed(TeacherError):

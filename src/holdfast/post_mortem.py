@@ -139,7 +139,8 @@ def _sentence(summary: dict[str, Any], attempt: AttemptRecord | None, now: float
         case "complete":
             return f"{who} has done all its steps, {seen}. Nothing is wrong with its end."
         case "ended_early":
-            return f"{who} closed the run in good order before its last step, at {step}, {seen}."
+            why = f": {attempt.error}" if attempt.error else "."
+            return f"{who} closed the run in good order before its last step, at {step}, {seen}{why}"
         case "replaced":
             return f"{who} gave the run to another tracker of the same process, which is gone, at {step}."
         case state:

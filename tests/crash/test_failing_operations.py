@@ -30,7 +30,7 @@ def fail_at(folder: Path, number: int, error: int, *, lasts: bool) -> tuple[Path
     "error",
     [
         pytest.param(errno.ENOSPC, id="full disk"),
-        pytest.param(errno.EIO, id="broken"),
+        pytest.param(errno.EIO, id="broken", marks=pytest.mark.long),
         pytest.param(errno.EROFS, id="read-only", marks=pytest.mark.long),
     ],
 )

@@ -93,7 +93,7 @@ def test_a_run_that_is_taken_over_by_its_own_process_has_not_crashed(
 def test_a_budget_that_ends_the_run_is_spent(open_tracker: Open, run_dir: Path) -> None:
     tracker = open_tracker(settings=settings(budget_dollars=Decimal(1)))
     tracker.record_api_response("one", {"text": "1"}, 0.9)
-    error = BudgetExhausted(budget="$1.00", spent="$0.90", in_doubt="$0.00", needed="$0.20")
+    error = BudgetExhausted("The budget of $1.00 does not allow a request that can cost $0.20.")
     tracker.close("raised", error)
 
     assert ["budget_80", "budget_100", "raised"] == recorded(run_dir)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from holdfast.alerts import AlertSettings, names_variable, read_address
 from holdfast.cli.output import print_json
 from holdfast.errors import ConfigError
 from holdfast.responses import ResponseStore
@@ -63,6 +64,15 @@ def generate(
     ask_again: Annotated[
         bool, typer.Option("--ask-again", help="Pay once more for answers that are kept and cannot be used.")
     ] = False,
+    alert_webhook: Annotated[
+        str | None, typer.Option(metavar="env:NAME", help="POST each alert to the address in that variable.")
+    ] = None,
+    alert_slack: Annotated[
+        str | None, typer.Option(metavar="env:NAME", help="The same, as Slack's incoming webhooks take it.")
+    ] = None,
+    alert_command: Annotated[
+        str | None, typer.Option(help="A line for the shell; it gets each alert as JSON on its input.")
+    ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray: on the Ray cluster that is running.")] = "local",
     write_batch: Annotated[
         Path | None, typer.Option(help="Ask nothing; write a batch file of the requests without an answer.")
@@ -116,8 +126,14 @@ def generate(
         patience=Patience(attempts=attempts, answer_seconds=answer_seconds),
         asks_again=ask_again,
     )
+    alerts = AlertSettings(
+        webhook=_address(alert_webhook, "--alert-webhook"),
+        slack_webhook=_address(alert_slack, "--alert-slack"),
+        command=alert_command,
+        budget_dollars=settings.budget,
+    )
     chosen = _engine(engine, job, settings, store, write_batch, read_batch or [])
-    _finish(_run(job, chosen, store), job, settings, write_batch, as_json=as_json)
+    _finish(_run(job, chosen, store, alerts), job, settings, write_batch, as_json=as_json)
 
 
 def _engine(
@@ -153,7 +169,10 @@ def _engine(
 
 
 def _run(
-    job: GenerationJob, engine: Callable[[Callable[[int, object], None]], Engine], store: str | None
+    job: GenerationJob,
+    engine: Callable[[Callable[[int, object], None]], Engine],
+    store: str | None,
+    alerts: AlertSettings,
 ) -> JobResult:
     from holdfast.teacher.display import shown_job
     from holdfast.teacher.generation import run_job
@@ -165,7 +184,9 @@ def _run(
         return SharedStore.open(store, account=account)
 
     with shown_job() as progress:
-        return run_job(job, engine, progress=progress, shared_store=None if store is None else open_shared)
+        return run_job(
+            job, engine, progress=progress, shared_store=None if store is None else open_shared, alerts=alerts
+        )
 
 
 def _finish(
@@ -178,7 +199,7 @@ def _finish(
             typer.echo(line, err=True)
     if result.asked.is_stopped:
         raise typer.Exit(0 if write_batch is not None else EXIT_STOPPED)
-    if result.asked.is_over_budget:
+    if result.asked.over_budget is not None:
         raise typer.Exit(EXIT_OVER_BUDGET)
     if result.written is not None and result.written.num_failed:
         raise typer.Exit(EXIT_SOME_FAILED)
@@ -194,7 +215,7 @@ def _summary(result: JobResult, job: GenerationJob) -> dict[str, Any]:
         "answers_written": result.written.num_answers if result.written else 0,
         "failed": result.written.num_failed if result.written else None,
         "is_stopped": result.asked.is_stopped,
-        "is_over_budget": result.asked.is_over_budget,
+        "is_over_budget": result.asked.over_budget is not None,
         "note": result.asked.note,
         "answers_bought": spending.answers,
         "answers_served": spending.answers_served,
@@ -220,7 +241,7 @@ def _in_words(
         assert result.written is not None
         first = f"{result.written.num_answers:,} of {result.num_questions:,} answers are in {job.out}."
     lines = [f"{result.asked.note} {first}".strip()]
-    if result.asked.is_over_budget:
+    if result.asked.over_budget is not None:
         lines.append("The budget is used up. Start the same command with a larger one to go on.")
     if result.written is not None and result.written.num_failed:
         lines.append(f"{result.written.num_failed:,} have none; {job.failed} says why.")
@@ -262,6 +283,15 @@ def _parsed(parameters: list[str]) -> dict[str, Any]:
         except ValueError:
             parsed[name] = text
     return parsed
+
+
+def _address(named: str | None, option: str) -> str | None:
+    if named is None:
+        return None
+    if not names_variable(named):
+        # The address is a secret, and the command line is for all to read.
+        raise ConfigError(f"{option} is no env:NAME.", hint="Put the address into a variable, and name that.")
+    return read_address(named, os.environ, where=option)
 
 
 def _dollars(budget: str | None) -> Decimal | None:

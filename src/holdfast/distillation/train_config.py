@@ -8,9 +8,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from holdfast.alerts import AlertSettings
+from holdfast.alerts import AlertSettings, names_variable, read_address
 from holdfast.distillation.sections import Section
-from holdfast.errors import ConfigError
 from holdfast.pytorch.device import DeviceName, PrecisionName
 from holdfast.rules.retention import KeepBest, KeepEvery, KeepLatest, KeepMilestones, RetentionRule
 
@@ -89,7 +88,6 @@ class KeepConfig(Section):
         return rule
 
 
-_FROM_ENVIRONMENT = "env:"
 _SOME_ADDRESS = "https://localhost"
 
 
@@ -110,7 +108,7 @@ class AlertsConfig(Section):
     @model_validator(mode="after")
     def _can_be_used(self) -> AlertsConfig:
         self._settings(
-            {name: _SOME_ADDRESS for name, value in self._addresses().items() if _is_elsewhere(value)}, budget=None
+            {name: _SOME_ADDRESS for name, value in self._addresses().items() if names_variable(value)}, budget=None
         )
         return self
 
@@ -120,17 +118,11 @@ class AlertsConfig(Section):
         Raises:
             ConfigError: a variable that is named is not set, or holds no address.
         """
-        found = {}
-        for name, value in self._addresses().items():
-            if value is None or not _is_elsewhere(value):
-                continue
-            variable = value.removeprefix(_FROM_ENVIRONMENT)
-            if not environment.get(variable):
-                raise ConfigError(
-                    f"progress.alerts.{name} is {value}, and {variable or 'that variable'} is not set.",
-                    hint=f"Set it in the environment of the trainer, or remove progress.alerts.{name}.",
-                )
-            found[name] = environment[variable]
+        found = {
+            name: read_address(value, environment, where=f"progress.alerts.{name}")
+            for name, value in self._addresses().items()
+            if value is not None and names_variable(value)
+        }
         return self._settings(found, budget=budget)
 
     def _addresses(self) -> dict[str, str | None]:
@@ -148,10 +140,6 @@ class AlertsConfig(Section):
             disk_low_bytes=self.disk_low_bytes,
             budget_dollars=budget if self.budget_dollars is None else self.budget_dollars,
         )
-
-
-def _is_elsewhere(address: str | None) -> bool:
-    return address is not None and address.startswith(_FROM_ENVIRONMENT)
 
 
 class ProgressConfig(Section):

@@ -98,7 +98,7 @@ def _by_the_loss(verdict: str) -> tuple[str, str] | None:
 def _why_ended(state: str, attempt: AttemptRecord | None) -> str:
     if state == "crashed":
         return "its process is gone and did not say good-bye"
-    if state == "raised" and attempt is not None and attempt.error:
+    if state in ("raised", "ended_early") and attempt is not None and attempt.error:
         return attempt.error
     return {
         "complete": "all steps are done",

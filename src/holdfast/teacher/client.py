@@ -435,11 +435,11 @@ class AsyncTeacher:
     def _exhausted(self, verdict: OverBudget, intent: Intent) -> BudgetExhausted:
         spending = verdict.spending
         assert self._budget is not None
+        budget, most = as_dollars_text(self._budget), as_dollars_text(intent.most)
+        spent, in_doubt = as_dollars_text(spending.spent + spending.spent_before), as_dollars_text(spending.in_doubt)
         return BudgetExhausted(
-            budget=as_dollars_text(self._budget),
-            spent=as_dollars_text(spending.spent + spending.spent_before),
-            in_doubt=as_dollars_text(spending.in_doubt),
-            needed=as_dollars_text(intent.most),
+            f"The budget of {budget} does not allow a request that can cost {most}: {spent} are spent, and requests "
+            f"in doubt may have cost {in_doubt}."
         )
 
 

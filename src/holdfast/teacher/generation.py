@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Protocol
 
+from holdfast.alerts import AlertSettings
 from holdfast.errors import (
     AnswerUnusable,
     BudgetExhausted,
@@ -36,6 +37,7 @@ from holdfast.teacher.prices import PriceTable
 from holdfast.teacher.prompts import problem_with_answer
 from holdfast.teacher.spooled import SpooledStore
 from holdfast.tracker import ProgressTracker
+from holdfast.writer import TrackerSettings
 
 __all__ = ["Asked", "Engine", "JobProgress", "JobResult", "LocalEngine", "TeacherSettings", "run_job"]
 
@@ -78,7 +80,8 @@ class Asked:
 
     reasons: dict[str, str] = field(default_factory=dict)
     """Why there is no answer that can be used, by key."""
-    is_over_budget: bool = False
+    over_budget: BudgetExhausted | None = None
+    """What the budget did not allow."""
     is_stopped: bool = False
     """Whether somebody asked to stop before all questions had an end."""
     note: str = ""
@@ -90,6 +93,8 @@ class Engine(Protocol):
 
     def ask_all(self, job: GenerationJob, store: ResponseStore, *, on_end: Callable[[int], None]) -> Asked:
         """Bring an answer to every question into the store; `on_end` hears how many have an end.
+
+        What the budget did not allow has none: a larger budget goes on there.
 
         Raises:
             TeacherError: no question could have an answer.
@@ -115,6 +120,7 @@ def run_job(
     *,
     progress: JobProgress,
     shared_store: Callable[[str], ResponseStore] | None = None,
+    alerts: AlertSettings | None = None,
 ) -> JobResult:
     """Ask all questions that have no answer yet, then write the output.
 
@@ -124,6 +130,7 @@ def run_job(
         progress: Somebody who watches.
         shared_store: Opens the store that other processes share, for the account that it is given; by default the run
             keeps its answers itself.
+        alerts: Whom to alert, and of what; by default nobody.
 
     Raises:
         DataError: a prompt is malformed; nothing was sent.
@@ -132,13 +139,14 @@ def run_job(
     """
     job.check_paths()
     num_questions = job.count()
-    tracker = ProgressTracker(job.folder.progress, job.config(), num_questions)
+    settings = TrackerSettings(alerts=alerts or AlertSettings())
+    tracker = ProgressTracker(job.folder.progress, job.config(), num_questions, settings=settings)
     try:
         result = _run(job, engine(tracker.record_connection_failure), tracker, num_questions, progress, shared_store)
     except BaseException as error:
         tracker.close("raised", error)
         raise
-    tracker.close("preempted" if result.asked.is_stopped else "completed")
+    tracker.close("preempted" if result.asked.is_stopped else "completed", result.asked.over_budget)
     return result
 
 
@@ -268,6 +276,7 @@ class _Asking:
         self._most_unreachable = most_unreachable
         self._on_end = on_end
         self._num_ended = 0
+        self._num_over_budget = 0
         self._num_unreachable = 0
         """In a row: no other question has brought an answer from the teacher meanwhile."""
         self._num_bought = 0
@@ -310,7 +319,7 @@ class _Asking:
         try:
             await self._ask_one(question)
             self._num_ended += 1
-            self._on_end(self._num_ended)
+            self._on_end(self._num_ended - self._num_over_budget)
         except Exception as error:  # Whatever else it is, it ends the job.
             self._fatal = self._fatal or error
             self._teacher.stop()
@@ -325,7 +334,8 @@ class _Asking:
             self.asked.reasons[key] = error.problem
         except BudgetExhausted as error:
             self.asked.reasons[key] = str(error)
-            self.asked.is_over_budget = True
+            self.asked.over_budget = error
+            self._num_over_budget += 1
         except TeacherUnreachable as error:
             self._note_in_vain(key, error)
         except TeacherRefused as error:

@@ -83,12 +83,13 @@ class RayEngine:
             compute=ray.data.ActorPoolStrategy(size=num_askers),
             scheduling_strategy="SPREAD",
         )
-        asked = Asked()
-        for number, row in enumerate(ends.iter_rows(), 1):
+        asked, num_ended = Asked(), 0
+        for row in ends.iter_rows():
             for retry_count, reason in msgspec.json.decode(row["failures"]):
                 self.on_failure(retry_count, reason)
             _note(asked, row)
-            on_end(number)
+            num_ended += row["end"] != _OVER_BUDGET
+            on_end(num_ended)
         return asked
 
 
@@ -193,7 +194,7 @@ def _end_of(future: Future[Answer]) -> tuple[str, str]:
     except AnswerUnusable as error:
         return _FAILED, error.problem
     except BudgetExhausted as error:
-        return _OVER_BUDGET, str(error)
+        return _OVER_BUDGET, error.message
     except TeacherUnreachable as error:
         return _FAILED, str(error)
     except TeacherRefused as error:
@@ -206,6 +207,8 @@ def _end_of(future: Future[Answer]) -> tuple[str, str]:
 def _note(asked: Asked, row: dict[str, Any]) -> None:
     if row["end"] == _FATAL:
         raise TeacherError(row["reason"])
-    if row["end"] != _ANSWERED:
+    if row["end"] == _OVER_BUDGET:
+        asked.over_budget = BudgetExhausted(row["reason"])
+        asked.reasons[row["key"]] = str(asked.over_budget)
+    elif row["end"] != _ANSWERED:
         asked.reasons[row["key"]] = row["reason"]
-        asked.is_over_budget |= row["end"] == _OVER_BUDGET

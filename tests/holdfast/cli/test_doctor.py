@@ -122,6 +122,7 @@ def test_programs_are_told_in_strict_json(doctored, killed, read_json, tmp_path)
         ("raised", ValueError("the loss is a cow"), "ended with an exception at step 5 of 100"),
         ("preempted", None, "was asked to stop, saved, and ended at step 5 of 100"),
         ("completed", None, "closed the run in good order before its last step"),
+        ("completed", ValueError("the loss is a cow"), "closed the run in good order before its last step"),
     ],
 )
 def test_each_end_has_its_sentence(open_tracker, update, run_dir, doctored, how, error, said):

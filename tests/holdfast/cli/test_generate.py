@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alert_receiver import PATH, AlertReceiver, eventually
 from typer.testing import CliRunner
 
 from holdfast.cli.app import app
@@ -64,6 +65,7 @@ class Job:
     out: Path
     base_url: str
     key: str | None = None
+    environment: dict[str, str] = field(default_factory=dict)
     words: list[str] = field(default_factory=list)
 
     @property
@@ -80,7 +82,7 @@ class Job:
         result = CliRunner().invoke(
             app,
             ["generate", *map(str, [*given, *options])],
-            env={"OPENAI_API_KEY": self.key, "OPENAI_BASE_URL": None},
+            env={"OPENAI_API_KEY": self.key, "OPENAI_BASE_URL": None, **self.environment},
             catch_exceptions=False,
         )
         self.words.append(result.output)
@@ -606,6 +608,67 @@ def test_a_budget_that_is_used_up_is_an_exit_code_of_its_own(job: Job, server: T
     assert server.counts.dollars <= Decimal("0.0042")
     assert "3 of 3 answers" in job.invoke("--budget", "1", *options)
     assert not job.failed.exists()
+
+
+def test_what_a_budget_did_not_allow_is_no_work_that_is_done(job: Job, prices: Path) -> None:
+    options = ("--prices", prices, "--max-tokens", 5, "--concurrency", 1)
+
+    job.invoke("--budget", "0.0042", *options, exit_code=3)
+    over = RunReader.open(job.run).session()
+    job.invoke("--budget", "1", *options)
+    after = RunReader.open(job.run).session()
+
+    assert (2, 3) == (over.steps_completed, over.total_steps_target)
+    assert "BudgetExhausted: The budget of $0.0042 does not allow" in str(over.attempts[0].error)
+    assert ("completed", None, 3) == (after.attempts[1].how, after.attempts[1].error, after.steps_completed)
+
+
+# Alerts.
+
+
+def test_whoever_pays_is_told_of_the_budget_and_of_the_end(job: Job, prices: Path) -> None:
+    options = ("--prices", prices, "--max-tokens", 5, "--concurrency", 1, "--alert-webhook", "env:HOOK")
+    with AlertReceiver() as receiver:
+        job.environment["HOOK"] = receiver.address
+        job.invoke("--budget", "0.0042", *options, exit_code=3)
+        receiver.wait_for(1)
+        job.invoke("--budget", "1", *options)
+        receiver.wait_for(2)
+
+    assert ["budget_100", "complete"] == [content["kind"] for _, content in receiver.received]
+    assert "The budget of $0.0042 does not allow" in receiver.received[0][1]["message"]
+    assert PATH not in "".join(path.read_text(errors="replace") for path in job.run.rglob("*") if path.is_file())
+    assert PATH not in "".join(job.words)
+
+
+def test_slack_and_a_command_are_told_too(job: Job, tmp_path: Path) -> None:
+    with AlertReceiver() as receiver:
+        job.environment["SLACK"] = receiver.address
+        job.invoke("--alert-slack", "env:SLACK", "--alert-command", f"cat > {tmp_path}/told.json")
+        receiver.wait_for(1)
+        eventually(lambda: (tmp_path / "told.json").exists() and (tmp_path / "told.json").read_text().endswith("}"))
+
+    assert {"text"} == receiver.received[0][1].keys()
+    assert "complete" == json.loads((tmp_path / "told.json").read_text())["kind"]
+
+
+@pytest.mark.parametrize(
+    "named, words",
+    [
+        pytest.param("http://127.0.0.1/secret", "--alert-webhook is no env:NAME", id="the-address-itself"),
+        pytest.param("env:HOOK", "--alert-webhook is env:HOOK, and HOOK is not set", id="not-set"),
+        pytest.param("env:", "--alert-webhook is env:, and that variable is not set", id="no-name"),
+    ],
+)
+def test_an_address_that_is_not_in_the_environment_is_refused(
+    job: Job, server: TeacherServer, named: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words) as refused:
+        job.invoke("--alert-webhook", named)
+
+    assert "secret" not in str(refused.value)
+    assert 0 == server.counts.requests
+    assert not job.run.exists()
 
 
 # Batches.

@@ -108,7 +108,7 @@ def test_intervals_across_a_clock_that_went_backwards_say_nothing():
         ("crashed", "crashed", "its process is gone and did not say good-bye"),
         ("raised", "raised", "ValueError: no"),
         ("preempted", "preempted", "it was asked to stop, and saved"),
-        ("ended_early", "ended_early", "it was closed before its last step"),
+        ("ended_early", "ended_early", "ValueError: no"),
         ("replaced", "replaced", ""),
     ],
 )
@@ -116,6 +116,13 @@ def test_one_that_nobody_writes_is_called_by_how_it_ended(status, state, reason)
     health = judged(*EVERY_10_S, status=status, verdict="diverging")
 
     assert (state, reason, None) == (health.state, health.reason, health.patience_seconds)
+
+
+def test_one_that_was_closed_early_without_an_error_says_that():
+    attempt = AttemptRecord(attempt=1, start=0.0, last_seen=0.0)
+    health = health_of(session_with(), attempt, status="ended_early", verdict="unknown", now=NOW)
+
+    assert "it was closed before its last step" == health.reason
 
 
 def test_one_that_nobody_has_taken_up_is_not_started():
