@@ -13,7 +13,7 @@ from holdfast.errors import NoUsableCheckpoint
 from holdfast.reader import RunReader
 from holdfast.records import AttemptRecord, Event, MetricsSnapshot, TrainingSession
 from holdfast.report import marked_curve
-from holdfast.wording import ago, as_bytes
+from holdfast.wording import ago, as_bytes, as_place
 
 __all__ = ["PostMortem", "Surroundings", "examine"]
 
@@ -124,7 +124,7 @@ def _sentence(summary: dict[str, Any], attempt: AttemptRecord | None, now: float
     if attempt is None:
         return "No process has taken it up yet."
     who = f"Process {attempt.pid} on {attempt.host or 'an unknown host'} (attempt {attempt.attempt})"
-    step = f"step {summary['steps_completed']:,} of {summary['total_steps_target']:,}"
+    step = as_place(summary)
     seen = ago(attempt.end or attempt.last_seen or None, now)
     match summary["health"]:
         case "crashed":
@@ -178,6 +178,8 @@ def _next_step(summary: dict[str, Any], session: TrainingSession, reader: RunRea
         return "Nothing needs to be done."
     if summary["status"] == "running":
         return "Let it go on, or ask it to save and end: holdfast stop DIR."
+    if session.is_job:
+        return "Start the same command again: it asks what has no answer yet."
     try:
         choice = choose_for(session, reader.folder)
     except NoUsableCheckpoint as error:

@@ -657,6 +657,11 @@ class TrainingSession(Struct, kw_only=True):
     alerts: list[RaisedAlert] = msgspec.field(default_factory=list)
     """The newest 100."""
 
+    @property
+    def is_job(self) -> bool:
+        """Whether it asks a teacher and trains nothing: its steps are questions that have an end."""
+        return self.config.get("job") == "generate"
+
 
 class JournalMark(Struct, frozen=True, kw_only=True):
     """How much of a journal a snapshot has taken in."""

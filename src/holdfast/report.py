@@ -12,7 +12,7 @@ from typing import Any
 from holdfast.curves import CurveFollower
 from holdfast.pictures import CurveMarks, curve_svg
 from holdfast.reader import RunReader
-from holdfast.wording import ago, as_dollars_text, as_duration
+from holdfast.wording import ago, as_dollars_text, as_duration, as_place
 
 __all__ = ["Glance", "escaped", "marked_curve", "show"]
 
@@ -80,8 +80,7 @@ def _lines(summary: dict[str, Any], now: float) -> list[str]:
     reason = f" ({summary['health_reason']})" if summary["health_reason"] else ""
     lines = [
         f"{summary['health'].replace('_', ' ')}{reason}",
-        f"step {summary['steps_completed']:,} of {summary['total_steps_target']:,} "
-        f"({summary['progress_pct']:.1f} %), last update {ago(summary['last_update_time'], now)}",
+        f"{as_place(summary)} ({summary['progress_pct']:.1f} %), last update {ago(summary['last_update_time'], now)}",
     ]
     if trend["has_data"]:
         lines.append(f"loss {trend['current_loss']:.4f}: {trend['verdict'].replace('_', ' ')}")

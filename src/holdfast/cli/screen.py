@@ -34,7 +34,7 @@ from holdfast.records import (
     SessionStarted,
     TargetChanged,
 )
-from holdfast.wording import as_dollars_text, as_duration
+from holdfast.wording import as_dollars_text, as_duration, as_place
 
 __all__ = ["Seen", "event_in_words", "plain_line", "screen_lines"]
 
@@ -64,7 +64,9 @@ def screen_lines(seen: Seen, *, width: int, height: int, is_unicode: bool) -> li
     """At most `height` lines of at most `width` columns; the curve gets the room that is left."""
     summary = seen.summary
     above = [_title(seen, width), *_reason(summary), _bar(summary, width, is_unicode=is_unicode), _time(seen)]
-    above += [*_loss(summary), *_rates(seen), *_kept(seen), *_teacher(summary)]
+    if not summary["is_job"]:
+        above += [*_loss(summary), *_rates(seen), *_kept(seen)]
+    above += _teacher(summary)
     below = [f"alert: {each}".replace("_", " ") for each in summary.get("alerts_active") or []]
     below += [f"{_clock(moment)} {words}" for moment, words in seen.events[-_NUM_EVENTS:]]
     below += [f"cannot look: {seen.trouble}"] if seen.trouble else []
@@ -82,7 +84,7 @@ def plain_line(seen: Seen) -> str:
     summary, trend = seen.summary, seen.summary["loss_trend"]
     words = [
         f"{_clock(seen.now)} {seen.name}: {summary['health'].replace('_', ' ')}",
-        f"step {summary['steps_completed']:,} of {summary['total_steps_target']:,}",
+        as_place(summary),
     ]
     if trend["has_data"]:
         words.append(f"loss {trend['current_loss']:.4g} ({trend['verdict'].replace('_', ' ')})")
@@ -161,7 +163,9 @@ def _bar(summary: dict[str, Any], width: int, *, is_unicode: bool) -> str:
 
 def _time(seen: Seen) -> str:
     summary = seen.summary
-    trained = f"trained {as_duration(summary['elapsed_wall_clock_hours'] * 3600)}"
+    trained = (
+        f"{'asked for' if summary['is_job'] else 'trained'} {as_duration(summary['elapsed_wall_clock_hours'] * 3600)}"
+    )
     since = summary["seconds_since_update"]
     update = "no update yet" if since is None else f"last update {as_duration(max(0.0, since))} ago"
     if summary["steps_completed"] >= summary["total_steps_target"]:

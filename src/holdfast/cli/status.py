@@ -54,8 +54,7 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
     if as_json:
         print_json(summary)
     else:
-        is_job = session.config.get("job") == "generate"
-        for line in (_job_in_words if is_job else _in_words)(summary, folder, now):
+        for line in (_job_in_words if session.is_job else _in_words)(summary, folder, now):
             say(line)
     raise typer.Exit(exit_code_for(summary["health"]))
 
@@ -138,7 +137,8 @@ def _job_in_words(summary: dict[str, Any], folder: Path, now: float) -> list[str
     lines = [
         f"{folder}: {_state(summary)}",
         f"  progress    {summary['steps_completed']:,} of {summary['total_steps_target']:,} questions have an end"
-        f" ({summary['progress_pct']:.1f} %)",
+        f" ({summary['progress_pct']:.1f} %), last sign of life {ago(summary['last_update_time'], now)}",
+        f"  time        {_remaining(summary, now)}",
         "  restart     would ask what has no answer yet",
     ]
     if summary["attempt"] > 1:

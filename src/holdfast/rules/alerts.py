@@ -120,7 +120,11 @@ def end_of(session: TrainingSession, attempt: AttemptRecord) -> tuple[str, str] 
         done = session.steps_completed
         # Whoever starts a complete run again is told nothing new.
         is_told = any((each.kind, each.step) == (kind, done) for each in session.alerts)
-        return None if is_told else (kind, f"all {done:,} steps are done")
+        return (
+            None
+            if is_told
+            else (kind, f"all {done:,} {'questions have an end' if session.is_job else 'steps are done'}")
+        )
     if kind == "preempted":
         return kind, f"it was asked to stop, and saved; {_how_far(session)}"
     if kind == "raised":
@@ -237,4 +241,5 @@ def _kind_of_end(session: TrainingSession, attempt: AttemptRecord) -> str | None
 
 
 def _how_far(session: TrainingSession) -> str:
-    return f"{session.steps_completed:,} of {session.total_steps_target:,} steps are done"
+    done = "questions have an end" if session.is_job else "steps are done"
+    return f"{session.steps_completed:,} of {session.total_steps_target:,} {done}"

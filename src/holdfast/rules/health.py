@@ -9,7 +9,7 @@ from statistics import median
 
 from holdfast.records import AttemptRecord, MetricsSnapshot, TrainingSession
 
-__all__ = ["Health", "health_of", "patience_seconds"]
+__all__ = ["Health", "health_of", "last_update_time", "patience_seconds"]
 
 _LEAST_PATIENCE_SECONDS = 120.0
 _MEDIANS = 20.0
@@ -47,29 +47,37 @@ def health_of(
         verdict: That of its loss trend.
         now: Seconds since 1970.
     """
-    newest = session.metrics_history[-1] if session.metrics_history else None
-    since = None if newest is None else now - newest.timestamp
+    seen = last_update_time(session, attempt)
+    since = None if seen is None else now - seen
     if status != "running" or attempt is None:
         state = "complete" if status == "completed" else status
         return Health(
             state=state,
-            reason=_why_ended(state, attempt),
+            reason=_why_ended(state, attempt, session),
             seconds_since_update=since,
             patience_seconds=None,
         )
     own = [line for line in session.metrics_history if line.attempt == attempt.attempt]
+    has_begun = bool(own) or (session.is_job and attempt.last_seen > (attempt.start or 0.0))
     patience = patience_seconds(own)
     waited = now - max(attempt.start or 0.0, attempt.last_seen)
-    if newest is not None and since is not None and since < -_CLOCK_SECONDS:
+    if since is not None and since < -_CLOCK_SECONDS:
         state, reason = _by_the_loss(verdict) or ("running", "")
         clock = f"the newest update is dated {-since:.0f} s in the future: a clock is wrong"
         reason = f"{reason}; {clock}" if reason else clock
     elif waited > patience:
-        since_what = "the last update" if own else "the start, and no update came"
+        since_what = "the last update" if has_begun else "the start, and no update came"
         state, reason = "stalled", f"{waited:.0f} s since {since_what}; {patience:.0f} s would be usual at most"
     else:
-        state, reason = _by_the_loss(verdict) or (("running", "") if own else ("starting", "no update yet"))
+        state, reason = _by_the_loss(verdict) or (("running", "") if has_begun else ("starting", "no update yet"))
     return Health(state=state, reason=reason, seconds_since_update=since, patience_seconds=patience)
+
+
+def last_update_time(session: TrainingSession, attempt: AttemptRecord | None) -> float | None:
+    """When the newest update was written, in seconds since 1970; of a job, its newest sign of life."""
+    if session.is_job:
+        return attempt.last_seen if attempt is not None else None
+    return session.metrics_history[-1].timestamp if session.metrics_history else None
 
 
 def patience_seconds(updates: Sequence[MetricsSnapshot]) -> float:
@@ -95,14 +103,14 @@ def _by_the_loss(verdict: str) -> tuple[str, str] | None:
     return None
 
 
-def _why_ended(state: str, attempt: AttemptRecord | None) -> str:
+def _why_ended(state: str, attempt: AttemptRecord | None, session: TrainingSession) -> str:
     if state == "crashed":
         return "its process is gone and did not say good-bye"
     if state in ("raised", "ended_early") and attempt is not None and attempt.error:
         return attempt.error
     return {
-        "complete": "all steps are done",
-        "ended_early": "it was closed before its last step",
+        "complete": "all questions have an end" if session.is_job else "all steps are done",
+        "ended_early": "it was closed before its last " + ("question" if session.is_job else "step"),
         "preempted": "it was asked to stop, and saved",
         "not_started": "no process has taken it up yet",
         "adopted": "its checkpoints were taken up from other code",

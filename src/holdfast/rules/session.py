@@ -182,7 +182,7 @@ def take_event(session: TrainingSession, event: Event) -> None:
             session.api_responses_recovered += event.count
             session.api_cost_saved += event.cost
         case JobAdvanced():
-            session.steps_completed = session.highest_step = event.done
+            _take_job_progress(session, attempt, event)
         case SpendingReported():
             _take_spending(session, event.spending)
         case ReplayDiffered():
@@ -244,6 +244,19 @@ def _take_beginning(session: TrainingSession, event: SessionStarted) -> None:
     session.config, session.config_hash = event.config, event.config_hash
     session.total_steps_target = session.total_steps_at_start = event.total_steps
     session.api_cost_before = event.api_cost_before
+
+
+def _take_job_progress(session: TrainingSession, attempt: AttemptRecord, event: JobAdvanced) -> None:
+    """Its pace is that of questions which had no end before: answers that are kept are passed in no time."""
+    seconds = _SECONDS_AN_HOUR * (attempt.wall_clock_hours or 0.0)
+    seconds += max(0.0, event.timestamp - (attempt.start or event.timestamp))
+    session.steps_completed = event.done
+    session.steps_computed += max(0, event.done - session.highest_step)
+    session.highest_step = max(session.highest_step, event.done)
+    session.busy_seconds = max(session.busy_seconds, seconds)
+    session.wall_clock_hours = max(session.wall_clock_hours, session.busy_seconds / _SECONDS_AN_HOUR)
+    if is_pace_point_due(session.pace, session.busy_seconds):
+        add_pace_point(session.pace, PacePoint(session.busy_seconds, session.steps_computed))
 
 
 def _take_spending(session: TrainingSession, told: Spending) -> None:

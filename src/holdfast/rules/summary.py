@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from holdfast.records import AttemptRecord, Goodput, TrainingSession
-from holdfast.rules.health import health_of
+from holdfast.rules.health import health_of, last_update_time
 from holdfast.rules.pace import estimate_remaining
 from holdfast.rules.spending import spending_of
 from holdfast.rules.trends import loss_trend
@@ -39,6 +39,7 @@ def progress_summary(
     health = health_of(session, attempt, status=status, verdict=trend["verdict"], now=now)
     return {
         "session_id": session.session_id,
+        "is_job": session.is_job,
         "status": status,
         "health": health.state,
         "health_reason": health.reason,
@@ -60,7 +61,7 @@ def progress_summary(
         "learning_rate": newest.learning_rate if newest else None,
         "loss_components": newest.loss_components if newest else {},
         "loss_trend": trend,
-        "last_update_time": newest.timestamp if newest else None,
+        "last_update_time": last_update_time(session, attempt),
         "last_checkpoint_step": session.last_checkpoint_step,
         "checkpoints_count": len(session.checkpoints),
         "evaluation": evaluation.results if evaluation else {},

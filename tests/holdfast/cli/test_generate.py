@@ -623,6 +623,21 @@ def test_what_a_budget_did_not_allow_is_no_work_that_is_done(job: Job, prices: P
     assert ("completed", None, 3) == (after.attempts[1].how, after.attempts[1].error, after.steps_completed)
 
 
+def test_a_job_is_watched_by_its_questions(job: Job, prices: Path) -> None:
+    job.invoke("--budget", "0.0042", "--prices", prices, "--max-tokens", 5, "--concurrency", 1, exit_code=3)
+
+    said = CliRunner().invoke(app, ["status", str(job.run)])
+    watched = CliRunner().invoke(app, ["watch", str(job.run)])
+    doctored = CliRunner().invoke(app, ["doctor", str(job.run), "--out", str(job.out.with_suffix(".html"))])
+
+    assert [6, 6, 0] == [each.exit_code for each in (said, watched, doctored)]
+    assert "ended early: BudgetExhausted: The budget of $0.0042 does not allow" in said.output
+    assert "2 of 3 questions have an end (66.7 %), last sign of life " in said.output
+    assert "question 2 of 3" in watched.output
+    assert "at question 2 of 3" in doctored.output
+    assert "it asks what has no answer yet" in doctored.output
+
+
 # Alerts.
 
 

@@ -238,6 +238,23 @@ def test_on_every_axis_the_marks_lie_where_the_curve_is(serve, look, made_run, a
     assert heights(page, "#chart-loss", 0.75, is_orange)
 
 
+def test_a_job_that_trains_nothing_shows_no_curves(serve, look, open_tracker, clock, tmp_path):
+    tracker = open_tracker({"job": "generate"}, 300, output_dir=tmp_path / "answers.run")
+    for done in (40, 80, 120):
+        clock.advance(60)
+        tracker.record_job_progress(done)
+    page = look(address(serve(), "answers.run"))
+    page.wait_for_selector("main[data-ready]")
+
+    head = page.locator("#head").inner_text()
+    assert "Questions with an end\n120 of 300 (40.0 %)" in head
+    assert "Remains\n4 min" in head
+    assert [False] * 4 == [
+        page.locator(each).is_visible() for each in ("#charts", "#learning", "#time", "#checkpoints")
+    ]
+    assert page.locator("#attempts").is_visible()
+
+
 @pytest.mark.parametrize("width", [320, 390, 768])
 def test_on_a_phone_nothing_sticks_out(serve, look, made_run, save_checkpoint, width):
     made_run("experiments/a_rather_long_name_of_a_run/seed_1234567890", 300, spike_at=200)

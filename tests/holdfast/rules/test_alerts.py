@@ -33,9 +33,8 @@ GIB = 1 << 30
 
 
 def session(**known: Any) -> TrainingSession:
-    return TrainingSession(
-        session_id="training_1", start_time=0.0, config={}, config_hash="", **({"total_steps_target": 100} | known)
-    )
+    usual = {"config": {}, "total_steps_target": 100}
+    return TrainingSession(session_id="training_1", start_time=0.0, config_hash="", **(usual | known))
 
 
 def observed(**known: Any) -> Observed:
@@ -233,6 +232,15 @@ def test_a_complete_run_that_is_started_again_is_no_news() -> None:
     assert None is end_of(session(attempts=[second], steps_completed=100, alerts=[told]), second)
     longer = session(attempts=[second], steps_completed=200, total_steps_target=200, alerts=[told])
     assert ("complete", "all 200 steps are done") == end_of(longer, second)
+
+
+def test_the_end_of_a_job_is_told_in_questions() -> None:
+    done = attempt(end=NOW, how="completed")
+    job = session(config={"job": "generate"}, attempts=[done], steps_completed=100)
+    stopped = attempt(end=NOW, how="preempted")
+
+    assert ("complete", "all 100 questions have an end") == end_of(job, done)
+    assert ("preempted", "it was asked to stop, and saved; 100 of 100 questions have an end") == end_of(job, stopped)
 
 
 def test_only_crashes_that_nobody_told_of_are_told_at_a_start() -> None:

@@ -24,10 +24,10 @@ def update(timestamp: float, *, step: int = 1, attempt: int = 1) -> MetricsSnaps
     )
 
 
-def session_with(*updates: MetricsSnapshot):
-    session = begin_session(
-        SessionStarted(timestamp=0.0, attempt=1, session_id="training_a", config={}, config_hash="", total_steps=100)
-    )
+def session_with(*updates: MetricsSnapshot, job: bool = False):
+    config = {"job": "generate"} if job else {}
+    begun = {"timestamp": 0.0, "attempt": 1, "session_id": "training_a", "config_hash": "", "total_steps": 100}
+    session = begin_session(SessionStarted(config=config, **begun))
     session.metrics_history = list(updates)
     return session
 
@@ -123,6 +123,40 @@ def test_one_that_was_closed_early_without_an_error_says_that():
     health = health_of(session_with(), attempt, status="ended_early", verdict="unknown", now=NOW)
 
     assert "it was closed before its last step" == health.reason
+
+
+@pytest.mark.parametrize(
+    "seen, state, reason",
+    [
+        (NOW - 1000, "starting", "no update yet"),
+        (NOW - 899, "running", ""),
+        (NOW + 70, "running", "the newest update is dated 70 s in the future: a clock is wrong"),
+    ],
+)
+def test_a_job_lives_by_any_sign_of_life(seen, state, reason):
+    session = session_with(job=True)
+    attempt = AttemptRecord(attempt=1, start=NOW - 500 if state == "starting" else NOW - 5000, last_seen=seen)
+    health = health_of(session, attempt, status="running", verdict="unknown", now=NOW)
+
+    assert (state, reason) == (health.state, health.reason)
+
+
+def test_a_job_that_hears_nothing_for_long_has_stalled():
+    attempt = AttemptRecord(attempt=1, start=NOW - 5000, last_seen=NOW - 901)
+    health = health_of(session_with(job=True), attempt, status="running", verdict="unknown", now=NOW)
+
+    assert ("stalled", 901.0) == (health.state, health.seconds_since_update)
+    assert health.reason.startswith("901 s since the last update")
+
+
+@pytest.mark.parametrize(
+    "status, reason",
+    [("completed", "all questions have an end"), ("ended_early", "it was closed before its last question")],
+)
+def test_a_job_that_ended_speaks_of_questions(status, reason):
+    attempt = AttemptRecord(attempt=1, start=0.0, last_seen=0.0)
+
+    assert reason == health_of(session_with(job=True), attempt, status=status, verdict="unknown", now=NOW).reason
 
 
 def test_one_that_nobody_has_taken_up_is_not_started():

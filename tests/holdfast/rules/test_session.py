@@ -27,9 +27,11 @@ from holdfast.records import (
     ConnectionFailed,
     DamageFound,
     EvaluationRecorded,
+    Event,
     JobAdvanced,
     MetricsSnapshot,
     OpenRequest,
+    PacePoint,
     Paused,
     RefusedCheckpoint,
     RemovedCheckpoint,
@@ -292,7 +294,7 @@ def test_attempts_stand_in_order_however_they_arrive():
         ),
         pytest.param(
             JobAdvanced(timestamp=1.0, attempt=1, done=7),
-            {"steps_completed": 7, "highest_step": 7},
+            {"steps_completed": 7, "highest_step": 7, "steps_computed": 7, "pace": [PacePoint(0.0, 7)]},
             id="job-advanced",
         ),
         pytest.param(
@@ -840,3 +842,42 @@ def test_a_session_without_a_config_gets_it_from_the_first_beginning_that_has_on
         session.start_time,
     )
     assert [4] == list(session.checkpoints)
+
+
+JOB = msgspec.structs.replace(BEGINNING, config={"job": "generate"}, total_steps=300)
+
+
+def job_events(attempt: int, start: float, hours: float, *done: int) -> list[Event]:
+    """An attempt of a job, told of every ten seconds."""
+    return [
+        AttemptStarted(timestamp=start, attempt=attempt, host="box", pid=1, git_commit=None, wall_clock_hours=hours),
+        *(
+            JobAdvanced(timestamp=start + 10.0 * number, attempt=attempt, done=each)
+            for number, each in enumerate(done, 1)
+        ),
+    ]
+
+
+def test_a_job_is_done_when_its_questions_at_the_pace_of_those_that_were_new_have_an_end():
+    session = begin_session(JOB)
+    for event in job_events(1, 1000.0, 0.0, 50, 100):
+        take_event(session, event)
+    before = progress_summary(session, now=1020.0, wall_clock_hours=0.0)
+    # A day later: what is kept has its end at once.
+    for event in job_events(2, 90_000.0, session.wall_clock_hours, 100, 150):
+        take_event(session, event)
+    after = progress_summary(session, now=90_020.0, wall_clock_hours=0.0)
+
+    assert 40.0 == pytest.approx(3600 * before["estimated_remaining_hours"])
+    assert (150, 150, 150) == (session.steps_completed, session.highest_step, session.steps_computed)
+    assert 40.0 == pytest.approx(3600 * session.wall_clock_hours)
+    assert 45.0 == pytest.approx(3600 * after["estimated_remaining_hours"])
+    assert (True, "running", 90_020.0) == (after["is_job"], after["health"], after["last_update_time"])
+
+
+def test_a_clock_that_goes_back_gives_a_job_no_time_back():
+    session = begin_session(JOB)
+    for event in [*job_events(1, 1000.0, 0.0, 50), JobAdvanced(timestamp=500.0, attempt=1, done=60)]:
+        take_event(session, event)
+
+    assert (60, 10.0) == (session.steps_completed, session.busy_seconds)

@@ -206,21 +206,21 @@ class OneRun {
     this.smooth = el("input", { type: "range", min: 0, max: 0.99, step: 0.01, value: this.weight, "aria-label": "Smoothing",
       oninput: () => this.setWeight(Number(this.smooth.value)) });
     this.smoothText = el("output", {}, this.weight.toFixed(2));
-    this.notes = el("p", { class: "note", id: "decimation", role: "status" });
-    this.holders = el("div", { id: "charts" });
+    this.notes = el("p", { class: "note of-training", id: "decimation", role: "status" });
+    this.holders = el("div", { id: "charts", class: "of-training" });
     main.replaceChildren(part("head", "State"), part("alarms", "Alerts"),
-      el("div", { class: "tools" }, this.scaleButton, this.axisButton, el("label", {}, "Smoothing ", this.smooth, this.smoothText), this.resetButton),
+      el("div", { class: "tools of-training" }, this.scaleButton, this.axisButton, el("label", {}, "Smoothing ", this.smooth, this.smoothText), this.resetButton),
       this.notes, this.holders,
-      el("div", { class: "two" }, part("learning", "Learning"), part("time", "Where the time went")),
+      el("div", { class: "two of-training" }, part("learning", "Learning"), part("time", "Where the time went")),
       el("div", { class: "two" }, part("teacher", "Teacher")),
-      this.fold("alerts", "Alerts", true), this.fold("attempts", "Attempts", true), this.fold("checkpoints", "Checkpoints", true),
+      this.fold("alerts", "Alerts", true), this.fold("attempts", "Attempts", true), this.fold("checkpoints", "Checkpoints", true, "of-training"),
       this.fold("events", "Events"), this.fold("config", "Config"));
     this.sayAxis();
   }
 
-  fold(id, title, isOpen = false) {
+  fold(id, title, isOpen = false, kind = "") {
     this[id] = el("div", { id });
-    return el("details", { class: "card", open: isOpen }, el("summary", {}, title), this[id]);
+    return el("details", { class: `card ${kind}`, open: isOpen }, el("summary", {}, title), this[id]);
   }
 
   close() {
@@ -497,6 +497,7 @@ class OneRun {
     const marked = JSON.stringify(this.marks());
     this.detail = detail;
     const { summary, now } = detail;
+    main.dataset.kind = summary.is_job ? "job" : "training";
     this.showHead(summary, now);
     this.showAlarms(summary, detail.events, now);
     this.showLearning(summary);
@@ -519,14 +520,14 @@ class OneRun {
       summary.health_reason ? el("p", { class: "soft" }, summary.health_reason) : "",
       bar(summary.progress_pct),
       facts([
-        ["Step", `${words.count(summary.steps_completed)} of ${words.count(summary.total_steps_target)} (${summary.progress_pct.toFixed(1)} %)`],
+        [summary.is_job ? "Questions with an end" : "Step", `${words.count(summary.steps_completed)} of ${words.count(summary.total_steps_target)} (${summary.progress_pct.toFixed(1)} %)`],
         summary.status === "completed" ? null : ["Remains", words.remaining(summary)],
         finish && ["Done by", finish],
-        ["Trained", words.hoursLong(summary.elapsed_wall_clock_hours)],
+        [summary.is_job ? "Asked for" : "Trained", words.hoursLong(summary.elapsed_wall_clock_hours)],
         ["Last update", words.ago(summary.last_update_time, now)],
         ["Attempt", summary.attempt_host ? `${summary.attempt} on ${summary.attempt_host}, process ${summary.attempt_pid}` : String(summary.attempt)],
-        ["Newest checkpoint", summary.last_checkpoint_step == null ? "none" : `step ${words.count(summary.last_checkpoint_step)}`],
-        ["Throughput", throughput(summary)],
+        !summary.is_job && ["Newest checkpoint", summary.last_checkpoint_step == null ? "none" : `step ${words.count(summary.last_checkpoint_step)}`],
+        !summary.is_job && ["Throughput", throughput(summary)],
       ]));
   }
 
@@ -653,6 +654,7 @@ function route() {
   say(null);
   link.textContent = "";
   delete main.dataset.ready;
+  delete main.dataset.kind;
   const [, kind, name] = /^#\/(run)\/(.+)$/.exec(location.hash) ?? [];
   let run = null;
   try { run = kind ? decodeURIComponent(name) : null; } catch { say("The address of that run is broken."); }
