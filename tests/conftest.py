@@ -12,9 +12,14 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from holdfast import ProgressTracker, RunReader, TrackerSettings
 from holdfast.testing import FakeClock
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("any-machine", deadline=None)
+settings.load_profile("any-machine")
 
 QUIET = TrackerSettings(has_heartbeat=False)
 CONFIG = {"model": {"d_model": 128}, "train": {"batch_size": 2, "steps": 100}}

@@ -241,7 +241,7 @@ def test_the_fields_of_a_metrics_line_are_the_promised_names():
     ] == list(strict(line))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(numbers, st.dictionaries(st.text(max_size=6), numbers, max_size=4), numbers)
 def test_every_float_is_read_back_bit_for_bit(loss, components, learning_rate):
     line = snapshot(loss=loss, loss_components=components, learning_rate=learning_rate)

@@ -34,7 +34,7 @@ def test_a_seal_always_adds_the_same_number_of_bytes():
     assert len(payload) - 1 + SEAL_BYTES == len(seal(payload))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(records)
 def test_a_sealed_line_is_whole_and_still_says_what_it_said(record):
     line = sealed(record)
@@ -44,7 +44,7 @@ def test_a_sealed_line_is_whole_and_still_says_what_it_said(record):
     assert 1 == line.count(b"\n")
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(records, st.data())
 def test_one_flipped_bit_breaks_the_seal(record, data):
     line = bytearray(sealed(record))
@@ -53,7 +53,7 @@ def test_one_flipped_bit_breaks_the_seal(record, data):
     assert not is_whole(bytes(line))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(records, st.data())
 def test_no_part_of_a_line_is_whole(record, data):
     line = sealed(record)
@@ -113,7 +113,7 @@ def test_whole_lines_are_saved_from_what_ran_together(damaged, expected):
     assert expected == list(salvage(damaged))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(records, min_size=1, max_size=4), st.binary(max_size=6))
 def test_records_without_newlines_between_them_are_all_saved(written, piece):
     lines = [sealed(record) for record in written]

@@ -177,7 +177,7 @@ def test_a_whole_journal_needs_no_mending(tmp_path: Path) -> None:
     assert not (tmp_path / "aside").exists()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_mending_keeps_exactly_the_whole_lines_whatever_is_broken(data: st.DataObject) -> None:
     import tempfile

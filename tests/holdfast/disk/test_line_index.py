@@ -81,7 +81,7 @@ def test_a_key_of_half_a_character_is_a_key(path):
     assert ((5, 6), None) == (index.find("\ud800"), index.find("\ud801"))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(keys, places, st.sampled_from(["put", "drop", "save", "load"])), max_size=30))
 def test_whatever_is_put_dropped_saved_and_loaded_it_is_a_dict(tmp_path_factory, steps):
     path = tmp_path_factory.mktemp("index") / "index"

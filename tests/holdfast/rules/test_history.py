@@ -38,13 +38,13 @@ def test_a_line_supersedes_all_earlier_lines_at_or_beyond_its_step(steps, expect
     assert expected == canonical_indices(steps)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(journals)
 def test_the_two_passes_agree_with_the_definition(steps):
     assert standing_by_the_definition(steps) == canonical_indices(steps)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(journals)
 def test_the_canonical_history_has_each_step_once_and_in_order(steps):
     history = [steps[index] for index in canonical_indices(steps)]
@@ -52,13 +52,13 @@ def test_the_canonical_history_has_each_step_once_and_in_order(steps):
     assert sorted(set(history)) == history
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(journals.filter(bool))
 def test_the_newest_line_always_stands(steps):
     assert len(steps) - 1 == canonical_indices(steps)[-1]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(journals)
 def test_taking_lines_in_one_by_one_ends_in_the_same_history(steps):
     history: list[int] = []

@@ -54,7 +54,7 @@ def test_a_config_becomes_plain_json_values(value, expected):
     assert {"key": expected} == canonical_config({"key": value})
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(configs)
 def test_a_canonical_config_is_read_back_as_itself(config):
     canonical = canonical_config(config)
@@ -63,7 +63,7 @@ def test_a_canonical_config_is_read_back_as_itself(config):
     assert [] == changed_keys(canonical, canonical)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(configs)
 def test_the_hash_is_the_same_in_every_order_of_the_keys(config):
     canonical = canonical_config(config)

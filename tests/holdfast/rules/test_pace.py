@@ -174,7 +174,7 @@ def test_the_lower_end_is_never_negative():
     assert 0.0 == estimate_remaining(points, 10).low_seconds
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.floats(0.0, 10_000.0), max_size=1500))
 def test_points_stay_few_and_in_order(step_seconds):
     points = paced(step_seconds)
@@ -184,7 +184,7 @@ def test_points_stay_few_and_in_order(step_seconds):
     assert points[-1].steps <= len(step_seconds)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.floats(0.0, 10_000.0), max_size=1500))
 def test_the_newest_point_is_never_far_behind(step_seconds):
     points = paced(step_seconds)
@@ -193,7 +193,7 @@ def test_the_newest_point_is_never_far_behind(step_seconds):
     assert seconds - points[-1].seconds <= min(seconds, 7200.0) / 100 + 1e-6
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 5000), st.floats(0.001, 300.0))
 def test_thinning_does_not_change_an_even_pace(num_steps, step_seconds):
     estimate = estimate_remaining(paced([step_seconds] * num_steps), 10)

@@ -58,13 +58,11 @@ def shuffled(value: Any, chance: random.Random) -> Any:
     return value
 
 
-@settings(deadline=None)
 @given(bodies, st.randoms(use_true_random=False))
 def test_the_order_of_keys_does_not_matter_anywhere(body, chance):
     assert key(body) == key(shuffled(body, chance))
 
 
-@settings(deadline=None)
 @given(bodies)
 def test_making_a_request_changes_nothing_of_what_was_passed(body):
     before = copy.deepcopy(body)
@@ -74,7 +72,7 @@ def test_making_a_request_changes_nothing_of_what_was_passed(body):
     assert made.key == key(made.body)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(bodies, bodies)
 def test_two_bodies_share_a_key_only_if_they_say_the_same(one, other):
     made = request(one), request(other)

@@ -659,13 +659,13 @@ def with_names(records: list[Any]) -> list[Any]:
     ]
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(lives())
 def test_a_session_read_from_its_journals_is_the_one_that_was_lived(records):
     assert as_bytes(session_of(*records)) == as_bytes(session_of(*journals_in_turn(records)))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(lives(), st.data())
 def test_a_snapshot_and_the_tails_behind_it_say_the_same_as_all(records, data):
     records = with_names(records)
@@ -677,7 +677,7 @@ def test_a_snapshot_and_the_tails_behind_it_say_the_same_as_all(records, data):
     assert as_bytes(session_of(*records)) == as_bytes(restored)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(lives())
 def test_the_kept_history_is_the_canonical_one(records):
     updates = [each for each in records if isinstance(each, MetricsSnapshot)]
@@ -686,7 +686,7 @@ def test_the_kept_history_is_the_canonical_one(records):
     assert canonical == [each.step for each in session_of(*records).metrics_history]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(lives())
 def test_no_part_of_the_wall_time_is_negative(records):
     seconds = goodput_seconds(session_of(*records))

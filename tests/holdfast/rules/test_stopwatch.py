@@ -54,7 +54,7 @@ def test_a_pause_before_the_first_update_is_left_out_too():
     assert 0.0 == stopwatch.lap(3650.0)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.floats(0, 1e5), st.floats(0, 1e5)), max_size=30))
 def test_training_time_never_goes_back_and_never_exceeds_the_time_that_passed(laps):
     stopwatch = TrainingStopwatch(hours_before=2.0, started_at=0.0)

@@ -45,7 +45,7 @@ def test_a_loss_that_is_not_finite_leaves_the_average_alone(poison):
     assert moved_average(None, poison) is None
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(st.floats(), max_size=60))
 def test_nothing_ever_poisons_the_average(losses):
     average = average_of(losses)
@@ -207,7 +207,7 @@ def test_a_long_window_is_judged_like_a_short_one():
     assert -0.001 == pytest.approx(trend["slope_per_update"], rel=0.05)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.lists(st.floats(), max_size=40), st.integers(-1, 50))
 def test_every_list_of_losses_gets_an_answer(losses, window_size):
     trend = loss_trend(losses, moving_avg_loss=None, window_size=window_size)
@@ -216,7 +216,7 @@ def test_every_list_of_losses_gets_an_answer(losses, window_size):
     assert trend["verdict"] != "improving" or trend["is_improving"]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.floats(0.0, 100.0), min_size=8, max_size=40), st.floats(-1000.0, 1000.0))
 def test_the_slope_does_not_depend_on_the_level(losses, level):
     before = loss_trend(losses, moving_avg_loss=None)["slope_per_update"]

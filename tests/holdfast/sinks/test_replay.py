@@ -137,9 +137,7 @@ def test_what_a_killed_replay_had_sent_beyond_its_note_is_forgotten_where_it_was
     assert replay(run, sink).has_begun_anew
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 25), st.booleans()), min_size=1, max_size=6))
 def test_whenever_it_is_replayed_the_end_is_the_canonical_history(
     tmp_path_factory, open_tracker, update, canonical, attempts

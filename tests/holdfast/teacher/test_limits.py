@@ -168,7 +168,7 @@ def test_who_is_cancelled_while_waiting_leaves_no_gap(clock):
     run(many(), clock)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(1, 4),
     st.lists(
@@ -232,7 +232,7 @@ def test_never_more_requests_within_any_minute_than_allowed(clock):
     assert [0.0] * 5 + [60.0] * 5 + [120.0] * 5 + [180.0] * 2 == [round(at, 2) for at in sorted(crowd.entered_at)]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 50), st.lists(st.tuples(st.floats(0.0, 90.0), st.integers(1, 50)), min_size=1, max_size=12))
 def test_never_more_tokens_within_any_minute_than_allowed_unless_one_request_has_them_alone(most, requests):
     clock = FakeClock()

@@ -52,7 +52,6 @@ def test_a_server_may_ask_for_more_than_the_longest_wait():
     assert 300.0 == patience.wait_seconds(1, asked_for=300.0, chance=Least())
 
 
-@settings(deadline=None)
 @given(st.integers(1, 10_000), st.none() | st.floats(0, 1e6), st.randoms(use_true_random=False))
 def test_no_wait_is_negative_nor_shorter_than_asked_nor_endless(failures, asked, chance):
     seconds = Patience().wait_seconds(failures, asked_for=asked, chance=chance)
@@ -89,7 +88,7 @@ def test_a_retry_after_header_means_seconds_from_now_or_nothing(header, expected
     assert expected == seconds_asked_for(header, now=NOW)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.text(max_size=40))
 def test_no_header_whatever_raises_or_means_less_than_nothing(header):
     seconds = seconds_asked_for(header, now=NOW)

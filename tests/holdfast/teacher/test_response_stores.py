@@ -153,7 +153,7 @@ HOW = st.sampled_from(["answer", "refuse", "lose", "wait"])
 ENDS = st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 1_000), HOW), max_size=12)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ENDS)
 def test_what_is_committed_is_never_over_the_budget_and_always_the_sum(new_bed, ends):
     store = new_bed().open()
