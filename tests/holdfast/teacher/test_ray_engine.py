@@ -91,6 +91,19 @@ def test_a_wrong_key_stops_the_job_with_one_sentence(cluster, job, tmp_path):
     assert "sk-made-up" not in done.stderr
 
 
+def test_what_the_budget_did_not_allow_is_no_work_that_is_done(cluster, job, tmp_path):
+    (tmp_path / "prices.yaml").write_text("as_of: 2026-01-01\nmodels: {teacher: {input: 20, output: 120}}\n")
+    options = ("--engine", "ray", "--store", f"sqlite:///{tmp_path}/a.db", "--prices", f"{tmp_path}/prices.yaml")
+    with TeacherServer() as server:
+        done = job(server.base_url, "d", *options, "--budget", "0.02", address=cluster)
+
+    session = RunReader.open(tmp_path / "d.run").session()
+    assert 3 == done.returncode, done.stderr
+    assert 0 < session.steps_completed < 30
+    assert "BudgetExhausted: The budget of $0.020 does not allow" in session.attempts[0].error
+    assert "budget_100" in session.alerts_active
+
+
 def test_without_a_shared_store_it_says_what_is_missing(job):
     done = job("http://127.0.0.1:9/v1", "d", "--engine", "ray")
 
