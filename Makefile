@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 demo: .venv/.installed
 	$(BIN)/python -m training.distill_kd --config configs/quickstart.yaml --output-dir $(RUN)
-	$(BIN)/holdfast status $(RUN)
+	$(BIN)/crashproof status $(RUN)
 	@echo
 	@echo "Look at $(RUN)/progress/progress.json, or kill the next run and start it again:"
 	@echo "  $(BIN)/python -m training.distill_kd --config configs/quickstart.yaml --output-dir runs/mine"
@@ -23,7 +23,7 @@ demo: .venv/.installed
 # house are in `check`.
 test: .venv/.installed tools
 	$(BIN)/python -m pytest $(SUITE) --ignore tests/crash --ignore tests/house --cov --cov-report=
-	$(BIN)/coverage report --fail-under 100 --include 'src/holdfast/disk/*,src/holdfast/rules/*'
+	$(BIN)/coverage report --fail-under 100 --include 'src/crashproof/disk/*,src/crashproof/rules/*'
 	$(BIN)/coverage report --fail-under 95 --omit '*/distillation/*,*/pytorch/*,*/cli/*'
 	$(BIN)/python -m pytest $(SUITE) tests/crash
 
@@ -42,7 +42,7 @@ crash: .venv/.installed
 
 # The pictures of the documents, taken by the tests from real runs.
 pictures: .venv/.installed tools
-	HOLDFAST_PICTURES=$(CURDIR)/docs/pictures $(BIN)/python -m pytest -q tests/holdfast/dashboard/test_page.py
+	CRASHPROOF_PICTURES=$(CURDIR)/docs/pictures $(BIN)/python -m pytest -q tests/crashproof/dashboard/test_page.py
 
 # The documents as a site, in build/site; a warning is an error.
 site: .venv/.installed

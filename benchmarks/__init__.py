@@ -1,1 +1,1 @@
-"""What holdfast costs."""
+"""What crashproof costs."""

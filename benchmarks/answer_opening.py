@@ -16,7 +16,7 @@ import psutil
 from benchmarks.figures import Section, in_unit
 from benchmarks.made_answers import made_key, write_answers
 from benchmarks.made_runs import new_tracker
-from holdfast.disk.run_folder import RunFolder
+from crashproof.disk.run_folder import RunFolder
 
 __all__ = ["measure"]
 

@@ -19,10 +19,10 @@ import httpx2
 
 from benchmarks.figures import Section, ratio
 from benchmarks.made_runs import new_tracker
-from holdfast.teacher.client import AsyncTeacher
-from holdfast.teacher.endpoint import Endpoint
-from holdfast.teacher.limits import Limits
-from holdfast.teacher.prices import Price, PriceTable
+from crashproof.teacher.client import AsyncTeacher
+from crashproof.teacher.endpoint import Endpoint
+from crashproof.teacher.limits import Limits
+from crashproof.teacher.prices import Price, PriceTable
 
 __all__ = ["measure"]
 
@@ -160,7 +160,7 @@ async def _bare_loop(case: _Case, base_url: str) -> AsyncIterator[Ask]:
 @contextmanager
 def _server(latency_seconds: float) -> Iterator[str]:
     """A teacher's server in a process of its own; its base URL."""
-    command = [sys.executable, "-m", "holdfast.testing.teacher_server", "--latency-seconds", str(latency_seconds)]
+    command = [sys.executable, "-m", "crashproof.testing.teacher_server", "--latency-seconds", str(latency_seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.figures import Section, in_unit, ratio
 from benchmarks.made_runs import new_tracker
-from holdfast import ProgressTracker, write_whole
+from crashproof import ProgressTracker, write_whole
 
 __all__ = ["measure"]
 

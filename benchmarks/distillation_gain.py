@@ -8,12 +8,12 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from benchmarks.figures import Section
-from holdfast import RunReader
-from holdfast.distillation.capture import CaptureSettings, capture_logits
-from holdfast.distillation.command import main as train
-from holdfast.distillation.config import load_config
-from holdfast.distillation.recipe_kd import KdConfig
-from holdfast.pytorch.interrupts import Interrupts
+from crashproof import RunReader
+from crashproof.distillation.capture import CaptureSettings, capture_logits
+from crashproof.distillation.command import main as train
+from crashproof.distillation.config import load_config
+from crashproof.distillation.recipe_kd import KdConfig
+from crashproof.pytorch.interrupts import Interrupts
 
 __all__ = ["measure"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.figures import Section, percentile
 from benchmarks.made_runs import past_line
-from holdfast.encoding import encode
+from crashproof.encoding import encode
 
 __all__ = ["measure"]
 

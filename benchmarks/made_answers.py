@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.made_runs import new_tracker
-from holdfast.encoding import encode
-from holdfast.records import AnswerRecord
-from holdfast.responses import Answered, Granted, Intent
-from holdfast.rules.requests import TeacherRequest
+from crashproof.encoding import encode
+from crashproof.records import AnswerRecord
+from crashproof.responses import Answered, Granted, Intent
+from crashproof.rules.requests import TeacherRequest
 
 __all__ = ["made_answer", "made_intent", "made_key", "write_answers"]
 

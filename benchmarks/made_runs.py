@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from holdfast import MetricsSnapshot, ProgressTracker
-from holdfast.encoding import encode
+from crashproof import MetricsSnapshot, ProgressTracker
+from crashproof.encoding import encode
 
 __all__ = ["CONFIG", "new_tracker", "past_line", "write_past"]
 

@@ -37,7 +37,7 @@ def measure(work: Path, *, is_full: bool) -> Section:
         columns=["steps", "first picture", "second", "1 % of it, nearer", "refresh, live", "picture, bytes"],
         rows=rows,
         notes=[
-            "One request to `holdfast serve` on loopback, from its sending to the last byte of its answer. First "
+            "One request to `crashproof serve` on loopback, from its sending to the last byte of its answer. First "
             f"picture: `/api/curve` of a server that has just started, the median of {_NUM_SERVERS}; a spike and a "
             "NaN are asked for in it. Refresh: `/api/tail` and `/api/run` together while the run gets a new update "
             f"before each, the longest of {_NUM_LOOKS}. The picture as gzip sends it.",
@@ -89,7 +89,7 @@ def _require_marks(picture: bytes) -> None:
 
 @contextmanager
 def _served(root: Path) -> Iterator[str]:
-    program = "from holdfast.cli import main; main()"
+    program = "from crashproof.cli import main; main()"
     command = [sys.executable, "-u", "-c", program, "serve", str(root), "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

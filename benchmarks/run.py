@@ -38,7 +38,7 @@ BENCHMARKS = (
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 _INTRODUCTION = """\
-# What holdfast costs
+# What crashproof costs
 
 Written by `python -m benchmarks.run`. Each benchmark runs in a process of its own, all of them one after the
 other. Times are medians and tails; a ratio compares what was measured in turn within one run."""
@@ -48,7 +48,7 @@ def main() -> None:
     """Run what the command line asks for."""
     arguments = _arguments()
     begun = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="holdfast-bench-", dir=arguments.work) as work:
+    with tempfile.TemporaryDirectory(prefix="crashproof-bench-", dir=arguments.work) as work:
         head = "\n".join([_INTRODUCTION, "", *machine_lines(Path(work))])
         sections = [_measured(name, work, is_full=arguments.full) for name in arguments.names or BENCHMARKS]
     seconds = time.monotonic() - begun
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Measure what holdfast costs.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Measure what crashproof costs.")
     parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)}; all where none is given")
     parser.add_argument(
         "--full",
@@ -88,7 +88,7 @@ def _measured(name: str, work: str, *, is_full: bool) -> Section:
 
 def _measure_here(name: str, folder: Path, is_full: bool) -> Section:
     # Runs whose journal was made ahead of their snapshots say so; here that is meant.
-    logging.getLogger("holdfast").setLevel(logging.ERROR)
+    logging.getLogger("crashproof").setLevel(logging.ERROR)
     section: Section = importlib.import_module(f"benchmarks.{name}").measure(folder, is_full=is_full)
     return section
 

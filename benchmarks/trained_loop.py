@@ -8,18 +8,18 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
-from holdfast.context import TrainingProgressContext
-from holdfast.distillation.batches import StepBatches
-from holdfast.distillation.data import TrainingData
-from holdfast.distillation.loop import TrainingLoop, new_optimizer
-from holdfast.distillation.recipe import Recipe
-from holdfast.distillation.saving import CheckpointSaver
-from holdfast.distillation.strategy import chosen_strategy
-from holdfast.distillation.train_config import ProgressConfig, TrainConfig
-from holdfast.distillation.training_state import TrainingState
-from holdfast.pytorch.device import choose_device
-from holdfast.pytorch.interrupts import Interrupts
-from holdfast.pytorch.ranks import AloneRank
+from crashproof.context import TrainingProgressContext
+from crashproof.distillation.batches import StepBatches
+from crashproof.distillation.data import TrainingData
+from crashproof.distillation.loop import TrainingLoop, new_optimizer
+from crashproof.distillation.recipe import Recipe
+from crashproof.distillation.saving import CheckpointSaver
+from crashproof.distillation.strategy import chosen_strategy
+from crashproof.distillation.train_config import ProgressConfig, TrainConfig
+from crashproof.distillation.training_state import TrainingState
+from crashproof.pytorch.device import choose_device
+from crashproof.pytorch.interrupts import Interrupts
+from crashproof.pytorch.ranks import AloneRank
 
 __all__ = ["StepTimes", "trained_loop"]
 

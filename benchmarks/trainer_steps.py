@@ -16,10 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from benchmarks.figures import Section, in_unit
 from benchmarks.trained_loop import StepTimes, trained_loop
-from holdfast import training_progress_context
-from holdfast.distillation.data import TokenizedData
-from holdfast.distillation.recipe_kd import KdLossConfig, KdRecipe
-from holdfast.distillation.train_config import ProgressConfig, TrainConfig
+from crashproof import training_progress_context
+from crashproof.distillation.data import TokenizedData
+from crashproof.distillation.recipe_kd import KdLossConfig, KdRecipe
+from crashproof.distillation.train_config import ProgressConfig, TrainConfig
 
 __all__ = ["measure"]
 
@@ -32,8 +32,8 @@ Times = list[float]
 def measure(work: Path, *, is_full: bool) -> Section:  # `is_full` changes nothing here.
     """The same model, data and optimizer, in turn."""
     ways: dict[str, Callable[[Path], Times]] = {
-        "holdfast, saves behind": lambda folder: _ours(folder, saves_behind=True),
-        "holdfast, waits for saves": lambda folder: _ours(folder, saves_behind=False),
+        "crashproof, saves behind": lambda folder: _ours(folder, saves_behind=True),
+        "crashproof, waits for saves": lambda folder: _ours(folder, saves_behind=False),
         "HF Trainer": _hugging_face,
         "bare loop, torch.save": lambda folder: _bare(folder, syncs=False),
         "bare loop, torch.save and fsync": lambda folder: _bare(folder, syncs=True),
@@ -53,7 +53,7 @@ def measure(work: Path, *, is_full: bool) -> Section:  # `is_full` changes nothi
             f"cross-entropy, AdamW, fp32; {_ROUNDS} rounds of {_STEPS} steps in turn, saves every {_SAVE_EVERY}. "
             "The stall is what a step with a save takes longer than the median step; all that a save costs is what a "
             "whole round takes longer, over its saves: where they are written behind, later steps share the two "
-            "cores with them. holdfast digests and syncs what it writes; HF Trainer and torch.save do neither."
+            "cores with them. crashproof digests and syncs what it writes; HF Trainer and torch.save do neither."
         ],
     )
 

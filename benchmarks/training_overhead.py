@@ -11,11 +11,11 @@ import torch
 
 from benchmarks.figures import Section, in_unit, tail_cells
 from benchmarks.trained_loop import StepTimes, trained_loop
-from holdfast import training_progress_context
-from holdfast.distillation.config import RunConfig, load_config
-from holdfast.distillation.preparation import Prepared, prepare
-from holdfast.distillation.recipe_kd import KD, KdConfig
-from holdfast.pytorch.interrupts import Interrupts
+from crashproof import training_progress_context
+from crashproof.distillation.config import RunConfig, load_config
+from crashproof.distillation.preparation import Prepared, prepare
+from crashproof.distillation.recipe_kd import KD, KdConfig
+from crashproof.pytorch.interrupts import Interrupts
 
 __all__ = ["measure"]
 

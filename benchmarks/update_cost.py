@@ -12,7 +12,7 @@ import orjson
 
 from benchmarks.figures import Section, percentile, ratio, tail_cells
 from benchmarks.made_runs import new_tracker, past_line
-from holdfast import ProgressTracker
+from crashproof import ProgressTracker
 
 __all__ = ["measure"]
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-project = "holdfast"
-copyright = "the holdfast contributors"  # noqa: A001 - the name that Sphinx asks for
+project = "crashproof"
+copyright = "the crashproof contributors"  # noqa: A001 - the name that Sphinx asks for
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 
 html_theme = "furo"
-html_title = "holdfast"
+html_title = "crashproof"
 html_static_path = ["pictures"]
-html_favicon = "../src/holdfast/dashboard/page/icon.svg"
+html_favicon = "../src/crashproof/dashboard/page/icon.svg"
 # The page works from a folder, without a server and without asking anybody.
 html_theme_options = {"navigation_with_keys": True}
 

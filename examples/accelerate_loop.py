@@ -16,9 +16,9 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from holdfast.adapters.accelerate import HoldfastTracker
-from holdfast.pytorch.interrupts import EXIT_PREEMPTED, Interrupts
-from holdfast.pytorch.sampler import DataOrder, ResumableSampler
+from crashproof.adapters.accelerate import CrashproofTracker
+from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts
+from crashproof.pytorch.sampler import DataOrder, ResumableSampler
 
 CONFIG = {"lr": 0.01, "batch_size": 4, "gradient_accumulation": 2, "seed": 7}
 SAMPLES_PER_STEP = 8
@@ -36,7 +36,7 @@ def made_data(num_samples: int) -> TensorDataset:
 def train(output_dir: Path, *, steps: int = 60, save_every: int = 4, seconds_per_batch: float = 0.0) -> bool:
     """Train, or go on training; says whether the run is complete."""
     set_seed(CONFIG["seed"])
-    tracker = HoldfastTracker(output_dir, total_steps=steps, samples_per_step=SAMPLES_PER_STEP)
+    tracker = CrashproofTracker(output_dir, total_steps=steps, samples_per_step=SAMPLES_PER_STEP)
     accelerator = Accelerator(cpu=True, log_with=tracker, gradient_accumulation_steps=2)
     accelerator.init_trackers("line", config=CONFIG)
 

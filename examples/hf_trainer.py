@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
 
-from holdfast.adapters.transformers import HoldfastCallback
+from crashproof.adapters.transformers import CrashproofCallback
 
 
 class CountingText(Dataset):
@@ -61,7 +61,7 @@ def make_trainer(output_dir: Path, *, trainer_class: type[Trainer] = Trainer) ->
 def main(output_dir: Path, *, trainer_class: type[Trainer] = Trainer) -> int:
     """Train, or go on training; the exit code."""
     trainer = make_trainer(output_dir, trainer_class=trainer_class)
-    hold = HoldfastCallback(trainer)
+    hold = CrashproofCallback(trainer)
     trainer.train(resume_from_checkpoint=hold.newest_checkpoint())
     if hold.was_preempted:
         return hold.exit_code

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from holdfast.adapters.lightning import Holdfast, ResumableLoader
+from crashproof.adapters.lightning import Crashproof, ResumableLoader
 
 
 class SmallModel(LightningModule):
@@ -66,7 +66,7 @@ def train(output_dir: Path, *, epochs: int = 3, save_every: int = 4, seconds_per
     """Train, or go on training."""
     seed_everything(7, verbose=False)
     model = SmallModel(seconds_per_batch=seconds_per_batch)
-    hold = Holdfast(output_dir)
+    hold = Crashproof(output_dir)
     saving = ModelCheckpoint(
         dirpath=output_dir,
         filename="checkpoint_{step}",

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from holdfast import WholeFile, get_recovery_checkpoint, training_progress_context, write_whole
+from crashproof import WholeFile, get_recovery_checkpoint, training_progress_context, write_whole
 
 CONFIG = {"train": {"lr": 0.02, "batch_size": 8, "seed": 7}}
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from holdfast import ProgressTracker, RunReader, TrackerSettings
-from holdfast.testing import FakeClock
+from crashproof import ProgressTracker, RunReader, TrackerSettings
+from crashproof.testing import FakeClock
 
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("any-machine", deadline=None)

@@ -1,4 +1,4 @@
-"""Checkpoints as other code writes them: what `holdfast adopt` has to tell whole from torn."""
+"""Checkpoints as other code writes them: what `crashproof adopt` has to tell whole from torn."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from holdfast import get_recovery_checkpoint, training_progress_context, write_whole
+from crashproof import get_recovery_checkpoint, training_progress_context, write_whole
 
 CONFIG = {"model": {"hidden_size": 256, "num_layers": 4}, "train": {"batch_size": 8, "learning_rate": 1e-3}}
 SPIKE_AT, NAN_AT = 90, 150

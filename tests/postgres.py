@@ -42,12 +42,12 @@ class PostgresServer:
     def url(self, schema: str | None = None, *, password: str = PASSWORD_IN_URL, database: str = "postgres") -> str:
         """The URL of a schema, which takes a millisecond to make, where a database takes a hundred."""
         options = "" if schema is None else f"&options=-csearch_path%3D{schema}"
-        return f"postgresql+psycopg://holdfast:{password}@/{database}?host={self.folder}{options}"
+        return f"postgresql+psycopg://crashproof:{password}@/{database}?host={self.folder}{options}"
 
     def execute(self, statement: str, schema: str = "public") -> list[Any]:
         """What the server answers."""
         with psycopg.connect(
-            host=str(self.folder), user="holdfast", password=PASSWORD, dbname="postgres", autocommit=True
+            host=str(self.folder), user="crashproof", password=PASSWORD, dbname="postgres", autocommit=True
         ) as connection:
             connection.execute(f"SET search_path = {schema}")
             found = connection.execute(statement)
@@ -58,7 +58,7 @@ class PostgresServer:
 def postgres_server() -> Iterator[PostgresServer]:
     """Start one, with the settings that PostgreSQL has by itself, fsync included."""
     # Not pytest's own folder: a server may not run as root, and nobody else can enter there.
-    folder = Path(tempfile.mkdtemp(prefix="holdfast_postgres_"))
+    folder = Path(tempfile.mkdtemp(prefix="crashproof_postgres_"))
     try:
         as_somebody = _not_as_root(folder)
         binaries = _binaries(folder, is_copied=bool(as_somebody))
@@ -101,7 +101,7 @@ def _make_cluster(binaries: Path, folder: Path, as_somebody: dict[str, Any]) -> 
     password.write_text(PASSWORD)
     password.chmod(0o644)
     # The cluster itself need not survive anything; what the tests write to it is synced.
-    command = [binaries / "initdb", "--no-sync", "--auth=scram-sha-256", "--username=holdfast", "--encoding=UTF8"]
+    command = [binaries / "initdb", "--no-sync", "--auth=scram-sha-256", "--username=crashproof", "--encoding=UTF8"]
     command += [f"--pwfile={password}", "--no-locale", "-D", folder / "cluster"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder, **as_somebody)
 

@@ -12,13 +12,13 @@ from typing import Any, Protocol
 
 from postgres import PostgresServer
 
-from holdfast import ProgressTracker, TrackerSettings
-from holdfast.clock import SYSTEM_CLOCK
-from holdfast.responses import Answered, Granted, Intent, ResponseStore
-from holdfast.rules.requests import teacher_request
-from holdfast.teacher.shared_database import Database
-from holdfast.teacher.shared_store import SharedStore
-from holdfast.testing import FakeClock, forget_open_runs
+from crashproof import ProgressTracker, TrackerSettings
+from crashproof.clock import SYSTEM_CLOCK
+from crashproof.responses import Answered, Granted, Intent, ResponseStore
+from crashproof.rules.requests import teacher_request
+from crashproof.teacher.shared_database import Database
+from crashproof.teacher.shared_store import SharedStore
+from crashproof.testing import FakeClock, forget_open_runs
 
 QUIET = TrackerSettings(has_heartbeat=False)
 CENT = Decimal("0.01")
@@ -137,15 +137,15 @@ class SqlBed:
         return self.open()
 
     def set_aside(self) -> bytes:
-        return b"".join(bytes(row[0]) for row in self.execute("SELECT record FROM holdfast_set_aside"))
+        return b"".join(bytes(row[0]) for row in self.execute("SELECT record FROM crashproof_set_aside"))
 
     def content(self) -> dict[str, list[Any]]:
         """All that is stored, by table."""
         tables = ("version", "answers", "set_aside", "requests", "accounts")
-        return {name: sorted(self.execute(f"SELECT * FROM holdfast_{name}")) for name in tables}
+        return {name: sorted(self.execute(f"SELECT * FROM crashproof_{name}")) for name in tables}
 
     def flip(self, key: str, place: float, bit: int) -> bytes:
-        ((found,),) = self.execute(f"SELECT record FROM holdfast_answers WHERE key = '{key}'")
+        ((found,),) = self.execute(f"SELECT record FROM crashproof_answers WHERE key = '{key}'")
         record = bytearray(found)
         record[int(place * len(record))] ^= 1 << bit
         self.put(key, bytes(record))
@@ -184,7 +184,7 @@ class SqliteBed(SqlBed):
         self.clock.advance(minutes=2)
 
     def put(self, key: str, record: bytes) -> None:
-        self.execute(f"UPDATE holdfast_answers SET record = x'{record.hex()}' WHERE key = '{key}'")
+        self.execute(f"UPDATE crashproof_answers SET record = x'{record.hex()}' WHERE key = '{key}'")
 
 
 class PostgresBed(SqlBed):
@@ -203,7 +203,7 @@ class PostgresBed(SqlBed):
 
     def let_leases_run_out(self) -> None:
         # The clock is the server's.
-        self.execute("UPDATE holdfast_requests SET lease_until = lease_until - 120")
+        self.execute("UPDATE crashproof_requests SET lease_until = lease_until - 120")
 
     def put(self, key: str, record: bytes) -> None:
-        self.execute(f"UPDATE holdfast_answers SET record = decode('{record.hex()}', 'hex') WHERE key = '{key}'")
+        self.execute(f"UPDATE crashproof_answers SET record = decode('{record.hex()}', 'hex') WHERE key = '{key}'")

@@ -56,10 +56,10 @@ class Served:
 
 @contextmanager
 def served(root: Path, access: Any, now: Callable[[], float]) -> Iterator[Served]:
-    """The server as `holdfast serve` runs it, in a thread."""
+    """The server as `crashproof serve` runs it, in a thread."""
     import uvicorn
 
-    from holdfast.dashboard.server import server_config
+    from crashproof.dashboard.server import server_config
 
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(server_config(root, access, now=now))

@@ -11,8 +11,8 @@ from decimal import Decimal
 
 from response_stores import CENT, answered, granted, intent
 
-from holdfast.responses import Granted
-from holdfast.teacher.shared_store import SharedStore
+from crashproof.responses import Granted
+from crashproof.teacher.shared_store import SharedStore
 
 
 def race(store: SharedStore, num_questions: str, budget: str) -> None:

@@ -11,11 +11,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
-from holdfast.rules.requests import TeacherRequest, teacher_request
-from holdfast.teacher.patience import Patience
-from holdfast.teacher.transport import Delivered, Failed, Reply
-from holdfast.testing import FakeClock
-from holdfast.testing.teacher_server.http_stub import Connection, HttpThread, Malformed, Request, Response
+from crashproof.rules.requests import TeacherRequest, teacher_request
+from crashproof.teacher.patience import Patience
+from crashproof.teacher.transport import Delivered, Failed, Reply
+from crashproof.testing import FakeClock
+from crashproof.testing.teacher_server.http_stub import Connection, HttpThread, Malformed, Request, Response
 
 T = TypeVar("T")
 

@@ -1,1 +1,1 @@
-"""Doors to holdfast under the names that training scripts import."""
+"""Doors to crashproof under the names that training scripts import."""

@@ -2,7 +2,7 @@
 
 import sys
 
-from holdfast.distillation.command import main
+from crashproof.distillation.command import main
 
 __all__ = ["main"]
 

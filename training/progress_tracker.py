@@ -1,6 +1,6 @@
 """The tracker and what it keeps."""
 
-from holdfast.records import CheckpointMetadata, MetricsSnapshot, TrainingSession
-from holdfast.tracker import ProgressTracker
+from crashproof.records import CheckpointMetadata, MetricsSnapshot, TrainingSession
+from crashproof.tracker import ProgressTracker
 
 __all__ = ["CheckpointMetadata", "MetricsSnapshot", "ProgressTracker", "TrainingSession"]

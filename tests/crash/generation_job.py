@@ -1,4 +1,4 @@
-"""`holdfast generate` as a process of its own, what a kill leaves of it, and what its teacher counted."""
+"""`crashproof generate` as a process of its own, what a kill leaves of it, and what its teacher counted."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from typing import Any
 
 import msgspec
 
-from holdfast import RunReader
-from holdfast.disk.journal import Line, scan
-from holdfast.errors import NotARun
-from holdfast.records import AnswerRecord, Spending
-from holdfast.rules.spending import spending_of
-from holdfast.testing import Fault, Faults, KilledRun, TeacherServer, run_and_kill
-from holdfast.testing.teacher_server import FaultTimes, TeacherCounts, request_hash
+from crashproof import RunReader
+from crashproof.disk.journal import Line, scan
+from crashproof.errors import NotARun
+from crashproof.records import AnswerRecord, Spending
+from crashproof.rules.spending import spending_of
+from crashproof.testing import Fault, Faults, KilledRun, TeacherServer, run_and_kill
+from crashproof.testing.teacher_server import FaultTimes, TeacherCounts, request_hash
 
 EVERY_KIND = tuple(kind for kind in Fault if kind is not Fault.BROKEN_JSON)
 """Save the one whose answers are kept, marked and not asked for again."""
@@ -72,7 +72,7 @@ class GenerationProcess:
         return self.out.with_suffix(".failed.jsonl")
 
     def command(self, *more: str) -> list[str]:
-        start = [sys.executable, "-c", "from holdfast.cli import main; main()", "generate"]
+        start = [sys.executable, "-c", "from crashproof.cli import main; main()", "generate"]
         given = ["--prompts", str(self.prompts), "--model", "teacher", "--out", str(self.out)]
         return [*start, *given, "--base-url", self.base_url, *self.options, *more]
 

@@ -13,9 +13,9 @@ import sys
 import threading
 from typing import Any
 
-from holdfast.distillation.command import main
-from holdfast.distillation.loop import TrainingLoop
-from holdfast.pytorch import sharded_checkpoint
+from crashproof.distillation.command import main
+from crashproof.distillation.loop import TrainingLoop
+from crashproof.pytorch import sharded_checkpoint
 
 START = f"{os.environ.get('RANKS_START')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}"
 """One name for all ranks that start together."""

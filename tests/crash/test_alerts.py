@@ -14,15 +14,15 @@ import psutil
 import pytest
 from alert_receiver import PATH, AlertReceiver, eventually
 
-from holdfast import RunReader
-from holdfast.records import AlertRaised
+from crashproof import RunReader
+from crashproof.records import AlertRaised
 
 PROGRAM = """
 import logging, os, signal, subprocess, sys, time
 from decimal import Decimal
 from pathlib import Path
-from holdfast import AlertSettings, TrackerSettings, training_progress_context
-from holdfast.testing import FakeClock
+from crashproof import AlertSettings, TrackerSettings, training_progress_context
+from crashproof.testing import FakeClock
 
 logging.basicConfig(level=logging.INFO)
 out, address = Path(sys.argv[1]), sys.stdin.readline().strip()

@@ -1,4 +1,4 @@
-"""`holdfast capture-logits` and the training on its folder, killed and started again, come out bit for bit."""
+"""`crashproof capture-logits` and the training on its folder, killed and started again, come out bit for bit."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from holdfast.checkpoints import digest_of
-from holdfast.cli.app import app
-from holdfast.disk.files import REAL_DISK, Disk
-from holdfast.distillation.capture import CaptureSettings, capture_logits
-from holdfast.distillation.command import main
-from holdfast.distillation.config import load_config
-from holdfast.distillation.recipe_kd import KdConfig
-from holdfast.pytorch.interrupts import Interrupts
-from holdfast.reader import RunReader
-from holdfast.testing import FaultyDisk, KilledRun, PowerLost, run_and_kill
+from crashproof.checkpoints import digest_of
+from crashproof.cli.app import app
+from crashproof.disk.files import REAL_DISK, Disk
+from crashproof.distillation.capture import CaptureSettings, capture_logits
+from crashproof.distillation.command import main
+from crashproof.distillation.config import load_config
+from crashproof.distillation.recipe_kd import KdConfig
+from crashproof.pytorch.interrupts import Interrupts
+from crashproof.reader import RunReader
+from crashproof.testing import FaultyDisk, KilledRun, PowerLost, run_and_kill
 
 NUM_SHARDS = 10
 STEPS = 12
@@ -47,7 +47,7 @@ SETTINGS = [
     "progress.checkpoint_interval=3",
 ]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-HOLDFAST = [sys.executable, "-c", "from holdfast.cli import main; main()"]
+CRASHPROOF = [sys.executable, "-c", "from crashproof.cli import main; main()"]
 TRAINER = [sys.executable, "-m", "training.distill_kd"]
 
 
@@ -113,7 +113,7 @@ def kill_capture(data: Path, out: Path, *, at_shard: int, signal_number: int = s
     """Kill it as soon as a shard's file is there; whether the manifest names it already is up to the machine."""
     shard = out / f"shard-{at_shard:06d}.safetensors"
     return run_and_kill(
-        [*HOLDFAST, *capture(data, out)],
+        [*CRASHPROOF, *capture(data, out)],
         when=shard.exists,
         signal_number=signal_number,
         environment=ENVIRONMENT,
@@ -129,7 +129,7 @@ def test_a_capture_killed_at_random_moments_ends_byte_for_byte_like_the_unbroken
 
     killed = kill_capture(data, out, at_shard=first)
     stopped = kill_capture(data, out, at_shard=second, signal_number=signal.SIGTERM)
-    run([*HOLDFAST, *capture(data, out)])
+    run([*CRASHPROOF, *capture(data, out)])
 
     print(f"killed at shard {first}: {killed.return_code}; stopped at shard {second}: {stopped.return_code}")
     assert killed.was_killed

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from holdfast import RunReader
-from holdfast.distillation.corpus import builtin_documents
-from holdfast.distillation.model_answers import ModelAnswers
-from holdfast.distillation.models import ModelShape, new_model, save_model
-from holdfast.distillation.tokenizer import trained_tokenizer
-from holdfast.rules.spending import spending_of
-from holdfast.testing import KilledRun, TeacherServer, run_and_kill
+from crashproof import RunReader
+from crashproof.distillation.corpus import builtin_documents
+from crashproof.distillation.model_answers import ModelAnswers
+from crashproof.distillation.models import ModelShape, new_model, save_model
+from crashproof.distillation.tokenizer import trained_tokenizer
+from crashproof.rules.spending import spending_of
+from crashproof.testing import KilledRun, TeacherServer, run_and_kill
 
 STEPS = 16
 NUM_PROMPTS = 21

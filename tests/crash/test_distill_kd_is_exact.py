@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from holdfast import RunReader
-from holdfast.records import ReplayDiffered
-from holdfast.testing import KilledRun, run_and_kill
+from crashproof import RunReader
+from crashproof.records import ReplayDiffered
+from crashproof.testing import KilledRun, run_and_kill
 
 STEPS = 24
 SETTINGS = [
@@ -38,8 +38,8 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 CHANGED_PROGRAM = """
 import sys
-from holdfast.distillation import recipe_kd
-from holdfast.distillation.command import main
+from crashproof.distillation import recipe_kd
+from crashproof.distillation.command import main
 forward = recipe_kd.KdRecipe.forward
 def changed(self, batch):
     return {name: value * 1.000001 for name, value in forward(self, batch).items()}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from crash.workload import Ledger, Workload, broken_promises, number_of_operations
 
-from holdfast.errors import HoldfastError
-from holdfast.testing import FaultyDisk, forget_open_runs
+from crashproof.errors import CrashproofError
+from crashproof.testing import FaultyDisk, forget_open_runs
 
 
 def fail_at(folder: Path, number: int, error: int, *, lasts: bool) -> tuple[Path, Ledger]:
@@ -20,7 +20,7 @@ def fail_at(folder: Path, number: int, error: int, *, lasts: bool) -> tuple[Path
     ledger = Ledger()
     try:
         Workload(run, disk, ledger).run()
-    except (HoldfastError, OSError) as refusal:
+    except (CrashproofError, OSError) as refusal:
         print(f"operation {number}: {refusal}")
     forget_open_runs()
     return run, ledger

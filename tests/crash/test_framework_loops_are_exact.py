@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from holdfast import RunReader
-from holdfast.testing import KilledRun, run_and_kill
+from crashproof import RunReader
+from crashproof.testing import KilledRun, run_and_kill
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -54,14 +54,14 @@ EXAMPLES = {
         program="lightning_trainer.py",
         num_steps=57,
         steps_without_a_loss=(15, 38, 40),
-        partial=".checkpoint_*.ckpt.holdfast-partial",
+        partial=".checkpoint_*.ckpt.crashproof-partial",
     ),
     "accelerate": Example(
         program="accelerate_loop.py",
         options=("--steps", "58"),
         num_steps=58,
         steps_without_a_loss=(15, 37, 40),
-        partial=".checkpoint_*.holdfast-partial",
+        partial=".checkpoint_*.crashproof-partial",
     ),
 }
 

@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from holdfast import RunReader
+from crashproof import RunReader
 
 PROGRAM = """
 import json, resource, signal, sys, logging
 from pathlib import Path
-from holdfast import ProgressTracker, TrackerSettings
-from holdfast.errors import DiskFull
+from crashproof import ProgressTracker, TrackerSettings
+from crashproof.errors import DiskFull
 logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = Path(sys.argv[1])

@@ -1,4 +1,4 @@
-"""No kill and no interleaving makes `holdfast generate` spend more than its budget, by the teacher's own count."""
+"""No kill and no interleaving makes `crashproof generate` spend more than its budget, by the teacher's own count."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from crash.generation_job import GenerationProcess, faults, seed_of_the_day, settled, write_prompts
 
-from holdfast.testing import TeacherServer
+from crashproof.testing import TeacherServer
 
 BUDGET = Decimal("1.00")
 PRICES = (Decimal(20), Decimal(10), Decimal(120))

@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 from crash.generation_job import GenerationProcess, left_in, settled
 
-from holdfast import ProgressTracker, RunReader, TrackerSettings
-from holdfast.disk.files import Disk
-from holdfast.errors import HoldfastError
-from holdfast.teacher.endpoint import Endpoint
-from holdfast.teacher.forms import RequestForm
-from holdfast.teacher.generation import Asked, LocalEngine, TeacherSettings
-from holdfast.teacher.jobs import GenerationJob
-from holdfast.teacher.limits import Limits
-from holdfast.teacher.patience import Patience
-from holdfast.teacher.prices import PriceTable
-from holdfast.testing import FaultyDisk, TeacherServer, forget_open_runs
+from crashproof import ProgressTracker, RunReader, TrackerSettings
+from crashproof.disk.files import Disk
+from crashproof.errors import CrashproofError
+from crashproof.teacher.endpoint import Endpoint
+from crashproof.teacher.forms import RequestForm
+from crashproof.teacher.generation import Asked, LocalEngine, TeacherSettings
+from crashproof.teacher.jobs import GenerationJob
+from crashproof.teacher.limits import Limits
+from crashproof.teacher.patience import Patience
+from crashproof.teacher.prices import PriceTable
+from crashproof.testing import FaultyDisk, TeacherServer, forget_open_runs
 
 NUM_PROMPTS = 8
 CONCURRENCY = 4
@@ -79,7 +79,7 @@ def fail_at(folder: Path, number: int | None, *, num_refusals: int, full_disk_se
         disk = DiskWithSpaceLater(job.folder.root, folder / "scratch", fails_at=number, num_refusals=num_refusals)
         try:
             ask_all(job, disk, full_disk_seconds=full_disk_seconds)
-        except (HoldfastError, OSError) as refusal:
+        except (CrashproofError, OSError) as refusal:
             print(f"operation {number}: {refusal}")
         forget_open_runs()
         counts, left = server.counts, left_in(job.folder.root)
@@ -151,7 +151,7 @@ def test_a_job_that_fills_a_real_disk_loses_nothing_and_goes_on_when_there_is_sp
         counts, left = settled(server), job.left()
 
         print(f"{counts.answers_computed} answers computed, {left.spending.answers} kept. {said}")
-        assert "holdfast: The disk is full: " in said
+        assert "crashproof: The disk is full: " in said
         assert counts.answers_computed == left.spending.answers
         assert (0, False) == (left.num_in_doubt, job.out.exists())
         subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)

@@ -1,4 +1,4 @@
-"""`holdfast generate`, killed again and again before a teacher that fails, pays for each question once."""
+"""`crashproof generate`, killed again and again before a teacher that fails, pays for each question once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from crash.generation_job import GenerationProcess, faults, hashes_of, seed_of_the_day, settled, write_prompts
 
-from holdfast.testing import TeacherServer
+from crashproof.testing import TeacherServer
 
 Moment = tuple[str, Callable[[], bool]]
 

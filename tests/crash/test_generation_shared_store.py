@@ -15,10 +15,10 @@ from crash.generation_job import GenerationProcess, faults, seed_of_the_day, set
 from postgres import PostgresServer, postgres_server
 from response_stores import PostgresBed, SqlBed, SqliteBed
 
-from holdfast.teacher.forms import RequestForm
-from holdfast.teacher.jobs import GenerationJob
-from holdfast.testing import TeacherServer
-from holdfast.testing.teacher_server import request_hash
+from crashproof.teacher.forms import RequestForm
+from crashproof.teacher.jobs import GenerationJob
+from crashproof.testing import TeacherServer
+from crashproof.testing.teacher_server import request_hash
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +69,9 @@ def prove(folder: Path, bed: SqlBed, seed: int, *, num_prompts: int = 200) -> No
 
     job = GenerationJob(prompts=prompts, out=one.out, form=RequestForm(base_url=server.base_url, model="teacher"))
     hashes = {question.request.key: request_hash(question.request.body) for question in job.questions()}
-    states = Counter(state for (state,) in bed.execute("SELECT state FROM holdfast_requests"))
-    in_doubt = Counter(key for (key,) in bed.execute("SELECT key FROM holdfast_requests WHERE state = 'lost'"))
-    ((num_kept,),) = bed.execute("SELECT count(*) FROM holdfast_answers")
+    states = Counter(state for (state,) in bed.execute("SELECT state FROM crashproof_requests"))
+    in_doubt = Counter(key for (key,) in bed.execute("SELECT key FROM crashproof_requests WHERE state = 'lost'"))
+    ((num_kept,),) = bed.execute("SELECT count(*) FROM crashproof_answers")
     print(
         f"killed: {kills}; {num_unique} unique prompts, {num_kept} answers kept, {counts.answers_computed} computed "
         f"in {counts.requests} requests; requests in the store: {dict(states)}\n{said_by_one}{said}"
@@ -87,7 +87,7 @@ def prove(folder: Path, bed: SqlBed, seed: int, *, num_prompts: int = 200) -> No
 def forget_killed(bed: SqlBed, living: int) -> None:
     """A minute passes for whoever was killed: their leases run out."""
     bed.execute(
-        f"UPDATE holdfast_requests SET lease_until = lease_until - 120 WHERE state = 'open' "
+        f"UPDATE crashproof_requests SET lease_until = lease_until - 120 WHERE state = 'open' "
         f"AND holder NOT LIKE '%:{living}'"
     )
 

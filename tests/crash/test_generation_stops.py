@@ -1,4 +1,4 @@
-"""`holdfast generate` is asked to stop, asked twice, killed while it writes, or started twice."""
+"""`crashproof generate` is asked to stop, asked twice, killed while it writes, or started twice."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from crash.generation_job import GenerationProcess, settled
 
-from holdfast.disk.atomic import partial_name
-from holdfast.testing import Fault, Faults, TeacherServer
-from holdfast.testing.teacher_server import FaultTimes
+from crashproof.disk.atomic import partial_name
+from crashproof.testing import Fault, Faults, TeacherServer
+from crashproof.testing.teacher_server import FaultTimes
 
 PROMPTS = 120
 
@@ -103,6 +103,6 @@ def test_a_second_job_on_one_output_is_told_who_writes_it(tmp_path: Path) -> Non
             first.kill()
             first.wait()
 
-    assert said.startswith(f"holdfast: {job.run_folder} is being written by process {first.pid} on ")
+    assert said.startswith(f"crashproof: {job.run_folder} is being written by process {first.pid} on ")
     assert 1 == said.count("\n")
     assert 16 == server.counts.requests

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from holdfast import RunReader
-from holdfast.records import ReplayDiffered
-from holdfast.testing import KilledRun, run_and_kill
+from crashproof import RunReader
+from crashproof.records import ReplayDiffered
+from crashproof.testing import KilledRun, run_and_kill
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -97,7 +97,7 @@ import signal, sys
 from pathlib import Path
 from transformers import TrainerCallback
 from hf_trainer import make_trainer
-from holdfast.adapters.transformers import HoldfastCallback
+from crashproof.adapters.transformers import CrashproofCallback
 
 class Asks(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
@@ -105,7 +105,7 @@ class Asks(TrainerCallback):
             signal.raise_signal(signal.SIGTERM)
 
 trainer = make_trainer(Path(sys.argv[1]))
-hold = HoldfastCallback(trainer)
+hold = CrashproofCallback(trainer)
 trainer.add_callback(Asks())
 trainer.train(resume_from_checkpoint=hold.newest_checkpoint())
 print(f"process {trainer.args.process_index}: step {trainer.state.global_step}, exit code {hold.exit_code}")
@@ -187,7 +187,7 @@ def seen(line: Any) -> tuple[Any, ...]:
     return line.step, line.loss, line.learning_rate, line.samples_processed, line.tokens_processed
 
 
-def test_the_frameworks_own_history_has_each_step_once_and_holdfasts_has_what_it_averages(unbroken: Path) -> None:
+def test_the_frameworks_own_history_has_each_step_once_and_crashproofs_has_what_it_averages(unbroken: Path) -> None:
     losses = {line.step: line.loss for line in RunReader.open(unbroken).history()}
     logged = {entry["step"]: entry["loss"] for entry in log_history(unbroken) if "loss" in entry}
     evaluated = [entry["step"] for entry in log_history(unbroken) if "eval_loss" in entry]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from holdfast import RunReader, get_recovery_checkpoint
-from holdfast.errors import InvalidMetric, NewerFormat, NoUsableCheckpoint, RunClosed
-from holdfast.sealed import seal
+from crashproof import RunReader, get_recovery_checkpoint
+from crashproof.errors import InvalidMetric, NewerFormat, NoUsableCheckpoint, RunClosed
+from crashproof.sealed import seal
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_the_run_itself_is_no_checkpoint_of_it(run: Path, open_tracker: Callable
 
 
 def test_a_context_that_keeps_nothing_says_so(tmp_path: Path) -> None:
-    from holdfast import setup_progress_tracking
+    from crashproof import setup_progress_tracking
 
     progress = setup_progress_tracking({}, tmp_path / "out", 10)
     with pytest.raises(RunClosed, match="was not entered yet"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from crash.workload import Ledger, Workload, broken_promises, number_of_operations
 
-from holdfast.testing import FaultyDisk, PowerLost, forget_open_runs
+from crashproof.testing import FaultyDisk, PowerLost, forget_open_runs
 
 
 def lose_power(folder: Path, number: int, *, ignores_folder_syncs: bool = False) -> tuple[FaultyDisk, Ledger]:

@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from holdfast import RunReader
-from holdfast.checkpoints import problem_with
+from crashproof import RunReader
+from crashproof.checkpoints import problem_with
 
 STEPS = 12
 NUM_SAMPLES = 48

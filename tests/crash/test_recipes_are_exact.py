@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from holdfast import RunReader
-from holdfast.testing import run_and_kill
+from crashproof import RunReader
+from crashproof.testing import run_and_kill
 
 ROOT = Path(__file__).parents[2]
 STEPS = 14

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from holdfast import ProgressTracker, RunReader
+from crashproof import ProgressTracker, RunReader
 
 WRITER = """
 import sys, os
 from pathlib import Path
-from holdfast import ProgressTracker, write_whole
+from crashproof import ProgressTracker, write_whole
 out = Path(sys.argv[1])
 tracker = ProgressTracker(out / "progress", {"lr": 1}, 10**9)
 newest = tracker.get_recovery_checkpoint()

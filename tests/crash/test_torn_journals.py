@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from crash.workload import SETTINGS, update
 
-from holdfast import ProgressTracker, RunReader
-from holdfast.records import DamageFound
+from crashproof import ProgressTracker, RunReader
+from crashproof.records import DamageFound
 
 STEPS = list(range(1, 13))
 

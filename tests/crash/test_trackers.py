@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from holdfast import RunReader
-from holdfast.sinks.replay import replay
+from crashproof import RunReader
+from crashproof.sinks.replay import replay
 
 PROGRAM = Path(__file__).parents[1] / "page_program.py"
 TOTAL_STEPS = 240
@@ -48,7 +48,7 @@ def points_of_mlflow(uri: str) -> list[tuple[int, float]]:
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
-    (run,) = client.search_runs([client.get_experiment_by_name("holdfast").experiment_id])
+    (run,) = client.search_runs([client.get_experiment_by_name("crashproof").experiment_id])
     history = client.get_metric_history(run.info.run_id, "loss")
     return [(each.step, seen(each.value)) for each in sorted(history, key=lambda each: each.step)]
 
@@ -57,9 +57,9 @@ def points_of_mlflow(uri: str) -> list[tuple[int, float]]:
 def test_after_two_kills_every_tracker_has_each_step_once(tmp_path):
     for name in ("tensorboard", "wandb", "mlflow"):
         pytest.importorskip(name)
-    from holdfast.sinks.mlflow import MLflowSink
-    from holdfast.sinks.tensorboard import TensorBoardSink
-    from holdfast.sinks.wandb import WandbSink
+    from crashproof.sinks.mlflow import MLflowSink
+    from crashproof.sinks.tensorboard import TensorBoardSink
+    from crashproof.sinks.wandb import WandbSink
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     run, uri = tmp_path / "run", f"sqlite:///{tmp_path}/mlflow.db"
@@ -74,7 +74,7 @@ def test_after_two_kills_every_tracker_has_each_step_once(tmp_path):
             replay(run, sink)
 
     history = [(line.step, seen(line.loss)) for line in RunReader.open(run).history()]
-    note = json.loads((tmp_path / "w" / "holdfast-wandb.json").read_bytes())
+    note = json.loads((tmp_path / "w" / "crashproof-wandb.json").read_bytes())
     assert list(range(1, TOTAL_STEPS + 1)) == [step for step, _ in history]
     assert -1.0 == dict(history)[150]
     assert_same(history, points_of_tensorboard(tmp_path / "tb"))

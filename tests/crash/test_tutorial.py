@@ -97,14 +97,14 @@ def test_the_wheel_has_all_that_it_needs_and_nothing_else(installed: Installed) 
     num_bytes = installed.wheel.stat().st_size
     print(f"{installed.wheel.name}: {num_bytes:,} bytes, {len(names)} files")
 
-    assert {"holdfast", "training", next(name.split("/")[0] for name in names if ".dist-info" in name)} == {
+    assert {"crashproof", "training", next(name.split("/")[0] for name in names if ".dist-info" in name)} == {
         name.split("/")[0] for name in names
     }
     assert {
-        "holdfast/py.typed",
-        "holdfast/dashboard/page/index.html",
-        "holdfast/dashboard/page/uplot/LICENSE",
-        "holdfast/dashboard/page/uplot/uPlot.iife.min.js",
+        "crashproof/py.typed",
+        "crashproof/dashboard/page/index.html",
+        "crashproof/dashboard/page/uplot/LICENSE",
+        "crashproof/dashboard/page/uplot/uPlot.iife.min.js",
         "training/distill_kd.py",
     } <= set(names)
     assert [] == [name for name in names if "test_" in name or "__pycache__" in name]
@@ -114,13 +114,13 @@ def test_the_wheel_has_all_that_it_needs_and_nothing_else(installed: Installed) 
 def test_the_core_alone_imports_no_framework(installed: Installed, tmp_path: Path) -> None:
     heavy = "{'torch', 'numpy', 'transformers', 'lightning', 'accelerate', 'pandas', 'polars', 'starlette', 'rich'}"
     program = (
-        "import sys, time; begun = time.perf_counter(); import holdfast\n"
-        "print(f'import holdfast: {(time.perf_counter() - begun) * 1000:.0f} ms, {len(sys.modules)} modules')\n"
-        f"print(sorted({heavy} & sys.modules.keys()), holdfast.__file__)"
+        "import sys, time; begun = time.perf_counter(); import crashproof\n"
+        "print(f'import crashproof: {(time.perf_counter() - begun) * 1000:.0f} ms, {len(sys.modules)} modules')\n"
+        f"print(sorted({heavy} & sys.modules.keys()), crashproof.__file__)"
     )
 
     done = run(installed, tmp_path, [sys.executable, "-c", program])
 
     print(done.stdout)
     assert 0 == done.returncode, done.stdout
-    assert f"[] {installed.folder}/holdfast/__init__.py" in done.stdout
+    assert f"[] {installed.folder}/crashproof/__init__.py" in done.stdout

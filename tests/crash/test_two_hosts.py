@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from holdfast import RunReader
+from crashproof import RunReader
 
 pytestmark = pytest.mark.long
 

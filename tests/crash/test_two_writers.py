@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from holdfast import ProgressTracker, RunReader
-from holdfast.errors import RunInUse
+from crashproof import ProgressTracker, RunReader
+from crashproof.errors import RunInUse
 
 HOLDER = """
 import sys
-from holdfast import ProgressTracker
+from crashproof import ProgressTracker
 tracker = ProgressTracker(sys.argv[1], {"lr": 1}, 10)
 tracker.update_metrics(1, 1.0, {}, 0.1, 1, 1)
 print("open", flush=True)

@@ -1,4 +1,4 @@
-"""`holdfast watch` in a real terminal of 80 columns, while its run is killed and started again."""
+"""`crashproof watch` in a real terminal of 80 columns, while its run is killed and started again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(TMUX is None, reason="tmux is not installed")
 LOOP = """
 import math, sys, time
 from pathlib import Path
-from holdfast import get_recovery_checkpoint, training_progress_context, write_whole
+from crashproof import get_recovery_checkpoint, training_progress_context, write_whole
 out = Path(sys.argv[1])
 newest = get_recovery_checkpoint(out)
 first = newest[1] + 1 if newest else 1
@@ -32,7 +32,7 @@ with training_progress_context({"lr": 1}, out, 20000) as progress:
             progress.record_checkpoint(step, path, step, written=write_whole(path, lambda file: file.write(b"w")))
         time.sleep(0.01)
 """
-WATCH = f"{sys.executable} -c 'from holdfast.cli import main; main()' watch"
+WATCH = f"{sys.executable} -c 'from crashproof.cli import main; main()' watch"
 
 
 class Terminal:

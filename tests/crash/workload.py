@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from holdfast import ProgressTracker, RunReader, TrackerSettings, write_whole
-from holdfast.checkpoints import problem_with
-from holdfast.disk.atomic import write_whole_folder
-from holdfast.disk.files import Disk
-from holdfast.disk.run_folder import RunFolder
-from holdfast.errors import NoUsableCheckpoint
-from holdfast.rules.retention import KeepLatest
-from holdfast.sealed import is_whole
-from holdfast.testing import FakeClock, FaultyDisk
+from crashproof import ProgressTracker, RunReader, TrackerSettings, write_whole
+from crashproof.checkpoints import problem_with
+from crashproof.disk.atomic import write_whole_folder
+from crashproof.disk.files import Disk
+from crashproof.disk.run_folder import RunFolder
+from crashproof.errors import NoUsableCheckpoint
+from crashproof.rules.retention import KeepLatest
+from crashproof.sealed import is_whole
+from crashproof.testing import FakeClock, FaultyDisk
 
 CONFIG = {"train": {"lr": 0.1, "batch_size": 2}}
 OTHER_CONFIG = {"train": {"lr": 0.2, "batch_size": 2}}

@@ -11,9 +11,9 @@ from types import ModuleType
 import msgspec
 import pytest
 
-from holdfast.encoding import decode, encode
-from holdfast.records import AnswerRecord, CurveBlock, Event, Manifest, MetricsSnapshot, RequestLine
-from holdfast.sealed import is_whole
+from crashproof.encoding import decode, encode
+from crashproof.records import AnswerRecord, CurveBlock, Event, Manifest, MetricsSnapshot, RequestLine
+from crashproof.sealed import is_whole
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -142,7 +142,7 @@ def test_the_format_page_shows_every_kind_of_event_and_of_what_became_of_a_reque
 
 def test_the_format_page_shows_a_manifest_of_captured_logits() -> None:
     pytest.importorskip("torch")
-    from holdfast.distillation.captured_folder import CaptureManifest
+    from crashproof.distillation.captured_folder import CaptureManifest
 
     lines = [line for line in sealed_lines(FORMAT) if b'"captured_from":' in line]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ROOT / "src" / "holdfast"
+SOURCES = ROOT / "src" / "crashproof"
 MODULES = sorted(SOURCES.rglob("*.py"))
 
 PARTS_OF_THE_TRACKER = {
@@ -47,12 +47,12 @@ LAYERS = [
     {"loading", "report"},
     {"post_mortem"},
     {"post_mortem_page"},
-    {"holdfast"},
+    {"crashproof"},
     {"teacher", "pytorch", "dashboard", "sinks"},
     {"adapters", "distillation"},
     {"cli"},
 ]
-"""From the ground up; a unit is a module, or a package with all that is in it. `holdfast` is the public face."""
+"""From the ground up; a unit is a module, or a package with all that is in it. `crashproof` is the public face."""
 
 KNOW_EACH_OTHER = PARTS_OF_THE_TRACKER
 """One layer whose units are parts of one thing."""
@@ -89,7 +89,7 @@ FORBIDDEN_TO_RULES = {
 
 def unit_of(path: Path) -> str:
     first = path.relative_to(SOURCES).parts[0].removesuffix(".py")
-    return "holdfast" if first == "__init__" else first
+    return "crashproof" if first == "__init__" else first
 
 
 def imports_of(path: Path) -> Iterator[tuple[int, str]]:
@@ -103,11 +103,11 @@ def imports_of(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def own_imports_of(path: Path) -> Iterator[tuple[int, str]]:
-    """The units of holdfast that a module imports from."""
+    """The units of crashproof that a module imports from."""
     for line, name in imports_of(path):
         parts = name.split(".")
-        if parts[0] == "holdfast":
-            yield line, parts[1] if len(parts) > 1 else "holdfast"
+        if parts[0] == "crashproof":
+            yield line, parts[1] if len(parts) > 1 else "crashproof"
 
 
 def layer_of(unit: str) -> int:
@@ -173,8 +173,8 @@ def test_imports_point_down_only(path):
         ("distillation", "dashboard", False),
         ("cli", "distillation", True),
         ("distillation", "cli", False),
-        ("holdfast", "context", True),
-        ("context", "holdfast", False),
+        ("crashproof", "context", True),
+        ("context", "crashproof", False),
     ],
 )
 def test_the_table_says_what_the_design_says(importer, imported, expected):
@@ -200,11 +200,11 @@ def test_a_door_is_a_docstring_imports_and_what_they_are_named(path):
 
     assert ast.get_docstring(ast.parse(path.read_text()))
     assert [] == [f"line {node.lineno}" for node in body[1:] if not isinstance(node, kinds)]
-    assert {name.split(".")[0] for _, name in imports_of(path)} <= {"holdfast", "sys"}
+    assert {name.split(".")[0] for _, name in imports_of(path)} <= {"crashproof", "sys"}
 
 
 @pytest.mark.parametrize(
-    "module", ["holdfast", "training.progress_tracker", "training.progress_integration", "holdfast.testing"]
+    "module", ["crashproof", "training.progress_tracker", "training.progress_integration", "crashproof.testing"]
 )
 def test_the_core_imports_no_framework(module):
     program = (
@@ -221,9 +221,9 @@ def test_importing_changes_nothing(tmp_path):
     program = (
         "import logging, os, threading\n"
         "before = (dict(os.environ), os.listdir('.'), logging.root.handlers[:], threading.active_count())\n"
-        "import holdfast\n"
+        "import crashproof\n"
         "after = (dict(os.environ), os.listdir('.'), logging.root.handlers[:], threading.active_count())\n"
-        "print(before == after, logging.getLogger('holdfast').handlers)"
+        "print(before == after, logging.getLogger('crashproof').handlers)"
     )
     # In a folder of its own: other tests may write into this one meanwhile.
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)

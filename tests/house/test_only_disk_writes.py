@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCES = Path(__file__).parents[2] / "src" / "holdfast"
+SOURCES = Path(__file__).parents[2] / "src" / "crashproof"
 MAY_WRITE = {SOURCES / "disk", SOURCES / "testing" / "faulty_disk.py"}
 MODULES = [path for path in sorted(SOURCES.rglob("*.py")) if not MAY_WRITE & {path, *path.parents}]
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-import holdfast
+import crashproof
 import training.progress_integration
 import training.progress_tracker
 
@@ -24,7 +24,7 @@ def module_name(path: Path) -> str:
 
 PATHS = {
     module_name(path): path
-    for path in [*sorted((ROOT / "src" / "holdfast").rglob("*.py")), *sorted((ROOT / "training").glob("*.py"))]
+    for path in [*sorted((ROOT / "src" / "crashproof").rglob("*.py")), *sorted((ROOT / "training").glob("*.py"))]
 }
 
 
@@ -82,7 +82,7 @@ def test_what_is_listed_exists(name):
     assert [] == [each for each in LISTED[name] if not hasattr(module, each)]
 
 
-@pytest.mark.parametrize("name", [name for name in LISTED if name != "holdfast"])
+@pytest.mark.parametrize("name", [name for name in LISTED if name != "crashproof"])
 def test_a_private_name_is_never_promised(name):
     assert [] == [each for each in LISTED[name] if each.startswith("_")]
 
@@ -90,11 +90,11 @@ def test_a_private_name_is_never_promised(name):
 def test_the_face_shows_exactly_what_it_lists():
     shown = {
         name
-        for name, value in vars(holdfast).items()
+        for name, value in vars(crashproof).items()
         if not name.startswith("_") and not isinstance(value, ModuleType) and name != "annotations"
     }
 
-    assert sorted(shown, key=place) == holdfast.__all__
+    assert sorted(shown, key=place) == crashproof.__all__
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_the_face_shows_exactly_what_it_lists():
 )
 def test_a_door_opens_to_the_librarys_own_objects(door, names):
     assert names == set(door.__all__)
-    assert [] == [name for name in names if getattr(door, name) is not getattr(holdfast, name)]
+    assert [] == [name for name in names if getattr(door, name) is not getattr(crashproof, name)]
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())

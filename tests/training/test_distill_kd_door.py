@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from holdfast import RunReader
-from holdfast.disk.lock import WriterLock
-from holdfast.distillation.command import main as library_main
+from crashproof import RunReader
+from crashproof.disk.lock import WriterLock
+from crashproof.distillation.command import main as library_main
 from training.distill_kd import main
 
 MINIMAL = """
@@ -127,7 +127,7 @@ def test_checkpoints_of_an_unknown_run_are_not_written_over(
 
     said = refused(capsys, "--config", str(config), "--output-dir", str(tmp_path / "out"))
 
-    assert "of a run that holdfast does not know" in said
+    assert "of a run that crashproof does not know" in said
     assert b"somebody else's" == (tmp_path / "out" / "checkpoint_5.pt").read_bytes()
 
 

@@ -1,0 +1,1 @@
+"""One file per framework whose training loops crashproof keeps."""

@@ -1,0 +1,462 @@
+"""Keep a run of the Hugging Face Trainer."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import re
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from crashproof.adapters.resuming import FrameworkRun, newest_checkpoint, recorded_checkpoints, require_own_run
+from crashproof.checkpoints import make_durable
+from crashproof.clock import SYSTEM_CLOCK, Clock
+from crashproof.context import TrainingProgressContext
+from crashproof.errors import ConfigError, DiskFull, CrashproofError, MissingExtra, RunClosed
+from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts
+from crashproof.reader import read_run
+from crashproof.rules.retention import KeepLatest, RetentionRule
+from crashproof.scalars import PendingScalar, is_on_device, start_copy
+from crashproof.supported import require_versions
+from crashproof.tracker import ProgressTracker
+from crashproof.writer import TrackerSettings
+
+_EXTRA = "transformers"
+
+try:
+    require_versions(_EXTRA, {"transformers": "5.20", "accelerate": "1.1"})
+    import torch
+    from accelerate.utils import broadcast_object_list
+    from torch import Tensor
+    from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+except MissingExtra:
+    raise
+except ImportError as error:
+    raise MissingExtra(_EXTRA) from error
+
+__all__ = ["CrashproofCallback"]
+
+log = logging.getLogger("crashproof")
+
+_NAME = re.compile(r"checkpoint-(?P<step>\d+)")
+_DEFAULT_FOLDERS = ("trainer_output", "tmp_trainer")
+"""What transformers writes to where nobody has named a folder."""
+
+_HOW_NOT_WHAT = (
+    # Where to write, how to log, whom to tell.
+    *("output_dir", "run_name", "project", "report_to", "disable_tqdm", "logging_", "log_", "hub_", "push_to_hub"),
+    *("trackio_", "include_num_input_tokens_seen", "include_for_metrics", "skip_memory_metrics", "debug"),
+    # When to save and evaluate, and how to go on.
+    *("save_", "eval_", "per_device_eval_batch_size", "prediction_loss_only", "batch_eval_metrics", "do_"),
+    *("bf16_full_eval", "fp16_full_eval", "load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+    *("resume_from_checkpoint", "restore_callback_states", "ignore_data_skip", "enable_jit_checkpoint"),
+    # How long; `max_steps` is known as a length by itself.
+    "num_train_epochs",
+    # How the same is computed, and on what.
+    *(
+        "local_rank",
+        "ddp_",
+        "fsdp",
+        "deepspeed",
+        "parallelism_config",
+        "use_cpu",
+        "torch_compile",
+        "full_determinism",
+    ),
+    *("torch_empty_cache_steps", "auto_find_batch_size", "activation_checkpointing", "gradient_checkpointing"),
+    *("use_cache", "use_liger_kernel", "liger_kernel_config"),
+    *("dataloader_num_workers", "dataloader_p", "dataloader_multiprocessing_context", "dataloader_in_order"),
+)
+"""Training arguments, or how they begin, that do not make it another run."""
+_OF_THE_FILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+"""Keys of a model's config that tell of how it was stored."""
+_NO_RESULTS = ("_runtime", "_per_second", "epoch")
+"""Endings of what an evaluation tells besides its results."""
+
+
+class CrashproofCallback(TrainerCallback):
+    """Keeps every step, checkpoint and evaluation of a Trainer, which it adds itself to.
+
+    `trainer.train(resume_from_checkpoint=hold.newest_checkpoint())` goes on from the newest whole checkpoint, and
+    so does `resume_from_checkpoint=True`.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        *,
+        on_config_change: str = "archive",
+        settings: TrackerSettings | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        """Listen to a trainer; touches no disk yet.
+
+        Args:
+            trainer: With an `output_dir` of its own. From here on `save_total_limit` is kept by crashproof, which
+                deletes an old checkpoint only once a newer one was read back whole.
+            on_config_change: See `ProgressTracker`; the config is that of the model and of the training arguments.
+            settings: How often things are written, and which checkpoints stay.
+            clock: Where the time comes from.
+
+        Raises:
+            ConfigError: the trainer has no `output_dir` of its own, saves in a way that cannot be kept, or has a
+                callback of this kind already.
+        """
+        output_dir = _require_usable(trainer)
+        self.was_preempted = False
+        """Whether training stopped because the process was asked to, with its newest step in a checkpoint."""
+        self._trainer = trainer
+        self._clock = clock
+        self._on_config_change = on_config_change
+        self._settings = _with_rule(settings or TrackerSettings(), trainer)
+        self._run = FrameworkRun(
+            framework="transformers",
+            output_dir=output_dir,
+            config=_identity(trainer),
+            on_config_change=on_config_change,
+            samples_per_step=trainer.get_total_train_batch_size(trainer.args),
+            is_checkpoint=lambda path: _NAME.fullmatch(path.name) is not None,
+        )
+        self._progress: TrainingProgressContext | None = None
+        self._stack = ExitStack()
+        self._interrupts = Interrupts()
+        self._resumed_from: str | None = None
+        self._loss: Tensor | None = None
+        """Of the step under way: the sum of what its parts have returned."""
+        self._learning_rate: Any = 0.0
+        self._samples = self._tokens = 0
+        self._told_to_stop: PendingScalar | float = 0.0
+        """How many processes were asked to stop, as of the step before."""
+        self._evaluated: tuple[int, dict[str, float]] = (-1, {})
+        self._stands_still_since = 0.0
+        # The loss reaches callbacks only averaged and filtered; an exception out of `train` does not reach them at
+        # all. Whatever class the trainer is, these two methods of it see both.
+        trainer.training_step = self._listening(trainer.training_step)  # type: ignore[method-assign]
+        trainer.train = self._kept(trainer.train)  # type: ignore[method-assign]
+        trainer.add_callback(self)
+
+    @property
+    def tracker(self) -> ProgressTracker | None:
+        """The run's writer while it trains; None off the main process.
+
+        Raises:
+            RunClosed: training has not begun, or is over.
+        """
+        if self._progress is None:
+            raise RunClosed(self._run.output_dir, why="is open only while trainer.train() runs")
+        return self._progress.tracker
+
+    @property
+    def exit_code(self) -> int:
+        """What the program should exit with: 75 where it was asked to stop and should be started again, else 0."""
+        return EXIT_PREEMPTED if self.was_preempted else 0
+
+    def newest_checkpoint(self) -> str | None:
+        """The newest whole checkpoint, or None for a fresh start; to be called on every process.
+
+        Every byte of it is read. A folder that a kill has left torn, or that was altered since, is moved to
+        `progress/set_aside/`. Checkpoints that were saved without crashproof are checked and taken up.
+
+        Raises:
+            NoUsableCheckpoint: there were some, and none can be used.
+            ConfigChanged: the config differs and `on_config_change` is `error`.
+            OtherRun: the output folder holds the run of another program.
+            RunInUse: another live process writes the run.
+        """
+        if self._progress is not None:
+            raise ConfigError(
+                "newest_checkpoint() was called while the run is training.",
+                hint="Call it before trainer.train().",
+            )
+        if self._trainer.args.world_size == 1:
+            return self._newest()
+        # What goes wrong on the main process must end the others too, which would wait for ever.
+        told: list[str | None] = [None, None]
+        failure: Exception | None = None
+        if self._trainer.is_world_process_zero():
+            try:
+                told[0] = self._newest()
+            except Exception as error:
+                failure, told[1] = error, str(error)
+        broadcast_object_list(told)
+        if failure is not None:
+            raise failure
+        if told[1] is not None:
+            raise CrashproofError(f"The main process has found no checkpoint to resume from: {told[1]}")
+        return told[0]
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the run up."""
+        if state.is_hyper_param_search:
+            raise ConfigError(
+                "A search for hyperparameters is many runs.", hint="Use CrashproofCallback with trainer.train() alone."
+            )
+        # `auto_find_batch_size` begins again in the middle of `train`.
+        if self._progress is None:
+            if state.is_world_process_zero:
+                require_own_run(self._run.framework, self._run.folder, read_run(self._run.folder).session)
+            self._progress = self._stack.enter_context(
+                TrainingProgressContext(
+                    self._run.config,
+                    self._run.output_dir,
+                    state.max_steps,
+                    is_main_process=state.is_world_process_zero,
+                    on_config_change=self._on_config_change,
+                    settings=self._settings,
+                    clock=self._clock,
+                )
+            )
+        self._require_same_session()
+        self._count_from(state.global_step)
+        self._loss = None
+        if args.ignore_data_skip and state.global_step:
+            log.warning(
+                "ignore_data_skip: the epoch's data begin anew, so this is not what an unbroken run computes."
+            )
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin a sum of losses."""
+        self._loss = None
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note the learning rate before the schedule moves it."""
+        rate = kwargs["optimizer"].param_groups[0]["lr"]
+        self._learning_rate = rate.detach().clone() if isinstance(rate, Tensor) else float(rate)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep the step, and stop behind it where the process was asked to."""
+        if self._progress is None or self._loss is None:
+            return
+        loss, wants_to_stop = self._over_all_processes(self._loss)
+        tokens = self._tokens if args.include_num_input_tokens_seen == "no" else state.num_input_tokens_seen
+        self._progress.update_metrics(state.global_step, loss, {}, self._learning_rate, self._samples, int(tokens))
+        if wants_to_stop and state.global_step < state.max_steps:
+            control.should_save = True
+            control.should_training_stop = True
+            self.was_preempted = True
+            self._progress.end_as("preempted")
+            by = self._interrupts.received.name if self._interrupts.received else "another process"
+            log.info("Stopping at step %s by %s. Start the same command again.", f"{state.global_step:,}", by)
+        self._stands_still_since = self._clock.steady()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Leave the time for logging out of that for saving."""
+        self._stands_still_since = self._clock.steady()
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep what was measured; outside of training there is no run to keep it in."""
+        if self._progress is None:
+            return
+        metrics: Mapping[str, Any] = kwargs.get("metrics") or {}
+        step, known = self._evaluated
+        # Several data sets are evaluated one after the other, at one step.
+        results = (known if step == state.global_step else {}) | {
+            name: float(value)
+            for name, value in metrics.items()
+            if isinstance(value, (int, float)) and not name.endswith(_NO_RESULTS)
+        }
+        self._evaluated = (state.global_step, results)
+        seconds = sum(float(value) for name, value in metrics.items() if name.endswith("_runtime"))
+        self._progress.record_evaluation(state.global_step, results, seconds)
+        self._stands_still_since = self._clock.steady()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Make a checkpoint durable, and record it: from here on it is one."""
+        if self._progress is None:
+            return
+        if args.world_size > 1:
+            # Each process writes its part, and the main one may be the first to be done.
+            self._trainer.accelerator.wait_for_everyone()
+        tracker = self._progress.tracker
+        if tracker is None:
+            return
+        folder = self._run.output_dir / f"checkpoint-{state.global_step}"
+        tags = ["periodic", "best_model"] if state.best_global_step == state.global_step else ["periodic"]
+        try:
+            make_durable(folder)
+            seconds = self._clock.steady() - self._stands_still_since
+            tracker.record_checkpoint(state.global_step, folder, self._samples, tags, seconds=seconds, is_best=None)
+        except DiskFull as error:
+            if control.should_training_stop or state.global_step >= state.max_steps:
+                raise
+            log.warning("%s is not recorded, and training goes on: %s", folder.name, error)
+
+    def _newest(self) -> str | None:
+        chosen = newest_checkpoint(self._run, clock=self._clock)
+        return None if chosen is None else chosen.checkpoint_path
+
+    def _kept(self, train: Callable[..., Any]) -> Callable[..., Any]:
+        """`train` inside of a run: however it is left, the run is closed and the signals are as before."""
+
+        @functools.wraps(train)
+        def kept(resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+            if resume_from_checkpoint is True:
+                resume_from_checkpoint = self.newest_checkpoint()
+            self._resumed_from = resume_from_checkpoint or None
+            self.was_preempted = False
+            self._told_to_stop = 0.0
+            try:
+                with ExitStack() as self._stack:
+                    self._interrupts = self._stack.enter_context(Interrupts())
+                    return train(resume_from_checkpoint, *args, **kwargs)
+            finally:
+                self._progress = None
+
+        return kept
+
+    def _listening(self, training_step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """`training_step`, whose losses are added up as they are, on the device that they are on."""
+
+        @functools.wraps(training_step)
+        def listening(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+            samples, tokens = _counted(inputs, self._trainer)
+            loss = training_step(model, inputs, *args, **kwargs)
+            if self._loss is None:
+                self._loss = torch.zeros((), device=loss.device)
+            self._loss = self._loss + loss.detach()
+            self._samples += samples
+            self._tokens += tokens
+            return loss
+
+        return listening
+
+    def _over_all_processes(self, loss: Tensor) -> tuple[Tensor, bool]:
+        """The mean loss, and whether any process was asked to stop: all learn of it after the same step."""
+        is_requested = self._interrupts.is_requested
+        world_size = self._trainer.args.world_size
+        if world_size == 1:
+            return loss, is_requested
+        numbers = torch.stack([loss.float(), torch.full_like(loss, float(is_requested), dtype=torch.float32)])
+        torch.distributed.all_reduce(numbers)
+        before, told = self._told_to_stop, numbers[1]
+        self._told_to_stop = start_copy(told) if is_on_device(told) else float(told)
+        return numbers[0] / world_size, (before if isinstance(before, float) else before.value()) > 0
+
+    def _require_same_session(self) -> None:
+        path = self._resumed_from
+        if path is not None and not Path(path).exists():
+            raise ConfigError(
+                f"{path} belongs to a session with another config, and was archived with it.",
+                hint='Leave it to newest_checkpoint(), or pass on_config_change="continue".',
+            )
+
+    def _count_from(self, step: int) -> None:
+        """The counts as they stood at a step."""
+        self._samples, self._tokens = step * self._run.samples_per_step, 0
+        if self._progress is None or self._progress.tracker is None:
+            return
+        session = self._progress.tracker.session
+        checkpoint = session.checkpoints.get(step)
+        if checkpoint is not None and checkpoint.metrics is not None and checkpoint.metrics.step == step:
+            self._samples, self._tokens = checkpoint.metrics.samples_processed, checkpoint.metrics.tokens_processed
+        known = recorded_checkpoints(self._run, session)
+        if known and self._resumed_from is None:
+            newest = max(each.checkpoint_step for each in known)
+            log.warning(
+                "Training begins at step 0 though checkpoint-%d is recorded. Pass "
+                "resume_from_checkpoint=hold.newest_checkpoint() to go on from it.",
+                newest,
+            )
+
+
+class _KeepBestModel(RetentionRule):
+    """The checkpoint that a Trainer would load as the best one."""
+
+    __slots__ = ("_trainer",)
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def choose(self, checkpoints: Any) -> set[int]:
+        """Its own word counts: it holds on to one, and may have evaluated between two checkpoints."""
+        best = self._trainer.state.best_model_checkpoint
+        name = _NAME.fullmatch(Path(best).name) if best else None
+        return {each.checkpoint_step for each in checkpoints if name and each.checkpoint_step == int(name["step"])}
+
+
+def _require_usable(trainer: Trainer) -> Path:
+    """Its output folder."""
+    args = trainer.args
+    if not args.output_dir or args.output_dir in _DEFAULT_FOLDERS:
+        raise ConfigError(
+            f"The Trainer has no output_dir of its own ({args.output_dir or 'none'} is what transformers takes where "
+            "none is named).",
+            hint='Pass TrainingArguments(output_dir="runs/my-run"), the same at every start.',
+        )
+    if args.enable_jit_checkpoint:
+        raise ConfigError(
+            "enable_jit_checkpoint saves on SIGTERM, and so does crashproof.", hint="Leave enable_jit_checkpoint out."
+        )
+    if any(isinstance(each, CrashproofCallback) for each in trainer.callback_handler.callbacks):
+        raise ConfigError("The Trainer has a CrashproofCallback already.", hint="Add one to each Trainer.")
+    if args.save_only_model:
+        log.warning("save_only_model: without optimizer and random states nothing can go on exactly.")
+    if args.train_sampling_strategy == "group_by_length":
+        log.warning(
+            "group_by_length draws an epoch's order anew where it resumes: some data come twice, some not at all."
+        )
+    return Path(args.output_dir)
+
+
+def _with_rule(settings: TrackerSettings, trainer: Trainer) -> TrackerSettings:
+    """Take over the deletion of checkpoints: `transformers` deletes before the new one is known to be whole."""
+    rule, limit = settings.keep, trainer.args.save_total_limit
+    if limit is not None and limit > 0:
+        rule = KeepLatest(limit) if rule is None else rule | KeepLatest(limit)
+        if trainer.is_world_process_zero():
+            log.info(
+                "save_total_limit=%d is kept by crashproof: an old checkpoint goes once a newer one was read back "
+                "whole, and the best one stays.",
+                limit,
+            )
+    trainer.args.save_total_limit = None
+    return settings if rule is None else dataclasses.replace(settings, keep=rule | _KeepBestModel(trainer))
+
+
+def _identity(trainer: Trainer) -> dict[str, Any]:
+    """What the run is: what is trained, and how."""
+    model = trainer.model
+    arguments = {
+        name: value
+        for name, value in trainer.args.to_dict().items()  # type: ignore[no-untyped-call]
+        if not name.startswith(_HOW_NOT_WHAT) and not name.endswith(("_dir", "_token"))
+    }
+    adapters = getattr(model, "peft_config", None)
+    return {
+        "framework": "transformers",
+        "train": arguments,
+        "model": {"class": type(model).__name__} | _model_config(getattr(model, "config", None)),
+        "adapters": {name: _model_config(each) for name, each in adapters.items()} if adapters else {},
+    }
+
+
+def _model_config(config: Any) -> dict[str, Any]:
+    if not hasattr(config, "to_dict"):
+        return {}
+    return {name: value for name, value in config.to_dict().items() if name not in _OF_THE_FILE}
+
+
+def _counted(inputs: Any, trainer: Trainer) -> tuple[int, int]:
+    """Samples and tokens of a batch over all processes, by its shapes: nothing waits for a device."""
+    args = trainer.args
+    num_replicas = trainer.get_total_train_batch_size(args) // (
+        args.train_batch_size * args.gradient_accumulation_steps
+    )
+    tensors = [value for value in inputs.values() if isinstance(value, Tensor) and value.ndim] if inputs else []
+    num_samples = len(tensors[0]) if tensors else args.train_batch_size
+    tokens = inputs.get("input_ids") if isinstance(inputs, Mapping) else None
+    num_tokens = tokens.numel() if isinstance(tokens, Tensor) else 0
+    return num_samples * num_replicas, num_tokens * num_replicas

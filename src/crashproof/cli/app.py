@@ -1,0 +1,64 @@
+"""Where the commands come together."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from crashproof.cli.adopt import adopt
+from crashproof.cli.capture_logits import capture_logits
+from crashproof.cli.checkpoints import checkpoints
+from crashproof.cli.compare import compare
+from crashproof.cli.doctor import doctor
+from crashproof.cli.export import export
+from crashproof.cli.generate import generate
+from crashproof.cli.history import history
+from crashproof.cli.output import clean
+from crashproof.cli.repair import repair
+from crashproof.cli.runs import runs
+from crashproof.cli.serve import serve
+from crashproof.cli.status import status
+from crashproof.cli.stop import stop
+from crashproof.cli.verify import verify
+from crashproof.cli.watch import watch
+from crashproof.errors import CrashproofError
+
+__all__ = ["run"]
+
+app = typer.Typer(
+    name="crashproof",
+    help="Look after training runs: how they stand, whether they are whole, what a restart would do.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(status)
+app.command()(watch)
+app.command()(runs)
+app.command()(history)
+app.command()(checkpoints)
+app.command()(compare)
+app.command()(serve)
+app.command()(stop)
+app.command()(export)
+app.command()(doctor)
+app.command()(verify)
+app.command()(repair)
+app.command()(adopt)
+app.command()(generate)
+app.command()(capture_logits)
+
+
+@app.callback()
+def _crashproof() -> None:
+    """Look after training runs."""
+
+
+def run() -> None:
+    """Run the command line; an error that a user can meet is one line on stderr and exit code 2."""
+    try:
+        app()
+    except (CrashproofError, OSError) as error:
+        sys.stderr.write(f"crashproof: {clean(str(error))}\n")
+        raise SystemExit(2) from None

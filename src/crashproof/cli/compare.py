@@ -1,0 +1,176 @@
+"""Put runs side by side."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from crashproof.cli.arguments import AsJson, run_folders
+from crashproof.cli.output import print_json, say
+from crashproof.cli.plots import LETTERS, plot_together
+from crashproof.cli.tables import aligned, compact
+from crashproof.curves import CurveFollower
+from crashproof.errors import ConfigError
+from crashproof.reader import RunReader
+from crashproof.records import CurvePoint
+from crashproof.rules.comparing import Difference, common_steps, config_differences
+from crashproof.rules.pace import estimate_remaining
+from crashproof.wording import as_dollars_text, as_duration
+
+__all__ = ["compare"]
+
+_NUM_COMMON_STEPS = 8
+_AVERAGED = 100
+_PLOT_HEIGHT = 14
+_MOST_VALUE_WIDTH = 28
+
+
+def compare(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Two or more runs' output folders.", metavar="DIR DIR…", autocompletion=run_folders),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Put runs side by side: what differs in their configs, and what came of it.
+
+    Losses are compared at equal steps: the loss there, and the mean of the
+    100 updates up to there. Works on live runs and changes nothing.
+
+    Example: crashproof compare runs/lr-1e-3 runs/lr-3e-4
+    """
+    if len(folders) < 2:
+        raise ConfigError("One run alone cannot be compared.", hint="Name two or more folders.")
+    if len(folders) > len(LETTERS):
+        raise ConfigError(f"At most {len(LETTERS)} runs can be compared.", hint="Name fewer folders.")
+    now = time.time()
+    readers = [RunReader.open(folder) for folder in folders]
+    sides = [_Side(str(folder), reader, now) for folder, reader in zip(folders, readers, strict=True)]
+    differences = config_differences([side.session.config for side in sides])
+    steps = common_steps([side.session.steps_completed for side in sides], _NUM_COMMON_STEPS)
+    if as_json:
+        print_json(_as_object(sides, differences, steps))
+        return
+    for line in _in_words(sides, differences, steps):
+        say(line)
+
+
+class _Side:
+    """One of the runs."""
+
+    def __init__(self, name: str, reader: RunReader, now: float) -> None:
+        self.name = name
+        self.session = reader.session()
+        self.summary = reader.summary(now=now)
+        self._follower = CurveFollower(reader.folder)
+        self._follower.refresh()
+
+    def curve(self, most_points: int, last_step: int | None = None) -> list[CurvePoint]:
+        return self._follower.curve(most_points=most_points, last_step=last_step).points
+
+    def best(self) -> tuple[int, float] | None:
+        """The step of the lowest finite loss, and that loss."""
+        first: int | None = None
+        last: int | None = None
+        while True:
+            points = self._follower.curve(most_points=512, first_step=first, last_step=last).points
+            lows = [(bucket.low, point) for point in points if (bucket := point.series.get("loss"))]
+            finite = [(low, point) for low, point in lows if low is not None]
+            if not finite:
+                return None
+            loss, point = min(finite, key=lambda each: each[0])
+            if point.num_updates == 1 or (point.first_step, point.last_step) == (first, last):
+                return point.last_step, loss
+            first, last = point.first_step, point.last_step
+
+    def at(self, step: int) -> dict[str, Any]:
+        """The newest loss at a step or before it, and the mean of the finite ones of the 100 updates up to it."""
+        num_updates = sum(point.num_updates for point in self.curve(1))
+        usual = max(1, self.session.steps_completed // max(1, num_updates))
+        first = max(0, step - 2 * _AVERAGED * usual)
+        whole = self._follower.curve(most_points=1 << 20, first_step=first, last_step=step).points
+        near = whole[-_AVERAGED:]
+        buckets = [bucket for point in near if (bucket := point.series.get("loss")) is not None]
+        means = [bucket.mean for bucket in buckets if bucket.mean is not None]
+        last = None if not buckets else float("nan") if buckets[-1].num_non_finite else buckets[-1].last
+        return {"step": step, "loss": last, "mean_of_100": sum(means) / len(means) if means else None}
+
+    def seconds_a_step(self) -> float | None:
+        estimate = estimate_remaining(self.session.pace, 1)
+        return None if estimate is None else estimate.seconds
+
+
+def _as_object(sides: list[_Side], differences: list[Difference], steps: list[int]) -> dict[str, Any]:
+    return {
+        "config_differences": [{"key": each.key, "values": list(each.values)} for each in differences],
+        "runs": [
+            {
+                "name": side.name,
+                "summary": side.summary,
+                "best": None if (best := side.best()) is None else {"step": best[0], "loss": best[1]},
+                "seconds_a_step": side.seconds_a_step(),
+                "at_common_steps": [side.at(step) for step in steps],
+            }
+            for side in sides
+        ],
+    }
+
+
+def _in_words(sides: list[_Side], differences: list[Difference], steps: list[int]) -> list[str]:
+    width = shutil.get_terminal_size((80, 24)).columns
+    letters = [LETTERS[number] for number in range(len(sides))]
+    lines = [f"{letter}  {side.name}" for letter, side in zip(letters, sides, strict=True)]
+    lines += ["", "What differs in the configs:" if differences else "The configs are the same."]
+    if differences:
+        rows = [[each.key, *("(absent)" if v is None else _cut(v) for v in each.values)] for each in differences]
+        lines += aligned([["", *letters], *rows], width=width)
+    right = frozenset(range(1, len(sides) + 1))
+    lines += ["", *aligned([["", *letters], *_side_by_side(sides)], right=right, width=width)]
+    if steps:
+        at = [[side.at(step) for step in steps] for side in sides]
+        rows = [[f"step {compact(step)}", *(_pair(side[number]) for side in at)] for number, step in enumerate(steps)]
+        lines += ["", "Loss at equal steps, and the mean of the 100 updates up to there:"]
+        lines += aligned([["", *letters], *rows], right=right, width=width)
+    picture = plot_together([side.curve(width) for side in sides], width=min(width, 120), height=_PLOT_HEIGHT)
+    return lines + (["", "Loss, from lowest to highest (* is several runs):", *picture] if picture else [])
+
+
+def _side_by_side(sides: list[_Side]) -> list[list[str]]:
+    summaries = [side.summary for side in sides]
+    bests = [side.best() for side in sides]
+    rows = [
+        ["state", *(each["health"].replace("_", " ") for each in summaries)],
+        ["steps", *(f"{compact(e['steps_completed'])}/{compact(e['total_steps_target'])}" for e in summaries)],
+        ["last loss", *(_number(each["loss_trend"]["current_loss"]) for each in summaries)],
+        ["moving average", *(_number(each["loss_trend"]["moving_avg_loss"]) for each in summaries)],
+        ["best loss", *("-" if best is None else f"{best[1]:.5g} at {compact(best[0])}" for best in bests)],
+        ["verdict", *(each["loss_trend"]["verdict"].replace("_", " ") for each in summaries)],
+    ]
+    measured = sorted({name for each in summaries for name in each["evaluation"]})
+    rows += [[name, *(_number(each["evaluation"].get(name)) for each in summaries)] for name in measured]
+    rows += [
+        ["seconds a step", *(_number(side.seconds_a_step()) for side in sides)],
+        ["tokens a second", *(_number(each["throughput_tokens_per_sec"]) for each in summaries)],
+        ["goodput", *(f"{100 * each['goodput_seconds']['goodput_fraction']:.1f} %" for each in summaries)],
+        ["trained", *(as_duration(each["elapsed_wall_clock_hours"] * 3600) for each in summaries)],
+        ["attempts", *(str(each["attempt"]) for each in summaries)],
+        ["paid to teachers", *(as_dollars_text(Decimal(repr(each["api_cost"]))) for each in summaries)],
+    ]
+    return rows
+
+
+def _pair(at: dict[str, Any]) -> str:
+    return f"{_number(at['loss'])} ({_number(at['mean_of_100'])})"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.5g}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_VALUE_WIDTH else f"{text[: _MOST_VALUE_WIDTH - 1]}…"

@@ -1,0 +1,216 @@
+"""Every update of a run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from crashproof.cli.arguments import Folder
+from crashproof.cli.output import clean, print_json_line, print_line, say
+from crashproof.disk.journal import scan_backwards
+from crashproof.disk.run_folder import RunFolder
+from crashproof.encoding import decode_line
+from crashproof.errors import ConfigError
+from crashproof.reader import RunReader
+from crashproof.records import MetricsSnapshot
+from crashproof.rules.history import Rewinds
+
+__all__ = ["history"]
+
+_decoder = msgspec.json.Decoder(MetricsSnapshot)
+_PLAIN = ("step", "attempt", "timestamp", "wall_clock_hours", "loss", "learning_rate", "samples_processed")
+_BEHIND = ("tokens_processed", "throughput_samples_per_sec", "throughput_tokens_per_sec")
+_SUPERSEDED = "  superseded"
+_PLAIN_WIDTH = 55
+_COMPONENT_WIDTH = 11
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    update: MetricsSnapshot
+    is_superseded: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """Which updates to show."""
+
+    first: int | None
+    last: int | None
+    apart: int
+    newest: int | None
+    has_superseded: bool
+
+
+def history(
+    folder: Folder,
+    first: Annotated[int | None, typer.Option("--from", metavar="STEP", help="Begin at this step.")] = None,
+    last: Annotated[int | None, typer.Option("--to", metavar="STEP", help="End with this step.")] = None,
+    every: Annotated[int, typer.Option(min=1, metavar="N", help="Show updates at least N steps apart.")] = 1,
+    newest: Annotated[
+        int | None, typer.Option("--last", min=1, metavar="N", help="The newest N; read from the journal's end.")
+    ] = None,
+    is_all: Annotated[
+        bool, typer.Option("--all", help="Also what was computed again later, marked as superseded.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines: one object per update.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values with a header.")] = False,
+) -> None:
+    """Print the history of a run: each step once, in order, the newest attempt's.
+
+    Works on a live run and changes nothing. Memory does not grow with the run.
+    In JSON, NaN and infinities are null, their names are in "nonfinite".
+
+    Example: crashproof history runs/quickstart --last 20
+
+    Example: crashproof history runs/quickstart --json | jq .loss
+    """
+    if as_json and as_csv:
+        raise ConfigError("--json and --csv exclude each other.", hint="Pass one of them.")
+    reader = RunReader.open(folder)
+    wanted = _Wanted(first=first, last=last, apart=every, newest=newest, has_superseded=is_all)
+    if as_json:
+        for row in _rows(reader, wanted):
+            print_json_line(_as_object(row, marked=is_all))
+    elif as_csv:
+        _print_csv(reader, wanted)
+    else:
+        _print_table(_rows(reader, wanted), marked=is_all)
+
+
+def _rows(reader: RunReader, wanted: _Wanted) -> Iterator[_Row]:
+    if wanted.newest is not None:
+        return iter(_newest_rows(reader.folder, wanted))
+    rows = _all_rows(reader) if wanted.has_superseded else (_Row(update=each) for each in reader.history())
+    return _apart(_between(rows, wanted), wanted.apart)
+
+
+def _newest_rows(folder: RunFolder, wanted: _Wanted) -> list[_Row]:
+    """The newest ones, in order; reads backwards, only as far as needed."""
+    assert wanted.newest is not None
+    found: deque[_Row] = deque()
+    for row in _apart(_between(_backwards(folder, wanted), wanted), wanted.apart):
+        found.appendleft(row)
+        if len(found) == wanted.newest:
+            break
+    return list(found)
+
+
+def _backwards(folder: RunFolder, wanted: _Wanted) -> Iterator[_Row]:
+    if not folder.metrics.exists():
+        return
+    lowest: float = float("inf")
+    for line in scan_backwards(folder.metrics, end=folder.metrics.stat().st_size):
+        update = decode_line(folder.metrics, line.content, _decoder)
+        is_superseded = update.step >= lowest
+        lowest = min(lowest, update.step)
+        if not is_superseded or wanted.has_superseded:
+            yield _Row(update=update, is_superseded=is_superseded)
+        # An earlier line can only stand below the lowest step after it.
+        if wanted.first is not None and lowest <= wanted.first and not wanted.has_superseded:
+            return
+
+
+def _all_rows(reader: RunReader) -> Iterator[_Row]:
+    """In the order of writing; which ones still stand is known after a first pass."""
+    rewinds = Rewinds()
+    num_lines = 0
+    for update in reader.all_updates():
+        rewinds.feed(update.step)
+        num_lines += 1
+    canonical = rewinds.canonical()
+    for update in islice(reader.all_updates(), num_lines):
+        yield _Row(update=update, is_superseded=not canonical.stands(update.step))
+
+
+def _between(rows: Iterable[_Row], wanted: _Wanted) -> Iterator[_Row]:
+    for row in rows:
+        step = row.update.step
+        if (wanted.first is None or step >= wanted.first) and (wanted.last is None or step <= wanted.last):
+            yield row
+
+
+def _apart(rows: Iterable[_Row], steps: int) -> Iterator[_Row]:
+    """Those at least so many steps from the one shown before, in either direction."""
+    shown: int | None = None
+    for row in rows:
+        if shown is None or abs(row.update.step - shown) >= steps:
+            shown = row.update.step
+            yield row
+
+
+def _as_object(row: _Row, *, marked: bool) -> dict[str, Any]:
+    fields = {name: getattr(row.update, name) for name in MetricsSnapshot.__struct_fields__ if name != "nonfinite"}
+    return fields | {"is_superseded": row.is_superseded} if marked else fields
+
+
+def _print_csv(reader: RunReader, wanted: _Wanted) -> None:
+    rows: Iterable[_Row] = _rows(reader, wanted)
+    if wanted.newest is not None:
+        rows = list(rows)
+        components = _component_names(rows)
+    else:
+        # A header must know all names: one more pass, so that memory stays flat.
+        components = _component_names(rows)
+        rows = _rows(reader, wanted)
+    names = [f"loss_components.{name}" for name in components]
+    marks = ["is_superseded"] if wanted.has_superseded else []
+    _print_csv_line([*_PLAIN, *_BEHIND, *names, *marks])
+    for row in rows:
+        values = [getattr(row.update, name) for name in (*_PLAIN, *_BEHIND)]
+        values += [row.update.loss_components.get(name) for name in components]
+        _print_csv_line([*map(_csv_cell, values), *([str(row.is_superseded).lower()] if marks else [])])
+
+
+def _component_names(rows: Iterable[_Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row.update.loss_components))
+
+
+def _csv_cell(value: float | None) -> str:
+    if value is None:
+        return ""
+    return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}.get(repr(value), repr(value))
+
+
+def _print_csv_line(cells: list[str]) -> None:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(map(clean, cells))
+    print_line(line.getvalue())
+
+
+def _print_table(rows: Iterator[_Row], *, marked: bool) -> None:
+    beginning = next(rows, None)
+    if beginning is None:
+        say("No updates.")
+        return
+    room = shutil.get_terminal_size((80, 24)).columns - _PLAIN_WIDTH - marked * len(_SUPERSEDED)
+    components = list(beginning.update.loss_components)[: max(0, room // _COMPONENT_WIDTH)]
+    heads = "".join(f" {clean(name)[:10]:>10}" for name in components)
+    say(f"{'step':>11} {'attempt':>7} {'time':<14} {'loss':>10} {'rate':>9}{heads}")
+    for row in chain([beginning], rows):
+        update = row.update
+        line = f"{update.step:>11,} {update.attempt:>7} {_time(update.timestamp):<14} {update.loss:>10.5g}"
+        line += f" {update.learning_rate:>9.3g}"
+        line += "".join(f" {_number(update.loss_components.get(name))}" for name in components)
+        print_line(f"{line}{_SUPERSEDED}" if row.is_superseded else line)
+
+
+def _number(value: float | None) -> str:
+    return f"{'-':>10}" if value is None else f"{value:>10.5g}"
+
+
+def _time(moment: float) -> str:
+    try:
+        return time.strftime("%m-%d %H:%M:%S", time.localtime(moment))
+    except (OverflowError, ValueError, OSError):
+        return "?"

@@ -1,0 +1,242 @@
+"""One screen of a run, as plain lines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from rich.cells import cell_len, set_cell_size
+
+from crashproof.cli.output import clean
+from crashproof.cli.plots import plot
+from crashproof.cli.status import local_time
+from crashproof.cli.tables import compact, cut, short_duration
+from crashproof.records import (
+    AlertCleared,
+    AlertRaised,
+    AnswersRecovered,
+    AttemptEnded,
+    AttemptStarted,
+    CheckpointRecorded,
+    CheckpointRemoved,
+    CheckpointSetAside,
+    ConnectionFailed,
+    CurvePoint,
+    DamageFound,
+    EvaluationRecorded,
+    Event,
+    Paused,
+    ReplayDiffered,
+    ResumeChosen,
+    SessionStarted,
+    TargetChanged,
+)
+from crashproof.wording import as_dollars_text, as_duration, as_place
+
+__all__ = ["Seen", "event_in_words", "plain_line", "screen_lines"]
+
+_NUM_EVENTS = 3
+_LEAST_PLOT_HEIGHT = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What is known of a run at one look."""
+
+    name: str
+    summary: dict[str, Any]
+    seconds_a_step: float | None
+    points: Sequence[CurvePoint]
+    curve_share: float
+    """How much of the journal is in the points; less than 1 while a long one is still being read."""
+    events: Sequence[tuple[float, str]]
+    """The newest, in order: moment and words."""
+    trouble: str
+    """Why the newest look failed, if it did; the rest is what was seen before."""
+    now: float
+    """Seconds since 1970."""
+
+
+def screen_lines(seen: Seen, *, width: int, height: int, is_unicode: bool) -> list[str]:
+    """At most `height` lines of at most `width` columns; the curve gets the room that is left."""
+    summary = seen.summary
+    above = [_title(seen, width), *_reason(summary), _bar(summary, width, is_unicode=is_unicode), _time(seen)]
+    if not summary["is_job"]:
+        above += [*_loss(summary), *_rates(seen), *_kept(seen)]
+    above += _teacher(summary)
+    below = [f"alert: {each}".replace("_", " ") for each in summary.get("alerts_active") or []]
+    below += [f"{_clock(moment)} {words}" for moment, words in seen.events[-_NUM_EVENTS:]]
+    below += [f"cannot look: {seen.trouble}"] if seen.trouble else []
+    room = height - len(above) - len(below)
+    picture: list[str] = []
+    if room >= _LEAST_PLOT_HEIGHT and seen.points:
+        picture = plot(seen.points, width=width, height=room, is_unicode=is_unicode)
+        if seen.curve_share < 1:
+            picture[-1] = f"{picture[-1].rstrip()}  (read {100 * seen.curve_share:.0f} % so far)"
+    return [_fitted(line, width, is_unicode=is_unicode) for line in [*above, *picture, *below][:height]]
+
+
+def plain_line(seen: Seen) -> str:
+    """The same in one line, for a log."""
+    summary, trend = seen.summary, seen.summary["loss_trend"]
+    words = [
+        f"{_clock(seen.now)} {seen.name}: {summary['health'].replace('_', ' ')}",
+        as_place(summary),
+    ]
+    if trend["has_data"]:
+        words.append(f"loss {trend['current_loss']:.4g} ({trend['verdict'].replace('_', ' ')})")
+    if summary["status"] == "running" and summary["estimated_remaining_hours"] is not None:
+        words.append(f"{short_duration(summary['estimated_remaining_hours'] * 3600)} left")
+    if summary["health_reason"]:
+        words.append(summary["health_reason"])
+    return ", ".join(words)
+
+
+def event_in_words(event: Event) -> str | None:
+    """What happened, in a few words; None for what says nothing to somebody who watches."""
+    match event:
+        case SessionStarted():
+            return f"session {event.session_id} began"
+        case TargetChanged():
+            return f"it is to train {event.total_steps:,} steps now"
+        case AttemptStarted():
+            return f"attempt {event.attempt} began: process {event.pid} on {event.host}"
+        case AttemptEnded():
+            return f"attempt {event.attempt} ended: {event.how}" + (f", {event.error}" if event.error else "")
+        case CheckpointRecorded():
+            return f"checkpoint at step {event.checkpoint.checkpoint_step:,}: {event.checkpoint.checkpoint_path}"
+        case CheckpointRemoved():
+            return f"{len(event.checkpoints)} checkpoint(s) not kept any more"
+        case CheckpointSetAside():
+            return f"checkpoint {event.checkpoint_path} set aside: {event.reason}"
+        case EvaluationRecorded():
+            results = ", ".join(f"{name} {value:.4g}" for name, value in event.results.items())
+            return f"evaluation at step {event.step:,}: {results}"
+        case ResumeChosen():
+            return f"resumes at step {event.step:,} from {event.checkpoint_path}"
+        case ConnectionFailed():
+            return f"teacher failed after {event.retry_count} retries: {event.error}"
+        case Paused():
+            return f"paused for {as_duration(event.seconds)}"
+        case AnswersRecovered():
+            return f"{event.count:,} answers served again"
+        case ReplayDiffered():
+            return f"step {event.step:,} came out different when repeated"
+        case DamageFound():
+            return f"damage in {event.file} set aside: {event.reason}"
+        case AlertRaised():
+            return f"alert, {event.kind.replace('_', ' ')}: {event.message}"
+        case AlertCleared():
+            return f"alert over: {event.kind.replace('_', ' ')}"
+        case _:
+            return None
+
+
+def _title(seen: Seen, width: int) -> str:
+    summary = seen.summary
+    state = summary["health"].replace("_", " ").upper()
+    if summary["status"] == "running":
+        state += f"  process {summary['attempt_pid']} on {summary['attempt_host']}"
+    if summary["attempt"] > 1:
+        state += f"  attempt {summary['attempt']}"
+    state, clock = clean(state), _clock(seen.now)
+    name = cut(clean(seen.name), max(8, width - len(state) - len(clock) - 4))
+    line = f"{name}  {state}"
+    return f"{line}{clock:>{max(len(clock) + 2, width - len(line))}}"
+
+
+def _reason(summary: dict[str, Any]) -> list[str]:
+    return [summary["health_reason"]] if summary["health_reason"] else []
+
+
+def _bar(summary: dict[str, Any], width: int, *, is_unicode: bool) -> str:
+    done, target = summary["steps_completed"], summary["total_steps_target"]
+    words = f" {summary['progress_pct']:5.1f} %  {done:,} of {target:,}"
+    room = max(10, width - len(words) - 2)
+    filled = round(room * summary["progress_pct"] / 100)
+    full, empty = ("█", "░") if is_unicode else ("#", ".")
+    return f"[{full * filled}{empty * (room - filled)}]{words}"
+
+
+def _time(seen: Seen) -> str:
+    summary = seen.summary
+    trained = (
+        f"{'asked for' if summary['is_job'] else 'trained'} {as_duration(summary['elapsed_wall_clock_hours'] * 3600)}"
+    )
+    since = summary["seconds_since_update"]
+    update = "no update yet" if since is None else f"last update {as_duration(max(0.0, since))} ago"
+    if summary["steps_completed"] >= summary["total_steps_target"]:
+        return f"time   nothing remains, {trained}, {update}"
+    hours = summary["estimated_remaining_hours"]
+    if hours is None:
+        return f"time   remaining time unknown, {trained}, {update}"
+    low, high = summary["estimated_remaining_hours_low"], summary["estimated_remaining_hours_high"]
+    left = f"{short_duration(hours * 3600)} left ({short_duration(low * 3600)} to {short_duration(high * 3600)})"
+    if summary["status"] == "running":
+        left += f", done {local_time(summary['estimated_finish_time'], seen.now)}"
+    return f"time   {left}, {update}"
+
+
+def _loss(summary: dict[str, Any]) -> list[str]:
+    trend = summary["loss_trend"]
+    if not trend["has_data"]:
+        return []
+    average = "-" if trend["moving_avg_loss"] is None else f"{trend['moving_avg_loss']:.4g}"
+    parts = "".join(f"  {name} {value:.4g}" for name, value in summary["loss_components"].items())
+    verdict = trend["verdict"].replace("_", " ")
+    return [f"loss   {trend['current_loss']:.4g}, average {average}, {verdict} {parts}".rstrip()]
+
+
+def _rates(seen: Seen) -> list[str]:
+    summary = seen.summary
+    words = []
+    if summary["learning_rate"] is not None:
+        words.append(f"learning rate {summary['learning_rate']:.3g}")
+    if seen.seconds_a_step:
+        pace = seen.seconds_a_step
+        words.append(f"{pace:.3g} s/step" if pace >= 1 else f"{compact(round(1 / pace))} steps/s")
+    if summary["throughput_tokens_per_sec"]:
+        words.append(f"{compact(round(summary['throughput_tokens_per_sec']))} tokens/s")
+    words.append(f"goodput {100 * summary['goodput_seconds']['goodput_fraction']:.0f} %")
+    return [f"pace   {', '.join(words)}"]
+
+
+def _kept(seen: Seen) -> list[str]:
+    summary = seen.summary
+    step = summary["last_checkpoint_step"]
+    kept = "none yet" if step is None else f"step {step:,} is the newest of {summary['checkpoints_count']}"
+    if summary["steps_recomputed"]:
+        kept += f"; {summary['steps_recomputed']:,} steps were computed again"
+    lines = [f"saved  {kept}"]
+    if summary["evaluation_step"] is not None:
+        results = ", ".join(f"{name} {value:.4g}" for name, value in summary["evaluation"].items())
+        lines.append(f"eval   step {summary['evaluation_step']:,}: {results}")
+    return lines
+
+
+def _teacher(summary: dict[str, Any]) -> list[str]:
+    if not summary["api_responses_saved"] and not summary["connection_failures"]:
+        return []
+    paid = as_dollars_text(Decimal(repr(summary["api_cost"])))
+    words = f"{paid} for {summary['api_responses_saved']:,} answers"
+    words += f", {summary['api_responses_recovered']:,} served again, {summary['connection_failures']:,} failures"
+    return [f"cost   {words}"]
+
+
+def _fitted(line: str, width: int, *, is_unicode: bool) -> str:
+    line = clean(line)
+    if not is_unicode:
+        line = line.replace("…", "~").encode("ascii", "backslashreplace").decode()
+    if cell_len(line) <= width:
+        return line
+    return set_cell_size(line, width - 1) + ("…" if is_unicode else "~")
+
+
+def _clock(moment: float) -> str:
+    try:
+        return time.strftime("%H:%M:%S", time.localtime(moment))
+    except (OverflowError, ValueError, OSError):
+        return "??:??:??"

@@ -1,0 +1,182 @@
+"""The server's answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from anyio import to_thread
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from crashproof.dashboard.access import Access, AccessGuard
+from crashproof.dashboard.live import live_events
+from crashproof.dashboard.prometheus import metrics_page
+from crashproof.dashboard.watched_run import WatchedRun
+from crashproof.dashboard.watched_runs import WatchedRuns
+from crashproof.errors import CrashproofError
+
+__all__ = ["Page", "app_for"]
+
+_MOST_POINTS = 4000
+_USUAL_POINTS = 1000
+_FILES = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/charts.js": ("charts.js", "text/javascript; charset=utf-8"),
+    "/words.js": ("words.js", "text/javascript; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+    "/uplot.js": ("uplot/uPlot.iife.min.js", "text/javascript; charset=utf-8"),
+    "/uplot.css": ("uplot/uPlot.min.css", "text/css; charset=utf-8"),
+}
+
+
+def app_for(root: Path, access: Access, *, now: Callable[[], float] = time.time) -> Starlette:
+    """The application that shows all runs under `root` to those whom `access` lets look."""
+    page = Page(WatchedRuns(root.absolute()), now=now)
+    static = [Route(address, _file(name, kind), methods=["GET"]) for address, (name, kind) in _FILES.items()]
+    return Starlette(
+        routes=[
+            *static,
+            Route("/api/runs", page.runs, methods=["GET"]),
+            Route("/api/run", page.run, methods=["GET"]),
+            Route("/api/curve", page.curve, methods=["GET"]),
+            Route("/api/tail", page.tail, methods=["GET"]),
+            Route("/api/live", page.live, methods=["GET"]),
+            Route("/api/compare", page.compare, methods=["GET"]),
+            Route("/metrics", page.metrics, methods=["GET"]),
+        ],
+        middleware=[Middleware(AccessGuard, access=access), Middleware(GZipMiddleware, minimum_size=1024)],
+        exception_handlers={
+            CrashproofError: _refused,
+            OSError: _refused,
+        },
+    )
+
+
+class Page:
+    """What the page asks for."""
+
+    def __init__(self, runs: WatchedRuns, *, now: Callable[[], float]) -> None:
+        self._runs = runs
+        self._now = now
+        self.is_closing = False
+
+    async def runs(self, request: Request) -> Response:
+        """A line for each run."""
+        now = self._now()
+        rows = await to_thread.run_sync(lambda: [run.row(now=now) for run in self._runs.all()])
+        return _json({"root": str(self._runs.root), "now": now, "runs": rows})
+
+    async def run(self, request: Request) -> Response:
+        """All about one run but its curves."""
+        run = await self._asked_for(request)
+        return _json(await to_thread.run_sync(lambda: run.detail(now=self._now())))
+
+    async def curve(self, request: Request) -> Response:
+        """Its curves between two steps."""
+        run = await self._asked_for(request)
+        points = min(_MOST_POINTS, _number(request, "points") or _USUAL_POINTS)
+        first, last = _number(request, "from"), _number(request, "to")
+        answer = await to_thread.run_sync(
+            lambda: run.curve(most_points=max(2, points), first_step=first, last_step=last)
+        )
+        return _json(answer)
+
+    async def tail(self, request: Request) -> Response:
+        """What is new behind an offset, for a page that hears no events."""
+        run = await self._asked_for(request)
+        after = _number(request, "after") or 0
+        return _json(await to_thread.run_sync(lambda: run.tail(after=after)))
+
+    async def live(self, request: Request) -> Response:
+        """The same as it comes."""
+        run = await self._asked_for(request)
+        heard = request.headers.get("last-event-id", "")
+        after = int(heard) if heard.isdecimal() and len(heard) < _MOST_DIGITS else _number(request, "after") or 0
+        events = live_events(run, after=after, now=self._now, stops=lambda: self.is_closing)
+        return StreamingResponse(
+            events, media_type="text/event-stream", headers={"cache-control": "no-store", "x-accel-buffering": "no"}
+        )
+
+    async def compare(self, request: Request) -> Response:
+        """The config keys in which two runs differ, with both values."""
+        run = await self._asked_for(request)
+        other = await self._named(request.query_params.get("other", ""))
+        mine, others = await to_thread.run_sync(lambda: (run.config(), other.config()))
+        differences = [
+            {"key": key, "this": mine.get(key), "other": others.get(key)}
+            for key in sorted(mine.keys() | others.keys())
+            if mine.get(key) != others.get(key)
+        ]
+        return _json({"name": run.name, "other": other.name, "differences": differences})
+
+    async def metrics(self, request: Request) -> Response:
+        """Numbers for Prometheus."""
+        now = self._now()
+        summaries = await to_thread.run_sync(lambda: [_summary_or_why(run, now) for run in self._runs.all()])
+        content, kind = metrics_page(summaries, accept=request.headers.get("accept", ""))
+        return Response(content, headers={"content-type": kind})
+
+    async def _asked_for(self, request: Request) -> WatchedRun:
+        return await self._named(request.query_params.get("name", ""))
+
+    async def _named(self, name: str) -> WatchedRun:
+        run = await to_thread.run_sync(lambda: self._runs.find(name))
+        if run is None:
+            raise _Unanswerable(404, "There is no such run here (any more).")
+        return run
+
+
+_MOST_DIGITS = 18
+
+
+class _Unanswerable(CrashproofError):
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def _summary_or_why(run: WatchedRun, now: float) -> dict[str, Any]:
+    try:
+        return run.summary(now=now)
+    except (CrashproofError, OSError):
+        return {"name": run.name, "health": "unreadable"}
+
+
+def _number(request: Request, name: str) -> int | None:
+    text = request.query_params.get(name)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdecimal() or len(text) > _MOST_DIGITS:
+        raise _Unanswerable(400, f"{name} must be a whole number of at least 0.")
+    return int(text)
+
+
+def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
+    content = files("crashproof.dashboard").joinpath("page", name).read_bytes()
+
+    async def answer(request: Request) -> Response:
+        # Named by no version: after an upgrade the old one must not be shown.
+        return Response(content, headers={"content-type": kind, "cache-control": "no-cache"})
+
+    return answer
+
+
+def _json(answer: dict[str, Any], status: int = 200) -> Response:
+    # NaN and infinities become null.
+    return Response(msgspec.json.encode(answer), status_code=status, headers={"content-type": "application/json"})
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    status = error.status if isinstance(error, _Unanswerable) else 409
+    return _json({"error": str(error)}, status)

@@ -1,0 +1,54 @@
+"""All runs under one folder.
+
+A run is asked for by the name it was found under. Names are looked up, never joined to a path, so no name leads out
+of the folder.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from crashproof.dashboard.watched_run import WatchedRun
+from crashproof.runs import find_runs
+
+__all__ = ["WatchedRuns"]
+
+_SECONDS_BETWEEN_SEARCHES = 3.0
+_SECONDS_BEFORE_A_NEW_NAME = 0.5
+"""A name that nobody knows costs no more searches than that, however often it is asked for."""
+
+
+class WatchedRuns:
+    """Finds runs, and keeps what was read of each; may be asked from any thread."""
+
+    def __init__(self, root: Path, *, steady: Callable[[], float] = time.monotonic) -> None:
+        self.root = root
+        self._steady = steady
+        self._lock = threading.Lock()
+        self._runs: dict[str, WatchedRun] = {}
+        self._searched_at: float | None = None
+
+    def all(self) -> list[WatchedRun]:
+        """Every run there is now, or was a few seconds ago."""
+        with self._lock:
+            if self._is_older_than(_SECONDS_BETWEEN_SEARCHES):
+                self._search()
+            return list(self._runs.values())
+
+    def find(self, name: str) -> WatchedRun | None:
+        """The run of this name, or None."""
+        with self._lock:
+            if name not in self._runs and self._is_older_than(_SECONDS_BEFORE_A_NEW_NAME):
+                self._search()
+            return self._runs.get(name)
+
+    def _is_older_than(self, seconds: float) -> bool:
+        return self._searched_at is None or self._steady() - self._searched_at >= seconds
+
+    def _search(self) -> None:
+        found = dict(find_runs(self.root))
+        self._runs = {name: self._runs.get(name) or WatchedRun(name, folder) for name, folder in found.items()}
+        self._searched_at = self._steady()

@@ -1,0 +1,55 @@
+"""Set a whole session aside.
+
+Its files are moved into `archive/.incoming-<session_id>/` one by one, the events last, and the folder gets its
+final name when all are in it. As long as an incoming folder exists, whatever lies beside it still belongs to the
+old session: a crash in between is finished at the next start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from crashproof.disk.files import Disk, storage_errors
+from crashproof.disk.run_folder import RunFolder
+
+__all__ = ["archive_session", "interrupted_archiving"]
+
+_INCOMING = ".incoming-"
+
+
+def archive_session(folder: RunFolder, session_id: str, checkpoints: Iterable[Path], *, disk: Disk) -> Path:
+    """Move a session's journals, snapshots and its checkpoints inside the run; return where they lie now.
+
+    Paid answers stay: they serve the next session too.
+    """
+    incoming = folder.archive / f"{_INCOMING}{session_id}"
+    own = [path for path in checkpoints if folder.is_inside(path)]
+    with storage_errors(incoming):
+        disk.make_folders(incoming)
+        for path in own:
+            _move([path], (incoming / "checkpoints" / path.relative_to(folder.root)).parent, disk)
+        snapshots = [folder.summary, folder.manifest, folder.session]
+        _move([*snapshots, folder.curves, folder.metrics, folder.events], incoming, disk)
+        final = folder.free_name(folder.archive_of(session_id))
+        disk.replace(incoming, final)
+        disk.sync_folder(folder.archive)
+    return final
+
+
+def interrupted_archiving(folder: RunFolder) -> str | None:
+    """The session whose archiving a crash has cut off, or None."""
+    for incoming in folder.archive.glob(f"{_INCOMING}*"):
+        return incoming.name.removeprefix(_INCOMING)
+    return None
+
+
+def _move(paths: Iterable[Path], target: Path, disk: Disk) -> None:
+    for path in paths:
+        if not path.exists():
+            continue
+        disk.make_folders(target)
+        disk.replace(path, RunFolder.free_name(target / path.name))
+        # One after the other, durably: the events must not arrive before what they describe.
+        disk.sync_folder(target)
+        disk.sync_folder(path.parent)

@@ -1,0 +1,159 @@
+"""One writer per run.
+
+The lock is `flock`: it goes with the process, however that dies, and with nothing else (a POSIX record lock would
+also go when any other code of the process closes the file). A child made by `fork` closes its copy at once, so
+that a surviving data-loader worker does not keep the run locked.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from crashproof.disk.files import REAL_DISK, Disk, storage_errors
+from crashproof.errors import RunInUse
+
+__all__ = ["BELONGS_TO_PARENT", "Holder", "WriterLock", "abandon_all", "holder_of"]
+
+BELONGS_TO_PARENT = "belongs to the parent process"
+
+_TRIES = 50
+_SECONDS_BETWEEN_TRIES = 0.02
+
+
+class Holder(msgspec.Struct, frozen=True, kw_only=True):
+    """Who writes a run."""
+
+    host: str
+    pid: int
+    since: float
+    """Seconds since 1970."""
+
+
+class WriterLock:
+    """The right to write one run, until released or until this process dies."""
+
+    _held: dict[tuple[int, int], WriterLock] = {}  # noqa: RUF012 - the locks of this process, by inode
+    _guard = threading.Lock()
+    _fork_hooked = False
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        disk: Disk = REAL_DISK,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """Take the run, also from another tracker of this process.
+
+        Raises:
+            RunInUse: another live process has it.
+        """
+        self._path = path
+        self._disk = disk
+        self.give_up: Callable[[str], None] = _not_yet
+        """Called with the reason when another of this process takes the run over, or in a forked child."""
+        self._take_over_in_this_process()
+        with storage_errors(path):
+            self._file = disk.open_to_append(path)
+        try:
+            self._take(path)
+            self._write_holder(now())
+        except BaseException:
+            disk.close(self._file)
+            raise
+        self._register()
+
+    def release(self) -> None:
+        """Let others write the run."""
+        with WriterLock._guard:
+            WriterLock._held.pop(self._key, None)
+        self._disk.close(self._file)
+
+    def _take(self, path: Path) -> None:
+        for _ in range(_TRIES):
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # A watcher asking for the holder has the lock for an instant (`holder_of`), and somebody who
+                # records the death of the last writer for a few (`alert_post.py`).
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+            else:
+                return
+        holder = _read_holder(path)
+        raise RunInUse(path.parent.parent, host=holder.host, pid=holder.pid)
+
+    def _take_over_in_this_process(self) -> None:
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            return
+        with WriterLock._guard:
+            earlier = WriterLock._held.get((status.st_dev, status.st_ino))
+        if earlier is not None:
+            earlier.give_up("was replaced by a newer one in this process")
+
+    def _register(self) -> None:
+        status = os.fstat(self._file)
+        self._key = (status.st_dev, status.st_ino)
+        with WriterLock._guard:
+            WriterLock._held[self._key] = self
+            if not WriterLock._fork_hooked:
+                os.register_at_fork(after_in_child=abandon_all)
+                WriterLock._fork_hooked = True
+
+    def _write_holder(self, now: float) -> None:
+        """Tell a second writer whom it met; only a courtesy, so a full disk does not matter."""
+        content = msgspec.json.encode(Holder(host=socket.gethostname(), pid=os.getpid(), since=now))
+        try:
+            self._disk.truncate(self._file, 0)
+            self._disk.write(self._file, content)
+        except OSError:
+            return
+
+    def _abandon(self) -> None:
+        os.close(self._file)
+        self.give_up(BELONGS_TO_PARENT)
+
+
+def holder_of(path: Path) -> Holder | None:
+    """The live writer of a run, or None; takes nothing and changes nothing."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _read_holder(path)
+    else:
+        return None
+    finally:
+        os.close(file)
+
+
+def _read_holder(path: Path) -> Holder:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Holder)
+    except (OSError, msgspec.DecodeError):
+        # It has the lock and has not written its name yet, or could not.
+        return Holder(host="this host", pid=0, since=0.0)
+
+
+def abandon_all() -> None:
+    """Let go of every run of this process without a word, as a forked child must."""
+    # Another thread of the parent may have held it at the fork.
+    WriterLock._guard = threading.Lock()
+    while WriterLock._held:
+        WriterLock._held.popitem()[1]._abandon()
+
+
+def _not_yet(why: str) -> None:
+    """For a run that is still being opened: whoever wants it too is told that it is in use."""

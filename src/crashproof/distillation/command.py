@@ -1,0 +1,175 @@
+"""Run a trainer from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from crashproof.distillation.config import RunConfig, files_and_overrides, load_config
+from crashproof.distillation.display import hide_other_bars
+from crashproof.distillation.preparation import Prepared, prepare
+from crashproof.distillation.recipe import Task
+from crashproof.distillation.recipes import TASKS
+from crashproof.distillation.training_run import TrainingRun, alert_settings
+from crashproof.distillation.training_state import require_checkpoint
+from crashproof.errors import ConfigError, CrashproofError, RankLost, TeacherUnreachable
+from crashproof.pytorch.device import choose_device, compute_deterministically
+from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts, StopRequested
+from crashproof.pytorch.ranks import Ranks, joined_ranks
+
+__all__ = ["main"]
+
+log = logging.getLogger("crashproof")
+
+
+def main(recipe: str, arguments: Sequence[str] | None = None) -> int:
+    """Train; returns the exit code: 0 complete, 2 an error in words, 75 start me again.
+
+    Anything unexpected goes on as an exception, with its traceback.
+    """
+    options = _parser(recipe).parse_intermixed_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # It tells of every request at the level of information.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    hide_other_bars()
+    try:
+        with Interrupts() as interrupts:
+            return _train(TASKS[recipe], options, interrupts)
+    except CrashproofError as error:
+        sys.stderr.write(f"{recipe}: {error}\n")
+        # What is away may be back; whatever else it is, starting again alone does not help.
+        return EXIT_PREEMPTED if isinstance(error, (RankLost, TeacherUnreachable)) else 2
+    except StopRequested:
+        log.info("Stopped before training began. Start the same command again.")
+        return EXIT_PREEMPTED
+
+
+def _parser(recipe: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m training.distill_{recipe}",
+        description="Train, keep everything, and go on where it was left: kill it and start the same command again.",
+        epilog="Exit codes: 0 complete, 2 an error, 75 stopped by a signal or by a teacher that is away (start the "
+        "same command again).",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="overrides of single config keys")
+    parser.add_argument("--config", nargs="+", type=Path, default=[], metavar="YAML", help="later files win")
+    parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="where the run is kept")
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|never|PATH",
+        help="from the newest whole checkpoint; anew, setting the old session aside; or from this checkpoint",
+    )
+    parser.add_argument("--steps", type=int, default=None, help="optimizer steps of the whole run (train.steps)")
+    parser.add_argument(
+        "--eval-every",
+        type=int,
+        default=None,
+        metavar="N",
+        help="steps between two evaluations on held-out data (progress.eval_every; see data.held_out)",
+    )
+    return parser
+
+
+def _train(task: Task, options: argparse.Namespace, interrupts: Interrupts) -> int:
+    config = _config(task, options)
+    compute_deterministically()
+    device = choose_device(config.train.device, config.train.precision)
+    with joined_ranks(device_type=device.device.type, limit_seconds=config.train.limit_seconds) as ranks:
+        if not ranks.is_main:
+            log.setLevel(logging.ERROR)
+        _require_trainable(config, options.output_dir, ranks)
+        if options.resume not in ("auto", "never"):
+            require_checkpoint(Path(options.resume))
+        prepared = _prepared(task, config, options.output_dir / "cache", ranks, interrupts)
+        with TrainingRun(
+            task,
+            config,
+            prepared,
+            options.output_dir,
+            device=device,
+            ranks=ranks,
+            interrupts=interrupts,
+            resume=options.resume,
+        ) as run:
+            is_complete = run.train()
+        if not is_complete:
+            return EXIT_PREEMPTED
+        run.save_student()
+    return 0
+
+
+def _config(task: Task, options: argparse.Namespace) -> RunConfig:
+    files, overrides = files_and_overrides(options.config)
+    overrides += options.overrides
+    for name, value in (("train.steps", options.steps), ("progress.eval_every", options.eval_every)):
+        if value is not None:
+            overrides.append(f"{name}={value}")
+    config = load_config(task.config, files, overrides)
+    if config.progress.eval_every is not None and config.data.held_out == 0 and config.data.eval_path is None:
+        raise ConfigError(
+            "progress.eval_every is set, and nothing is held out to evaluate on.",
+            hint="Set data.held_out to a share of the data, such as 0.1, or data.eval_path to a file.",
+        )
+    return config
+
+
+def _require_trainable(config: RunConfig, output_dir: Path, ranks: Ranks) -> None:
+    """All that can be said before anything is read or written."""
+    if config.train.batch_size % ranks.num_ranks:
+        raise ConfigError(
+            f"train.batch_size is {config.train.batch_size}, and {ranks.num_ranks} processes cannot share that "
+            "evenly.",
+            hint="Start a number of processes that divides it, or change it.",
+        )
+    if ranks.num_ranks > 1 and config.teacher.kind == "api":
+        raise ConfigError(
+            f"teacher.kind api asks from one process, and there are {ranks.num_ranks}.",
+            hint="Let `crashproof generate` ask for all answers first, and train on the file that it writes.",
+        )
+    if ranks.is_main:
+        alert_settings(config)
+        _refuse_foreign_folder(output_dir)
+
+
+def _prepared(task: Task, config: RunConfig, cache: Path, ranks: Ranks, interrupts: Interrupts) -> Prepared:
+    """The main process fills the cache; the others read it afterwards."""
+    prepared = None
+    failure: BaseException | None = None
+    with ranks.main_first("preparing data and models"):
+        if ranks.is_main:
+            try:
+                prepared = prepare(task, config, cache=cache, interrupts=interrupts)
+            except (CrashproofError, StopRequested) as error:
+                failure = error
+    has_failed = ranks.from_main(failure is not None, "preparing data and models")
+    if failure is not None:
+        raise failure
+    if has_failed:
+        # The main process says why.
+        raise SystemExit(2)
+    if prepared is None:
+        if not cache.is_dir():
+            raise ConfigError(
+                f"Rank {ranks.rank} does not see {cache}, which rank 0 has written.",
+                hint="Let all hosts share the file system of --output-dir.",
+            )
+        prepared = prepare(task, config, cache=cache, interrupts=interrupts, fills_cache=False)
+    return prepared
+
+
+def _refuse_foreign_folder(output_dir: Path) -> None:
+    """Checkpoints without a run beside them are somebody else's, and would be written over."""
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ConfigError(f"{output_dir} is a file, not a folder.", hint="Pass a folder as --output-dir.")
+    if (output_dir / "progress").is_dir() or not output_dir.is_dir():
+        return
+    found = sorted(output_dir.glob("checkpoint_*"))
+    if found:
+        raise ConfigError(
+            f"{output_dir} holds {found[0].name} of a run that crashproof does not know.",
+            hint="Use another --output-dir.",
+        )

@@ -1,0 +1,123 @@
+"""A causal language model as its body and its head."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+
+__all__ = ["Hidden", "SplitModel"]
+
+log = logging.getLogger("crashproof")
+
+_PROBE_TOKENS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hidden:
+    """What a model's body gives for one batch."""
+
+    last: Tensor
+    """(batch, length, width): what the head is given."""
+    layers: tuple[Tensor, ...] = ()
+    """Of the embedding and of each layer, (batch, length, width); only where they were asked for."""
+
+
+class SplitModel:
+    """Lets logits be made a few rows at a time, instead of all at once.
+
+    Some models do more to their logits than one matrix product (a soft cap, a scale). Whether body and head together
+    say what the whole model says is tried out on a few tokens; where they do not, the whole model is the body, and
+    all its logits are alive at once.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        untyped: Any = model
+        # A model with adapters around it; they sit inside the layers of the model within.
+        self._within = untyped.get_base_model() if hasattr(untyped, "get_base_model") else untyped
+        self._cache = _Nothing() if self._is_same_with(_Nothing()) else None
+        self.is_split = self._is_its_parts()
+        if not self.is_split:
+            name = type(self._within).__name__
+            log.info("%s does more to its logits than its head does: all of them are made at once.", name)
+
+    def hidden(self, input_ids: Tensor, *, with_layers: bool = False) -> Hidden:
+        """The body's output for token ids (batch, length) that are padded on the right.
+
+        No padding mask is given: a position attends to none behind it, so padding changes nothing before it, and what
+        stands at the padding itself is not used.
+        """
+        body = self._within.base_model if self.is_split else self._within
+        output = body(
+            input_ids=input_ids, output_hidden_states=with_layers, use_cache=False, past_key_values=self._cache
+        )
+        last = output.last_hidden_state if self.is_split else output.logits
+        return Hidden(last=last, layers=tuple(output.hidden_states) if with_layers else ())
+
+    def logits(self, states: Tensor) -> Tensor:
+        """(rows, vocabulary) from (rows, width)."""
+        if not self.is_split:
+            return states
+        made: Tensor = self._within.get_output_embeddings()(states)
+        return made
+
+    def _is_its_parts(self) -> bool:
+        head = self._within.get_output_embeddings()
+        if head is None or self._within.base_model is self._within:
+            return False
+
+        def parts(ids: Tensor) -> Tensor:
+            return cast(Tensor, head(self._within.base_model(input_ids=ids, use_cache=False).last_hidden_state))
+
+        return self._says_the_same(parts)
+
+    def _is_same_with(self, cache: Cache) -> bool:
+        def with_cache(ids: Tensor) -> Tensor:
+            return cast(Tensor, self._within(input_ids=ids, use_cache=False, past_key_values=cache).logits)
+
+        try:
+            return self._says_the_same(with_cache)
+        except Exception as error:  # What a model's own code makes of a cache that it does not expect.
+            log.debug("%s takes no cache of ours: %s", type(self._within).__name__, error)
+            return False
+
+    @torch.no_grad()
+    def _says_the_same(self, otherwise: Callable[[Tensor], Tensor]) -> bool:
+        was_training = self._model.training
+        self._model.train(False)
+        try:
+            device = next(self._within.parameters()).device
+            ids = torch.arange(_PROBE_TOKENS, device=device).remainder(self._within.config.vocab_size)[None]
+            whole, other = self._within(input_ids=ids, use_cache=False).logits, otherwise(ids)
+        finally:
+            self._model.train(was_training)
+        return whole.shape == other.shape and torch.allclose(whole, other, rtol=1e-3, atol=1e-4)
+
+
+class _Nothing(Cache):
+    """A cache that keeps nothing.
+
+    Without a mask and without a cache, `transformers` looks into the positions at every call, to see whether several
+    sequences are packed into one; on a device it has to wait for that.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+
+    def update(self, key_states: Tensor, value_states: Tensor, *more: Any, **others: Any) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return query_length, 0

@@ -1,0 +1,393 @@
+"""Every error a user can meet.
+
+CrashproofError
+├── RunError                 the run folder
+│   ├── CannotStop           whoever writes the run cannot be asked from here
+│   ├── ConfigChanged        the config differs and the caller asked for an error
+│   ├── NewerFormat          a file was written by a newer version
+│   ├── NotARun              the folder holds no run
+│   ├── UnknownRecord        a whole line that this version does not know
+│   ├── RunClosed            the tracker was closed or replaced
+│   └── RunInUse             another live process writes this run
+├── StorageError             the disk under it
+│   ├── DiskFull
+│   ├── StorageUnwritable    read-only, or no permission
+│   └── StoreUnavailable     a shared store of answers does not answer
+├── TeacherError             a teacher over HTTP
+│   ├── AnswerUnusable       it is kept, paid for, and of no use
+│   ├── BudgetExhausted      the next request could cost more than is left
+│   ├── TeacherClosed        it was closed before there was an answer
+│   ├── TeacherRefused       it said no, and asking again would not help
+│   └── TeacherUnreachable   no answer came in all attempts
+├── CheckpointError          saved training state
+│   ├── CheckpointDamaged    the one asked for is torn, missing or altered
+│   ├── CheckpointMismatch   it belongs to another model
+│   ├── NothingToAdopt       a folder holds no whole checkpoint of other code
+│   └── NoUsableCheckpoint   some were recorded, none is whole
+├── InputError               what the user handed in
+│   ├── AddressInUse         a server cannot listen there
+│   ├── ConfigError          a config file or key
+│   │   └── UnknownPrice     what a model costs is written nowhere
+│   ├── DataError            a line of a data file
+│   ├── InvalidMetric        a value that no metrics line can hold
+│   ├── ModelMismatch        teacher and student do not fit
+│   ├── NotAFolder           a path that should name a folder
+│   ├── OtherRun             a tracker's folder belongs to another run
+│   └── RequestError         a request that cannot be sent
+├── RankLost                 another process of the run died or did not answer
+└── MissingExtra             an optional dependency is not installed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = [
+    "AddressInUse",
+    "AnswerUnusable",
+    "BudgetExhausted",
+    "CannotStop",
+    "CheckpointDamaged",
+    "CheckpointError",
+    "CheckpointMismatch",
+    "ConfigChanged",
+    "ConfigError",
+    "DataError",
+    "DiskFull",
+    "CrashproofError",
+    "InputError",
+    "InvalidMetric",
+    "MissingExtra",
+    "ModelMismatch",
+    "NewerFormat",
+    "NoUsableCheckpoint",
+    "NotAFolder",
+    "NotARun",
+    "NothingToAdopt",
+    "OtherRun",
+    "RankLost",
+    "RequestError",
+    "RunClosed",
+    "RunError",
+    "RunInUse",
+    "StorageError",
+    "StorageUnwritable",
+    "StoreUnavailable",
+    "TeacherClosed",
+    "TeacherError",
+    "TeacherRefused",
+    "TeacherUnreachable",
+    "UnknownPrice",
+    "UnknownRecord",
+]
+
+
+class CrashproofError(Exception):
+    """What happened and where, with a hint: what to do about it."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".rstrip()
+
+
+class RunError(CrashproofError):
+    """Something about the run folder."""
+
+
+class CannotStop(RunError):
+    """Whoever writes the run cannot be asked from here."""
+
+    def __init__(self, folder: Path, *, reason: str, hint: str) -> None:
+        super().__init__(f"The run in {folder} cannot be stopped from here: {reason}.", hint=hint)
+
+
+class ConfigChanged(RunError):
+    """The config differs from the one this run began with."""
+
+    def __init__(self, folder: Path, *, changed: Sequence[str]) -> None:
+        super().__init__(
+            f"The config of the run in {folder} has changed: {'; '.join(changed)}.",
+            hint='Restore the old values, or pass on_config_change="archive" to begin a new session.',
+        )
+        self.changed = list(changed)
+
+
+class NewerFormat(RunError):
+    """A file was written by a version of crashproof newer than this one."""
+
+    def __init__(self, path: Path | str, *, found: int, known: int) -> None:
+        super().__init__(
+            f"{path} has format version {found}; this crashproof reads up to version {known}.",
+            hint="Upgrade crashproof. Nothing was changed.",
+        )
+
+
+class UnknownRecord(RunError):
+    """A line is whole and says something that this version does not know."""
+
+    def __init__(self, path: Path | str, *, reason: str) -> None:
+        super().__init__(
+            f"{path} has a whole line that this crashproof does not know: {reason}.",
+            hint="Upgrade crashproof. Nothing was changed.",
+        )
+
+
+class NotARun(RunError):
+    """The folder holds no run."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            f"{folder} holds no run: it has no progress/events.jsonl and no progress/metrics.jsonl.",
+            hint="Pass the folder that was given as --output-dir.",
+        )
+
+
+class RunClosed(RunError):
+    """The tracker no longer owns its run."""
+
+    def __init__(self, folder: Path, *, why: str) -> None:
+        super().__init__(
+            f"The tracker of {folder} {why}; it takes nothing more.",
+            hint="Use the tracker that was opened last, or open the run again.",
+        )
+
+
+class RunInUse(RunError):
+    """Another live process writes this run."""
+
+    def __init__(self, folder: Path, *, host: str, pid: int) -> None:
+        super().__init__(
+            f"{folder} is being written by process {pid} on {host}.",
+            hint="Wait for it, stop it, or use another output folder.",
+        )
+        self.host = host
+        self.pid = pid
+
+
+class StorageError(CrashproofError):
+    """The disk refused."""
+
+
+class DiskFull(StorageError):
+    """No space is left where the run is kept."""
+
+    def __init__(self, path: Path, *, needed_bytes: int = 0, free_bytes: int | None = None) -> None:
+        needed = f" {needed_bytes:,} bytes were needed." if needed_bytes else ""
+        free = "" if free_bytes is None else f" {free_bytes:,} bytes are free."
+        super().__init__(
+            f"The disk is full: {path} could not be written.{needed}{free}",
+            hint="Free space there: old checkpoints, progress/set_aside/ and progress/archive/ come first.",
+        )
+
+
+class StorageUnwritable(StorageError):
+    """The folder cannot be written to."""
+
+    def __init__(self, path: Path, *, reason: str) -> None:
+        super().__init__(
+            f"{path} cannot be written: {reason}.",
+            hint="Choose another output folder, or change its permissions.",
+        )
+
+
+class StoreUnavailable(StorageError):
+    """A shared store of answers cannot be reached, or refused."""
+
+    def __init__(self, store: str, *, reason: str) -> None:
+        super().__init__(
+            f"The store {store} cannot be used: {reason}.",
+            hint="Start the same command again once it can; what was paid for is kept.",
+        )
+
+
+class TeacherError(CrashproofError):
+    """Something about a teacher over HTTP."""
+
+
+class AnswerUnusable(TeacherError):
+    """An answer that was paid for is of no use."""
+
+    def __init__(self, key: str, *, problem: str) -> None:
+        super().__init__(
+            f"The answer to request {key[:12]} cannot be used: {problem}.",
+            hint="It is kept, and not paid for again unless that is asked for.",
+        )
+        self.key = key
+        self.problem = problem
+
+
+class BudgetExhausted(TeacherError):
+    """What the next request could cost does not fit into what is left of the budget."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, hint="Raise the budget, or lower max_tokens; every answer so far is kept.")
+
+
+class TeacherClosed(TeacherError):
+    """Whoever asks a teacher that is closed, or being closed, gets no answer."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The teacher is closed; it asks nothing more.",
+            hint="Make another one; what was paid for is kept.",
+        )
+
+
+class TeacherRefused(TeacherError):
+    """The teacher said no to a request, and would again."""
+
+    def __init__(self, url: str, *, status: int, reason: str, hint: str = "") -> None:
+        # The reason is the server's own sentence, or begins with its status.
+        super().__init__(f"{url} refused the request: {reason.rstrip('.')}.", hint=hint)
+        self.status = status
+
+
+class TeacherUnreachable(TeacherError):
+    """No answer came in all attempts."""
+
+    def __init__(self, url: str, *, attempts: int, seconds: float, last: str) -> None:
+        tries = f"{attempts} attempt{'s' if attempts != 1 else ''}"
+        super().__init__(
+            f"{url} gave no answer in {tries} over {seconds:.0f} s; the last one: {last.rstrip('.')}.",
+            hint="Start the same command again later; every answer so far is kept.",
+        )
+
+
+class CheckpointError(CrashproofError):
+    """Something about saved training state."""
+
+
+class CheckpointDamaged(CheckpointError):
+    """The checkpoint asked for cannot be used."""
+
+    def __init__(self, path: Path, *, reason: str) -> None:
+        super().__init__(
+            f"The checkpoint {path} cannot be used: {reason}.",
+            hint="Pass another one, or --resume auto for the newest whole one.",
+        )
+
+
+class CheckpointMismatch(CheckpointError):
+    """The checkpoint belongs to another model."""
+
+    def __init__(self, path: Path, *, reason: str) -> None:
+        super().__init__(
+            f"The checkpoint {path} does not fit this model: {reason}.",
+            hint="Restore the config that it was trained with, or start in a new output folder.",
+        )
+
+
+class NoUsableCheckpoint(CheckpointError):
+    """Checkpoints were recorded and none of them is whole."""
+
+    def __init__(self, folder: Path, *, refused: Sequence[tuple[str, str]]) -> None:
+        listing = "; ".join(f"{path}: {reason}" for path, reason in refused)
+        super().__init__(
+            f"No checkpoint of {folder} can be used. {listing}.",
+            hint="Restore one from a copy, or start anew in another output folder (--resume never).",
+        )
+        self.refused = list(refused)
+
+
+class NothingToAdopt(CheckpointError):
+    """A folder holds no checkpoint that could be taken up."""
+
+    def __init__(self, folder: Path, *, reason: str, hint: str = "") -> None:
+        super().__init__(f"{folder} has no checkpoint to adopt: {reason}.", hint=hint)
+
+
+class InputError(CrashproofError):
+    """Something that the user handed in."""
+
+
+class AddressInUse(InputError):
+    """A server cannot listen where it was told to."""
+
+    def __init__(self, host: str, port: int, *, reason: str) -> None:
+        super().__init__(
+            f"Nothing can listen on {host}, port {port}: {reason.lower()}.",
+            hint="Pass another --port, or --port 0 for a free one.",
+        )
+
+
+class NotAFolder(InputError):
+    """A path that should name a folder names none."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} is not a folder.", hint="Pass the folder that the runs lie in.")
+
+
+class OtherRun(InputError):
+    """A tracker's folder belongs to another run."""
+
+    def __init__(self, place: Path | str, *, found: str, wanted: str) -> None:
+        super().__init__(
+            f"{place} is filled with another run ({found}, not {wanted}).",
+            hint="Name another place, or one that is empty.",
+        )
+
+
+class ConfigError(InputError):
+    """A config file or one of its keys cannot be used."""
+
+
+class UnknownPrice(ConfigError):
+    """A table of prices has no entry for a model."""
+
+    def __init__(self, model: str, *, table: Path) -> None:
+        super().__init__(
+            f"{table} has no price for the model {model!r}.",
+            hint=f"Copy that table, add `{model}: {{input: …, output: …}}` under `models:` in dollars per million "
+            "tokens, and name the copy.",
+        )
+        self.model = model
+
+
+class DataError(InputError):
+    """A line of a data file cannot be used."""
+
+    def __init__(self, path: Path, reason: str, *, line: int | None = None, hint: str = "") -> None:
+        where = f"{path}, line {line}" if line is not None else f"{path}"
+        super().__init__(f"{where}: {reason}.", hint=hint)
+        self.path = path
+        self.line = line
+
+
+class InvalidMetric(InputError):
+    """A value that no metrics line can hold."""
+
+
+class ModelMismatch(InputError):
+    """Teacher and student do not fit together."""
+
+
+class RequestError(InputError):
+    """A request that cannot be sent to any teacher."""
+
+
+class RankLost(CrashproofError):
+    """Another process of the run died, or did not answer within the limit."""
+
+    def __init__(self, what: str, *, missing: Sequence[int], seconds: float, reason: str) -> None:
+        who = f"rank {', '.join(map(str, missing))}" if missing else "another rank"
+        super().__init__(
+            f"Lost {who} while {what}, within the limit of {seconds:g} s ({reason}).",
+            hint="See what that process said last; then start the same command again. What was acknowledged is kept.",
+        )
+        self.missing = list(missing)
+
+
+class MissingExtra(CrashproofError, ImportError):
+    """An optional dependency is not installed, or is of a version that does not fit."""
+
+    def __init__(self, extra: str, *, found: str = "") -> None:
+        problem = f" in another version than {found}" if found else ""
+        super().__init__(
+            f"This needs the optional dependency '{extra}'{problem}.",
+            hint=f"pip install 'crashproof[{extra}]'",
+        )

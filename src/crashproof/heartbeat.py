@@ -1,0 +1,36 @@
+"""Do something regularly, beside the training loop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+__all__ = ["Heartbeat"]
+
+log = logging.getLogger("crashproof")
+
+
+class Heartbeat:
+    """A daemon thread that calls `beat` until stopped; a beat that fails is logged, and the next one comes."""
+
+    def __init__(self, beat: Callable[[], None], *, interval_seconds: float) -> None:
+        self._beat = beat
+        self._interval_seconds = interval_seconds
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="crashproof-heartbeat", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Wait for a beat under way; none comes after it."""
+        self._stopped.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._interval_seconds):
+            try:
+                self._beat()
+            except Exception:
+                # Training must not end because a snapshot could not be written; the log says so each time.
+                log.exception("Housekeeping failed; it is tried again in %g s.", self._interval_seconds)

@@ -1,0 +1,117 @@
+"""Training state in one file.
+
+The file is what `torch.save` writes, a zip archive: any PyTorch program reads it with `weights_only=True`. It is
+data, never code.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from crashproof.disk.atomic import WholeFile, write_whole
+from crashproof.disk.files import REAL_DISK, Disk
+from crashproof.errors import CheckpointDamaged, CheckpointMismatch
+
+__all__ = ["load_checkpoint", "require_fit", "save_checkpoint", "write_state"]
+
+_MOST_NAMED = 3
+
+
+def save_checkpoint(path: Path, content: Mapping[str, Any], *, disk: Disk = REAL_DISK) -> WholeFile:
+    """Write tensors and plain values whole, or not at all.
+
+    Raises:
+        DiskFull, StorageUnwritable: a file that had this name is as it was.
+    """
+    return write_whole(path, lambda file: write_state(dict(content), file), disk=disk)
+
+
+def write_state(content: dict[str, Any], file: BinaryIO) -> None:
+    """Fill an open file with `torch.save`; a full disk stays the `OSError` that it is."""
+    remembering = _RemembersFailure(file)
+    try:
+        torch.save(content, remembering)  # type: ignore[arg-type]  # Only `write` is called.
+    except RuntimeError:
+        if remembering.failure is None:
+            raise
+    if remembering.failure is not None:
+        raise remembering.failure
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote, on the CPU, after a look at every byte.
+
+    Raises:
+        CheckpointDamaged: it is missing, torn, altered, or holds more than data.
+    """
+    if not path.is_file():
+        raise CheckpointDamaged(path, reason="there is no such file")
+    _require_whole_archive(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # A pickle that was altered can raise nearly anything.
+        raise CheckpointDamaged(path, reason=f"PyTorch cannot read it ({_first_line(error)})") from error
+    if not isinstance(content, dict):
+        raise CheckpointDamaged(path, reason=f"it holds a {type(content).__name__} instead of training state")
+    return content
+
+
+def require_fit(path: Path, saved: Mapping[str, torch.Size], expected: Mapping[str, torch.Size]) -> None:
+    """Make sure that saved tensors belong to this architecture, by their shapes, before any of them is loaded.
+
+    Raises:
+        CheckpointMismatch: names the first weights that are missing, unknown or of another shape.
+    """
+    differences = [f"{name} is missing in it" for name in expected if name not in saved]
+    differences += [f"{name} is unknown here" for name in saved if name not in expected]
+    differences += [
+        f"{name} has shape {tuple(saved[name])}, {tuple(shape)} is expected"
+        for name, shape in expected.items()
+        if name in saved and saved[name] != shape
+    ]
+    if differences:
+        raise CheckpointMismatch(path, reason=_listing(differences))
+
+
+class _RemembersFailure:
+    """Keeps what a write raised: `torch.save` turns a full disk into a RuntimeError about its own bookkeeping."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.failure: OSError | None = None
+        self._file = file
+
+    def write(self, content: Any) -> int:
+        if self.failure is None:
+            try:
+                self._file.write(content)
+            except OSError as error:
+                self.failure = error
+        return memoryview(content).nbytes
+
+    def flush(self) -> None:
+        return
+
+
+def _require_whole_archive(path: Path) -> None:
+    """Compare every entry with its CRC-32: `torch.load` itself would hand out altered weights."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except Exception as error:  # An altered zip header can raise nearly anything.
+        raise CheckpointDamaged(path, reason=f"it is torn or altered ({_first_line(error)})") from error
+    if broken is not None:
+        raise CheckpointDamaged(path, reason=f"its entry {broken} was altered")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+def _listing(differences: list[str]) -> str:
+    rest = len(differences) - _MOST_NAMED
+    return "; ".join(differences[:_MOST_NAMED]) + (f"; and {rest} more" if rest > 0 else "")

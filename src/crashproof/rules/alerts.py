@@ -1,0 +1,245 @@
+"""When to alert somebody.
+
+A condition (a stall, a disk that fills up) is raised when it begins and cleared when it is over, late enough that one
+which comes and goes is told once. A happening (a crash, the end of the run) is told once per attempt. What was told
+stands in the session, so a restart neither repeats an alert nor forgets one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from crashproof.records import AttemptRecord, MetricsSnapshot, TrainingSession
+from crashproof.wording import as_bytes, as_dollars_text
+
+__all__ = [
+    "ALERT_KINDS",
+    "CONDITIONS",
+    "HAPPENINGS",
+    "Changes",
+    "Observed",
+    "alert_content",
+    "changes_of",
+    "end_of",
+    "is_good_news",
+    "least_free_bytes",
+    "untold_crashes",
+]
+
+CONDITIONS = ("stalled", "diverging", "non_finite", "disk_low", "budget_80", "budget_100")
+HAPPENINGS = ("crashed", "raised", "preempted", "complete")
+ALERT_KINDS = (*CONDITIONS, *HAPPENINGS)
+
+_FINE_SECONDS = 600.0
+_FINE_UPDATES = 20
+"""For so long, and so many updates, a loss must have looked well before its alert is over."""
+_WELL_ABOVE = 1.5
+"""So many times the limit must be free before a disk is called roomy again."""
+_SHARES = {"budget_80": Decimal("0.8"), "budget_100": Decimal(1)}
+_LEAST_FREE_BYTES = 1 << 30
+_CHECKPOINTS_AHEAD = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """What is known of a live run at one moment."""
+
+    now: float
+    """Seconds since 1970."""
+    health: str
+    health_reason: str
+    """Both as in the summary."""
+    verdict: str
+    """Of the loss trend."""
+    looked_at: float = math.inf
+    """When the look before this one was; a loss that was not finite for a moment since then is told too."""
+    free_bytes: int | None = None
+    """On the run's disk; None where nobody could say."""
+    least_free_bytes: int = _LEAST_FREE_BYTES
+    """Below it, the disk is low."""
+    spent: Decimal = Decimal(0)
+    """US dollars paid to teachers in the folder, those in doubt included."""
+    budget: Decimal | None = None
+    """None where none was set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What a look at the conditions comes to."""
+
+    raised: dict[str, str] = field(default_factory=dict)
+    """The message by kind."""
+    cleared: list[str] = field(default_factory=list)
+    fine_since: dict[str, float] = field(default_factory=dict)
+    """Of active kinds that look well, since when; handed to the next look."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Finding:
+    """One kind at one moment; neither bad nor fine where nothing can be said."""
+
+    is_bad: bool = False
+    is_fine: bool = False
+    message: str = ""
+    has_to_last: bool = False
+    """Whether it must be fine for a while before its alert is over."""
+
+
+def changes_of(session: TrainingSession, observed: Observed, fine_since: Mapping[str, float]) -> Changes:
+    """What begins and what is over, against what the session says is active.
+
+    `fine_since` is that of the look before; after a restart it is empty, and an alert stays active the longer.
+    """
+    changes = Changes()
+    for kind, finding in _findings(session, observed).items():
+        if kind not in session.alerts_active:
+            if finding.is_bad:
+                changes.raised[kind] = finding.message
+        elif finding.is_fine:
+            since = min(fine_since.get(kind, observed.now), observed.now)
+            if not finding.has_to_last or _has_lasted(session, since, observed.now):
+                changes.cleared.append(kind)
+            else:
+                changes.fine_since[kind] = since
+    return changes
+
+
+def end_of(session: TrainingSession, attempt: AttemptRecord) -> tuple[str, str] | None:
+    """The kind and the message of an attempt's end that is yet to be told, or None.
+
+    One that said nothing of its end is called crashed, so its process must be gone.
+    """
+    kind = _kind_of_end(session, attempt)
+    if kind is None or kind in attempt.alerted:
+        return None
+    if kind == "complete":
+        done = session.steps_completed
+        # Whoever starts a complete run again is told nothing new.
+        is_told = any((each.kind, each.step) == (kind, done) for each in session.alerts)
+        return (
+            None
+            if is_told
+            else (kind, f"all {done:,} {'questions have an end' if session.is_job else 'steps are done'}")
+        )
+    if kind == "preempted":
+        return kind, f"it was asked to stop, and saved; {_how_far(session)}"
+    if kind == "raised":
+        return kind, f"{attempt.error or 'an error'}; {_how_far(session)}"
+    last = "it had reported no step" if attempt.last_step is None else f"its last step was {attempt.last_step:,}"
+    process = f" (process {attempt.pid} on {attempt.host})" if attempt.pid else ""
+    return kind, f"attempt {attempt.attempt}{process} is gone and did not say good-bye; {last}"
+
+
+def untold_crashes(session: TrainingSession) -> list[tuple[AttemptRecord, str]]:
+    """Attempts that a later one has found crashed and nobody was told of, each with the message."""
+    crashed = [each for each in session.attempts if each.how == "crashed"]
+    return [(attempt, end[1]) for attempt in crashed if (end := end_of(session, attempt)) is not None]
+
+
+def least_free_bytes(session: TrainingSession) -> int:
+    """Below it, a disk is low where nobody has set a limit: the larger of 1 GiB and two of the newest checkpoint."""
+    step = session.last_checkpoint_step
+    newest = None if step is None else session.checkpoints.get(step)
+    return max(_LEAST_FREE_BYTES, _CHECKPOINTS_AHEAD * ((newest.num_bytes or 0) if newest else 0))
+
+
+def alert_content(
+    session: TrainingSession, attempt: AttemptRecord | None, kind: str, message: str, *, run: str, now: float
+) -> dict[str, Any]:
+    """What is sent of an alert, as plain JSON values."""
+    return {
+        "kind": kind,
+        "message": message,
+        "run": run,
+        "session_id": session.session_id,
+        "attempt": attempt.attempt if attempt else None,
+        "step": session.steps_completed,
+        "host": attempt.host if attempt else None,
+        "time": now,
+        "progress_pct": min(100.0, 100.0 * session.steps_completed / session.total_steps_target),
+    }
+
+
+def is_good_news(kind: str) -> bool:
+    """Whether nothing has to be done about it."""
+    return kind in ("preempted", "complete")
+
+
+def _findings(session: TrainingSession, observed: Observed) -> dict[str, _Finding]:
+    history, verdict = session.metrics_history, observed.verdict
+    nonfinite = [line for line in history if not math.isfinite(line.loss)]
+    is_new = bool(nonfinite) and nonfinite[-1].timestamp >= observed.looked_at
+    return {
+        "stalled": _Finding(
+            is_bad=observed.health == "stalled",
+            # A stall flaps by itself only after a silence, and the patience grows with the longest of those.
+            is_fine=observed.health != "stalled",
+            message=observed.health_reason,
+        ),
+        "diverging": _Finding(
+            is_bad=verdict == "diverging",
+            # A loss that is not finite says nothing of its slope.
+            is_fine=verdict not in ("diverging", "non_finite", "unknown"),
+            message=f"the loss rises, by more than its noise{_place(history)}",
+            has_to_last=True,
+        ),
+        "non_finite": _Finding(
+            is_bad=verdict == "non_finite" or is_new,
+            is_fine=verdict not in ("non_finite", "unknown") and not is_new,
+            message=f"the loss is not finite{_place(nonfinite)}",
+            has_to_last=True,
+        ),
+        "disk_low": _disk_finding(observed),
+        **{kind: _budget_finding(observed, share) for kind, share in _SHARES.items()},
+    }
+
+
+def _place(lines: list[MetricsSnapshot]) -> str:
+    return f" (step {lines[-1].step:,}, loss {lines[-1].loss:.6g})" if lines else ""
+
+
+def _disk_finding(observed: Observed) -> _Finding:
+    free, limit = observed.free_bytes, observed.least_free_bytes
+    if free is None:
+        return _Finding()
+    return _Finding(
+        is_bad=free < limit,
+        is_fine=free >= _WELL_ABOVE * limit,
+        message=f"{as_bytes(free)} are free on the run's disk; less than {as_bytes(limit)} is low",
+    )
+
+
+def _budget_finding(observed: Observed, share: Decimal) -> _Finding:
+    if observed.budget is None:
+        return _Finding()
+    is_reached = observed.spent >= share * observed.budget
+    return _Finding(
+        is_bad=is_reached,
+        # What is spent stays spent: only a larger budget makes this true again.
+        is_fine=not is_reached,
+        message=f"{as_dollars_text(observed.spent)} of {as_dollars_text(observed.budget)} are spent",
+    )
+
+
+def _has_lasted(session: TrainingSession, since: float, now: float) -> bool:
+    if now - since < _FINE_SECONDS:
+        return False
+    newest = session.metrics_history[-_FINE_UPDATES:]
+    return len(newest) == _FINE_UPDATES and newest[0].timestamp >= since
+
+
+def _kind_of_end(session: TrainingSession, attempt: AttemptRecord) -> str | None:
+    if attempt.end is None:
+        return "crashed"
+    if attempt.how == "completed":
+        return "complete" if session.steps_completed >= session.total_steps_target else None
+    return attempt.how if attempt.how in HAPPENINGS else None
+
+
+def _how_far(session: TrainingSession) -> str:
+    done = "questions have an end" if session.is_job else "steps are done"
+    return f"{session.steps_completed:,} of {session.total_steps_target:,} {done}"

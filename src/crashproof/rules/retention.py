@@ -1,0 +1,155 @@
+"""Which checkpoints to keep."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from crashproof.errors import ConfigError
+from crashproof.records import CheckpointMetadata, TrainingSession
+
+__all__ = [
+    "ADOPTED",
+    "KeepBest",
+    "KeepEvery",
+    "KeepLatest",
+    "KeepMilestones",
+    "RetentionRule",
+    "stale_checkpoints",
+]
+
+ADOPTED = "adopted"
+"""The tag of checkpoints that another system wrote and `crashproof adopt` took up: they are not ours to remove."""
+
+
+class RetentionRule(ABC):
+    """Says which checkpoints stay; two combined by `|` keep what either keeps."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def choose(self, checkpoints: Iterable[CheckpointMetadata]) -> set[int]:
+        """The steps of those that stay."""
+
+    def __or__(self, other: RetentionRule) -> RetentionRule:
+        return _KeepAny((self, other))
+
+
+@dataclass(frozen=True, slots=True)
+class KeepLatest(RetentionRule):
+    """The newest ones."""
+
+    count: int
+
+    def __post_init__(self) -> None:
+        _require_positive(self, self.count)
+
+    def choose(self, checkpoints: Iterable[CheckpointMetadata]) -> set[int]:
+        """Those with the highest steps."""
+        return set(sorted({each.checkpoint_step for each in checkpoints})[-self.count :])
+
+
+@dataclass(frozen=True, slots=True)
+class KeepBest(RetentionRule):
+    """The best ones by a number that was reported at their step."""
+
+    count: int
+    by: str = "loss"
+    """`loss`, a result of the evaluation at the checkpoint's step, or a component of the loss."""
+    higher_is_better: bool = False
+
+    def __post_init__(self) -> None:
+        _require_positive(self, self.count)
+
+    def choose(self, checkpoints: Iterable[CheckpointMetadata]) -> set[int]:
+        """Those with the lowest number, of equal ones the earlier; one without it, or with NaN, is never best."""
+        sign = -1.0 if self.higher_is_better else 1.0
+        ranked = sorted(
+            {
+                (sign * value, each.checkpoint_step)
+                for each in checkpoints
+                if not math.isnan(value := _number(each, self.by))
+            }
+        )
+        return {step for _, step in ranked[: self.count]}
+
+
+@dataclass(frozen=True, slots=True)
+class KeepEvery(RetentionRule):
+    """Those at whole multiples of a number of steps."""
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        _require_positive(self, self.steps)
+
+    def choose(self, checkpoints: Iterable[CheckpointMetadata]) -> set[int]:
+        """Those whose step it divides."""
+        return {each.checkpoint_step for each in checkpoints if each.checkpoint_step % self.steps == 0}
+
+
+@dataclass(frozen=True, slots=True)
+class KeepMilestones(RetentionRule):
+    """Those at steps named beforehand."""
+
+    steps: Iterable[int]
+
+    def __post_init__(self) -> None:
+        # A generator would be empty at the second question.
+        object.__setattr__(self, "steps", frozenset(self.steps))
+
+    def choose(self, checkpoints: Iterable[CheckpointMetadata]) -> set[int]:
+        """Those at one of the steps."""
+        return {each.checkpoint_step for each in checkpoints} & set(self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class _KeepAny(RetentionRule):
+    rules: tuple[RetentionRule, ...]
+
+    def choose(self, checkpoints: Iterable[CheckpointMetadata]) -> set[int]:
+        known = list(checkpoints)
+        return {step for rule in self.rules for step in rule.choose(known)}
+
+
+def stale_checkpoints(session: TrainingSession, rule: RetentionRule) -> list[CheckpointMetadata]:
+    """Those of a session that a rule does not keep, the oldest first; the newest is never among them.
+
+    The rule is asked about the timeline that training is on. Checkpoints of one that a later attempt left stay
+    until training has come as far again. Adopted ones always stay.
+    """
+    everything = [*session.checkpoints.values(), *session.checkpoints_beside]
+    left = set(session.checkpoints_superseded)
+    standing = [each for each in everything if each.checkpoint_step not in left]
+    if not standing:
+        return []
+    newest = max(each.checkpoint_step for each in standing)
+    kept = rule.choose(standing) | {newest}
+    return sorted(
+        (
+            each
+            for each in everything
+            if each.checkpoint_step not in kept
+            and each.checkpoint_step < newest
+            and ADOPTED not in each.recovery_tags
+        ),
+        key=lambda each: each.checkpoint_step,
+    )
+
+
+def _number(checkpoint: CheckpointMetadata, name: str) -> float:
+    metrics = checkpoint.metrics
+    if name == "loss":
+        return math.nan if metrics is None else metrics.loss
+    components = {} if metrics is None else metrics.loss_components
+    return (components | (checkpoint.evaluation or {})).get(name, math.nan)
+
+
+def _require_positive(rule: RetentionRule, count: int) -> None:
+    if count < 1:
+        raise ConfigError(
+            f"{type(rule).__name__} needs a number of at least 1, got {count}.",
+            hint="Leave the rule out, or give it one.",
+        )

@@ -1,0 +1,51 @@
+"""Read JSON lines that others wrote."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from crashproof.errors import DataError
+
+__all__ = ["read_objects"]
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_LIKELY_CAUSES = (
+    (re.compile(rb"\b(?:NaN|Infinity)\b"), "JSON has no NaN and no Infinity; write null."),
+    (re.compile(rb"\\u[dD][89a-fA-F]"), "It seems to hold half a character, a lone surrogate."),
+    (re.compile(rb""), "Put one JSON object on each line."),
+)
+"""What to say of a line that is no JSON: the first that it shows."""
+
+
+def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The object of each line that is not blank, with the line's number; one line is in memory at a time.
+
+    Raises:
+        DataError: the file cannot be read, or a line is no UTF-8, no JSON or no object.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                content = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+                if content.strip():
+                    yield number, _object(path, number, content)
+    except OSError as error:
+        raise DataError(path, f"it cannot be read ({error.strerror})", hint="Check the path.") from error
+
+
+def _object(path: Path, number: int, content: bytes) -> dict[str, Any]:
+    try:
+        value = msgspec.json.decode(content)
+    except UnicodeDecodeError as error:
+        raise DataError(path, f"this is no UTF-8 ({error.reason} at byte {error.start})", line=number) from error
+    except (msgspec.MsgspecError, RecursionError) as error:
+        hint = next(hint for pattern, hint in _LIKELY_CAUSES if pattern.search(content))
+        raise DataError(path, f"this is no JSON ({error})", line=number, hint=hint) from error
+    if not isinstance(value, dict):
+        raise DataError(path, "a line must be a JSON object", line=number, hint="Put one object on each line.")
+    return value

@@ -1,0 +1,291 @@
+"""Reach a database, and say in words where it cannot be reached."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    Float,
+    Table,
+    cast,
+    create_engine,
+    event,
+    func,
+    literal,
+    make_url,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+
+from crashproof.clock import SYSTEM_CLOCK, Clock
+from crashproof.errors import ConfigError, DiskFull, MissingExtra, StorageError, StoreUnavailable
+
+__all__ = ["Database", "Insert", "chunks"]
+
+log = logging.getLogger("crashproof")
+
+T = TypeVar("T")
+
+Insert = postgresql.Insert | sqlite.Insert
+
+_LONGEST_LIST = 500
+_LONGEST_WAIT_SECONDS = 2.0
+_IDLE_SECONDS = 10
+"""How long a transaction may stand still: somebody who is stopped within one must not hold up all others."""
+
+_CONNECT = {"connect_timeout": 10, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
+"""A server that vanishes without a word is noticed within half a minute."""
+
+_TRANSIENT_STATES = ("08", "40", "57P", "53300", "55P03", "25P03")
+"""SQLSTATEs, or how they begin: connection lost, deadlock, shutdown, too many clients, locked, slept too long."""
+
+
+class Database:
+    """Transactions that are tried again where that helps, on SQLite or PostgreSQL.
+
+    What is done in one must come to the same when it is done twice: a connection can be lost after the commit.
+    """
+
+    def __init__(
+        self, url: str, *, patience_seconds: float, lock_seconds: float = 20.0, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
+        """Nothing is reached yet; `lock_seconds` is how long a statement waits for another process's transaction.
+
+        Raises:
+            ConfigError: the URL is none, or names another kind of database.
+            StoreUnavailable: the folder of a SQLite file is missing, or what is there is a part of a database.
+        """
+        self._url = _parsed(url)
+        self.is_sqlite = self._url.get_backend_name() == "sqlite"
+        self.name = self._url.set(query={}).render_as_string(hide_password=True)
+        """The URL without what nobody should read."""
+        self._patience_seconds = patience_seconds
+        self._lock_seconds = lock_seconds
+        self._clock = clock
+        self._pid = os.getpid()
+        self._has_been_reached = False
+        self._is_closed = False
+        if self.is_sqlite:
+            self._check_file()
+        self._engine = self._made_engine()
+        # SQLite has one writer at a time: threads of this process queue here, without its sleeps.
+        self._turn: AbstractContextManager[Any] = threading.Lock() if self.is_sqlite else nullcontext()
+        self._reader = (
+            self._engine if self.is_sqlite else self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        )
+        self._writer = self._engine.execution_options(crashproof_begin="BEGIN IMMEDIATE")
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        """Do `work` in one transaction, which is durable when this returns.
+
+        Raises:
+            DiskFull, StoreUnavailable: it cannot be done, also not after some waiting.
+        """
+
+        def do() -> T:
+            with self._turn, self._writer.begin() as connection:
+                return work(connection)
+
+        return self._patiently(do)
+
+    def read(self, work: Callable[[Connection], T]) -> T:
+        """Do one statement that changes nothing.
+
+        Raises:
+            StoreUnavailable: it cannot be done.
+        """
+
+        def do() -> T:
+            with self._reader.connect() as connection:
+                return work(connection)
+
+        return self._patiently(do)
+
+    def scan(self, work: Callable[[Connection], T]) -> T:
+        """Read many rows, all as of one moment, without holding them in memory.
+
+        Raises:
+            StoreUnavailable: it cannot be done.
+        """
+        one_moment: dict[str, Any] = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
+
+        def do() -> T:
+            with self._engine.connect() as connection:
+                return work(connection.execution_options(yield_per=100, **one_moment))
+
+        return self._patiently(do)
+
+    @property
+    def now(self) -> ColumnElement[float]:
+        """Seconds since 1970 by the clock that all who share the database have in common."""
+        if self.is_sqlite:
+            return literal(self._clock.now(), Float(53))
+        return cast(func.extract("epoch", func.clock_timestamp()), Float(53))
+
+    def insert(self, table: Table) -> Insert:
+        """An INSERT that can be told what to do where a row is there already."""
+        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
+
+    def unavailable(self, reason: str) -> StoreUnavailable:
+        """The error that says so."""
+        return StoreUnavailable(self.name, reason=reason)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._is_closed = True
+        # In a forked child they are the parent's.
+        self._engine.dispose(close=os.getpid() == self._pid)
+
+    def _patiently(self, do: Callable[[], T]) -> T:
+        deadline = self._clock.steady() + self._patience_seconds
+        wait_seconds = 0.02
+        while True:
+            self._require_open()
+            try:
+                result = do()
+            except DBAPIError as error:
+                if not self._may_pass(error) or self._clock.steady() + wait_seconds > deadline:
+                    raise self._in_words(error) from error
+                log.debug("The store %s is asked again: %s", self.name, error.orig)
+                time.sleep(wait_seconds)
+                wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
+            except SQLAlchemyError as error:
+                raise self.unavailable(_first_line(error)) from error
+            else:
+                self._has_been_reached = True
+                return result
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise self.unavailable("it is closed")
+        if os.getpid() != self._pid:
+            raise self.unavailable(f"process {self._pid} has opened it, and this is a fork of it: open it anew here")
+
+    def _may_pass(self, error: DBAPIError) -> bool:
+        if self.is_sqlite:
+            return _sqlite_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+        state = getattr(error.orig, "sqlstate", None)
+        if state is None and isinstance(error, (InterfaceError, OperationalError)):
+            # The connection: a server that has answered before will come back; a wrong address will not.
+            return self._has_been_reached
+        return str(state).startswith(_TRANSIENT_STATES)
+
+    def _in_words(self, error: DBAPIError) -> StorageError:
+        if self.is_sqlite:
+            if _sqlite_code(error) == sqlite3.SQLITE_FULL:
+                return DiskFull(Path(str(self._url.database)))
+            return self.unavailable(_first_line(error.orig))
+        if getattr(error.orig, "sqlstate", None) == "53100":
+            return self.unavailable("the disk of the database is full; free space there")
+        reason = _first_line(error.orig)
+        password = self._url.password
+        return self.unavailable(reason.replace(password, "***") if password else reason)
+
+    def _check_file(self) -> None:
+        path = Path(str(self._url.database))
+        if not path.parent.is_dir():
+            raise self.unavailable(f"there is no folder {path.parent}")
+        # Asked for first: SQLite makes it only when the file has its first page.
+        has_log = _size(Path(f"{path}-wal")) > 0
+        if has_log and not _size(path):
+            # SQLite would take the file for a new one, and delete the log with all that is in it.
+            raise self.unavailable(f"{path} is empty and {path.name}-wal is not: restore both from a copy")
+
+    def _made_engine(self) -> Engine:
+        if self.is_sqlite:
+            engine = create_engine(self._url, hide_parameters=True, connect_args={"timeout": self._lock_seconds})
+            event.listen(engine, "connect", _prepare_sqlite)
+            event.listen(engine, "begin", _begin_sqlite)
+            return engine
+        arguments = {name: value for name, value in _CONNECT.items() if name not in self._url.query}
+        try:
+            engine = create_engine(self._url, hide_parameters=True, connect_args=arguments, pool_size=8)
+        except ImportError as error:
+            raise MissingExtra("shared-store") from error
+        event.listen(engine, "connect", self._prepare_postgresql)
+        return engine
+
+    def _prepare_postgresql(self, connection: Any, _: object) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"SELECT set_config('idle_in_transaction_session_timeout', '{_IDLE_SECONDS}s', false), "
+                f"set_config('lock_timeout', '{self._lock_seconds:.0f}s', false), "
+                "current_setting('synchronous_commit'), current_setting('fsync')"
+            )
+            _, _, commit, sync = cursor.fetchone()
+            if commit == "off":
+                cursor.execute("SET synchronous_commit = on")
+        connection.commit()
+        if not self._has_been_reached:
+            self._tell_weakness(commit, sync)
+
+    def _tell_weakness(self, commit: str, sync: str) -> None:
+        if commit == "off":
+            log.warning("The database %s has synchronous_commit off; it is on for crashproof.", self.name)
+        if sync == "off":
+            log.warning("The database %s has fsync off: a power loss there can lose paid answers.", self.name)
+
+
+def chunks(values: Collection[str]) -> Iterator[list[str]]:
+    """Lists that are short enough for one statement, each sorted as all of them are."""
+    ordered = sorted(values)
+    for start in range(0, len(ordered), _LONGEST_LIST):
+        yield ordered[start : start + _LONGEST_LIST]
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
+    # Transactions begin where we say so.
+    connection.isolation_level = None
+    connection.execute("PRAGMA journal_mode = WAL").close()
+    # A commit survives a power loss.
+    connection.execute("PRAGMA synchronous = FULL").close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get("crashproof_begin", "BEGIN"))
+
+
+def _parsed(text: str) -> URL:
+    hint = "Such as sqlite:////data/answers.db or postgresql+psycopg://user:password@host/database."
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError) as error:
+        # Not shown: it may hold a password.
+        raise ConfigError("The store's URL cannot be read.", hint=hint) from error
+    kind = url.drivername.partition("+")[0]
+    if kind == "sqlite":
+        if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
+            raise ConfigError("A shared SQLite store needs a file.", hint=hint)
+        return url.set(drivername="sqlite")
+    if kind != "postgresql":
+        raise ConfigError(f"A store in {url.drivername!r} is not supported.", hint=hint)
+    return url.set(drivername="postgresql+psycopg")
+
+
+def _sqlite_code(error: DBAPIError) -> int:
+    # The upper bits say more closely what it is.
+    return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+
+
+def _first_line(error: object) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,56 @@
+"""Keep requests ours while they are being sent."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+
+from crashproof.errors import StorageError
+
+__all__ = ["Leases"]
+
+log = logging.getLogger("crashproof")
+
+
+class Leases:
+    """The requests of this process that are under way, and a thread that renews them."""
+
+    def __init__(self, renew: Callable[[list[str]], None], *, interval_seconds: float) -> None:
+        """`renew` is called from the thread with the requests' ids, again and again while there are any."""
+        self._renew = renew
+        self._interval_seconds = interval_seconds
+        self._lock = threading.Lock()
+        self._ids: set[str] = set()
+        self._has_to_stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def hold(self, ids: Iterable[str]) -> None:
+        """Renew these from now on."""
+        with self._lock:
+            self._ids.update(ids)
+            if self._ids and self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="crashproof-leases", daemon=True)
+                self._thread.start()
+
+    def let_go(self, ids: Iterable[str]) -> None:
+        """These have ended."""
+        with self._lock:
+            self._ids.difference_update(ids)
+
+    def close(self) -> None:
+        """Renew nothing any more."""
+        self._has_to_stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _work(self) -> None:
+        while not self._has_to_stop.wait(self._interval_seconds):
+            with self._lock:
+                ids = sorted(self._ids)
+            try:
+                if ids:
+                    self._renew(ids)
+            except StorageError as error:
+                # Others may take them for lost; their answers are kept all the same.
+                log.warning("%d requests under way could not be renewed: %s", len(ids), error)

@@ -1,0 +1,229 @@
+"""A disk that fails, or loses power, at the n-th operation."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from crashproof.disk.files import Disk
+
+__all__ = ["FaultyDisk", "PowerLost"]
+
+
+class PowerLost(BaseException):
+    """The power went off at this operation. Nothing may catch it: whoever would is dead."""
+
+
+@dataclass(slots=True)
+class _Inode:
+    """A file or folder as the disk itself has it, apart from what the system still holds in memory."""
+
+    keeper: Path
+    """A second name that keeps the file's bytes reachable when its own name is gone."""
+    is_folder: bool
+    durable_content: bytes = b""
+    durable_names: dict[str, int] = field(default_factory=dict)
+    """Of a folder: names that would survive, by inode."""
+
+
+class FaultyDisk(Disk):
+    """A disk that breaks at the n-th operation, for every n that you try.
+
+    Works on a real folder, so the code under test reads as always. Each change is counted. At operation number
+    `fails_at` it either raises `OSError(error)`, where `error` is given, or cuts the power: `PowerLost` is raised
+    there and by every later operation, and `after_power_loss` builds what would be left of the folder.
+
+    What is left follows POSIX at its least: the bytes of the last `sync` of a file, the names of the last
+    `sync_folder` of a folder. Whether more survives is up to the disk, so there are several worlds to look at:
+
+    * `"strict"`: nothing that was not synced.
+    * `"kept"`: everything, synced or not.
+    * `"names_first"`: all names and lengths, and zeros for bytes that were not synced.
+    * `"torn"`: all names, and of the bytes that were not synced a random first part, with a random byte broken.
+    """
+
+    WORLDS = ("strict", "kept", "names_first", "torn")
+
+    def __init__(
+        self,
+        root: Path,
+        scratch: Path,
+        *,
+        fails_at: int | None = None,
+        error: int | None = None,
+        lasts: bool = False,
+        ignores_folder_syncs: bool = False,
+    ) -> None:
+        """Watch over `root`, an existing folder; `scratch` is a folder beside it, on the same file system.
+
+        Args:
+            root: What the code under test writes.
+            scratch: Where second names of its files are kept.
+            fails_at: The operation to break, counted from 0; None never breaks and only counts.
+            error: An `errno`, such as `errno.ENOSPC`; None cuts the power.
+            lasts: Whether every later operation that needs space fails too, as on a full disk.
+            ignores_folder_syncs: Lie about `sync_folder`, to see that a test would notice.
+        """
+        self.num_operations = 0
+        self._root = root
+        self._scratch = scratch
+        self._fails_at = fails_at
+        self._error = error
+        self._lasts = lasts
+        self._ignores_folder_syncs = ignores_folder_syncs
+        self._is_off = False
+        self._inodes: dict[int, _Inode] = {}
+        self._folders: dict[int, Path] = {}
+        scratch.mkdir(parents=True, exist_ok=True)
+        self._adopt_tree(root)
+
+    def make_folder(self, path: Path) -> None:
+        if path.is_dir():
+            return
+        self._step(needs_space=True)
+        super().make_folder(path)
+        self._remember(path)
+
+    def open_to_append(self, path: Path) -> int:
+        if not path.exists():
+            self._step(needs_space=True)
+        file = super().open_to_append(path)
+        self._remember(path)
+        return file
+
+    def open_anew(self, path: Path) -> int:
+        self._step(needs_space=True)
+        file = super().open_anew(path)
+        self._remember(path)
+        return file
+
+    def open_to_sync(self, path: Path) -> int:
+        # Somebody else's code wrote it; the disk has seen nothing of it yet.
+        self._remember(path)
+        return super().open_to_sync(path)
+
+    def write(self, file: int, content: bytes | memoryview) -> int:  # type: ignore[override]  # Static in the base.
+        if self._is_broken_now():
+            # Half of it gets out: the torn write that every format must survive.
+            os.write(file, bytes(content)[: len(content) // 2])
+        self._step(needs_space=True)
+        return os.write(file, content)
+
+    def truncate(self, file: int, num_bytes: int) -> None:
+        self._step()
+        super().truncate(file, num_bytes)
+
+    def allocate(self, file: int, num_bytes: int) -> None:
+        self._step(needs_space=True)
+        super().allocate(file, num_bytes)
+
+    def sync(self, file: int) -> None:
+        self._step()
+        super().sync(file)
+        inode = self._inodes[os.fstat(file).st_ino]
+        inode.durable_content = inode.keeper.read_bytes()
+
+    def sync_folder(self, path: Path) -> None:
+        self._step()
+        if self._ignores_folder_syncs:
+            return
+        self._remember(path)
+        self._inodes[path.stat().st_ino].durable_names = self._names(path)
+
+    def replace(self, source: Path, target: Path) -> None:
+        self._step()
+        super().replace(source, target)
+
+    def remove_file(self, path: Path) -> None:
+        self._step()
+        super().remove_file(path)
+
+    def remove_tree(self, path: Path) -> None:
+        self._step()
+        # Kept out of sight, so that the system does not give the folders' numbers to other files.
+        path.replace(self._scratch / f"removed_{self.num_operations}")
+
+    def after_power_loss(self, target: Path, world: str, *, seed: int = 0) -> None:
+        """Build in `target`, a folder that is not there yet, what one of the `WORLDS` has left of the root."""
+        target.mkdir(parents=True)
+        self._rebuild(self._root.stat().st_ino, self._root, target, world, random.Random(seed))  # noqa: S311
+
+    def _step(self, *, needs_space: bool = False) -> None:
+        if self._is_off:
+            raise PowerLost
+        number, self.num_operations = self.num_operations, self.num_operations + 1
+        if self._fails_at is None or number < self._fails_at:
+            return
+        if self._error is None:
+            self._is_off = True
+            raise PowerLost
+        if number == self._fails_at or (self._lasts and needs_space):
+            raise OSError(self._error, os.strerror(self._error))
+
+    def _is_broken_now(self) -> bool:
+        is_the_one = self.num_operations == self._fails_at
+        return not self._is_off and is_the_one and self._error in (None, errno.ENOSPC)
+
+    def _adopt_tree(self, folder: Path) -> None:
+        """Take everything that is there already as durable."""
+        self._remember(folder)
+        for child in folder.iterdir():
+            if child.is_dir():
+                self._adopt_tree(child)
+            else:
+                self._remember(child)
+                self._inodes[child.stat().st_ino].durable_content = child.read_bytes()
+        self._inodes[folder.stat().st_ino].durable_names = self._names(folder)
+
+    def _remember(self, path: Path) -> None:
+        number = path.stat().st_ino
+        if number in self._inodes:
+            return
+        keeper = path
+        if not path.is_dir():
+            keeper = self._scratch / str(number)
+            keeper.unlink(missing_ok=True)
+            # Also keeps the system from giving the number to another file.
+            os.link(path, keeper)
+        self._inodes[number] = _Inode(keeper=keeper, is_folder=path.is_dir())
+
+    def _names(self, folder: Path) -> dict[str, int]:
+        return {entry.name: entry.inode() for entry in os.scandir(folder)}
+
+    def _rebuild(self, number: int, live: Path | None, target: Path, world: str, chance: random.Random) -> None:
+        inode = self._inodes.get(number)
+        durable = inode.durable_names if inode else {}
+        names = durable if world == "strict" or live is None else self._names(live)
+        for name, child in names.items():
+            known = self._inodes.get(child)
+            live_child = live / name if live is not None and (live / name).exists() else None
+            if known.is_folder if known else live_child is not None and live_child.is_dir():
+                (target / name).mkdir()
+                self._rebuild(child, live_child, target / name, world, chance)
+            else:
+                (target / name).write_bytes(self._content(known, live_child, world, chance))
+
+    @staticmethod
+    def _content(inode: _Inode | None, live: Path | None, world: str, chance: random.Random) -> bytes:
+        durable = inode.durable_content if inode else b""
+        keeper = inode.keeper if inode else live
+        current = keeper.read_bytes() if keeper is not None and keeper.exists() else b""
+        if world == "strict":
+            return durable
+        if world == "kept" or current == durable:
+            return current
+        common = _length_of_common_start(durable, current)
+        if world == "names_first":
+            return current[:common] + bytes(len(current) - common)
+        torn = bytearray(current[: chance.randint(common, len(current))])
+        if len(torn) > common:
+            torn[chance.randrange(common, len(torn))] ^= 1 << chance.randrange(8)
+        return bytes(torn)
+
+
+def _length_of_common_start(one: bytes, other: bytes) -> int:
+    shorter = min(len(one), len(other))
+    return next((place for place in range(shorter) if one[place] != other[place]), shorter)

@@ -1,0 +1,214 @@
+"""A teacher's server for tests: honest, counting, and faulty on request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from types import TracebackType
+from typing import Any, Self
+
+from crashproof.clock import SYSTEM_CLOCK, Clock
+from crashproof.testing.teacher_server.completions import Choice, Completion, Prices, Usage
+from crashproof.testing.teacher_server.counts import Ledger, SeenRequest, TeacherCounts
+from crashproof.testing.teacher_server.faults import Fault, FaultPlan, Faults
+from crashproof.testing.teacher_server.http_stub import Connection, HttpThread, Malformed, Request, Response
+from crashproof.testing.teacher_server.misbehaviour import refuse, spoil, wrong_usage
+from crashproof.testing.teacher_server.questions import Question, Refused, error_response
+from crashproof.testing.teacher_server.tokens import num_tokens, some_text
+
+__all__ = ["TeacherServer"]
+
+log = logging.getLogger(__name__)
+
+_USUAL_PRICES = Prices(Decimal("0.15"), Decimal("0.075"), Decimal("0.60"))
+
+
+class TeacherServer:
+    """An OpenAI-compatible server on loopback, while its `with` block lasts.
+
+    Serves `POST /v1/chat/completions`, whole or streamed, `GET /v1/models`, and its own counts at `GET /counts`.
+    What it computes it charges, exactly, whether or not the answer arrives. `python -m
+    crashproof.testing.teacher_server` runs one in a process of its own.
+
+    A request meets the fault that its header `X-Crashproof-Fault` names, or else the one that `faults` has for it.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[dict[str, Any]], str | Mapping[str, Any]] | None = None,
+        *,
+        faults: Faults | None = None,
+        prices: tuple[Decimal, Decimal, Decimal] = _USUAL_PRICES,
+        cached_share: float = 0.0,
+        models: Sequence[str] = ("teacher",),
+        api_key: str | None = None,
+        latency_seconds: float = 0.0,
+        honours_idempotency_keys: bool = False,
+        port: int = 0,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        """Describe a server; entering it starts it.
+
+        Args:
+            answer: Is given a request's body and returns the text of the answer, or a whole message, or a dict of
+                the message and, if you like, its `logprobs` and `finish_reason`. Runs on the server's only thread,
+                once for each choice, so it may use anything and wait for nothing. None says some words that follow
+                from the request.
+            faults: What goes wrong, and when; None lets all go well.
+            prices: Dollars per million prompt tokens, cached prompt tokens and completion tokens.
+            cached_share: How much of each prompt is charged as cached, from 0 to 1.
+            models: Those served; another one is not found.
+            api_key: What a client must bring; None asks for nothing.
+            latency_seconds: Between an answer's computation and its delivery.
+            honours_idempotency_keys: Whether a key seen before is answered from memory, and free of charge.
+            port: 0 takes a free one.
+            clock: Dates answers, and `Retry-After`.
+        """
+        self._answer = answer
+        self._faults = faults or Faults()
+        self._prices = Prices(*prices)
+        self._cached_share = cached_share
+        self._models = models
+        self._api_key = api_key
+        self._latency_seconds = latency_seconds
+        self._honours_idempotency_keys = honours_idempotency_keys
+        self._wanted_port = port
+        self._clock = clock
+        self._plan = FaultPlan(self._faults)
+        self._ledger = Ledger()
+        self._remembered: dict[str, tuple[str, Completion]] = {}
+        self._http: HttpThread | None = None
+
+    def __enter__(self) -> Self:
+        self._http = HttpThread(self._serve, _refusal_of_malformed, port=self._wanted_port)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._http is not None:
+            self._http.close()
+
+    @property
+    def base_url(self) -> str:
+        """What a client is given as the base of its URLs; known once the server has been entered."""
+        if self._http is None:
+            raise RuntimeError("The server has no address yet: enter it with `with`.")
+        return f"http://127.0.0.1:{self._http.port}/v1"
+
+    @property
+    def counts(self) -> TeacherCounts:
+        """What has been asked and charged up to now; also after the end."""
+        return self._ledger.counts
+
+    @property
+    def requests_seen(self) -> tuple[SeenRequest, ...]:
+        """The last 10,000 requests that were understood, oldest first."""
+        return self._ledger.seen
+
+    async def _serve(self, request: Request, connection: Connection) -> None:
+        try:
+            if request.method == "POST":
+                with self._ledger.under_way():
+                    await self._complete(self._understand(request), request, connection)
+            else:
+                await connection.send(self._look_up(request))
+        except Refused as refusal:
+            await connection.send(error_response(refusal.status, str(refusal), code=refusal.code))
+
+    def _look_up(self, request: Request) -> Response:
+        if (request.method, request.path) == ("GET", "/counts"):
+            return Response(pieces=(self.counts.as_json(),))
+        self._check_key(request)
+        if (request.method, request.path) != ("GET", "/v1/models"):
+            raise Refused(404, f"There is nothing to {request.method} at {request.path}.")
+        models = [{"id": name, "object": "model", "created": 0, "owned_by": "crashproof"} for name in self._models]
+        return Response(pieces=(json.dumps({"object": "list", "data": models}).encode(),))
+
+    def _understand(self, request: Request) -> Question:
+        self._check_key(request)
+        if request.path != "/v1/chat/completions":
+            raise Refused(404, f"There is nothing to POST at {request.path}.")
+        question = Question.read(request.body)
+        if question.model not in self._models:
+            message = f"The model {question.model!r} does not exist or you do not have access to it."
+            raise Refused(404, message, code="model_not_found")
+        return question
+
+    def _check_key(self, request: Request) -> None:
+        if self._api_key is not None and request.headers.get("authorization") != f"Bearer {self._api_key}":
+            raise Refused(401, "Incorrect API key provided.", code="invalid_api_key")
+
+    async def _complete(self, question: Question, request: Request, connection: Connection) -> None:
+        self._ledger.see(question.body, request.headers)
+        fault = self._fault_for(question, request)
+        number = self._ledger.strike(fault) if fault is not None else 0
+        if fault is not None and not fault.is_charged:
+            await refuse(fault, connection, self._faults.times, self._clock)
+            return
+        completion = self._computed(question, request.headers.get("idempotency-key"))
+        await asyncio.sleep(self._latency_seconds)
+        usage = completion.usage
+        shown = wrong_usage(usage, number) if fault is Fault.WRONG_USAGE else usage.as_json()
+        response = completion.response(question, usage=shown)
+        if fault is None:
+            await connection.send(response, on_delivery=self._ledger.deliver)
+        else:
+            await spoil(fault, connection, response, self._faults.times, self._ledger.deliver)
+
+    def _fault_for(self, question: Question, request: Request) -> Fault | None:
+        named = request.headers.get("x-crashproof-fault")
+        if named is None:
+            return self._plan.next_for(question.request_hash)
+        try:
+            return Fault(named)
+        except ValueError as error:
+            raise Refused(400, f"{error}.") from None
+
+    def _computed(self, question: Question, key: str | None) -> Completion:
+        """Compute and charge an answer, or remember it."""
+        if key is None or not self._honours_idempotency_keys:
+            return self._compute(question)
+        if key not in self._remembered:
+            self._remembered[key] = question.request_hash, self._compute(question)
+        asked, completion = self._remembered[key]
+        if asked != question.request_hash:
+            raise Refused(
+                422, "This idempotency key came with another request before.", code="idempotency_key_reused"
+            )
+        return completion
+
+    def _compute(self, question: Question) -> Completion:
+        choices = [self._say(question, number) for number in range(question.num_choices)]
+        prompt_tokens = num_tokens(question.body["messages"]) + num_tokens(question.body.get("tools"))
+        usage = Usage(
+            prompt_tokens=prompt_tokens,
+            cached_tokens=int(prompt_tokens * self._cached_share),
+            completion_tokens=sum(choice.completion_tokens for choice in choices),
+            reasoning_tokens=sum(choice.reasoning_tokens for choice in choices),
+        )
+        times = self._ledger.charge(question.request_hash, usage.dollars(self._prices))
+        return Completion(
+            identity=f"chatcmpl-{question.request_hash[:24]}-{times}",
+            created=int(self._clock.now()),
+            model=question.model,
+            choices=choices,
+            usage=usage,
+        )
+
+    def _say(self, question: Question, number: int) -> Choice:
+        if self._answer is None:
+            return Choice.of(some_text(question.request_hash, number), question)
+        try:
+            return Choice.of(self._answer(question.body), question)
+        except Exception as error:
+            # The test's own mistake: said where the test will look, while the server goes on.
+            log.exception("The teacher's answer failed.")
+            raise Refused(500, f"The teacher's answer failed: {error!r}") from error
+
+
+def _refusal_of_malformed(error: Malformed) -> Response:
+    return error_response(error.status, str(error), headers={"connection": "close"})

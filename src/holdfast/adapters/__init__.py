@@ -1,1 +1,0 @@
-"""One file per framework whose training loops holdfast keeps."""

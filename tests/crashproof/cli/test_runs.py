@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from rich.cells import cell_len
+
+from crashproof.disk.run_folder import RunFolder
+from crashproof.encoding import encode
+from crashproof.testing import FakeClock
+
+
+def test_all_runs_below_a_folder_are_listed_the_newest_first(crashproof, train, tmp_path):
+    train(tmp_path / "old", range(1, 11), total_steps=10, clock=FakeClock(time.time() - 7200))
+    train(tmp_path / "deep" / "er" / "new", range(1, 4), clock=FakeClock(time.time() - 60))
+
+    said = crashproof("runs", tmp_path)
+
+    assert 0 == said.code
+    assert ["run", "deep/er/new", "old"] == [line.split()[0] for line in said.lines]
+    assert "ended early" in said.lines[1]
+    assert "10/10" in said.lines[2]
+
+
+def test_the_table_fits_80_columns_and_cut_names_keep_their_ends(crashproof, train, tmp_path):
+    train(tmp_path / ("a" * 90 + "_end"), range(1, 4))
+
+    said = crashproof("runs", tmp_path)
+
+    assert max(map(cell_len, said.lines)) <= 80
+    assert "_end" in said.lines[1]
+    assert "\x1b" not in said.output
+
+
+def test_json_has_the_summary_of_each(crashproof, train, tmp_path):
+    train(tmp_path / "one", range(1, 4), losses={3: float("nan")})
+
+    answer = json.loads(crashproof("runs", tmp_path, "--json").output)
+
+    assert [("one", None, 3)] == [(e["name"], e["error"], e["steps_completed"]) for e in answer["runs"]]
+    assert "NaN" == answer["nonfinite"]["runs.0.loss_trend.current_loss"]
+
+
+def test_a_run_of_a_newer_version_is_a_row_that_says_why(crashproof, train, tmp_path):
+    train(tmp_path / "whole", range(1, 4))
+    newer = train(tmp_path / "newer", range(1, 4))
+    with RunFolder.under(newer).metrics.open("ab") as file:
+        file.write(encode({"v": 2, "step": 4}))
+
+    said = crashproof("runs", tmp_path)
+
+    assert 0 == said.code
+    assert "whole" in said.output
+    assert [line for line in said.lines if line.startswith("newer: cannot be read:") and "version 2" in line]
+
+
+def test_damage_is_marked(crashproof, train, tmp_path):
+    metrics = RunFolder.under(train(tmp_path / "one", range(1, 9))).metrics
+    (RunFolder.under(tmp_path / "one").session).unlink()
+    metrics.write_bytes(metrics.read_bytes().replace(b'"step":3', b'"step":5'))
+
+    assert "ended early!" in crashproof("runs", tmp_path).output
+
+
+def test_a_last_line_under_way_is_no_damage(crashproof, open_tracker, update, tmp_path):
+    update(open_tracker(output_dir=tmp_path / "one"), 1)
+    with RunFolder.under(tmp_path / "one").metrics.open("ab") as file:
+        file.write(b'{"v":1,"st')
+
+    assert "!" not in crashproof("runs", tmp_path).output
+
+
+def test_a_folder_without_runs_says_so(crashproof, tmp_path):
+    assert (0, f"{tmp_path} holds no runs.\n") == (lambda said: (said.code, said.output))(crashproof("runs", tmp_path))
+
+
+@pytest.mark.parametrize("name", ["missing", "file"])
+def test_what_is_no_folder_is_an_error(crashproof, tmp_path, name):
+    (tmp_path / "file").write_text("")
+
+    said = crashproof("runs", tmp_path / name)
+
+    assert (2, 1) == (said.code, said.errors.count("\n"))
+
+
+def test_a_folder_that_is_a_run_is_its_own_row(crashproof, train, tmp_path):
+    assert "\n.  " in crashproof("runs", train(tmp_path / "one", range(1, 3))).output

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("starlette")
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from crashproof.cli import main; main()", "serve", *arguments]
+
+
+def told(*arguments: str, environment: dict[str, str] | None = None) -> tuple[int, str, str]:
+    answer = subprocess.run(
+        command(*arguments), capture_output=True, text=True, timeout=60, env=os.environ | (environment or {})
+    )
+    return answer.returncode, answer.stdout, answer.stderr
+
+
+@contextmanager
+def serving(*arguments: str, environment: dict[str, str] | None = None):
+    process = subprocess.Popen(
+        command("--port", "0", *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"} | (environment or {}),
+    )
+    try:
+        yield process, process.stdout.readline()
+    finally:
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=30)
+        assert (0, "") == (process.returncode, output[1])
+
+
+def get(url: str, **headers: str) -> bytes:
+    return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10).read()
+
+
+def test_it_says_where_the_page_is_and_ends_quietly(tmp_path, open_tracker):
+    open_tracker(output_dir=tmp_path / "a")
+
+    with serving(str(tmp_path)) as (_, line):
+        url = line.split(" are at ")[1].split(" ")[0]
+        runs = json.loads(get(f"{url}api/runs"))["runs"]
+
+    assert url.startswith("http://127.0.0.1:")
+    assert ["a"] == [run["name"] for run in runs]
+
+
+def test_bound_elsewhere_it_makes_a_token_and_asks_for_it(tmp_path):
+    with serving(str(tmp_path), "--host", "0.0.0.0") as (_, line):
+        address = line.split(" are at ")[1].split(" ")[0]
+        _, _, token = address.partition("?token=")
+        url = f"http://127.0.0.1:{address.rpartition(':')[2].partition('/')[0]}/api/runs"
+        with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+            get(url)
+        refused.value.close()
+        answer = get(url, Authorization=f"Bearer {token}")
+
+    assert len(token) >= 32
+    assert b'"runs":[]' in answer
+
+
+def test_a_token_of_ones_own_comes_from_the_environment(tmp_path):
+    own = {"CRASHPROOF_TOKEN": "one-of-my-own-tokens"}
+
+    with serving(str(tmp_path), environment=own) as (_, line):
+        assert "?token=one-of-my-own-tokens" in line
+
+
+def test_programs_are_told_in_json(tmp_path):
+    process = subprocess.Popen(
+        command("--port", "0", "--json", str(tmp_path)), stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL
+    )
+    try:
+        lines = [process.stdout.readline() for _ in range(5)]
+        said = json.loads("".join(lines))
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+    assert (None, str(tmp_path)) == (said["token"], said["root"])
+    assert said["url"].startswith("http://127.0.0.1:")
+
+
+def test_a_port_in_use_is_said_in_words(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, _, error = told(str(tmp_path), "--port", port)
+
+    assert 2 == code
+    assert (
+        f"crashproof: Nothing can listen on 127.0.0.1, port {port}: address already in use. "
+        "Pass another --port, or --port 0 for a free one.\n"
+    ) == error
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        pytest.param(["nowhere"], "nowhere is not a folder. Pass the folder that the runs lie in.", id="no-folder"),
+        pytest.param([".", "--host", "no such host"], "is no address of this machine", id="no-host"),
+        pytest.param([".", "--host", "192.0.2.1"], "Nothing can listen on 192.0.2.1", id="foreign-host"),
+    ],
+)
+def test_what_cannot_be_served_is_said_in_words(arguments, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    code, _, error = told(*arguments)
+
+    assert 2 == code
+    assert said in error
+    assert 1 == error.count("\n")
+
+
+def test_a_token_that_is_too_short_is_refused(tmp_path):
+    code, _, error = told(str(tmp_path), environment={"CRASHPROOF_TOKEN": "short"})
+
+    assert (2, True) == (code, "at least 16 characters" in error)
+    assert "short\n" not in error.split("16")[0]
+
+
+def test_without_the_extra_the_install_line_is_printed(tmp_path):
+    program = (
+        "import sys; sys.modules['starlette'] = None\n"
+        "from crashproof.cli import main; sys.argv = ['crashproof', 'serve', '.']; main()"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+
+    assert (2, True) == (answer.returncode, "pip install 'crashproof[page]'" in answer.stderr)
+
+
+def test_a_run_itself_can_be_served(tmp_path, open_tracker):
+    open_tracker(output_dir=tmp_path / "a")
+
+    with serving(str(Path(tmp_path) / "a")) as (_, line):
+        url = line.split(" are at ")[1].split(" ")[0]
+        assert ["."] == [run["name"] for run in json.loads(get(f"{url}api/runs"))["runs"]]

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from crashproof import SYSTEM_CLOCK
+from crashproof.cli.exit_codes import EXIT_CODES, exit_code_for
+from crashproof.cli.status import local_time
+from crashproof.testing import FakeClock
+
+
+def test_a_complete_run_is_well(crashproof, train, run_dir):
+    train(run_dir, range(1, 11), total_steps=10)
+
+    said = crashproof("status", run_dir)
+
+    assert 0 == said.code
+    assert said.output.startswith(f"{run_dir}: complete: all steps are done\n")
+    assert "nothing remains" in said.output
+
+
+def test_a_live_run_is_well_and_says_when_it_is_done(crashproof, open_tracker, update, run_dir):
+    now = FakeClock(time.time() - 60)
+    tracker = open_tracker(clock=now)
+    for step in range(1, 31):
+        now.advance(2)
+        update(tracker, step, loss=5.0 - step / 10)
+
+    said = crashproof("status", run_dir)
+
+    assert 0 == said.code
+    assert "running as process" in said.lines[0]
+    assert "usually one every 2 s; none for 2 min 0 s would be a stall" in said.output
+    assert "2 min 20 s remain" in said.output
+    assert ", done " in said.output
+    assert max(map(len, said.lines[1:])) <= 80
+    assert "it falls: improving" in said.output
+    assert "would begin at step 0" in said.output
+    assert "goodput 9" in said.output
+
+
+def test_a_stalled_run_is_an_alarm(crashproof, open_tracker, update, run_dir):
+    tracker = open_tracker(clock=FakeClock(time.time() - 7200))
+    for step in (1, 2, 3):
+        update(tracker, step)
+
+    said = crashproof("status", run_dir)
+
+    assert 3 == said.code
+    assert "stalled as process" in said.output
+
+
+@pytest.mark.parametrize(
+    "losses, health",
+    [
+        pytest.param([1.0 + 0.1 * step for step in range(40)], "diverging", id="rising"),
+        pytest.param([2.0] * 20 + [float("nan")], "non_finite", id="nan"),
+    ],
+)
+def test_a_loss_that_went_wrong_is_an_alarm(crashproof, open_tracker, update, run_dir, losses, health):
+    tracker = open_tracker(clock=SYSTEM_CLOCK)
+    for step, loss in enumerate(losses, start=1):
+        update(tracker, step, loss=loss)
+
+    said = crashproof("status", run_dir, "--json")
+
+    assert (4, health) == (said.code, json.loads(said.output)["health"])
+
+
+def test_a_killed_run_is_an_alarm(crashproof, open_tracker, update, run_dir, left_by_a_kill):
+    update(open_tracker(), 1)
+
+    said = crashproof("status", left_by_a_kill(run_dir))
+
+    assert 5 == said.code
+    assert "crashed: its process is gone" in said.output
+
+
+@pytest.mark.parametrize("how, code", [("raised", 5), ("preempted", 6), ("replaced", 6)])
+def test_how_an_attempt_ended_is_an_exit_code(crashproof, open_tracker, update, run_dir, how, code):
+    tracker = open_tracker()
+    update(tracker, 1)
+    tracker.close(how)
+
+    assert code == crashproof("status", run_dir).code
+    assert code == crashproof("status", run_dir, "--json").code
+
+
+def test_what_was_adopted_has_not_started(crashproof, run_dir):
+    torch = pytest.importorskip("torch")
+    run_dir.mkdir()
+    torch.save({"step": 3}, run_dir / "checkpoint_3.pt")
+    assert 0 == crashproof("adopt", run_dir).code
+
+    said = crashproof("status", run_dir)
+
+    assert 7 == said.code
+    assert "would resume at step 3" in said.output
+
+
+def test_no_state_looks_like_an_error_or_is_left_out():
+    assert 2 not in EXIT_CODES.values()
+    assert 7 == exit_code_for("a word of a later version")
+
+
+def test_the_help_says_what_the_exit_codes_are_and_gives_an_example(crashproof):
+    said = crashproof("status", "--help")
+
+    for words in ("0 it runs", "3 stalled", "5 crashed", "7 not started", "Example: crashproof status"):
+        assert words in " ".join(said.output.replace("│", " ").split())
+
+
+def test_what_a_run_has_cost_is_said(crashproof, open_tracker, update, run_dir):
+    tracker = open_tracker()
+    update(tracker, 1)
+    tracker.record_api_response("p", {"text": "a"}, 1.25)
+    tracker.close()
+
+    assert "cost        0 s trained, $1.25 to teachers" in crashproof("status", run_dir).output
+
+
+def test_active_alerts_are_named(crashproof, open_tracker, update, run_dir):
+    tracker = open_tracker(clock=SYSTEM_CLOCK)
+    for step in range(1, 4):
+        update(tracker, step, loss=float("nan"))
+    tracker.close()
+
+    assert "alert       non finite" in crashproof("status", run_dir).output
+
+
+@pytest.mark.parametrize("moment", [None, 1e300, float("inf"), float("nan")])
+def test_a_moment_that_is_none_is_said_in_words(moment):
+    assert local_time(moment, 0.0) in ("unknown", "beyond any calendar")
+
+
+def test_a_moment_of_another_year_has_its_year():
+    assert "2001" in local_time(1_000_000_000.0, 1_700_000_000.0)

@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import threading
+import urllib.parse
+
+import pytest
+
+pytest.importorskip("starlette")
+
+from crashproof import RunReader
+from crashproof.encoding import encode
+
+HOSTILE = "<script>alert(1)<-script>"
+
+
+def asked(path: str, **given: object) -> str:
+    return f"/api/{path}?{urllib.parse.urlencode(given)}"
+
+
+@pytest.fixture
+def train(tmp_path, open_tracker, update, clock):
+    """A run under this test's folder, whose tracker stays open."""
+
+    def report(name: str, first: int = 1, last: int = 20, *, loss=lambda step: 2.0, **given: object):
+        tracker = open_tracker(output_dir=tmp_path / name, total_steps=100, **given)
+        for step in range(first, last + 1):
+            clock.advance(seconds=1)
+            update(tracker, step, loss=loss(step))
+        return tracker
+
+    return report
+
+
+def test_all_runs_are_listed_each_with_how_it_stands(serve, train):
+    train("a/one")
+    train(HOSTILE, last=5)
+
+    runs = {run["name"]: run for run in serve().get("/api/runs").json["runs"]}
+
+    assert {"a/one", HOSTILE} == runs.keys()
+    assert (20, "running", 2.0) == tuple(runs["a/one"][name] for name in ("steps_completed", "status", "loss"))
+
+
+def test_a_run_that_cannot_be_read_is_listed_with_the_reason(serve, train, tmp_path):
+    train("good")
+    train("newer").close()
+    with (tmp_path / "newer" / "progress" / "events.jsonl").open("ab") as file:
+        file.write(encode({"event": "landed_on_mars", "timestamp": 1.0, "attempt": 1, "v": 99}))
+    served = serve()
+
+    runs = {run["name"]: run for run in served.get("/api/runs").json["runs"]}
+
+    assert "unreadable" == runs["newer"]["health"]
+    assert "Upgrade crashproof" in runs["newer"]["health_reason"]
+    assert 409 == served.get(asked("run", name="newer")).status
+    assert b'state="unreadable"} 1.0' in served.get("/metrics").body
+
+
+def test_a_run_half_written_is_shown(serve, tmp_path):
+    progress = tmp_path / "half" / "progress"
+    progress.mkdir(parents=True)
+    (progress / "metrics.jsonl").write_bytes(b'{"v":1,"st')
+
+    served = serve()
+
+    assert ["not_started"] == [run["health"] for run in served.get("/api/runs").json["runs"]]
+    assert [] == served.get(asked("curve", name="half")).json["step"]
+
+
+def test_a_run_that_has_ended_is_read_again_only_when_it_is_taken_up(serve, train):
+    train("one", 1, 5).close()
+    served = serve()
+    rows = [served.get("/api/runs").json["runs"][0] for _ in range(2)]
+    train("one", 6, 9)
+    rows.append(served.get("/api/runs").json["runs"][0])
+
+    assert [5, 5, 9] == [row["steps_completed"] for row in rows]
+    assert ["ended_early", "ended_early", "running"] == [row["health"] for row in rows]
+
+
+def test_a_folder_without_runs_is_an_empty_list(serve):
+    assert [] == serve().get("/api/runs").json["runs"]
+
+
+def test_a_run_that_begins_later_is_found(serve, train):
+    served = serve()
+    before = served.get("/api/runs").json["runs"]
+    train("late")
+
+    found = 0
+    for _ in range(200):
+        found = served.get(asked("run", name="late")).status
+        if found == 200:
+            break
+        threading.Event().wait(0.05)
+    assert ([], 200) == (before, found)
+
+
+def test_a_run_tells_all_about_itself(serve, train, save_checkpoint, tmp_path):
+    tracker = train("one")
+    save_checkpoint(tracker, 20, path=tmp_path / "one" / "checkpoint_20.pt")
+    tracker.record_evaluation(20, {"perplexity": math.inf}, seconds=1.0)
+    tracker.record_api_response("key", {"a": 1}, 0.25)
+
+    detail = serve().get(asked("run", name="one")).json
+
+    assert (20, 0.25, "running") == tuple(
+        detail["summary"][name] for name in ("steps_completed", "api_cost", "health")
+    )
+    assert [(20, "checkpoint_20.pt", "recorded whole")] == [
+        (each["step"], each["path"], each["state"]) for each in detail["checkpoints"]
+    ]
+    assert {"model.d_model": "128", "train.batch_size": "2", "train.steps": "100"} == detail["config"]
+    assert ["session_started", "attempt_started", "checkpoint_recorded", "evaluation_recorded"] == [
+        each["event"] for each in detail["events"]
+    ]
+    assert None is detail["summary"]["evaluation"]["perplexity"]
+
+
+def test_a_curve_has_each_step_once_and_marks_what_is_not_finite(serve, train):
+    train("one", 1, 40, loss=lambda step: math.nan if step == 30 else float(step))
+    train("one", 21, 60, loss=float)
+
+    curve = serve().get(asked("curve", name="one")).json
+
+    assert list(range(1, 61)) == curve["step"]
+    assert [float(step) for step in range(1, 61)] == curve["series"]["loss"]["last"]
+    assert [{"first_step": 21, "last_step": 40, "attempt": 2}] == curve["recomputed"]
+    assert curve["is_complete"]
+
+
+def test_a_nan_is_null_and_counted(serve, train):
+    train("one", 1, 9, loss=lambda step: math.nan if step == 3 else 1.0)
+
+    loss = serve().get(asked("curve", name="one")).json["series"]["loss"]
+
+    assert (None, [[2, 1]]) == (loss["last"][2], loss["non_finite"])
+
+
+def test_a_part_of_a_curve_is_asked_for_by_its_steps(serve, train):
+    train("one", 1, 60)
+
+    curve = serve().get(asked("curve", name="one", **{"from": 10, "to": 19, "points": 5})).json
+
+    assert ([10, 12, 14, 16, 18], True, 10) == (curve["first_step"], curve["is_decimated"], curve["num_updates"])
+
+
+def test_what_is_new_comes_behind_what_was_seen(serve, train):
+    train("one", 1, 10)
+    served = serve()
+    end = served.get(asked("curve", name="one")).json["end"]
+    train("one", 11, 13)
+
+    tail = served.get(asked("tail", name="one", after=end)).json
+
+    assert ([11, 12, 13], False) == (tail["step"], tail["is_stale"])
+    assert [] == served.get(asked("tail", name="one", after=tail["end"])).json["step"]
+
+
+@pytest.mark.parametrize("first, after", [(5, None), (11, 10**9)], ids=["went-back", "beyond-the-end"])
+def test_a_page_that_cannot_go_on_is_told_so(serve, train, first, after):
+    train("one", 1, 10)
+    served = serve()
+    end = served.get(asked("curve", name="one")).json["end"]
+    train("one", 11, 12)
+    train("one", first, 12)
+
+    assert served.get(asked("tail", name="one", after=end if after is None else after)).json["is_stale"]
+
+
+def test_two_configs_are_compared_by_key(serve, train):
+    train("one", config={"train": {"lr": 1, "steps": 3}, "only": "here"})
+    train("two", config={"train": {"lr": 2, "steps": 3}})
+
+    told = serve().get(asked("compare", name="one", other="two")).json["differences"]
+
+    assert [
+        {"key": "only", "this": '"here"', "other": None},
+        {"key": "train.lr", "this": "1", "other": "2"},
+    ] == told
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../secret", "..", "/etc", "a/../../secret", "..%2fsecret", "secret/progress", "\0", "one/", "./one", "link"],
+)
+def test_no_name_leads_out_of_the_folder(serve, train, tmp_path, name):
+    train("inside/one")
+    train("secret")
+    (tmp_path / "inside" / "link").symlink_to(tmp_path / "secret")
+    served = serve(root=tmp_path / "inside")
+
+    for path in ("run", "curve", "tail", "live"):
+        answer = served.get(asked(path, name=name))
+        assert (404, "There is no such run here (any more).") == (answer.status, answer.json["error"])
+    assert 404 == served.get(asked("compare", name="one", other=name)).status
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/../../etc/passwd", "/page/../../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/..%5c..%5cetc"),
+        *("//etc/passwd", "/uplot/LICENSE", "/app.py", "/index.html/", "/.git/config"),
+    ],
+)
+def test_no_file_is_served_but_the_pages_own(serve, path):
+    answer = serve().get(path)
+
+    assert 404 == answer.status
+    assert b"root:" not in answer.body
+
+
+@pytest.mark.parametrize("value", ["-1", "1e9", "x", "", "9" * 40, "1.5", "٣"])
+@pytest.mark.parametrize("name", ["points", "from", "to", "after"])
+def test_a_number_that_is_none_is_refused_in_words(serve, train, name, value):
+    train("one")
+    path = "tail" if name == "after" else "curve"
+
+    answer = serve().get(asked(path, name="one", **{name: value}))
+
+    assert (400, f"{name} must be a whole number of at least 0.") == (answer.status, answer.json["error"])
+
+
+def test_hostile_text_comes_as_json_and_never_as_a_page(serve, train):
+    train(HOSTILE, config={"<img src=x onerror=alert(1)>": "</script><script>alert(1)</script>"})
+    served = serve()
+
+    for path in ("runs", "run", "curve", "tail"):
+        answer = served.get(asked(path, name=HOSTILE))
+        assert ("application/json", 200) == (answer.headers["content-type"], answer.status)
+        json.loads(answer.body)
+
+
+def test_the_whole_page_is_less_than_100_kb_compressed(serve):
+    served = serve()
+    paths = ("/", "/page.css", "/page.js", "/charts.js", "/words.js", "/uplot.js", "/uplot.css", "/icon.svg")
+
+    answers = [served.get(path, Accept_Encoding="gzip") for path in paths]
+
+    total = sum(len(answer.body) for answer in answers)
+    print(f"page: {total:,} bytes compressed")
+    assert {200} == {answer.status for answer in answers}
+    assert total < 100_000
+    assert b"</html>" in gzip.decompress(answers[0].body)
+
+
+def test_the_page_asks_nobody_else(serve):
+    served = serve()
+    own = [served.get(path).body for path in ("/", "/page.css", "/page.js", "/charts.js", "/words.js")]
+
+    assert [] == [
+        each for each in own if b"https://" in each or b"http://" in each.replace(b"http://www.w3.org", b"")
+    ]
+
+
+def test_prometheus_reads_every_run_whatever_its_name(serve, train):
+    name = 'a "quoted" \\ name'
+    train(name)
+    served = serve()
+
+    text = served.get("/metrics").body.decode()
+
+    assert 'crashproof_steps_completed{run="a \\"quoted\\" \\\\ name"} 20.0' in text
+    assert 'crashproof_health{run="a \\"quoted\\" \\\\ name",state="running"} 1.0' in text
+    assert served.get("/metrics").headers["content-type"].startswith("text/plain; version=")
+
+
+def test_looking_changes_nothing(serve, train, tmp_path):
+    train("one").close()
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    served = serve()
+    for path in ("/api/runs", asked("run", name="one"), asked("curve", name="one"), "/metrics"):
+        served.get(path)
+
+    assert files == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_many_looks_at_once_agree(serve, train):
+    train("one", 1, 90)
+    served = serve()
+    answers = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(served.get(asked("curve", name="one")).json["step"]))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert [list(range(1, 91))] * 8 == answers
+
+
+def test_the_history_on_the_page_is_the_readers(serve, train, tmp_path):
+    for first, last in [(1, 700), (301, 500), (450, 900)]:
+        train("one", first, last, loss=lambda step: 1.0 / step)
+
+    curve = serve().get(asked("curve", name="one")).json
+
+    history = list(RunReader.open(tmp_path / "one").history())
+    assert [each.step for each in history] == curve["step"]
+    assert pytest.approx([each.loss for each in history], rel=1e-6) == curve["series"]["loss"]["last"]

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from crashproof.disk.archive import archive_session, interrupted_archiving
+from crashproof.disk.files import REAL_DISK
+from crashproof.disk.run_folder import RunFolder
+from crashproof.testing import FaultyDisk, PowerLost
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    folder = RunFolder.under(tmp_path / "run")
+    folder.progress.mkdir(parents=True)
+    for path in (folder.metrics, folder.events, folder.session, folder.answers):
+        path.write_text(path.name)
+    (folder.root / "checkpoint_5.pt").write_text("weights")
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_session_moves_with_its_checkpoints_and_leaves_the_answers(folder: RunFolder, tmp_path: Path) -> None:
+    outside = tmp_path / "elsewhere.pt"
+    outside.write_text("not the run's own")
+
+    archive = archive_session(folder, "session", [folder.root / "checkpoint_5.pt", outside], disk=REAL_DISK)
+
+    assert ["checkpoints/checkpoint_5.pt", "events.jsonl", "metrics.jsonl", "session.json"] == names(archive)
+    assert folder.archive_of("session") == archive
+    assert folder.answers.exists()
+    assert outside.exists()
+    assert None is interrupted_archiving(folder)
+
+
+def test_an_archive_of_the_same_name_is_kept(folder: RunFolder) -> None:
+    folder.archive_of("session").mkdir(parents=True)
+    (folder.archive_of("session") / "earlier").write_text("kept")
+
+    archive = archive_session(folder, "session", [], disk=REAL_DISK)
+
+    assert "session.1" == archive.name
+    assert "kept" == (folder.archive_of("session") / "earlier").read_text()
+
+
+def test_archiving_that_was_cut_off_anywhere_can_be_finished(tmp_path: Path) -> None:
+    for number in range(200):
+        folder = RunFolder.under(tmp_path / str(number) / "run")
+        folder.progress.mkdir(parents=True)
+        folder.metrics.write_text("metrics")
+        folder.events.write_text("events")
+        disk = FaultyDisk(folder.root, tmp_path / str(number) / "scratch", fails_at=number)
+        try:
+            archive_session(folder, "session", [], disk=disk)
+        except PowerLost:
+            interrupted = interrupted_archiving(folder)
+            archive = (
+                archive_session(folder, interrupted or "session", [], disk=REAL_DISK)
+                if (interrupted or folder.events.exists())
+                else folder.archive_of("session")
+            )
+            assert ["events.jsonl", "metrics.jsonl"] == names(archive)
+            continue
+        break
+
+    assert 8 < number < 199

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crashproof.disk.files import Disk
+from crashproof.disk.journal import Damage, Journal, Line, mend, read_line, scan, scan_backwards
+from crashproof.errors import DiskFull
+from crashproof.records import JournalMark
+from crashproof.sealed import seal
+from crashproof.testing import FaultyDisk
+
+
+def line(number: int, padding: int = 0) -> bytes:
+    return seal(b'{"v":1,"number":%d,"padding":"%s"}' % (number, b"x" * padding))
+
+
+def opened(path: Path, disk: Disk | None = None) -> Journal:
+    return Journal(path, mark=JournalMark(), disk=disk or Disk())
+
+
+def whole(path: Path) -> list[bytes]:
+    return [piece.content for piece in scan(path) if isinstance(piece, Line)]
+
+
+def test_lines_come_back_in_order_with_their_offsets(tmp_path: Path) -> None:
+    journal = opened(tmp_path / "j")
+    offsets = [journal.append(line(number)) for number in range(5)]
+
+    found = list(scan(tmp_path / "j"))
+
+    assert [Line(offset, line(number)) for number, offset in enumerate(offsets)] == found
+    assert found[-1].end == journal.num_bytes
+    assert line(3) == read_line(tmp_path / "j", offset=offsets[3], num_bytes=len(line(3)))
+    assert None is read_line(tmp_path / "j", offset=offsets[3] + 1, num_bytes=len(line(3)))
+
+
+def test_a_missing_journal_has_no_lines(tmp_path: Path) -> None:
+    assert [] == list(scan(tmp_path / "none"))
+
+
+def test_a_journal_knows_where_it_ends(tmp_path: Path) -> None:
+    journal = opened(tmp_path / "j")
+    journal.append(line(1))
+    journal.append(line(2))
+
+    assert (journal.num_bytes, 2) == (journal.mark.num_bytes, journal.mark.num_lines)
+    assert journal.mark.last_line_crc.encode() in line(2)
+
+
+def test_a_sync_is_needed_until_it_is_done(tmp_path: Path) -> None:
+    journal = opened(tmp_path / "j")
+    assert not journal.has_unsynced
+    journal.append(line(1))
+    assert journal.has_unsynced
+
+    journal.sync()
+    journal.sync()
+
+    assert not journal.has_unsynced
+    journal.close()
+
+
+def test_what_a_killed_predecessor_wrote_is_synced_too(tmp_path: Path) -> None:
+    opened(tmp_path / "j").append(line(1))
+
+    assert opened(tmp_path / "j").has_unsynced
+
+
+def test_threads_share_syncs(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    disk = FaultyDisk(run, tmp_path / "scratch")
+    journal = opened(run / "j", disk)
+    for number in range(10):
+        journal.append(line(number))
+    before = disk.num_operations
+
+    threads = [threading.Thread(target=journal.sync) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert 1 == disk.num_operations - before
+
+
+@pytest.mark.parametrize("blocks", [1, 3], ids=["within one block", "over several blocks"])
+def test_backwards_gives_the_same_lines_in_reverse(tmp_path: Path, blocks: int) -> None:
+    lines = [line(number, padding=number % 700) for number in range(2500 * blocks)]
+    (tmp_path / "j").write_bytes(b"".join(lines) + b"torn")
+
+    found = [piece.content for piece in scan_backwards(tmp_path / "j", end=(tmp_path / "j").stat().st_size)]
+
+    assert list(reversed(lines)) == found
+
+
+def test_backwards_reads_a_line_longer_than_a_block(tmp_path: Path) -> None:
+    lines = [line(1), line(2, padding=3 << 20), line(3)]
+    (tmp_path / "j").write_bytes(b"".join(lines))
+
+    found = [piece.content for piece in scan_backwards(tmp_path / "j", end=(tmp_path / "j").stat().st_size)]
+
+    assert list(reversed(lines)) == found
+
+
+class NearlyFullDisk(Disk):
+    """Takes a few more bytes, in short writes; then, with `never_cuts`, not even a cut works."""
+
+    def __init__(self, room: int, *, never_cuts: bool = False) -> None:
+        self.room = room
+        self.never_cuts = never_cuts
+
+    def write(self, file: int, content: bytes | memoryview) -> int:  # type: ignore[override]
+        if self.room <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = os.write(file, bytes(content)[: self.room])
+        self.room -= written
+        return written
+
+    def truncate(self, file: int, num_bytes: int) -> None:
+        if self.never_cuts:
+            raise OSError(errno.EIO, "Input/output error")
+        super().truncate(file, num_bytes)
+
+
+def test_a_short_write_is_finished(tmp_path: Path) -> None:
+    class Slow(Disk):
+        def write(self, file: int, content: bytes | memoryview) -> int:  # type: ignore[override]
+            return os.write(file, bytes(content)[:7])
+
+    journal = opened(tmp_path / "j", Slow())
+    journal.append(line(1))
+
+    assert [line(1)] == whole(tmp_path / "j")
+    assert len(line(1)) == journal.num_bytes
+
+
+def test_a_line_that_does_not_fit_leaves_no_piece(tmp_path: Path) -> None:
+    disk = NearlyFullDisk(room=len(line(1)) + 10)
+    journal = opened(tmp_path / "j", disk)
+    journal.append(line(1))
+    with pytest.raises(DiskFull, match="bytes were needed"):
+        journal.append(line(2))
+    disk.room = 1000
+    journal.append(line(3))
+
+    assert (line(1) + line(3)) == (tmp_path / "j").read_bytes()
+
+
+def test_a_piece_that_cannot_be_cut_off_is_closed_by_a_newline(tmp_path: Path) -> None:
+    disk = NearlyFullDisk(room=len(line(1)) + 10, never_cuts=True)
+    journal = opened(tmp_path / "j", disk)
+    journal.append(line(1))
+    with pytest.raises(DiskFull):
+        journal.append(line(2))
+    disk.room = 1000
+    offset = journal.append(line(3))
+
+    assert [line(1), line(3)] == whole(tmp_path / "j")
+    assert line(3) == read_line(tmp_path / "j", offset=offset, num_bytes=len(line(3)))
+    assert [line(2)[:10]] == [
+        piece.content.rstrip(b"\n") for piece in scan(tmp_path / "j") if isinstance(piece, Damage)
+    ]
+
+
+def test_a_whole_journal_needs_no_mending(tmp_path: Path) -> None:
+    (tmp_path / "j").write_bytes(line(1))
+
+    assert [] == mend(tmp_path / "j", set_aside=tmp_path / "aside")
+    assert not (tmp_path / "aside").exists()
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_mending_keeps_exactly_the_whole_lines_whatever_is_broken(data: st.DataObject) -> None:
+    import tempfile
+
+    pieces = data.draw(
+        st.lists(
+            st.one_of(
+                st.integers(0, 999).map(line),
+                st.binary(max_size=30).map(lambda junk: junk.replace(b"\n", b"") + b"\n"),
+                st.tuples(st.integers(0, 99), st.integers(1, 40)).map(lambda cut: line(cut[0])[: cut[1]] + b"\n"),
+            ),
+            max_size=12,
+        )
+    )
+    tail = data.draw(st.sampled_from([b"", line(5)[:9], b"\0\0"]))
+    with tempfile.TemporaryDirectory() as folder:
+        path, aside = Path(folder) / "j", Path(folder) / "aside" / "j"
+        path.write_bytes(b"".join(pieces) + tail)
+        expected = whole(path)
+
+        damages = mend(path, set_aside=aside)
+
+        assert b"".join(expected) == path.read_bytes()
+        kept = aside.read_bytes() if damages else b""
+        assert all(damage.content.rstrip(b"\n") in kept for damage in damages)
+        assert [] == mend(path, set_aside=aside)
+
+
+def test_damage_says_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "j").write_bytes(b"rotten\ntorn")
+
+    assert ["its checksum does not match", "the last write was cut off"] == [
+        piece.reason for piece in scan(tmp_path / "j") if isinstance(piece, Damage)
+    ]

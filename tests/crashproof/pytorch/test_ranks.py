@@ -1,0 +1,179 @@
+"""Two processes, each told its rank as torchrun would."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from crashproof.pytorch.ranks import AloneRank, joined_ranks
+
+BEGINNING = """
+import os, signal, sys, time
+import torch
+from crashproof.errors import RankLost
+from crashproof.pytorch.ranks import joined_ranks
+rank = int(os.environ["RANK"])
+with joined_ranks(device_type="cpu", limit_seconds=float(os.environ["LIMIT"])) as ranks:
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def run(body: str, *, num_ranks: int = 2, limit: float = 30) -> list[subprocess.CompletedProcess[str]]:
+    """What each rank said and how it ended."""
+    program = BEGINNING + "".join(f"    {line}\n" for line in body.strip().splitlines())
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(num_ranks),
+        "LIMIT": str(limit),
+        "OMP_NUM_THREADS": "1",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
+    started: list[Any] = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(num_ranks)
+    ]
+    said = [each.communicate(timeout=100) for each in started]
+    return [
+        subprocess.CompletedProcess([], each.returncode, *texts) for each, texts in zip(started, said, strict=True)
+    ]
+
+
+def lines(ended: list[subprocess.CompletedProcess[str]]) -> list[str]:
+    assert {0} == {each.returncode for each in ended}, [each.stderr for each in ended]
+    return [each.stdout.strip() for each in ended]
+
+
+def test_a_process_that_nobody_started_with_others_is_alone() -> None:
+    with joined_ranks(device_type="cpu", limit_seconds=1, environment={}) as ranks:
+        assert isinstance(ranks, AloneRank)
+        assert ranks.is_main
+        assert ("a", ["a"]) == (ranks.from_main("a", "asking"), ranks.from_all("a", "asking"))
+        assert torch.equal(torch.ones(2), ranks.add_up(torch.ones(2)))
+        ranks.tell_whether_to_stop(wants_to_stop=True)
+        assert ranks.is_stop_agreed
+        with ranks.main_first("preparing"), ranks.meeting("working"):
+            assert ranks is ranks.beside()
+
+
+def test_what_one_has_all_know_and_a_stop_is_agreed_at_the_next_step() -> None:
+    ended = run(
+        """
+told = ranks.from_main({"path": rank}, "choosing"), ranks.from_all(rank, "listing")
+sums = ranks.add_up(torch.tensor([1.0 + rank, 10.0])).tolist()
+beside = ranks.beside().from_all(rank * 2, "beside")
+agreed = []
+for step in range(4):
+    ranks.tell_whether_to_stop(step == 1 and rank == 1)
+    agreed.append(ranks.is_stop_agreed)
+print(told, sums, beside, agreed)
+"""
+    )
+
+    expected = "({'path': 0}, [0, 1]) [3.0, 20.0] [0, 2] [False, False, True, False]"
+    assert [expected] * 2 == lines(ended)
+
+
+def test_the_others_wait_for_the_main_process_as_long_as_it_lives() -> None:
+    ended = run(
+        """
+begun = time.monotonic()
+with ranks.main_first("preparing"):
+    if rank == 0:
+        time.sleep(4)
+print(time.monotonic() - begun > 3.5)
+""",
+        limit=2,
+    )
+
+    assert ["True", "True"] == lines(ended)
+
+
+@pytest.mark.parametrize(
+    "body, words",
+    [
+        (
+            """
+if rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    ranks.from_all(rank, "listing files")
+except RankLost as error:
+    print(error.missing, error)
+    os._exit(3)
+""",
+            "[1] Lost rank 1 while listing files",
+        ),
+        (
+            """
+if rank == 1:
+    time.sleep(12)
+try:
+    ranks.from_main(rank, "choosing")
+except RankLost as error:
+    print(error.missing, error)
+    os._exit(3)
+""",
+            "[1] Lost rank 1 while choosing, within the limit of 3 s",
+        ),
+    ],
+    ids=["dead", "late"],
+)
+def test_who_is_lost_is_named_within_the_limit(body: str, words: str) -> None:
+    ended = run(body, limit=3)
+
+    assert 3 == ended[0].returncode, ended[0].stderr
+    assert ended[0].stdout.startswith(words), ended[0].stdout
+
+
+def test_an_error_of_ones_own_stays_what_it_is() -> None:
+    ended = run(
+        """
+try:
+    with ranks.meeting("multiplying"):
+        torch.ones(2) @ torch.ones(3)
+except RankLost:
+    print("lost")
+except RuntimeError as error:
+    print("inconsistent" in str(error))
+"""
+    )
+
+    assert ["True", "True"] == lines(ended)
+
+
+def test_where_the_others_never_come_it_is_told_within_the_limit() -> None:
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "RANK": "0"}
+    program = (
+        "from crashproof.pytorch.ranks import joined_ranks\n"
+        "with joined_ranks(device_type='cpu', limit_seconds=2):\n    pass\n"
+    )
+
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert 1 == ended.returncode
+    assert "while meeting the other processes, within the limit of 2 s" in ended.stderr

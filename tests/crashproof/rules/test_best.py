@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from crashproof.records import CheckpointMetadata, MetricsSnapshot, TrainingSession
+from crashproof.rules.best import has_lowest_loss
+
+
+def checkpoint(step: int, loss: float | None) -> CheckpointMetadata:
+    metrics = None
+    if loss is not None:
+        metrics = MetricsSnapshot(
+            step=step,
+            timestamp=1000.0,
+            wall_clock_hours=0.0,
+            loss=loss,
+            loss_components={},
+            learning_rate=0.1,
+            samples_processed=step,
+            tokens_processed=step,
+        )
+    return CheckpointMetadata(
+        checkpoint_step=step,
+        checkpoint_path=f"checkpoint_{step}.pt",
+        created_at=1000.0,
+        metrics=metrics,
+        dataset_position=step,
+        recovery_tags=["periodic"],
+        attempt=1,
+    )
+
+
+def session(*known: CheckpointMetadata, **more) -> TrainingSession:
+    return TrainingSession(
+        session_id="training_1",
+        start_time=0.0,
+        config={},
+        config_hash="",
+        total_steps_target=100,
+        checkpoints={each.checkpoint_step: each for each in known},
+        **more,
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss", "losses_before", "expected"),
+    [
+        pytest.param(2.0, [], True, id="the first"),
+        pytest.param(1.5, [2.0, 1.75], True, id="below all"),
+        pytest.param(1.75, [2.0, 1.5], False, id="above one"),
+        pytest.param(1.5, [2.0, 1.5], False, id="no better than one"),
+        pytest.param(math.nan, [2.0], False, id="not a number"),
+        pytest.param(math.nan, [], False, id="not a number, and the first"),
+        pytest.param(None, [], False, id="without a loss"),
+        pytest.param(5.0, [math.nan, None], True, id="beside none with a number"),
+        pytest.param(math.inf, [], True, id="infinite, and the first"),
+        pytest.param(math.inf, [3.0], False, id="infinite"),
+    ],
+)
+def test_the_best_has_the_lowest_loss(loss, losses_before, expected):
+    before = [checkpoint(step, each) for step, each in enumerate(losses_before, start=1)]
+
+    assert expected == has_lowest_loss(checkpoint(10, loss), session(*before))
+
+
+def test_one_recorded_beside_another_of_its_step_counts_too():
+    known = session(checkpoint(1, 2.0), checkpoints_beside=[checkpoint(1, 1.0)])
+
+    assert not has_lowest_loss(checkpoint(2, 1.5), known)
+
+
+def test_a_step_that_is_computed_again_is_as_good_as_it_was():
+    known = session(checkpoint(4, 2.0), checkpoint(6, 1.5), checkpoint(8, 1.0), checkpoints_superseded=[6, 8])
+
+    assert has_lowest_loss(checkpoint(6, 1.5), known)
+
+
+def test_one_that_was_removed_still_counts():
+    known = session(checkpoint(4, 2.0), lowest_loss_removed=1.0)
+
+    assert (False, True) == tuple(has_lowest_loss(checkpoint(6, loss), known) for loss in (1.5, 0.5))
