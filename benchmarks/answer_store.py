@@ -19,7 +19,7 @@ import orjson
 from benchmarks.figures import Section, ratio, tail_cells
 from benchmarks.made_answers import made_answer, made_intent, made_key, write_answers
 from benchmarks.made_runs import new_tracker
-from crashproof.responses import Granted, ResponseStore
+from crashproof.answers.store import Granted, ResponseStore
 
 __all__ = ["measure"]
 
@@ -65,7 +65,7 @@ def _rows_of_a_run(folder: Path, size: int) -> list[list[str]]:
 def _rows_of_a_shared_store(folder: Path, size: int) -> list[list[str]]:
     """Nothing where that store, or what it needs, is not there."""
     try:
-        module: Any = importlib.import_module("crashproof.teacher.shared_store")
+        module: Any = importlib.import_module("crashproof.teacher.shared_store.store")
     except ImportError:
         return []
     line_bytes = write_answers(folder, size)

@@ -19,10 +19,10 @@ import httpx2
 
 from benchmarks.figures import Section, ratio
 from benchmarks.made_runs import new_tracker
-from crashproof.teacher.client import AsyncTeacher
-from crashproof.teacher.endpoint import Endpoint
-from crashproof.teacher.limits import Limits
-from crashproof.teacher.prices import Price, PriceTable
+from crashproof.teacher.client.client import AsyncTeacher
+from crashproof.teacher.client.endpoint import Endpoint
+from crashproof.teacher.client.limits import Limits
+from crashproof.teacher.client.prices import Price, PriceTable
 
 __all__ = ["measure"]
 

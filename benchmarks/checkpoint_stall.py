@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.figures import Section, in_unit, ratio
 from benchmarks.made_runs import new_tracker
-from crashproof import ProgressTracker, write_whole
+from crashproof import ProgressTracker, write_atomically
 
 __all__ = ["measure"]
 
@@ -47,7 +47,7 @@ def measure(work: Path, *, is_full: bool) -> Section:  # `is_full` changes nothi
         notes=[
             f"{_NUM_ROUNDS} rounds, the ways in turn, each to a new name. The bare `torch.save` is in the page cache "
             "and survives no power loss. An adopted file is read back and digested behind the training, which is not "
-            "in its stall; `write_whole` digests what it writes.",
+            "in its stall; `write_atomically` digests what it writes.",
         ],
     )
 
@@ -67,14 +67,14 @@ def _ways(tracker: ProgressTracker, tensors: dict[str, torch.Tensor]) -> dict[st
         tracker.record_checkpoint(step, path, dataset_position=step)
 
     def save_whole(step: int, path: Path) -> None:
-        written = write_whole(path, lambda file: torch.save(tensors, file))
+        written = write_atomically(path, lambda file: torch.save(tensors, file))
         tracker.record_checkpoint(step, path, dataset_position=step, written=written)
 
     return {
         "`torch.save`, bare": save_bare,
         "`torch.save` + `fsync`": save_synced,
         "`torch.save` + `record_checkpoint` (adopted)": save_and_adopt,
-        "`write_whole` + `record_checkpoint`": save_whole,
+        "`write_atomically` + `record_checkpoint`": save_whole,
     }
 
 

@@ -9,10 +9,10 @@ from statistics import mean, stdev
 
 from benchmarks.figures import Section
 from crashproof import RunReader
-from crashproof.distillation.capture import CaptureSettings, capture_logits
 from crashproof.distillation.command import main as train
-from crashproof.distillation.config import load_config
-from crashproof.distillation.recipe_kd import KdConfig
+from crashproof.distillation.recipes.kd import KdConfig
+from crashproof.distillation.settings.load import load_config
+from crashproof.distillation.training.capture import CaptureSettings, capture_logits
 from crashproof.pytorch.interrupts import Interrupts
 
 __all__ = ["measure"]

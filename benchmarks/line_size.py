@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.figures import Section, percentile
 from benchmarks.made_runs import past_line
-from crashproof.encoding import encode
+from crashproof.records.codec import encode
 
 __all__ = ["measure"]
 

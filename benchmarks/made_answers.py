@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.made_runs import new_tracker
-from crashproof.encoding import encode
-from crashproof.records import AnswerRecord
-from crashproof.responses import Answered, Granted, Intent
+from crashproof.answers.store import Answered, Granted, Intent
+from crashproof.records.codec import encode
+from crashproof.records.requests import AnswerRecord
 from crashproof.rules.requests import TeacherRequest
 
 __all__ = ["made_answer", "made_intent", "made_key", "write_answers"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from crashproof import MetricsSnapshot, ProgressTracker
-from crashproof.encoding import encode
+from crashproof.records.codec import encode
 
 __all__ = ["CONFIG", "new_tracker", "past_line", "write_past"]
 

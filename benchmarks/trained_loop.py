@@ -8,18 +8,19 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
-from crashproof.context import TrainingProgressContext
-from crashproof.distillation.batches import StepBatches
-from crashproof.distillation.data import TrainingData
-from crashproof.distillation.loop import TrainingLoop, new_optimizer
-from crashproof.distillation.recipe import Recipe
-from crashproof.distillation.saving import CheckpointSaver
-from crashproof.distillation.strategy import chosen_strategy
-from crashproof.distillation.train_config import ProgressConfig, TrainConfig
-from crashproof.distillation.training_state import TrainingState
+from crashproof.distillation.data.text_data import TrainingData
+from crashproof.distillation.recipes.recipe import Recipe
+from crashproof.distillation.settings.progress import ProgressConfig
+from crashproof.distillation.settings.train import TrainConfig
+from crashproof.distillation.training.batches import StepBatches
+from crashproof.distillation.training.loop import TrainingLoop, new_optimizer
+from crashproof.distillation.training.saving import CheckpointSaver
+from crashproof.distillation.training.strategy import chosen_strategy
+from crashproof.distillation.training.training_state import TrainingState
 from crashproof.pytorch.device import choose_device
 from crashproof.pytorch.interrupts import Interrupts
 from crashproof.pytorch.ranks import AloneRank
+from crashproof.tracking.context import TrainingProgressContext
 
 __all__ = ["StepTimes", "trained_loop"]
 

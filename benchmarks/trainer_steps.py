@@ -17,9 +17,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 from benchmarks.figures import Section, in_unit
 from benchmarks.trained_loop import StepTimes, trained_loop
 from crashproof import training_progress_context
-from crashproof.distillation.data import TokenizedData
-from crashproof.distillation.recipe_kd import KdLossConfig, KdRecipe
-from crashproof.distillation.train_config import ProgressConfig, TrainConfig
+from crashproof.distillation.data.text_data import TokenizedData
+from crashproof.distillation.recipes.kd import KdLossConfig, KdRecipe
+from crashproof.distillation.settings.progress import ProgressConfig
+from crashproof.distillation.settings.train import TrainConfig
 
 __all__ = ["measure"]
 

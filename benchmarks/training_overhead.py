@@ -12,9 +12,10 @@ import torch
 from benchmarks.figures import Section, in_unit, tail_cells
 from benchmarks.trained_loop import StepTimes, trained_loop
 from crashproof import training_progress_context
-from crashproof.distillation.config import RunConfig, load_config
-from crashproof.distillation.preparation import Prepared, prepare
-from crashproof.distillation.recipe_kd import KD, KdConfig
+from crashproof.distillation.recipes.kd import KD, KdConfig
+from crashproof.distillation.settings.load import load_config
+from crashproof.distillation.settings.run import RunConfig
+from crashproof.distillation.training.preparation import Prepared, prepare
 from crashproof.pytorch.interrupts import Interrupts
 
 __all__ = ["measure"]

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from crashproof import WholeFile, get_recovery_checkpoint, training_progress_context, write_whole
+from crashproof import WholeFile, get_recovery_checkpoint, training_progress_context, write_atomically
 
 CONFIG = {"train": {"lr": 0.02, "batch_size": 8, "seed": 7}}
 
@@ -36,7 +36,7 @@ def train(output_dir: Path, *, steps: int = 2000, seconds_per_step: float = 0.00
 
 def save(path: Path, weights: dict[str, float]) -> WholeFile:
     """Write a checkpoint that is there whole or not at all."""
-    return write_whole(path, lambda file: file.write(json.dumps(weights).encode()))
+    return write_atomically(path, lambda file: file.write(json.dumps(weights).encode()))
 
 
 def improve(weights: dict[str, float], chance: random.Random) -> float:

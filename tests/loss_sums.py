@@ -6,9 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
-from crashproof.distillation.losses import IGNORED, cross_entropy_rows, forward_kl_rows, hidden_distance_rows
-from crashproof.distillation.rows import RowsLoss, values_of_rows
-from crashproof.distillation.topk_losses import topk_kl_rows
+from crashproof.distillation.losses.divergences import (
+    IGNORED,
+    cross_entropy_rows,
+    forward_kl_rows,
+    hidden_distance_rows,
+)
+from crashproof.distillation.losses.rows import RowsLoss, values_of_rows
+from crashproof.distillation.losses.topk import topk_kl_rows
 
 
 def counted_rows(targets: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from crashproof import get_recovery_checkpoint, training_progress_context, write_whole
+from crashproof import get_recovery_checkpoint, training_progress_context, write_atomically
 
 CONFIG = {"model": {"hidden_size": 256, "num_layers": 4}, "train": {"batch_size": 8, "learning_rate": 1e-3}}
 SPIKE_AT, NAN_AT = 90, 150
@@ -35,7 +35,7 @@ def main(out: Path, total_steps: int, seconds_a_step: float, killed_at: int) -> 
             progress.update_metrics(step, loss, {"kd": 0.6 * loss, "ce": 0.4 * loss}, rate, 8 * step, 1024 * step)
             if step % 40 == 0:
                 path = out / f"checkpoint_{step}.txt"
-                written = write_whole(path, lambda file, now=step: file.write(str(now).encode()))
+                written = write_atomically(path, lambda file, now=step: file.write(str(now).encode()))
                 progress.record_checkpoint(step, path, 8 * step, written=written, is_best=None)
                 progress.record_evaluation(step, {"perplexity": math.exp(loss)}, seconds_a_step)
                 progress.record_api_response(f"question {step}", {"answer": step}, 0.013)

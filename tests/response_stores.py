@@ -13,11 +13,11 @@ from typing import Any, Protocol
 from postgres import PostgresServer
 
 from crashproof import ProgressTracker, TrackerSettings
+from crashproof.answers.store import Answered, Granted, Intent, ResponseStore
 from crashproof.clock import SYSTEM_CLOCK
-from crashproof.responses import Answered, Granted, Intent, ResponseStore
 from crashproof.rules.requests import teacher_request
-from crashproof.teacher.shared_database import Database
-from crashproof.teacher.shared_store import SharedStore
+from crashproof.teacher.shared_store.database import Database
+from crashproof.teacher.shared_store.store import SharedStore
 from crashproof.testing import FakeClock, forget_open_runs
 
 QUIET = TrackerSettings(has_heartbeat=False)

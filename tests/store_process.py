@@ -11,8 +11,8 @@ from decimal import Decimal
 
 from response_stores import CENT, answered, granted, intent
 
-from crashproof.responses import Granted
-from crashproof.teacher.shared_store import SharedStore
+from crashproof.answers.store import Granted
+from crashproof.teacher.shared_store.store import SharedStore
 
 
 def race(store: SharedStore, num_questions: str, budget: str) -> None:

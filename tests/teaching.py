@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from crashproof.rules.requests import TeacherRequest, teacher_request
-from crashproof.teacher.patience import Patience
-from crashproof.teacher.transport import Delivered, Failed, Reply
+from crashproof.teacher.client.retry import Patience
+from crashproof.teacher.client.transport import Delivered, Failed, Reply
 from crashproof.testing import FakeClock
 from crashproof.testing.teacher_server.http_stub import Connection, HttpThread, Malformed, Request, Response
 

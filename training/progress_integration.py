@@ -1,6 +1,6 @@
 """The training loop's side of the tracker."""
 
-from crashproof.context import (
+from crashproof.tracking.context import (
     TrainingProgressContext,
     calculate_metrics_from_step,
     get_recovery_checkpoint,

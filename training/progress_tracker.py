@@ -1,6 +1,8 @@
 """The tracker and what it keeps."""
 
-from crashproof.records import CheckpointMetadata, MetricsSnapshot, TrainingSession
-from crashproof.tracker import ProgressTracker
+from crashproof.records.checkpoints import CheckpointMetadata
+from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.session import TrainingSession
+from crashproof.tracking.tracker import ProgressTracker
 
 __all__ = ["CheckpointMetadata", "MetricsSnapshot", "ProgressTracker", "TrainingSession"]

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from crashproof.alerts import AlertSettings
+from crashproof.alerts.settings import AlertSettings
 from crashproof.clock import SYSTEM_CLOCK, Clock
-from crashproof.context import (
+from crashproof.disk.atomic import WholeFile, write_atomically, write_folder_atomically
+from crashproof.errors import CrashproofError
+from crashproof.reading.run_reader import RunReader
+from crashproof.records.checkpoints import CheckpointMetadata
+from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.session import TrainingSession
+from crashproof.rules.retention import KeepBest, KeepEvery, KeepLatest, KeepMilestones
+from crashproof.tracking.context import (
     TrainingProgressContext,
     calculate_metrics_from_step,
     get_recovery_checkpoint,
     setup_progress_tracking,
     training_progress_context,
 )
-from crashproof.disk.atomic import WholeFile, write_whole, write_whole_folder
-from crashproof.errors import CrashproofError
-from crashproof.loading import load
-from crashproof.reader import RunReader
-from crashproof.records import CheckpointMetadata, MetricsSnapshot, TrainingSession
-from crashproof.report import show
-from crashproof.rules.retention import KeepBest, KeepEvery, KeepLatest, KeepMilestones
-from crashproof.tracker import ProgressTracker
-from crashproof.writer import TrackerSettings
+from crashproof.tracking.settings import TrackerSettings
+from crashproof.tracking.tracker import ProgressTracker
+from crashproof.views.dataframes import load
+from crashproof.views.notebook import show
 
 __all__ = [
     "SYSTEM_CLOCK",
@@ -44,6 +46,6 @@ __all__ = [
     "setup_progress_tracking",
     "show",
     "training_progress_context",
-    "write_whole",
-    "write_whole_folder",
+    "write_atomically",
+    "write_folder_atomically",
 ]

@@ -19,7 +19,7 @@ import msgspec
 from crashproof import RunReader
 from crashproof.disk.journal import Line, scan
 from crashproof.errors import NotARun
-from crashproof.records import AnswerRecord, Spending
+from crashproof.records.requests import AnswerRecord, Spending
 from crashproof.rules.spending import spending_of
 from crashproof.testing import Fault, Faults, KilledRun, TeacherServer, run_and_kill
 from crashproof.testing.teacher_server import FaultTimes, TeacherCounts, request_hash

@@ -14,7 +14,7 @@ import threading
 from typing import Any
 
 from crashproof.distillation.command import main
-from crashproof.distillation.loop import TrainingLoop
+from crashproof.distillation.training.loop import TrainingLoop
 from crashproof.pytorch import sharded_checkpoint
 
 START = f"{os.environ.get('RANKS_START')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}"

@@ -15,7 +15,7 @@ import pytest
 from alert_receiver import PATH, AlertReceiver, eventually
 
 from crashproof import RunReader
-from crashproof.records import AlertRaised
+from crashproof.records.events import AlertRaised
 
 PROGRAM = """
 import logging, os, signal, subprocess, sys, time

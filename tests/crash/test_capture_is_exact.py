@@ -17,15 +17,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from crashproof.checkpoints import digest_of
+from crashproof.checkpoints.digest import digest_of
 from crashproof.cli.app import app
 from crashproof.disk.files import REAL_DISK, Disk
-from crashproof.distillation.capture import CaptureSettings, capture_logits
 from crashproof.distillation.command import main
-from crashproof.distillation.config import load_config
-from crashproof.distillation.recipe_kd import KdConfig
+from crashproof.distillation.recipes.kd import KdConfig
+from crashproof.distillation.settings.load import load_config
+from crashproof.distillation.training.capture import CaptureSettings, capture_logits
 from crashproof.pytorch.interrupts import Interrupts
-from crashproof.reader import RunReader
+from crashproof.reading.run_reader import RunReader
 from crashproof.testing import FaultyDisk, KilledRun, PowerLost, run_and_kill
 
 NUM_SHARDS = 10

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from crashproof import RunReader
-from crashproof.distillation.corpus import builtin_documents
-from crashproof.distillation.model_answers import ModelAnswers
-from crashproof.distillation.models import ModelShape, new_model, save_model
-from crashproof.distillation.tokenizer import trained_tokenizer
+from crashproof.distillation.models.causal_lm import new_model, save_model
+from crashproof.distillation.models.model_answers import ModelAnswers
+from crashproof.distillation.settings.models import ModelShape
+from crashproof.distillation.text.corpus import builtin_documents
+from crashproof.distillation.text.tokenizer import trained_tokenizer
 from crashproof.rules.spending import spending_of
 from crashproof.testing import KilledRun, TeacherServer, run_and_kill
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from crashproof import RunReader
-from crashproof.records import ReplayDiffered
+from crashproof.records.events import ReplayDiffered
 from crashproof.testing import KilledRun, run_and_kill
 
 STEPS = 24
@@ -38,7 +38,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 CHANGED_PROGRAM = """
 import sys
-from crashproof.distillation import recipe_kd
+from crashproof.distillation.recipes import kd
 from crashproof.distillation.command import main
 forward = recipe_kd.KdRecipe.forward
 def changed(self, batch):

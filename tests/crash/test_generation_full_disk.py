@@ -15,13 +15,13 @@ from crash.generation_job import GenerationProcess, left_in, settled
 from crashproof import ProgressTracker, RunReader, TrackerSettings
 from crashproof.disk.files import Disk
 from crashproof.errors import CrashproofError
-from crashproof.teacher.endpoint import Endpoint
-from crashproof.teacher.forms import RequestForm
-from crashproof.teacher.generation import Asked, LocalEngine, TeacherSettings
-from crashproof.teacher.jobs import GenerationJob
-from crashproof.teacher.limits import Limits
-from crashproof.teacher.patience import Patience
-from crashproof.teacher.prices import PriceTable
+from crashproof.teacher.client.endpoint import Endpoint
+from crashproof.teacher.client.limits import Limits
+from crashproof.teacher.client.prices import PriceTable
+from crashproof.teacher.client.request_builder import RequestForm
+from crashproof.teacher.client.retry import Patience
+from crashproof.teacher.jobs.generation import Asked, LocalEngine, TeacherSettings
+from crashproof.teacher.jobs.job import GenerationJob
 from crashproof.testing import FaultyDisk, TeacherServer, forget_open_runs
 
 NUM_PROMPTS = 8

@@ -15,8 +15,8 @@ from crash.generation_job import GenerationProcess, faults, seed_of_the_day, set
 from postgres import PostgresServer, postgres_server
 from response_stores import PostgresBed, SqlBed, SqliteBed
 
-from crashproof.teacher.forms import RequestForm
-from crashproof.teacher.jobs import GenerationJob
+from crashproof.teacher.client.request_builder import RequestForm
+from crashproof.teacher.jobs.job import GenerationJob
 from crashproof.testing import TeacherServer
 from crashproof.testing.teacher_server import request_hash
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from crashproof import RunReader
-from crashproof.records import ReplayDiffered
+from crashproof.records.events import ReplayDiffered
 from crashproof.testing import KilledRun, run_and_kill
 
 pytest.importorskip("transformers")

@@ -10,7 +10,7 @@ import pytest
 
 from crashproof import RunReader, get_recovery_checkpoint
 from crashproof.errors import InvalidMetric, NewerFormat, NoUsableCheckpoint, RunClosed
-from crashproof.sealed import seal
+from crashproof.records.checksummed_line import add_checksum
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_two_checkpoints_of_one_step_are_both_remembered(
 
 @pytest.mark.parametrize("name", ["progress.json", "checkpoints.json", "session.json"])
 def test_a_newer_snapshot_is_left_untouched(run: Path, open_tracker: Callable[..., Any], name: str) -> None:
-    content = seal(b'{"v":99,"brand_new":true}')
+    content = add_checksum(b'{"v":99,"brand_new":true}')
     (run / "progress" / name).write_bytes(content)
 
     with pytest.raises(NewerFormat, match="version 99"):

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from crashproof import RunReader
-from crashproof.checkpoints import problem_with
+from crashproof.checkpoints.verify import problem_with
 
 STEPS = 12
 NUM_SAMPLES = 48

@@ -17,7 +17,7 @@ from crashproof import ProgressTracker, RunReader
 WRITER = """
 import sys, os
 from pathlib import Path
-from crashproof import ProgressTracker, write_whole
+from crashproof import ProgressTracker, write_atomically
 out = Path(sys.argv[1])
 tracker = ProgressTracker(out / "progress", {"lr": 1}, 10**9)
 newest = tracker.get_recovery_checkpoint()
@@ -29,7 +29,7 @@ while True:
     os.write(1, b"step %d\\n" % step)
     if step % 20 == 0:
         path = out / f"checkpoint_{step}.pt"
-        tracker.record_checkpoint(step, path, step, written=write_whole(path, lambda f: f.write(b"x" * step)))
+        tracker.record_checkpoint(step, path, step, written=write_atomically(path, lambda f: f.write(b"x" * step)))
         os.write(1, b"checkpoint %d\\n" % step)
         tracker.record_api_response(f"prompt-{step}", {"text": str(step)}, 0.01)
         os.write(1, b"answer %d\\n" % step)

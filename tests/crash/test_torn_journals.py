@@ -9,7 +9,7 @@ import pytest
 from crash.workload import SETTINGS, update
 
 from crashproof import ProgressTracker, RunReader
-from crashproof.records import DamageFound
+from crashproof.records.events import DamageFound
 
 STEPS = list(range(1, 13))
 

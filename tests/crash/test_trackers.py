@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from crashproof import RunReader
-from crashproof.sinks.replay import replay
+from crashproof.exporters.replay import replay
 
 PROGRAM = Path(__file__).parents[1] / "page_program.py"
 TOTAL_STEPS = 240
@@ -57,9 +57,9 @@ def points_of_mlflow(uri: str) -> list[tuple[int, float]]:
 def test_after_two_kills_every_tracker_has_each_step_once(tmp_path):
     for name in ("tensorboard", "wandb", "mlflow"):
         pytest.importorskip(name)
-    from crashproof.sinks.mlflow import MLflowSink
-    from crashproof.sinks.tensorboard import TensorBoardSink
-    from crashproof.sinks.wandb import WandbSink
+    from crashproof.exporters.mlflow import MLflowSink
+    from crashproof.exporters.tensorboard import TensorBoardSink
+    from crashproof.exporters.wandb import WandbSink
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     run, uri = tmp_path / "run", f"sqlite:///{tmp_path}/mlflow.db"

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(TMUX is None, reason="tmux is not installed")
 LOOP = """
 import math, sys, time
 from pathlib import Path
-from crashproof import get_recovery_checkpoint, training_progress_context, write_whole
+from crashproof import get_recovery_checkpoint, training_progress_context, write_atomically
 out = Path(sys.argv[1])
 newest = get_recovery_checkpoint(out)
 first = newest[1] + 1 if newest else 1
@@ -29,7 +29,8 @@ with training_progress_context({"lr": 1}, out, 20000) as progress:
         progress.update_metrics(step, loss, {"kd": loss / 2, "ce": loss / 2}, 1e-3, step * 8, step * 1024)
         if step % 50 == 0:
             path = out / f"checkpoint_{step}.txt"
-            progress.record_checkpoint(step, path, step, written=write_whole(path, lambda file: file.write(b"w")))
+            written = write_atomically(path, lambda file: file.write(b"w"))
+            progress.record_checkpoint(step, path, step, written=written)
         time.sleep(0.01)
 """
 WATCH = f"{sys.executable} -c 'from crashproof.cli import main; main()' watch"

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crashproof import ProgressTracker, RunReader, TrackerSettings, write_whole
-from crashproof.checkpoints import problem_with
-from crashproof.disk.atomic import write_whole_folder
+from crashproof import ProgressTracker, RunReader, TrackerSettings, write_atomically
+from crashproof.checkpoints.verify import problem_with
+from crashproof.disk.atomic import write_folder_atomically
 from crashproof.disk.files import Disk
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import NoUsableCheckpoint
+from crashproof.records.checksummed_line import is_intact
 from crashproof.rules.retention import KeepLatest
-from crashproof.sealed import is_whole
 from crashproof.testing import FakeClock, FaultyDisk
 
 CONFIG = {"train": {"lr": 0.1, "batch_size": 2}}
@@ -111,7 +111,7 @@ class Workload:
         self.ledger.contents[step] = content
         path = self.output_dir / f"checkpoint_{step}.pt"
         if num_bytes == SHARDED:
-            with write_whole_folder(path, disk=self.disk) as folder:
+            with write_folder_atomically(path, disk=self.disk) as folder:
                 (folder / "shard").write_bytes(content)
             tracker.record_checkpoint(step, path, step * 2)
         elif num_bytes > SETTINGS.large_checkpoint_bytes:
@@ -122,7 +122,7 @@ class Workload:
             tracker.record_checkpoint(step, path, step * 2)
             tracker.get_recovery_checkpoint()
         else:
-            written = write_whole(path, lambda file: file.write(content), disk=self.disk)
+            written = write_atomically(path, lambda file: file.write(content), disk=self.disk)
             tracker.record_checkpoint(step, path, step * 2, written=written)
         self.ledger.checkpoints[step] = content
         self._synced()
@@ -158,7 +158,7 @@ def broken_promises(output_dir: Path, ledger: Ledger, *, process_death_only: boo
     broken = [
         f"promise 6: {path.name} is torn"
         for path in (folder.session, folder.summary, folder.manifest)
-        if path.exists() and not is_whole(path.read_bytes())
+        if path.exists() and not is_intact(path.read_bytes())
     ]
     is_other = bool(ledger.archived)
     tracker = ProgressTracker(folder.progress, OTHER_CONFIG if is_other else CONFIG, TOTAL_STEPS, settings=SETTINGS)

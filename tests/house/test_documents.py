@@ -11,9 +11,13 @@ from types import ModuleType
 import msgspec
 import pytest
 
-from crashproof.encoding import decode, encode
-from crashproof.records import AnswerRecord, CurveBlock, Event, Manifest, MetricsSnapshot, RequestLine
-from crashproof.sealed import is_whole
+from crashproof.records.checksummed_line import is_intact
+from crashproof.records.codec import decode, encode
+from crashproof.records.curves import CurveBlock
+from crashproof.records.events import Event
+from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.requests import AnswerRecord, RequestLine
+from crashproof.records.snapshots import Manifest
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -111,7 +115,7 @@ def test_every_line_of_the_format_page_has_a_good_seal() -> None:
     lines = sealed_lines(FORMAT)
 
     assert len(lines) > 15
-    assert [] == [line for line in lines if not is_whole(line)]
+    assert [] == [line for line in lines if not is_intact(line)]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +146,7 @@ def test_the_format_page_shows_every_kind_of_event_and_of_what_became_of_a_reque
 
 def test_the_format_page_shows_a_manifest_of_captured_logits() -> None:
     pytest.importorskip("torch")
-    from crashproof.distillation.captured_folder import CaptureManifest
+    from crashproof.distillation.data.captured_folder import CaptureManifest
 
     lines = [line for line in sealed_lines(FORMAT) if b'"captured_from":' in line]
 

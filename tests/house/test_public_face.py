@@ -14,7 +14,7 @@ import training.progress_integration
 import training.progress_tracker
 
 ROOT = Path(__file__).parents[2]
-NEEDS_FRAMEWORKS = {"adapters", "cli", "dashboard", "distillation", "pytorch", "sinks", "teacher"}
+NEEDS_FRAMEWORKS = {"adapters", "cli", "dashboard", "distillation", "pytorch", "exporters", "teacher"}
 
 
 def module_name(path: Path) -> str:

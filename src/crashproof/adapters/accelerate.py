@@ -19,16 +19,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from crashproof.adapters.kept_run import KeptRun
-from crashproof.checkpoints import move_aside
+from crashproof.adapters.deferred_run import KeptRun
+from crashproof.checkpoints.quarantine import move_aside
 from crashproof.clock import SYSTEM_CLOCK, Clock
-from crashproof.disk.atomic import partial_name, write_whole_folder
+from crashproof.disk.atomic import partial_name, write_folder_atomically
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.errors import ConfigError
-from crashproof.records import CheckpointMetadata
-from crashproof.supported import require_versions
-from crashproof.tracker import ProgressTracker
-from crashproof.writer import TrackerSettings
+from crashproof.optional_dependencies import require_versions
+from crashproof.records.checkpoints import CheckpointMetadata
+from crashproof.tracking.settings import TrackerSettings
+from crashproof.tracking.tracker import ProgressTracker
 
 require_versions("accelerate", {"accelerate": "1.1"})
 
@@ -184,7 +184,7 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
                 tracker = self._require_open()
                 begun_at = self._kept.clock.steady()
                 self._make_way(path, step)
-                whole.enter_context(write_whole_folder(path, disk=self._kept.disk))
+                whole.enter_context(write_folder_atomically(path, disk=self._kept.disk))
             accelerator.wait_for_everyone()
             accelerator.save_state(str(partial_name(path)))
             # The folder is published as this block is left: by then each has written its part.

@@ -21,15 +21,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from crashproof.adapters.kept_run import KeptRun
-from crashproof.checkpoints import is_remote
+from crashproof.adapters.deferred_run import KeptRun
+from crashproof.checkpoints.delete import is_remote
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.errors import CheckpointMismatch, ConfigError
-from crashproof.reader import read_run
-from crashproof.supported import require_versions
-from crashproof.tracker import ProgressTracker
-from crashproof.writer import TrackerSettings
+from crashproof.optional_dependencies import require_versions
+from crashproof.reading.run_state import read_run
+from crashproof.tracking.settings import TrackerSettings
+from crashproof.tracking.tracker import ProgressTracker
 
 require_versions("lightning", {"lightning": "2.4"})
 

@@ -11,18 +11,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from crashproof.adapters.resuming import FrameworkRun, newest_checkpoint, recorded_checkpoints, require_own_run
-from crashproof.checkpoints import make_durable
+from crashproof.adapters.resume import FrameworkRun, newest_checkpoint, recorded_checkpoints, require_own_run
+from crashproof.checkpoints.digest import make_durable
 from crashproof.clock import SYSTEM_CLOCK, Clock
-from crashproof.context import TrainingProgressContext
-from crashproof.errors import ConfigError, DiskFull, CrashproofError, MissingExtra, RunClosed
+from crashproof.errors import ConfigError, CrashproofError, DiskFull, MissingExtra, RunClosed
+from crashproof.optional_dependencies import require_versions
 from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts
-from crashproof.reader import read_run
+from crashproof.reading.run_state import read_run
 from crashproof.rules.retention import KeepLatest, RetentionRule
 from crashproof.scalars import PendingScalar, is_on_device, start_copy
-from crashproof.supported import require_versions
-from crashproof.tracker import ProgressTracker
-from crashproof.writer import TrackerSettings
+from crashproof.tracking.context import TrainingProgressContext
+from crashproof.tracking.settings import TrackerSettings
+from crashproof.tracking.tracker import ProgressTracker
 
 _EXTRA = "transformers"
 
@@ -194,7 +194,8 @@ class CrashproofCallback(TrainerCallback):
         """Take the run up."""
         if state.is_hyper_param_search:
             raise ConfigError(
-                "A search for hyperparameters is many runs.", hint="Use CrashproofCallback with trainer.train() alone."
+                "A search for hyperparameters is many runs.",
+                hint="Use CrashproofCallback with trainer.train() alone.",
             )
         # `auto_find_batch_size` begins again in the middle of `train`.
         if self._progress is None:

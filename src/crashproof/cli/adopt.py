@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from crashproof.adopting import Adoption, adopt_checkpoints
 from crashproof.cli.output import print_json, say
-from crashproof.context import get_recovery_checkpoint
-from crashproof.wording import as_bytes
+from crashproof.formatting import as_bytes
+from crashproof.tracking.adopt import Adoption, adopt_checkpoints
+from crashproof.tracking.context import get_recovery_checkpoint
 
 __all__ = ["adopt"]
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from crashproof.disk.run_folder import RunFolder
-from crashproof.runs import find_runs
+from crashproof.reading.discovery import find_runs
 
 __all__ = ["AsJson", "Folder", "run_folders"]
 

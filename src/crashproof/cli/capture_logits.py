@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from crashproof.cli.output import say
-from crashproof.wording import as_bytes
+from crashproof.formatting import as_bytes
 
 __all__ = ["capture_logits"]
 
@@ -38,12 +38,12 @@ def capture_logits(
     Example: crashproof capture-logits --config configs/quickstart.yaml --out logits
     """
     # The other commands start at once, and without PyTorch.
-    from crashproof.distillation.capture import CaptureSettings
-    from crashproof.distillation.capture import capture_logits as capture
-    from crashproof.distillation.config import files_and_overrides, load_config
     from crashproof.distillation.display import hide_other_bars
-    from crashproof.distillation.recipe_kd import KdConfig
-    from crashproof.distillation.sections import validated
+    from crashproof.distillation.recipes.kd import KdConfig
+    from crashproof.distillation.settings.load import files_and_overrides, load_config
+    from crashproof.distillation.settings.section import validated
+    from crashproof.distillation.training.capture import CaptureSettings
+    from crashproof.distillation.training.capture import capture_logits as capture
     from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts, StopRequested
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

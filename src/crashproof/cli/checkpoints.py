@@ -9,15 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
-from crashproof.checkpoints import is_remote, problem_with, size_of
+from crashproof.checkpoints.delete import is_remote
+from crashproof.checkpoints.digest import size_of
+from crashproof.checkpoints.verify import problem_with
 from crashproof.cli.arguments import AsJson, Folder
 from crashproof.cli.output import print_json, say
 from crashproof.cli.status import what_a_restart_resumes
 from crashproof.cli.tables import aligned, short_duration
 from crashproof.disk.run_folder import RunFolder
-from crashproof.reader import RunReader
-from crashproof.records import CheckpointMetadata, CheckpointRemoved, TrainingSession
-from crashproof.wording import as_bytes
+from crashproof.formatting import as_bytes
+from crashproof.reading.run_reader import RunReader
+from crashproof.records.checkpoints import CheckpointMetadata
+from crashproof.records.events import CheckpointRemoved
+from crashproof.records.session import TrainingSession
 
 __all__ = ["checkpoints"]
 

@@ -14,13 +14,13 @@ from crashproof.cli.arguments import AsJson, run_folders
 from crashproof.cli.output import print_json, say
 from crashproof.cli.plots import LETTERS, plot_together
 from crashproof.cli.tables import aligned, compact
-from crashproof.curves import CurveFollower
 from crashproof.errors import ConfigError
-from crashproof.reader import RunReader
-from crashproof.records import CurvePoint
+from crashproof.formatting import as_dollars_text, as_duration
+from crashproof.reading.curves import CurveFollower
+from crashproof.reading.run_reader import RunReader
+from crashproof.records.curves import CurvePoint
 from crashproof.rules.comparing import Difference, common_steps, config_differences
 from crashproof.rules.pace import estimate_remaining
-from crashproof.wording import as_dollars_text, as_duration
 
 __all__ = ["compare"]
 

@@ -16,14 +16,14 @@ import typer
 
 from crashproof.cli.arguments import AsJson, Folder
 from crashproof.cli.output import print_json, say
-from crashproof.disk.atomic import write_whole_bytes
+from crashproof.disk.atomic import write_bytes_atomically
 from crashproof.disk.files import storage_errors
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import ConfigError
-from crashproof.post_mortem import Surroundings, examine
-from crashproof.post_mortem_page import post_mortem_page
-from crashproof.reader import RunReader
+from crashproof.reading.run_reader import RunReader
 from crashproof.rules.identity import without_secrets
+from crashproof.views.post_mortem import Surroundings, examine
+from crashproof.views.post_mortem_page import post_mortem_page
 
 __all__ = ["doctor"]
 
@@ -59,7 +59,7 @@ def doctor(
     if reader.folder.is_inside(target):
         raise ConfigError(f"{target} lies in the run.", hint="Pass --out with a path outside of it.")
     with storage_errors(target):
-        write_whole_bytes(target, post_mortem_page(found).encode())
+        write_bytes_atomically(target, post_mortem_page(found).encode())
     say(found.sentence)
     for clue in found.clues:
         say(f"  {clue}")

@@ -12,8 +12,8 @@ import typer
 
 from crashproof.cli.arguments import AsJson, Folder
 from crashproof.cli.output import print_json, say
-from crashproof.reader import RunReader
-from crashproof.sinks.replay import Replayed, following, replay
+from crashproof.exporters.replay import Replayed, following, replay
+from crashproof.reading.run_reader import RunReader
 
 __all__ = ["export"]
 
@@ -67,22 +67,22 @@ def _filler(folder: Path, to: Target, into: str, project: str) -> Callable[[bool
     """What brings the target up to date; told whether to hold back what a restart would compute again."""
     match to:
         case Target.CSV | Target.PARQUET:
-            from crashproof.sinks.tables import write_csv, write_parquet
+            from crashproof.exporters.tables import write_csv, write_parquet
 
             write = write_csv if to is Target.CSV else write_parquet
             return lambda _: _table_answer(folder, write(folder, into))
         case Target.TENSORBOARD:
-            from crashproof.sinks.tensorboard import TensorBoardSink
+            from crashproof.exporters.tensorboard import TensorBoardSink
 
             board = TensorBoardSink(into)
             return lambda holds_back: _answer(replay(folder, board, holds_back=holds_back))
         case Target.WANDB:
-            from crashproof.sinks.wandb import WandbSink
+            from crashproof.exporters.wandb import WandbSink
 
             weights = WandbSink(into, project=project)
             return lambda holds_back: _answer(replay(folder, weights, holds_back=holds_back))
         case Target.MLFLOW:
-            from crashproof.sinks.mlflow import MLflowSink
+            from crashproof.exporters.mlflow import MLflowSink
 
             flow = MLflowSink(into, experiment=project)
             return lambda holds_back: _answer(replay(folder, flow, holds_back=holds_back))

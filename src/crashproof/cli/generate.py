@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crashproof.alerts import AlertSettings, names_variable, read_address
+from crashproof.alerts.settings import AlertSettings, names_variable, read_address
+from crashproof.answers.store import ResponseStore
 from crashproof.cli.output import print_json
 from crashproof.errors import ConfigError
-from crashproof.responses import ResponseStore
-from crashproof.wording import as_dollars_text
+from crashproof.formatting import as_dollars_text
 
 if TYPE_CHECKING:
-    from crashproof.records import Spending
-    from crashproof.teacher.generation import Engine, JobResult, TeacherSettings
-    from crashproof.teacher.jobs import GenerationJob
-    from crashproof.teacher.prices import PriceTable
+    from crashproof.records.requests import Spending
+    from crashproof.teacher.client.prices import PriceTable
+    from crashproof.teacher.jobs.generation import Engine, JobResult, TeacherSettings
+    from crashproof.teacher.jobs.job import GenerationJob
 
 __all__ = ["generate"]
 
@@ -94,13 +94,13 @@ def generate(
     Example: crashproof generate --prompts P.jsonl --model gpt-4.1-mini
     --max-tokens 500 --budget 5.00 --out D.jsonl
     """
-    from crashproof.teacher.endpoint import Endpoint
-    from crashproof.teacher.forms import RequestForm
-    from crashproof.teacher.generation import TeacherSettings
-    from crashproof.teacher.jobs import GenerationJob
-    from crashproof.teacher.limits import Limits
-    from crashproof.teacher.patience import Patience
-    from crashproof.teacher.prices import PriceTable
+    from crashproof.teacher.client.endpoint import Endpoint
+    from crashproof.teacher.client.limits import Limits
+    from crashproof.teacher.client.prices import PriceTable
+    from crashproof.teacher.client.request_builder import RequestForm
+    from crashproof.teacher.client.retry import Patience
+    from crashproof.teacher.jobs.generation import TeacherSettings
+    from crashproof.teacher.jobs.job import GenerationJob
 
     asks_nothing = write_batch is not None or bool(read_batch)
     endpoint = Endpoint.of(os.environ, base_url=base_url, needs_key=not asks_nothing)
@@ -144,8 +144,8 @@ def _engine(
     write_batch: Path | None,
     read_batch: list[Path],
 ) -> Callable[[Callable[[int, object], None]], Engine]:
-    from crashproof.teacher.batch_jobs import ReadBatchEngine, WriteBatchEngine
-    from crashproof.teacher.generation import LocalEngine
+    from crashproof.teacher.jobs.batch_engines import ReadBatchEngine, WriteBatchEngine
+    from crashproof.teacher.jobs.generation import LocalEngine
 
     if write_batch is not None and read_batch:
         raise ConfigError("A batch is either written or read.", hint="Pass --write-batch or --read-batch.")
@@ -161,8 +161,8 @@ def _engine(
         raise ConfigError(
             "On a Ray cluster the answers must be kept where all its machines reach them.", hint="Pass --store."
         )
-    from crashproof.teacher.accounts import account_of
-    from crashproof.teacher.ray_engine import RayEngine
+    from crashproof.teacher.jobs.ray_engine import RayEngine
+    from crashproof.teacher.shared_store.accounts import account_of
 
     account = account_of(job.folder)
     return lambda on_failure: RayEngine(settings=settings, store_url=store, account=account, on_failure=on_failure)
@@ -174,11 +174,11 @@ def _run(
     store: str | None,
     alerts: AlertSettings,
 ) -> JobResult:
-    from crashproof.teacher.display import shown_job
-    from crashproof.teacher.generation import run_job
+    from crashproof.teacher.jobs.display import shown_job
+    from crashproof.teacher.jobs.generation import run_job
 
     def open_shared(account: str) -> ResponseStore:
-        from crashproof.teacher.shared_store import SharedStore
+        from crashproof.teacher.shared_store.store import SharedStore
 
         assert store is not None
         return SharedStore.open(store, account=account)
@@ -249,7 +249,7 @@ def _in_words(
 
 
 def _account(spending: Spending, model: str, prices: PriceTable) -> str:
-    from crashproof.teacher.prices import UNPRICED, price_of
+    from crashproof.teacher.client.prices import UNPRICED, price_of
 
     # Sums of 0 would say that it was free.
     is_unpriced = not spending.spent and price_of(model, prices) is UNPRICED

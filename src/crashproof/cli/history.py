@@ -19,10 +19,10 @@ from crashproof.cli.arguments import Folder
 from crashproof.cli.output import clean, print_json_line, print_line, say
 from crashproof.disk.journal import scan_backwards
 from crashproof.disk.run_folder import RunFolder
-from crashproof.encoding import decode_line
 from crashproof.errors import ConfigError
-from crashproof.reader import RunReader
-from crashproof.records import MetricsSnapshot
+from crashproof.reading.run_reader import RunReader
+from crashproof.records.codec import decode_line
+from crashproof.records.metrics import MetricsSnapshot
 from crashproof.rules.history import Rewinds
 
 __all__ = ["history"]

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import typer
 
-from crashproof.encoding import nonfinite_names
+from crashproof.records.codec import nonfinite_names
 
 __all__ = ["as_json_text", "clean", "print_json", "print_json_line", "print_line", "say"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crashproof.cli.tables import compact
-from crashproof.records import Bucket, CurvePoint
+from crashproof.records.curves import Bucket, CurvePoint
 
 __all__ = ["LETTERS", "plot", "plot_together"]
 

@@ -9,8 +9,8 @@ import typer
 
 from crashproof.cli.output import print_json, say
 from crashproof.errors import RunInUse
-from crashproof.reader import RunReader
-from crashproof.repairing import repair_run
+from crashproof.reading.run_reader import RunReader
+from crashproof.tracking.repair import repair_run
 
 __all__ = ["repair"]
 

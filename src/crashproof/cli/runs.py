@@ -16,10 +16,10 @@ from crashproof.cli.tables import aligned, compact, short_duration
 from crashproof.disk.lock import holder_of
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import CrashproofError, NotAFolder, NotARun
-from crashproof.reader import read_run
+from crashproof.formatting import as_dollars_text
+from crashproof.reading.discovery import find_runs
+from crashproof.reading.run_state import read_run
 from crashproof.rules.summary import progress_summary
-from crashproof.runs import find_runs
-from crashproof.wording import as_dollars_text
 
 __all__ = ["runs"]
 

@@ -14,7 +14,9 @@ from crashproof.cli.output import clean
 from crashproof.cli.plots import plot
 from crashproof.cli.status import local_time
 from crashproof.cli.tables import compact, cut, short_duration
-from crashproof.records import (
+from crashproof.formatting import as_dollars_text, as_duration, as_place
+from crashproof.records.curves import CurvePoint
+from crashproof.records.events import (
     AlertCleared,
     AlertRaised,
     AnswersRecovered,
@@ -24,7 +26,6 @@ from crashproof.records import (
     CheckpointRemoved,
     CheckpointSetAside,
     ConnectionFailed,
-    CurvePoint,
     DamageFound,
     EvaluationRecorded,
     Event,
@@ -34,7 +35,6 @@ from crashproof.records import (
     SessionStarted,
     TargetChanged,
 )
-from crashproof.wording import as_dollars_text, as_duration, as_place
 
 __all__ = ["Seen", "event_in_words", "plain_line", "screen_lines"]
 

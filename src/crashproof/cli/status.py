@@ -12,14 +12,15 @@ from typing import Any
 
 import typer
 
-from crashproof.checkpoints import choose_for
+from crashproof.checkpoints.select import choose_for
 from crashproof.cli.arguments import AsJson, Folder
 from crashproof.cli.exit_codes import exit_code_for
 from crashproof.cli.output import print_json, say
 from crashproof.errors import NoUsableCheckpoint
-from crashproof.reader import RunReader
-from crashproof.records import MetricsSnapshot, TrainingSession
-from crashproof.wording import ago, as_dollars_text, as_duration
+from crashproof.formatting import ago, as_dollars_text, as_duration
+from crashproof.reading.run_reader import RunReader
+from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.session import TrainingSession
 
 __all__ = ["cost_in_words", "local_time", "status", "usual_seconds", "what_a_restart_resumes"]
 

@@ -17,7 +17,7 @@ from crashproof.cli.output import print_json, say
 from crashproof.cli.status import what_a_restart_resumes
 from crashproof.disk.lock import Holder
 from crashproof.errors import CannotStop
-from crashproof.reader import RunReader
+from crashproof.reading.run_reader import RunReader
 
 __all__ = ["stop"]
 

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from crashproof.checkpoints import left_of_removal, problem_with
+from crashproof.checkpoints.delete import left_of_removal
+from crashproof.checkpoints.verify import problem_with
 from crashproof.cli.output import print_json, say
-from crashproof.reader import RunReader
-from crashproof.wording import as_bytes
+from crashproof.formatting import as_bytes
+from crashproof.reading.run_reader import RunReader
 
 __all__ = ["verify"]
 

@@ -20,14 +20,17 @@ from crashproof.cli.arguments import Folder
 from crashproof.cli.exit_codes import exit_code_for
 from crashproof.cli.output import print_json, print_json_line, say
 from crashproof.cli.screen import Seen, event_in_words, plain_line, screen_lines
-from crashproof.curves import CurveFollower
 from crashproof.disk.journal import Line, line_continues, line_crc, scan
 from crashproof.disk.lock import holder_of
 from crashproof.disk.run_folder import RunFolder
-from crashproof.encoding import decode_line
 from crashproof.errors import NewerFormat, NotARun, UnknownRecord
-from crashproof.reader import RunReader, SessionFollower
-from crashproof.records import CurvePoint, Event, JournalMark
+from crashproof.reading.curves import CurveFollower
+from crashproof.reading.run_reader import RunReader
+from crashproof.reading.session_follower import SessionFollower
+from crashproof.records.codec import decode_line
+from crashproof.records.curves import CurvePoint
+from crashproof.records.events import Event
+from crashproof.records.snapshots import JournalMark
 from crashproof.rules.pace import estimate_remaining
 from crashproof.rules.summary import progress_summary
 

@@ -16,12 +16,16 @@ from typing import Any
 
 import msgspec
 
-from crashproof.curves import CurveFollower
 from crashproof.disk.lock import holder_of
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import CrashproofError
-from crashproof.reader import RunReader, SessionFollower
-from crashproof.records import CheckpointMetadata, CurvePoint, Event, TrainingSession
+from crashproof.reading.curves import CurveFollower
+from crashproof.reading.run_reader import RunReader
+from crashproof.reading.session_follower import SessionFollower
+from crashproof.records.checkpoints import CheckpointMetadata
+from crashproof.records.curves import CurvePoint
+from crashproof.records.events import Event
+from crashproof.records.session import TrainingSession
 from crashproof.rules.curves import joined, point_of
 from crashproof.rules.summary import progress_summary
 

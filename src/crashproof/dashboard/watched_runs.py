@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from crashproof.dashboard.watched_run import WatchedRun
-from crashproof.runs import find_runs
+from crashproof.reading.discovery import find_runs
 
 __all__ = ["WatchedRuns"]
 

@@ -24,9 +24,9 @@ __all__ = [
     "digested_file",
     "publish_folder",
     "remove_partials",
-    "write_whole",
-    "write_whole_bytes",
-    "write_whole_folder",
+    "write_atomically",
+    "write_bytes_atomically",
+    "write_folder_atomically",
 ]
 
 PARTIAL_SUFFIX = ".crashproof-partial"
@@ -42,7 +42,7 @@ class WholeFile:
     sha256: str
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object], *, disk: Disk = REAL_DISK) -> WholeFile:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, disk: Disk = REAL_DISK) -> WholeFile:
     """Let `write` fill a file, and publish it once it is durable.
 
     The digest is taken of the bytes on their way to the disk: no second reading, and damage by the memory of the
@@ -58,14 +58,14 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], *, disk: Disk =
     return WholeFile(path=path, num_bytes=sink.num_bytes, sha256=sink.sha256())
 
 
-def write_whole_bytes(path: Path, content: bytes, *, disk: Disk = REAL_DISK) -> None:
-    """Publish a small file; the same promise as `write_whole`."""
+def write_bytes_atomically(path: Path, content: bytes, *, disk: Disk = REAL_DISK) -> None:
+    """Publish a small file; the same promise as `write_atomically`."""
     with _published(path, disk=disk, needed_bytes=len(content)) as file:
         write_all(file, content, disk)
 
 
 @contextmanager
-def write_whole_folder(path: Path, *, disk: Disk = REAL_DISK) -> Iterator[Path]:
+def write_folder_atomically(path: Path, *, disk: Disk = REAL_DISK) -> Iterator[Path]:
     """An empty folder to fill, by any code; it gets its final name once all in it is durable.
 
     Raises:

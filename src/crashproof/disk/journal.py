@@ -1,7 +1,7 @@
 """Append lines that survive a crash.
 
 A line is in the file before `append` returns: nothing waits in this process, so its death loses nothing. What a
-torn write, a full disk or a rotten disk leaves is found by its seal (`crashproof.sealed`) when the file is read.
+torn write, a full disk or a failing disk leaves is found by its checksum (`records/checksummed_line.py`) on reading.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from crashproof.disk.atomic import partial_name, write_all
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
-from crashproof.records import JournalMark
-from crashproof.sealed import SEAL_BYTES, is_whole, salvage
+from crashproof.records.checksummed_line import CHECKSUM_BYTES, is_intact, salvage
+from crashproof.records.snapshots import JournalMark
 
 __all__ = [
     "Damage",
@@ -74,7 +74,7 @@ def scan(path: Path, *, start: int = 0) -> Iterator[Line | Damage]:
     with path.open("rb", buffering=_BLOCK_BYTES) as file:
         file.seek(start)
         for content in file:
-            if is_whole(content):
+            if is_intact(content):
                 yield Line(offset, content)
             else:
                 yield Damage(offset=offset, content=content, is_torn_tail=not content.endswith(b"\n"))
@@ -94,7 +94,7 @@ def scan_backwards(path: Path, *, end: int) -> Iterator[Line]:
             offset = start + len(block)
             for content in reversed(block[keep:].splitlines(keepends=True)):
                 offset -= len(content)
-                if is_whole(content):
+                if is_intact(content):
                     yield Line(offset, content)
             rest, end = block[:keep], start
 
@@ -107,12 +107,12 @@ def read_line(path: Path, *, offset: int, num_bytes: int) -> bytes | None:
         content = os.pread(file, num_bytes, offset)
     finally:
         os.close(file)
-    return content if is_whole(content) else None
+    return content if is_intact(content) else None
 
 
 def line_crc(line: bytes) -> str:
     """The checksum that a whole line ends with."""
-    return line[-SEAL_BYTES + 8 : -3].decode()
+    return line[-CHECKSUM_BYTES + 8 : -3].decode()
 
 
 def line_continues(path: Path, mark: JournalMark) -> bool:
@@ -121,11 +121,11 @@ def line_continues(path: Path, mark: JournalMark) -> bool:
         return True
     try:
         with path.open("rb") as file:
-            file.seek(mark.num_bytes - SEAL_BYTES)
-            seal = file.read(SEAL_BYTES)
+            file.seek(mark.num_bytes - CHECKSUM_BYTES)
+            seal = file.read(CHECKSUM_BYTES)
     except OSError:
         return False
-    return len(seal) == SEAL_BYTES and line_crc(seal) == mark.last_line_crc and seal.endswith(b"\n")
+    return len(seal) == CHECKSUM_BYTES and line_crc(seal) == mark.last_line_crc and seal.endswith(b"\n")
 
 
 class Journal:

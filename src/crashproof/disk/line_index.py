@@ -19,11 +19,12 @@ from pathlib import Path
 
 import msgspec
 
-from crashproof.disk.atomic import write_whole_bytes
+from crashproof.disk.atomic import write_bytes_atomically
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.errors import StorageError
-from crashproof.records import FORMAT_VERSION, JournalMark
-from crashproof.sealed import is_whole, seal
+from crashproof.records.checksummed_line import add_checksum, is_intact
+from crashproof.records.snapshots import JournalMark
+from crashproof.records.version import FORMAT_VERSION
 
 __all__ = ["LineIndex", "Place"]
 
@@ -138,9 +139,11 @@ class LineIndex:
                 last_line_crc=mark.last_line_crc,
                 num_entries=len(entries),
             )
-            content = b"".join([seal(msgspec.json.encode(head)), entries.content])
+            content = b"".join([add_checksum(msgspec.json.encode(head)), entries.content])
             try:
-                write_whole_bytes(self._path, b"".join([content, hashlib.sha256(content).digest()]), disk=self._disk)
+                write_bytes_atomically(
+                    self._path, b"".join([content, hashlib.sha256(content).digest()]), disk=self._disk
+                )
             except (StorageError, OSError) as error:
                 log.warning("%s stays as it was: %s", self._path, error)
 
@@ -193,7 +196,7 @@ def _digest(key: str) -> bytes:
 
 def _parsed(content: bytes) -> tuple[_Head | None, _Entries]:
     end = content.find(b"\n") + 1
-    if not end or not is_whole(content[:end]):
+    if not end or not is_intact(content[:end]):
         return None, _Entries(b"")
     try:
         head = msgspec.json.decode(content[:end], type=_Head)

@@ -20,9 +20,7 @@ import msgspec
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
 from crashproof.errors import RunInUse
 
-__all__ = ["BELONGS_TO_PARENT", "Holder", "WriterLock", "abandon_all", "holder_of"]
-
-BELONGS_TO_PARENT = "belongs to the parent process"
+__all__ = ["Holder", "WriterLock", "abandon_all", "holder_of"]
 
 _TRIES = 50
 _SECONDS_BETWEEN_TRIES = 0.02
@@ -58,8 +56,10 @@ class WriterLock:
         """
         self._path = path
         self._disk = disk
-        self.give_up: Callable[[str], None] = _not_yet
-        """Called with the reason when another of this process takes the run over, or in a forked child."""
+        self.on_takeover: Callable[[], None] = _do_nothing
+        """Called before another lock of this process takes the run over."""
+        self.on_fork: Callable[[], None] = _do_nothing
+        """Called in a forked child, whose copy of the lock is gone."""
         self._take_over_in_this_process()
         with storage_errors(path):
             self._file = disk.open_to_append(path)
@@ -82,8 +82,8 @@ class WriterLock:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                # A watcher asking for the holder has the lock for an instant (`holder_of`), and somebody who
-                # records the death of the last writer for a few (`alert_post.py`).
+                # A reader asking for the holder has the lock for an instant (`holder_of`), and somebody who
+                # records the death of the last writer for a few (`alerts/process.py`).
                 time.sleep(_SECONDS_BETWEEN_TRIES)
             else:
                 return
@@ -98,7 +98,7 @@ class WriterLock:
         with WriterLock._guard:
             earlier = WriterLock._held.get((status.st_dev, status.st_ino))
         if earlier is not None:
-            earlier.give_up("was replaced by a newer one in this process")
+            earlier.on_takeover()
 
     def _register(self) -> None:
         status = os.fstat(self._file)
@@ -120,7 +120,7 @@ class WriterLock:
 
     def _abandon(self) -> None:
         os.close(self._file)
-        self.give_up(BELONGS_TO_PARENT)
+        self.on_fork()
 
 
 def holder_of(path: Path) -> Holder | None:
@@ -148,12 +148,12 @@ def _read_holder(path: Path) -> Holder:
 
 
 def abandon_all() -> None:
-    """Let go of every run of this process without a word, as a forked child must."""
+    """Release every run of this process, as a forked child must: the parent still writes them."""
     # Another thread of the parent may have held it at the fork.
     WriterLock._guard = threading.Lock()
     while WriterLock._held:
         WriterLock._held.popitem()[1]._abandon()
 
 
-def _not_yet(why: str) -> None:
-    """For a run that is still being opened: whoever wants it too is told that it is in use."""
+def _do_nothing() -> None:
+    """While the run is being opened nobody is told; a second writer gets `RunInUse`."""

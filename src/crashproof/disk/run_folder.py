@@ -22,7 +22,7 @@ class RunFolder:
         self.answers = self.progress / "api_recovery.jsonl"
         self.requests = self.progress / "api_requests.jsonl"
         self.answer_index = self.progress / "api_recovery.index"
-        self.ballast = self.progress / "api_recovery.ballast"
+        self.reserved_space = self.progress / "api_recovery.ballast"
         self.session = self.progress / "session.json"
         self.summary = self.progress / "progress.json"
         self.manifest = self.progress / "checkpoints.json"

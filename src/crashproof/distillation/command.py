@@ -8,13 +8,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from crashproof.distillation.config import RunConfig, files_and_overrides, load_config
 from crashproof.distillation.display import hide_other_bars
-from crashproof.distillation.preparation import Prepared, prepare
-from crashproof.distillation.recipe import Task
-from crashproof.distillation.recipes import TASKS
-from crashproof.distillation.training_run import TrainingRun, alert_settings
-from crashproof.distillation.training_state import require_checkpoint
+from crashproof.distillation.recipes.recipe import Task
+from crashproof.distillation.recipes.registry import TASKS
+from crashproof.distillation.settings.load import files_and_overrides, load_config
+from crashproof.distillation.settings.run import RunConfig
+from crashproof.distillation.training.preparation import Prepared, prepare
+from crashproof.distillation.training.training_run import TrainingRun, alert_settings
+from crashproof.distillation.training.training_state import require_checkpoint
 from crashproof.errors import ConfigError, CrashproofError, RankLost, TeacherUnreachable
 from crashproof.pytorch.device import choose_device, compute_deterministically
 from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts, StopRequested

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from crashproof.disk.atomic import WholeFile, write_whole
+from crashproof.disk.atomic import WholeFile, write_atomically
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.errors import CheckpointDamaged, CheckpointMismatch
 
@@ -28,7 +28,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any], *, disk: Disk = REAL
     Raises:
         DiskFull, StorageUnwritable: a file that had this name is as it was.
     """
-    return write_whole(path, lambda file: write_state(dict(content), file), disk=disk)
+    return write_atomically(path, lambda file: write_state(dict(content), file), disk=disk)
 
 
 def write_state(content: dict[str, Any], file: BinaryIO) -> None:

@@ -20,7 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from crashproof.errors import RankLost
-from crashproof.heartbeat import Heartbeat
+from crashproof.tracking.heartbeat import Heartbeat
 
 __all__ = ["AloneRank", "ManyRanks", "Ranks", "joined_ranks"]
 

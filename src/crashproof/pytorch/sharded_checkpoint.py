@@ -30,13 +30,13 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from crashproof.checkpoints import Digest, digest_of_files
+from crashproof.checkpoints.digest import Digest, digest_of_files
 from crashproof.disk.atomic import digested_file, partial_name, publish_folder
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
-from crashproof.errors import CheckpointDamaged, DiskFull, CrashproofError, StorageError, StorageUnwritable
+from crashproof.errors import CheckpointDamaged, CrashproofError, DiskFull, StorageError, StorageUnwritable
 from crashproof.pytorch.checkpoint_file import load_checkpoint, write_state
 from crashproof.pytorch.ranks import ManyRanks
-from crashproof.records import FileDigest
+from crashproof.records.checkpoints import FileDigest
 
 __all__ = ["load_rank_state", "load_shared_state", "load_tensors", "save_shards"]
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from crashproof.records import AttemptRecord, MetricsSnapshot, TrainingSession
-from crashproof.wording import as_bytes, as_dollars_text
+from crashproof.formatting import as_bytes, as_dollars_text
+from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.session import AttemptRecord, TrainingSession
 
 __all__ = [
     "ALERT_KINDS",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from crashproof.records import CheckpointMetadata, TrainingSession
+from crashproof.records.checkpoints import CheckpointMetadata
+from crashproof.records.session import TrainingSession
 
 __all__ = ["has_lowest_loss"]
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from crashproof.records import Bucket, CurvePoint, MetricsSnapshot
+from crashproof.records.curves import Bucket, CurvePoint
+from crashproof.records.metrics import MetricsSnapshot
 
 __all__ = ["folded", "joined", "merged", "point_of"]
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from crashproof.records import AttemptRecord, MetricsSnapshot, TrainingSession
+from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.session import AttemptRecord, TrainingSession
 
 __all__ = ["Health", "health_of", "last_update_time", "patience_seconds"]
 

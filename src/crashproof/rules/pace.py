@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from crashproof.records import PacePoint
+from crashproof.records.session import PacePoint
 
 __all__ = [
     "MAX_PACE_POINTS",

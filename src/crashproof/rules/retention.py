@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from crashproof.errors import ConfigError
-from crashproof.records import CheckpointMetadata, TrainingSession
+from crashproof.records.checkpoints import CheckpointMetadata
+from crashproof.records.session import TrainingSession
 
 __all__ = [
     "ADOPTED",

@@ -12,17 +12,15 @@ from collections.abc import Iterable
 
 import msgspec
 
-from crashproof.encoding import nonfinite_names
-from crashproof.records import (
+from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint
+from crashproof.records.codec import nonfinite_names
+from crashproof.records.events import (
     AlertCleared,
     AlertRaised,
-    AnswerRecord,
     AnswersRecovered,
     AttemptEnded,
-    AttemptRecord,
     AttemptStarted,
     CheckpointHashed,
-    CheckpointMetadata,
     CheckpointRecorded,
     CheckpointRemoved,
     CheckpointsDeleted,
@@ -30,27 +28,26 @@ from crashproof.records import (
     ConfigContinued,
     ConnectionFailed,
     DamageFound,
-    Evaluation,
     EvaluationRecorded,
     Event,
     JobAdvanced,
-    MetricsSnapshot,
-    OpenRequest,
-    PacePoint,
     Paused,
-    RaisedAlert,
-    RefusedCheckpoint,
     ReplayDiffered,
+    SessionStarted,
+    SpendingReported,
+    TargetChanged,
+)
+from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.requests import (
+    AnswerRecord,
+    OpenRequest,
     RequestLine,
     RequestLost,
     RequestRefused,
     RequestSent,
-    SessionStarted,
     Spending,
-    SpendingReported,
-    TargetChanged,
-    TrainingSession,
 )
+from crashproof.records.session import AttemptRecord, Evaluation, PacePoint, RaisedAlert, TrainingSession
 from crashproof.rules.alerts import CONDITIONS
 from crashproof.rules.history import superseded_from
 from crashproof.rules.pace import add_pace_point, is_pace_point_due

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from crashproof.records import Spending, TrainingSession
+from crashproof.records.requests import Spending
+from crashproof.records.session import TrainingSession
 
 __all__ = ["Spending", "spending_of"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from crashproof.records import AttemptRecord, Goodput, TrainingSession
+from crashproof.records.session import AttemptRecord, Goodput, TrainingSession
 from crashproof.rules.health import health_of, last_update_time
 from crashproof.rules.pace import estimate_remaining
 from crashproof.rules.spending import spending_of

@@ -9,12 +9,12 @@ from crashproof.errors import MissingExtra
 if any(find_spec(name) is None for name in ("httpx2", "jsonschema", "yaml")):
     raise MissingExtra("teacher")
 
-from crashproof.teacher.answers import Answer
-from crashproof.teacher.client import AsyncTeacher
-from crashproof.teacher.endpoint import Endpoint
-from crashproof.teacher.limits import Limits
-from crashproof.teacher.patience import Patience
-from crashproof.teacher.prices import PriceTable
-from crashproof.teacher.synchronous import Teacher
+from crashproof.teacher.client.answers import Answer
+from crashproof.teacher.client.client import AsyncTeacher
+from crashproof.teacher.client.endpoint import Endpoint
+from crashproof.teacher.client.limits import Limits
+from crashproof.teacher.client.prices import PriceTable
+from crashproof.teacher.client.retry import Patience
+from crashproof.teacher.client.synchronous import Teacher
 
 __all__ = ["Answer", "AsyncTeacher", "Endpoint", "Limits", "Patience", "PriceTable", "Teacher"]

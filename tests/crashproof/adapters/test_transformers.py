@@ -32,7 +32,7 @@ from crashproof.errors import (
     RunClosed,
     RunInUse,
 )
-from crashproof.supported import require_versions
+from crashproof.optional_dependencies import require_versions
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 

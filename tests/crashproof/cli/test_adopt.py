@@ -85,7 +85,9 @@ def test_where_nothing_can_be_adopted_it_is_an_error(tmp_path: Path) -> None:
         check=False,
     )
     assert 2 == done.returncode
-    assert done.stderr.startswith(f"crashproof: {tmp_path} has no checkpoint to adopt: nothing in it is named like one")
+    assert done.stderr.startswith(
+        f"crashproof: {tmp_path} has no checkpoint to adopt: nothing in it is named like one"
+    )
     assert 1 == done.stderr.count("\n")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from crashproof.disk.run_folder import RunFolder
-from crashproof.encoding import encode
+from crashproof.records.codec import encode
 from crashproof.testing import FakeClock
 
 LOOKING = {
@@ -83,7 +83,9 @@ def test_compare_needs_two_whole_runs(crashproof, train, run_dir, tmp_path):
     ]
 
 
-def test_a_killed_run_is_looked_at_by_all(crashproof, open_tracker, update, save_checkpoint, left_by_a_kill, tmp_path):
+def test_a_killed_run_is_looked_at_by_all(
+    crashproof, open_tracker, update, save_checkpoint, left_by_a_kill, tmp_path
+):
     run_dir = tmp_path / "run"
     tracker = open_tracker()
     for step in range(1, 30):

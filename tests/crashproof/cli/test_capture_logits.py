@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from crashproof.cli.app import app
 from crashproof.distillation.command import main
 from crashproof.errors import ConfigError
-from crashproof.reader import RunReader
+from crashproof.reading.run_reader import RunReader
 
 CONFIG = """
 data: {max_length: 16}

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from crashproof import RunReader
 from crashproof.cli.app import app
 from crashproof.cli.doctor import _of_memory
-from crashproof.encoding import encode
-from crashproof.post_mortem import Surroundings, examine
-from crashproof.post_mortem_page import post_mortem_page
+from crashproof.records.codec import encode
+from crashproof.views.post_mortem import Surroundings, examine
+from crashproof.views.post_mortem_page import post_mortem_page
 
 SECRET = "sk-abcdefghij0123456789"
 AROUND = Surroundings(host="node7", free_bytes=10**12, disk_bytes=2 * 10**12, log_name=None)

@@ -18,15 +18,15 @@ from typer.testing import CliRunner
 from crashproof.cli.app import app
 from crashproof.errors import (
     ConfigError,
-    DataError,
     CrashproofError,
+    DataError,
     RequestError,
     StorageUnwritable,
     TeacherRefused,
     TeacherUnreachable,
     UnknownPrice,
 )
-from crashproof.reader import RunReader
+from crashproof.reading.run_reader import RunReader
 from crashproof.testing import Fault, Faults, TeacherServer
 from crashproof.testing.teacher_server import FaultTimes
 from crashproof.testing.teacher_server.http_stub import Connection, HttpThread, Request

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from crashproof.cli.plots import plot, plot_together
-from crashproof.records import MetricsSnapshot
+from crashproof.records.metrics import MetricsSnapshot
 from crashproof.rules.curves import point_of
 
 

@@ -7,7 +7,7 @@ import pytest
 from rich.cells import cell_len
 
 from crashproof.disk.run_folder import RunFolder
-from crashproof.encoding import encode
+from crashproof.records.codec import encode
 from crashproof.testing import FakeClock
 
 
@@ -72,7 +72,9 @@ def test_a_last_line_under_way_is_no_damage(crashproof, open_tracker, update, tm
 
 
 def test_a_folder_without_runs_says_so(crashproof, tmp_path):
-    assert (0, f"{tmp_path} holds no runs.\n") == (lambda said: (said.code, said.output))(crashproof("runs", tmp_path))
+    assert (0, f"{tmp_path} holds no runs.\n") == (lambda said: (said.code, said.output))(
+        crashproof("runs", tmp_path)
+    )
 
 
 @pytest.mark.parametrize("name", ["missing", "file"])

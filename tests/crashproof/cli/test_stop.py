@@ -23,7 +23,7 @@ from crashproof.errors import CannotStop
 LISTENING = """
 import signal, sys, time
 from pathlib import Path
-from crashproof import training_progress_context, write_whole
+from crashproof import training_progress_context, write_atomically
 asked = []
 signal.signal(signal.SIGTERM, lambda *_: asked.append(1) if {listens} else None)
 out = Path(sys.argv[1])
@@ -33,7 +33,8 @@ with training_progress_context({{}}, out, 100000) as progress:
         time.sleep(0.005)
         if asked:
             path = out / f"checkpoint_{{step}}.txt"
-            progress.record_checkpoint(step, path, step, written=write_whole(path, lambda file: file.write(b"w")))
+            written = write_atomically(path, lambda file: file.write(b"w"))
+            progress.record_checkpoint(step, path, step, written=written)
             progress.end_as("preempted")
             sys.exit(75)
 """

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("starlette")
 
 from crashproof import RunReader
-from crashproof.encoding import encode
+from crashproof.records.codec import encode
 
 HOSTILE = "<script>alert(1)<-script>"
 

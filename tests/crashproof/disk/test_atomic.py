@@ -13,9 +13,9 @@ from crashproof.disk.atomic import (
     publish_folder,
     remove_partials,
     sync_tree,
-    write_whole,
-    write_whole_bytes,
-    write_whole_folder,
+    write_atomically,
+    write_bytes_atomically,
+    write_folder_atomically,
 )
 from crashproof.disk.files import REAL_DISK
 from crashproof.errors import DiskFull, StorageUnwritable
@@ -23,7 +23,7 @@ from crashproof.testing import FaultyDisk
 
 
 def test_a_file_is_digested_on_its_way_to_the_disk(tmp_path: Path) -> None:
-    written = write_whole(tmp_path / "file", lambda file: [file.write(b"abc"), file.write(b"def")])
+    written = write_atomically(tmp_path / "file", lambda file: [file.write(b"abc"), file.write(b"def")])
 
     assert b"abcdef" == written.path.read_bytes()
     assert (6, hashlib.sha256(b"abcdef").hexdigest()) == (written.num_bytes, written.sha256)
@@ -50,7 +50,7 @@ def test_a_file_of_an_unfinished_folder_that_does_not_become_whole_is_said(tmp_p
 def test_any_buffer_can_be_written(tmp_path: Path) -> None:
     content = memoryview(bytearray(range(16))).cast("I")
 
-    written = write_whole(tmp_path / "file", lambda file: file.write(content))
+    written = write_atomically(tmp_path / "file", lambda file: file.write(content))
 
     assert bytes(range(16)) == written.path.read_bytes()
 
@@ -63,7 +63,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_piece(tmp_path: Path) -> 
         raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError, match="in the middle"):
-        write_whole(path, fail)
+        write_atomically(path, fail)
 
     assert [path] == list(tmp_path.iterdir())
     assert b"old" == path.read_bytes()
@@ -77,7 +77,7 @@ def test_a_full_disk_leaves_the_old_content_at_every_step(tmp_path: Path, number
     disk = FaultyDisk(run, tmp_path / "scratch", fails_at=number, error=errno.ENOSPC)
 
     with pytest.raises(DiskFull, match="The disk is full"):
-        write_whole_bytes(run / "file", b"new content", disk=disk)
+        write_bytes_atomically(run / "file", b"new content", disk=disk)
 
     assert b"old" == (run / "file").read_bytes()
     assert ["file"] == [path.name for path in run.iterdir()]
@@ -87,13 +87,13 @@ def test_a_name_that_is_taken_by_a_folder_is_said(tmp_path: Path) -> None:
     (tmp_path / "file" / "inside").mkdir(parents=True)
 
     with pytest.raises(OSError, match="directory"):
-        write_whole_bytes(tmp_path / "file", b"content")
+        write_bytes_atomically(tmp_path / "file", b"content")
 
 
 def test_a_folder_appears_whole(tmp_path: Path) -> None:
     target = tmp_path / "model"
 
-    with write_whole_folder(target) as partial:
+    with write_folder_atomically(target) as partial:
         (partial / "inner").mkdir()
         (partial / "inner" / "weights").write_bytes(b"1")
         assert not target.exists()
@@ -103,7 +103,7 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
 
 
 def test_a_folder_whose_filling_fails_does_not_appear(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), write_whole_folder(tmp_path / "model") as partial:
+    with pytest.raises(RuntimeError), write_folder_atomically(tmp_path / "model") as partial:
         (partial / "weights").write_bytes(b"1")
         raise RuntimeError
 
@@ -115,7 +115,7 @@ def test_pieces_of_an_earlier_try_are_not_in_a_folder(tmp_path: Path) -> None:
     partial_name(target).mkdir()
     (partial_name(target) / "old piece").write_bytes(b"0")
 
-    with write_whole_folder(target) as partial:
+    with write_folder_atomically(target) as partial:
         (partial / "weights").write_bytes(b"1")
 
     assert ["weights"] == [path.name for path in target.iterdir()]
@@ -164,14 +164,14 @@ def test_a_large_piece_is_digested_beside_the_writing(tmp_path: Path) -> None:
         file.write(b"small")
         file.write(content)
 
-    written = write_whole(tmp_path / "file", fill)
+    written = write_atomically(tmp_path / "file", fill)
 
     assert b"small" + content == written.path.read_bytes()
     assert hashlib.sha256(b"small" + content).hexdigest() == written.sha256
 
 
 def test_a_folder_that_its_filler_takes_away_is_no_second_error(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="gave up"), write_whole_folder(tmp_path / "model") as partial:
+    with pytest.raises(RuntimeError, match="gave up"), write_folder_atomically(tmp_path / "model") as partial:
         partial.rmdir()
         raise RuntimeError("gave up")
 

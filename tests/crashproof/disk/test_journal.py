@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from crashproof.disk.files import Disk
 from crashproof.disk.journal import Damage, Journal, Line, mend, read_line, scan, scan_backwards
 from crashproof.errors import DiskFull
-from crashproof.records import JournalMark
-from crashproof.sealed import seal
+from crashproof.records.checksummed_line import add_checksum
+from crashproof.records.snapshots import JournalMark
 from crashproof.testing import FaultyDisk
 
 
 def line(number: int, padding: int = 0) -> bytes:
-    return seal(b'{"v":1,"number":%d,"padding":"%s"}' % (number, b"x" * padding))
+    return add_checksum(b'{"v":1,"number":%d,"padding":"%s"}' % (number, b"x" * padding))
 
 
 def opened(path: Path, disk: Disk | None = None) -> Journal:

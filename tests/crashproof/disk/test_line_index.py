@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crashproof.disk.line_index import LineIndex
-from crashproof.records import JournalMark
-from crashproof.sealed import seal
+from crashproof.records.checksummed_line import add_checksum
+from crashproof.records.snapshots import JournalMark
 from crashproof.testing import FaultyDisk, PowerLost
 
 MARK = JournalMark(num_bytes=1000, num_lines=3, last_line_crc="0123abcd")
@@ -219,7 +219,7 @@ def test_a_file_cut_off_anywhere_is_noticed(path):
     ],
 )
 def test_a_whole_file_of_another_kind_is_not_believed(path, head):
-    content = seal(head)
+    content = add_checksum(head)
     path.write_bytes(content + hashlib.sha256(content).digest())
 
     assert JournalMark() == LineIndex(path).load()

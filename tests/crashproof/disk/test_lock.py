@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from crashproof.disk.files import Disk
-from crashproof.disk.lock import BELONGS_TO_PARENT, WriterLock, abandon_all, holder_of
+from crashproof.disk.lock import WriterLock, abandon_all, holder_of
 from crashproof.errors import RunInUse
 
 
@@ -29,14 +29,14 @@ def test_another_of_this_process_takes_over_and_the_first_is_told(tmp_path: Path
     first = WriterLock(tmp_path / "lock")
     told: list[str] = []
 
-    def give_up(why: str) -> None:
-        told.append(why)
+    def release_first() -> None:
+        told.append("takeover")
         first.release()
 
-    first.give_up = give_up
+    first.on_takeover = release_first
     second = WriterLock(tmp_path / "lock")
 
-    assert ["was replaced by a newer one in this process"] == told
+    assert ["takeover"] == told
     second.release()
 
 
@@ -71,12 +71,12 @@ def test_a_full_disk_does_not_keep_a_lock_from_being_taken(tmp_path: Path) -> No
     lock.release()
 
 
-def test_a_forked_child_lets_go_without_a_word(tmp_path: Path) -> None:
+def test_a_forked_child_releases_its_copy(tmp_path: Path) -> None:
     lock = WriterLock(tmp_path / "lock")
     told: list[str] = []
-    lock.give_up = told.append
+    lock.on_fork = lambda: told.append("fork")
 
     abandon_all()
 
-    assert [BELONGS_TO_PARENT] == told
+    assert ["fork"] == told
     assert None is holder_of(tmp_path / "lock")

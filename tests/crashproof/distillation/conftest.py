@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from crashproof.distillation.models import ModelShape, new_model
-from crashproof.distillation.tokenizer import trained_tokenizer
+from crashproof.distillation.models.causal_lm import new_model
+from crashproof.distillation.settings.models import ModelShape
+from crashproof.distillation.text.tokenizer import trained_tokenizer
 
 TEXTS = ["The quick brown fox jumps over the lazy dog. " * 5, "What is two and two? Two and two is four. " * 5]
 

@@ -7,15 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from crashproof.records import (
-    AlertCleared,
-    AlertRaised,
-    AttemptRecord,
-    CheckpointMetadata,
-    MetricsSnapshot,
-    RaisedAlert,
-    TrainingSession,
-)
+from crashproof.records.checkpoints import CheckpointMetadata
+from crashproof.records.events import AlertCleared, AlertRaised
+from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.session import AttemptRecord, RaisedAlert, TrainingSession
 from crashproof.rules.alerts import (
     ALERT_KINDS,
     CONDITIONS,

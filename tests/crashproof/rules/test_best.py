@@ -4,7 +4,9 @@ import math
 
 import pytest
 
-from crashproof.records import CheckpointMetadata, MetricsSnapshot, TrainingSession
+from crashproof.records.checkpoints import CheckpointMetadata
+from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.session import TrainingSession
 from crashproof.rules.best import has_lowest_loss
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crashproof import MetricsSnapshot
-from crashproof.records import Bucket
+from crashproof.records.curves import Bucket
 from crashproof.rules.curves import folded, joined, merged, point_of
 
 NAN, INF = math.nan, math.inf

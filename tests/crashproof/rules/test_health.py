@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from crashproof import MetricsSnapshot
-from crashproof.records import AttemptRecord, SessionStarted
+from crashproof.records.events import SessionStarted
+from crashproof.records.session import AttemptRecord
 from crashproof.rules.health import health_of, patience_seconds
 from crashproof.rules.session import begin_session
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crashproof.records import PacePoint
+from crashproof.records.session import PacePoint
 from crashproof.rules.pace import (
     MAX_PACE_POINTS,
     Estimate,

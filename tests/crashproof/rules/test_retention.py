@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from crashproof.errors import ConfigError
-from crashproof.records import CheckpointMetadata, MetricsSnapshot, TrainingSession
+from crashproof.records.checkpoints import CheckpointMetadata
+from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.session import TrainingSession
 from crashproof.rules.retention import (
     KeepBest,
     KeepEvery,

@@ -10,15 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crashproof.encoding import decode, encode
-from crashproof.records import (
-    AnswerMarked,
-    AnswerRecord,
+from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint, RemovedCheckpoint
+from crashproof.records.codec import decode, encode
+from crashproof.records.events import (
     AnswersRecovered,
     AttemptEnded,
     AttemptStarted,
     CheckpointHashed,
-    CheckpointMetadata,
     CheckpointRecorded,
     CheckpointRemoved,
     CheckpointsDeleted,
@@ -29,25 +27,26 @@ from crashproof.records import (
     EvaluationRecorded,
     Event,
     JobAdvanced,
-    MetricsSnapshot,
-    OpenRequest,
-    PacePoint,
     Paused,
-    RefusedCheckpoint,
-    RemovedCheckpoint,
     ReplayDiffered,
+    ResumeChosen,
+    SessionStarted,
+    SpendingReported,
+    TargetChanged,
+)
+from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.requests import (
+    AnswerMarked,
+    AnswerRecord,
+    OpenRequest,
     RequestLine,
     RequestLost,
     RequestRefused,
     RequestSent,
-    ResumeChosen,
-    SessionFile,
-    SessionStarted,
     Spending,
-    SpendingReported,
-    TargetChanged,
-    TrainingSession,
 )
+from crashproof.records.session import PacePoint, TrainingSession
+from crashproof.records.snapshots import SessionFile
 from crashproof.rules.history import canonical_indices
 from crashproof.rules.session import (
     HISTORY_LENGTH,

@@ -5,24 +5,26 @@ from typing import Any
 
 import msgspec
 
-from crashproof.records import (
-    AnswerMarked,
-    AnswerRecord,
+from crashproof.records.events import (
     AnswersRecovered,
     AttemptEnded,
     AttemptStarted,
     DamageFound,
     JobAdvanced,
+    SessionStarted,
+    SpendingReported,
+)
+from crashproof.records.requests import (
+    AnswerMarked,
+    AnswerRecord,
     OpenRequest,
     RequestLine,
     RequestLost,
     RequestRefused,
     RequestSent,
-    SessionStarted,
     Spending,
-    SpendingReported,
-    TrainingSession,
 )
+from crashproof.records.session import TrainingSession
 from crashproof.rules.session import begin_session, take_answer, take_event, take_request
 from crashproof.rules.spending import spending_of
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from crashproof.records import AttemptRecord, Evaluation, MetricsSnapshot, PacePoint, TrainingSession
+from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.session import AttemptRecord, Evaluation, PacePoint, TrainingSession
 from crashproof.rules.summary import goodput_seconds, progress_summary
 
 PROMISED = {

@@ -17,10 +17,11 @@ from openai.types.chat import ChatCompletionMessage
 from typer.testing import CliRunner
 
 from crashproof.cli.app import app
-from crashproof.distillation.chat import BUILTIN_TEMPLATE
-from crashproof.distillation.corpus import builtin_documents
-from crashproof.distillation.models import ModelShape, new_model, save_model
-from crashproof.distillation.tokenizer import trained_tokenizer
+from crashproof.distillation.models.causal_lm import new_model, save_model
+from crashproof.distillation.settings.models import ModelShape
+from crashproof.distillation.text.chat import BUILTIN_TEMPLATE
+from crashproof.distillation.text.corpus import builtin_documents
+from crashproof.distillation.text.tokenizer import trained_tokenizer
 from crashproof.teacher import AsyncTeacher, Endpoint, Teacher
 
 QUESTION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is a list?"}]

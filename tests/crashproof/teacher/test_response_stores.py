@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from response_stores import CENT, answered, granted, intent, keep, key_of
 
-from crashproof.records import AnswerRecord
-from crashproof.responses import Busy, Granted, Intent, Lost, OverBudget, Refused
+from crashproof.answers.store import Busy, Granted, Intent, Lost, OverBudget, Refused
+from crashproof.records.requests import AnswerRecord
 
 
 def test_a_kept_answer_is_served_and_counted_as_saved(store):

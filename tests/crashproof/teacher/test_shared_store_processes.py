@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from response_stores import CENT, SqlBed, answered, intent, key_of
 
+from crashproof.answers.store import Busy, Granted
 from crashproof.clock import SYSTEM_CLOCK
-from crashproof.responses import Busy, Granted
 
 PROGRAM = Path(__file__).parents[2] / "store_process.py"
 LEASE_SECONDS = 1.0

@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from crashproof.disk.atomic import write_whole_bytes
+from crashproof.disk.atomic import write_bytes_atomically
 from crashproof.testing.teacher_server import Fault, Faults, FaultTimes, TeacherServer
 
 
@@ -22,12 +22,12 @@ def main() -> None:
     with _server(options) as server:
         if options.port_file is not None:
             port = server.base_url.removesuffix("/v1").rpartition(":")[2]
-            write_whole_bytes(options.port_file, port.encode())
+            write_bytes_atomically(options.port_file, port.encode())
         sys.stdout.write(f"{server.base_url}\n")
         sys.stdout.flush()
         signal.sigwait(stops)
     if options.state_file is not None:
-        write_whole_bytes(options.state_file, server.counts.as_json())
+        write_bytes_atomically(options.state_file, server.counts.as_json())
 
 
 def _server(options: argparse.Namespace) -> TeacherServer:

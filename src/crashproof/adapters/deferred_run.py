@@ -1,0 +1,129 @@
+"""A run whose framework tells its config late."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from crashproof.adapters.resume import offered_checkpoint, require_own_run
+from crashproof.checkpoints.select import choose_for
+from crashproof.clock import SYSTEM_CLOCK, Clock
+from crashproof.disk.files import REAL_DISK, Disk
+from crashproof.disk.run_folder import RunFolder
+from crashproof.errors import ConfigChanged, ConfigError
+from crashproof.reading.run_state import read_run
+from crashproof.records.checkpoints import CheckpointMetadata
+from crashproof.records.session import TrainingSession
+from crashproof.rules.identity import canonical_config, changed_keys
+from crashproof.tracking.settings import TrackerSettings
+from crashproof.tracking.tracker import ProgressTracker
+
+__all__ = ["KeptRun"]
+
+log = logging.getLogger("crashproof")
+
+_ANSWERS = ("continue", "error")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptRun:
+    """The folder of a run, before and while a framework trains it.
+
+    A framework tells its config only after it has loaded a checkpoint. So a changed config cannot begin anew here:
+    it is an error, or the run goes on.
+    """
+
+    framework: str
+    """As the session's config says it under `framework`."""
+    output_dir: Path
+    on_config_change: str
+    """`error` or `continue`."""
+    settings: TrackerSettings | None
+    clock: Clock = SYSTEM_CLOCK
+    disk: Disk = REAL_DISK
+
+    def __post_init__(self) -> None:
+        if self.on_config_change not in _ANSWERS:
+            raise ConfigError(
+                f"on_config_change must be one of {', '.join(_ANSWERS)} here, got {self.on_config_change!r}.",
+                hint="To begin anew, use another output folder.",
+            )
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where everything of it lies."""
+        return RunFolder.under(self.output_dir)
+
+    def newest_checkpoint(self, *, is_main: bool) -> CheckpointMetadata | None:
+        """The newest whole checkpoint with its absolute path, or None for a fresh start; sets damaged ones aside.
+
+        Every byte of a candidate is read. May be asked on every process, before the run is opened.
+
+        Raises:
+            NoUsableCheckpoint: some were recorded and none can be used.
+            OtherRun: the folder holds the run of another program.
+            RunInUse: another live process writes the run, and a damaged checkpoint is to be set aside.
+        """
+        session = read_run(self.folder).session
+        if session is None:
+            return None
+        require_own_run(self.framework, self.folder, session)
+        choice = choose_for(session, self.folder)
+        if choice is None:
+            return None
+        if choice.refused and is_main:
+            return offered_checkpoint(
+                self.folder, session.config, session.total_steps_target, clock=self.clock, disk=self.disk
+            )
+        chosen = choice.checkpoint
+        return msgspec.structs.replace(chosen, checkpoint_path=str(self.folder.find(chosen.checkpoint_path)))
+
+    def opened(self, config: Mapping[str, Any], total_steps: int) -> ProgressTracker:
+        """The run's writer, before the first step of this process.
+
+        Raises:
+            ConfigChanged: the config differs and `on_config_change` is `error`.
+            OtherRun: the folder holds the run of another program.
+            RunInUse: another live process writes the run.
+        """
+        identity = {"framework": self.framework, **config}
+        session = read_run(self.folder).session
+        if session is not None:
+            require_own_run(self.framework, self.folder, session)
+            self._require_same_config(session, identity)
+        return ProgressTracker(
+            self.folder.progress,
+            identity,
+            total_steps,
+            on_config_change=self.on_config_change,
+            settings=self.settings,
+            clock=self.clock,
+            disk=self.disk,
+        )
+
+    def require_resumed(self, session: TrainingSession | None, first_step: int) -> None:
+        """Let nobody begin again in silence where there is something to go on from.
+
+        Raises:
+            ConfigError: training would begin at step 0 although the run has checkpoints.
+        """
+        if session is None or first_step:
+            return
+        num_known = len(session.checkpoints) + len(session.checkpoints_beside) + len(session.checkpoints_set_aside)
+        if num_known:
+            raise ConfigError(
+                f"The run in {self.folder.root} has {num_known} checkpoint(s), and training would begin at step 0.",
+                hint="Load the newest one first, as the adapter's docstring shows, or use another output folder.",
+            )
+
+    def _require_same_config(self, session: TrainingSession, identity: Mapping[str, Any]) -> None:
+        changed = changed_keys(session.config, canonical_config(identity)) if session.config_hash else []
+        if changed and self.on_config_change == "error":
+            error = ConfigChanged(self.folder.root, changed=changed)
+            error.hint = 'Restore the old values, pass on_config_change="continue", or use another output folder.'
+            raise error

@@ -1,0 +1,239 @@
+"""Where a framework's run resumes.
+
+A framework saves into its final folder, so a process that was killed in mid-save leaves one that looks like a
+checkpoint. What was recorded as whole tells the two apart.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from crashproof.checkpoints.foreign import Candidate, candidates_in, inspect
+from crashproof.checkpoints.quarantine import move_aside
+from crashproof.checkpoints.select import choose
+from crashproof.clock import SYSTEM_CLOCK, Clock
+from crashproof.disk.files import REAL_DISK, Disk
+from crashproof.disk.lock import WriterLock
+from crashproof.disk.run_folder import RunFolder
+from crashproof.errors import ConfigChanged, NothingToAdopt, NoUsableCheckpoint, OtherRun
+from crashproof.reading.run_state import read_run
+from crashproof.records.checkpoints import CheckpointMetadata
+from crashproof.records.session import TrainingSession
+from crashproof.rules.identity import canonical_config, changed_keys
+from crashproof.tracking.adopt import adopt_checkpoints
+from crashproof.tracking.settings import TrackerSettings
+from crashproof.tracking.tracker import ProgressTracker
+
+__all__ = ["FrameworkRun", "newest_checkpoint", "offered_checkpoint", "recorded_checkpoints", "require_own_run"]
+
+log = logging.getLogger("crashproof")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameworkRun:
+    """What an adapter knows of its run before the first step."""
+
+    framework: str
+    """As its config says it under `framework`, and as people call it."""
+    output_dir: Path
+    config: Mapping[str, Any]
+    on_config_change: str
+    """See `ProgressTracker`."""
+    samples_per_step: int
+    is_checkpoint: Callable[[Path], bool]
+    """Whether a path is named as the framework names its checkpoints."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where everything of it lies."""
+        return RunFolder.under(self.output_dir)
+
+
+def require_own_run(framework: str, folder: RunFolder, session: TrainingSession | None) -> None:
+    """Leave the run of another program alone.
+
+    Raises:
+        OtherRun: the folder holds a session that this framework did not write.
+    """
+    if session is None or not session.config_hash:
+        return
+    found = session.config.get("framework")
+    if found != framework:
+        raise OtherRun(folder.root, found=f"one of {found or 'another program'}", wanted=f"one of {framework}")
+
+
+def offered_checkpoint(
+    folder: RunFolder, config: Mapping[str, Any], total_steps: int, *, clock: Clock, disk: Disk
+) -> CheckpointMetadata | None:
+    """The choice of a tracker: an attempt that trains nothing sets damage aside, and keeps that it did.
+
+    Raises:
+        NoUsableCheckpoint: some were recorded and none can be used.
+        RunInUse: another live process writes the run.
+    """
+    tracker = ProgressTracker(
+        folder.progress,
+        config,
+        total_steps,
+        on_config_change="continue",
+        settings=TrackerSettings(has_heartbeat=False),
+        clock=clock,
+        disk=disk,
+    )
+    try:
+        return tracker.get_recovery_checkpoint()
+    finally:
+        tracker.close("replaced")
+
+
+def recorded_checkpoints(run: FrameworkRun, session: TrainingSession) -> list[CheckpointMetadata]:
+    """The framework's own among those that a session knows."""
+    known = [*session.checkpoints.values(), *session.checkpoints_beside]
+    return [each for each in known if run.is_checkpoint(Path(each.checkpoint_path))]
+
+
+def newest_checkpoint(
+    run: FrameworkRun, *, clock: Clock = SYSTEM_CLOCK, disk: Disk = REAL_DISK
+) -> CheckpointMetadata | None:
+    """The newest whole checkpoint with its absolute path, or None for a fresh start.
+
+    Folders that were never recorded, and recorded ones that were altered since, are moved to `set_aside/`. Those
+    of training that nobody has recorded (before crashproof was added, or without it since) are looked at and taken
+    up where they are whole.
+
+    Raises:
+        NoUsableCheckpoint: there were some, and none can be used.
+        ConfigChanged: the config differs and `on_config_change` is `error`.
+        OtherRun: the folder holds the run of another program.
+        RunInUse: another live process writes the run.
+    """
+    folder = run.folder
+    session = read_run(folder).session
+    require_own_run(run.framework, folder, session)
+    unrecorded = _unrecorded(run, session)
+    if session is None and not unrecorded:
+        return None
+    begins_anew = session is not None and _begins_anew(run, session)
+    foreign, refused = _looked_at(unrecorded, session, is_leftover=begins_anew)
+    if refused and not foreign and _knows_nothing(run, session):
+        # They stay where they are: once moved, the next start would find nothing, and begin anew in silence.
+        raise NoUsableCheckpoint(folder.root, refused=[(each.path.name, reason) for each, reason in refused])
+    if foreign:
+        _adopt(run, foreign, clock, disk)
+    if refused:
+        _set_aside(refused, folder, clock, disk)
+    if begins_anew:
+        return None
+    session = read_run(folder).session
+    return None if session is None else _chosen(run, session, clock, disk)
+
+
+def _knows_nothing(run: FrameworkRun, session: TrainingSession | None) -> bool:
+    """Whether a torn folder cannot be this session's own first save: it has trained nothing, and saved nothing."""
+    return session is None or not (session.steps_completed or recorded_checkpoints(run, session))
+
+
+def _unrecorded(run: FrameworkRun, session: TrainingSession | None) -> list[Candidate]:
+    try:
+        candidates = candidates_in(run.folder.root)
+    except FileNotFoundError:
+        return []
+    known = set()
+    if session is not None:
+        known = {each.checkpoint_path for each in recorded_checkpoints(run, session)}
+        # What is being deleted is the next start's to delete.
+        known |= {each.checkpoint_path for each in session.checkpoints_removing}
+    return [each for each in candidates if run.is_checkpoint(each.path) and run.folder.spell(each.path) not in known]
+
+
+def _begins_anew(run: FrameworkRun, session: TrainingSession) -> bool:
+    """Whether the next start archives the session, with its checkpoints."""
+    if not session.config_hash:
+        return False
+    changed = changed_keys(session.config, canonical_config(run.config))
+    if changed and run.on_config_change == "error":
+        raise ConfigChanged(run.folder.root, changed=changed)
+    return bool(changed) and run.on_config_change == "archive"
+
+
+def _looked_at(
+    unrecorded: list[Candidate], session: TrainingSession | None, *, is_leftover: bool
+) -> tuple[list[Candidate], list[tuple[Candidate, str]]]:
+    """Those that other training has left whole, and those that are of no use, each with the reason."""
+    foreign: list[Candidate] = []
+    refused: list[tuple[Candidate, str]] = []
+    for candidate in unrecorded:
+        problem: str | None
+        if session is not None and (is_leftover or candidate.step <= session.steps_completed):
+            # The process died between its first byte and its record.
+            problem = "it was never recorded as whole"
+        else:
+            problem = inspect(candidate).problem
+        if problem is None:
+            foreign.append(candidate)
+        else:
+            refused.append((candidate, problem))
+    return foreign, refused
+
+
+def _adopt(run: FrameworkRun, foreign: list[Candidate], clock: Clock, disk: Disk) -> None:
+    try:
+        adoption = adopt_checkpoints(run.output_dir, samples_per_step=run.samples_per_step, clock=clock, disk=disk)
+    except NothingToAdopt as error:
+        raise NoUsableCheckpoint(
+            run.folder.root, refused=[(each.path.name, error.message) for each in foreign]
+        ) from error
+    for each in adoption.adopted:
+        log.info("Taking up %s, which was saved without crashproof and is whole.", each.checkpoint_path)
+
+
+def _set_aside(refused: list[tuple[Candidate, str]], folder: RunFolder, clock: Clock, disk: Disk) -> None:
+    # Another process may be in the middle of saving one of these: only who may write the run may move them.
+    disk.make_folders(folder.progress)
+    lock = WriterLock(folder.lock, disk=disk, now=clock.now)
+    try:
+        for candidate, reason in refused:
+            moved_to = move_aside(_described(candidate, folder, clock), folder, disk=disk)
+            log.warning("%s cannot be used: %s. It is kept in %s.", candidate.path.name, reason, moved_to)
+    finally:
+        lock.release()
+
+
+def _described(candidate: Candidate, folder: RunFolder, clock: Clock) -> CheckpointMetadata:
+    return CheckpointMetadata(
+        checkpoint_step=candidate.step,
+        checkpoint_path=folder.spell(candidate.path),
+        created_at=clock.now(),
+        metrics=None,
+        dataset_position=0,
+        recovery_tags=[],
+        attempt=0,
+    )
+
+
+def _chosen(run: FrameworkRun, session: TrainingSession, clock: Clock, disk: Disk) -> CheckpointMetadata | None:
+    choice = choose(
+        recorded_checkpoints(run, session),
+        run.folder,
+        set_aside=session.checkpoints_set_aside,
+        superseded=session.checkpoints_superseded,
+    )
+    if choice is None:
+        return None
+    if choice.refused:
+        config = session.config if session.config_hash else run.config
+        return offered_checkpoint(run.folder, config, session.total_steps_target, clock=clock, disk=disk)
+    chosen = choice.checkpoint
+    path = run.folder.find(chosen.checkpoint_path)
+    log.info("Resuming at step %s (%s).", f"{chosen.checkpoint_step:,}", path.name)
+    return _at(chosen, path)
+
+
+def _at(checkpoint: CheckpointMetadata, path: Path) -> CheckpointMetadata:
+    return msgspec.structs.replace(checkpoint, checkpoint_path=str(path))

@@ -1,0 +1,1 @@
+"""Teacher answers by key; none is paid for twice."""

@@ -1,0 +1,1 @@
+"""Which checkpoints are intact, and where to resume."""

@@ -1,0 +1,84 @@
+"""Delete checkpoints that are not kept."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from crashproof.disk.atomic import partial_name
+from crashproof.disk.files import REAL_DISK, Disk
+from crashproof.disk.run_folder import RunFolder
+from crashproof.records.checkpoints import RemovedCheckpoint
+from crashproof.records.session import TrainingSession
+
+__all__ = [
+    "delete_removed",
+    "is_remote",
+    "is_removable",
+    "left_of_removal",
+]
+
+log = logging.getLogger("crashproof")
+
+
+def is_removable(checkpoint_path: str, session: TrainingSession, folder: RunFolder) -> bool:
+    """Whether a path is the run's to delete: inside its folder, no link, and nothing that stays lies in it."""
+    path = folder.root / checkpoint_path
+    if is_remote(checkpoint_path) or path.is_symlink() or folder.progress.is_relative_to(path):
+        return False
+    # A folder above it may be a link that leads out of the run.
+    if not folder.is_inside(path) or not path.resolve().is_relative_to(folder.root.resolve()):
+        return False
+    others = [
+        folder.root / each.checkpoint_path
+        for each in [*session.checkpoints.values(), *session.checkpoints_beside]
+        if each.checkpoint_path != checkpoint_path
+    ]
+    return not any(other.is_relative_to(path) or path.is_relative_to(other) for other in others)
+
+
+def delete_removed(session: TrainingSession, folder: RunFolder, *, disk: Disk = REAL_DISK) -> None:
+    """Delete what the newest removal named and is still there, unless a checkpoint has that name by now."""
+    for removed in left_of_removal(session, folder):
+        path = folder.root / removed.checkpoint_path
+        try:
+            _delete(path, disk)
+        except OSError as error:
+            # A stale checkpoint costs space, not correctness.
+            log.warning("Could not delete %s, which is not kept any more: %s.", path, error.strerror)
+
+
+def left_of_removal(session: TrainingSession, folder: RunFolder) -> list[RemovedCheckpoint]:
+    """What the newest removal named and is still there."""
+    named = {each.checkpoint_path for each in [*session.checkpoints.values(), *session.checkpoints_beside]}
+    return [
+        each
+        for each in session.checkpoints_removing
+        if each.checkpoint_path not in named
+        and is_removable(each.checkpoint_path, session, folder)
+        and any(path.exists() for path in _names_of_removed(folder.root / each.checkpoint_path))
+    ]
+
+
+def is_remote(checkpoint_path: str) -> bool:
+    """Whether it is an address and no path."""
+    return "://" in checkpoint_path
+
+
+def _delete(path: Path, disk: Disk) -> None:
+    """Rename first, remove then: a kill in between leaves what the next start takes for a partial file."""
+    partial = _names_of_removed(path)[1]
+    for leftover in (partial, path):
+        if not leftover.exists():
+            continue
+        if leftover == path:
+            disk.replace(path, partial)
+        if partial.is_dir():
+            disk.remove_tree(partial)
+        else:
+            disk.remove_file(partial)
+
+
+def _names_of_removed(path: Path) -> tuple[Path, Path]:
+    """A checkpoint's own name, and its name on the way out: not the one that a save of it would use."""
+    return path, partial_name(path.with_name(f"{path.name}.removed"))

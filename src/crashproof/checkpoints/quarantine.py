@@ -1,0 +1,27 @@
+"""Move a damaged checkpoint away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from crashproof.disk.files import REAL_DISK, Disk, storage_errors
+from crashproof.disk.run_folder import RunFolder
+from crashproof.records.checkpoints import CheckpointMetadata
+
+__all__ = [
+    "move_aside",
+]
+
+
+def move_aside(checkpoint: CheckpointMetadata, folder: RunFolder, *, disk: Disk = REAL_DISK) -> Path | None:
+    """Move a damaged checkpoint out of the way; None where it lies outside the run and is not ours to move."""
+    path = folder.find(checkpoint.checkpoint_path)
+    if not folder.is_inside(path):
+        return None
+    target = folder.set_aside_name(path)
+    with storage_errors(target):
+        disk.make_folders(folder.set_aside)
+        disk.replace(path, target)
+        disk.sync_folder(folder.set_aside)
+        disk.sync_folder(path.parent)
+    return target

@@ -1,0 +1,70 @@
+"""Whether a checkpoint is intact."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+
+from crashproof.checkpoints.digest import Digest, digest_of, size_of
+from crashproof.disk.run_folder import RunFolder
+from crashproof.records.checkpoints import CheckpointMetadata
+
+__all__ = [
+    "problem_with",
+]
+
+
+def problem_with(checkpoint: CheckpointMetadata, folder: RunFolder, *, trusts_unverified: bool = False) -> str | None:
+    """Why a checkpoint cannot be used, or None where it is whole.
+
+    With `trusts_unverified`, one whose bytes cannot be held against anything passes.
+    """
+    path = folder.find(checkpoint.checkpoint_path)
+    try:
+        if checkpoint.num_bytes is None:
+            return None if trusts_unverified else "it was not there when it was recorded, and cannot be verified"
+        if not path.exists():
+            return "it is missing"
+        if (size := size_of(path)) != checkpoint.num_bytes:
+            return f"it has {size:,} bytes instead of {checkpoint.num_bytes:,}"
+        if checkpoint.sha256 is not None:
+            return _difference(checkpoint, digest_of(path))
+        return _problem_without_digest(path, trusts_unverified)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+
+
+def _problem_without_digest(path: Path, trusts_unverified: bool) -> str | None:
+    """For a large file whose digest a crash has cut off: `torch.save` writes checksums of its own."""
+    if path.is_file() and zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                broken = archive.testzip()
+        except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+            return f"its archive is damaged ({error})"
+        return None if broken is None else f"{broken} in it is damaged"
+    return None if trusts_unverified else "it was not digested before the run died, and cannot be verified"
+
+
+def is_damaged(checkpoint: CheckpointMetadata, folder: RunFolder) -> bool:
+    """Whether there is something to set aside: it is there, and not what was recorded."""
+    if checkpoint.num_bytes is None or not folder.find(checkpoint.checkpoint_path).exists():
+        return False
+    # One whose digest a crash has cut off is passed over where another can be verified; that is no damage.
+    return problem_with(checkpoint, folder, trusts_unverified=True) is not None
+
+
+def _difference(checkpoint: CheckpointMetadata, found: Digest) -> str | None:
+    if found.sha256 == checkpoint.sha256:
+        return None
+    if checkpoint.files is None or found.files is None:
+        return "its bytes differ from those that were saved"
+    for name in sorted(checkpoint.files.keys() | found.files.keys()):
+        if name not in found.files:
+            return f"{name} is missing in it"
+        if name not in checkpoint.files:
+            return f"{name} was added to it"
+        if checkpoint.files[name] != found.files[name]:
+            return f"the bytes of {name} differ from those that were saved"
+    return "its list of files differs"

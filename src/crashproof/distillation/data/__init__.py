@@ -1,0 +1,1 @@
+"""Training data: lines, checked, and their tokens."""

@@ -1,0 +1,281 @@
+"""Training data of calls: tokens, their parts, and what may stand where."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from crashproof.disk.files import REAL_DISK
+from crashproof.distillation.data.text_data import Batch, TokenizedData
+from crashproof.distillation.data.tool_conversations import Conversation, ToolSource
+from crashproof.distillation.data.tool_spans import rendered
+from crashproof.distillation.data.tool_tokens import ARGUMENTS, INTEGRATION, JSON, SELECTION, ToolTokens, tool_tokens
+from crashproof.distillation.losses.divergences import IGNORED
+from crashproof.distillation.settings.data import DataConfig
+from crashproof.distillation.text.chat import BUILTIN_TEMPLATE
+from crashproof.distillation.text.json_grammar import JsonGrammars
+from crashproof.distillation.text.tokenizer import tokenizer_hash
+from crashproof.errors import CheckpointDamaged, ConfigError, DataError
+from crashproof.pytorch.checkpoint_file import load_checkpoint, save_checkpoint
+
+__all__ = ["ToolBatch", "ToolData", "ToolDataConfig", "require_length", "tool_data"]
+
+_FORMAT = 1
+_COUNTED = {"selection": SELECTION, "arguments": ARGUMENTS, "json": JSON, "integration": INTEGRATION}
+
+
+class ToolDataConfig(DataConfig):
+    """`data` of a recipe with tools.
+
+    Lines are `{"messages", "tools"}` as OpenAI's chat API takes them; without `path` a task is generated.
+    """
+
+    max_length: int = Field(default=1024, ge=2)
+    """Tokens of one sample at most; a longer one is an error, since a call that is cut teaches nothing."""
+    samples: int = Field(default=600, ge=1)
+    """Lines of the generated task."""
+    task_seed: int = 0
+    """Of the generated task."""
+    restated_words: int = Field(default=3, ge=1)
+    """Words of the shortest part of a tool's value that counts as restated; whole values always do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolBatch(Batch):
+    """Samples side by side, with what their tokens are; each position speaks of the token that it predicts."""
+
+    parts: Tensor
+    """(batch, length) of uint8: `SELECTION`, `ARGUMENTS`, `JSON` and `INTEGRATION`, added up."""
+    choices: Tensor
+    """(batch, length, most) of int64: what still spells an offered tool; the target alone outside of names; -1 fills
+    up."""
+    json_rows: Tensor
+    """(rows,): those of `rows` that predict a token of arguments, where there are masks."""
+    other_rows: Tensor
+    """(rows,): those of `rows` that belong to any other part."""
+    free_rows: Tensor
+    """(rows,): the rest of `rows`."""
+    masks: Tensor
+    """(json rows, words) of int32: what the schema allows; see `json_validity_rows`."""
+    mask_of: Tensor
+    """(batch, length) of int64: which of `masks` belongs to a position."""
+
+    def share(self, part: int, rows: Tensor) -> Tensor:
+        """1.0 for each of these rows that belongs to a part, else 0.0; (rows,)."""
+        return ((self.parts.flatten()[rows] & part) != 0).to(torch.float32)
+
+
+class ToolData:
+    """All samples of a source."""
+
+    def __init__(self, state: dict[str, Any], *, pad_id: int, grammars: JsonGrammars | None) -> None:
+        """`state` is what `tool_data` keeps; without `grammars` no batch has masks."""
+        self._tokens = TokenizedData(
+            input_ids=state["input_ids"], labels=state["labels"], starts=state["starts"], pad_id=pad_id
+        )
+        self._parts: Tensor = state["parts"]
+        self._choices_at: Tensor = state["choices_at"]
+        self._choices: Tensor = state["choices"]
+        self._spans: list[tuple[int, int, int]] = [tuple(each) for each in state["spans"].tolist()]
+        self._spans_from: list[int] = state["spans_from"].tolist()
+        self._rules: list[str] = state["rules"]
+        self._grammars = grammars
+        self._counts = self._counted()
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    @property
+    def tokens(self) -> TokenizedData:
+        """All samples as plain tokens."""
+        return self._tokens
+
+    def counts(self, indices: list[int]) -> dict[str, int]:
+        """The tokens of these samples that are predicted, and those of each part."""
+        sums = self._counts[indices].sum(dim=0).tolist()
+        return dict(zip(("tokens", *_COUNTED), sums, strict=True))
+
+    def batch(self, indices: list[int]) -> ToolBatch:
+        """The samples at these indices."""
+        plain = self._tokens.batch(indices)
+        shape = plain.input_ids.shape
+        parts = torch.zeros(shape, dtype=torch.uint8)
+        choices = torch.full((*shape, self._choices.shape[1]), -1)
+        # Where there is nothing to choose, the target alone is allowed. Rows that count nothing have any target.
+        choices[:, :, 0] = plain.targets.clamp(min=0)
+        masks: list[Tensor] = []
+        mask_of = torch.zeros(shape, dtype=torch.long)
+        num_masks = 0
+        for row, index in enumerate(indices):
+            start, end = self._tokens.starts[index : index + 2].tolist()
+            parts[row, : end - start - 1] = self._parts[start + 1 : end]
+            found = torch.searchsorted(self._choices_at, torch.tensor([start + 1, end])).tolist()
+            choices[row, self._choices_at[slice(*found)] - start - 1] = self._choices[slice(*found)]
+            for first, stop, mask in self._masks(index):
+                mask_of[row, first - start - 1 : stop - start - 1] = torch.arange(num_masks, num_masks + len(mask))
+                num_masks += len(mask)
+                masks.append(mask)
+        part_of_row = parts.flatten()[plain.rows]
+        is_json = ((part_of_row & JSON) != 0) if self._grammars is not None else torch.zeros_like(part_of_row).bool()
+        return ToolBatch(
+            input_ids=plain.input_ids,
+            attention_mask=plain.attention_mask,
+            labels=plain.labels,
+            rows=plain.rows,
+            parts=parts,
+            choices=choices,
+            json_rows=plain.rows[is_json],
+            other_rows=plain.rows[~is_json & (part_of_row != 0)],
+            free_rows=plain.rows[~is_json & (part_of_row == 0)],
+            masks=torch.cat(masks) if masks else torch.zeros(0, self._num_words(), dtype=torch.int32),
+            mask_of=mask_of,
+        )
+
+    def _num_words(self) -> int:
+        return self._grammars.num_words if self._grammars is not None else 0
+
+    def _masks(self, index: int) -> list[tuple[int, int, Tensor]]:
+        """Of each call of a sample: its first token, the one behind its last, and their masks."""
+        if self._grammars is None:
+            return []
+        made = []
+        for first, stop, rule in self._spans[self._spans_from[index] : self._spans_from[index + 1]]:
+            ids = self._tokens.input_ids[first:stop].tolist()
+            made.append((first, stop, self._grammars.masks(self._rules[rule], ids)))
+        return made
+
+    def _counted(self) -> Tensor:
+        """(samples, 1 + parts): how many tokens of a sample are predicted, and how many of each part."""
+        is_predicted = self._tokens.is_predicted()
+        columns = [is_predicted, *((self._parts & part) != 0 for part in _COUNTED.values())]
+        table = torch.stack([column & is_predicted for column in columns], dim=1).long()
+        sums = torch.cat([torch.zeros(1, table.shape[1], dtype=torch.long), table.cumsum(dim=0)])
+        return sums[self._tokens.starts[1:]] - sums[self._tokens.starts[:-1]]
+
+
+def tool_data(
+    source: ToolSource,
+    config: ToolDataConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    cache: Path,
+    *,
+    ends_with_call: bool,
+    has_masks: bool,
+) -> ToolData:
+    """The tokens of a source; computed once, then read from `cache`.
+
+    Args:
+        source: Checked lines.
+        config: `data`.
+        tokenizer: The student's.
+        cache: A folder.
+        ends_with_call: Of lines with one call: read each to the end of that turn, and learn nothing before.
+        has_masks: Let batches have the masks of the tools' grammars.
+
+    Raises:
+        DataError: a line is too long, or a call in it breaks its schema or cannot be followed in the template's text.
+        ModelMismatch: llguidance cannot read the tokenizer.
+    """
+    template = tokenizer.chat_template or BUILTIN_TEMPLATE
+    decides = (config.max_length, config.restated_words, ends_with_call, template, version("llguidance"))
+    parts = (_FORMAT, source.sha256, tokenizer_hash(tokenizer), *decides)
+    path = cache / f"calls-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.pt"
+    grammars = JsonGrammars(tokenizer)
+    try:
+        state = load_checkpoint(path)
+    except CheckpointDamaged:
+        # Not there yet, or damaged: it can always be computed again.
+        REAL_DISK.make_folders(cache)
+        save_checkpoint(path, _tokenized(source, config, tokenizer, grammars, ends_with_call=ends_with_call))
+        state = load_checkpoint(path)
+    return ToolData(state, pad_id=int(tokenizer.pad_token_id or 0), grammars=grammars if has_masks else None)
+
+
+def require_length(model: PreTrainedModel, title: str, config: DataConfig) -> None:
+    """Make sure that a model takes samples as long as the data may have them.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    most = getattr(model.config, "max_position_embeddings", None)
+    if most is not None and config.max_length > most:
+        raise ConfigError(
+            f"data.max_length is {config.max_length:,}, and the {title} takes {most:,} tokens.",
+            hint=f"Set data.max_length to {most} or less; a line that is longer then names itself.",
+        )
+
+
+def _tokenized(
+    source: ToolSource,
+    config: ToolDataConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    grammars: JsonGrammars,
+    *,
+    ends_with_call: bool,
+) -> dict[str, Any]:
+    samples = []
+    for line, conversation in source.conversations():
+        try:
+            made = _tokens(conversation, config, tokenizer, grammars, ends_with_call=ends_with_call)
+        except ValueError as error:
+            raise DataError(source.where, str(error), line=line) from error
+        if len(made.ids) > config.max_length:
+            raise DataError(
+                source.where,
+                f"it has {len(made.ids):,} tokens, and data.max_length is {config.max_length:,}",
+                line=line,
+                hint="Raise data.max_length, or leave the line out: a call that is cut teaches nothing.",
+            )
+        samples.append(made)
+    return _joined(samples)
+
+
+def _tokens(
+    conversation: Conversation,
+    config: ToolDataConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    grammars: JsonGrammars,
+    *,
+    ends_with_call: bool,
+) -> ToolTokens:
+    chat = rendered(conversation, tokenizer, min_words=config.restated_words)
+    return tool_tokens(chat, conversation.offered(), tokenizer, grammars, ends_with_call=ends_with_call)
+
+
+def _joined(samples: list[ToolTokens]) -> dict[str, Any]:
+    """All samples end to end, as tensors, and the grammars as text."""
+    starts = list(accumulate((len(each.ids) for each in samples), initial=0))
+    rules: dict[str, int] = {}
+    spans: list[tuple[int, int, int]] = []
+    spans_from = [0]
+    choices: list[tuple[int, list[int]]] = []
+    for sample, start in zip(samples, starts, strict=False):
+        for first, end, rule in sample.grammars:
+            spans.append((start + first, start + end, rules.setdefault(rule, len(rules))))
+        spans_from.append(len(spans))
+        choices += [(start + place, ids) for place, ids in sorted(sample.choices.items())]
+    most = max((len(ids) for _, ids in choices), default=1)
+    ids = [token for each in samples for token in each.ids]
+    is_learned = [learned for each in samples for learned in each.is_learned]
+    return {
+        "input_ids": torch.tensor(ids),
+        "labels": torch.tensor([i if learned else IGNORED for i, learned in zip(ids, is_learned, strict=True)]),
+        "starts": torch.tensor(starts),
+        "parts": torch.tensor([part for each in samples for part in each.parts], dtype=torch.uint8),
+        "choices_at": torch.tensor([place for place, _ in choices], dtype=torch.long),
+        "choices": torch.tensor([[*each, *[-1] * (most - len(each))] for _, each in choices], dtype=torch.long).view(
+            -1, most
+        ),
+        "spans": torch.tensor(spans),
+        "spans_from": torch.tensor(spans_from),
+        "rules": list(rules),
+    }

@@ -1,0 +1,1 @@
+"""What a student can do with data it never saw."""

@@ -1,0 +1,126 @@
+"""Causal language models: new ones and local folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from crashproof.disk.atomic import write_bytes_atomically, write_folder_atomically
+from crashproof.disk.files import REAL_DISK
+from crashproof.disk.run_folder import RunFolder
+from crashproof.distillation.models.lora import has_adapters, merged, save_adapter
+from crashproof.distillation.settings.models import ModelShape
+from crashproof.errors import ConfigError, ModelMismatch
+
+__all__ = [
+    "load_model",
+    "new_model",
+    "require_vocabulary",
+    "save_model",
+]
+
+_ORIGIN_FILE = "crashproof.json"
+
+
+def new_model(shape: ModelShape, *, tokenizer: PreTrainedTokenizerFast, max_length: int) -> PreTrainedModel:
+    """A model with fresh weights, drawn from the global generator.
+
+    Raises:
+        ConfigError: the width does not divide into the heads, or the vocabulary is smaller than the tokenizer's.
+    """
+    vocab_size = shape.vocab_size or len(tokenizer)
+    if vocab_size < len(tokenizer):
+        raise ConfigError(
+            f"A model vocabulary of {vocab_size} cannot hold the tokenizer's {len(tokenizer)} entries.",
+            hint="Raise vocab_size, or leave it out.",
+        )
+    if shape.d_model % (2 * shape.num_heads):
+        raise ConfigError(
+            f"d_model {shape.d_model} does not divide into {shape.num_heads} heads of an even width.",
+            hint="Choose a multiple of twice the number of heads.",
+        )
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=shape.d_model,
+            intermediate_size=shape.d_ff or max(8, round(shape.d_model * 8 / 3 / 8) * 8),
+            num_hidden_layers=shape.num_layers,
+            num_attention_heads=shape.num_heads,
+            num_key_value_heads=shape.num_heads,
+            max_position_embeddings=max(max_length, 64),
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def load_model(folder: Path) -> PreTrainedModel:
+    """The causal language model of a local `transformers` folder, in fp32.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not folder.is_dir():
+        raise ConfigError(
+            f"{folder} is no folder.", hint="Pass a local transformers model folder; nothing is downloaded."
+        )
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            str(folder), local_files_only=True, dtype="float32"
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ConfigError(
+            f"{folder} holds no causal language model that transformers can read ({reason}).",
+            hint="It needs config.json and safetensors weights.",
+        ) from error
+    return model
+
+
+def require_vocabulary(model: PreTrainedModel, title: str, vocab_size: int) -> None:
+    """Make sure that a model has a logit for each entry of the tokenizer; what it has beyond them is padding.
+
+    Raises:
+        ModelMismatch: it has not.
+    """
+    found = model.config.vocab_size
+    if found < vocab_size:
+        raise ModelMismatch(
+            f"The {title}'s vocabulary has {found:,} entries, the tokenizer's {vocab_size:,}.",
+            hint="Teacher and student must share the tokenizer that the data is read with.",
+        )
+
+
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, *, origin: dict[str, str | int]
+) -> None:
+    """Write a `transformers` folder whole or not at all.
+
+    Adapters are added into the weights, and lie by themselves in `adapter/` too; such a model is used up by it.
+
+    `origin` says what it was made from, and is kept in it: a folder of the same origin stays, another one of that
+    name is moved to `<name>.1`, `<name>.2`, … first.
+    """
+    if folder.exists():
+        if _origin_of(folder) == origin:
+            return
+        REAL_DISK.replace(folder, RunFolder.free_name(folder))
+    with write_folder_atomically(folder) as partial:
+        if has_adapters(model):
+            save_adapter(model, partial)
+            model = merged(model)
+        model.save_pretrained(str(partial))
+        tokenizer.save_pretrained(str(partial))
+        write_bytes_atomically(partial / _ORIGIN_FILE, msgspec.json.encode(origin))
+
+
+def _origin_of(folder: Path) -> object:
+    try:
+        return msgspec.json.decode((folder / _ORIGIN_FILE).read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return None

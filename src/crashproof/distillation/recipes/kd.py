@@ -1,0 +1,181 @@
+"""Distil a teacher into a student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from crashproof.distillation.data.text_data import Batch, Source, TaskData, load_source, tokenized
+from crashproof.distillation.evaluation.evaluator import TextEvaluator
+from crashproof.distillation.losses.divergences import cross_entropy_rows, hidden_distance_rows
+from crashproof.distillation.losses.rows import RowsLoss, values_of_rows
+from crashproof.distillation.models.causal_lm import require_vocabulary
+from crashproof.distillation.recipes.recipe import Recipe, Task
+from crashproof.distillation.settings.loss import DivergenceConfig
+from crashproof.distillation.settings.run import RunConfig
+from crashproof.distillation.teachers.distributions import AskedTeacher, FromModel, FromTopK
+from crashproof.errors import ConfigError
+
+__all__ = ["KD", "KdConfig", "KdLossConfig", "KdRecipe"]
+
+
+class KdLossConfig(DivergenceConfig):
+    """`loss`: how much each part weighs; a part of weight 0 is not computed."""
+
+    kd: float = Field(default=1.0, ge=0)
+    """Forward KL from the teacher's distribution to the student's."""
+    ce: float = Field(default=0.5, ge=0)
+    """Cross-entropy with the text itself."""
+    intermediate: float = Field(default=0.1, ge=0)
+    """Distance of projected hidden states."""
+    layers: dict[int, int] | None = None
+    """Student layer → teacher layer, counted from 1; by default spread evenly, last to last."""
+
+
+class KdConfig(RunConfig):
+    """A whole config of `distill_kd`."""
+
+    loss: KdLossConfig = KdLossConfig()
+
+    @model_validator(mode="after")
+    def _compares_hidden_states_with_a_model(self) -> KdConfig:
+        if self.loss.intermediate > 0 and not self.teacher.is_a_model:
+            raise ValueError(
+                f"loss.intermediate is {self.loss.intermediate}, and a teacher of kind {self.teacher.kind} has no "
+                "hidden states to compare: set loss.intermediate to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _learns_what_a_paid_teacher_says(self) -> KdConfig:
+        if self.teacher.kind != "api":
+            return self
+        if self.data.path is None:
+            raise ValueError("a teacher of kind api answers prompts: set data.path to a file of them")
+        if self.loss.kd > 0 and self.teacher.logprobs is None:
+            raise ValueError(
+                f"loss.kd is {self.loss.kd}, and without teacher.logprobs an answer is text alone: set loss.kd to 0, "
+                "or ask for teacher.logprobs"
+            )
+        if self.loss.kd > 0 and self.loss.temperature != 1.0:
+            raise ValueError(
+                f"loss.temperature is {self.loss.temperature}, and an API's probabilities are not softened: set it "
+                "to 1"
+            )
+        return self
+
+
+class KdRecipe(Recipe):
+    """Reports `kd`, `ce` and `intermediate`, each per predicted token."""
+
+    name: ClassVar[str] = "kd"
+
+    def __init__(
+        self, student: PreTrainedModel, teacher: PreTrainedModel | None, config: KdLossConfig, *, vocab_size: int
+    ) -> None:
+        """`vocab_size` is the tokenizer's: what a model has beyond it is padding.
+
+        Without a teacher model, each batch brings what a teacher says of it (`Batch.topk`).
+
+        Raises:
+            ModelMismatch: a model's vocabulary is smaller than the tokenizer's.
+            ConfigError: no loss has a weight, or a mapped layer does not exist.
+        """
+        if teacher is not None:
+            require_vocabulary(teacher, "teacher", vocab_size)
+        require_vocabulary(student, "student", vocab_size)
+        weights = {
+            name: weight
+            for name, weight in (("kd", config.kd), ("ce", config.ce), ("intermediate", config.intermediate))
+            if weight > 0
+        }
+        if not weights:
+            raise ConfigError(
+                "All of loss.kd, loss.ce and loss.intermediate are 0.", hint="Weigh at least one of them."
+            )
+        super().__init__(student, weights=weights, counted_by=dict.fromkeys(weights, "tokens"))
+        self._teacher = _asked(teacher, config, vocab_size)
+        self._chunk_tokens = config.chunk_tokens
+        self._layers: dict[int, int] = {}
+        self.projections = nn.ModuleDict()
+        if "intermediate" in weights:
+            assert teacher is not None, "the config refuses loss.intermediate where no model has hidden states"
+            self._layers = _mapped_layers(config, student, teacher)
+            widths = (student.config.hidden_size, teacher.config.hidden_size)
+            for layer in self._layers:
+                self.projections[str(layer)] = nn.Linear(*widths, bias=False)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Each weighted loss, summed over the tokens that are predicted."""
+        wants_layers = "intermediate" in self.weights
+        student = self.split.hidden(batch.input_ids, with_layers=wants_layers)
+        losses: dict[str, RowsLoss] = {}
+        if "kd" in self.weights or wants_layers:
+            teacher = self._teacher.answer(batch, with_layers=wants_layers)
+        if "kd" in self.weights:
+            losses["kd"] = teacher.kl_rows
+        if "ce" in self.weights:
+            targets = batch.targets.flatten()
+            losses["ce"] = lambda logits, rows: cross_entropy_rows(logits, targets[rows])
+        values = values_of_rows(student.last, self.split.logits, batch.rows, losses, chunk_tokens=self._chunk_tokens)
+        sums = {name: value.sum() for name, value in values.items()}
+        if wants_layers:
+            pairs = [
+                hidden_distance_rows(
+                    self.projections[str(layer)](student.layers[layer].flatten(0, 1)[batch.rows]),
+                    teacher.layers[teacher_layer].flatten(0, 1)[batch.rows],
+                ).sum()
+                for layer, teacher_layer in self._layers.items()
+            ]
+            sums["intermediate"] = torch.stack(pairs).mean()
+        return sums
+
+
+def _asked(teacher: PreTrainedModel | None, config: KdLossConfig, vocab_size: int) -> AskedTeacher:
+    if teacher is None:
+        return FromTopK(config, vocab_size=vocab_size)
+    return FromModel(teacher, config, vocab_size=vocab_size)
+
+
+def _mapped_layers(config: KdLossConfig, student: PreTrainedModel, teacher: PreTrainedModel) -> dict[int, int]:
+    num_student, num_teacher = student.config.num_hidden_layers, teacher.config.num_hidden_layers
+    if config.layers is None:
+        return {layer: max(1, round(layer * num_teacher / num_student)) for layer in range(1, num_student + 1)}
+    for layer, teacher_layer in config.layers.items():
+        if not (1 <= layer <= num_student and 1 <= teacher_layer <= num_teacher):
+            raise ConfigError(
+                f"loss.layers maps {layer} to {teacher_layer}; the student has {num_student} layers, "
+                f"the teacher {num_teacher}.",
+                hint="Layers are counted from 1.",
+            )
+    return dict(config.layers)
+
+
+def _tokenize(source: Source, config: KdConfig, tokenizer: PreTrainedTokenizerFast, cache: Path) -> TaskData:
+    return tokenized(source, config.data, tokenizer, cache)
+
+
+def _build(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    config: KdConfig,
+    tokenizer: PreTrainedTokenizerFast,
+) -> Recipe:
+    return KdRecipe(student, teacher, config.loss, vocab_size=len(tokenizer))
+
+
+KD = Task(
+    name="kd",
+    config=KdConfig,
+    load=load_source,
+    tokenize=_tokenize,
+    build=_build,
+    asks_teacher=lambda config: config.loss.kd > 0 or config.loss.intermediate > 0,
+    evaluator=lambda source, data, config, tokenizer: TextEvaluator(data.tokens),
+)
+"""`distill_kd`: text, prompts with a teacher's text, or chat."""

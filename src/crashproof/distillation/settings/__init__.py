@@ -1,0 +1,1 @@
+"""The config of a trainer, section by section."""

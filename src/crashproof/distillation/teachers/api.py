@@ -1,0 +1,83 @@
+"""A paid teacher for a training run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from crashproof.answers.store import ResponseStore
+from crashproof.disk.run_folder import RunFolder
+from crashproof.distillation.settings.api_teacher import ApiTeacherFields
+from crashproof.teacher import AsyncTeacher, Endpoint, Limits, Patience, PriceTable, Teacher
+from crashproof.teacher.shared_store.accounts import account_of
+from crashproof.teacher.shared_store.fallback import SpooledStore
+from crashproof.tracking.tracker import ProgressTracker
+
+__all__ = ["opened_teacher", "what_changes_answers"]
+
+_SECONDS_AN_HOUR = 3600.0
+
+
+@contextmanager
+def opened_teacher(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterator[Teacher]:
+    """The teacher, with the run's store or a shared one behind it.
+
+    What is sent when it is left is waited for: it is paid for anyway.
+
+    Raises:
+        ConfigError, UnknownPrice, StoreUnavailable: it cannot be asked.
+    """
+    assert config.model is not None
+    endpoint, prices, model = _endpoint(config), PriceTable.load(config.prices), config.model
+    with _opened_store(config, tracker) as store:
+        teacher = Teacher(
+            AsyncTeacher(
+                model,
+                store=store,
+                endpoint=endpoint,
+                prices=prices,
+                budget=config.budget,
+                limits=Limits(concurrency=config.concurrency),
+                patience=Patience(
+                    attempts=config.attempts, deadline_seconds=config.deadline_hours * _SECONDS_AN_HOUR
+                ),
+                parameters=config.request_parameters(),
+                on_failure=tracker.record_connection_failure,
+            )
+        )
+        try:
+            yield teacher
+        finally:
+            teacher.close(waits=True)
+            if config.store is not None:
+                tracker.record_spending(store.spending())
+
+
+@contextmanager
+def _opened_store(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterator[ResponseStore]:
+    if config.store is None:
+        yield tracker.responses
+        return
+    from crashproof.teacher.shared_store.store import SharedStore
+
+    shared = SharedStore.open(config.store, account=account_of(RunFolder(tracker.session_file.parent)))
+    try:
+        yield SpooledStore(shared, spool=tracker.responses)
+    finally:
+        shared.close()
+
+
+def what_changes_answers(config: ApiTeacherFields) -> dict[str, Any]:
+    """The part of the config that makes it another run."""
+    return {
+        "kind": "api",
+        "model": config.model,
+        "base_url": _endpoint(config).base_url,
+        "parameters": config.request_parameters(),
+    }
+
+
+def _endpoint(config: ApiTeacherFields) -> Endpoint:
+    return Endpoint.of(os.environ, base_url=config.base_url)

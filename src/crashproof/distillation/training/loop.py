@@ -1,0 +1,224 @@
+"""The training loop that every recipe shares.
+
+Nothing in a step waits for a device: losses stay where they are computed until the tracker has copied them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from crashproof.distillation.display import ShownProgress
+from crashproof.distillation.evaluation.evaluator import Evaluator, Place, added
+from crashproof.distillation.recipes.recipe import Recipe
+from crashproof.distillation.schedule import learning_rate_at
+from crashproof.distillation.settings.progress import ProgressConfig
+from crashproof.distillation.settings.train import TrainConfig
+from crashproof.distillation.training.batches import StepBatches, StepData
+from crashproof.distillation.training.saving import CheckpointSaver
+from crashproof.distillation.training.strategy import Strategy, gradient_norm
+from crashproof.distillation.training.training_state import TrainingState
+from crashproof.errors import TeacherError
+from crashproof.pytorch.device import ComputeDevice
+from crashproof.pytorch.interrupts import Interrupts, StopRequested
+from crashproof.pytorch.ranks import Ranks
+from crashproof.tracking.context import TrainingProgressContext
+
+__all__ = ["TrainingLoop", "new_optimizer"]
+
+log = logging.getLogger("crashproof")
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainingLoop:
+    """Trains a recipe from where its state stands."""
+
+    recipe: Recipe
+    strategy: Strategy
+    batches: StepBatches
+    state: TrainingState
+    saver: CheckpointSaver
+    evaluator: Evaluator | None
+    train: TrainConfig
+    progress: ProgressConfig
+    device: ComputeDevice
+    context: TrainingProgressContext
+    ranks: Ranks
+    interrupts: Interrupts
+    _num_skipped: Tensor = field(init=False)
+    """Steps whose gradients were no numbers, counted on the device."""
+    _told_skipped: int = 0
+    _evaluated_step: int = -1
+
+    def __post_init__(self) -> None:
+        self._num_skipped = torch.zeros((), device=self.device.device)
+
+    def run(self, shown: ShownProgress) -> bool:
+        """Train to the last step, or until any process is asked to stop; says whether the run is complete.
+
+        When it returns, the newest step is in a checkpoint.
+
+        Raises:
+            DiskFull, StorageUnwritable: the last checkpoint could not be saved.
+            TeacherError: a paid teacher gave no answer; the steps before are saved.
+            RankLost: another process died, or did not answer within the limit.
+        """
+        counters, total_steps = self.state.counters, self.train.steps
+        self.recipe.train()
+        step_data: StepData | None = None
+        if counters.step < total_steps and not self.interrupts.is_requested:
+            step_data = self._settled()
+        self.ranks.tell_whether_to_stop(self.interrupts.is_requested)
+        while counters.step < total_steps and not self.ranks.is_stop_agreed:
+            try:
+                self._step(step_data or self.batches.take())
+            except StopRequested:
+                # While a batch waited for its teacher; nothing of the step was done.
+                break
+            except TeacherError:
+                self.saver.finish()
+                raise
+            step_data = None
+            shown.advance(counters.step, loss=self._newest_loss, remaining=self.context.get_remaining_seconds)
+            self.saver.tell()
+            if self._is_due(self.progress.eval_every):
+                self._evaluate()
+            if self._is_due(self.progress.checkpoint_interval):
+                self.saver.save()
+                self._tell_skipped()
+            self.ranks.tell_whether_to_stop(self.interrupts.is_requested)
+        is_complete = counters.step >= total_steps
+        if is_complete and self.progress.eval_every is not None:
+            self._evaluate()
+        self.saver.finish()
+        self._tell_skipped()
+        return is_complete
+
+    def _is_due(self, interval: int | None) -> bool:
+        return interval is not None and self.state.counters.step % interval == 0
+
+    def _settled(self) -> StepData | None:
+        """The first step's data, where the strategy had to try it out before the first step."""
+        taken: list[StepData] = []
+
+        def try_out() -> None:
+            taken.append(self.batches.take())
+            self._accumulated_gradients(taken[0])
+
+        with self.ranks.meeting("trying out the first step"):
+            self.strategy.settle(try_out)
+        return taken[0] if taken else None
+
+    def _step(self, step_data: StepData) -> None:
+        """One optimizer step over all its forward passes; reports it."""
+        counters, train = self.state.counters, self.train
+        learning_rate = learning_rate_at(
+            counters.step + 1,
+            peak=train.learning_rate,
+            warmup_steps=train.warmup_steps,
+            schedule_steps=counters.schedule_steps,
+            final_fraction=train.final_fraction,
+        )
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = learning_rate
+        with self.ranks.meeting(f"computing step {counters.step + 1}"):
+            sums = self.ranks.add_up(self._accumulated_gradients(step_data))
+            self._apply_gradients()
+        counters.step += 1
+        counters.samples += self.batches.samples_a_step
+        counters.tokens += step_data.counts["tokens"]
+        components = {
+            name: sums[place] / self._divisor(step_data, name) for place, name in enumerate(self.recipe.weights)
+        }
+        loss = torch.stack([self.recipe.weights[name] * value for name, value in components.items()]).sum()
+        self.context.update_metrics(
+            step=counters.step,
+            loss=loss,
+            loss_components=components,
+            learning_rate=learning_rate,
+            samples_processed=counters.samples,
+            tokens_processed=counters.tokens,
+        )
+
+    def _accumulated_gradients(self, step_data: StepData) -> Tensor:
+        """Gradients of the weighted mean losses of the whole step; returns this process's sum of each component."""
+        self.state.optimizer.zero_grad(set_to_none=True)
+        weights = self.recipe.weights
+        found = torch.zeros(len(weights), device=self.device.device)
+        for place, batch in enumerate(step_data.batches):
+            is_last = place == len(step_data.batches) - 1
+            with self.strategy.accumulating(is_last=is_last):
+                with self.device.autocast():
+                    sums = self.strategy.losses(batch.to(self.device.device))
+                parts = [weight / self._divisor(step_data, name) * sums[name] for name, weight in weights.items()]
+                total = torch.stack(parts).sum() * self.strategy.gradient_scale
+                self.state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]  # torch leaves it so.
+            found += torch.stack([sums[name].detach() for name in weights])
+        return found
+
+    def _divisor(self, step_data: StepData, component: str) -> int:
+        return max(1, step_data.counts[self.recipe.counted_by[component]])
+
+    def _apply_gradients(self) -> None:
+        optimizer, scaler = self.state.optimizer, self.state.scaler
+        scaler.unscale_(optimizer)
+        parameters = [each for each in self.recipe.parameters() if each.requires_grad]
+        norm = gradient_norm(parameters, self.train.clip_norm)
+        if self.train.skips_nonfinite and not scaler.is_enabled():
+            # The norm is that of all processes, so all of them skip. The optimizer looks at it on the device.
+            is_skipped = (~norm.isfinite()).to(torch.float32)
+            optimizer.grad_scale, optimizer.found_inf = None, is_skipped  # type: ignore[attr-defined]
+            self._num_skipped += is_skipped
+        scaler.step(optimizer)
+        scaler.update()
+
+    def _newest_loss(self) -> float | None:
+        """The newest loss that has arrived on the host."""
+        tracker = self.context.tracker
+        history = tracker.session.metrics_history if tracker is not None else []
+        return history[-1].loss if history else None
+
+    def _tell_skipped(self) -> None:
+        """Where the loop stands still for a save anyway."""
+        num_skipped = int(self._num_skipped.item())
+        if num_skipped > self._told_skipped and self.ranks.is_main:
+            log.warning(
+                "%d step(s) had gradients that are no numbers, and changed no weight; the newest before step %s.",
+                num_skipped - self._told_skipped,
+                f"{self.state.counters.step + 1:,}",
+            )
+        self._told_skipped = num_skipped
+
+    def _evaluate(self) -> None:
+        step = self.state.counters.step
+        if self.evaluator is None or step == self._evaluated_step:
+            return
+        self._evaluated_step = step
+        begun_at = time.monotonic()
+        with self.device.autocast():
+            place = Place(
+                rank=self.ranks.rank,
+                num_ranks=self.ranks.num_ranks,
+                in_lockstep=self.strategy.works_in_lockstep,
+            )
+            own = self.evaluator.sums(self.recipe, self.device, place)
+        results = self.evaluator.results(added(self.ranks.from_all(own, "evaluating")))
+        self.context.record_evaluation(step, results, seconds=time.monotonic() - begun_at)
+        if self.ranks.is_main:
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
+            log.info("Step %s, held-out data: %s.", f"{step:,}", shown)
+
+
+def new_optimizer(module: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW over all trained parameters; vectors (norms) do not decay. Fused: it can skip a step on the device."""
+    parameters = [each for each in module.parameters() if each.requires_grad]
+    groups = [
+        {"params": [each for each in parameters if each.dim() >= 2], "weight_decay": train.weight_decay},
+        {"params": [each for each in parameters if each.dim() < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=train.learning_rate, betas=(0.9, 0.95), fused=True)

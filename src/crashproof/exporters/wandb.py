@@ -1,0 +1,148 @@
+"""Fill an offline W&B run from a run.
+
+W&B takes a step once and drops it when it comes again, so a run that went back would show the old, superseded
+losses. Each replay writes one offline folder (`wandb sync` uploads them, in order, into one W&B run) and a note of
+how far all of them go. A folder that a kill has cut off is removed and written again; a run whose steps were
+superseded begins anew under another id, with the same name and group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from crashproof.disk.atomic import write_bytes_atomically
+from crashproof.disk.files import REAL_DISK, Disk
+from crashproof.errors import MissingExtra, OtherRun
+from crashproof.exporters.exporter import RunFacts, Sent, named_values
+from crashproof.optional_dependencies import require_versions
+from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.snapshots import JournalMark
+
+__all__ = ["WandbSink"]
+
+_NOTE = "crashproof-wandb.json"
+
+
+class _Note(msgspec.Struct, frozen=True, kw_only=True):
+    """What of the run lies in the folder."""
+
+    session_id: str
+    generation: int = 1
+    """How often it was begun anew."""
+    sent: Sent = Sent()
+    folders: tuple[str, ...] = ()
+    """Offline folders that are whole, in the order to be uploaded."""
+    unfinished: str = ""
+    """One that is being written; what a kill leaves of it is removed."""
+
+
+class WandbSink:
+    """An offline W&B run below a folder."""
+
+    def __init__(self, folder: str | Path, *, project: str = "crashproof", disk: Disk = REAL_DISK) -> None:
+        """`folder`: where W&B puts its folder `wandb`."""
+        self._wandb = _imported()
+        self._folder = Path(folder)
+        self._project = project
+        self._disk = disk
+        self._facts: RunFacts | None = None
+        self._note: _Note | None = None
+        self._pending: Sent | None = None
+        self._run: Any = None
+
+    def open(self, run: RunFacts) -> Sent:
+        """See `Sink`."""
+        self._disk.make_folders(self._folder)
+        self._facts = run
+        note = self._read_note() or _Note(session_id=run.session_id)
+        if note.session_id != run.session_id:
+            raise OtherRun(self._folder, found=note.session_id, wanted=run.session_id)
+        self._note = note
+        if note.unfinished:
+            self._remove(note.unfinished)
+            self._write_note(msgspec.structs.replace(note, unfinished=""))
+        return note.sent
+
+    def forget(self) -> None:
+        """See `Sink`."""
+        note = self._note
+        assert note is not None
+        self._write_note(_Note(session_id=note.session_id, generation=note.generation + 1))
+        for each in note.folders:
+            self._remove(each)
+
+    def add(self, updates: Sequence[MetricsSnapshot], mark: JournalMark) -> None:
+        """See `Sink`; what was added is kept when the sink is closed."""
+        # Where this fails half-way, the folder counts as unfinished.
+        self._pending = None
+        if self._run is None:
+            self._run = self._begun()
+        for update in updates:
+            self._run.log({**dict(named_values(update)), "_timestamp": update.timestamp}, step=update.step)
+        self._pending = Sent(mark=mark, last_step=updates[-1].step)
+
+    def close(self) -> None:
+        """See `Sink`."""
+        if self._run is None:
+            return
+        run, self._run = self._run, None
+        run.finish()
+        note = self._note
+        assert note is not None
+        if self._pending is not None:
+            self._write_note(
+                msgspec.structs.replace(
+                    note, sent=self._pending, folders=(*note.folders, note.unfinished), unfinished=""
+                )
+            )
+            self._pending = None
+
+    def _begun(self) -> Any:
+        facts, note = self._facts, self._note
+        assert facts is not None
+        assert note is not None
+        run = self._wandb.init(
+            mode="offline",
+            project=self._project,
+            dir=str(self._folder),
+            id=f"{facts.session_id}-{note.generation}",
+            name=facts.name,
+            group=facts.session_id,
+            config=facts.config,
+            resume="allow",
+            reinit="create_new",
+            settings=self._wandb.Settings(
+                console="off", silent=True, x_disable_stats=True, x_disable_meta=True, save_code=False
+            ),
+        )
+        # W&B names the folder by the second; it is known only now, and nothing of the run is in it yet.
+        self._write_note(msgspec.structs.replace(note, unfinished=Path(run.dir).parent.name))
+        return run
+
+    def _remove(self, name: str) -> None:
+        path = self._folder / "wandb" / name
+        if name and path.is_dir():
+            self._disk.remove_tree(path)
+
+    def _read_note(self) -> _Note | None:
+        try:
+            return msgspec.json.decode((self._folder / _NOTE).read_bytes(), type=_Note)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+
+    def _write_note(self, note: _Note) -> None:
+        write_bytes_atomically(self._folder / _NOTE, msgspec.json.encode(note), disk=self._disk)
+        self._note = note
+
+
+def _imported() -> Any:
+    require_versions("wandb", {"wandb": "0.20"})
+    try:
+        import wandb
+    except ImportError:
+        raise MissingExtra("wandb") from None
+    return wandb

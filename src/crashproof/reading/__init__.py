@@ -1,0 +1,1 @@
+"""Look at runs while other processes write them."""

@@ -1,0 +1,285 @@
+"""See a run's whole history at once.
+
+Follows a run while another process writes it; takes no lock and changes nothing. Reads the blocks of `curves.jsonl`,
+and the journal itself where there is no block: at its end, behind each kill, or from the beginning where the file is
+missing or disagrees.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+from msgspec import structs
+
+from crashproof.disk.journal import Line, line_continues, line_crc, scan
+from crashproof.disk.run_folder import RunFolder
+from crashproof.records.codec import decode, decode_line
+from crashproof.records.curves import CurveBlock, CurvePoint
+from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.snapshots import JournalMark
+from crashproof.rules.curves import joined, point_of
+
+__all__ = ["Curve", "CurveFollower", "Recomputed"]
+
+_UPDATES_A_BLOCK = 256
+_MOST_READ = 65_536
+"""So many updates at most are read one by one for a picture; beyond, blocks are fine enough."""
+
+_update_decoder = msgspec.json.Decoder(MetricsSnapshot)
+_block_decoder = msgspec.json.Decoder(CurveBlock)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recomputed:
+    """Steps that a newer line has superseded."""
+
+    first_step: int
+    last_step: int
+    attempt: int
+    """The attempt that computed them again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """The canonical history of a range of steps, as few points as were asked for."""
+
+    points: list[CurvePoint]
+    num_updates: int
+    """That the points stand for."""
+    is_decimated: bool
+    """Whether a point stands for more than one update."""
+    end: int
+    """Up to where the journal is in it, in bytes."""
+    num_bytes: int
+    """How long the journal is."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of the journal has been read."""
+        return self.end >= self.num_bytes
+
+
+class _Piece(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Updates of the journal that follow each other, and which of them still stand."""
+
+    offset: int
+    end: int
+    point: CurvePoint
+    below: int | None = None
+    """Only the steps below this one stand; None: all."""
+
+
+class CurveFollower:
+    """The history of one run in pieces, read further whenever asked. Not thread-safe: its owner locks."""
+
+    def __init__(self, folder: RunFolder, *, steady: Callable[[], float] = time.monotonic) -> None:
+        self._folder = folder
+        self._steady = steady
+        self._blocks: list[CurveBlock] | None = None
+        """Those of the file that are not taken in yet, the last one first; None before they were read."""
+        self._pieces: list[_Piece] = []
+        self._tail: list[MetricsSnapshot] = []
+        self._tail_offset = 0
+        self._end = 0
+        self._last_crc = ""
+        self._recomputed: list[Recomputed] = []
+
+    @property
+    def recomputed(self) -> list[Recomputed]:
+        """What was computed more than once, in the order in which that happened."""
+        return self._recomputed
+
+    @property
+    def end(self) -> int:
+        """Up to where the journal has been read, in bytes."""
+        return self._end
+
+    def refresh(self, *, most_seconds: float | None = None) -> bool:
+        """Read what has come since the last call, for about so long at most; says whether that was all.
+
+        Raises:
+            NewerFormat: the journal was written by a newer version.
+        """
+        if not self._still_continues():
+            self._forget()
+        if self._blocks is None:
+            self._blocks = self._agreeing_blocks()
+        stop_at = None if most_seconds is None else self._steady() + most_seconds
+        while self._blocks:
+            # The last one comes first: the list was turned around.
+            if self._blocks[-1].offset < self._end:
+                self._blocks.pop()
+                continue
+            if self._blocks[-1].offset > self._end and not self._read_lines(self._blocks[-1].offset, stop_at):
+                return False
+            self._take_block(self._blocks.pop())
+        return self._read_lines(None, stop_at)
+
+    def curve(self, *, most_points: int, first_step: int | None = None, last_step: int | None = None) -> Curve:
+        """What has been read of a range of steps, in at most about so many points.
+
+        Where the range is small, each update is a point of its own.
+        """
+        pieces = self._pieces_of(first_step, last_step)
+        tail = [line for line in self._tail if _is_between(line.step, first_step, last_step)]
+        num_updates = sum(piece.point.num_updates for piece in pieces) + len(tail)
+        if num_updates <= _MOST_READ:
+            lines = [*self._lines_of(pieces, first_step, last_step), *tail]
+            points = [point_of(group) for group in _grouped(lines, most_points)]
+            num_updates = len(lines)
+        else:
+            points = [piece.point for piece in pieces]
+            if tail:
+                points.append(point_of(tail))
+            points = [joined(group) for group in _grouped(points, most_points)]
+        return Curve(
+            points=points,
+            num_updates=num_updates,
+            is_decimated=num_updates > len(points),
+            end=self._end,
+            num_bytes=self._num_bytes(),
+        )
+
+    def points(self) -> Iterator[CurvePoint]:
+        """All that has been read, in the order of its steps, as finely as it is kept."""
+        yield from (piece.point for piece in self._pieces)
+        if self._tail:
+            yield point_of(self._tail)
+
+    def lines_after(self, offset: int) -> Iterator[tuple[int, MetricsSnapshot]]:
+        """The updates behind an offset that a curve ended with, each with the offset behind itself."""
+        for line in scan(self._folder.metrics, start=offset):
+            if isinstance(line, Line):
+                yield line.end, decode_line(self._folder.metrics, line.content, _update_decoder)
+
+    def _forget(self) -> None:
+        self._blocks = None
+        self._pieces, self._tail, self._recomputed = [], [], []
+        self._tail_offset = self._end = 0
+        self._last_crc = ""
+
+    def _still_continues(self) -> bool:
+        """Whether the journal is still the one that was read: it may have been mended, or archived."""
+        return line_continues(self._folder.metrics, JournalMark(num_bytes=self._end, last_line_crc=self._last_crc))
+
+    def _num_bytes(self) -> int:
+        try:
+            return self._folder.metrics.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def _agreeing_blocks(self) -> list[CurveBlock]:
+        """The blocks that agree with the journal, the last one first."""
+        blocks: list[CurveBlock] = []
+        for line in scan(self._folder.curves):
+            if not isinstance(line, Line):
+                break
+            try:
+                blocks.append(decode(line.content, _block_decoder))
+            except msgspec.ValidationError:
+                break
+        # After a power loss the last ones may speak of lines that are gone.
+        while blocks and not self._agrees(blocks[-1]):
+            blocks.pop()
+        blocks.reverse()
+        return blocks
+
+    def _agrees(self, block: CurveBlock) -> bool:
+        mark = JournalMark(num_bytes=block.end, last_line_crc=block.last_line_crc)
+        return line_continues(self._folder.metrics, mark)
+
+    def _take_block(self, block: CurveBlock) -> None:
+        self._close_tail()
+        self._go_back_to(block.first_step, block.attempt)
+        self._pieces.append(_Piece(offset=block.offset, end=block.end, point=block))
+        self._end, self._last_crc = block.end, block.last_line_crc
+        self._tail_offset = self._end
+
+    def _read_lines(self, until: int | None, stop_at: float | None) -> bool:
+        """Read the journal up to an offset, or its end; says whether that was reached in time."""
+        num_read = 0
+        for line in scan(self._folder.metrics, start=self._end):
+            if until is not None and line.offset >= until:
+                break
+            if not isinstance(line, Line):
+                # Still being written, or damaged: that is for the audit to say.
+                continue
+            self._take_line(line)
+            num_read += 1
+            if stop_at is not None and num_read % 256 == 0 and self._steady() > stop_at:
+                return False
+        return True
+
+    def _take_line(self, line: Line) -> None:
+        update = decode_line(self._folder.metrics, line.content, _update_decoder)
+        newest = self._tail[-1].step if self._tail else self._newest_step()
+        if update.step <= newest or len(self._tail) >= _UPDATES_A_BLOCK:
+            self._close_tail()
+            self._tail_offset = line.offset
+            self._go_back_to(update.step, update.attempt)
+        self._tail.append(update)
+        self._end, self._last_crc = line.end, line_crc(line.content)
+
+    def _newest_step(self) -> int:
+        return self._pieces[-1].point.last_step if self._pieces else -1
+
+    def _close_tail(self) -> None:
+        if self._tail:
+            self._pieces.append(_Piece(offset=self._tail_offset, end=self._end, point=point_of(self._tail)))
+            self._tail = []
+
+    def _go_back_to(self, step: int, attempt: int) -> None:
+        """Drop what a line for `step` supersedes."""
+        highest = self._newest_step()
+        if step > highest:
+            return
+        while self._pieces and self._pieces[-1].point.first_step >= step:
+            self._pieces.pop()
+        if self._pieces and self._pieces[-1].point.last_step >= step:
+            piece = structs.replace(self._pieces.pop(), below=step)
+            lines = list(self._lines_of([piece], None, None))
+            if lines:
+                self._pieces.append(structs.replace(piece, point=point_of(lines)))
+        self._recomputed.append(Recomputed(first_step=step, last_step=highest, attempt=attempt))
+
+    def _pieces_of(self, first_step: int | None, last_step: int | None) -> list[_Piece]:
+        start = (
+            0 if first_step is None else bisect_left(self._pieces, first_step, key=lambda each: each.point.last_step)
+        )
+        end = (
+            len(self._pieces)
+            if last_step is None
+            else bisect_right(self._pieces, last_step, key=lambda each: each.point.first_step)
+        )
+        return self._pieces[start:end]
+
+    def _lines_of(
+        self, pieces: list[_Piece], first_step: int | None, last_step: int | None
+    ) -> Iterator[MetricsSnapshot]:
+        for piece in pieces:
+            for line in scan(self._folder.metrics, start=piece.offset):
+                if line.offset >= piece.end:
+                    break
+                if not isinstance(line, Line):
+                    continue
+                update = decode_line(self._folder.metrics, line.content, _update_decoder)
+                stands = piece.below is None or update.step < piece.below
+                if stands and _is_between(update.step, first_step, last_step):
+                    yield update
+
+
+def _is_between(step: int, first_step: int | None, last_step: int | None) -> bool:
+    return (first_step is None or step >= first_step) and (last_step is None or step <= last_step)
+
+
+def _grouped(items: list[T], most: int) -> Iterator[list[T]]:
+    """All items in order, in at most `most` groups of one size."""
+    size = max(1, -(-len(items) // most))
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,0 +1,101 @@
+"""Look at a run while another process writes it.
+
+Takes no lock and changes nothing. What it reads may be a moment old, and is never torn: snapshots are replaced
+whole, and a journal's unfinished last line is left for the next look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from crashproof.disk.journal import Line, scan
+from crashproof.disk.lock import Holder, holder_of
+from crashproof.disk.run_folder import RunFolder
+from crashproof.errors import NotARun
+from crashproof.reading.run_state import EVENT_DECODER, METRICS_DECODER, all_damages, read_run
+from crashproof.records.codec import decode_line
+from crashproof.records.events import Event
+from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.session import TrainingSession
+from crashproof.rules.history import Rewinds
+from crashproof.rules.summary import progress_summary
+
+__all__ = [
+    "RunReader",
+]
+
+
+class RunReader:
+    """One run, seen from outside."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    @classmethod
+    def open(cls, output_dir: Path) -> RunReader:
+        """The run under an output folder; its progress folder itself is taken too.
+
+        Raises:
+            NotARun: there is none.
+        """
+        for folder in (RunFolder.under(output_dir), RunFolder(output_dir)):
+            if folder.holds_a_run:
+                return cls(folder)
+        raise NotARun(output_dir)
+
+    def holder(self) -> Holder | None:
+        """The live process that writes the run, or None."""
+        return holder_of(self.folder.lock)
+
+    def session(self) -> TrainingSession:
+        """The session as of now."""
+        state = read_run(self.folder)
+        if state.session is None:
+            raise NotARun(self.folder.root)
+        return state.session
+
+    def summary(self, *, now: float) -> dict[str, Any]:
+        """The fields of `progress.json`, computed from the journals; `now` in seconds since 1970."""
+        session = self.session()
+        is_alive = self.holder() is not None
+        return progress_summary(session, now=now, wall_clock_hours=session.wall_clock_hours, is_alive=is_alive)
+
+    def history(self) -> Iterator[MetricsSnapshot]:
+        """The canonical history: each step once, in order, the newest attempt's; memory does not grow with it."""
+        rewinds = Rewinds()
+        end = 0
+        for line, update in self._updates():
+            rewinds.feed(update.step)
+            end = line.end
+        canonical = rewinds.canonical()
+        for line, update in self._updates():
+            if line.offset >= end:
+                break
+            if canonical.stands(update.step):
+                yield update
+
+    def all_updates(self) -> Iterator[MetricsSnapshot]:
+        """Every update ever journalled, superseded ones included, in the order of writing."""
+        for _, update in self._updates():
+            yield update
+
+    def events(self) -> Iterator[Event]:
+        """All that was rare, in order."""
+        for line in scan(self.folder.events):
+            if isinstance(line, Line):
+                yield decode_line(self.folder.events, line.content, EVENT_DECODER)
+
+    def problems(self) -> list[str]:
+        """What an audit of the journals finds: every damaged piece, in words."""
+        return [
+            f"{name}, byte {piece.offset:,}: {piece.reason} ({len(piece.content):,} bytes)"
+            for name, pieces in all_damages(self.folder).items()
+            for piece in pieces
+        ]
+
+    def _updates(self) -> Iterator[tuple[Line, MetricsSnapshot]]:
+        for line in scan(self.folder.metrics):
+            if isinstance(line, Line):
+                yield line, decode_line(self.folder.metrics, line.content, METRICS_DECODER)

@@ -1,0 +1,1 @@
+"""Everything that reaches the disk, as typed data."""

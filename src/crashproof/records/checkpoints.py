@@ -1,0 +1,68 @@
+"""What is kept of a checkpoint."""
+
+from __future__ import annotations
+
+from msgspec import UNSET, Struct, UnsetType
+
+from crashproof.records.metrics import MetricsSnapshot
+
+__all__ = [
+    "CheckpointMetadata",
+    "FileDigest",
+    "RefusedCheckpoint",
+    "RemovedCheckpoint",
+]
+
+
+class FileDigest(Struct, frozen=True, kw_only=True):
+    """One file of a checkpoint folder."""
+
+    num_bytes: int
+    sha256: str
+
+
+class CheckpointMetadata(Struct, frozen=True, kw_only=True):
+    """A checkpoint as the manifest knows it."""
+
+    checkpoint_step: int
+    checkpoint_path: str
+    """Relative to the run folder where it lies inside it, absolute otherwise and where it is offered."""
+    created_at: float
+    """Seconds since 1970."""
+    metrics: MetricsSnapshot | None
+    """The update of its step; where there was none, the newest one before it."""
+    dataset_position: int
+    """Samples of the training data consumed so far."""
+    recovery_tags: list[str]
+    """Why it is kept: `periodic`, `best_loss`, …"""
+    attempt: int
+    num_bytes: int | None = None
+    """Size of the file, or of all files of the folder; None where it could not be seen when recorded."""
+    sha256: str | None = None
+    """SHA-256 of the file, or of the folder's sorted listing of digests; None until computed."""
+    files: dict[str, FileDigest] | None = None
+    """Each file of a folder by its relative name; None for a single file."""
+    evaluation: dict[str, float] | None = None
+    """What its own attempt has measured at its step on held-out data; None where nothing was."""
+    nonfinite: dict[str, str] | UnsetType = UNSET
+    """As in a line of metrics, of `evaluation`."""
+
+    @property
+    def is_verifiable(self) -> bool:
+        """Whether damage to it can be told."""
+        return self.sha256 is not None
+
+
+class RefusedCheckpoint(Struct, frozen=True, kw_only=True):
+    """A checkpoint that cannot be used, and why."""
+
+    checkpoint_step: int
+    checkpoint_path: str
+    reason: str
+
+
+class RemovedCheckpoint(Struct, frozen=True, kw_only=True):
+    """A checkpoint that was not to be kept."""
+
+    step: int
+    checkpoint_path: str

@@ -1,0 +1,1 @@
+"""Ask one model over HTTP, and pay once."""

@@ -1,0 +1,1 @@
+"""Ask a teacher a whole file of prompts."""

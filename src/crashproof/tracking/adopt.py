@@ -1,0 +1,193 @@
+"""Build a run around checkpoints that other code wrote."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from crashproof.checkpoints.foreign import LOOKED_FOR, Candidate, Finding, candidates_in, inspect
+from crashproof.checkpoints.select import newest_intact
+from crashproof.clock import SYSTEM_CLOCK, Clock
+from crashproof.disk.files import REAL_DISK, Disk
+from crashproof.disk.lock import holder_of
+from crashproof.disk.run_folder import RunFolder
+from crashproof.errors import NothingToAdopt, RunInUse
+from crashproof.reading.run_state import read_run
+from crashproof.records.checkpoints import CheckpointMetadata
+from crashproof.records.codec import nonfinite_names
+from crashproof.records.events import AttemptEnded
+from crashproof.records.session import TrainingSession
+from crashproof.rules.retention import ADOPTED
+from crashproof.tracking.checkpoint_recorder import CheckpointRecorder, Stale
+from crashproof.tracking.open_run import open_run
+from crashproof.tracking.requested_session import Identity
+from crashproof.tracking.run_writer import RunWriter
+from crashproof.tracking.settings import TrackerSettings
+
+__all__ = ["Adoption", "TornCheckpoint", "adopt_checkpoints"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TornCheckpoint:
+    """One that is not whole, left where and as it is."""
+
+    step: int
+    path: str
+    """Relative to the folder."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adoption:
+    """What became of the checkpoints in a folder."""
+
+    adopted: list[CheckpointMetadata]
+    torn: list[TornCheckpoint]
+    unchecked: dict[str, tuple[str, ...]]
+    """By the path of one that was adopted: its files whose format has no checksum."""
+    num_known: int
+    """Recorded before."""
+    forgotten: list[str]
+    """Paths of those that had been adopted, were taken away since, and are recorded no more."""
+
+
+def adopt_checkpoints(
+    output_dir: Path,
+    *,
+    samples_per_step: int | None = None,
+    forgets_gone: bool = False,
+    clock: Clock = SYSTEM_CLOCK,
+    disk: Disk = REAL_DISK,
+) -> Adoption:
+    """Record every whole checkpoint in a folder that is not recorded yet; nothing of it is moved or changed.
+
+    The run has no config until its first start, which takes it up whatever its config is. With `forgets_gone`, those
+    that were adopted earlier and have been taken away are recorded no more, where a newer one is whole.
+
+    Raises:
+        NothingToAdopt: there is no such folder, it cannot be read, nothing in it is named like a checkpoint, or none
+            is whole.
+        RunInUse: a live process writes the run.
+        StorageUnwritable, DiskFull: the run could not be written; what was recorded stays.
+    """
+    folder = RunFolder.under(output_dir)
+    candidates = _candidates(folder)
+    if (holder := holder_of(folder.lock)) is not None:
+        raise RunInUse(folder.root, host=holder.host, pid=holder.pid)
+    session = read_run(folder).session
+    may_forget = forgets_gone and session is not None and bool(_gone(session, folder))
+    if not candidates and not may_forget:
+        raise NothingToAdopt(folder.root, reason=f"nothing in it is named like one ({LOOKED_FOR})")
+    known = _known_paths(session)
+    new = [each for each in candidates if folder.spell(each.path) not in known]
+    findings = [(each, inspect(each)) for each in new]
+    torn = [
+        TornCheckpoint(step=each.step, path=each.path.name, reason=finding.problem)
+        for each, finding in findings
+        if finding.problem is not None
+    ]
+    whole = [(each, finding) for each, finding in findings if finding.problem is None]
+    if torn and len(torn) == len(candidates) and not may_forget:
+        listing = "; ".join(f"{each.path}: {each.reason}" for each in torn)
+        raise NothingToAdopt(folder.root, reason=f"none is whole. {listing}", hint="Restore one from a copy.")
+    adopted: list[CheckpointMetadata] = []
+    forgotten: list[CheckpointMetadata] = []
+    if whole or may_forget:
+        with _attempt(folder, session, [each.step for each, _ in whole], clock, disk) as (writer, recorder):
+            adopted = [_recorded(recorder, *each, samples_per_step or 0) for each in whole]
+            forgotten = _forgotten(recorder, writer.session, folder) if may_forget else []
+    return Adoption(
+        adopted=adopted,
+        torn=torn,
+        unchecked={each.path.name: finding.unchecked for each, finding in whole if finding.unchecked},
+        num_known=len(candidates) - len(new),
+        forgotten=[each.checkpoint_path for each in forgotten],
+    )
+
+
+def _candidates(folder: RunFolder) -> list[Candidate]:
+    try:
+        return candidates_in(folder.root)
+    except (FileNotFoundError, NotADirectoryError):
+        raise NothingToAdopt(folder.root, reason="there is no such folder") from None
+    except PermissionError as error:
+        reason = f"the folder cannot be read ({error.strerror})"
+        raise NothingToAdopt(folder.root, reason=reason, hint="Change its permissions.") from error
+
+
+def _known_paths(session: TrainingSession | None) -> set[str]:
+    if session is None:
+        return set()
+    recorded = {each.checkpoint_path for each in [*session.checkpoints.values(), *session.checkpoints_beside]}
+    # What is being deleted is not to be taken up again.
+    return recorded | {each.checkpoint_path for each in session.checkpoints_removing}
+
+
+@contextmanager
+def _attempt(
+    folder: RunFolder, session: TrainingSession | None, new_steps: list[int], clock: Clock, disk: Disk
+) -> Iterator[tuple[RunWriter, CheckpointRecorder]]:
+    """An attempt of its own, which trains nothing: it takes the run up as any other does."""
+    run = open_run(folder, _identity(session, max(new_steps, default=0)), clock=clock, disk=disk)
+    try:
+        writer = RunWriter(run, settings=TrackerSettings(), clock=clock, disk=disk)
+        # However large, each is digested before it is recorded: nobody is kept waiting.
+        yield writer, CheckpointRecorder(writer, large_checkpoint_bytes=sys.maxsize, clock=clock, disk=disk)
+        hours = writer.session.wall_clock_hours
+        writer.keep_durably(AttemptEnded(**writer.stamp(), how=ADOPTED, error=None, wall_clock_hours=hours))
+        writer.write_summary(writer.summary(writer.session, wall_clock_hours=hours, num_pending=0))
+        writer.write_session(writer.session_content())
+    finally:
+        run.close()
+
+
+def _recorded(
+    recorder: CheckpointRecorder, candidate: Candidate, finding: Finding, samples_per_step: int
+) -> CheckpointMetadata:
+    described = recorder.described(
+        candidate.step, candidate.path, candidate.step * samples_per_step, [ADOPTED], written=None
+    )
+    if finding.evaluation:
+        names = nonfinite_names({"evaluation": finding.evaluation})
+        described = msgspec.structs.replace(
+            described, evaluation=finding.evaluation, nonfinite=names or msgspec.UNSET
+        )
+    return recorder.record(described, seconds=0.0)
+
+
+def _gone(session: TrainingSession, folder: RunFolder) -> list[CheckpointMetadata]:
+    """Those that were adopted and have been taken away."""
+    return [
+        each
+        for each in [*session.checkpoints.values(), *session.checkpoints_beside]
+        if ADOPTED in each.recovery_tags and not folder.find(each.checkpoint_path).exists()
+    ]
+
+
+def _forgotten(recorder: CheckpointRecorder, session: TrainingSession, folder: RunFolder) -> list[CheckpointMetadata]:
+    """Only where a newer one was read back whole: a run never forgets that it has been somewhere."""
+    verified = newest_intact(session, folder)
+    if verified is None:
+        return []
+    gone = [each for each in _gone(session, folder) if each.checkpoint_step < verified.checkpoint_step]
+    recorder.forget(Stale(checkpoints=gone, verified=verified))
+    recorder.keep_deletion()
+    return gone
+
+
+def _identity(session: TrainingSession | None, highest_step: int) -> Identity:
+    """The session's own, where there is one; else one that waits for its config."""
+    return Identity(
+        session_id=f"training_{secrets.token_hex(6)}",
+        config={} if session is None else session.config,
+        config_hash="" if session is None else session.config_hash,
+        total_steps=max(1, highest_step) if session is None else session.total_steps_target,
+        on_config_change="continue",
+        is_fresh=False,
+    )

@@ -1,0 +1,250 @@
+"""Acknowledge checkpoints, and offer the newest whole one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from crashproof.checkpoints.background_hashing import BackgroundDigests
+from crashproof.checkpoints.delete import delete_removed, is_remote, is_removable, left_of_removal
+from crashproof.checkpoints.digest import Digest, digest_of, make_durable, size_of
+from crashproof.checkpoints.quarantine import move_aside
+from crashproof.checkpoints.select import Choice, newest_intact
+from crashproof.checkpoints.verify import is_damaged
+from crashproof.clock import Clock
+from crashproof.disk.atomic import WholeFile
+from crashproof.disk.files import Disk
+from crashproof.errors import InvalidMetric
+from crashproof.records.checkpoints import CheckpointMetadata, RemovedCheckpoint
+from crashproof.records.events import (
+    CheckpointHashed,
+    CheckpointRecorded,
+    CheckpointRemoved,
+    CheckpointsDeleted,
+    CheckpointSetAside,
+    ResumeChosen,
+)
+from crashproof.records.session import TrainingSession
+from crashproof.rules.best import has_lowest_loss
+from crashproof.rules.retention import RetentionRule, stale_checkpoints
+from crashproof.rules.session import update_at, with_evaluation
+from crashproof.scalars import as_int
+from crashproof.tracking.run_writer import RunWriter
+
+__all__ = ["CheckpointRecorder", "Stale"]
+
+log = logging.getLogger("crashproof")
+
+BEST = "best_loss"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stale:
+    """Checkpoints that are not kept, and the newer one that makes them superfluous."""
+
+    checkpoints: list[CheckpointMetadata]
+    verified: CheckpointMetadata
+    """Read back from the disk, and what was recorded."""
+
+
+class CheckpointRecorder:
+    """Keeps the manifest. Not thread-safe: its owner locks, save around `described`, which takes long."""
+
+    def __init__(self, writer: RunWriter, *, large_checkpoint_bytes: int, clock: Clock, disk: Disk) -> None:
+        self._writer = writer
+        self._large_checkpoint_bytes = large_checkpoint_bytes
+        self._clock = clock
+        self._disk = disk
+        self._digests = BackgroundDigests(writer.run.folder)
+
+    def described(
+        self,
+        step: int,
+        checkpoint_path: str | Path,
+        dataset_position: int,
+        recovery_tags: Iterable[str] | None,
+        written: WholeFile | Digest | None,
+    ) -> CheckpointMetadata:
+        """What the manifest will say of a checkpoint, which is durable when this returns."""
+        path = Path(checkpoint_path)
+        folder = self._writer.run.folder
+        if folder.progress.resolve().is_relative_to(path.resolve()):
+            raise InvalidMetric(
+                f"{path} holds the run's own files and cannot be a checkpoint of it.",
+                hint="Save each checkpoint in a folder of its own under the output folder.",
+            )
+        lies_elsewhere = is_remote(str(checkpoint_path))
+        checkpoint = CheckpointMetadata(
+            checkpoint_step=as_int(step, "step"),
+            checkpoint_path=str(checkpoint_path) if lies_elsewhere else self._writer.run.folder.spell(path),
+            created_at=self._clock.now(),
+            metrics=None,
+            dataset_position=as_int(dataset_position, "dataset_position"),
+            recovery_tags=_tags(recovery_tags),
+            attempt=self._writer.run.attempt,
+        )
+        if written is not None:
+            return msgspec.structs.replace(
+                checkpoint,
+                num_bytes=written.num_bytes,
+                sha256=written.sha256,
+                files=written.files if isinstance(written, Digest) else None,
+            )
+        if lies_elsewhere or not path.exists():
+            log.warning("%s is not there now: it is recorded, but cannot be verified.", checkpoint_path)
+            return checkpoint
+        make_durable(path, disk=self._disk)
+        num_bytes = size_of(path)
+        if num_bytes >= self._large_checkpoint_bytes:
+            return msgspec.structs.replace(checkpoint, num_bytes=num_bytes)
+        digest = digest_of(path)
+        return msgspec.structs.replace(
+            checkpoint, num_bytes=digest.num_bytes, sha256=digest.sha256, files=digest.files
+        )
+
+    def record(
+        self, checkpoint: CheckpointMetadata, *, seconds: float, is_best: bool | None = False
+    ) -> CheckpointMetadata:
+        """Name a durable checkpoint in the journal and the manifest, with what its step has reported."""
+        session = self._writer.session
+        metrics = update_at(session, checkpoint.checkpoint_step)
+        checkpoint = with_evaluation(msgspec.structs.replace(checkpoint, metrics=metrics), session.evaluations)
+        if is_best is None:
+            is_best = has_lowest_loss(checkpoint, session)
+        if is_best and BEST not in checkpoint.recovery_tags:
+            checkpoint = msgspec.structs.replace(checkpoint, recovery_tags=[*checkpoint.recovery_tags, BEST])
+        event = CheckpointRecorded(**self._writer.stamp(), checkpoint=checkpoint, seconds=seconds)
+        self._writer.keep_durably(event)
+        self._writer.write_manifest()
+        if checkpoint.num_bytes is not None and checkpoint.sha256 is None:
+            self._digests.start(checkpoint)
+        return checkpoint
+
+    def offer(self, choice: Choice) -> CheckpointMetadata:
+        """Set aside what was refused, and give the chosen one with its absolute path."""
+        chosen = choice.checkpoint
+        if chosen.num_bytes is None:
+            log.warning("%s was never verified; nothing better was recorded.", chosen.checkpoint_path)
+        elif chosen.sha256 is None:
+            self._digests.start(chosen)
+        for checkpoint, reason in choice.refused:
+            self._set_aside(checkpoint, reason)
+        self._writer.keep(
+            ResumeChosen(
+                **self._writer.stamp(),
+                step=chosen.checkpoint_step,
+                checkpoint_path=chosen.checkpoint_path,
+                skipped=[each.checkpoint_path for each, _ in choice.refused],
+            )
+        )
+        if is_remote(chosen.checkpoint_path):
+            return chosen
+        path = self._writer.run.folder.find(chosen.checkpoint_path)
+        return msgspec.structs.replace(chosen, checkpoint_path=str(path))
+
+    def keep_digests(self, *, wait: bool) -> None:
+        """Tell the manifest what was digested behind the training."""
+        if wait:
+            self._digests.wait()
+        finished = self._digests.finished()
+        for checkpoint, digest in finished:
+            self._writer.keep_durably(
+                CheckpointHashed(
+                    **self._writer.stamp(),
+                    step=checkpoint.checkpoint_step,
+                    checkpoint_path=checkpoint.checkpoint_path,
+                    num_bytes=digest.num_bytes,
+                    sha256=digest.sha256,
+                    files=digest.files,
+                )
+            )
+        if finished:
+            self._writer.write_manifest()
+
+    def stale(self, session: TrainingSession, rule: RetentionRule) -> Stale | None:
+        """What a session's rule does not keep and may go, now that a newer one is read back; None for nothing.
+
+        Takes as long as reading a checkpoint: to be asked without the owner's lock, about a session as of now.
+        """
+        return self._superfluous(session, stale_checkpoints(session, rule))
+
+    def unwanted(self, session: TrainingSession, checkpoint_path: Path) -> Stale | None:
+        """The same for one that somebody else's rule does not keep."""
+        spelled = self._writer.run.folder.spell(checkpoint_path)
+        known = [*session.checkpoints.values(), *session.checkpoints_beside]
+        return self._superfluous(session, [each for each in known if each.checkpoint_path == spelled])
+
+    def forget(self, stale: Stale) -> TrainingSession:
+        """Take checkpoints out of the journal and the manifest; gives the session that names what to delete.
+
+        Raises:
+            DiskFull: they stay.
+        """
+        session = self._writer.session
+        known = [*session.checkpoints.values(), *session.checkpoints_beside]
+        removed = [
+            RemovedCheckpoint(step=each.checkpoint_step, checkpoint_path=each.checkpoint_path)
+            for each in stale.checkpoints
+            if each in known
+        ]
+        if stale.verified in known and removed:
+            # The event first, durable, so that nothing offers what is about to go; then the manifest, then the bytes.
+            self._writer.keep_durably(
+                CheckpointRemoved(
+                    **self._writer.stamp(),
+                    checkpoints=[*left_of_removal(session, self._writer.run.folder), *removed],
+                    verified=stale.verified.checkpoint_path,
+                )
+            )
+            self._writer.write_manifest()
+        return self._writer.session_as_of_now()
+
+    def delete_removed(self, session: TrainingSession) -> None:
+        """Delete what a session as of now names as removed; takes its time, and needs no lock."""
+        delete_removed(session, self._writer.run.folder, disk=self._disk)
+
+    def keep_deletion(self) -> None:
+        """Say that it is done, so that a file which gets one of these names later is not taken for a leftover."""
+        left = left_of_removal(self._writer.session, self._writer.run.folder)
+        if left != self._writer.session.checkpoints_removing:
+            self._writer.keep(CheckpointsDeleted(**self._writer.stamp(), left=left))
+
+    def close(self) -> None:
+        """End the thread that digests."""
+        self._digests.close()
+
+    def _superfluous(self, session: TrainingSession, unkept: list[CheckpointMetadata]) -> Stale | None:
+        folder = self._writer.run.folder
+        unkept = [each for each in unkept if is_removable(each.checkpoint_path, session, folder)]
+        if not unkept or (verified := newest_intact(session, folder)) is None:
+            return None
+        gone = [each for each in unkept if each.checkpoint_step < verified.checkpoint_step]
+        return Stale(checkpoints=gone, verified=verified) if gone else None
+
+    def _set_aside(self, checkpoint: CheckpointMetadata, reason: str) -> None:
+        log.warning("Passing over %s: %s.", checkpoint.checkpoint_path, reason)
+        moved_to = None
+        if is_damaged(checkpoint, self._writer.run.folder):
+            moved_to = move_aside(checkpoint, self._writer.run.folder, disk=self._disk)
+        if moved_to is None:
+            return
+        self._writer.keep(
+            CheckpointSetAside(
+                **self._writer.stamp(),
+                step=checkpoint.checkpoint_step,
+                checkpoint_path=checkpoint.checkpoint_path,
+                reason=reason,
+                moved_to=self._writer.run.folder.spell(moved_to),
+            )
+        )
+        self._writer.write_manifest()
+
+
+def _tags(recovery_tags: Iterable[str] | None) -> list[str]:
+    if recovery_tags is None:
+        return ["periodic"]
+    return [recovery_tags] if isinstance(recovery_tags, str) else [str(tag) for tag in recovery_tags]

@@ -1,0 +1,228 @@
+"""The training loop's side of a run.
+
+Everything here is silent off the main process: no file, no folder, no thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from crashproof.checkpoints.digest import Digest
+from crashproof.checkpoints.select import choose_for
+from crashproof.clock import SYSTEM_CLOCK, Clock
+from crashproof.disk.atomic import WholeFile
+from crashproof.disk.files import REAL_DISK, Disk
+from crashproof.disk.run_folder import RunFolder
+from crashproof.errors import RunClosed
+from crashproof.reading.run_state import read_run
+from crashproof.rules.identity import canonical_config, changed_keys
+from crashproof.scalars import as_float
+from crashproof.tracking.settings import TrackerSettings
+from crashproof.tracking.tracker import ProgressTracker
+
+__all__ = [
+    "TrainingProgressContext",
+    "calculate_metrics_from_step",
+    "get_recovery_checkpoint",
+    "setup_progress_tracking",
+    "training_progress_context",
+]
+
+log = logging.getLogger("crashproof")
+
+
+class TrainingProgressContext:
+    """A run around a training loop: enter it, report, leave it.
+
+    Leaving it in good order ends the attempt as `completed`; an exception ends it as `raised` and goes on.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        output_dir: str | Path,
+        total_steps: int,
+        is_main_process: bool = True,
+        *,
+        on_config_change: str = "archive",
+        fresh: bool = False,
+        settings: TrackerSettings | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        disk: Disk = REAL_DISK,
+    ) -> None:
+        """Touches no disk yet; the arguments are those of `ProgressTracker`, save that `progress/` lies under
+        `output_dir`, and that nothing at all happens where `is_main_process` is false.
+        """
+        self.tracker: ProgressTracker | None = None
+        """The run's writer while the context is entered on the main process."""
+        self._config = config
+        self._folder = RunFolder.under(Path(output_dir))
+        self._total_steps = total_steps
+        self._is_main_process = is_main_process
+        self._on_config_change = on_config_change
+        self._fresh = fresh
+        self._settings = settings
+        self._clock = clock
+        self._disk = disk
+        self._ends_as = "completed"
+        self._final_summary: dict[str, Any] = {"status": "not_initialized"}
+
+    def __enter__(self) -> Self:
+        if self._is_main_process:
+            self.tracker = ProgressTracker(
+                self._folder.progress,
+                self._config,
+                self._total_steps,
+                on_config_change=self._on_config_change,
+                fresh=self._fresh,
+                settings=self._settings,
+                clock=self._clock,
+                disk=self._disk,
+            )
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.tracker is None:
+            return
+        tracker, self.tracker = self.tracker, None
+        how = self._ends_as if exception is None or self._ends_as == "preempted" else "raised"
+        try:
+            tracker.close(how, exception)
+        finally:
+            self._final_summary = tracker.get_progress_summary()
+
+    def _open_tracker(self) -> ProgressTracker | None:
+        """The writer; None off the main process, where everything is silent.
+
+        Raises:
+            RunClosed: on the main process, the context was not entered or was left: nothing could be kept.
+        """
+        if self.tracker is None and self._is_main_process:
+            why = "was left" if "session_id" in self._final_summary else "was not entered yet"
+            raise RunClosed(self._folder.root, why=why)
+        return self.tracker
+
+    def update_metrics(
+        self,
+        step: int,
+        loss: Any,
+        loss_components: Mapping[str, Any],
+        learning_rate: Any,
+        samples_processed: int,
+        tokens_processed: int,
+    ) -> None:
+        """See `ProgressTracker.update_metrics`; the throughput is computed."""
+        tracker = self._open_tracker()
+        if tracker is not None:
+            tracker.update_metrics(step, loss, loss_components, learning_rate, samples_processed, tokens_processed)
+
+    def record_checkpoint(
+        self,
+        step: int,
+        checkpoint_path: str | Path,
+        dataset_position: int,
+        is_best: bool | None = False,
+        *,
+        written: WholeFile | Digest | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """See `ProgressTracker.record_checkpoint`; the best one so far is also tagged `best_loss`.
+
+        With `is_best=None` the losses decide which one that is.
+        """
+        tracker = self._open_tracker()
+        if tracker is not None:
+            tracker.record_checkpoint(
+                step, checkpoint_path, dataset_position, written=written, seconds=seconds, is_best=is_best
+            )
+
+    def record_evaluation(self, step: int, results: Mapping[str, Any], seconds: float | None = None) -> None:
+        """See `ProgressTracker.record_evaluation`."""
+        tracker = self._open_tracker()
+        if tracker is not None:
+            tracker.record_evaluation(step, results, seconds)
+
+    def record_api_response(self, prompt_hash: str, response: Mapping[str, Any], cost: float = 0.0) -> None:
+        """See `ProgressTracker.record_api_response`."""
+        tracker = self._open_tracker()
+        if tracker is not None:
+            tracker.record_api_response(prompt_hash, response, cost)
+
+    def record_connection_failure(self, retry_count: int, error: object) -> None:
+        """See `ProgressTracker.record_connection_failure`."""
+        tracker = self._open_tracker()
+        if tracker is not None:
+            tracker.record_connection_failure(retry_count, error)
+
+    def get_progress_summary(self) -> dict[str, Any]:
+        """The fields of `progress.json`; `{"status": "not_initialized"}` where the context was never entered."""
+        return self._final_summary if self.tracker is None else self.tracker.get_progress_summary()
+
+    def get_remaining_seconds(self) -> float | None:
+        """See `ProgressTracker.get_remaining_seconds`."""
+        return None if self.tracker is None else self.tracker.get_remaining_seconds()
+
+    def end_as(self, how: str) -> None:
+        """Say how the attempt ends when the context is left, such as `preempted`."""
+        self._ends_as = how
+
+
+training_progress_context = TrainingProgressContext
+"""`with training_progress_context(config, output_dir, total_steps) as progress: …`"""
+
+
+def setup_progress_tracking(
+    config: Mapping[str, Any], output_dir: str | Path, total_steps: int, is_main_process: bool = True
+) -> TrainingProgressContext:
+    """A context that is yet to be entered, for loops that cannot be indented."""
+    return TrainingProgressContext(config, output_dir, total_steps, is_main_process)
+
+
+def get_recovery_checkpoint(
+    output_dir: str | Path, config: Mapping[str, Any] | None = None
+) -> tuple[Path, int] | None:
+    """Where to resume: the newest whole checkpoint and the samples consumed at it, or None for a fresh start.
+
+    Changes nothing, needs no lock, and may be called on every process. With `config`, a run of another config
+    has no checkpoint to offer, as it is about to be archived.
+
+    Raises:
+        NoUsableCheckpoint: some were recorded and none can be used.
+        NewerFormat: the run was written by a newer version.
+    """
+    folder = RunFolder.under(Path(output_dir))
+    session = read_run(folder).session
+    if session is None:
+        return None
+    # Of a session that was adopted no config is known yet: the next start takes it up, whatever its config.
+    if config is not None and session.config_hash and changed_keys(session.config, canonical_config(config)):
+        return None
+    choice = choose_for(session, folder)
+    if choice is None:
+        return None
+    for checkpoint, reason in choice.refused:
+        log.warning("Passing over %s: %s.", checkpoint.checkpoint_path, reason)
+    return folder.find(choice.checkpoint.checkpoint_path), choice.checkpoint.dataset_position
+
+
+def calculate_metrics_from_step(
+    loss: Any, loss_dict: Mapping[str, Any] | None = None, scheduler: Any = None
+) -> tuple[float, dict[str, float], float]:
+    """Plain numbers of a step: the loss, its components by name, and the learning rate.
+
+    Without `loss_dict` the components are `{"total": loss}`; without `scheduler` the learning rate is 0.0. A
+    tensor on a device is waited for here: hand tensors to `update_metrics` themselves to avoid that.
+    """
+    total = as_float(loss, "loss")
+    components = {name: as_float(value, name) for name, value in (loss_dict or {"total": total}).items()}
+    learning_rate = 0.0 if scheduler is None else as_float(scheduler.get_last_lr()[0], "learning_rate")
+    return total, components, learning_rate

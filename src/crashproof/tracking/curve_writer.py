@@ -1,0 +1,124 @@
+"""Keep what pictures of a run are drawn from.
+
+A run of ten million steps has gigabytes of metrics; a picture of it needs thousands of numbers. So every 256 updates
+one line is added to `curves.jsonl`: the range of the journal that it stands for, and a bucket of each series. The
+file is derived and never synced: whoever reads it checks it against the journal, and reads there what it lacks.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from crashproof.disk.files import REAL_DISK, Disk
+from crashproof.disk.journal import Journal, line_continues, scan_backwards
+from crashproof.disk.run_folder import RunFolder
+from crashproof.errors import StorageError
+from crashproof.records.codec import decode, encode
+from crashproof.records.curves import CurveBlock
+from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.snapshots import JournalMark
+from crashproof.rules.curves import folded
+
+__all__ = ["UPDATES_A_BLOCK", "CurveWriter"]
+
+log = logging.getLogger("crashproof")
+
+UPDATES_A_BLOCK = 256
+
+_decoder = msgspec.json.Decoder(CurveBlock)
+
+
+class CurveWriter:
+    """Takes every update that was written, and adds a block for each 256. Not thread-safe: its owner locks."""
+
+    def __init__(self, folder: RunFolder, metrics: Journal, *, disk: Disk = REAL_DISK) -> None:
+        self._folder = folder
+        self._metrics = metrics
+        self._disk = disk
+        self._updates: list[MetricsSnapshot] = []
+        self._start = metrics.mark
+        self._journal: Journal | None = None
+        self._has_failed = False
+
+    def take(self, update: MetricsSnapshot, *, is_waiting: bool) -> None:
+        """Take an update that has just been journalled, or that waits for space there."""
+        updates = self._updates
+        if is_waiting:
+            # Where it will lie is not known; readers find these lines in the journal.
+            updates.clear()
+            self._start = JournalMark()
+            return
+        if updates and update.step <= updates[-1].step:
+            # The loop went back: a block holds steps in order.
+            self._begin_after(update)
+            return
+        updates.append(update)
+        if len(updates) >= UPDATES_A_BLOCK:
+            self._add_block()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+    def _begin_after(self, update: MetricsSnapshot) -> None:
+        """Leave the updates so far to the readers; the next block begins behind this one."""
+        self._updates.clear()
+        self._start = self._metrics.mark
+
+    def _add_block(self) -> None:
+        updates, self._updates = self._updates, []
+        start, self._start = self._start, self._metrics.mark
+        # Where lines had waited for space, they are in the journal between the two, or before them.
+        if self._has_failed or self._start.num_lines - start.num_lines != len(updates):
+            return
+        block = CurveBlock(
+            offset=start.num_bytes,
+            end=self._start.num_bytes,
+            last_line_crc=self._start.last_line_crc,
+            attempt=updates[-1].attempt,
+            num_updates=len(updates),
+            first_step=updates[0].step,
+            last_step=updates[-1].step,
+            timestamp=updates[-1].timestamp,
+            wall_clock_hours=updates[-1].wall_clock_hours,
+            series=folded(updates),
+        )
+        try:
+            if self._journal is None:
+                self._journal = self._opened()
+            self._journal.append(encode(block))
+        except (StorageError, OSError) as error:
+            # It is a picture's matter: training and its records go on.
+            log.warning("%s gets no more lines in this attempt: %s", self._folder.curves, error)
+            self._has_failed = True
+
+    def _opened(self) -> Journal:
+        """The file, cut back to where it agrees with the journal."""
+        path = self._folder.curves
+        num_bytes = 0
+        if path.exists():
+            num_bytes = self._agreed_bytes()
+            if num_bytes < path.stat().st_size:
+                file = self._disk.open_to_append(path)
+                try:
+                    self._disk.truncate(file, num_bytes)
+                finally:
+                    self._disk.close(file)
+        return Journal(path, mark=JournalMark(num_bytes=num_bytes), disk=self._disk)
+
+    def _agreed_bytes(self) -> int:
+        """Where the newest block ends that ends where the journal still has the line it ended with."""
+        path = self._folder.curves
+        for line in scan_backwards(path, end=path.stat().st_size):
+            try:
+                block = decode(line.content, _decoder)
+            except msgspec.ValidationError:
+                return 0
+            mark = JournalMark(num_bytes=block.end, last_line_crc=block.last_line_crc)
+            if line_continues(self._folder.metrics, mark):
+                return line.end
+        return 0

@@ -1,0 +1,109 @@
+"""Mend a run that nobody is writing."""
+
+from __future__ import annotations
+
+from crashproof.checkpoints.quarantine import move_aside
+from crashproof.checkpoints.verify import is_damaged, problem_with
+from crashproof.clock import SYSTEM_CLOCK, Clock
+from crashproof.disk.files import REAL_DISK, Disk
+from crashproof.disk.journal import Journal, mend
+from crashproof.disk.lock import WriterLock
+from crashproof.disk.run_folder import RunFolder
+from crashproof.errors import NotARun
+from crashproof.reading.damage import damage_found
+from crashproof.reading.run_state import JOURNALS, read_run
+from crashproof.records.codec import encode
+from crashproof.records.events import CheckpointSetAside, DamageFound, Event
+from crashproof.records.session import TrainingSession
+from crashproof.rules.summary import progress_summary
+from crashproof.tracking.snapshots import SnapshotWriter, session_bytes
+
+__all__ = ["repair_run"]
+
+
+def repair_run(folder: RunFolder, *, clock: Clock = SYSTEM_CLOCK, disk: Disk = REAL_DISK) -> list[str]:
+    """Set aside whatever is damaged, rebuild all snapshots, and say what was set aside.
+
+    Raises:
+        RunInUse: a live process writes the run.
+        NewerFormat: it was written by a newer version; nothing was changed.
+    """
+    lock = WriterLock(folder.lock, disk=disk, now=clock.now)
+    try:
+        read_run(folder, trust_snapshot=False)
+        damages = {
+            name: mend(folder.progress / name, set_aside=folder.set_aside / name, disk=disk) for name in JOURNALS
+        }
+        state = read_run(folder, trust_snapshot=False)
+        if state.session is None:
+            raise NotARun(folder.root)
+        events: list[Event] = [
+            damage_found(folder, name, piece, timestamp=clock.now(), attempt=_last_attempt(state.session))
+            for name, pieces in damages.items()
+            for piece in pieces
+        ]
+        events += _damaged_checkpoints(folder, state.session, clock, disk)
+        _write(folder, events, disk)
+        _rebuild_snapshots(folder, clock, disk)
+    finally:
+        lock.release()
+    return [_in_words(event) for event in events]
+
+
+def _damaged_checkpoints(folder: RunFolder, session: TrainingSession, clock: Clock, disk: Disk) -> list[Event]:
+    """Move aside what is there and is not what was recorded; a missing checkpoint may come back by itself."""
+    events: list[Event] = []
+    for step, checkpoint in sorted(session.checkpoints.items()):
+        problem = problem_with(checkpoint, folder)
+        if problem is None or not is_damaged(checkpoint, folder):
+            continue
+        moved_to = move_aside(checkpoint, folder, disk=disk)
+        if moved_to is None:
+            continue
+        events.append(
+            CheckpointSetAside(
+                timestamp=clock.now(),
+                attempt=_last_attempt(session),
+                step=step,
+                checkpoint_path=checkpoint.checkpoint_path,
+                reason=problem,
+                moved_to=folder.spell(moved_to),
+            )
+        )
+    return events
+
+
+def _write(folder: RunFolder, events: list[Event], disk: Disk) -> None:
+    if not events:
+        return
+    mark = read_run(folder, trust_snapshot=False).marks[folder.events.name]
+    journal = Journal(folder.events, mark=mark, disk=disk)
+    try:
+        for event in events:
+            journal.append(encode(event))
+        journal.sync()
+    finally:
+        journal.close()
+
+
+def _rebuild_snapshots(folder: RunFolder, clock: Clock, disk: Disk) -> None:
+    state = read_run(folder, trust_snapshot=False)
+    assert state.session is not None
+    now = clock.now()
+    writer = SnapshotWriter(folder, disk=disk)
+    writer.write_session(session_bytes(state.session, state.marks, now=now))
+    writer.write_manifest(state.session, now=now)
+    summary = progress_summary(state.session, now=now, wall_clock_hours=state.session.wall_clock_hours)
+    writer.write_summary(summary | {"lines_waiting": 0}, now=now)
+
+
+def _last_attempt(session: TrainingSession) -> int:
+    return max((each.attempt for each in session.attempts), default=1)
+
+
+def _in_words(event: Event) -> str:
+    if isinstance(event, DamageFound):
+        price = "" if event.cost is None else f" (${event.cost} had been paid for it)"
+        return f"{event.file}, byte {event.offset:,}: {event.reason}{price}; kept in {event.moved_to}"
+    assert isinstance(event, CheckpointSetAside)
+    return f"{event.checkpoint_path}: {event.reason}; moved to {event.moved_to}"

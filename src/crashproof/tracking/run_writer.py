@@ -1,0 +1,172 @@
+"""Write records of a run, and apply them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from crashproof.clock import Clock
+from crashproof.disk.files import Disk
+from crashproof.disk.queueing_journal import QueueingJournal
+from crashproof.disk.run_folder import RunFolder
+from crashproof.records.codec import encode
+from crashproof.records.events import Event, Stamp
+from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.session import TrainingSession
+from crashproof.rules.session import take_event, take_metrics
+from crashproof.rules.summary import progress_summary
+from crashproof.tracking.curve_writer import CurveWriter
+from crashproof.tracking.open_run import OpenRun
+from crashproof.tracking.settings import TrackerSettings
+from crashproof.tracking.snapshots import SnapshotWriter, session_bytes
+
+__all__ = [
+    "RunWriter",
+]
+
+
+class RunWriter:
+    """Journal first, session second, snapshots now and then. Not thread-safe: its owner locks."""
+
+    def __init__(self, run: OpenRun, *, settings: TrackerSettings, clock: Clock, disk: Disk) -> None:
+        self.run = run
+        self.session: TrainingSession = run.session
+        self._settings = settings
+        self._clock = clock
+        self._snapshots = SnapshotWriter(run.folder, disk=disk)
+        self._curves = CurveWriter(run.folder, run.metrics.journal, disk=disk)
+        self._session_written_at = clock.steady()
+        self._lines_at_session_file = -1
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where everything of the run lies."""
+        return self.run.folder
+
+    @property
+    def attempt(self) -> int:
+        """The number of this process life."""
+        return self.run.attempt
+
+    @property
+    def answers(self) -> QueueingJournal:
+        """`api_recovery.jsonl`."""
+        return self.run.answers
+
+    @property
+    def requests(self) -> QueueingJournal:
+        """`api_requests.jsonl`."""
+        return self.run.requests
+
+    @property
+    def newest_update(self) -> MetricsSnapshot | None:
+        """The last of the canonical history."""
+        history = self.session.metrics_history
+        return history[-1] if history else None
+
+    @property
+    def num_waiting(self) -> int:
+        """Lines that wait for a full disk."""
+        return sum(each.num_waiting for each in self.run.journals())
+
+    def stamp(self) -> Stamp:
+        """When and by whom, for an event of this moment."""
+        return Stamp(timestamp=self._clock.now(), attempt=self.run.attempt)
+
+    def keep_update(self, line: MetricsSnapshot) -> None:
+        """One line of metrics, now or as soon as the disk has space."""
+        self.run.metrics.append(encode(line))
+        take_metrics(self.session, line)
+        self._curves.take(line, is_waiting=self.run.metrics.num_waiting > 0)
+
+    def keep(self, event: Event) -> None:
+        """An event, now or as soon as the disk has space."""
+        self.run.events.append(encode(event))
+        take_event(self.session, event)
+
+    def keep_durably(self, event: Event) -> None:
+        """An event that survives a power loss when this returns, with the metrics before it.
+
+        Raises:
+            DiskFull: it is not kept.
+        """
+        self.run.metrics.journal.sync()
+        self.run.events.append_now(encode(event))
+        self.run.events.journal.sync()
+        take_event(self.session, event)
+
+    def write_waiting(self) -> bool:
+        """Try to write what waits for space; says whether nothing waits any more."""
+        for each in self.run.journals():
+            each.write_waiting()
+        return self.num_waiting == 0
+
+    def sync(self) -> None:
+        """Make everything in the journals durable."""
+        for each in self.run.journals():
+            if each.journal.has_unsynced:
+                each.journal.sync()
+
+    def close(self) -> None:
+        """Let go of the run and its files."""
+        self._curves.close()
+        self.run.close()
+
+    def close_files(self) -> None:
+        """Let go of the files alone."""
+        self._curves.close()
+        self.run.close_files()
+
+    def summary(self, session: TrainingSession, *, wall_clock_hours: float, num_pending: int) -> dict[str, Any]:
+        """The fields of `progress.json`."""
+        summary = progress_summary(session, now=self._clock.now(), wall_clock_hours=wall_clock_hours)
+        return summary | {"lines_waiting": self.num_waiting + num_pending}
+
+    def session_as_of_now(self) -> TrainingSession:
+        """A session that later records do not change, so that it can be thought about without a lock."""
+        session = copy.copy(self.session)
+        session.metrics_history = list(session.metrics_history)
+        session.pace = list(session.pace)
+        session.pause_times = list(session.pause_times)
+        session.checkpoints = dict(session.checkpoints)
+        session.checkpoints_beside = list(session.checkpoints_beside)
+        session.checkpoints_superseded = list(session.checkpoints_superseded)
+        session.checkpoints_set_aside = list(session.checkpoints_set_aside)
+        session.evaluations = list(session.evaluations)
+        session.attempts = [copy.copy(attempt) for attempt in session.attempts]
+        session.api_responses_marked = list(session.api_responses_marked)
+        session.api_requests_open = dict(session.api_requests_open)
+        session.goodput = copy.copy(session.goodput)
+        session.alerts_active = dict(session.alerts_active)
+        session.alerts = list(session.alerts)
+        return session
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Replace `progress.json`."""
+        self._snapshots.write_summary(summary, now=self._clock.now())
+
+    def write_manifest(self) -> None:
+        """Replace `checkpoints.json`."""
+        self._snapshots.write_manifest(self.session, now=self._clock.now())
+
+    @property
+    def is_session_file_due(self) -> bool:
+        """Whether `session.json` has fallen behind far enough."""
+        num_lines = self.run.metrics.journal.mark.num_lines - self._lines_at_session_file
+        if num_lines >= self._settings.session_interval_lines:
+            return True
+        return self._clock.steady() - self._session_written_at >= self._settings.session_interval_seconds
+
+    def session_content(self) -> bytes | None:
+        """What `session.json` should say now; None while lines wait that are in no journal yet."""
+        if self.num_waiting:
+            return None
+        marks = self.run.marks()
+        self._lines_at_session_file = marks[self.run.metrics.journal.path.name].num_lines
+        self._session_written_at = self._clock.steady()
+        return session_bytes(self.session, marks, now=self._clock.now())
+
+    def write_session(self, content: bytes | None) -> None:
+        """Replace `session.json`; may be done without the owner's lock, as an old one is still a true one."""
+        if content is not None:
+            self._snapshots.write_session(content)

@@ -1,0 +1,71 @@
+"""The three snapshots, derived from the session."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+from crashproof.disk.atomic import write_bytes_atomically
+from crashproof.disk.files import REAL_DISK, Disk
+from crashproof.disk.run_folder import RunFolder
+from crashproof.errors import StorageError
+from crashproof.records.codec import encode, nonfinite_names
+from crashproof.records.session import TrainingSession
+from crashproof.records.snapshots import JournalMark, Manifest, SessionFile
+from crashproof.records.version import FORMAT_VERSION
+
+__all__ = ["SnapshotWriter"]
+
+log = logging.getLogger("crashproof")
+
+
+class SnapshotWriter:
+    """Replaces snapshots whole; a full disk leaves the old ones and is told once."""
+
+    def __init__(self, folder: RunFolder, *, disk: Disk = REAL_DISK) -> None:
+        self._folder = folder
+        self._disk = disk
+        self._has_told = False
+        # The heartbeat and the caller's thread write the same names.
+        self._lock = threading.Lock()
+
+    def write_session(self, session_file: bytes) -> bool:
+        """Replace `session.json`; see `session_bytes`. Says whether it could."""
+        return self._write(self._folder.session, session_file)
+
+    def write_manifest(self, session: TrainingSession, *, now: float) -> bool:
+        """Replace `checkpoints.json`."""
+        manifest = Manifest(
+            session_id=session.session_id,
+            checkpoints=dict(session.checkpoints),
+            last_checkpoint_step=session.last_checkpoint_step,
+            saved_at=now,
+        )
+        return self._write(self._folder.manifest, encode(manifest))
+
+    def write_summary(self, summary: dict[str, Any], *, now: float) -> bool:
+        """Replace `progress.json`."""
+        content: dict[str, Any] = {"v": FORMAT_VERSION, "saved_at": now} | summary
+        if nonfinite := nonfinite_names(summary):
+            content["nonfinite"] = nonfinite
+        return self._write(self._folder.summary, encode(content))
+
+    def _write(self, path: Any, content: bytes) -> bool:
+        try:
+            with self._lock:
+                write_bytes_atomically(path, content, disk=self._disk)
+        except (StorageError, OSError) as error:
+            # The journals hold everything that a snapshot says; it can be old.
+            if not self._has_told:
+                log.warning("%s stays as it was: %s", path, error)
+            self._has_told = True
+            return False
+        self._has_told = False
+        return True
+
+
+def session_bytes(session: TrainingSession, marks: dict[str, JournalMark], *, now: float) -> bytes:
+    """The content of `session.json`."""
+    fields = {name: getattr(session, name) for name in TrainingSession.__struct_fields__}
+    return encode(SessionFile(saved_at=now, journals=marks, **fields))

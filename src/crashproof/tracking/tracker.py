@@ -1,0 +1,546 @@
+"""Hear what a training loop reports, and keep it."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from msgspec import UNSET
+
+from crashproof.alerts.monitor import AlertMonitor
+from crashproof.answers.run_store import RunResponses
+from crashproof.checkpoints.digest import Digest
+from crashproof.checkpoints.select import choose_for
+from crashproof.clock import SYSTEM_CLOCK, Clock
+from crashproof.disk.atomic import WholeFile
+from crashproof.disk.files import REAL_DISK, Disk
+from crashproof.disk.run_folder import RunFolder
+from crashproof.errors import DiskFull, InvalidMetric, StorageError
+from crashproof.records.checkpoints import CheckpointMetadata
+from crashproof.records.codec import nonfinite_names
+from crashproof.records.events import (
+    AttemptEnded,
+    ConnectionFailed,
+    EvaluationRecorded,
+    JobAdvanced,
+    SpendingReported,
+)
+from crashproof.records.requests import Spending
+from crashproof.records.session import TrainingSession
+from crashproof.rules.identity import without_secrets
+from crashproof.rules.pace import estimate_remaining
+from crashproof.rules.trends import loss_trend
+from crashproof.scalars import as_amount, as_float, as_int
+from crashproof.tracking.checkpoint_recorder import CheckpointRecorder, Stale
+from crashproof.tracking.heartbeat import Heartbeat
+from crashproof.tracking.metrics_recorder import MetricsRecorder
+from crashproof.tracking.open_run import open_run
+from crashproof.tracking.requested_session import Identity
+from crashproof.tracking.run_guard import GuardState, RunGuard
+from crashproof.tracking.run_writer import RunWriter
+from crashproof.tracking.settings import TrackerSettings
+
+__all__ = ["ProgressTracker"]
+
+log = logging.getLogger("crashproof")
+
+
+class ProgressTracker:
+    """The writer of one run.
+
+    Whatever a method has returned from survives the death of the process at any instruction; what is promised
+    against power loss, full disks and damage stands in `docs/DURABILITY.md`. Every method may be called from any
+    thread.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        config: Mapping[str, Any],
+        total_steps: int,
+        session_id: str | None = None,
+        *,
+        on_config_change: str = "archive",
+        fresh: bool = False,
+        settings: TrackerSettings | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        disk: Disk = REAL_DISK,
+    ) -> None:
+        """Begin a run in a progress folder, or take it up where it was left.
+
+        Args:
+            output_dir: The progress folder itself.
+            config: What the run is; see `rules/identity.py` for the keys that do not matter.
+            total_steps: Optimizer steps to train, at least 1.
+            session_id: Name of a new session; one that exists keeps its own.
+            on_config_change: `archive` (set the old session aside and begin anew), `continue` or `error`.
+            fresh: Set the old session aside even where the config is the same.
+            settings: How often things are written.
+            clock: Where the time comes from.
+            disk: Where bytes go.
+
+        Raises:
+            RunInUse: another live process writes this run.
+            ConfigChanged: the config differs and `on_config_change` is `error`.
+            NewerFormat: the run was written by a newer version; nothing was changed.
+            ConfigError: `config` is no mapping, `total_steps` no whole number of at least 1, or `session_id` no
+                name that a folder can have.
+            DiskFull, StorageUnwritable: the folder cannot be written.
+        """
+        self._settings = settings or TrackerSettings()
+        self._clock = clock
+        self._disk = disk
+        self._folder = RunFolder(Path(output_dir))
+        identity = Identity.of(
+            config, total_steps, session_id=session_id, on_config_change=on_config_change, is_fresh=fresh
+        )
+        run = open_run(self._folder, identity, clock=clock, disk=disk)
+        self._guard = RunGuard(self._folder.root, run.lock)
+        self._writer = RunWriter(run, settings=self._settings, clock=clock, disk=disk)
+        self._responses = RunResponses(self._writer, self._guard, disk=disk)
+        self._metrics = MetricsRecorder(
+            self._writer, clock=clock, throughput_window_seconds=self._settings.throughput_window_seconds
+        )
+        self._checkpoints = CheckpointRecorder(
+            self._writer, large_checkpoint_bytes=self._settings.large_checkpoint_bytes, clock=clock, disk=disk
+        )
+        self._alerts = AlertMonitor(self._writer, self._settings.alerts)
+        self._alerts.tell_earlier_crashes()
+        self._write_snapshots()
+        self._guard.watch(on_takeover=self._close_replaced, on_fork=self._leave_to_parent)
+        self._heartbeat = self._started_heartbeat()
+        atexit.register(self._close_at_exit)
+
+    @property
+    def session(self) -> TrainingSession:
+        """All that is known of the session, as of now."""
+        if self._guard.is_open():
+            self._responses.tell_served()
+        return self._writer.session
+
+    @property
+    def responses(self) -> RunResponses:
+        """The run's own store of teacher answers, for a teacher client."""
+        return self._responses
+
+    @property
+    def session_file(self) -> Path:
+        """`session.json`."""
+        return self._folder.session
+
+    @property
+    def progress_file(self) -> Path:
+        """`progress.json`."""
+        return self._folder.summary
+
+    @property
+    def metrics_file(self) -> Path:
+        """`metrics.jsonl`."""
+        return self._folder.metrics
+
+    @property
+    def api_recovery_file(self) -> Path:
+        """`api_recovery.jsonl`."""
+        return self._folder.answers
+
+    @property
+    def checkpoint_manifest(self) -> Path:
+        """`checkpoints.json`."""
+        return self._folder.manifest
+
+    def update_metrics(
+        self,
+        step: int,
+        loss: Any,
+        loss_components: Mapping[str, Any],
+        learning_rate: Any,
+        samples_processed: int,
+        tokens_processed: int,
+        throughput_samples_per_sec: float | None = None,
+        throughput_tokens_per_sec: float | None = None,
+    ) -> None:
+        """Keep what one optimizer step has reported; it is in the journal when this returns.
+
+        Numbers may be floats, NumPy scalars or 0-d tensors. One that lies on a CUDA device is not waited for: its
+        line is written once the number has arrived, in step order. While the disk is full, lines wait in memory.
+
+        Args:
+            step: Optimizer steps done, this one included.
+            loss: The total loss.
+            loss_components: Its parts by name.
+            learning_rate: As used in this step.
+            samples_processed: Since the beginning of the run.
+            tokens_processed: Since the beginning of the run.
+            throughput_samples_per_sec: Computed over a sliding window where it is not given.
+            throughput_tokens_per_sec: The same.
+
+        Raises:
+            InvalidMetric: a value is no number, or a count is negative; nothing was kept.
+            RunClosed: the tracker was closed or replaced.
+            DiskFull: the disk has been full for so long that no more lines can wait.
+        """
+        with self._guard:
+            self._metrics.record(
+                step,
+                loss,
+                loss_components,
+                learning_rate,
+                samples_processed,
+                tokens_processed,
+                throughput_samples_per_sec,
+                throughput_tokens_per_sec,
+            )
+
+    def record_checkpoint(
+        self,
+        step: int,
+        checkpoint_path: str | Path,
+        dataset_position: int,
+        recovery_tags: Iterable[str] | None = None,
+        *,
+        written: WholeFile | Digest | None = None,
+        seconds: float | None = None,
+        is_best: bool | None = False,
+    ) -> CheckpointMetadata:
+        """Acknowledge a checkpoint: when this returns it is whole on disk and the manifest names it.
+
+        A file or folder that somebody else's code wrote is synced, sized and digested here; a large one is
+        digested behind the training, and offered for recovery once that is done. A path that does not exist now
+        is recorded as unverified. A save behind the training may be recorded from its own thread, after updates
+        of later steps: beside it stands the update of its own step.
+
+        Where the settings have a rule of what to `keep`, the checkpoint is then read back, and only if it is whole
+        those that are not kept are removed.
+
+        Args:
+            step: Optimizer steps done at the checkpoint.
+            checkpoint_path: The file, or the folder of a sharded one.
+            dataset_position: Samples of the training data consumed so far.
+            recovery_tags: Why it is kept; `["periodic"]` where not given.
+            written: What `write_atomically` returned, where it wrote the file, or `digest_of_files` of a durable
+                folder whose files were digested on their way to the disk: nothing is read again.
+            seconds: How long training stood still for the save; where not given, the time spent here.
+            is_best: Whether to add the tag `best_loss`; None: where its loss is below that of every checkpoint
+                recorded before it.
+
+        Raises:
+            DiskFull, StorageUnwritable: it is not recorded.
+            InvalidMetric: a count or `seconds` is no number of at least 0.
+            RunClosed: the tracker was closed or replaced.
+        """
+        self._guard.require_open()
+        begun_at = self._clock.steady()
+        told_seconds = None if seconds is None else as_amount(seconds, "seconds", unit="seconds")
+        checkpoint = self._checkpoints.described(step, checkpoint_path, dataset_position, recovery_tags, written)
+        with self._guard:
+            self._metrics.write_all()
+            spent = self._clock.steady() - begun_at if told_seconds is None else told_seconds
+            recorded = self._checkpoints.record(checkpoint, seconds=spent, is_best=is_best)
+        self._remove_stale()
+        return recorded
+
+    def remove_checkpoint(self, checkpoint_path: str | Path) -> bool:
+        """Remove a recorded checkpoint that somebody else's rule does not keep; says whether it is gone.
+
+        The same as where the settings have a rule: only once a newer one is read back whole, and only inside the
+        run's folder. Where it has to stay, ask again after the next checkpoint.
+
+        Raises:
+            RunClosed: the tracker was closed or replaced.
+        """
+        self._guard.require_open()
+        path = Path(checkpoint_path)
+        return self._remove(lambda session: self._checkpoints.unwanted(session, path))
+
+    def record_evaluation(self, step: int, results: Mapping[str, Any], seconds: float | None = None) -> None:
+        """Keep what was measured on held-out data.
+
+        A checkpoint of the same step has it beside it, whichever of the two is recorded first.
+
+        Args:
+            step: Optimizer steps done.
+            results: Numbers by name, such as `{"perplexity": 12.5}`.
+            seconds: How long training stood still for it; it is no productive time.
+
+        Raises:
+            InvalidMetric: a result is no number, a name no text, or `step` or `seconds` no number of at least 0.
+            RunClosed: the tracker was closed or replaced.
+        """
+        num_steps = as_int(step, "step")
+        numbers = _numbers_by_name(results)
+        stood_still = 0.0 if seconds is None else as_amount(seconds, "seconds", unit="seconds")
+        with self._guard:
+            self._writer.keep(
+                EvaluationRecorded(
+                    **self._writer.stamp(),
+                    step=num_steps,
+                    results=numbers,
+                    seconds=stood_still,
+                    nonfinite=nonfinite_names({"results": numbers}) or UNSET,
+                )
+            )
+            if num_steps in self._writer.session.checkpoints:
+                self._writer.write_manifest()
+
+    def get_recovery_checkpoint(self) -> CheckpointMetadata | None:
+        """The newest whole checkpoint with its absolute path, or None where none was ever recorded.
+
+        Every byte of a candidate is read. Damaged ones inside the run folder are moved to `set_aside/`.
+
+        Raises:
+            NoUsableCheckpoint: some were recorded and none can be used.
+        """
+        with self._guard:
+            self._checkpoints.keep_digests(wait=True)
+            session = self._writer.session_as_of_now()
+        # Outside the lock: reading gigabytes takes a while.
+        choice = choose_for(session, self._folder)
+        if choice is None:
+            return None
+        with self._guard:
+            return self._checkpoints.offer(choice)
+
+    def record_api_response(self, prompt_hash: str, response: Any, cost: float = 0.0) -> None:
+        """Keep a paid answer; it survives a power loss when this returns.
+
+        Args:
+            prompt_hash: The key it will be asked for by.
+            response: Any JSON object.
+            cost: US dollars.
+
+        Raises:
+            DiskFull: it is not kept.
+            InvalidMetric: it is no JSON object, the key is no text, or the cost is no number of at least 0.
+            RunClosed: the tracker was closed or replaced.
+        """
+        if not isinstance(response, Mapping):
+            raise InvalidMetric(f"A response must be a JSON object, got {type(response).__name__}.")
+        if not isinstance(prompt_hash, str):
+            raise InvalidMetric(f"prompt_hash must be text, got {type(prompt_hash).__name__}.")
+        dollars = Decimal(str(as_amount(cost, "cost", unit="US dollars")))
+        self._responses.keep(prompt_hash, response, dollars)
+
+    def get_api_response(self, prompt_hash: str) -> dict[str, Any] | None:
+        """The answer kept under a key, by this session or one before it in this folder; None where there is none.
+
+        Raises:
+            RunClosed: the tracker was closed or replaced.
+        """
+        answer = self._responses.serve(prompt_hash)
+        return None if answer is None else answer.response
+
+    def record_connection_failure(self, retry_count: int, error: object) -> None:
+        """Keep that a request failed and how often it had been tried again; keys in the error are hidden."""
+        with self._guard:
+            self._writer.keep(
+                ConnectionFailed(
+                    **self._writer.stamp(),
+                    retry_count=as_int(retry_count, "retry_count"),
+                    error=without_secrets(str(error)),
+                )
+            )
+
+    def record_job_progress(self, done: int) -> None:
+        """Keep how many questions of a generation job have an end."""
+        with self._guard:
+            self._writer.keep(JobAdvanced(**self._writer.stamp(), done=as_int(done, "done")))
+
+    def record_spending(self, spending: Spending) -> None:
+        """Keep what a shared store of answers says of this run; the run's own store counts by itself."""
+        with self._guard:
+            self._writer.keep(SpendingReported(**self._writer.stamp(), spending=spending))
+
+    def record_pause(self, duration: float) -> None:
+        """Keep that training has just stood still on purpose for `duration` seconds; pauses are no training time.
+
+        Raises:
+            InvalidMetric: `duration` is negative or no number.
+        """
+        seconds = as_amount(duration, "duration", unit="seconds")
+        with self._guard:
+            self._metrics.record_pause(seconds)
+
+    def get_loss_trend(self, window_size: int = 100) -> dict[str, Any]:
+        """What the newest losses (at most 1,000) say; see `rules/trends.py` for the names."""
+        with self._guard.lock:
+            losses = [line.loss for line in self.session.metrics_history]
+            average = self.session.moving_avg_loss
+        return loss_trend(losses, moving_avg_loss=average, window_size=window_size)
+
+    def get_progress_summary(self) -> dict[str, Any]:
+        """The fields of `progress.json`, as of now; see `rules/summary.py` for the names."""
+        with self._guard.lock:
+            self._responses.tell_served()
+            session = self._writer.session_as_of_now()
+            hours, num_pending = self._metrics.hours_trained(), self._metrics.num_waiting
+        return self._writer.summary(session, wall_clock_hours=hours, num_pending=num_pending)
+
+    def get_remaining_seconds(self) -> float | None:
+        """Training time to the last step at the recent pace; None while that is unknown."""
+        with self._guard.lock:
+            session = self.session
+            estimate = estimate_remaining(session.pace, session.total_steps_target - session.steps_completed)
+        return None if estimate is None else estimate.seconds
+
+    def save(self) -> None:
+        """Make everything durable now, and write all snapshots.
+
+        Raises:
+            DiskFull: something could not be written.
+            RunClosed: the tracker was closed or replaced.
+        """
+        with self._guard:
+            self._metrics.write_all()
+            self._look_for_alerts()
+            self._finish_writing()
+
+    def close(self, how: str = "completed", error: BaseException | None = None) -> None:
+        """End the attempt in good order; a second call does nothing.
+
+        Args:
+            how: `completed`, `preempted` or `raised`.
+            error: What was raised.
+
+        Raises:
+            DiskFull: the last lines could not be written.
+        """
+        if not self._guard.is_open():
+            return
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+        with self._guard.removal_lock, self._guard.lock:
+            if not self._guard.is_open():
+                return
+            try:
+                self._end_attempt(how, error)
+            finally:
+                self._guard.state = GuardState.CLOSED
+                self._alerts.close()
+                self._checkpoints.close()
+                self._responses.close()
+                self._writer.close()
+                atexit.unregister(self._close_at_exit)
+
+    def _remove_stale(self) -> None:
+        """Remove the checkpoints that are not kept; whatever refuses is logged, and they stay a while longer."""
+        rule = self._settings.keep
+        if rule is None:
+            return
+        self._remove(lambda session: self._checkpoints.stale(session, rule))
+
+    def _remove(self, choose: Callable[[TrainingSession], Stale | None]) -> bool:
+        """Remove what `choose` finds superfluous; says whether the manifest has forgotten it."""
+        with self._guard.removal_lock:
+            with self._guard.lock:
+                session = self._writer.session_as_of_now()
+            # Outside the lock: reading and deleting gigabytes takes a while.
+            stale = choose(session)
+            if stale is None:
+                return False
+            try:
+                with self._guard.lock:
+                    if not self._guard.is_open():
+                        return False
+                    session = self._checkpoints.forget(stale)
+            except (StorageError, OSError) as error:
+                log.warning("No checkpoint is removed: %s", error)
+                return False
+            self._checkpoints.delete_removed(session)
+            with self._guard.lock:
+                if self._guard.is_open():
+                    self._checkpoints.keep_deletion()
+            return True
+
+    def _end_attempt(self, how: str, error: BaseException | None) -> None:
+        self._metrics.write_all()
+        self._checkpoints.keep_digests(wait=True)
+        self._responses.tell_served()
+        self._look_for_alerts()
+        self._writer.keep(
+            AttemptEnded(
+                **self._writer.stamp(),
+                how=how,
+                error=None if error is None else without_secrets(f"{type(error).__name__}: {error}"),
+                wall_clock_hours=self._metrics.hours_trained(),
+            )
+        )
+        # Whoever finds the end and no alert of it tells of it: so the end comes first.
+        self._alerts.tell_end(error)
+        self._finish_writing()
+        self._responses.save_index()
+
+    def _finish_writing(self) -> None:
+        self._responses.tell_served()
+        has_written_all = self._writer.write_waiting()
+        self._writer.sync()
+        self._write_snapshots()
+        if not has_written_all:
+            raise DiskFull(self._folder.progress)
+
+    def _started_heartbeat(self) -> Heartbeat | None:
+        if not self._settings.has_heartbeat:
+            return None
+        interval = min(self._settings.sync_interval_seconds, self._settings.summary_interval_seconds)
+        return Heartbeat(self._beat, interval_seconds=interval)
+
+    def _beat(self) -> None:
+        """Housekeeping beside the training: what is slow happens outside the lock."""
+        with self._guard.lock:
+            if not self._guard.is_open():
+                return
+            self._metrics.write_ready()
+            self._checkpoints.keep_digests(wait=False)
+            self._writer.write_waiting()
+            self._responses.tell_served()
+        self._writer.sync()
+        self._responses.save_index(only_if_due=True)
+        summary, free_bytes = self.get_progress_summary(), self._alerts.free_bytes()
+        with self._guard.lock:
+            if not self._guard.is_open():
+                return
+            self._alerts.look(summary, free_bytes)
+            summary["alerts_active"] = list(self._writer.session.alerts_active)
+        self._writer.write_summary(summary)
+        content = None
+        with self._guard.lock:
+            if self._writer.is_session_file_due:
+                content = self._writer.session_content()
+        self._writer.write_session(content)
+
+    def _look_for_alerts(self) -> None:
+        """What has begun since the last beat; where there is no heartbeat, what has begun at all."""
+        self._alerts.look(self.get_progress_summary(), self._alerts.free_bytes(), is_moving=True)
+
+    def _write_snapshots(self) -> None:
+        self._writer.write_summary(self.get_progress_summary())
+        self._writer.write_manifest()
+        self._writer.write_session(self._writer.session_content())
+
+    def _close_replaced(self) -> None:
+        """Another tracker of this process is about to take the run over."""
+        self.close("replaced")
+
+    def _leave_to_parent(self) -> None:
+        """The lock and the heartbeat are the parent's; of the files, a forked child has copies of its own."""
+        self._responses.leave_to_parent()
+        self._alerts.leave_to_parent()
+        self._writer.close_files()
+
+    def _close_at_exit(self) -> None:
+        """Whoever forgets to close still ends in good order, unless the process was killed."""
+        error = getattr(sys, "last_value", None)
+        self.close("completed" if error is None else "raised", error)
+
+
+def _numbers_by_name(results: Any) -> dict[str, float]:
+    if not isinstance(results, Mapping) or not all(isinstance(name, str) for name in results):
+        raise InvalidMetric(
+            f"results must be a mapping of names to numbers, got {results!r:.60}.",
+            hint='Pass a dict such as {"perplexity": 12.5}.',
+        )
+    return {name: as_float(value, name) for name, value in results.items()}

@@ -1,0 +1,1 @@
+"""A run for people: notebook, tables, post-mortem."""

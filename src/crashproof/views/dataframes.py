@@ -1,0 +1,119 @@
+"""A run as tables, for analysis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from crashproof.errors import ConfigError, MissingExtra
+from crashproof.optional_dependencies import is_installed, require_versions
+from crashproof.reading.run_reader import RunReader
+from crashproof.records.metrics import MetricsSnapshot
+
+__all__ = ["LoadedRun", "load"]
+
+_ENGINES = {"pandas": "2.2", "polars": "1.30"}
+"""By the oldest version that fits."""
+_COMPONENT = "loss_components."
+_LEFT_OUT = frozenset({"loss_components", "nonfinite", "v"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedRun:
+    """What a run's files say, as frames and plain values; read when they are first asked for."""
+
+    reader: RunReader
+    engine: str
+    """`pandas` or `polars`: whose frames."""
+
+    @cached_property
+    def metrics(self) -> Any:
+        """The canonical history, each step once: a frame with a column per field, components as `loss_components.kd`.
+
+        NaN and infinities are as they were reported.
+        """
+        return self._frame([_flat(update) for update in self.reader.history()])
+
+    @cached_property
+    def evaluations(self) -> Any:
+        """What was measured on held-out data: a row each, with `step`, `attempt`, `timestamp` and the results."""
+        found = [msgspec.to_builtins(each) for each in self.reader.events()]
+        return self._frame(
+            [
+                {name: each[name] for name in ("step", "attempt", "timestamp")} | each["results"]
+                for each in found
+                if each["event"] == "evaluation_recorded"
+            ]
+        )
+
+    @cached_property
+    def checkpoints(self) -> Any:
+        """Those that are recorded: `step`, `path`, `created_at`, `num_bytes`, `sha256`, `attempt`."""
+        return self._frame(
+            [
+                {
+                    "step": each.checkpoint_step,
+                    "path": each.checkpoint_path,
+                    "created_at": each.created_at,
+                    "num_bytes": each.num_bytes,
+                    "sha256": each.sha256,
+                    "attempt": each.attempt,
+                }
+                for each in self.reader.session().checkpoints.values()
+            ]
+        )
+
+    @cached_property
+    def attempts(self) -> Any:
+        """Every process life: when, where, which steps, how it ended."""
+        return self._frame([msgspec.to_builtins(each) for each in self.reader.session().attempts])
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """As the run was started with, without secrets."""
+        return self.reader.session().config
+
+    def _frame(self, rows: list[dict[str, Any]]) -> Any:
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        columns = {name: [row.get(name) for row in rows] for name in names}
+        if self.engine == "polars":
+            import polars
+
+            return polars.DataFrame(columns, strict=False)
+        import pandas
+
+        return pandas.DataFrame(columns)
+
+
+def load(run_dir: str | Path, *, engine: str | None = None) -> LoadedRun:
+    """Read a run into frames: `crashproof.load("runs/mine").metrics`.
+
+    Args:
+        run_dir: The run's output folder; the run may be live.
+        engine: `pandas` or `polars`; the one that is installed where not given, pandas first.
+
+    Raises:
+        NotARun: there is none.
+        MissingExtra: neither is installed, or not the one that was asked for.
+    """
+    chosen = _engine(engine)
+    return LoadedRun(reader=RunReader.open(Path(run_dir)), engine=chosen)
+
+
+def _engine(wanted: str | None) -> str:
+    if wanted is not None and wanted not in _ENGINES:
+        raise ConfigError(f"There is no engine {wanted!r}.", hint="Pass pandas or polars.")
+    for name in _ENGINES if wanted is None else (wanted,):
+        if is_installed(name):
+            require_versions(name, {name: _ENGINES[name]})
+            return name
+    raise MissingExtra(wanted or "pandas")
+
+
+def _flat(update: MetricsSnapshot) -> dict[str, Any]:
+    row = {name: getattr(update, name) for name in MetricsSnapshot.__struct_fields__ if name not in _LEFT_OUT}
+    return row | {f"{_COMPONENT}{name}": value for name, value in update.loss_components.items()}

@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from crashproof import RunReader, training_progress_context
+from crashproof.disk.files import REAL_DISK, Disk
+from crashproof.distillation.data.text_data import Source, TokenizedData, tokenized
+from crashproof.distillation.display import shown_progress
+from crashproof.distillation.evaluation.evaluator import Evaluator
+from crashproof.distillation.recipes.kd import KdLossConfig, KdRecipe
+from crashproof.distillation.settings.data import DataConfig
+from crashproof.distillation.settings.progress import ProgressConfig
+from crashproof.distillation.settings.train import TrainConfig
+from crashproof.distillation.training.batches import StepBatches
+from crashproof.distillation.training.loop import TrainingLoop, new_optimizer
+from crashproof.distillation.training.saving import CheckpointSaver
+from crashproof.distillation.training.strategy import chosen_strategy
+from crashproof.distillation.training.training_state import TrainingState
+from crashproof.errors import DiskFull
+from crashproof.pytorch.device import choose_device
+from crashproof.pytorch.interrupts import Interrupts
+from crashproof.pytorch.ranks import AloneRank
+
+MakeLoop = Callable[..., TrainingLoop]
+
+WAITS_FOR_THE_DEVICE = {
+    *("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.equal", "aten.is_nonzero"),
+    *("aten._unique2", "aten.unique_consecutive", "aten.bincount", "aten.repeat_interleave"),
+}
+"""Operations that make the host wait for a CUDA device: their results decide a shape or a Python value."""
+
+
+class _Waits(TorchDispatchMode):
+    """Collects every operation that would wait for a device, were the tensors on one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func).removesuffix(f".{func._overloadname}")
+        has_mask = name == "aten.index" and any(
+            each is not None and each.dtype in (torch.bool, torch.uint8) for each in args[1]
+        )
+        if name in WAITS_FOR_THE_DEVICE or has_mask:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+class _Heard:
+    """Stands where the run stands, and looks at nothing."""
+
+    tracker = None
+
+    def __init__(self) -> None:
+        self.updates: list[dict[str, Any]] = []
+
+    def update_metrics(self, **update: Any) -> None:
+        self.updates.append(update)
+
+    def get_remaining_seconds(self) -> None:
+        return None
+
+
+@pytest.fixture
+def tokens(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> TokenizedData:
+    texts = [f"The quick brown fox number {number} jumps over the lazy dog." for number in range(16)]
+    source = Source(samples=[{"text": text, "line": 1} for text in texts], sha256="0", path=None)
+    return tokenized(source, DataConfig(max_length=24), tokenizer, tmp_path / "cache")
+
+
+@pytest.fixture
+def make_loop(
+    make_model: Callable[..., PreTrainedModel], tokens: TokenizedData, tmp_path: Path
+) -> Iterator[MakeLoop]:
+    opened: list[Any] = []
+
+    def make(
+        context: Any, *, evaluator: Evaluator | None = None, disk: Disk = REAL_DISK, **settings: Any
+    ) -> TrainingLoop:
+        progress = ProgressConfig(**settings.pop("progress", {"checkpoint_interval": 2}))
+        train = TrainConfig(**({"steps": 4, "batch_size": 4, "warmup_steps": 1, "device": "cpu"} | settings))
+        device, ranks = choose_device(train.device, train.precision), AloneRank()
+        student, teacher = make_model(0).to(device.device), make_model(1).to(device.device)
+        recipe = KdRecipe(student, teacher, KdLossConfig(), vocab_size=270).to(device.device)
+        state = TrainingState(
+            module=recipe,
+            optimizer=new_optimizer(recipe, train),
+            scaler=device.grad_scaler(),
+            ranks=ranks,
+            seed=train.seed,
+        )
+        state.counters.schedule_steps = train.steps
+        batches = StepBatches(tokens, train, ranks, first_sample=0, ahead_steps=1)
+        saver = CheckpointSaver(state, context, tmp_path, ranks, is_behind=progress.saves_behind, disk=disk)
+        opened.extend([batches, saver])
+        return TrainingLoop(
+            recipe=recipe,
+            strategy=chosen_strategy(recipe, train.strategy, ranks, device.device),
+            batches=batches,
+            state=state,
+            saver=saver,
+            evaluator=evaluator,
+            train=train,
+            progress=progress,
+            device=device,
+            context=context,
+            ranks=ranks,
+            interrupts=Interrupts(),
+        )
+
+    yield make
+    for each in opened:
+        each.close()
+
+
+@contextmanager
+def a_run(folder: Path, steps: int = 4) -> Iterator[Any]:
+    with training_progress_context({}, folder, steps) as context:
+        yield context
+
+
+def run(loop: TrainingLoop) -> bool:
+    with shown_progress("kd", total_steps=4, is_shown=False) as shown:
+        return loop.run(shown)
+
+
+def test_a_step_never_waits_for_the_device(make_loop: MakeLoop) -> None:
+    context = _Heard()
+    loop = make_loop(context, gradient_accumulation=2)
+    loop._step(loop.batches.take())
+    step_data = loop.batches.take()
+
+    with _Waits() as waits:
+        loop._step(step_data)
+
+    assert [] == waits.found
+    numbers = [context.updates[1]["loss"], *context.updates[1]["loss_components"].values()]
+    assert all(isinstance(number, Tensor) and number.dim() == 0 for number in numbers)
+
+
+def test_a_wait_would_be_noticed(make_loop: MakeLoop) -> None:
+    loop = make_loop(_Heard())
+    hidden = torch.zeros(3, requires_grad=True)
+
+    with _Waits() as waits:
+        loop._step(loop.batches.take())
+        hidden.sum().item()
+        torch.zeros(3)[hidden > 0]
+
+    assert ["aten._local_scalar_dense", "aten.index"] == waits.found
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_on_a_gpu_makes_no_synchronisation(make_loop: MakeLoop, tmp_path: Path) -> None:
+    with a_run(tmp_path) as context:
+        loop = make_loop(context, device="cuda", precision="bfloat16")
+        loop._step(loop.batches.take())
+        step_data = loop.batches.take()
+
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            loop._step(step_data)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_step_without_numbers_changes_no_weight_and_is_told(
+    make_loop: MakeLoop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with a_run(tmp_path) as context:
+        loop = make_loop(context)
+        spoilt = loop.recipe.forward
+
+        def spoil(batch: Any) -> Any:
+            sums = spoilt(batch)
+            return {name: value * math.nan for name, value in sums.items()} if loop.state.counters.step == 1 else sums
+
+        loop.recipe.forward = spoil  # type: ignore[method-assign]
+        weights: list[list[Tensor]] = []
+
+        class Watching:
+            def advance(self, step: int, **shown: Any) -> None:
+                weights.append([each.detach().clone() for each in loop.recipe.parameters()])
+
+        with caplog.at_level(logging.WARNING, logger="crashproof"):
+            assert loop.run(Watching())
+
+    same = [torch.equal(one, other) for one, other in zip(weights[0], weights[1], strict=True)]
+    assert all(same)
+    assert not all(torch.equal(one, other) for one, other in zip(weights[1], weights[2], strict=True))
+    assert ["1 step(s) had gradients that are no numbers, and changed no weight; the newest before step 3."] == [
+        record.getMessage() for record in caplog.records if "no numbers" in record.getMessage()
+    ]
+    losses = [line.loss for line in RunReader.open(tmp_path).history()]
+    assert [False, True, False, False] == [math.isnan(loss) for loss in losses]
+
+
+@pytest.mark.parametrize("saves_behind", [True, False], ids=["behind", "in line"])
+def test_every_save_is_acknowledged_when_the_loop_returns(
+    make_loop: MakeLoop, tmp_path: Path, saves_behind: bool
+) -> None:
+    with a_run(tmp_path) as context:
+        loop = make_loop(context, progress={"checkpoint_interval": 2, "saves_behind": saves_behind})
+
+        assert run(loop)
+
+        assert [2, 4] == sorted(context.tracker.session.checkpoints)
+    reader = RunReader.open(tmp_path)
+    recorded = reader.session().checkpoints
+    assert [2, 4] == [each.metrics.step for each in recorded.values() if each.metrics is not None]
+    assert [] == reader.problems()
+
+
+def test_a_save_behind_holds_the_state_of_its_step_not_of_later_ones(make_loop: MakeLoop, tmp_path: Path) -> None:
+    with a_run(tmp_path) as context:
+        loop = make_loop(context)
+        at_two: list[Tensor] = []
+        save = loop.saver.save
+
+        def noted() -> None:
+            save()
+            if loop.state.counters.step == 2:
+                at_two.extend(each.detach().clone() for each in loop.recipe.parameters())
+
+        loop.saver.save = noted  # type: ignore[method-assign]
+        run(loop)
+
+    saved = torch.load(tmp_path / "checkpoint_2.pt", weights_only=True)
+    names = [name for name, _ in loop.recipe.named_parameters()]
+    assert all(
+        torch.equal(saved["tensors"][f"module.{name}"], each) for name, each in zip(names, at_two, strict=True)
+    )
+    assert 2 == saved["counters"]["step"]
+
+
+def test_a_full_disk_leaves_a_checkpoint_out_and_training_goes_on(
+    make_loop: MakeLoop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class FullAtFirst(Disk):
+        num_asked = 0
+
+        def free_bytes(self, path: Path) -> int:
+            self.num_asked += 1
+            return 100 if self.num_asked == 1 else 10**9
+
+    with a_run(tmp_path) as context, caplog.at_level(logging.WARNING, logger="crashproof"):
+        loop = make_loop(context, disk=FullAtFirst())
+
+        assert run(loop)
+
+        assert [4] == sorted(context.tracker.session.checkpoints)
+    assert any("A checkpoint was left out: The disk is full" in record.getMessage() for record in caplog.records)
+
+
+def test_the_last_checkpoint_must_succeed(make_loop: MakeLoop, tmp_path: Path) -> None:
+    class Full(Disk):
+        def free_bytes(self, path: Path) -> int:
+            return 100
+
+    with pytest.raises(DiskFull, match="100 bytes are free"), a_run(tmp_path) as context:
+        run(make_loop(context, disk=Full()))
+
+
+def test_evaluations_are_recorded_at_their_steps_and_at_the_last(make_loop: MakeLoop, tmp_path: Path) -> None:
+    class Counting:
+        def sums(self, recipe: Any, device: Any, place: Any) -> Any:
+            return {"perplexity": (6.0, 2.0), "unknown": (0.0, 0.0)}
+
+        def results(self, sums: Any) -> dict[str, float]:
+            return {"perplexity": sums["perplexity"][0] / sums["perplexity"][1]}
+
+    with a_run(tmp_path) as context:
+        run(make_loop(context, evaluator=Counting(), progress={"checkpoint_interval": 2, "eval_every": 3}))
+        evaluation = context.tracker.session.checkpoints[4].evaluation
+
+    assert {"perplexity": 3.0} == evaluation
+
+
+def test_the_optimizer_decays_matrices_alone_and_leaves_frozen_weights_out(
+    make_model: Callable[..., PreTrainedModel],
+) -> None:
+    model = make_model()
+    frozen = next(model.parameters())
+    frozen.requires_grad_(False)
+
+    decayed, kept = new_optimizer(model, TrainConfig()).param_groups
+
+    assert {2} == {each.dim() for each in decayed["params"]}
+    assert {1} == {each.dim() for each in kept["params"]}
+    assert id(frozen) not in {id(each) for group in (decayed, kept) for each in group["params"]}

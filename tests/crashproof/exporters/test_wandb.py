@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("wandb")
+
+from wandb.proto import wandb_internal_pb2
+
+from crashproof.errors import OtherRun
+from crashproof.exporters.replay import replay
+from crashproof.exporters.wandb import WandbSink
+
+# The client leaves sockets and a service process to the end of the program.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+BLOCK_BYTES, HEAD_BYTES = 32_768, 7
+WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+
+
+def records(file: Path) -> list[wandb_internal_pb2.Record]:
+    """What an offline file holds: a log as LevelDB writes it, of W&B's own messages."""
+    content = file.read_bytes()
+    assert content.startswith(b":W&B")
+    found, parts, place = [], [], HEAD_BYTES
+    while place + HEAD_BYTES <= len(content):
+        if BLOCK_BYTES - place % BLOCK_BYTES < HEAD_BYTES:
+            place += BLOCK_BYTES - place % BLOCK_BYTES
+            continue
+        num_bytes, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
+        parts.append(content[place + HEAD_BYTES : place + HEAD_BYTES + num_bytes])
+        place += HEAD_BYTES + num_bytes
+        assert kind in (WHOLE, FIRST, MIDDLE, LAST)
+        if kind in (WHOLE, LAST):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(b"".join(parts))
+            found.append(record)
+            parts = []
+    assert not parts
+    return found
+
+
+def offline(folder: Path) -> list[Path]:
+    """In the order in which they are uploaded."""
+    note = json.loads((folder / "crashproof-wandb.json").read_bytes())
+    return [next((folder / "wandb" / name).glob("*.wandb")) for name in note["folders"]]
+
+
+def points(folder: Path, key: str = "loss") -> list[tuple[int, float | str]]:
+    found = []
+    for file in offline(folder):
+        for record in records(file):
+            if record.WhichOneof("record_type") == "history":
+                items = {
+                    each.key or "/".join(each.nested_key): json.loads(each.value_json) for each in record.history.item
+                }
+                value = items[key]
+                found.append((items["_step"], "NaN" if value == "NaN" or value != value else value))
+    return found
+
+
+def ids(folder: Path) -> set[str]:
+    return {
+        record.run.run_id
+        for file in offline(folder)
+        for record in records(file)
+        if record.WhichOneof("record_type") == "run"
+    }
+
+
+def test_wandb_reads_each_step_once_through_kills_and_keeps_nan(train, canonical, tmp_path):
+    for attempt in [(1, 60), (41, 80), (81, 100)]:
+        run = train(attempt)
+        replay(run, WandbSink(tmp_path / "w"))
+        assert canonical(run) == points(tmp_path / "w")
+    again = replay(run, WandbSink(tmp_path / "w"))
+
+    assert 0 == again.num_added
+    assert (13, "NaN") in points(tmp_path / "w")
+    # Begun anew once, and gone on with once: two folders of one W&B run, and nothing of the one before.
+    assert 2 == len(offline(tmp_path / "w"))
+    assert 1 == len(ids(tmp_path / "w"))
+    assert sorted(each.parent for each in offline(tmp_path / "w")) == sorted(
+        (tmp_path / "w" / "wandb").glob("offline*")
+    )
+
+
+def test_a_folder_that_a_kill_cut_off_is_written_again(train, canonical, tmp_path):
+    run = train((1, 30))
+    sink = WandbSink(tmp_path / "w")
+    real = sink.close
+    sink.close = lambda: None  # type: ignore[method-assign]  # Dead before it could say that it is done.
+    replay(run, sink)
+    unfinished = json.loads((tmp_path / "w" / "crashproof-wandb.json").read_bytes())["unfinished"]
+    sink._pending = None
+    real()
+    replay(run, WandbSink(tmp_path / "w"))
+
+    assert unfinished
+    assert canonical(run) == points(tmp_path / "w")
+    assert 1 == len(list((tmp_path / "w" / "wandb").glob("offline*")))
+
+
+def test_a_folder_of_another_run_is_refused(train, tmp_path, open_tracker, update):
+    replay(train((1, 3)), WandbSink(tmp_path / "w"))
+    update(open_tracker(output_dir=tmp_path / "other"), 1)
+
+    with pytest.raises(OtherRun):
+        replay(tmp_path / "other", WandbSink(tmp_path / "w"))

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import logging
+import threading
+
+from crashproof.tracking.heartbeat import Heartbeat
+
+
+def test_it_beats_until_stopped():
+    beats = threading.Semaphore(0)
+    heartbeat = Heartbeat(beats.release, interval_seconds=0.001)
+    has_beaten = [beats.acquire(timeout=10) for _ in range(3)]
+    heartbeat.stop()
+
+    assert [True] * 3 == has_beaten
+    assert "crashproof-heartbeat" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_beat_that_fails_is_told_and_the_next_one_comes(caplog):
+    beats = threading.Semaphore(0)
+
+    def fail() -> None:
+        beats.release()
+        raise ValueError("no space")
+
+    heartbeat = Heartbeat(fail, interval_seconds=0.001)
+    has_beaten = [beats.acquire(timeout=10) for _ in range(2)]
+    heartbeat.stop()
+
+    assert [True] * 2 == has_beaten
+    assert {("crashproof", logging.ERROR, "Housekeeping failed; it is tried again in 0.001 s.")} == set(
+        caplog.record_tuples
+    )
+
+
+def test_a_beat_may_stop_its_own_heart():
+    stopped = threading.Event()
+    hearts: list[Heartbeat] = []
+    is_ready = threading.Event()
+
+    def stop() -> None:
+        is_ready.wait(10)
+        hearts[0].stop()
+        stopped.set()
+
+    hearts.append(Heartbeat(stop, interval_seconds=0.001))
+    is_ready.set()
+
+    assert stopped.wait(10)
+    hearts[0].stop()
+
+
+def test_it_does_not_keep_the_process_alive():
+    heartbeat = Heartbeat(lambda: None, interval_seconds=60)
+    threads = [thread for thread in threading.enumerate() if thread.name == "crashproof-heartbeat"]
+    heartbeat.stop()
+
+    assert [True] == [thread.daemon for thread in threads]

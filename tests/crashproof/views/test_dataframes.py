@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+import crashproof
+from crashproof.errors import ConfigError, MissingExtra, NotARun
+
+FRAMES = ["pandas", "polars"]
+
+
+@pytest.fixture
+def run(open_tracker, update, run_dir, save_checkpoint):
+    for first, last in [(1, 30), (21, 40)]:
+        tracker = open_tracker()
+        for step in range(first, last + 1):
+            update(tracker, step, loss=math.nan if step == 13 else 1.0 / step)
+        save_checkpoint(tracker, last)
+        tracker.record_evaluation(last, {"perplexity": float(last)})
+    return run_dir
+
+
+@pytest.mark.parametrize("engine", FRAMES)
+def test_the_metrics_are_a_frame_with_each_step_once(run, engine):
+    pytest.importorskip(engine)
+
+    metrics = crashproof.load(run, engine=engine).metrics
+
+    assert engine == type(metrics).__module__.split(".")[0]
+    assert list(range(1, 41)) == list(metrics["step"])
+    assert [1] * 20 + [2] * 20 == list(metrics["attempt"])
+    assert math.isnan(metrics["loss"][12])
+    assert [1.5] * 40 == list(metrics["loss_components.kd"])
+
+
+@pytest.mark.parametrize("engine", FRAMES)
+def test_all_else_is_there_too(run, engine):
+    pytest.importorskip(engine)
+    loaded = crashproof.load(run, engine=engine)
+
+    assert [30.0, 40.0] == list(loaded.evaluations["perplexity"])
+    assert [30, 40] == list(loaded.checkpoints["step"])
+    assert [1, 2] == list(loaded.attempts["attempt"])
+    assert 2 == loaded.config["train"]["batch_size"]
+
+
+@pytest.mark.parametrize("engine", FRAMES)
+def test_a_run_without_updates_has_an_empty_frame(open_tracker, run_dir, engine):
+    pytest.importorskip(engine)
+    open_tracker()
+
+    assert 0 == len(crashproof.load(run_dir, engine=engine).metrics)
+
+
+def test_what_is_no_run_is_said(tmp_path):
+    with pytest.raises(NotARun):
+        crashproof.load(tmp_path)
+
+
+def test_an_unknown_engine_is_said(run):
+    with pytest.raises(ConfigError, match="no engine 'excel'"):
+        crashproof.load(run, engine="excel")
+
+
+@pytest.mark.parametrize("engine, extra", [(None, "pandas"), ("polars", "polars")])
+def test_without_a_library_the_install_line_is_told(run, monkeypatch, engine, extra):
+    monkeypatch.setattr("crashproof.views.dataframes.is_installed", lambda name: False)
+
+    with pytest.raises(MissingExtra, match=rf"pip install 'crashproof\[{extra}\]'"):
+        crashproof.load(run, engine=engine)
