@@ -8,14 +8,16 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 from crashproof.alerts.process_client import AlertHelper, Channels, Watched
 from crashproof.alerts.settings import AlertSettings
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import BudgetExhausted
 from crashproof.records.events import AlertCleared, AlertRaised, Event, Stamp
+from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import AttemptRecord, TrainingSession
+from crashproof.records.states import HealthState
 from crashproof.rules.alerts import (
     ALERT_KINDS,
     CONDITIONS,
@@ -87,7 +89,7 @@ class AlertMonitor:
         except OSError:
             return None
 
-    def look(self, summary: dict[str, Any], free_bytes: int | None, *, is_moving: bool = False) -> None:
+    def look(self, summary: ProgressSummary, free_bytes: int | None, *, is_moving: bool = False) -> None:
         """Raise what has begun, and clear what is over.
 
         Args:
@@ -102,9 +104,9 @@ class AlertMonitor:
             limit = self._settings.disk_low_bytes
             observed = Observed(
                 now=stamp["timestamp"],
-                health="running" if is_moving else summary["health"],
-                health_reason=summary["health_reason"],
-                verdict=summary["loss_trend"]["verdict"],
+                health=HealthState.RUNNING if is_moving else summary.health,
+                health_reason=summary.health_reason,
+                verdict=summary.loss_trend.verdict,
                 looked_at=self._looked_at,
                 free_bytes=free_bytes,
                 least_free_bytes=least_free_bytes(session) if limit is None else limit,

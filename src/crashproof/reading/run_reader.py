@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from crashproof.disk.journal import Line, scan
 from crashproof.disk.lock import Holder, holder_of
 from crashproof.disk.run_folder import RunFolder
@@ -18,6 +20,7 @@ from crashproof.reading.run_state import EVENT_DECODER, METRICS_DECODER, all_dam
 from crashproof.records.codec import decode_line
 from crashproof.records.events import Event
 from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import TrainingSession
 from crashproof.rules.history import Rewinds
 from crashproof.rules.summary import progress_summary
@@ -58,6 +61,11 @@ class RunReader:
 
     def summary(self, *, now: float) -> dict[str, Any]:
         """The fields of `progress.json`, computed from the journals; `now` in seconds since 1970."""
+        fields: dict[str, Any] = msgspec.to_builtins(self.progress(now=now))
+        return fields
+
+    def progress(self, *, now: float) -> ProgressSummary:
+        """The same as typed data."""
         session = self.session()
         is_alive = self.holder() is not None
         return progress_summary(session, now=now, wall_clock_hours=session.wall_clock_hours, is_alive=is_alive)

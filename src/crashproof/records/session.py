@@ -11,6 +11,7 @@ from msgspec import UNSET, Struct, UnsetType
 from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint, RemovedCheckpoint
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.requests import OpenRequest
+from crashproof.records.states import AttemptState, SessionKind
 
 __all__ = [
     "AttemptRecord",
@@ -34,7 +35,7 @@ class AttemptRecord(Struct, kw_only=True):
     last_seen: float = 0.0
     """When its newest line was written."""
     end: float | None = None
-    how: str = "running"
+    how: AttemptState = AttemptState.RUNNING
     error: str | None = None
     first_step: int | None = None
     last_step: int | None = None
@@ -101,6 +102,8 @@ class TrainingSession(Struct, kw_only=True):
     """Whole, without secrets."""
     config_hash: str
     """SHA-256 over canonical JSON."""
+    kind: SessionKind = SessionKind.TRAINING
+    """What its steps are."""
     total_steps_target: int
     total_steps_at_start: int = 0
     """What the target was when the session began."""
@@ -175,5 +178,5 @@ class TrainingSession(Struct, kw_only=True):
 
     @property
     def is_job(self) -> bool:
-        """Whether it asks a teacher and trains nothing: its steps are questions that have an end."""
-        return self.config.get("job") == "generate"
+        """Whether it asks a teacher and trains nothing: its steps are requests completed."""
+        return self.kind == SessionKind.GENERATION

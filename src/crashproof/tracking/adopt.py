@@ -23,6 +23,7 @@ from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.codec import nonfinite_names
 from crashproof.records.events import AttemptEnded
 from crashproof.records.session import TrainingSession
+from crashproof.records.states import AttemptState, OnConfigChange, SessionKind
 from crashproof.rules.retention import ADOPTED
 from crashproof.tracking.checkpoint_recorder import CheckpointRecorder, Stale
 from crashproof.tracking.open_run import open_run
@@ -140,7 +141,9 @@ def _attempt(
         # However large, each is digested before it is recorded: nobody is kept waiting.
         yield writer, CheckpointRecorder(writer, large_checkpoint_bytes=sys.maxsize, clock=clock, disk=disk)
         hours = writer.session.wall_clock_hours
-        writer.keep_durably(AttemptEnded(**writer.stamp(), how=ADOPTED, error=None, wall_clock_hours=hours))
+        writer.keep_durably(
+            AttemptEnded(**writer.stamp(), how=AttemptState.ADOPTED, error=None, wall_clock_hours=hours)
+        )
         writer.write_summary(writer.summary(writer.session, wall_clock_hours=hours, num_pending=0))
         writer.write_session(writer.session_content())
     finally:
@@ -188,6 +191,7 @@ def _identity(session: TrainingSession | None, highest_step: int) -> Identity:
         config={} if session is None else session.config,
         config_hash="" if session is None else session.config_hash,
         total_steps=max(1, highest_step) if session is None else session.total_steps_target,
-        on_config_change="continue",
+        kind=SessionKind.TRAINING,
+        on_config_change=OnConfigChange.CONTINUE,
         is_fresh=False,
     )

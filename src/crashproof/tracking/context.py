@@ -19,6 +19,7 @@ from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import RunClosed
 from crashproof.reading.run_state import read_run
+from crashproof.records.states import AttemptState, OnConfigChange
 from crashproof.rules.identity import canonical_config, changed_keys
 from crashproof.scalars import as_float
 from crashproof.tracking.settings import TrackerSettings
@@ -48,7 +49,7 @@ class TrainingProgressContext:
         total_steps: int,
         is_main_process: bool = True,
         *,
-        on_config_change: str = "archive",
+        on_config_change: OnConfigChange | str = OnConfigChange.ARCHIVE,
         fresh: bool = False,
         settings: TrackerSettings | None = None,
         clock: Clock = SYSTEM_CLOCK,
@@ -68,7 +69,7 @@ class TrainingProgressContext:
         self._settings = settings
         self._clock = clock
         self._disk = disk
-        self._ends_as = "completed"
+        self._ends_as = AttemptState.COMPLETED
         self._final_summary: dict[str, Any] = {"status": "not_initialized"}
 
     def __enter__(self) -> Self:
@@ -94,7 +95,7 @@ class TrainingProgressContext:
         if self.tracker is None:
             return
         tracker, self.tracker = self.tracker, None
-        how = self._ends_as if exception is None or self._ends_as == "preempted" else "raised"
+        how = self._ends_as if exception is None or self._ends_as == AttemptState.PREEMPTED else AttemptState.RAISED
         try:
             tracker.close(how, exception)
         finally:
@@ -171,9 +172,9 @@ class TrainingProgressContext:
         """See `ProgressTracker.get_remaining_seconds`."""
         return None if self.tracker is None else self.tracker.get_remaining_seconds()
 
-    def end_as(self, how: str) -> None:
+    def end_as(self, how: AttemptState | str) -> None:
         """Say how the attempt ends when the context is left, such as `preempted`."""
-        self._ends_as = how
+        self._ends_as = AttemptState(how)
 
 
 training_progress_context = TrainingProgressContext

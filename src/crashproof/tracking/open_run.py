@@ -38,9 +38,10 @@ from crashproof.records.events import (
 )
 from crashproof.records.session import TrainingSession
 from crashproof.records.snapshots import JournalMark
+from crashproof.records.states import OnConfigChange
 from crashproof.rules.identity import changed_keys
 from crashproof.rules.session import take_event
-from crashproof.tracking.requested_session import ON_CONFIG_CHANGE, Identity
+from crashproof.tracking.requested_session import Identity
 
 __all__ = [
     "OpenRun",
@@ -164,10 +165,6 @@ def _check(identity: Identity) -> None:
             f"A session_id names a folder of the archive, got {name!r}.",
             hint="Use letters, digits, dashes and underscores.",
         )
-    if identity.on_config_change not in ON_CONFIG_CHANGE:
-        raise ConfigError(
-            f"on_config_change must be one of {', '.join(ON_CONFIG_CHANGE)}, got {identity.on_config_change!r}."
-        )
 
 
 def _mended(folder: RunFolder, state: RunState, disk: Disk) -> dict[str, list[Damage]]:
@@ -193,9 +190,9 @@ def _begins_anew(folder: RunFolder, session: TrainingSession, identity: Identity
         return True
     if not changed:
         return False
-    if identity.on_config_change == "error":
+    if identity.on_config_change == OnConfigChange.ERROR:
         raise ConfigChanged(folder.root, changed=changed)
-    if identity.on_config_change == "continue":
+    if identity.on_config_change == OnConfigChange.CONTINUE:
         log.warning("The config has changed (%s); session %s goes on.", "; ".join(changed), session.session_id)
         return False
     log.warning(
@@ -229,6 +226,7 @@ def _write_beginning(
         session_id=identity.session_id if name is None else name,
         config=identity.config,
         config_hash=identity.config_hash,
+        kind=identity.kind,
         total_steps=identity.total_steps,
         api_cost_before=paid_so_far(folder),
     )
@@ -299,6 +297,7 @@ def _beginning_again(session: TrainingSession, attempt: int) -> SessionStarted:
         session_id=session.session_id,
         config=session.config,
         config_hash=session.config_hash,
+        kind=session.kind,
         total_steps=session.total_steps_target,
         api_cost_before=session.api_cost_before,
     )

@@ -94,7 +94,8 @@ def _rebuild_snapshots(folder: RunFolder, clock: Clock, disk: Disk) -> None:
     writer.write_session(session_bytes(state.session, state.marks, now=now))
     writer.write_manifest(state.session, now=now)
     summary = progress_summary(state.session, now=now, wall_clock_hours=state.session.wall_clock_hours)
-    writer.write_summary(summary | {"lines_waiting": 0}, now=now)
+    summary.lines_waiting = 0
+    writer.write_summary(summary, now=now)
 
 
 def _last_attempt(session: TrainingSession) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 from crashproof.clock import Clock
 from crashproof.disk.files import Disk
@@ -12,6 +11,7 @@ from crashproof.disk.run_folder import RunFolder
 from crashproof.records.codec import encode
 from crashproof.records.events import Event, Stamp
 from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import TrainingSession
 from crashproof.rules.session import take_event, take_metrics
 from crashproof.rules.summary import progress_summary
@@ -117,10 +117,11 @@ class RunWriter:
         self._curves.close()
         self.run.close_files()
 
-    def summary(self, session: TrainingSession, *, wall_clock_hours: float, num_pending: int) -> dict[str, Any]:
-        """The fields of `progress.json`."""
+    def summary(self, session: TrainingSession, *, wall_clock_hours: float, num_pending: int) -> ProgressSummary:
+        """What `progress.json` should say."""
         summary = progress_summary(session, now=self._clock.now(), wall_clock_hours=wall_clock_hours)
-        return summary | {"lines_waiting": self.num_waiting + num_pending}
+        summary.lines_waiting = self.num_waiting + num_pending
+        return summary
 
     def session_as_of_now(self) -> TrainingSession:
         """A session that later records do not change, so that it can be thought about without a lock."""
@@ -141,7 +142,7 @@ class RunWriter:
         session.alerts = list(session.alerts)
         return session
 
-    def write_summary(self, summary: dict[str, Any]) -> None:
+    def write_summary(self, summary: ProgressSummary) -> None:
         """Replace `progress.json`."""
         self._snapshots.write_summary(summary, now=self._clock.now())
 

@@ -85,7 +85,7 @@ def test_a_key_stays_what_it_is():
     """What is on users' disks is found under it: a change here makes them pay again."""
     made = request({"model": "m", "messages": [{"role": "user", "content": "Hi"}], "temperature": 0.5})
 
-    assert "e0e4b9a0d686ae3e34e284eb86302333f6fb73cb7c751f79efad95b8c6310ec2" == made.key
+    assert "94f9366356631a7d2d0ec834d33d8f8a29c2bc3bca3ebd6672e38c9eccb54cb1" == made.key
 
 
 @pytest.mark.parametrize(

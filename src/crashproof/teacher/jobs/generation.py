@@ -21,6 +21,7 @@ from crashproof.alerts.settings import AlertSettings
 from crashproof.answers.store import ResponseStore
 from crashproof.errors import AnswerUnusable, BudgetExhausted, TeacherError, TeacherRefused, TeacherUnreachable
 from crashproof.records.requests import Spending
+from crashproof.records.states import AttemptState, SessionKind
 from crashproof.teacher.client.client import AsyncTeacher, OnFailure
 from crashproof.teacher.client.endpoint import Endpoint
 from crashproof.teacher.client.limits import Limits
@@ -134,13 +135,16 @@ def run_job(
     job.check_paths()
     num_questions = job.count()
     settings = TrackerSettings(alerts=alerts or AlertSettings())
-    tracker = ProgressTracker(job.folder.progress, job.config(), num_questions, settings=settings)
+    tracker = ProgressTracker(
+        job.folder.progress, job.config(), num_questions, kind=SessionKind.GENERATION, settings=settings
+    )
     try:
         result = _run(job, engine(tracker.record_connection_failure), tracker, num_questions, progress, shared_store)
     except BaseException as error:
-        tracker.close("raised", error)
+        tracker.close(AttemptState.RAISED, error)
         raise
-    tracker.close("preempted" if result.asked.is_stopped else "completed", result.asked.over_budget)
+    how = AttemptState.PREEMPTED if result.asked.is_stopped else AttemptState.COMPLETED
+    tracker.close(how, result.asked.over_budget)
     return result
 
 

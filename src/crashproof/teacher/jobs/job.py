@@ -63,7 +63,6 @@ class GenerationJob:
     def config(self) -> dict[str, Any]:
         """What makes it another job where it changes."""
         return {
-            "job": "generate",
             "base_url": self.form.base_url,
             "model": self.form.model,
             "parameters": dict(self.form.parameters),
