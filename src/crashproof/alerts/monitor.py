@@ -17,7 +17,7 @@ from crashproof.errors import BudgetExhausted
 from crashproof.records.events import AlertCleared, AlertRaised, Event, Stamp
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import AttemptRecord, TrainingSession
-from crashproof.records.states import HealthState
+from crashproof.records.states import AlertKind, HealthState
 from crashproof.rules.alerts import (
     ALERT_KINDS,
     CONDITIONS,
@@ -80,7 +80,7 @@ class AlertMonitor:
         """Tell of attempts that died before anybody could."""
         with _never_raising():
             for attempt, message in untold_crashes(self._run.session):
-                self._raise("crashed", message, attempt)
+                self._raise(AlertKind.CRASHED, message, attempt)
 
     def free_bytes(self) -> int | None:
         """What is free on the run's disk; may be asked without the owner's lock."""
@@ -128,9 +128,9 @@ class AlertMonitor:
         """Tell how the attempt has ended, once its end is recorded."""
         with _never_raising():
             session, attempt = self._run.session, self._own_attempt()
-            if isinstance(error, BudgetExhausted) and "budget_100" not in session.alerts_active:
+            if isinstance(error, BudgetExhausted) and AlertKind.BUDGET_100 not in session.alerts_active:
                 # The next request would have passed it, so nothing more is spent.
-                self._raise("budget_100", error.message.rstrip("."), attempt)
+                self._raise(AlertKind.BUDGET_100, error.message.rstrip("."), attempt)
             end = None if attempt is None else end_of(session, attempt)
             if end is not None:
                 self._raise(*end, attempt)
@@ -147,7 +147,7 @@ class AlertMonitor:
             self._helper.leave()
             self._helper = None
 
-    def _raise(self, kind: str, message: str, about: AttemptRecord | None) -> None:
+    def _raise(self, kind: AlertKind, message: str, about: AttemptRecord | None) -> None:
         stamp = self._run.stamp()
         about_attempt = stamp["attempt"] if about is None else about.attempt
         session = self._run.session

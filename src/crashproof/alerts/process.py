@@ -30,6 +30,7 @@ from crashproof.records.codec import encode
 from crashproof.records.events import AlertRaised, Event
 from crashproof.records.session import AttemptRecord, TrainingSession
 from crashproof.records.snapshots import JournalMark
+from crashproof.records.states import AlertKind
 from crashproof.rules.alerts import alert_content, end_of, untold_crashes
 
 __all__ = ["main"]
@@ -197,8 +198,8 @@ def _recorded(folder: RunFolder, watched: Watched) -> list[dict[str, object]]:
     return [alert_content(session, attempt, kind, message, run=run, now=now) for attempt, kind, message in ends]
 
 
-def _untold(session: TrainingSession, gone: int) -> list[tuple[AttemptRecord, str, str]]:
-    ends = [(attempt, "crashed", message) for attempt, message in untold_crashes(session)]
+def _untold(session: TrainingSession, gone: int) -> list[tuple[AttemptRecord, AlertKind, str]]:
+    ends = [(attempt, AlertKind.CRASHED, message) for attempt, message in untold_crashes(session)]
     own = [attempt for attempt in session.attempts if attempt.attempt == gone]
     return ends + [(attempt, *end) for attempt in own if (end := end_of(session, attempt)) is not None]
 

@@ -9,7 +9,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from crashproof.records.checkpoints import CheckpointMetadata, FileDigest, RemovedCheckpoint
 from crashproof.records.requests import Spending
-from crashproof.records.states import AttemptState, SessionKind
+from crashproof.records.states import AlertKind, AttemptState, SessionKind
 from crashproof.records.version import FORMAT_VERSION
 
 __all__ = [
@@ -219,8 +219,7 @@ class DamageFound(EventRecord, frozen=True, kw_only=True, tag="damage_found"):
 class AlertRaised(EventRecord, frozen=True, kw_only=True, tag="alert_raised"):
     """Something that a person may want to know of at once."""
 
-    kind: str
-    """See `rules/alerts.py`."""
+    kind: AlertKind
     message: str
     about_attempt: int
     """Of a crash, the attempt that is gone; the one that says so is another."""
@@ -231,7 +230,7 @@ class AlertRaised(EventRecord, frozen=True, kw_only=True, tag="alert_raised"):
 class AlertCleared(EventRecord, frozen=True, kw_only=True, tag="alert_cleared"):
     """What an alert told of is over; the same kind may be raised again."""
 
-    kind: str
+    kind: AlertKind
 
 
 Event = (

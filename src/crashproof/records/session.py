@@ -11,7 +11,7 @@ from msgspec import UNSET, Struct, UnsetType
 from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint, RemovedCheckpoint
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.requests import OpenRequest
-from crashproof.records.states import AttemptState, SessionKind
+from crashproof.records.states import AlertKind, AttemptState, SessionKind
 
 __all__ = [
     "AttemptRecord",
@@ -41,7 +41,7 @@ class AttemptRecord(Struct, kw_only=True):
     last_step: int | None = None
     wall_clock_hours: float | None = None
     """The training hours at its newest update; before its first, those at its start."""
-    alerted: tuple[str, ...] = ()
+    alerted: tuple[AlertKind, ...] = ()
     """What of its end was told of in an alert: `crashed`, `raised`, `preempted` or `complete`."""
 
 
@@ -83,7 +83,7 @@ class Evaluation(Struct, frozen=True, kw_only=True):
 class RaisedAlert(Struct, frozen=True, kw_only=True):
     """An alert of the past."""
 
-    kind: str
+    kind: AlertKind
     message: str
     timestamp: float
     """Seconds since 1970."""
@@ -171,7 +171,7 @@ class TrainingSession(Struct, kw_only=True):
     """The first recomputed step whose loss came out different, or None."""
     damage_found: int = 0
     """Broken pieces of journals set aside so far."""
-    alerts_active: dict[str, float] = msgspec.field(default_factory=dict)
+    alerts_active: dict[AlertKind, float] = msgspec.field(default_factory=dict)
     """What was raised and is not over: since when, by kind."""
     alerts: list[RaisedAlert] = msgspec.field(default_factory=list)
     """The newest 100."""

@@ -820,7 +820,7 @@ def test_a_forked_child_waits_for_no_thread_of_the_parent(open_tracker):
     taken, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with tracker._lock:
+        with tracker._guard.lock:
             taken.set()
             done.wait()
 

@@ -9,6 +9,7 @@ from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import DiskFull
 from crashproof.records.events import ConnectionFailed, Paused
 from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.states import SessionKind
 from crashproof.testing import FaultyDisk
 from crashproof.tracking.open_run import open_run
 from crashproof.tracking.requested_session import Identity
@@ -37,6 +38,7 @@ def writer(run_dir, clock, disk):
     identity = Identity(
         session_id="training_1",
         config={},
+        kind=SessionKind.TRAINING,
         config_hash="c",
         total_steps=100,
         on_config_change="archive",

@@ -817,7 +817,7 @@ def test_a_child_forked_while_another_thread_was_writing_does_not_hang(run_dir):
             tracker = opened(settings=quiet)
             taken, done = threading.Event(), threading.Event()
             def hold():
-                with tracker._lock:
+                with tracker._guard.lock:
                     taken.set()
                     done.wait()
             threading.Thread(target=hold).start()
