@@ -159,4 +159,4 @@ def test_the_summary_counts_what_waits(writer, disk):
     writer.keep_update(line(1))
     summary = writer.summary(writer.session_as_of_now(), wall_clock_hours=0.0, num_pending=3)
 
-    assert 4 == summary["lines_waiting"]
+    assert 4 == summary.lines_waiting
