@@ -110,7 +110,7 @@ class ProgressTracker:
             self._writer, large_checkpoint_bytes=self._settings.large_checkpoint_bytes, clock=clock, disk=disk
         )
         self._alerts = AlertMonitor(self._writer, self._settings.alerts)
-        self._alerts.tell_earlier_crashes()
+        self._alerts.report_earlier_crashes()
         self._write_snapshots()
         self._guard.watch(on_takeover=self._close_replaced, on_fork=self._leave_to_parent)
         self._heartbeat = self._started_heartbeat()
@@ -470,7 +470,7 @@ class ProgressTracker:
             )
         )
         # Whoever finds the end and no alert of it tells of it: so the end comes first.
-        self._alerts.tell_end(error)
+        self._alerts.report_end(error)
         self._finish_writing()
         self._responses.save_index()
 
@@ -503,7 +503,7 @@ class ProgressTracker:
         with self._guard.lock:
             if not self._guard.is_open():
                 return
-            self._alerts.look(summary, free_bytes)
+            self._alerts.check(summary, free_bytes)
             summary["alerts_active"] = list(self._writer.session.alerts_active)
         self._writer.write_summary(summary)
         content = None
@@ -514,7 +514,7 @@ class ProgressTracker:
 
     def _look_for_alerts(self) -> None:
         """What has begun since the last beat; where there is no heartbeat, what has begun at all."""
-        self._alerts.look(self.get_progress_summary(), self._alerts.free_bytes(), is_moving=True)
+        self._alerts.check(self.get_progress_summary(), self._alerts.free_bytes(), is_moving=True)
 
     def _write_snapshots(self) -> None:
         self._writer.write_summary(self.get_progress_summary())
