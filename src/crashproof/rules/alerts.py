@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
 
 from crashproof.formatting import as_bytes, as_dollars_text
 from crashproof.records.metrics import MetricsSnapshot
@@ -24,7 +23,6 @@ __all__ = [
     "HAPPENINGS",
     "Changes",
     "Observed",
-    "alert_content",
     "changes_of",
     "end_of",
     "is_good_news",
@@ -152,23 +150,6 @@ def least_free_bytes(session: TrainingSession) -> int:
     step = session.last_checkpoint_step
     newest = None if step is None else session.checkpoints.get(step)
     return max(_LEAST_FREE_BYTES, _CHECKPOINTS_AHEAD * ((newest.num_bytes or 0) if newest else 0))
-
-
-def alert_content(
-    session: TrainingSession, attempt: AttemptRecord | None, kind: str, message: str, *, run: str, now: float
-) -> dict[str, Any]:
-    """What is sent of an alert, as plain JSON values."""
-    return {
-        "kind": kind,
-        "message": message,
-        "run": run,
-        "session_id": session.session_id,
-        "attempt": attempt.attempt if attempt else None,
-        "step": session.steps_completed,
-        "host": attempt.host if attempt else None,
-        "time": now,
-        "progress_pct": min(100.0, 100.0 * session.steps_completed / session.total_steps_target),
-    }
 
 
 def is_good_news(kind: str) -> bool:

@@ -115,7 +115,7 @@ class ProgressTracker:
             self._writer, large_checkpoint_bytes=self._settings.large_checkpoint_bytes, clock=clock, disk=disk
         )
         self._alerts = AlertMonitor(self._writer, self._settings.alerts)
-        self._alerts.tell_earlier_crashes()
+        self._alerts.report_earlier_crashes()
         self._write_snapshots()
         self._guard.watch(on_takeover=self._close_replaced, on_fork=self._leave_to_parent)
         self._heartbeat = self._started_heartbeat()
@@ -401,7 +401,7 @@ class ProgressTracker:
         """
         with self._guard:
             self._metrics.write_all()
-            self._look_for_alerts()
+            self._check_alerts()
             self._finish_writing()
 
     def close(self, how: AttemptState | str = AttemptState.COMPLETED, error: BaseException | None = None) -> None:
@@ -472,7 +472,7 @@ class ProgressTracker:
         self._metrics.write_all()
         self._checkpoints.keep_digests(wait=True)
         self._responses.tell_served()
-        self._look_for_alerts()
+        self._check_alerts()
         self._writer.keep(
             AttemptEnded(
                 **self._writer.stamp(),
@@ -482,7 +482,7 @@ class ProgressTracker:
             )
         )
         # Whoever finds the end and no alert of it tells of it: so the end comes first.
-        self._alerts.tell_end(error)
+        self._alerts.report_end(error)
         self._finish_writing()
         self._responses.save_index()
 
@@ -515,7 +515,7 @@ class ProgressTracker:
         with self._guard.lock:
             if not self._guard.is_open():
                 return
-            self._alerts.look(summary, free_bytes)
+            self._alerts.check(summary, free_bytes)
             summary.alerts_active = list(self._writer.session.alerts_active)
         self._writer.write_summary(summary)
         content = None
@@ -524,9 +524,9 @@ class ProgressTracker:
                 content = self._writer.session_content()
         self._writer.write_session(content)
 
-    def _look_for_alerts(self) -> None:
-        """What has begun since the last beat; where there is no heartbeat, what has begun at all."""
-        self._alerts.look(self._summary(), self._alerts.free_bytes(), is_moving=True)
+    def _check_alerts(self) -> None:
+        """What has begun since the last heartbeat; without a heartbeat, what has begun at all."""
+        self._alerts.check(self._summary(), self._alerts.free_bytes(), is_moving=True)
 
     def _write_snapshots(self) -> None:
         self._writer.write_summary(self._summary())

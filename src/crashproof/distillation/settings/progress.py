@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
+from typing import Any, get_type_hints
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
-from crashproof.alerts.settings import AlertSettings, names_variable, read_address
+from crashproof.alerts.settings import CHANNELS, AlertSettings, names_variable, read_address
 from crashproof.distillation.settings.section import Section
 from crashproof.rules.retention import KeepBest, KeepEvery, KeepLatest, KeepMilestones, RetentionRule
 
@@ -16,8 +17,6 @@ __all__ = [
     "KeepConfig",
     "ProgressConfig",
 ]
-
-_SOME_ADDRESS = "https://localhost"
 
 
 class KeepConfig(Section):
@@ -60,15 +59,27 @@ class KeepConfig(Section):
         return rule
 
 
-class AlertsConfig(Section):
-    """`progress.alerts`: whom to alert, and of what; see `AlertSettings`."""
+def _channel_keys() -> dict[str, Any]:
+    types, defaults = get_type_hints(AlertSettings), AlertSettings()
+    return {
+        # An error of pydantic shows the value, so only the channel itself validates a secret.
+        name: (
+            object if channel.is_secret else types[name],
+            Field(getattr(defaults, name), repr=not channel.is_secret),
+        )
+        for name, channel in CHANNELS.items()
+    }
 
-    webhook: str | None = Field(default=None, repr=False)
-    """An address, or `env:NAME`: it stands in that variable of the environment."""
-    slack_webhook: str | None = Field(default=None, repr=False)
-    command: tuple[str, ...] | str | None = Field(default=None, repr=False)
-    desktop: bool = False
-    bell: bool = False
+
+_ChannelsConfig = create_model("_ChannelsConfig", __base__=Section, **_channel_keys())
+
+
+class AlertsConfig(_ChannelsConfig):  # type: ignore[misc, valid-type]  # mypy does not follow `create_model`.
+    """`progress.alerts`: whom to alert, and of what; one key per channel, as in `AlertSettings`.
+
+    An address may be `env:NAME`: it is stored in that environment variable.
+    """
+
     kinds: tuple[str, ...] | None = None
     disk_low_bytes: int | None = Field(default=None, ge=0)
     budget_dollars: Decimal | None = Field(default=None, gt=0)
@@ -76,39 +87,34 @@ class AlertsConfig(Section):
 
     @model_validator(mode="after")
     def _can_be_used(self) -> AlertsConfig:
-        self._settings(
-            {name: _SOME_ADDRESS for name, value in self._addresses().items() if names_variable(value)}, budget=None
-        )
+        self._settings(dict.fromkeys(self._variables()), budget=None)
         return self
 
     def settings(self, environment: Mapping[str, str], *, budget: Decimal | None) -> AlertSettings:
-        """The same for the tracker, with what the environment says.
+        """The tracker's settings, with addresses read from the environment.
 
         Raises:
-            ConfigError: a variable that is named is not set, or holds no address.
+            ConfigError: an environment variable is not set, or holds no address.
         """
         found = {
-            name: read_address(value, environment, where=f"progress.alerts.{name}")
-            for name, value in self._addresses().items()
-            if value is not None and names_variable(value)
+            name: read_address(variable, environment, where=f"progress.alerts.{name}")
+            for name, variable in self._variables().items()
         }
         return self._settings(found, budget=budget)
 
-    def _addresses(self) -> dict[str, str | None]:
-        return {"webhook": self.webhook, "slack_webhook": self.slack_webhook}
+    def _variables(self) -> dict[str, str]:
+        """The channels that are set to `env:NAME`."""
+        return {
+            name: value
+            for name, channel in CHANNELS.items()
+            if channel.takes_variable and names_variable(value := getattr(self, name))
+        }
 
-    def _settings(self, found: dict[str, str], *, budget: Decimal | None) -> AlertSettings:
-        addresses = self._addresses() | found
-        return AlertSettings(
-            webhook=addresses["webhook"],
-            slack_webhook=addresses["slack_webhook"],
-            command=self.command,
-            desktop=self.desktop,
-            bell=self.bell,
-            kinds=None if self.kinds is None else frozenset(self.kinds),
-            disk_low_bytes=self.disk_low_bytes,
-            budget_dollars=budget if self.budget_dollars is None else self.budget_dollars,
-        )
+    def _settings(self, found: Mapping[str, str | None], *, budget: Decimal | None) -> AlertSettings:
+        settings = dict(self) | dict(found)
+        if self.budget_dollars is None:
+            settings["budget_dollars"] = budget
+        return AlertSettings(**settings)
 
 
 class ProgressConfig(Section):

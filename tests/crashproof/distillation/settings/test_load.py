@@ -217,7 +217,7 @@ def test_a_budget_of_the_alerts_comes_before_the_teachers(write: Write) -> None:
     [
         pytest.param({}, "progress.alerts.webhook is env:HOOK, and HOOK is not set", id="unset"),
         pytest.param({"HOOK": ""}, "progress.alerts.webhook is env:HOOK, and HOOK is not set", id="empty"),
-        pytest.param({"HOOK": "very-secret"}, "webhook is no http", id="no-address"),
+        pytest.param({"HOOK": "very-secret"}, "webhook is not an http", id="no-address"),
     ],
 )
 def test_an_address_that_the_environment_lacks_is_an_error(
@@ -235,7 +235,8 @@ def test_an_address_that_the_environment_lacks_is_an_error(
     [
         pytest.param("webhok: https://e.org", r"webhok \(did you mean progress.alerts.webhook\?\)", id="key"),
         pytest.param("kinds: [crash]", "Did you mean crashed", id="kind"),
-        pytest.param("webhook: 'ftp://very-secret'", "webhook is no http", id="address"),
+        pytest.param("webhook: 'ftp://very-secret'", "webhook is not an http", id="address"),
+        pytest.param("command: [curl, very-secret, 1]", "command is not a program", id="command"),
         pytest.param("disk_low_bytes: -1", "progress.alerts.disk_low_bytes", id="bytes"),
     ],
 )
