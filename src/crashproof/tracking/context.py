@@ -48,6 +48,7 @@ class TrainingProgressContext:
         output_dir: str | Path,
         total_steps: int,
         is_main_process: bool = True,
+        session_id: str | None = None,
         *,
         on_config_change: OnConfigChange | str = OnConfigChange.ARCHIVE,
         fresh: bool = False,
@@ -61,9 +62,12 @@ class TrainingProgressContext:
         self.tracker: ProgressTracker | None = None
         """The run's writer while the context is entered on the main process."""
         self._config = config
+        self._output_dir = Path(output_dir)
         self._folder = RunFolder.under(Path(output_dir))
         self._total_steps = total_steps
         self._is_main_process = is_main_process
+        self._session_id = session_id
+        self._checkpoint_counter = 0
         self._on_config_change = on_config_change
         self._fresh = fresh
         self._settings = settings
@@ -72,12 +76,38 @@ class TrainingProgressContext:
         self._ends_as = AttemptState.COMPLETED
         self._final_summary: dict[str, Any] = {"status": "not_initialized"}
 
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What the run is, as it was given."""
+        return self._config
+
+    @property
+    def output_dir(self) -> Path:
+        """The run's folder; `progress/` lies under it."""
+        return self._output_dir
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps to train."""
+        return self._total_steps
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this process writes the run."""
+        return self._is_main_process
+
+    @property
+    def checkpoint_counter(self) -> int:
+        """Checkpoints recorded by this context."""
+        return self._checkpoint_counter
+
     def __enter__(self) -> Self:
         if self._is_main_process:
             self.tracker = ProgressTracker(
                 self._folder.progress,
                 self._config,
                 self._total_steps,
+                self._session_id,
                 on_config_change=self._on_config_change,
                 fresh=self._fresh,
                 settings=self._settings,
@@ -115,9 +145,9 @@ class TrainingProgressContext:
     def update_metrics(
         self,
         step: int,
-        loss: Any,
-        loss_components: Mapping[str, Any],
-        learning_rate: Any,
+        loss: object,
+        loss_components: Mapping[str, object],
+        learning_rate: object,
         samples_processed: int,
         tokens_processed: int,
     ) -> None:
@@ -145,6 +175,7 @@ class TrainingProgressContext:
             tracker.record_checkpoint(
                 step, checkpoint_path, dataset_position, written=written, seconds=seconds, is_best=is_best
             )
+            self._checkpoint_counter += 1
 
     def record_evaluation(self, step: int, results: Mapping[str, Any], seconds: float | None = None) -> None:
         """See `ProgressTracker.record_evaluation`."""
@@ -182,10 +213,14 @@ training_progress_context = TrainingProgressContext
 
 
 def setup_progress_tracking(
-    config: Mapping[str, Any], output_dir: str | Path, total_steps: int, is_main_process: bool = True
+    config: Mapping[str, Any],
+    output_dir: str | Path,
+    total_steps: int,
+    is_main_process: bool = True,
+    session_id: str | None = None,
 ) -> TrainingProgressContext:
     """A context that is yet to be entered, for loops that cannot be indented."""
-    return TrainingProgressContext(config, output_dir, total_steps, is_main_process)
+    return TrainingProgressContext(config, output_dir, total_steps, is_main_process, session_id)
 
 
 def get_recovery_checkpoint(

@@ -31,6 +31,7 @@ from crashproof.records.events import (
     JobAdvanced,
     SpendingReported,
 )
+from crashproof.records.metrics import Update
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.requests import Spending
 from crashproof.records.session import TrainingSession
@@ -161,9 +162,9 @@ class ProgressTracker:
     def update_metrics(
         self,
         step: int,
-        loss: Any,
-        loss_components: Mapping[str, Any],
-        learning_rate: Any,
+        loss: object,
+        loss_components: Mapping[str, object],
+        learning_rate: object,
         samples_processed: int,
         tokens_processed: int,
         throughput_samples_per_sec: float | None = None,
@@ -189,17 +190,18 @@ class ProgressTracker:
             RunClosed: the tracker was closed or replaced.
             DiskFull: the disk has been full for so long that no more lines can wait.
         """
+        update = Update(
+            step=as_int(step, "step"),
+            loss=loss,
+            loss_components=loss_components,
+            learning_rate=learning_rate,
+            samples_processed=as_int(samples_processed, "samples_processed"),
+            tokens_processed=as_int(tokens_processed, "tokens_processed"),
+            throughput_samples_per_sec=_float_or_none(throughput_samples_per_sec, "throughput_samples_per_sec"),
+            throughput_tokens_per_sec=_float_or_none(throughput_tokens_per_sec, "throughput_tokens_per_sec"),
+        )
         with self._guard:
-            self._metrics.record(
-                step,
-                loss,
-                loss_components,
-                learning_rate,
-                samples_processed,
-                tokens_processed,
-                throughput_samples_per_sec,
-                throughput_tokens_per_sec,
-            )
+            self._metrics.record(update)
 
     def record_checkpoint(
         self,
@@ -435,7 +437,7 @@ class ProgressTracker:
         with self._guard.lock:
             self._responses.tell_served()
             session = self._writer.session_as_of_now()
-            hours, num_pending = self._metrics.hours_trained(), self._metrics.num_waiting
+            hours, num_pending = self._metrics.hours_trained(), self._metrics.num_pending
         return self._writer.summary(session, wall_clock_hours=hours, num_pending=num_pending)
 
     def _remove_stale(self) -> None:
@@ -547,6 +549,10 @@ class ProgressTracker:
         """Whoever forgets to close still ends in good order, unless the process was killed."""
         error = getattr(sys, "last_value", None)
         self.close(AttemptState.COMPLETED if error is None else AttemptState.RAISED, error)
+
+
+def _float_or_none(value: object, name: str) -> float | None:
+    return None if value is None else as_float(value, name)
 
 
 def _numbers_by_name(results: Any) -> dict[str, float]:
