@@ -383,11 +383,10 @@ class RankLost(CrashproofError):
 
 
 class MissingExtra(CrashproofError, ImportError):
-    """An optional dependency is not installed, or is of a version that does not fit."""
+    """An optional dependency is not installed, or too old."""
 
-    def __init__(self, extra: str, *, found: str = "") -> None:
-        problem = f" in another version than {found}" if found else ""
+    def __init__(self, extra: str, *, install: str, problem: str = "") -> None:
         super().__init__(
-            f"This needs the optional dependency '{extra}'{problem}.",
-            hint=f"pip install 'crashproof[{extra}]'",
+            f"The optional dependency '{extra}' is {f'outdated: {problem}' if problem else 'not installed'}.",
+            hint=f"Run: {install}",
         )

@@ -1,18 +1,56 @@
-"""Whether another package is there, in a version that fits."""
+"""Check for optional packages and their versions."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import msgspec
 
 from crashproof.errors import MissingExtra
 
-__all__ = ["is_installed", "require_versions"]
+__all__ = [
+    "DirInfo",
+    "DirectUrl",
+    "VcsInfo",
+    "install_line",
+    "install_line_for",
+    "is_installed",
+    "missing_extra",
+    "require_modules",
+    "require_versions",
+]
+
+
+class DirInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A local folder that a package was installed from."""
+
+    editable: bool = False
+
+
+class VcsInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A repository that a package was installed from."""
+
+    vcs: str
+    commit_id: str
+
+
+class DirectUrl(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a package was installed from, if not from an index: `direct_url.json` (PEP 610)."""
+
+    url: str
+    subdirectory: str = ""
+    dir_info: DirInfo | None = None
+    vcs_info: VcsInfo | None = None
 
 
 def is_installed(package: str) -> bool:
-    """Whether it is, in whatever version."""
+    """Whether a package is installed, in any version."""
     try:
         version(package)
     except PackageNotFoundError:
@@ -20,8 +58,18 @@ def is_installed(package: str) -> bool:
     return True
 
 
+def require_modules(extra: str, *modules: str) -> None:
+    """Require that each module can be found; imports none of them.
+
+    Raises:
+        MissingExtra: one cannot be found.
+    """
+    if any(find_spec(module) is None for module in modules):
+        raise missing_extra(extra)
+
+
 def require_versions(extra: str, lowest: Mapping[str, str]) -> None:
-    """Have each package in at least the version named for it.
+    """Require each package in at least the version named for it.
 
     Raises:
         MissingExtra: one is not installed, or older.
@@ -30,11 +78,62 @@ def require_versions(extra: str, lowest: Mapping[str, str]) -> None:
         try:
             found = version(package)
         except PackageNotFoundError:
-            raise MissingExtra(extra) from None
-        if _numbers(found) < _numbers(wanted):
-            raise MissingExtra(extra, found=f"{package} {found}")
+            raise missing_extra(extra) from None
+        if _major_and_minor(found) < _major_and_minor(wanted):
+            raise missing_extra(extra, problem=f"it needs {package} {wanted} or later, and {found} is installed")
 
 
-def _numbers(version_name: str) -> tuple[int, ...]:
-    """Major and minor, which say what an interface is."""
+def missing_extra(extra: str, *, problem: str = "") -> MissingExtra:
+    """The error for an extra that is missing, with the line that installs it here."""
+    return MissingExtra(extra, install=install_line(extra), problem=problem)
+
+
+def install_line(extra: str) -> str:
+    """The command that adds an extra to crashproof as it is installed here."""
+    return install_line_for(extra, _origin())
+
+
+def install_line_for(extra: str, origin: DirectUrl | None) -> str:
+    """The command that adds an extra to crashproof installed from `origin`; None stands for an index."""
+    if origin is None:
+        return f"pip install {shlex.quote(f'crashproof[{extra}]')}"
+    if origin.dir_info is not None:
+        option = "-e " if origin.dir_info.editable else ""
+        return f"pip install {option}{shlex.quote(f'{unquote(urlsplit(origin.url).path)}[{extra}]')}"
+    url = _without_credentials(origin.url)
+    if origin.vcs_info is not None:
+        # The commit that is installed, so that only the extra is added.
+        url = f"{origin.vcs_info.vcs}+{url}@{origin.vcs_info.commit_id}"
+    if origin.subdirectory:
+        url = f"{url}#subdirectory={origin.subdirectory}"
+    return f"pip install {shlex.quote(f'crashproof[{extra}] @ {url}')}"
+
+
+def _origin() -> DirectUrl | None:
+    try:
+        content = distribution("crashproof").read_text("direct_url.json")
+    except PackageNotFoundError:
+        return _checkout()
+    try:
+        return None if content is None else msgspec.json.decode(content, type=DirectUrl)
+    except msgspec.DecodeError:
+        return None
+
+
+def _checkout() -> DirectUrl | None:
+    """The folder of sources that are imported without being installed."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "pyproject.toml").is_file():
+        return None
+    return DirectUrl(url=root.as_uri(), dir_info=DirInfo(editable=True))
+
+
+def _without_credentials(url: str) -> str:
+    """A URL without user, password, query and fragment: each may hold a token. `git@` names no one."""
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"git@{host}" if user == "git" else host, query="", fragment="").geturl()
+
+
+def _major_and_minor(version_name: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version_name)[:2])

@@ -11,6 +11,8 @@ Then `tracker.newest_state()` says where to go on: `accelerator.load_state(found
 `tracker.save_state(accelerator, step, position)` saves. `accelerator.end_training()` ends the attempt.
 """
 
+# ruff: noqa: E402 - a missing extra is reported before anything of it is imported.
+
 from __future__ import annotations
 
 import logging
@@ -32,8 +34,8 @@ from crashproof.tracking.tracker import ProgressTracker
 
 require_versions("accelerate", {"accelerate": "1.1"})
 
-from accelerate import Accelerator, PartialState  # noqa: E402 - the versions come first
-from accelerate.tracking import GeneralTracker, on_main_process  # noqa: E402
+from accelerate import Accelerator, PartialState
+from accelerate.tracking import GeneralTracker, on_main_process
 
 __all__ = ["CrashproofTracker"]
 

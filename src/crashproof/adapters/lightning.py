@@ -10,6 +10,8 @@ The classes are those of `lightning.pytorch`. The package `pytorch_lightning` ho
 refuses these; one of the two had to be chosen, and `lightning` brings the other along.
 """
 
+# ruff: noqa: E402 - a missing extra is reported before anything of it is imported.
+
 from __future__ import annotations
 
 import logging
@@ -33,19 +35,19 @@ from crashproof.tracking.tracker import ProgressTracker
 
 require_versions("lightning", {"lightning": "2.4"})
 
-import torch  # noqa: E402 - the versions come first
-from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402
-from lightning.pytorch.loggers import Logger  # noqa: E402
-from lightning.pytorch.plugins.io import CheckpointIO  # noqa: E402
-from lightning.pytorch.utilities import rank_zero_only  # noqa: E402
-from lightning.pytorch.utilities.data import extract_batch_size  # noqa: E402
-from lightning.pytorch.utilities.exceptions import SIGTERMException  # noqa: E402
-from torch import Tensor  # noqa: E402
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
-from crashproof.adapters.resumable_loader import ResumableLoader  # noqa: E402
-from crashproof.pytorch.checkpoint_file import load_checkpoint, save_checkpoint  # noqa: E402
-from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts  # noqa: E402
-from crashproof.pytorch.random_state import capture_random_state, restore_random_state  # noqa: E402
+from crashproof.adapters.resumable_loader import ResumableLoader
+from crashproof.pytorch.checkpoint_file import load_checkpoint, save_checkpoint
+from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts
+from crashproof.pytorch.random_state import capture_random_state, restore_random_state
 
 __all__ = ["Crashproof", "CrashproofCallback", "CrashproofCheckpointIO", "CrashproofLogger", "ResumableLoader"]
 

@@ -1,5 +1,7 @@
 """Keep a run of the Hugging Face Trainer."""
 
+# ruff: noqa: E402 - a missing extra is reported before anything of it is imported.
+
 from __future__ import annotations
 
 import dataclasses
@@ -14,9 +16,8 @@ from typing import Any
 from crashproof.adapters.resume import FrameworkRun, newest_checkpoint, recorded_checkpoints, require_own_run
 from crashproof.checkpoints.digest import make_durable
 from crashproof.clock import SYSTEM_CLOCK, Clock
-from crashproof.errors import ConfigError, CrashproofError, DiskFull, MissingExtra, RunClosed
-from crashproof.optional_dependencies import require_versions
-from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts
+from crashproof.errors import ConfigError, CrashproofError, DiskFull, RunClosed
+from crashproof.optional_dependencies import require_modules, require_versions
 from crashproof.reading.run_state import read_run
 from crashproof.rules.retention import KeepLatest, RetentionRule
 from crashproof.scalars import PendingScalar, is_on_device, start_copy
@@ -24,18 +25,15 @@ from crashproof.tracking.context import TrainingProgressContext
 from crashproof.tracking.settings import TrackerSettings
 from crashproof.tracking.tracker import ProgressTracker
 
-_EXTRA = "transformers"
+require_modules("transformers", "accelerate", "torch", "transformers")
+require_versions("transformers", {"transformers": "5.20", "accelerate": "1.1"})
 
-try:
-    require_versions(_EXTRA, {"transformers": "5.20", "accelerate": "1.1"})
-    import torch
-    from accelerate.utils import broadcast_object_list
-    from torch import Tensor
-    from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-except MissingExtra:
-    raise
-except ImportError as error:
-    raise MissingExtra(_EXTRA) from error
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts
 
 __all__ = ["CrashproofCallback"]
 
