@@ -84,7 +84,7 @@ def test_a_folder_of_another_run_is_refused_and_left_as_it_is(train, tmp_path, o
     before = {path: path.read_bytes() for path in (tmp_path / "logs").iterdir()}
     update(open_tracker(output_dir=tmp_path / "other"), 1)
 
-    with pytest.raises(OtherRun, match="is filled with another run"):
+    with pytest.raises(OtherRun, match="already holds another run"):
         replay(tmp_path / "other", TensorBoardSink(tmp_path / "logs"))
 
     assert before == {path: path.read_bytes() for path in (tmp_path / "logs").iterdir()}

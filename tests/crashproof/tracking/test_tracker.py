@@ -735,7 +735,7 @@ def test_a_closed_tracker_takes_nothing_more(open_tracker, call):
     tracker = open_tracker()
     tracker.close()
 
-    with pytest.raises(RunClosed, match="is closed; it takes nothing more"):
+    with pytest.raises(RunClosed, match="is closed; it accepts no more data"):
         call(tracker)
 
 
