@@ -377,7 +377,7 @@ class RankLost(CrashproofError):
         who = f"rank {', '.join(map(str, missing))}" if missing else "another rank"
         super().__init__(
             f"Lost {who} while {what} (limit {seconds:g} s): {reason.rstrip('.')}.",
-            hint="Check the last output of that process, then start the same command again. Acknowledged data is kept.",
+            hint="Check its last output, then start the same command again; acknowledged data is kept.",
         )
         self.missing = list(missing)
 

@@ -211,7 +211,7 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
             return
         left = CheckpointMetadata(
             checkpoint_step=step,
-            checkpoint_path=self._kept.folder.spell(path),
+            checkpoint_path=self._kept.folder.recorded_path(path),
             created_at=self._kept.clock.now(),
             metrics=None,
             dataset_position=0,

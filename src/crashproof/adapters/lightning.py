@@ -490,7 +490,7 @@ class CrashproofCheckpointIO(CheckpointIO):
         folder = self._run.kept.folder
         session = tracker.session
         known = {each.checkpoint_path for each in [*session.checkpoints.values(), *session.checkpoints_beside]}
-        if folder.spell(path) in known:
+        if folder.recorded_path(path) in known:
             return tracker.remove_checkpoint(path)
         if path.is_file():
             self._run.kept.disk.remove_file(path)

@@ -149,7 +149,11 @@ def _unrecorded(run: FrameworkRun, session: TrainingSession | None) -> list[Cand
         known = {each.checkpoint_path for each in recorded_checkpoints(run, session)}
         # What is being deleted is the next start's to delete.
         known |= {each.checkpoint_path for each in session.checkpoints_removing}
-    return [each for each in candidates if run.is_checkpoint(each.path) and run.folder.spell(each.path) not in known]
+    return [
+        each
+        for each in candidates
+        if run.is_checkpoint(each.path) and run.folder.recorded_path(each.path) not in known
+    ]
 
 
 def _begins_anew(run: FrameworkRun, session: TrainingSession) -> bool:
@@ -208,7 +212,7 @@ def _set_aside(refused: list[tuple[Candidate, str]], folder: RunFolder, clock: C
 def _described(candidate: Candidate, folder: RunFolder, clock: Clock) -> CheckpointMetadata:
     return CheckpointMetadata(
         checkpoint_step=candidate.step,
-        checkpoint_path=folder.spell(candidate.path),
+        checkpoint_path=folder.recorded_path(candidate.path),
         created_at=clock.now(),
         metrics=None,
         dataset_position=0,

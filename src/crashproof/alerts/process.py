@@ -19,8 +19,8 @@ import msgspec
 
 from crashproof.alerts.delivery import Deliveries
 from crashproof.alerts.process_client import HELD_BACK, Deliver, GoodBye, Watched
-from crashproof.disk.files import REAL_DISK, storage_errors
-from crashproof.disk.journal import Journal, mend
+from crashproof.disk.files import storage_errors
+from crashproof.disk.journal import append_durably, repair_journal
 from crashproof.disk.lock import WriterLock
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import CrashproofError, RunInUse
@@ -29,7 +29,6 @@ from crashproof.reading.run_state import read_run
 from crashproof.records.codec import encode
 from crashproof.records.events import AlertRaised, Event
 from crashproof.records.session import AttemptRecord, TrainingSession
-from crashproof.records.snapshots import JournalMark
 from crashproof.rules.alerts import alert_content, end_of, untold_crashes
 
 __all__ = ["main"]
@@ -164,9 +163,9 @@ def _recorded(folder: RunFolder, watched: Watched) -> list[dict[str, object]]:
     if folder.events.name in state.damages:
         # A line that the kill cut off; a whole one behind it would be part of it.
         with storage_errors(folder.events):
-            pieces = mend(
+            pieces = repair_journal(
                 folder.events,
-                set_aside=folder.set_aside / folder.events.name,
+                quarantine=folder.quarantine / folder.events.name,
                 start=state.damages[folder.events.name][0].offset,
             )
         events += [
@@ -189,7 +188,7 @@ def _recorded(folder: RunFolder, watched: Watched) -> list[dict[str, object]]:
         for attempt, kind, message in ends
     ]
     try:
-        _append(folder, state.marks[folder.events.name], events)
+        append_durably(folder.events, map(encode, events), mark=state.marks[folder.events.name])
     except (CrashproofError, OSError) as error:
         # A full disk may be what it died of; the next start tells of it once more, which is better than never.
         _tell(f"an alert could not be recorded: {error}")
@@ -201,16 +200,6 @@ def _untold(session: TrainingSession, gone: int) -> list[tuple[AttemptRecord, st
     ends = [(attempt, "crashed", message) for attempt, message in untold_crashes(session)]
     own = [attempt for attempt in session.attempts if attempt.attempt == gone]
     return ends + [(attempt, *end) for attempt in own if (end := end_of(session, attempt)) is not None]
-
-
-def _append(folder: RunFolder, mark: JournalMark, events: list[Event]) -> None:
-    journal = Journal(folder.events, mark=mark, disk=REAL_DISK)
-    try:
-        for event in events:
-            journal.append(encode(event))
-        journal.sync()
-    finally:
-        journal.close()
 
 
 def _is_taken_up(session: TrainingSession, watched: Watched) -> bool:

@@ -18,10 +18,10 @@ def move_aside(checkpoint: CheckpointMetadata, folder: RunFolder, *, disk: Disk 
     path = folder.find(checkpoint.checkpoint_path)
     if not folder.is_inside(path):
         return None
-    target = folder.set_aside_name(path)
+    target = folder.quarantine_path(path)
     with storage_errors(target):
-        disk.make_folders(folder.set_aside)
+        disk.make_folders(folder.quarantine)
         disk.replace(path, target)
-        disk.sync_folder(folder.set_aside)
+        disk.sync_folder(folder.quarantine)
         disk.sync_folder(path.parent)
     return target

@@ -23,6 +23,6 @@ def damage_found(folder: RunFolder, name: str, piece: Damage, *, timestamp: floa
         offset=piece.offset,
         num_bytes=len(piece.content),
         reason=piece.reason,
-        moved_to=folder.spell(folder.set_aside / name),
+        moved_to=folder.recorded_path(folder.quarantine / name),
         cost=price_left_in(piece.content) if name == folder.answers.name else None,
     )

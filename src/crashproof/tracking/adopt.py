@@ -85,7 +85,7 @@ def adopt_checkpoints(
     if not candidates and not may_forget:
         raise NothingToAdopt(folder.root, reason=f"nothing in it is named like one ({LOOKED_FOR})")
     known = _known_paths(session)
-    new = [each for each in candidates if folder.spell(each.path) not in known]
+    new = [each for each in candidates if folder.recorded_path(each.path) not in known]
     findings = [(each, inspect(each)) for each in new]
     torn = [
         TornCheckpoint(step=each.step, path=each.path.name, reason=finding.problem)

@@ -80,7 +80,7 @@ class CheckpointRecorder:
         lies_elsewhere = is_remote(str(checkpoint_path))
         checkpoint = CheckpointMetadata(
             checkpoint_step=as_int(step, "step"),
-            checkpoint_path=str(checkpoint_path) if lies_elsewhere else self._writer.run.folder.spell(path),
+            checkpoint_path=str(checkpoint_path) if lies_elsewhere else self._writer.run.folder.recorded_path(path),
             created_at=self._clock.now(),
             metrics=None,
             dataset_position=as_int(dataset_position, "dataset_position"),
@@ -174,7 +174,7 @@ class CheckpointRecorder:
 
     def unwanted(self, session: TrainingSession, checkpoint_path: Path) -> Stale | None:
         """The same for one that somebody else's rule does not keep."""
-        spelled = self._writer.run.folder.spell(checkpoint_path)
+        spelled = self._writer.run.folder.recorded_path(checkpoint_path)
         known = [*session.checkpoints.values(), *session.checkpoints_beside]
         return self._superfluous(session, [each for each in known if each.checkpoint_path == spelled])
 
@@ -238,7 +238,7 @@ class CheckpointRecorder:
                 step=checkpoint.checkpoint_step,
                 checkpoint_path=checkpoint.checkpoint_path,
                 reason=reason,
-                moved_to=self._writer.run.folder.spell(moved_to),
+                moved_to=self._writer.run.folder.recorded_path(moved_to),
             )
         )
         self._writer.write_manifest()

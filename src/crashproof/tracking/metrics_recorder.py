@@ -51,7 +51,7 @@ class MetricsRecorder:
         """What earlier attempts journalled for steps to come; None until the first update tells where it begins."""
 
     @property
-    def num_waiting(self) -> int:
+    def num_queued(self) -> int:
         """Updates whose numbers are still on a device."""
         return len(self._waiting)
 

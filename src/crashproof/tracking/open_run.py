@@ -18,7 +18,7 @@ from crashproof.clock import Clock
 from crashproof.disk.archive import archive_session, interrupted_archiving
 from crashproof.disk.atomic import remove_partials
 from crashproof.disk.files import Disk, storage_errors
-from crashproof.disk.journal import Damage, Journal, mend
+from crashproof.disk.journal import Damage, Journal, repair_journal
 from crashproof.disk.lock import WriterLock
 from crashproof.disk.queueing_journal import QueueingJournal
 from crashproof.disk.run_folder import RunFolder
@@ -174,8 +174,10 @@ def _mended(folder: RunFolder, state: RunState, disk: Disk) -> dict[str, list[Da
     """Set aside what is broken in the journals; returns it by the journal's name."""
     damages = {}
     for name, pieces in state.damages.items():
-        side_file = folder.set_aside / name
-        damages[name] = mend(folder.progress / name, set_aside=side_file, start=pieces[0].offset, disk=disk)
+        side_file = folder.quarantine / name
+        damages[name] = repair_journal(
+            folder.progress / name, quarantine=side_file, start=pieces[0].offset, disk=disk
+        )
         log.warning(
             "%s was damaged: %d piece(s), the first at byte %d (%s). They are kept in %s; every whole line stays.",
             folder.progress / name,

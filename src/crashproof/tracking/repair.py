@@ -6,7 +6,7 @@ from crashproof.checkpoints.quarantine import move_aside
 from crashproof.checkpoints.verify import is_damaged, problem_with
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.disk.files import REAL_DISK, Disk
-from crashproof.disk.journal import Journal, mend
+from crashproof.disk.journal import append_durably, repair_journal
 from crashproof.disk.lock import WriterLock
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import NotARun
@@ -32,7 +32,8 @@ def repair_run(folder: RunFolder, *, clock: Clock = SYSTEM_CLOCK, disk: Disk = R
     try:
         read_run(folder, trust_snapshot=False)
         damages = {
-            name: mend(folder.progress / name, set_aside=folder.set_aside / name, disk=disk) for name in JOURNALS
+            name: repair_journal(folder.progress / name, quarantine=folder.quarantine / name, disk=disk)
+            for name in JOURNALS
         }
         state = read_run(folder, trust_snapshot=False)
         if state.session is None:
@@ -67,7 +68,7 @@ def _damaged_checkpoints(folder: RunFolder, session: TrainingSession, clock: Clo
                 step=step,
                 checkpoint_path=checkpoint.checkpoint_path,
                 reason=problem,
-                moved_to=folder.spell(moved_to),
+                moved_to=folder.recorded_path(moved_to),
             )
         )
     return events
@@ -77,13 +78,7 @@ def _write(folder: RunFolder, events: list[Event], disk: Disk) -> None:
     if not events:
         return
     mark = read_run(folder, trust_snapshot=False).marks[folder.events.name]
-    journal = Journal(folder.events, mark=mark, disk=disk)
-    try:
-        for event in events:
-            journal.append(encode(event))
-        journal.sync()
-    finally:
-        journal.close()
+    append_durably(folder.events, map(encode, events), mark=mark, disk=disk)
 
 
 def _rebuild_snapshots(folder: RunFolder, clock: Clock, disk: Disk) -> None:

@@ -377,7 +377,7 @@ class ProgressTracker:
         with self._guard.lock:
             self._responses.tell_served()
             session = self._writer.session_as_of_now()
-            hours, num_pending = self._metrics.hours_trained(), self._metrics.num_waiting
+            hours, num_pending = self._metrics.hours_trained(), self._metrics.num_queued
         return self._writer.summary(session, wall_clock_hours=hours, num_pending=num_pending)
 
     def get_remaining_seconds(self) -> float | None:
@@ -476,7 +476,7 @@ class ProgressTracker:
 
     def _finish_writing(self) -> None:
         self._responses.tell_served()
-        has_written_all = self._writer.write_waiting()
+        has_written_all = self._writer.write_queued()
         self._writer.sync()
         self._write_snapshots()
         if not has_written_all:
@@ -495,7 +495,7 @@ class ProgressTracker:
                 return
             self._metrics.write_ready()
             self._checkpoints.keep_digests(wait=False)
-            self._writer.write_waiting()
+            self._writer.write_queued()
             self._responses.tell_served()
         self._writer.sync()
         self._responses.save_index(only_if_due=True)

@@ -36,7 +36,7 @@ def saved(folder):
             (path / each).write_text(text)
         digest = digest_of(path)
         found = {"num_bytes": digest.num_bytes, "sha256": digest.sha256, "files": digest.files} | known
-        return described(step, folder.spell(path), **found)
+        return described(step, folder.recorded_path(path), **found)
 
     return save
 
@@ -310,7 +310,7 @@ def test_a_run_that_was_moved_still_finds_its_checkpoints(folder, saved, tmp_pat
 def test_a_checkpoint_outside_the_run_is_known_by_its_absolute_path(folder, tmp_path):
     outside = tmp_path / "nas" / "5.pt"
 
-    assert str(outside) == folder.spell(outside)
+    assert str(outside) == folder.recorded_path(outside)
     assert outside == folder.find(str(outside))
 
 
@@ -320,7 +320,7 @@ def test_a_damaged_checkpoint_is_moved_aside_and_never_overwrites_another(folder
         checkpoint = saved(5)
         targets.append(move_aside(checkpoint, folder))
 
-    assert [folder.set_aside / "checkpoint_5", folder.set_aside / "checkpoint_5.1"] == targets
+    assert [folder.quarantine / "checkpoint_5", folder.quarantine / "checkpoint_5.1"] == targets
     assert all(target.exists() for target in targets)
     assert not (folder.root / "checkpoint_5").exists()
 
