@@ -120,9 +120,9 @@ def printed_install_line(*path: Path) -> str:
     """What a process prints that sees crashproof in `path`, and not as it is installed for the tests."""
     program = (
         "import sys\n"
-        "from importlib import metadata\n"
-        "found = metadata.Distribution.discover(name='crashproof', path=sys.argv[1:])\n"
-        "metadata.Distribution.discover = classmethod(lambda cls, **_: found)\n"
+        "from importlib.metadata import Distribution\n"
+        "found = Distribution.discover(name='crashproof', path=sys.argv[1:])\n"
+        "Distribution.discover = classmethod(lambda cls, **_: found)\n"
         "from crashproof.optional_dependencies import install_line\n"
         "print(install_line('torch'))"
     )

@@ -24,7 +24,7 @@ from crashproof.disk.journal import append_durably, repair_journal
 from crashproof.disk.lock import WriterLock
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import CrashproofError, RunInUse
-from crashproof.reading.damage import damage_found
+from crashproof.reading.damage import damage_event
 from crashproof.reading.run_state import read_run
 from crashproof.records.codec import encode
 from crashproof.records.events import AlertRaised, Event
@@ -169,7 +169,7 @@ def _recorded(folder: RunFolder, watched: Watched) -> list[dict[str, object]]:
                 start=state.damages[folder.events.name][0].offset,
             )
         events += [
-            damage_found(folder, folder.events.name, piece, timestamp=now, attempt=watched.attempt)
+            damage_event(folder, folder.events.name, piece, timestamp=now, attempt=watched.attempt)
             for piece in pieces
         ]
         state = read_run(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "is_remote"]
 
 
 class RunFolder:
@@ -83,3 +83,8 @@ class RunFolder:
             number += 1
             name = wanted.with_name(f"{wanted.name}.{number}")
         return name
+
+
+def is_remote(checkpoint_path: str) -> bool:
+    """Whether a recorded checkpoint is a URL, not a path."""
+    return "://" in checkpoint_path

@@ -10,14 +10,15 @@ from pathlib import Path
 import msgspec
 
 from crashproof.checkpoints.background_hashing import BackgroundDigests
-from crashproof.checkpoints.delete import delete_removed, is_remote, is_removable, left_of_removal
+from crashproof.checkpoints.delete import delete_removed, find_undeleted, is_removable
 from crashproof.checkpoints.digest import Digest, digest_of, make_durable, size_of
-from crashproof.checkpoints.quarantine import move_aside
+from crashproof.checkpoints.quarantine import quarantine
 from crashproof.checkpoints.select import Choice, newest_intact
 from crashproof.checkpoints.verify import is_damaged
 from crashproof.clock import Clock
 from crashproof.disk.atomic import WholeFile
 from crashproof.disk.files import Disk
+from crashproof.disk.run_folder import is_remote
 from crashproof.errors import InvalidMetric
 from crashproof.records.checkpoints import CheckpointMetadata, RemovedCheckpoint
 from crashproof.records.events import (
@@ -150,7 +151,7 @@ class CheckpointRecorder:
         """Tell the manifest what was digested behind the training."""
         if wait:
             self._digests.wait()
-        finished = self._digests.finished()
+        finished = self._digests.take_finished()
         for checkpoint, digest in finished:
             self._writer.keep_durably(
                 CheckpointHashed(
@@ -196,7 +197,7 @@ class CheckpointRecorder:
             self._writer.keep_durably(
                 CheckpointRemoved(
                     **self._writer.stamp(),
-                    checkpoints=[*left_of_removal(session, self._writer.run.folder), *removed],
+                    checkpoints=[*find_undeleted(session, self._writer.run.folder), *removed],
                     verified=stale.verified.checkpoint_path,
                 )
             )
@@ -209,7 +210,7 @@ class CheckpointRecorder:
 
     def keep_deletion(self) -> None:
         """Say that it is done, so that a file which gets one of these names later is not taken for a leftover."""
-        left = left_of_removal(self._writer.session, self._writer.run.folder)
+        left = find_undeleted(self._writer.session, self._writer.run.folder)
         if left != self._writer.session.checkpoints_removing:
             self._writer.keep(CheckpointsDeleted(**self._writer.stamp(), left=left))
 
@@ -227,9 +228,10 @@ class CheckpointRecorder:
 
     def _set_aside(self, checkpoint: CheckpointMetadata, reason: str) -> None:
         log.warning("Passing over %s: %s.", checkpoint.checkpoint_path, reason)
-        moved_to = None
-        if is_damaged(checkpoint, self._writer.run.folder):
-            moved_to = move_aside(checkpoint, self._writer.run.folder, disk=self._disk)
+        folder = self._writer.run.folder
+        if not is_damaged(checkpoint, folder):
+            return
+        moved_to = quarantine(folder.find(checkpoint.checkpoint_path), folder, disk=self._disk)
         if moved_to is None:
             return
         self._writer.keep(

@@ -13,7 +13,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from crashproof.checkpoints.delete import delete_removed, left_of_removal
+from crashproof.checkpoints.delete import delete_removed, find_undeleted
 from crashproof.clock import Clock
 from crashproof.disk.archive import archive_session, interrupted_archiving
 from crashproof.disk.atomic import remove_partials
@@ -23,8 +23,8 @@ from crashproof.disk.lock import WriterLock
 from crashproof.disk.queueing_journal import QueueingJournal
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import ConfigChanged, ConfigError
-from crashproof.reading.damage import damage_found
-from crashproof.reading.run_state import UNKNOWN_SESSION, RunState, paid_so_far, read_run
+from crashproof.reading.damage import damage_event
+from crashproof.reading.run_state import UNKNOWN_SESSION, RunState, read_run, read_total_cost
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.codec import encode
 from crashproof.records.events import (
@@ -232,7 +232,7 @@ def _write_beginning(
         config=identity.config,
         config_hash=identity.config_hash,
         total_steps=identity.total_steps,
-        api_cost_before=paid_so_far(folder),
+        api_cost_before=read_total_cost(folder),
     )
     journal = Journal(folder.events, mark=JournalMark(), disk=disk)
     try:
@@ -278,10 +278,10 @@ def _write_opening_events(
             )
         )
     if session.checkpoints_removing:
-        left = left_of_removal(session, run.folder)
+        left = find_undeleted(session, run.folder)
         events.append(CheckpointsDeleted(timestamp=now, attempt=run.attempt, left=left))
     events += [
-        damage_found(run.folder, name, each, timestamp=now, attempt=run.attempt)
+        damage_event(run.folder, name, each, timestamp=now, attempt=run.attempt)
         for name, pieces in damages.items()
         for each in pieces
     ]

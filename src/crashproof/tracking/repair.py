@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crashproof.checkpoints.quarantine import move_aside
+from crashproof.checkpoints.quarantine import quarantine
 from crashproof.checkpoints.verify import is_damaged, problem_with
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.disk.files import REAL_DISK, Disk
@@ -10,7 +10,7 @@ from crashproof.disk.journal import append_durably, repair_journal
 from crashproof.disk.lock import WriterLock
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import NotARun
-from crashproof.reading.damage import damage_found
+from crashproof.reading.damage import damage_event
 from crashproof.reading.run_state import JOURNALS, read_run
 from crashproof.records.codec import encode
 from crashproof.records.events import CheckpointSetAside, DamageFound, Event
@@ -39,7 +39,7 @@ def repair_run(folder: RunFolder, *, clock: Clock = SYSTEM_CLOCK, disk: Disk = R
         if state.session is None:
             raise NotARun(folder.root)
         events: list[Event] = [
-            damage_found(folder, name, piece, timestamp=clock.now(), attempt=_last_attempt(state.session))
+            damage_event(folder, name, piece, timestamp=clock.now(), attempt=_last_attempt(state.session))
             for name, pieces in damages.items()
             for piece in pieces
         ]
@@ -58,7 +58,7 @@ def _damaged_checkpoints(folder: RunFolder, session: TrainingSession, clock: Clo
         problem = problem_with(checkpoint, folder)
         if problem is None or not is_damaged(checkpoint, folder):
             continue
-        moved_to = move_aside(checkpoint, folder, disk=disk)
+        moved_to = quarantine(folder.find(checkpoint.checkpoint_path), folder, disk=disk)
         if moved_to is None:
             continue
         events.append(

@@ -15,6 +15,7 @@ from crashproof.disk.journal import (
     Journal,
     Line,
     append_durably,
+    line_continues,
     read_line,
     repair_journal,
     scan,
@@ -80,6 +81,18 @@ def test_lines_of_a_killed_predecessor_are_synced_too(tmp_path: Path) -> None:
     opened(tmp_path / "j").append(line(1))
 
     assert opened(tmp_path / "j").has_unsynced
+
+
+def test_a_journal_continues_as_long_as_it_has_the_line_of_a_mark(tmp_path: Path) -> None:
+    journal = opened(tmp_path / "j")
+    journal.append(line(1))
+    mark = journal.mark
+    journal.append(line(2))
+
+    assert line_continues(tmp_path / "j", mark)
+    assert not line_continues(tmp_path / "j", JournalMark(num_bytes=mark.num_bytes, last_line_crc="00000000"))
+    assert not line_continues(tmp_path / "missing", mark)
+    assert line_continues(tmp_path / "missing", JournalMark())
 
 
 def test_lines_are_appended_durably_to_a_closed_journal(tmp_path: Path) -> None:

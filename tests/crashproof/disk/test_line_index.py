@@ -53,6 +53,15 @@ def test_what_was_saved_is_found_by_the_next_process_and_so_is_where_it_ends(pat
     assert [(0, 10), (10, 20), None] == [index.find(key) for key in ("a", "b", "c")]
 
 
+def test_a_rebuilt_index_has_the_newest_place_of_each_key_alone(path):
+    index = LineIndex(path)
+    index.put("old", (0, 5))
+
+    index.rebuild([("a", (0, 10)), ("b", (10, 10)), ("a", (20, 10))])
+
+    assert [(20, 10), (10, 10), None] == [index.find(key) for key in ("a", "b", "old")]
+
+
 def test_a_missing_file_indexes_nothing(path, caplog):
     assert JournalMark() == LineIndex(path).load()
     assert [] == caplog.messages

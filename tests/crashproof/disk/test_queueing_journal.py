@@ -76,6 +76,7 @@ def test_a_line_that_must_be_written_now_is_refused_and_not_queued(journal: Queu
     disk.is_full = False
 
     assert journal.write_queued()
+    assert journal.write_queued()
     assert [line(1)] == written(journal)
     assert len(line(1)) == journal.append_now(line(3))
 

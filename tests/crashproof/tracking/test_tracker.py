@@ -503,7 +503,7 @@ def test_recovery_never_starts_from_zero_after_the_only_checkpoint_was_set_aside
     (run_dir / "checkpoint_1.pt").unlink()
     tracker.close()
 
-    with pytest.raises(NoUsableCheckpoint, match=r"checkpoint_2.pt: .* set aside earlier"):
+    with pytest.raises(NoUsableCheckpoint, match=r"checkpoint_2.pt: .* quarantined earlier"):
         open_tracker().get_recovery_checkpoint()
 
 
