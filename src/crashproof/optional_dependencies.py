@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -15,9 +16,6 @@ import msgspec
 from crashproof.errors import MissingExtra
 
 __all__ = [
-    "DirInfo",
-    "DirectUrl",
-    "VcsInfo",
     "install_line",
     "install_line_for",
     "is_installed",
@@ -27,26 +25,20 @@ __all__ = [
 ]
 
 
-class DirInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A local folder that a package was installed from."""
-
+class _DirInfo(msgspec.Struct, frozen=True):
     editable: bool = False
 
 
-class VcsInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A repository that a package was installed from."""
-
+class _VcsInfo(msgspec.Struct, frozen=True):
     vcs: str
     commit_id: str
 
 
-class DirectUrl(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a package was installed from, if not from an index: `direct_url.json` (PEP 610)."""
-
+class _DirectUrl(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     subdirectory: str = ""
-    dir_info: DirInfo | None = None
-    vcs_info: VcsInfo | None = None
+    dir_info: _DirInfo | None = None
+    vcs_info: _VcsInfo | None = None
 
 
 def is_installed(package: str) -> bool:
@@ -90,12 +82,23 @@ def missing_extra(extra: str, *, problem: str = "") -> MissingExtra:
 
 def install_line(extra: str) -> str:
     """The command that adds an extra to crashproof as it is installed here."""
-    return install_line_for(extra, _origin())
+    try:
+        direct_url = distribution("crashproof").read_text("direct_url.json")
+    except PackageNotFoundError:
+        direct_url = _checkout()
+    return install_line_for(extra, direct_url)
 
 
-def install_line_for(extra: str, origin: DirectUrl | None) -> str:
-    """The command that adds an extra to crashproof installed from `origin`; None stands for an index."""
-    if origin is None:
+def install_line_for(extra: str, direct_url: str | None) -> str:
+    """The command that adds an extra to crashproof as it was installed.
+
+    Args:
+        extra: Its name.
+        direct_url: The content of `direct_url.json` (PEP 610); None if crashproof comes from an index.
+    """
+    try:
+        origin = msgspec.json.decode(direct_url or "", type=_DirectUrl)
+    except msgspec.DecodeError:
         return f"pip install {shlex.quote(f'crashproof[{extra}]')}"
     if origin.dir_info is not None:
         option = "-e " if origin.dir_info.editable else ""
@@ -109,23 +112,12 @@ def install_line_for(extra: str, origin: DirectUrl | None) -> str:
     return f"pip install {shlex.quote(f'crashproof[{extra}] @ {url}')}"
 
 
-def _origin() -> DirectUrl | None:
-    try:
-        content = distribution("crashproof").read_text("direct_url.json")
-    except PackageNotFoundError:
-        return _checkout()
-    try:
-        return None if content is None else msgspec.json.decode(content, type=DirectUrl)
-    except msgspec.DecodeError:
-        return None
-
-
-def _checkout() -> DirectUrl | None:
-    """The folder of sources that are imported without being installed."""
+def _checkout() -> str | None:
+    """What `direct_url.json` would be for sources that are imported without being installed."""
     root = Path(__file__).resolve().parents[2]
     if not (root / "pyproject.toml").is_file():
         return None
-    return DirectUrl(url=root.as_uri(), dir_info=DirInfo(editable=True))
+    return json.dumps({"url": root.as_uri(), "dir_info": {"editable": True}})
 
 
 def _without_credentials(url: str) -> str:

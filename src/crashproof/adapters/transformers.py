@@ -55,18 +55,9 @@ _HOW_NOT_WHAT = (
     # How long; `max_steps` is known as a length by itself.
     "num_train_epochs",
     # How the same is computed, and on what.
-    *(
-        "local_rank",
-        "ddp_",
-        "fsdp",
-        "deepspeed",
-        "parallelism_config",
-        "use_cpu",
-        "torch_compile",
-        "full_determinism",
-    ),
+    *("local_rank", "ddp_", "fsdp", "deepspeed", "parallelism_config", "use_cpu", "torch_compile"),
     *("torch_empty_cache_steps", "auto_find_batch_size", "activation_checkpointing", "gradient_checkpointing"),
-    *("use_cache", "use_liger_kernel", "liger_kernel_config"),
+    *("full_determinism", "use_cache", "use_liger_kernel", "liger_kernel_config"),
     *("dataloader_num_workers", "dataloader_p", "dataloader_multiprocessing_context", "dataloader_in_order"),
 )
 """Training arguments, or their prefixes, that do not identify the run."""

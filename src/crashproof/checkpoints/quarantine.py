@@ -14,7 +14,7 @@ def quarantine(path: Path, folder: RunFolder, *, disk: Disk = REAL_DISK) -> Path
     """Move a damaged checkpoint into quarantine; return its new path, or None if it lies outside the run."""
     if not folder.is_inside(path):
         return None
-    target = folder.quarantine_path(path)
+    target = folder.free_name(folder.quarantine / path.name)
     with storage_errors(target):
         disk.make_folders(folder.quarantine)
         disk.replace(path, target)

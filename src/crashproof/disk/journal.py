@@ -175,19 +175,19 @@ class Journal:
             DiskFull: the line is not in the journal; what was there is untouched.
         """
         offset = self.num_bytes
-        written = 0
         try:
             if self._has_torn_end:
                 self._end_torn_line()
                 offset = self.num_bytes
             written = self._disk.write(self._file, line)
             if written != len(line):
-                written += self._write_rest(line, written)
+                # The disk is nearly always full after a short write, and this raises.
+                write_all(self._file, line[written:], self._disk)
         except OSError:
             self._cut_back(offset)
             with storage_errors(self.path, needed_bytes=len(line)):
                 raise
-        self.num_bytes = offset + written
+        self.num_bytes = offset + len(line)
         self._num_lines += 1
         self._last_line_crc = line_crc(line)
         return offset
@@ -213,11 +213,6 @@ class Journal:
     def close(self) -> None:
         """Close the file; call `sync` first if its lines must be durable."""
         self._disk.close(self._file)
-
-    def _write_rest(self, line: bytes, written: int) -> int:
-        """Continue after a short write; the disk is nearly always full then, and this raises."""
-        write_all(self._file, line[written:], self._disk)
-        return len(line) - written
 
     def _cut_back(self, num_bytes: int) -> None:
         """Remove what a failed write may have left, or remember that it is there."""

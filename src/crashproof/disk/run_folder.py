@@ -71,10 +71,6 @@ class RunFolder:
         """Whether a path is inside the run's folder, so that the run may move it."""
         return Path(os.path.abspath(path)).is_relative_to(self.root)
 
-    def quarantine_path(self, path: Path) -> Path:
-        """A free path in quarantine for something damaged."""
-        return self.free_name(self.quarantine / path.name)
-
     @staticmethod
     def free_name(wanted: Path) -> Path:
         """`wanted`, or the first of `wanted.1`, `wanted.2`, … that does not exist."""

@@ -282,7 +282,7 @@ def test_parts_used_without_each_other_are_an_error(run_dir):
 def test_a_trainer_without_an_end_needs_a_number_of_steps(run_dir):
     hold = Crashproof(run_dir, settings=QUIET)
 
-    with pytest.raises(ConfigError, match="neither max_steps nor a length"):
+    with pytest.raises(ConfigError, match="neither max_steps nor data"):
         trainer(hold, max_epochs=-1).fit(Model(), ResumableLoader(data(), batch_size=2, seed=1))
 
 

@@ -60,7 +60,7 @@ def test_nothing_in_quarantine_is_overwritten(folder: RunFolder) -> None:
     (folder.quarantine / "checkpoint_5.pt").write_text("earlier")
     (folder.quarantine / "checkpoint_5.pt.1").write_text("earlier")
 
-    assert "checkpoint_5.pt.2" == folder.quarantine_path(folder.root / "checkpoint_5.pt").name
+    assert "checkpoint_5.pt.2" == folder.free_name(folder.quarantine / "checkpoint_5.pt").name
 
 
 def test_a_folder_holds_a_run_once_a_session_has_begun(folder: RunFolder) -> None:
