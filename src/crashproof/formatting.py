@@ -1,4 +1,4 @@
-"""Numbers in the words of people."""
+"""Format numbers for people."""
 
 from __future__ import annotations
 

@@ -21,17 +21,16 @@ from crashproof.alerts.content import AlertContent
 from crashproof.alerts.delivery import Deliveries
 from crashproof.alerts.process_client import STOP_SIGNALS, Finished, Send, WatchedRun
 from crashproof.alerts.settings import CHANNELS
-from crashproof.disk.files import REAL_DISK, storage_errors
-from crashproof.disk.journal import Journal, mend
+from crashproof.disk.files import storage_errors
+from crashproof.disk.journal import append_durably, repair_journal
 from crashproof.disk.lock import WriterLock
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import CrashproofError, RunInUse
-from crashproof.reading.damage import damage_found
+from crashproof.reading.damage import damage_event
 from crashproof.reading.run_state import RunState, read_run
 from crashproof.records.codec import encode
 from crashproof.records.events import AlertRaised, Event
 from crashproof.records.session import AttemptRecord, TrainingSession
-from crashproof.records.snapshots import JournalMark
 from crashproof.records.states import AlertKind
 from crashproof.rules.alerts import end_of, untold_crashes
 
@@ -185,7 +184,8 @@ def _record_ends(folder: RunFolder, watched: WatchedRun) -> list[AlertContent]:
         for attempt, kind, message in ends
     ]
     try:
-        _append(folder, state.marks[folder.events.name], [*repairs, *alerts])
+        lines = map(encode, [*repairs, *alerts])
+        append_durably(folder.events, lines, mark=state.marks[folder.events.name])
     except (CrashproofError, OSError) as error:
         # A full disk may be what it died of. The next start reports the crash again, which is better than never.
         _report(f"an alert could not be recorded: {error}")
@@ -197,24 +197,16 @@ def _repair_events(folder: RunFolder, watched: WatchedRun, state: RunState, now:
     """Quarantine a line that the kill truncated: the next line would become part of it."""
     name = folder.events.name
     with storage_errors(folder.events):
-        pieces = mend(folder.events, set_aside=folder.set_aside / name, start=state.damages[name][0].offset)
-    return [damage_found(folder, name, piece, timestamp=now, attempt=watched.attempt) for piece in pieces]
+        pieces = repair_journal(
+            folder.events, quarantine=folder.quarantine / name, start=state.damages[name][0].offset
+        )
+    return [damage_event(folder, name, piece, timestamp=now, attempt=watched.attempt) for piece in pieces]
 
 
 def _unreported_ends(session: TrainingSession, dead: int) -> list[tuple[AttemptRecord, AlertKind, str]]:
     ends = [(attempt, AlertKind.CRASHED, message) for attempt, message in untold_crashes(session)]
     own = [attempt for attempt in session.attempts if attempt.attempt == dead]
     return ends + [(attempt, *end) for attempt in own if (end := end_of(session, attempt)) is not None]
-
-
-def _append(folder: RunFolder, mark: JournalMark, events: list[Event]) -> None:
-    journal = Journal(folder.events, mark=mark, disk=REAL_DISK)
-    try:
-        for event in events:
-            journal.append(encode(event))
-        journal.sync()
-    finally:
-        journal.close()
 
 
 def _is_replaced(session: TrainingSession | None, watched: WatchedRun) -> bool:

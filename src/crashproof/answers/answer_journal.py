@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
-from crashproof.disk.journal import Line, keep_aside, line_continues, read_line, scan, scan_backwards
+from crashproof.disk.journal import Line, line_continues, quarantine_bytes, read_line, scan, scan_backwards
 from crashproof.disk.line_index import LineIndex, Place
 from crashproof.disk.queueing_journal import QueueingJournal
 from crashproof.disk.run_folder import RunFolder
@@ -124,8 +124,8 @@ class AnswerJournal:
             file.seek(place[0])
             content = file.read(place[1])
         cost = price_left_in(content)
-        with storage_errors(self._folder.set_aside):
-            keep_aside([content], self._folder.set_aside / path.name, self._disk)
+        with storage_errors(self._folder.quarantine):
+            quarantine_bytes([content], self._folder.quarantine / path.name, self._disk)
         self._places().drop(key)
         log.error(
             "The answer for %s at byte %d of %s is damaged (%s had been paid for it). What is left of it is in %s; "
@@ -134,7 +134,7 @@ class AnswerJournal:
             place[0],
             path,
             "an unknown sum" if cost is None else f"${cost}",
-            self._folder.set_aside / path.name,
+            self._folder.quarantine / path.name,
         )
 
     def _places(self) -> LineIndex:
@@ -150,7 +150,7 @@ class AnswerJournal:
         places = LineIndex(self._folder.answer_index, disk=self._disk)
         known = places.load()
         if not known.num_bytes or not line_continues(path, known):
-            places.make(_places_in(path, start=0))
+            places.rebuild(_places_in(path, start=0))
             if len(places):
                 places.save(self._journal.journal.mark)
             return places

@@ -227,13 +227,13 @@ class RunResponses:
 
     def close(self) -> None:
         """Let go of the space that is held."""
-        self._reserved_space.give_up()
+        self._reserved_space.release()
 
     def _judge(self, intents: Sequence[Intent], budget: Decimal | None, verdicts: list[Verdict]) -> None:
         """Fill `verdicts`; those granted are durable when this returns."""
         with self._guard:
             room = max(_LEAST_ROOM_BYTES, 2 * self._longest_bytes)
-            self._reserved_space.hold((len(self._under_way) + len(intents)) * room)
+            self._reserved_space.reserve((len(self._under_way) + len(intents)) * room)
             for intent in intents:
                 verdicts.append(self._verdict(intent, budget))  # noqa: PERF401 - kept as far as it came
         if any(isinstance(verdict, Granted) for verdict in verdicts):
@@ -294,7 +294,7 @@ class RunResponses:
         try:
             return self._write_answer(outcome)
         except DiskFull:
-            if not self._reserved_space.give_up():
+            if not self._reserved_space.release():
                 raise
             log.warning("The disk is full; an answer that is paid for takes the space that was held for it.")
             return self._write_answer(outcome)

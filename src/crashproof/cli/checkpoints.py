@@ -9,14 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from crashproof.checkpoints.delete import is_remote
 from crashproof.checkpoints.digest import size_of
 from crashproof.checkpoints.verify import problem_with
 from crashproof.cli.arguments import AsJson, Folder
 from crashproof.cli.output import print_json, say
 from crashproof.cli.status import RestartPoint, restart_point
 from crashproof.cli.tables import aligned, short_duration
-from crashproof.disk.run_folder import RunFolder
+from crashproof.disk.run_folder import RunFolder, is_remote
 from crashproof.formatting import as_bytes
 from crashproof.reading.run_reader import RunReader
 from crashproof.records.checkpoints import CheckpointMetadata

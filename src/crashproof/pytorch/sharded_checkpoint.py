@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from crashproof.checkpoints.digest import Digest, digest_of_files
-from crashproof.disk.atomic import digested_file, partial_name, publish_folder
+from crashproof.disk.atomic import open_digested_file, partial_name, publish_folder
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
 from crashproof.errors import CheckpointDamaged, CrashproofError, DiskFull, StorageError, StorageUnwritable
 from crashproof.pytorch.checkpoint_file import load_checkpoint, write_state
@@ -232,7 +232,7 @@ class _DigestedFiles(FileSystem):
                 yield stream
             return
         try:
-            with digested_file(Path(path), disk=self._disk) as file:
+            with open_digested_file(Path(path), disk=self._disk) as file:
                 yield file
         except StorageError as error:
             # Failures of one rank travel to the others, and only plain errors can.

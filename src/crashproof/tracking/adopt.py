@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from crashproof.checkpoints.foreign import LOOKED_FOR, Candidate, Finding, candidates_in, inspect
+from crashproof.checkpoints.foreign import KNOWN_NAMES, Candidate, Finding, find_candidates, inspect
 from crashproof.checkpoints.select import newest_intact
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.disk.files import REAL_DISK, Disk
@@ -84,9 +84,9 @@ def adopt_checkpoints(
     session = read_run(folder).session
     may_forget = forgets_gone and session is not None and bool(_gone(session, folder))
     if not candidates and not may_forget:
-        raise NothingToAdopt(folder.root, reason=f"nothing in it is named like one ({LOOKED_FOR})")
+        raise NothingToAdopt(folder.root, reason=f"nothing in it is named like one ({KNOWN_NAMES})")
     known = _known_paths(session)
-    new = [each for each in candidates if folder.spell(each.path) not in known]
+    new = [each for each in candidates if folder.recorded_path(each.path) not in known]
     findings = [(each, inspect(each)) for each in new]
     torn = [
         TornCheckpoint(step=each.step, path=each.path.name, reason=finding.problem)
@@ -114,7 +114,7 @@ def adopt_checkpoints(
 
 def _candidates(folder: RunFolder) -> list[Candidate]:
     try:
-        return candidates_in(folder.root)
+        return find_candidates(folder.root)
     except (FileNotFoundError, NotADirectoryError):
         raise NothingToAdopt(folder.root, reason="there is no such folder") from None
     except PermissionError as error:

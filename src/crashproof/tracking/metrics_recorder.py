@@ -8,7 +8,7 @@ import sys
 import msgspec
 
 from crashproof.clock import Clock
-from crashproof.reading.run_state import losses_from
+from crashproof.reading.run_state import read_losses
 from crashproof.records.codec import nonfinite_names
 from crashproof.records.events import Paused, ReplayDiffered
 from crashproof.records.metrics import MetricsSnapshot, Numbers, Update, snapshot_of
@@ -129,7 +129,7 @@ class MetricsRecorder:
         if first_step > self._writer.session.steps_completed:
             return {}
         end = self._journal_end_at_opening
-        return losses_from(self._writer.run.folder, step=first_step, end=end, most=_MOST_EXPECTED_LOSSES)
+        return read_losses(self._writer.run.folder, first_step=first_step, end=end, max_steps=_MOST_EXPECTED_LOSSES)
 
 
 def _given_or_rounded(given: float | None, measured: float | None) -> float | None:

@@ -13,18 +13,18 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from crashproof.checkpoints.delete import delete_removed, left_of_removal
+from crashproof.checkpoints.delete import delete_removed, find_undeleted
 from crashproof.clock import Clock
 from crashproof.disk.archive import archive_session, interrupted_archiving
 from crashproof.disk.atomic import remove_partials
 from crashproof.disk.files import Disk, storage_errors
-from crashproof.disk.journal import Damage, Journal, mend
+from crashproof.disk.journal import Damage, Journal, repair_journal
 from crashproof.disk.lock import WriterLock
 from crashproof.disk.queueing_journal import QueueingJournal
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import ConfigChanged, ConfigError
-from crashproof.reading.damage import damage_found
-from crashproof.reading.run_state import UNKNOWN_SESSION, RunState, paid_so_far, read_run
+from crashproof.reading.damage import damage_event
+from crashproof.reading.run_state import UNKNOWN_SESSION, RunState, read_run, read_total_cost
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.codec import encode
 from crashproof.records.events import (
@@ -171,8 +171,10 @@ def _mended(folder: RunFolder, state: RunState, disk: Disk) -> dict[str, list[Da
     """Set aside what is broken in the journals; returns it by the journal's name."""
     damages = {}
     for name, pieces in state.damages.items():
-        side_file = folder.set_aside / name
-        damages[name] = mend(folder.progress / name, set_aside=side_file, start=pieces[0].offset, disk=disk)
+        side_file = folder.quarantine / name
+        damages[name] = repair_journal(
+            folder.progress / name, quarantine=side_file, start=pieces[0].offset, disk=disk
+        )
         log.warning(
             "%s was damaged: %d piece(s), the first at byte %d (%s). They are kept in %s; every whole line stays.",
             folder.progress / name,
@@ -228,7 +230,7 @@ def _write_beginning(
         config_hash=identity.config_hash,
         kind=identity.kind,
         total_steps=identity.total_steps,
-        api_cost_before=paid_so_far(folder),
+        api_cost_before=read_total_cost(folder),
     )
     journal = Journal(folder.events, mark=JournalMark(), disk=disk)
     try:
@@ -274,10 +276,10 @@ def _write_opening_events(
             )
         )
     if session.checkpoints_removing:
-        left = left_of_removal(session, run.folder)
+        left = find_undeleted(session, run.folder)
         events.append(CheckpointsDeleted(timestamp=now, attempt=run.attempt, left=left))
     events += [
-        damage_found(run.folder, name, each, timestamp=now, attempt=run.attempt)
+        damage_event(run.folder, name, each, timestamp=now, attempt=run.attempt)
         for name, pieces in damages.items()
         for each in pieces
     ]

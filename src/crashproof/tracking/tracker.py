@@ -490,7 +490,7 @@ class ProgressTracker:
 
     def _finish_writing(self) -> None:
         self._responses.tell_served()
-        has_written_all = self._writer.write_waiting()
+        has_written_all = self._writer.write_queued()
         self._writer.sync()
         self._write_snapshots()
         if not has_written_all:
@@ -509,7 +509,7 @@ class ProgressTracker:
                 return
             self._metrics.write_ready()
             self._checkpoints.keep_digests(wait=False)
-            self._writer.write_waiting()
+            self._writer.write_queued()
             self._responses.tell_served()
         self._writer.sync()
         self._responses.save_index(only_if_due=True)

@@ -130,7 +130,7 @@ def test_an_answer_that_rots_while_the_run_lives_is_set_aside_with_its_price(fol
     assert 1 == len(caplog.messages)
     assert "The answer for a at byte 0" in caplog.messages[0]
     assert "$0.5 had been paid" in caplog.messages[0]
-    assert b"about X" in (folder.set_aside / path.name).read_bytes()
+    assert b"about X" in (folder.quarantine / path.name).read_bytes()
 
 
 def test_a_damaged_line_does_not_hide_its_neighbours(path, open_journal):

@@ -495,7 +495,7 @@ def test_an_unreachable_server_is_an_error_also_for_a_few_prompts(job: Job) -> N
         port = taken.getsockname()[1]
     job.base_url = f"http://127.0.0.1:{port}/v1"
 
-    with pytest.raises(TeacherUnreachable, match=r"gave no answer in 2 attempts over .* no connection to http"):
+    with pytest.raises(TeacherUnreachable, match=r"no response after 2 attempts over .* no connection to http"):
         job.invoke("--attempts", 2)
 
     session = RunReader.open(job.run).session()
@@ -510,7 +510,7 @@ def test_a_server_that_goes_away_leaves_what_came_before(job: Job, serve: Callab
     job.invoke("--concurrency", 1, "--attempts", 2, exit_code=1)
 
     assert ["What is a keel?"] * 2 == [line["prompt"] for line in lines_of(job.out)]
-    assert "gave no answer in 2 attempts" in lines_of(job.failed)[0]["reason"]
+    assert "no response after 2 attempts" in lines_of(job.failed)[0]["reason"]
 
 
 def test_a_long_job_stops_when_the_server_is_gone(job: Job, serve: Callable[..., TeacherServer]) -> None:

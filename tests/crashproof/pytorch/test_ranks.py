@@ -131,7 +131,7 @@ except RankLost as error:
     print(error.missing, error)
     os._exit(3)
 """,
-            "[1] Lost rank 1 while choosing, within the limit of 3 s",
+            "[1] Lost rank 1 while choosing (limit 3 s)",
         ),
     ],
     ids=["dead", "late"],
@@ -176,4 +176,4 @@ def test_where_the_others_never_come_it_is_told_within_the_limit() -> None:
     )
 
     assert 1 == ended.returncode
-    assert "while meeting the other processes, within the limit of 2 s" in ended.stderr
+    assert "while meeting the other processes (limit 2 s)" in ended.stderr

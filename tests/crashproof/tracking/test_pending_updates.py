@@ -48,11 +48,11 @@ def test_a_step_whose_numbers_are_here_waits_for_the_ones_before_it(waiting, wri
     waiting.add(NOW, update(1, device.tensor(2.5), {}, 0.1))
     waiting.add(NOW, update(2, 2.0, {}, 0.1))
     waiting.write_ready()
-    num_waiting = len(waiting)
+    num_queued = len(waiting)
     device.finish()
     waiting.write_ready()
 
-    assert 2 == num_waiting
+    assert 2 == num_queued
     assert [1, 2] == [step for step, _ in written]
 
 

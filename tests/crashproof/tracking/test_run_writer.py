@@ -97,11 +97,11 @@ def test_while_the_disk_is_full_updates_wait_and_are_written_in_order_later(writ
     disk.is_full = True
     for step in (2, 3):
         writer.keep_update(line(step))
-    num_waiting, could = writer.num_waiting, writer.write_waiting()
+    num_queued, could = writer.num_queued, writer.write_queued()
     disk.is_full = False
 
-    assert (2, False) == (num_waiting, could)
-    assert (True, 0) == (writer.write_waiting(), writer.num_waiting)
+    assert (2, False) == (num_queued, could)
+    assert (True, 0) == (writer.write_queued(), writer.num_queued)
     assert [1, 2, 3] == [each.step for each in RunReader.open(run_dir).history()]
     assert [] == RunReader.open(run_dir).problems()
 

@@ -7,14 +7,14 @@ layers of the model, whose own weights are frozen and in no checkpoint.
 from __future__ import annotations
 
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
 from transformers import PreTrainedModel
 
 from crashproof.distillation.settings.models import LoraOptions
-from crashproof.errors import ConfigError, MissingExtra
+from crashproof.errors import ConfigError
+from crashproof.optional_dependencies import require_modules
 
 __all__ = [
     "has_adapters",
@@ -33,8 +33,7 @@ def with_adapters(model: PreTrainedModel, options: LoraOptions) -> PreTrainedMod
         MissingExtra: `peft` is not installed.
         ConfigError: no layer has one of the names.
     """
-    if find_spec("peft") is None:
-        raise MissingExtra("lora")
+    require_modules("lora", "peft")
     import peft
 
     targets: Any = "all-linear" if options.target_modules is None else list(options.target_modules)

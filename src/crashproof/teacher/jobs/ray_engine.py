@@ -4,6 +4,8 @@ Each machine runs one asker; the shared store is what they have in common: it jo
 and gives an answer that a lost machine has brought to whoever does its work again.
 """
 
+# ruff: noqa: E402 - a missing extra is reported before anything of it is imported.
+
 from __future__ import annotations
 
 import logging
@@ -12,7 +14,6 @@ import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from typing import Any
 
 import msgspec
@@ -23,11 +24,11 @@ from crashproof.errors import (
     BudgetExhausted,
     ConfigError,
     CrashproofError,
-    MissingExtra,
     TeacherError,
     TeacherRefused,
     TeacherUnreachable,
 )
+from crashproof.optional_dependencies import require_modules
 from crashproof.rules.requests import teacher_request
 from crashproof.teacher.client.answers import Answer
 from crashproof.teacher.client.client import AsyncTeacher, OnFailure
@@ -39,8 +40,7 @@ from crashproof.teacher.jobs.job import GenerationJob
 from crashproof.teacher.jobs.prompts import Prompt, problem_with_answer
 from crashproof.teacher.shared_store.store import SharedStore
 
-if find_spec("ray") is None:
-    raise MissingExtra("ray")
+require_modules("ray", "ray")
 
 import ray
 import ray.data

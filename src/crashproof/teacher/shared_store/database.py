@@ -30,7 +30,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from crashproof.clock import SYSTEM_CLOCK, Clock
-from crashproof.errors import ConfigError, DiskFull, MissingExtra, StorageError, StoreUnavailable
+from crashproof.errors import ConfigError, DiskFull, StorageError, StoreUnavailable
+from crashproof.optional_dependencies import missing_extra
 
 __all__ = ["Database", "Insert", "chunks"]
 
@@ -213,7 +214,7 @@ class Database:
         try:
             engine = create_engine(self._url, hide_parameters=True, connect_args=arguments, pool_size=8)
         except ImportError as error:
-            raise MissingExtra("shared-store") from error
+            raise missing_extra("shared-store") from error
         event.listen(engine, "connect", self._prepare_postgresql)
         return engine
 

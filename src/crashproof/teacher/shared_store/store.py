@@ -6,6 +6,8 @@ doubt, and others may send them. Who spends does so under the name of an account
 processes that share the name; answers are everybody's.
 """
 
+# ruff: noqa: E402 - a missing extra is reported before anything of it is imported.
+
 from __future__ import annotations
 
 import logging
@@ -16,19 +18,18 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from decimal import Decimal
-from importlib.util import find_spec
 from types import TracebackType
 from typing import Self, TypeVar
 
 from crashproof.answers.store import Answered, Busy, Granted, Intent, Outcome, Verdict
 from crashproof.clock import SYSTEM_CLOCK, Clock
-from crashproof.errors import ConfigError, MissingExtra, StorageError
+from crashproof.errors import ConfigError, StorageError
+from crashproof.optional_dependencies import require_modules
 from crashproof.records.codec import encode
 from crashproof.records.requests import AnswerRecord, Spending
 from crashproof.rules.requests import TeacherRequest, nearest_difference
 
-if any(find_spec(name) is None for name in ("psycopg", "sqlalchemy")):
-    raise MissingExtra("shared-store")
+require_modules("shared-store", "psycopg", "sqlalchemy")
 
 from sqlalchemy import Connection
 

@@ -379,7 +379,7 @@ def test_attempts_are_bounded_and_each_is_told(asked, tracker, folder):
     )
 
     assert isinstance(error, TeacherUnreachable)
-    assert f"{URL} gave no answer in 4 attempts" in str(error)
+    assert f"{URL}: no response after 4 attempts" in str(error)
     assert "HTTP 503" in str(error)
     assert 4 == len(transport.sent)
     assert [(1, "HTTP 503")] * 3 + [(0, "HTTP 503")] == told

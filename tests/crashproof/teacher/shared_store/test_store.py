@@ -16,6 +16,7 @@ from response_stores import CENT, SqliteBed, answered, granted, intent, keep, ke
 from crashproof.answers.store import Busy, Granted, Intent, Lost, OverBudget, Refused
 from crashproof.clock import SYSTEM_CLOCK
 from crashproof.errors import ConfigError, NewerFormat, StorageError, StoreUnavailable, UnknownRecord
+from crashproof.optional_dependencies import install_line
 from crashproof.records.checksummed_line import add_checksum
 from crashproof.records.codec import encode
 from crashproof.records.requests import AnswerRecord
@@ -402,4 +403,4 @@ def test_what_is_not_installed_names_its_extra():
     program = "import sys; sys.modules['sqlalchemy'] = None; import crashproof.teacher.shared_store.store"
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
 
-    assert "pip install 'crashproof[shared-store]'" in said.stderr
+    assert install_line("shared-store") in said.stderr
