@@ -19,7 +19,7 @@ from crashproof.distillation.settings.load import load_config
 from crashproof.distillation.settings.models import ModelShape
 from crashproof.distillation.text.chat import BUILTIN_TEMPLATE
 from crashproof.distillation.text.corpus import builtin_documents
-from crashproof.distillation.text.tokenizer import load_tokenizer, trained_tokenizer
+from crashproof.distillation.text.tokenizer import load_tokenizer, train_tokenizer
 from crashproof.errors import ConfigError, DataError, ModelMismatch, TeacherRefused
 from crashproof.pytorch.interrupts import Interrupts, StopRequested
 from crashproof.teacher import AsyncTeacher, Endpoint, Patience, Teacher
@@ -32,7 +32,7 @@ TOP_K = 20
 def folder(tmp_path_factory):
     """A teacher with a chat template of its own."""
     folder = tmp_path_factory.mktemp("api")
-    tokenizer = trained_tokenizer(builtin_documents()[:50], vocab_size=300, folder=folder / "tokenizer")
+    tokenizer = train_tokenizer(builtin_documents()[:50], vocab_size=300, folder=folder / "tokenizer")
     tokenizer.chat_template = BUILTIN_TEMPLATE
     torch.manual_seed(0)
     model = new_model(ModelShape(d_model=16, num_layers=1, num_heads=2), tokenizer=tokenizer, max_length=256)
@@ -167,14 +167,14 @@ def test_a_loop_that_goes_on_only_after_its_answers_came_never_waits(folder, tok
     assert 0 == data.num_waits
 
 
-def test_an_answer_of_no_use_is_not_learned_from_and_told_once(folder, tokenizer, prompts, asked, caplog):
+def test_an_unusable_answer_is_skipped_and_reported_once(folder, tokenizer, prompts, asked, caplog):
     with TeacherServer(lambda body: "") as server:
         data = data_of(prompts({"prompt": "Say nothing: "}), tokenizer)
         data.connect(asked(server), iter([0, 0]))
         labels = [data.batch([0]).labels, data.batch([0]).labels]
 
     assert all(bool((each == IGNORED).all()) for each in labels)
-    assert 1 == sum("is not learned from" in message for message in caplog.messages)
+    assert 1 == sum("Skipping" in message for message in caplog.messages)
 
 
 def test_a_token_that_the_student_does_not_have_is_named(folder, tokenizer, prompts, asked):
@@ -210,7 +210,7 @@ def test_an_answer_without_probabilities_is_refused_where_they_are_needed(folder
     with TeacherServer() as server:
         data = data_of(prompts({"prompt": "A letter: "}), tokenizer, top_k=3)
         data.connect(asked(server), iter([0]))
-        with pytest.raises(ModelMismatch, match="brings no log-probabilities"):
+        with pytest.raises(ModelMismatch, match="has no log-probabilities"):
             data.batch([0])
 
 

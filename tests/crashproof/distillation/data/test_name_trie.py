@@ -1,6 +1,6 @@
 import pytest
 
-from crashproof.distillation.data.name_choice import allowed_next
+from crashproof.distillation.data.name_trie import allowed_next
 
 
 def test_where_names_part_each_of_them_may_go_on() -> None:
