@@ -124,7 +124,7 @@ def test_a_tokenizer_of_another_kind_is_refused() -> None:
     tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "##ing": 1}, unk_token="[UNK]"))
     tokenizer.decoder = decoders.WordPiece()
 
-    with pytest.raises(ModelMismatch, match=r"in memory is neither byte-level nor like SentencePiece's"):
+    with pytest.raises(ModelMismatch, match=r"in memory is neither byte-level nor SentencePiece"):
         token_bytes(wrapped(tokenizer))
 
 
