@@ -136,7 +136,7 @@ def test_another_archive_is_no_checkpoint(tmp_path: Path) -> None:
 def test_a_bare_tensor_is_no_training_state(tmp_path: Path) -> None:
     torch.save(torch.ones(3), tmp_path / "c.pt")
 
-    with pytest.raises(CheckpointDamaged, match="it holds a Tensor"):
+    with pytest.raises(CheckpointDamaged, match="it contains a Tensor"):
         load_checkpoint(tmp_path / "c.pt")
 
 

@@ -15,8 +15,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from crashproof.errors import CheckpointDamaged
 from crashproof.pytorch.checkpoint_file import save_checkpoint
-from crashproof.pytorch.ranks import AloneRank
-from crashproof.pytorch.sharded_checkpoint import load_rank_state, load_shared_state, load_tensors, names_in
+from crashproof.pytorch.ranks import SingleRank
+from crashproof.pytorch.sharded_checkpoint import load_rank_state, load_shared_state, load_tensors, tensor_shapes
 
 TENSORS = {"a": torch.arange(12.0).view(3, 4), "b": torch.ones(5, dtype=torch.bfloat16)}
 
@@ -47,10 +47,10 @@ class _Runs:
 def test_tensors_are_read_back_bit_for_bit(folder: Path) -> None:
     found = {name: torch.zeros_like(each) for name, each in TENSORS.items()}
 
-    load_tensors(folder, found, AloneRank())
+    load_tensors(folder, found, SingleRank())
 
     assert all(torch.equal(found[name], each) for name, each in TENSORS.items())
-    assert {"a": torch.Size([3, 4]), "b": torch.Size([5])} == names_in(folder)
+    assert {"a": torch.Size([3, 4]), "b": torch.Size([5])} == tensor_shapes(folder)
     assert {"format": 2} == load_shared_state(folder)
 
 
@@ -82,7 +82,7 @@ def test_metadata_that_would_run_something_run_nothing(folder: Path, tmp_path: P
     (folder / ".metadata").write_bytes(hostile[way])
 
     with pytest.raises(CheckpointDamaged, match=r"its \.metadata cannot be read"):
-        names_in(folder)
+        tensor_shapes(folder)
 
     assert not proof.exists()
 
@@ -103,14 +103,14 @@ def test_metadata_that_are_none_are_told(folder: Path, content: bytes) -> None:
     (folder / ".metadata").write_bytes(content)
 
     with pytest.raises(CheckpointDamaged, match=r"its \.metadata"):
-        names_in(folder)
+        tensor_shapes(folder)
 
 
 def test_bytes_that_pytorch_would_load_with_any_pickle_in_them_are_refused(folder: Path) -> None:
     (folder / ".metadata").write_bytes(pickle.dumps(Metadata({"a": BytesStorageMetadata()})))
 
     with pytest.raises(CheckpointDamaged, match="BytesStorageMetadata, which no such file needs"):
-        load_tensors(folder, {"a": torch.zeros(3, 4)}, AloneRank())
+        load_tensors(folder, {"a": torch.zeros(3, 4)}, SingleRank())
 
 
 def test_a_missing_or_cut_shard_is_told(folder: Path) -> None:
@@ -118,8 +118,8 @@ def test_a_missing_or_cut_shard_is_told(folder: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:100])
 
     with pytest.raises(CheckpointDamaged, match="its tensors cannot be read"):
-        load_tensors(folder, {"a": torch.zeros(3, 4)}, AloneRank())
+        load_tensors(folder, {"a": torch.zeros(3, 4)}, SingleRank())
 
     shard.unlink()
     with pytest.raises(CheckpointDamaged, match="its tensors cannot be read"):
-        load_tensors(folder, {"a": torch.zeros(3, 4)}, AloneRank())
+        load_tensors(folder, {"a": torch.zeros(3, 4)}, SingleRank())
