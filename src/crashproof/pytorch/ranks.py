@@ -22,7 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 from crashproof.errors import RankLost
 from crashproof.tracking.heartbeat import Heartbeat
 
-__all__ = ["SingleRank", "DistributedRanks", "Ranks", "join_ranks"]
+__all__ = ["DistributedRanks", "Ranks", "SingleRank", "join_ranks"]
 
 ValueT = TypeVar("ValueT")
 

@@ -153,7 +153,9 @@ def test_equal_names_and_shapes_fit() -> None:
     ],
     ids=["one too many", "one missing", "another shape"],
 )
-def test_another_architecture_is_told_by_its_first_differences(expected: dict[str, torch.Size], reason: str) -> None:
+def test_another_architecture_is_refused_with_its_first_differences(
+    expected: dict[str, torch.Size], reason: str
+) -> None:
     with pytest.raises(CheckpointMismatch, match=reason):
         require_fit(Path("c.pt"), SHAPES, expected)
 

@@ -61,7 +61,7 @@ def lines(ended: list[subprocess.CompletedProcess[str]]) -> list[str]:
     return [each.stdout.strip() for each in ended]
 
 
-def test_a_process_that_nobody_started_with_others_is_alone() -> None:
+def test_a_process_without_torchrun_is_the_only_one() -> None:
     with join_ranks(device_type="cpu", limit_seconds=1, environment={}) as ranks:
         assert isinstance(ranks, SingleRank)
         assert ranks.is_main
@@ -159,7 +159,7 @@ except RuntimeError as error:
     assert ["True", "True"] == lines(ended)
 
 
-def test_where_the_others_never_come_it_is_told_within_the_limit() -> None:
+def test_missing_processes_are_reported_within_the_limit() -> None:
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "RANK": "0"}
     program = (
         "from crashproof.pytorch.ranks import join_ranks\n"

@@ -99,7 +99,7 @@ def test_the_dotted_pickle_would_run_in_an_unpickler_that_asks_nothing(tmp_path:
 @pytest.mark.parametrize(
     "content", [b"", b"\x80\x04", pickle.dumps(["a list"]), pickle.dumps(Metadata({}))[:-9]], ids=len
 )
-def test_metadata_that_are_none_are_told(folder: Path, content: bytes) -> None:
+def test_invalid_metadata_are_reported(folder: Path, content: bytes) -> None:
     (folder / ".metadata").write_bytes(content)
 
     with pytest.raises(CheckpointDamaged, match=r"its \.metadata"):
@@ -113,7 +113,7 @@ def test_bytes_that_pytorch_would_load_with_any_pickle_in_them_are_refused(folde
         load_tensors(folder, {"a": torch.zeros(3, 4)}, SingleRank())
 
 
-def test_a_missing_or_cut_shard_is_told(folder: Path) -> None:
+def test_a_missing_or_truncated_shard_is_reported(folder: Path) -> None:
     shard = next(folder.glob("*.distcp"))
     shard.write_bytes(shard.read_bytes()[:100])
 

@@ -222,7 +222,9 @@ def test_an_answer_out_of_reach_is_named(write: Write, tokens_of: Callable[..., 
         tokens_of(path, max_length=16)
 
 
-def test_damaged_tokens_are_made_anew(write: Write, tokens_of: Callable[..., TokenizedData], tmp_path: Path) -> None:
+def test_damaged_tokens_are_computed_again(
+    write: Write, tokens_of: Callable[..., TokenizedData], tmp_path: Path
+) -> None:
     path = write(*LINES)
     first = tokens_of(path)
     (kept,) = (tmp_path / "cache").iterdir()
@@ -263,7 +265,7 @@ def test_a_part_holds_its_samples_and_no_others(write: Write, tokens_of: Callabl
     assert torch.equal(data.batch([2]).labels, part.batch([1]).labels)
 
 
-def test_what_a_teacher_says_moves_with_its_batch() -> None:
+def test_the_teachers_distributions_move_with_their_batch() -> None:
     tokens = torch.zeros(1, 2, dtype=torch.long)
     topk = TopK(ids=torch.zeros(1, 2, 3, dtype=torch.long), logprobs=torch.zeros(1, 2, 3))
     batch = Batch(input_ids=tokens, attention_mask=tokens, labels=tokens, topk=topk)

@@ -185,7 +185,7 @@ def test_a_file_that_cannot_be_used_says_why(write: Write, sample: Any, has_one_
         read_source(write(sample), has_one_call=has_one_call)
 
 
-def test_two_calls_are_welcome_where_one_is_not_asked_for(write: Write) -> None:
+def test_two_calls_are_accepted_unless_one_is_required(write: Write) -> None:
     source = read_source(write(line(calling(call("clock", {}), call("clock", {}, 2)))), has_one_call=False)
 
     assert 1 == len(source.samples)

@@ -122,7 +122,7 @@ def test_layers_are_mapped_by_number(write: Write) -> None:
     ],
     ids=lambda value: value if value.startswith(("- ", "tr", "lo", "da", "to", "te")) else "",
 )
-def test_a_bad_config_is_told_in_words(write: Write, text: str, message: str) -> None:
+def test_a_bad_config_is_explained(write: Write, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(KdConfig, [write(text)])
 
@@ -171,7 +171,7 @@ def test_captured_logits_are_a_teacher_without_hidden_states() -> None:
     assert (Path("there"), False) == (config.teacher.path, config.teacher.is_a_model)
 
 
-def test_files_are_told_from_overrides(write: Write, tmp_path: Path) -> None:
+def test_files_are_separated_from_overrides(write: Write, tmp_path: Path) -> None:
     odd = write(MINIMAL, "a=b.yaml")
 
     told = files_and_overrides([Path("c.yaml"), odd, "data.path=/some/where.jsonl", Path("train.steps=3")])

@@ -141,7 +141,7 @@ def test_a_tokenizer_differs_from_itself_nowhere(tokenizer: PreTrainedTokenizerF
     ],
     ids=["other bytes", "one more", "a hole"],
 )
-def test_the_first_token_that_differs_is_told(
+def test_the_first_token_that_differs_is_named(
     there: list[bytes | None], here: list[bytes | None], words: str
 ) -> None:
     one, other = (

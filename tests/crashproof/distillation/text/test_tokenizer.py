@@ -18,7 +18,7 @@ def test_any_text_comes_back_as_it_was(tokenizer: PreTrainedTokenizerFast, text:
     assert text == tokenizer.decode(tokenizer.encode(text, add_special_tokens=False))
 
 
-def test_it_has_the_size_that_was_asked_for(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_it_has_the_requested_size(tokenizer: PreTrainedTokenizerFast) -> None:
     assert 270 == len(tokenizer)
     assert (END_OF_TEXT, PADDING) == (tokenizer.eos_token, tokenizer.pad_token)
 
