@@ -19,7 +19,7 @@ from crashproof.distillation.training.strategy import chosen_strategy
 from crashproof.distillation.training.training_state import TrainingState
 from crashproof.pytorch.device import choose_device
 from crashproof.pytorch.interrupts import Interrupts
-from crashproof.pytorch.ranks import AloneRank
+from crashproof.pytorch.ranks import SingleRank
 from crashproof.tracking.context import TrainingProgressContext
 
 __all__ = ["StepTimes", "trained_loop"]
@@ -48,7 +48,7 @@ def trained_loop(
     folder: Path,
 ) -> Iterator[TrainingLoop]:
     """A loop of one process on the CPU, at its beginning."""
-    device, ranks = choose_device("cpu"), AloneRank()
+    device, ranks = choose_device("cpu"), SingleRank()
     state = TrainingState(
         module=recipe,
         optimizer=new_optimizer(recipe, train),

@@ -360,7 +360,7 @@ def batch_lines(*bodies: Mapping[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "line, words",
     [
-        ("{", "this is no JSON"),
+        ("{", "it is not valid JSON"),
         ('{"text": "x"}', 'it has neither "prompt" nor "messages"'),
         ('{"prompt": ""}', '"prompt" must be text that is not empty'),
         ('{"prompt": "x", "teacher_text": "y"}', "call that field otherwise"),

@@ -21,9 +21,9 @@ from crashproof.distillation.data.text_data import Batch, Source, TaskData
 from crashproof.distillation.data.tool_data import require_length
 from crashproof.distillation.evaluation.evaluator import Evaluator
 from crashproof.distillation.evaluation.held_out_answers import AnswerEvaluator
+from crashproof.distillation.losses.chunked import values_of_rows
 from crashproof.distillation.losses.divergences import cross_entropy_rows
 from crashproof.distillation.losses.preferences import odds_ratio_losses, weighted_likelihood_losses
-from crashproof.distillation.losses.rows import values_of_rows
 from crashproof.distillation.models.causal_lm import require_vocabulary
 from crashproof.distillation.recipes.recipe import Recipe, Task
 from crashproof.distillation.settings.loss import LossConfig

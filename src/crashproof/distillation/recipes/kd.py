@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from crashproof.distillation.data.text_data import Batch, Source, TaskData, load_source, tokenized
 from crashproof.distillation.evaluation.evaluator import TextEvaluator
+from crashproof.distillation.losses.chunked import RowsLoss, values_of_rows
 from crashproof.distillation.losses.divergences import cross_entropy_rows, hidden_distance_rows
-from crashproof.distillation.losses.rows import RowsLoss, values_of_rows
 from crashproof.distillation.models.causal_lm import require_vocabulary
 from crashproof.distillation.recipes.recipe import Recipe, Task
 from crashproof.distillation.settings.loss import DivergenceConfig

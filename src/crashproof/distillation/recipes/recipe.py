@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from crashproof.distillation.data.text_data import Batch, Source, TaskData
 from crashproof.distillation.evaluation.evaluator import Evaluator
+from crashproof.distillation.losses.chunked import values_of_rows
 from crashproof.distillation.losses.divergences import cross_entropy_rows
-from crashproof.distillation.losses.rows import values_of_rows
 from crashproof.distillation.models.split_model import SplitModel
 from crashproof.distillation.settings.run import RunConfig
 

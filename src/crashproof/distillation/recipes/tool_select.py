@@ -15,8 +15,8 @@ from crashproof.distillation.data.tool_data import ToolBatch, ToolData, ToolData
 from crashproof.distillation.data.tool_tokens import ARGUMENTS, SELECTION
 from crashproof.distillation.evaluation.evaluator import Evaluator
 from crashproof.distillation.evaluation.held_out_calls import CallEvaluator
+from crashproof.distillation.losses.chunked import RowsLoss, values_of_rows
 from crashproof.distillation.losses.divergences import cross_entropy_rows
-from crashproof.distillation.losses.rows import RowsLoss, values_of_rows
 from crashproof.distillation.losses.tool_calls import name_choice_rows
 from crashproof.distillation.models.causal_lm import require_vocabulary
 from crashproof.distillation.recipes.recipe import Recipe, Task

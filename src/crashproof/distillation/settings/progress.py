@@ -1,9 +1,11 @@
-"""What is kept, and who is alerted."""
+"""Settings of checkpoints, evaluation and alerts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
+from functools import reduce
+from operator import or_
 from typing import Any, get_type_hints
 
 from pydantic import Field, create_model, model_validator
@@ -12,36 +14,32 @@ from crashproof.alerts.settings import CHANNELS, AlertSettings, names_variable, 
 from crashproof.distillation.settings.section import Section
 from crashproof.rules.retention import KeepBest, KeepEvery, KeepLatest, KeepMilestones, RetentionRule
 
-__all__ = [
-    "AlertsConfig",
-    "KeepConfig",
-    "ProgressConfig",
-]
+__all__ = ["AlertsConfig", "KeepConfig", "ProgressConfig"]
 
 
 class KeepConfig(Section):
-    """`progress.keep`: which checkpoints stay; one that any key asks for does. Without any key all stay."""
+    """`progress.keep`: checkpoints to keep, namely those that any key selects; by default all."""
 
     latest: int | None = Field(default=None, ge=1)
-    """So many of the newest."""
+    """Number of newest checkpoints."""
     best: int | None = Field(default=None, ge=1)
-    """So many with the best `best_by`."""
+    """Number of checkpoints with the best `best_by`."""
     best_by: str = "loss"
-    """`loss`, a loss component, or a number of the evaluation."""
+    """`loss`, a loss component, or a metric of the evaluation."""
     higher_is_better: bool = False
     every: int | None = Field(default=None, ge=1)
-    """Those at multiples of so many steps."""
+    """Checkpoints at multiples of this many steps."""
     milestones: tuple[int, ...] = ()
-    """Those at these steps."""
+    """Checkpoints at these steps."""
 
     @model_validator(mode="after")
     def _keeps_the_newest(self) -> KeepConfig:
         if self.rule() is not None and self.latest is None:
-            raise ValueError("keep needs latest, so that there is always one to resume from")
+            raise ValueError("keep needs latest, so that there is always a checkpoint to resume from")
         return self
 
     def rule(self) -> RetentionRule | None:
-        """The same as an object that decides; None where all stay."""
+        """The retention rule; None if all checkpoints are kept."""
         parts: list[RetentionRule] = []
         if self.latest is not None:
             parts.append(KeepLatest(self.latest))
@@ -53,10 +51,7 @@ class KeepConfig(Section):
             parts.append(KeepMilestones(self.milestones))
         if not parts:
             return None
-        rule = parts[0]
-        for part in parts[1:]:
-            rule = rule | part
-        return rule
+        return reduce(or_, parts)
 
 
 def _channel_keys() -> dict[str, Any]:
@@ -83,7 +78,7 @@ class AlertsConfig(_ChannelsConfig):  # type: ignore[misc, valid-type]  # mypy d
     kinds: tuple[str, ...] | None = None
     disk_low_bytes: int | None = Field(default=None, ge=0)
     budget_dollars: Decimal | None = Field(default=None, gt=0)
-    """By default the budget of a teacher of kind `api`."""
+    """Default: the budget of a teacher of kind `api`."""
 
     @model_validator(mode="after")
     def _can_be_used(self) -> AlertsConfig:
@@ -118,15 +113,15 @@ class AlertsConfig(_ChannelsConfig):  # type: ignore[misc, valid-type]  # mypy d
 
 
 class ProgressConfig(Section):
-    """`progress`: what never changes the result."""
+    """`progress`: settings that never change the result."""
 
     checkpoint_interval: int = Field(default=50, ge=1)
-    """Optimizer steps between two checkpoints; the last step always has one."""
+    """Optimizer steps between checkpoints; the last step always has one."""
     saves_behind: bool = True
-    """Write checkpoints behind the training; otherwise it waits for each."""
+    """Save checkpoints asynchronously; otherwise training waits for each save."""
     keep: KeepConfig = KeepConfig()
     eval_samples: int = Field(default=64, ge=1)
-    """Held-out prompts that the student answers in an evaluation; the perplexity is of all held-out data."""
+    """Held-out prompts that the student answers in an evaluation; perplexity is over all held-out data."""
     eval_every: int | None = Field(default=None, ge=1)
-    """Optimizer steps between two evaluations on held-out data; the last step then has one too."""
+    """Optimizer steps between evaluations on held-out data; the last step then has one too."""
     alerts: AlertsConfig = AlertsConfig()

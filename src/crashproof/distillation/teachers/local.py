@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from crashproof.distillation.data.text_data import Batch, TokenizedData
 from crashproof.distillation.display import shown_progress
+from crashproof.distillation.losses.chunked import values_of_rows
 from crashproof.distillation.losses.divergences import cross_entropy_rows
-from crashproof.distillation.losses.rows import values_of_rows
 from crashproof.distillation.models.causal_lm import load_model, new_model, save_model
 from crashproof.distillation.models.split_model import SplitModel
 from crashproof.distillation.schedule import learning_rate_at

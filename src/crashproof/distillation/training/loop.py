@@ -72,7 +72,7 @@ class TrainingLoop:
         step_data: StepData | None = None
         if counters.step < total_steps and not self.interrupts.is_requested:
             step_data = self._settled()
-        self.ranks.tell_whether_to_stop(self.interrupts.is_requested)
+        self.ranks.share_stop_request(self.interrupts.is_requested)
         while counters.step < total_steps and not self.ranks.is_stop_agreed:
             try:
                 self._step(step_data or self.batches.take())
@@ -90,7 +90,7 @@ class TrainingLoop:
             if self._is_due(self.progress.checkpoint_interval):
                 self.saver.save()
                 self._tell_skipped()
-            self.ranks.tell_whether_to_stop(self.interrupts.is_requested)
+            self.ranks.share_stop_request(self.interrupts.is_requested)
         is_complete = counters.step >= total_steps
         if is_complete and self.progress.eval_every is not None:
             self._evaluate()
@@ -109,7 +109,7 @@ class TrainingLoop:
             taken.append(self.batches.take())
             self._accumulated_gradients(taken[0])
 
-        with self.ranks.meeting("trying out the first step"):
+        with self.ranks.collective("trying out the first step"):
             self.strategy.settle(try_out)
         return taken[0] if taken else None
 
@@ -125,8 +125,8 @@ class TrainingLoop:
         )
         for group in self.state.optimizer.param_groups:
             group["lr"] = learning_rate
-        with self.ranks.meeting(f"computing step {counters.step + 1}"):
-            sums = self.ranks.add_up(self._accumulated_gradients(step_data))
+        with self.ranks.collective(f"computing step {counters.step + 1}"):
+            sums = self.ranks.all_reduce(self._accumulated_gradients(step_data))
             self._apply_gradients()
         counters.step += 1
         counters.samples += self.batches.samples_a_step
@@ -206,7 +206,7 @@ class TrainingLoop:
                 in_lockstep=self.strategy.works_in_lockstep,
             )
             own = self.evaluator.sums(self.recipe, self.device, place)
-        results = self.evaluator.results(added(self.ranks.from_all(own, "evaluating")))
+        results = self.evaluator.results(added(self.ranks.all_gather(own, "evaluating")))
         self.context.record_evaluation(step, results, seconds=time.monotonic() - begun_at)
         if self.ranks.is_main:
             shown = ", ".join(f"{name} {value:.4g}" for name, value in results.items())

@@ -22,7 +22,7 @@ from crashproof.distillation.settings.run import RunConfig
 from crashproof.distillation.settings.teacher import TeacherConfig
 from crashproof.distillation.teachers.local import load_teacher, teacher_folder
 from crashproof.distillation.text.token_bytes import first_difference, token_bytes
-from crashproof.distillation.text.tokenizer import load_tokenizer, tokenizer_hash, trained_tokenizer
+from crashproof.distillation.text.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
 from crashproof.errors import ConfigError, ModelMismatch
 from crashproof.pytorch.interrupts import Interrupts
 from crashproof.pytorch.random_state import seed_everything
@@ -83,7 +83,7 @@ def tokenizer_for(config: RunConfig, source: Source | PromptSource, cache: Path)
         return found[0]
     vocab_size = config.tokenizer.vocab_size
     folder = cache / f"tokenizer-{source.sha256[:16]}-{vocab_size}"
-    return trained_tokenizer(source.documents(), vocab_size=vocab_size, folder=folder)
+    return train_tokenizer(source.documents(), vocab_size=vocab_size, folder=folder)
 
 
 def new_student(config: StudentConfig, tokenizer: PreTrainedTokenizerFast, max_length: int) -> PreTrainedModel:

@@ -111,7 +111,7 @@ class TrainingRun:
         tracker = progress.tracker
         if config.train.schedule_steps is None:
             at_start = None if tracker is None else tracker.session.total_steps_at_start
-            told = self._ranks.from_main(at_start, "telling the horizon of the learning rate")
+            told = self._ranks.broadcast(at_start, "telling the horizon of the learning rate")
             state.counters.schedule_steps = told or config.train.steps
         self._resume()
         counters, total_steps = state.counters, config.train.steps
@@ -210,7 +210,7 @@ class TrainingRun:
         tracker = self.progress.tracker
         newest = tracker.get_recovery_checkpoint() if tracker is not None else None
         chosen = None if newest is None else newest.checkpoint_path
-        told = self._ranks.from_main(chosen, "choosing where to resume")
+        told = self._ranks.broadcast(chosen, "choosing where to resume")
         if told is None:
             return
         path = Path(told)

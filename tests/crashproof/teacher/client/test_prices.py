@@ -429,7 +429,7 @@ def test_an_entry_that_is_wrong_names_file_and_model(write, entry, expected):
 def test_a_model_that_is_written_twice_is_an_error(write):
     path = write("m: {input: 1, output: 1}\n  m: {input: 2, output: 2}")
 
-    with pytest.raises(ConfigError, match="'m' is written twice"):
+    with pytest.raises(ConfigError, match="duplicate key 'm'"):
         PriceTable.load(path)
 
 
