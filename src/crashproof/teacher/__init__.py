@@ -1,4 +1,4 @@
-"""Ask a teacher over HTTP, pay once, keep every answer."""
+"""Query a paid teacher; store every answer."""
 
 from __future__ import annotations
 

@@ -760,7 +760,7 @@ def test_an_answer_found_damaged_while_the_run_lives_is_asked_for_again(open_tra
 
     (verdict,) = tracker.responses.begin([intent("a")], budget=None)
     assert isinstance(verdict, Granted)
-    assert any("$0.003 had been paid" in message for message in caplog.messages)
+    assert any("$0.003 was paid" in message for message in caplog.messages)
     tracker.responses.finish([answered(verdict)])
     assert "about a" == tracker.responses.read(key_of("a")).response["text"]
 
