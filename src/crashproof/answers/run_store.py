@@ -89,11 +89,7 @@ class Guard(AbstractContextManager[None], Protocol):
 
 
 class RunResponses:
-    """A `ResponseStore` in the run's folder, for the threads of this process.
-
-    Answers go to `api_recovery.jsonl`, requests to `api_requests.jsonl`, their sums into the session. The run's lock
-    keeps other processes out.
-    """
+    """A `ResponseStore` in the run's journals, for the threads of this process; the run's lock keeps others out."""
 
     def __init__(self, run: AnsweredRun, guard: Guard, *, disk: Disk) -> None:
         """Take the tracker's `guard` of the session; nobody holds it while waiting for the disk."""

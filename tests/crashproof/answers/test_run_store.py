@@ -336,7 +336,7 @@ def test_an_answer_that_is_paid_for_takes_the_space_that_was_held_for_it(open_tr
 
     assert held >= 256 << 10
     assert "x" * 200_000 == tracker.responses.read(key_of("a")).response["text"]
-    assert any("takes the space that was held for it" in message for message in caplog.messages)
+    assert any("using reserved space" in message for message in caplog.messages)
     disk.free = 10 << 20
 
 

@@ -54,8 +54,8 @@ def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStoreF
     """A fixture for a shared store of each kind."""
     is_file = request.param == "sqlite"
     stores = SqliteFixture(tmp_path / "store") if is_file else PostgresFixture(request.getfixturevalue("postgres"))
-    yield stores
-    stores.close()
+    with closing(stores):
+        yield stores
 
 
 @pytest.fixture

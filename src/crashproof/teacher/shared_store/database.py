@@ -61,9 +61,7 @@ class Database:
     def __init__(
         self, url: str, *, retry_seconds: float, lock_seconds: float = 20.0, clock: Clock = SYSTEM_CLOCK
     ) -> None:
-        """Configure a database without connecting.
-
-        Transient errors are retried for `retry_seconds`; a statement waits `lock_seconds` for another transaction.
+        """Configure without connecting; errors are retried for `retry_seconds`, locks awaited for `lock_seconds`.
 
         Raises:
             ConfigError: the URL is invalid, or names another kind of database.
