@@ -1,4 +1,4 @@
-"""Ask a teacher over HTTP, pay once, keep every answer."""
+"""Query a paid teacher; store every answer."""
 
 # ruff: noqa: E402 - a missing extra is reported before anything of it is imported.
 

@@ -439,7 +439,7 @@ def test_a_model_that_is_written_twice_is_an_error(write):
         pytest.param("source: me", "as_of", id="no-date"),
         pytest.param("as_of: yesterday", "as_of", id="no-such-date"),
         pytest.param("as_of: 2025-01-01\nprices: {}", "prices", id="unknown-key"),
-        pytest.param("as_of: [", "no YAML", id="no-yaml"),
+        pytest.param("as_of: [", "not valid YAML", id="no-yaml"),
     ],
 )
 def test_a_table_that_is_wrong_names_the_file(write, header, expected):
