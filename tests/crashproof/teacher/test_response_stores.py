@@ -273,7 +273,7 @@ def test_a_miss_is_explained_by_the_parameter_that_differs(store):
 
     assert 'messages[0].content ("b" here, "a" stored)' in store.why_miss(intent("b").request)
     assert "temperature (0.5 here, absent stored)" in store.why_miss(intent("a", temperature=0.5).request)
-    assert "an answer to this very request" in store.why_miss(intent("a").request)
+    assert "an answer to this exact request" in store.why_miss(intent("a").request)
 
 
 def test_an_empty_store_says_that_it_knows_no_request(store):

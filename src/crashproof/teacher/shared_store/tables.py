@@ -121,10 +121,7 @@ _LONGEST_REASON = 500
 
 
 class RequestState(StrEnum):
-    """`open`, then one other; `lost` may still turn into another.
-
-    The answer is unusable (`useless`), was unusable and is `replaced` by a newer one, or came too late (`surplus`).
-    """
+    """`open`, then one other; `lost` may change again; `surplus` is an answer after another one was stored."""
 
     OPEN = "open"
     ANSWERED = "answered"

@@ -118,11 +118,11 @@ def called(call: Any) -> dict[str, Any]:
     [
         pytest.param({"text": "a"}, 'neither "prompt" nor "messages"', id="neither"),
         pytest.param({"prompt": "a", "messages": HELLO}, 'both "prompt" and "messages"', id="both"),
-        pytest.param({"prompt": ""}, '"prompt" must be text', id="empty-prompt"),
-        pytest.param({"prompt": ["a"]}, '"prompt" must be text', id="list-of-prompts"),
-        pytest.param({"prompt": "a", "tools": TOOLS}, '"tools" go with "messages"', id="prompt-with-tools"),
-        pytest.param({"messages": []}, '"messages" must be a list', id="no-messages"),
-        pytest.param({"messages": "Hello"}, '"messages" must be a list', id="messages-that-are-text"),
+        pytest.param({"prompt": ""}, '"prompt" must be a non-empty string', id="empty-prompt"),
+        pytest.param({"prompt": ["a"]}, '"prompt" must be a non-empty string', id="list-of-prompts"),
+        pytest.param({"prompt": "a", "tools": TOOLS}, '"tools" need "messages"', id="prompt-with-tools"),
+        pytest.param({"messages": []}, '"messages" must be a non-empty list', id="no-messages"),
+        pytest.param({"messages": "Hello"}, '"messages" must be a non-empty list', id="messages-that-are-text"),
         pytest.param({"messages": ["Hello"]}, "message 1 is not an object", id="message-that-is-text"),
         pytest.param({"messages": [*HELLO, {"content": "a"}]}, 'message 2 has no "role"', id="no-role"),
         pytest.param(message(role="human"), "unknown role 'human'", id="unknown-role"),
@@ -135,7 +135,9 @@ def called(call: Any) -> dict[str, Any]:
             {"messages": [{"role": "assistant", "content": None}, *HELLO]}, 'has no "content"', id="assistant-silent"
         ),
         pytest.param(
-            {"messages": [*HELLO, {"role": "assistant", "content": "Hi"}]}, "remove the answer", id="answered-already"
+            {"messages": [*HELLO, {"role": "assistant", "content": "Hi"}]},
+            "last message is the assistant's",
+            id="answered-already",
         ),
         pytest.param({"messages": HELLO, "tools": {}}, '"tools" must be a list', id="tools-no-list"),
         pytest.param({"messages": HELLO, "tools": ["f"]}, '"tools" must be a list', id="tool-that-is-text"),
@@ -156,15 +158,17 @@ def called(call: Any) -> dict[str, Any]:
         pytest.param(
             called([{"function": {"name": "f", "arguments": "a=1"}}]), "not a JSON string", id="arguments-no-json"
         ),
-        pytest.param({"prompt": "a", "teacher_text": "b"}, '"teacher_text" is what the answer adds', id="answered"),
-        pytest.param({"messages": HELLO, "sample": 1}, '"sample" is what the answer adds', id="sample"),
-        pytest.param(batch(logprobs=[]), '"logprobs" is what the answer adds', id="logprobs"),
+        pytest.param(
+            {"prompt": "a", "teacher_text": "b"}, '"teacher_text" is reserved for the answer', id="answered"
+        ),
+        pytest.param({"messages": HELLO, "sample": 1}, '"sample" is reserved for the answer', id="sample"),
+        pytest.param(batch(logprobs=[]), '"logprobs" is reserved for the answer', id="logprobs"),
         pytest.param(batch(custom_id=5), 'a batch line needs a "custom_id"', id="custom-id-no-text"),
         pytest.param(batch(method="GET"), '"method": "POST"', id="method"),
         pytest.param(batch(url="/v1/embeddings"), '"url": "/v1/chat/completions"', id="url"),
         pytest.param(batch(body={"input": "a"}), 'an object with "messages"', id="body-without-messages"),
         pytest.param(batch(body="a"), 'an object with "messages"', id="body-no-object"),
-        pytest.param(batch(tools=TOOLS), 'belong into its "body"', id="tools-beside-the-body"),
+        pytest.param(batch(tools=TOOLS), 'belong in its "body"', id="tools-beside-the-body"),
     ],
 )
 def test_a_malformed_line_says_what_is_wrong_with_it(write: Write, line: Any, expected: str) -> None:
