@@ -255,7 +255,7 @@ def make_ready(connection: Connection, database: Database) -> None:
     """
     if not database.is_sqlite:
         # Only one of several processes creates the tables.
-        connection.execute(select(func.pg_advisory_xact_lock(0x686F6C6466617374)))
+        connection.execute(select(func.pg_advisory_xact_lock(0x6372617368707266)))
     found = {name for name in inspect(connection).get_table_names() if name.startswith("crashproof_")}
     if not found:
         _TABLES.create_all(connection, checkfirst=False)
