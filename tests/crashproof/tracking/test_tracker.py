@@ -904,7 +904,7 @@ def test_the_replay_check_speaks_once_with_the_first_step_that_differs(open_trac
         update(tracker, step, loss=1.0 / step if step < 7 else math.nextafter(1.0 / step, 2.0))
 
     assert 1 == len(caplog.messages)
-    assert caplog.messages[0].startswith("Step 7 was computed again and its loss came out different")
+    assert caplog.messages[0].startswith("Step 7 was recomputed with a different loss")
     assert [(7, 1 / 7)] == [(event.step, event.loss_before) for event in events_of(killed_at_ten, ReplayDiffered)]
     assert 7 == tracker.get_progress_summary()["replay_differed_at"]
 
