@@ -10,7 +10,7 @@ SUITE := -n 2 --dist worksteal -m "not long"
 # Without its bytecode torch takes three times as long to import, in each of the processes that the tests start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check bench crash pictures site tools clean
+.PHONY: demo test check bench crash pictures site texts tools clean
 
 demo: .venv/.installed
 	$(BIN)/python -m training.distill_kd --config configs/quickstart.yaml --output-dir $(RUN)
@@ -48,6 +48,12 @@ pictures: .venv/.installed tools
 site: .venv/.installed
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs build/site
 	@echo "build/site/index.html"
+
+# Every text that a person reads (help, errors, log lines), in build/texts.txt, to be read aloud.
+texts: .venv/.installed
+	@mkdir -p build
+	$(BIN)/python tests/house/texts.py > build/texts.txt
+	@echo "build/texts.txt"
 
 tools:
 	@.ci/install-tools
