@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.metrics import MEASURED, MetricsSnapshot
 from crashproof.records.snapshots import JournalMark
 
 __all__ = ["RunFacts", "Sent", "Sink", "named_values"]
@@ -61,13 +61,9 @@ class Sink(Protocol):
 
 def named_values(update: MetricsSnapshot) -> Iterator[tuple[str, float]]:
     """Every number of an update by the name it has in a tracker, such as `loss` or `loss_components/kd`."""
-    yield "loss", update.loss
+    for name in MEASURED:
+        value = getattr(update, name)
+        if value is not None:
+            yield name, float(value)
     for name, value in update.loss_components.items():
         yield f"loss_components/{name}", value
-    yield "learning_rate", update.learning_rate
-    yield "samples_processed", float(update.samples_processed)
-    yield "tokens_processed", float(update.tokens_processed)
-    if update.throughput_samples_per_sec is not None:
-        yield "throughput_samples_per_sec", update.throughput_samples_per_sec
-    if update.throughput_tokens_per_sec is not None:
-        yield "throughput_tokens_per_sec", update.throughput_tokens_per_sec

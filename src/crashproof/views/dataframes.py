@@ -12,14 +12,12 @@ import msgspec
 from crashproof.errors import ConfigError, MissingExtra
 from crashproof.optional_dependencies import is_installed, require_versions
 from crashproof.reading.run_reader import RunReader
-from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.metrics import COLUMNS, COMPONENT, MetricsSnapshot
 
 __all__ = ["LoadedRun", "load"]
 
 _ENGINES = {"pandas": "2.2", "polars": "1.30"}
 """By the oldest version that fits."""
-_COMPONENT = "loss_components."
-_LEFT_OUT = frozenset({"loss_components", "nonfinite", "v"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +34,7 @@ class LoadedRun:
 
         NaN and infinities are as they were reported.
         """
-        return self._frame([_flat(update) for update in self.reader.history()])
+        return self._frame([_row(update) for update in self.reader.history()])
 
     @cached_property
     def evaluations(self) -> Any:
@@ -114,6 +112,6 @@ def _engine(wanted: str | None) -> str:
     raise MissingExtra(wanted or "pandas")
 
 
-def _flat(update: MetricsSnapshot) -> dict[str, Any]:
-    row = {name: getattr(update, name) for name in MetricsSnapshot.__struct_fields__ if name not in _LEFT_OUT}
-    return row | {f"{_COMPONENT}{name}": value for name, value in update.loss_components.items()}
+def _row(update: MetricsSnapshot) -> dict[str, float | None]:
+    row = {name: getattr(update, name) for name in MetricsSnapshot.__struct_fields__ if name in COLUMNS}
+    return row | {f"{COMPONENT}{name}": value for name, value in update.loss_components.items()}

@@ -339,12 +339,12 @@ class OneRun {
   draw() {
     const curve = this.shown;
     const components = Object.keys(curve.series).filter((key) => key.startsWith("loss_components."));
-    const rates = ["throughput_tokens_per_sec", "throughput_samples_per_sec"].filter((key) => curve.series[key]);
+    const others = Object.keys({ ...words.TITLES, ...curve.series }).filter((key) => curve.series[key] && !components.includes(key) && !["loss", "learning_rate"].includes(key));
     const wanted = [
-      { id: "loss", title: "Loss", keys: ["loss"], height: 300, isLog: this.isLog },
+      { id: "loss", title: words.titleOf("loss"), keys: ["loss"], height: 300, isLog: this.isLog },
       components.length && { id: "components", title: "Loss components", keys: components, height: 200, isLog: this.isLog },
-      { id: "rate", title: "Learning rate", keys: ["learning_rate"], height: 130 },
-      ...rates.map((key) => ({ id: key, title: key.includes("tokens") ? "Tokens per second" : "Samples per second", keys: [key], height: 130 })),
+      { id: "rate", title: words.titleOf("learning_rate"), keys: ["learning_rate"], height: 130 },
+      ...others.map((key) => ({ id: key, title: words.titleOf(key), keys: [key], height: 130 })),
     ].filter(Boolean);
     const shape = JSON.stringify([wanted, this.axis, document.documentElement.dataset.theme]);
     if (shape !== this.shape) {

@@ -57,6 +57,12 @@ export function stateOf(health) {
   return { sign, kind, word: String(health).replaceAll("_", " ") };
 }
 
+export const TITLES = {
+  loss: "Loss", learning_rate: "Learning rate", throughput_tokens_per_sec: "Tokens per second", throughput_samples_per_sec: "Samples per second",
+};
+
+export const titleOf = (series) => TITLES[series] ?? series.replaceAll("_", " ");
+
 const VERDICTS = {
   improving: "The loss falls.", plateau: "The loss neither falls nor rises.", diverging: "The loss rises.",
   unstable: "The loss is unstable: spikes are frequent, or its noise has grown.",
