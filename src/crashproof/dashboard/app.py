@@ -6,7 +6,6 @@ import time
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from anyio import to_thread
@@ -23,6 +22,8 @@ from crashproof.dashboard.prometheus import metrics_page
 from crashproof.dashboard.watched_run import WatchedRun
 from crashproof.dashboard.watched_runs import WatchedRuns
 from crashproof.errors import CrashproofError
+from crashproof.records.progress import ProgressSummary
+from crashproof.rules.comparing import config_differences
 
 __all__ = ["Page", "app_for"]
 
@@ -112,18 +113,14 @@ class Page:
         """The config keys in which two runs differ, with both values."""
         run = await self._asked_for(request)
         other = await self._named(request.query_params.get("other", ""))
-        mine, others = await to_thread.run_sync(lambda: (run.config(), other.config()))
-        differences = [
-            {"key": key, "this": mine.get(key), "other": others.get(key)}
-            for key in sorted(mine.keys() | others.keys())
-            if mine.get(key) != others.get(key)
-        ]
+        found = await to_thread.run_sync(lambda: config_differences([run.config(), other.config()]))
+        differences = [{"key": each.key, "this": each.values[0], "other": each.values[1]} for each in found]
         return _json({"name": run.name, "other": other.name, "differences": differences})
 
     async def metrics(self, request: Request) -> Response:
         """Numbers for Prometheus."""
         now = self._now()
-        summaries = await to_thread.run_sync(lambda: [_summary_or_why(run, now) for run in self._runs.all()])
+        summaries = await to_thread.run_sync(lambda: {run.name: _summary(run, now) for run in self._runs.all()})
         content, kind = metrics_page(summaries, accept=request.headers.get("accept", ""))
         return Response(content, headers={"content-type": kind})
 
@@ -146,11 +143,12 @@ class _Unanswerable(CrashproofError):
         self.status = status
 
 
-def _summary_or_why(run: WatchedRun, now: float) -> dict[str, Any]:
+def _summary(run: WatchedRun, now: float) -> ProgressSummary | None:
     try:
         return run.summary(now=now)
     except (CrashproofError, OSError):
-        return {"name": run.name, "health": "unreadable"}
+        # An unreadable run is a state of its own, and must not hide the others.
+        return None
 
 
 def _number(request: Request, name: str) -> int | None:
@@ -172,7 +170,7 @@ def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
     return answer
 
 
-def _json(answer: dict[str, Any], status: int = 200) -> Response:
+def _json(answer: object, status: int = 200) -> Response:
     # NaN and infinities become null.
     return Response(msgspec.json.encode(answer), status_code=status, headers={"content-type": "application/json"})
 

@@ -11,11 +11,12 @@ import asyncio
 import functools
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 import msgspec
 from anyio import to_thread
+from msgspec import structs
 
+from crashproof.dashboard.responses import RunDetail, RunNow, StaleTail
 from crashproof.dashboard.watched_run import WatchedRun
 from crashproof.errors import CrashproofError
 
@@ -30,30 +31,29 @@ async def live_events(
 ) -> AsyncIterator[bytes]:
     """Events for as long as the page listens; `after`: what it has seen of the journal, in bytes."""
     yield b"retry: 2000\n\n"
-    told_at = -_SECONDS_BETWEEN_DETAILS
-    told: dict[str, Any] = {}
+    sent_at = -_SECONDS_BETWEEN_DETAILS
+    sent: RunDetail | None = None
     while not stops():
         try:
             tail = await to_thread.run_sync(functools.partial(run.tail, after=after))
-            if tail["is_stale"] or tail["num_updates"]:
-                after = tail["end"]
+            if isinstance(tail, StaleTail) or tail.num_updates:
+                after = tail.end
                 yield _event("tail", tail, identity=after)
-            if time.monotonic() - told_at >= _SECONDS_BETWEEN_DETAILS:
-                told_at = time.monotonic()
-                # Also a sign of life: without one a page asks by itself.
+            if time.monotonic() - sent_at >= _SECONDS_BETWEEN_DETAILS:
+                sent_at = time.monotonic()
+                # Also a sign of life: without one the page begins to poll.
                 detail = await to_thread.run_sync(functools.partial(run.detail, now=now()))
-                always = {name: detail.pop(name) for name in ("now", "summary")}
                 # Checkpoints, events and config are long, and seldom change.
-                if detail == told:
-                    yield _event("summary", always)
+                if sent is not None and detail == structs.replace(sent, now=detail.now, summary=detail.summary):
+                    yield _event("summary", RunNow(now=detail.now, summary=detail.summary))
                 else:
-                    yield _event("detail", detail | always)
-                    told = detail
+                    yield _event("detail", detail)
+                    sent = detail
         except (CrashproofError, OSError) as error:
             yield _event("trouble", {"error": str(error)})
         await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
-def _event(name: str, answer: dict[str, Any], *, identity: int | None = None) -> bytes:
+def _event(name: str, content: object, *, identity: int | None = None) -> bytes:
     head = b"" if identity is None else b"id: %d\n" % identity
-    return b"%bevent: %b\ndata: %b\n\n" % (head, name.encode(), msgspec.json.encode(answer))
+    return b"%bevent: %b\ndata: %b\n\n" % (head, name.encode(), msgspec.json.encode(content))

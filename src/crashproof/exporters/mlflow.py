@@ -6,7 +6,6 @@ and a run whose steps were superseded is deleted there (it can be restored) and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from crashproof.exporters.exporter import RunFacts, Sent, named_values
 from crashproof.optional_dependencies import is_installed, require_versions
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.snapshots import JournalMark
+from crashproof.rules.identity import config_leaves
 
 __all__ = ["MLflowSink"]
 
@@ -111,7 +111,7 @@ class MLflowSink:
         self._run_id = created.info.run_id
         parameters = [
             self._entities.Param(_key(name), str(value)[:_LONGEST_PARAMETER])
-            for name, value in _leaves(run.config, "")
+            for name, value in config_leaves(run.config)
         ]
         for start in range(0, len(parameters), _MOST_PARAMETERS):
             self._client.log_batch(self._run_id, params=parameters[start : start + _MOST_PARAMETERS])
@@ -120,14 +120,6 @@ class MLflowSink:
 def _key(name: str) -> str:
     """A name as MLflow allows it."""
     return "".join(each if (each.isascii() and each.isalnum()) or each in _ALLOWED else "_" for each in name)[:250]
-
-
-def _leaves(config: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(config, dict) and config:
-        for key, value in config.items():
-            yield from _leaves(value, f"{name}.{key}" if name else str(key))
-    elif name:
-        yield name, config if not isinstance(config, float) or math.isfinite(config) else str(config)
 
 
 def _imported() -> tuple[Any, Any]:

@@ -12,6 +12,7 @@ from crashproof.formatting import as_bytes, as_duration
 from crashproof.records.events import Event
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.session import AttemptRecord
+from crashproof.rules.identity import config_leaves
 from crashproof.views.notebook import escaped
 from crashproof.views.post_mortem import PostMortem, Surroundings
 
@@ -48,8 +49,8 @@ def post_mortem_page(found: PostMortem) -> str:
         _section("Damage", _list(found.damage) or "<p>Every line of its journals is whole.</p>"),
         _section("Machine", _machine(around)),
         _section("Log", _log(around)),
-        _section("Summary", _pairs(_flat(found.summary))),
-        _section("Config", _pairs(_flat(found.config))),
+        _section("Summary", _pairs(dict(config_leaves(msgspec.to_builtins(found.summary))))),
+        _section("Config", _pairs(dict(config_leaves(found.config)))),
     ]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -162,15 +163,6 @@ def _log(around: Surroundings) -> str:
 
 def _pairs(pairs: Mapping[str, object]) -> str:
     return _table(["", ""], [[name, value] for name, value in pairs.items()])
-
-
-def _flat(value: Any, name: str = "") -> dict[str, object]:
-    if not isinstance(value, dict) or not value:
-        return {name: value} if name else {}
-    flat: dict[str, object] = {}
-    for key, child in value.items():
-        flat |= _flat(child, f"{name}.{key}" if name else str(key))
-    return flat
 
 
 def _moment(seconds: float | None) -> str:
