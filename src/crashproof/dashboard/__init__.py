@@ -1,1 +1,1 @@
-"""A page to watch runs with: server and page over the reader; never writes."""
+"""The dashboard: a read-only server and its page."""

@@ -1,8 +1,8 @@
-"""Tell a page what is new, as it comes.
+"""Stream a run's updates to a page.
 
-Server-sent events: each `tail` event carries, as its id, how many bytes of the journal the page has seen with it, so
-that a browser that connects again goes on exactly there. A page that hears nothing for a while (some proxies hold
-events back) asks for the same answers one by one.
+Server-sent events: the id of each `tail` event is the number of journal bytes that the page has seen, so a browser
+that reconnects continues exactly there. A page that receives nothing for a while (some proxies buffer events) polls
+instead.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from crashproof.errors import CrashproofError
 
 __all__ = ["live_events"]
 
-_SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_BETWEEN_READS = 1.0
 _SECONDS_BETWEEN_DETAILS = 2.0
 
 
 async def live_events(
     run: WatchedRun, *, after: int, now: Callable[[], float], stops: Callable[[], bool]
 ) -> AsyncIterator[bytes]:
-    """Events for as long as the page listens; `after`: what it has seen of the journal, in bytes."""
+    """Yield events until the page disconnects or `stops` returns True; `after`: journal bytes it has seen."""
     yield b"retry: 2000\n\n"
     sent_at = -_SECONDS_BETWEEN_DETAILS
     sent: RunDetail | None = None
@@ -51,7 +51,7 @@ async def live_events(
                     sent = detail
         except (CrashproofError, OSError) as error:
             yield _event("trouble", {"error": str(error)})
-        await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+        await asyncio.sleep(_SECONDS_BETWEEN_READS)
 
 
 def _event(name: str, content: object, *, identity: int | None = None) -> bytes:

@@ -1,4 +1,4 @@
-"""The state of all runs for Prometheus."""
+"""The metrics of all runs for Prometheus."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _NUMBERS: tuple[tuple[str, str, Callable[[ProgressSummary], float | None]], ...]
     ("teacher_answers", "Answers paid for.", lambda run: run.api_responses_saved),
     ("teacher_cost_dollars", "Paid to teachers.", lambda run: run.api_cost),
     ("teacher_failures", "Requests to teachers that failed.", lambda run: run.connection_failures),
-    ("damage_found", "Damaged pieces of journals set aside.", lambda run: run.damage_found),
+    ("damage_found", "Damaged journal records quarantined.", lambda run: run.damage_found),
 )
 
 
