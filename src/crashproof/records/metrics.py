@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType, structs
 
 from crashproof.records.version import FORMAT_VERSION
 
-__all__ = ["MetricsSnapshot", "Numbers", "Update", "snapshot_of"]
+__all__ = [
+    "COLUMNS",
+    "COMPONENT",
+    "INTEGERS",
+    "MEASURED",
+    "SERIES",
+    "MetricsSnapshot",
+    "Numbers",
+    "Update",
+    "snapshot_of",
+]
 
 
 class Update(Struct, frozen=True, kw_only=True, gc=False):
@@ -56,6 +66,20 @@ class MetricsSnapshot(Struct, frozen=True, kw_only=True, tag_field="v", tag=FORM
     throughput_tokens_per_sec: float | None = None
     nonfinite: dict[str, str] | UnsetType = UNSET
     """Names of values that JSON cannot hold: `loss` with `NaN`, for one; absent where there are none."""
+
+
+_PLACE = ("step", "attempt", "timestamp", "wall_clock_hours")
+_KINDS = (int, float, float | None)
+_NUMBERS = {each.name: each.type for each in structs.fields(MetricsSnapshot) if each.type in _KINDS}
+
+COLUMNS = (*_PLACE, *(name for name in _NUMBERS if name not in _PLACE))
+"""The fields that are one number each: where and when the update was, then what it measured."""
+MEASURED = COLUMNS[len(_PLACE) :]
+INTEGERS = frozenset(name for name in COLUMNS if _NUMBERS[name] is int)
+SERIES = tuple(name for name in MEASURED if name not in INTEGERS)
+"""Those that curves are drawn of: no counters."""
+COMPONENT = "loss_components."
+"""Begins the name of a component's column or series, such as `loss_components.kd`."""
 
 
 def snapshot_of(

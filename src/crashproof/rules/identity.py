@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["canonical_config", "changed_keys", "config_hash", "without_secrets"]
+__all__ = ["canonical_config", "changed_keys", "config_hash", "config_leaves", "without_secrets"]
 
 _CANNOT_CHANGE_THE_RESULT = frozenset({"progress", "logging", "log", "output_dir", "run_name", "resume"})
 """Top-level sections that say where to write, how to log, and when to save."""
@@ -100,12 +100,21 @@ def config_hash(config: dict[str, Any]) -> str:
 
 def changed_keys(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """What makes two canonical configs two runs: `train.batch_size: 32 → 64`, sorted by key."""
-    old, new = dict(_leaves(before)), dict(_leaves(after))
+    old, new = dict(config_leaves(before)), dict(config_leaves(after))
     return [
         f"{name}: {_show(old, name)} → {_show(new, name)}"
         for name in sorted(old.keys() | new.keys())
         if _matters(name) and old.get(name, _ABSENT) != new.get(name, _ABSENT)
     ]
+
+
+def config_leaves(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value of a config under its dotted key, such as `train.batch_size`."""
+    if isinstance(config, dict) and (config or not name):
+        for key, value in config.items():
+            yield from config_leaves(value, f"{name}.{key}" if name else key)
+    else:
+        yield name, config
 
 
 _ABSENT = object()
@@ -130,14 +139,6 @@ def _matters(name: str) -> bool:
         return False
     is_a_length = keys[-1] in _LENGTHS and (len(keys) == 1 or keys[:-1] in (["train"], ["training"], ["trainer"]))
     return not is_a_length
-
-
-def _leaves(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(config, dict) and (config or not name):
-        for key, value in config.items():
-            yield from _leaves(value, f"{name}.{key}" if name else key)
-    else:
-        yield name, config
 
 
 def _show(leaves: dict[str, Any], name: str) -> str:

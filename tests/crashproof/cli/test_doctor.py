@@ -67,14 +67,16 @@ def test_a_killed_run_is_told_from_its_end(doctored, killed):
     text = Seen(page).text
 
     assert 0 == code
-    assert "is gone and did not say good-bye" in said
-    assert "Start the same command again: it resumes at step 10 from checkpoint_10.pt, and computes 20 steps" in said
+    assert "exited without recording a shutdown" in said
+    assert (
+        "Start the same command again: it resumes at step 10 from checkpoint_10.pt, and recomputes 20 steps." in said
+    )
     assert f"More is in {killed.name}-doctor.html." in said
-    assert "It passes over 1 newer one(s) that cannot be used." in text
-    assert "1 of the last 30 losses are not finite." in text
-    assert "Requests to a teacher had failed: 1." in text
+    assert "It skips 1 newer checkpoint(s) that cannot be used." in text
+    assert "1 of the last 30 losses are non-finite." in text
+    assert "1 requests to a teacher failed." in text
     assert "checkpoint_10.pt" in text
-    assert "Every line of its journals is whole." in text
+    assert "Every line of its journals is intact." in text
 
 
 def test_the_page_needs_nothing_else_and_holds_no_secret(doctored, killed):
@@ -121,8 +123,8 @@ def test_programs_are_told_in_strict_json(doctored, killed, read_json, tmp_path)
     [
         ("raised", ValueError("the loss is a cow"), "ended with an exception at step 5 of 100"),
         ("preempted", None, "was asked to stop, saved, and ended at step 5 of 100"),
-        ("completed", None, "closed the run in good order before its last step"),
-        ("completed", ValueError("the loss is a cow"), "closed the run in good order before its last step"),
+        ("completed", None, "closed the run before its end"),
+        ("completed", ValueError("the loss is a cow"), "closed the run before its end"),
     ],
 )
 def test_each_end_has_its_sentence(open_tracker, update, run_dir, doctored, how, error, said):
@@ -143,14 +145,14 @@ def test_a_complete_run_needs_nothing(open_tracker, update, run_dir, doctored):
 
     said = doctored(run_dir)[1]
 
-    assert "has done all its steps" in said
+    assert "completed all steps" in said
     assert "Nothing needs to be done." in said
 
 
 def test_a_live_run_is_not_called_dead(open_tracker, update, run_dir, doctored):
     update(open_tracker(), 1)
 
-    assert "It is not dead." in doctored(run_dir)[1]
+    assert "The run is still active." in doctored(run_dir)[1]
 
 
 def test_a_damaged_run_is_told_with_its_damage(killed, doctored):
@@ -159,7 +161,7 @@ def test_a_damaged_run_is_told_with_its_damage(killed, doctored):
 
     _, said, page = doctored(killed)
 
-    assert "Its journals have 1 damaged piece(s)" in said
+    assert "The journals have 1 damaged record(s)" in said
     assert "metrics.jsonl, byte" in Seen(page).text
 
 
@@ -197,8 +199,8 @@ def test_clues_of_the_machine_are_told(killed):
     found = examine(RunReader.open(killed), around, name="mine", now=1e9)
     page = Seen(post_mortem_page(found)).text
 
-    assert "The kernel has ended processes for want of memory; its lines are below." in found.clues
-    assert "The disk is nearly full: 1.0 MB are free." in found.clues
+    assert "The kernel has killed processes for lack of memory (OOM); its messages are below." in found.clues
+    assert "The disk is nearly full: 1.0 MB free." in found.clues
     assert "Killed process 77" in page
 
 

@@ -92,7 +92,7 @@ def test_bound_elsewhere_it_knows_addresses_and_the_names_it_was_given(guarded, 
 def test_without_the_token_nothing_is_told(guarded, path, headers):
     answer = guarded.get(path, **headers)
 
-    assert (401, b"A token is needed.\n", "Bearer") == (
+    assert (401, b"A token is required.\n", "Bearer") == (
         answer.status,
         answer.body,
         answer.headers["www-authenticate"],
@@ -122,7 +122,7 @@ def test_a_wrong_token_in_the_address_is_said_and_not_shown(guarded):
     answer = guarded.get("/?token=wrong-token-wrong-token")
 
     assert 401 == answer.status
-    assert b"That is not the token." in answer.body
+    assert b"Wrong token." in answer.body
     assert b"wrong-token" not in answer.body
 
 

@@ -195,7 +195,7 @@ def test_no_name_leads_out_of_the_folder(serve, train, tmp_path, name):
 
     for path in ("run", "curve", "tail", "live"):
         answer = served.get(asked(path, name=name))
-        assert (404, "There is no such run here (any more).") == (answer.status, answer.json["error"])
+        assert (404, "This run does not exist (any more).") == (answer.status, answer.json["error"])
     assert 404 == served.get(asked("compare", name="one", other=name)).status
 
 
@@ -221,7 +221,7 @@ def test_a_number_that_is_none_is_refused_in_words(serve, train, name, value):
 
     answer = serve().get(asked(path, name="one", **{name: value}))
 
-    assert (400, f"{name} must be a whole number of at least 0.") == (answer.status, answer.json["error"])
+    assert (400, f"{name} must be an integer of at least 0.") == (answer.status, answer.json["error"])
 
 
 def test_hostile_text_comes_as_json_and_never_as_a_page(serve, train):

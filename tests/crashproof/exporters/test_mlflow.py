@@ -73,7 +73,7 @@ def test_name_and_config_are_there(train, uri):
 
 def test_a_replay_that_was_killed_between_two_batches_is_gone_on_with(train, canonical, uri, monkeypatch):
     run = train((1, 300))
-    sink = MLflowSink(uri)
+    exporter = MLflowSink(uri)
     real, calls = MlflowClient.log_batch, []
 
     def log_batch(self, *arguments, **given):
@@ -84,7 +84,7 @@ def test_a_replay_that_was_killed_between_two_batches_is_gone_on_with(train, can
 
     monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
     with pytest.raises(ConnectionError):
-        replay(run, sink)
+        replay(run, exporter)
     partly = len(points(uri))
     replay(run, MLflowSink(uri))
 

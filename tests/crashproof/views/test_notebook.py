@@ -52,8 +52,8 @@ def test_a_killed_and_resumed_run_is_shown_with_its_attempts(open_tracker, updat
 
     glance = show(run)
 
-    assert "preempted (it was asked to stop, and saved)" in repr(glance)
-    assert "attempt 2; 10 steps were computed again" in repr(glance)
+    assert "preempted (asked to stop, and saved)" in repr(glance)
+    assert "attempt 2; 10 steps recomputed" in repr(glance)
     assert "attempt 2</text>" in glance._repr_html_()
 
 
