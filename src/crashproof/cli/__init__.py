@@ -8,7 +8,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run `crashproof`; without the terminal extra, say how to get it."""
+    """Run `crashproof`; without the terminal extra, print how to install it."""
     try:
         from crashproof.cli.app import run
     except ModuleNotFoundError as error:

@@ -6,9 +6,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from crashproof.records.version import FORMAT_VERSION
 
-__all__ = [
-    "MetricsSnapshot",
-]
+__all__ = ["COLUMNS", "MetricsSnapshot"]
 
 
 class MetricsSnapshot(Struct, frozen=True, kw_only=True, tag_field="v", tag=FORMAT_VERSION, gc=False):
@@ -31,3 +29,8 @@ class MetricsSnapshot(Struct, frozen=True, kw_only=True, tag_field="v", tag=FORM
     throughput_tokens_per_sec: float | None = None
     nonfinite: dict[str, str] | UnsetType = UNSET
     """Names of values that JSON cannot hold: `loss` with `NaN`, for one; absent where there are none."""
+
+
+_NESTED = frozenset({"loss_components", "nonfinite"})
+COLUMNS = ("step", *(name for name in MetricsSnapshot.__struct_fields__ if name not in {"step", *_NESTED}))
+"""Of a table of updates; each component of the loss is a further one, such as `loss_components.kd`."""
