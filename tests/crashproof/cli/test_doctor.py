@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from crashproof import RunReader
 from crashproof.cli.app import app
-from crashproof.cli.doctor import _of_memory
+from crashproof.cli.doctor import _about_memory
 from crashproof.records.codec import encode
 from crashproof.views.post_mortem import Surroundings, examine
 from crashproof.views.post_mortem_page import post_mortem_page
@@ -71,7 +71,7 @@ def test_a_killed_run_is_told_from_its_end(doctored, killed):
     assert (
         "Start the same command again: it resumes at step 10 from checkpoint_10.pt, and recomputes 20 steps." in said
     )
-    assert f"More is in {killed.name}-doctor.html." in said
+    assert f"Full report: {killed.name}-doctor.html" in said
     assert "It skips 1 newer checkpoint(s) that cannot be used." in text
     assert "1 of the last 30 losses are non-finite." in text
     assert "1 requests to a teacher failed." in text
@@ -102,7 +102,7 @@ def test_looking_changes_nothing_in_the_run(doctored, killed):
 def test_it_refuses_to_write_into_the_run(doctored, killed):
     answer = CliRunner().invoke(app, ["doctor", str(killed), "--out", str(killed / "post.html")])
 
-    assert "lies in the run" in str(answer.exception)
+    assert "is inside the run" in str(answer.exception)
 
 
 def test_programs_are_told_in_strict_json(doctored, killed, read_json, tmp_path):
@@ -183,7 +183,7 @@ def test_the_newest_log_is_taken_or_the_one_that_is_named(killed, doctored, tmp_
 
     assert 200 == newest.count(f"line of {new.name}")
     assert 200 == asked_for.count("line of named.txt")
-    assert "There is no log nowhere" in str(
+    assert "The log nowhere does not exist" in str(
         CliRunner().invoke(app, ["doctor", str(killed), "--log", "nowhere"]).exception
     )
 
@@ -207,7 +207,7 @@ def test_clues_of_the_machine_are_told(killed):
 def test_the_kernels_lines_about_memory_are_found():
     lines = ["[1] usb 1-1: new device", "[2] oom-kill:constraint=X", "[3] Out of memory: Killed process 7 (python)"]
 
-    assert lines[1:] == list(_of_memory(lines))
+    assert lines[1:] == list(_about_memory(lines))
 
 
 def test_a_time_that_is_nonsense_hides_nothing(killed):
