@@ -361,7 +361,7 @@ def batch_lines(*bodies: Mapping[str, Any]) -> list[dict[str, Any]]:
         ("{", "it is not valid JSON"),
         ('{"text": "x"}', 'it has neither "prompt" nor "messages"'),
         ('{"prompt": ""}', '"prompt" must be a non-empty string'),
-        ('{"prompt": "x", "teacher_text": "y"}', "call that field otherwise"),
+        ('{"prompt": "x", "teacher_text": "y"}', "rename that field"),
         (json.dumps(batch_lines({"model": "other"})[0]), "its model is 'other', the job's is 'teacher'"),
         (json.dumps(batch_lines({"stream": True})[0]), '"stream" is set'),
         (json.dumps(batch_lines({"n": 2})[0]), "--samples"),
@@ -400,7 +400,7 @@ def test_a_malformed_prompt_names_its_file_and_line_and_nothing_is_sent(
         (["--engine", "cloud"], ConfigError, "Pass --engine local or --engine ray"),
         (["--engine", "ray"], ConfigError, "Pass --store"),
         (["--base-url", "ftp://x"], RequestError, "is not an HTTP URL"),
-        (["--base-url", "http://user:word@x"], RequestError, "holds a user or a password"),
+        (["--base-url", "http://user:word@x"], RequestError, "contains a user name or password"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -467,7 +467,7 @@ def test_a_job_does_not_write_over_its_own_prompts(job: Job, server: TeacherServ
 
     for out, prompts in ((job.prompts, job.prompts), (job.out, job.failed)):
         prompts.write_bytes(content)
-        with pytest.raises(ConfigError, match="would write over its own prompts"):
+        with pytest.raises(ConfigError, match="would overwrite its own prompts"):
             Job(prompts=prompts, out=out, base_url=job.base_url).invoke()
 
     assert (0, content) == (server.counts.requests, job.prompts.read_bytes())
@@ -632,8 +632,8 @@ def test_status_watch_and_doctor_count_the_requests_of_a_job(job: Job, prices: P
     assert "ended early: BudgetExhausted: The budget of $0.0042 does not allow" in said.output
     assert "2 of 3 requests completed (66.7 %), last activity " in said.output
     assert "request 2 of 3" in watched.output
-    assert "at question 2 of 3" in doctored.output
-    assert "it asks what has no answer yet" in doctored.output
+    assert "at request 2 of 3" in doctored.output
+    assert "requests the answers that are missing" in doctored.output
 
 
 # Alerts.
