@@ -29,9 +29,8 @@ from crashproof.records.events import (
     ResumeChosen,
 )
 from crashproof.records.session import TrainingSession
-from crashproof.rules.best import has_lowest_loss
 from crashproof.rules.retention import RetentionRule, stale_checkpoints
-from crashproof.rules.session import update_at, with_evaluation
+from crashproof.rules.session_checkpoints import has_lowest_loss, update_at, with_evaluation
 from crashproof.scalars import as_int
 from crashproof.tracking.run_writer import RunWriter
 

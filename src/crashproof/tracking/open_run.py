@@ -40,7 +40,7 @@ from crashproof.records.session import TrainingSession
 from crashproof.records.snapshots import JournalMark
 from crashproof.records.states import OnConfigChange
 from crashproof.rules.identity import changed_keys
-from crashproof.rules.session import take_event
+from crashproof.rules.session import apply_event
 from crashproof.tracking.requested_session import Identity
 
 __all__ = [
@@ -286,7 +286,7 @@ def _write_opening_events(
         events.append(CheckpointRecorded(timestamp=now, attempt=run.attempt, checkpoint=checkpoint, seconds=0.0))
     for event in events:
         run.events.append_now(encode(event))
-        take_event(session, event)
+        apply_event(session, event)
     run.events.journal.sync()
 
 

@@ -13,7 +13,7 @@ from crashproof.records.events import Event, Stamp
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import TrainingSession
-from crashproof.rules.session import take_event, take_metrics
+from crashproof.rules.session import apply_event, apply_metrics
 from crashproof.rules.summary import progress_summary
 from crashproof.tracking.curve_writer import CurveWriter
 from crashproof.tracking.open_run import OpenRun
@@ -76,13 +76,13 @@ class RunWriter:
     def keep_update(self, line: MetricsSnapshot) -> None:
         """One line of metrics, now or as soon as the disk has space."""
         self.run.metrics.append(encode(line))
-        take_metrics(self.session, line)
+        apply_metrics(self.session, line)
         self._curves.take(line, is_waiting=self.run.metrics.num_waiting > 0)
 
     def keep(self, event: Event) -> None:
         """An event, now or as soon as the disk has space."""
         self.run.events.append(encode(event))
-        take_event(self.session, event)
+        apply_event(self.session, event)
 
     def keep_durably(self, event: Event) -> None:
         """An event that survives a power loss when this returns, with the metrics before it.
@@ -93,7 +93,7 @@ class RunWriter:
         self.run.metrics.journal.sync()
         self.run.events.append_now(encode(event))
         self.run.events.journal.sync()
-        take_event(self.session, event)
+        apply_event(self.session, event)
 
     def write_waiting(self) -> bool:
         """Try to write what waits for space; says whether nothing waits any more."""
