@@ -48,14 +48,7 @@ from crashproof.rules.session_checkpoints import (
 )
 from crashproof.rules.trends import moved_average
 
-__all__ = [
-    "HISTORY_LENGTH",
-    "begin_session",
-    "apply_answer",
-    "apply_event",
-    "apply_metrics",
-    "apply_request",
-]
+__all__ = ["HISTORY_LENGTH", "apply_answer", "apply_event", "apply_metrics", "apply_request", "begin_session"]
 
 HISTORY_LENGTH = 1000
 _NUM_EVALUATIONS = 8
