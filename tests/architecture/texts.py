@@ -1,4 +1,4 @@
-"""Every text that a person reads, in one file: `python tests/house/texts.py > build/texts.txt`.
+"""Every text that a person reads, in one file: `python tests/architecture/texts.py > build/texts.txt`.
 
 The help of each command and option, and the templates of errors, hints and log lines, each with the place where it
 stands. Read them aloud: would a senior engineer say it like this?
