@@ -21,11 +21,7 @@ _NUMBERS: tuple[tuple[str, str, Callable[[ProgressSummary], float | None]], ...]
     ("steps_recomputed", "Steps that were computed more than once.", lambda run: run.steps_recomputed),
     ("attempt", "Number of the newest attempt.", lambda run: run.attempt),
     ("loss", "The newest loss.", lambda run: run.loss_trend.current_loss),
-    (
-        "loss_moving_average",
-        "Exponential moving average of the loss.",
-        lambda run: run.loss_trend.moving_avg_loss,
-    ),
+    ("loss_moving_average", "Exponential moving average of the loss.", lambda run: run.loss_trend.moving_avg_loss),
     ("learning_rate", "The newest learning rate.", lambda run: run.learning_rate),
     ("samples_per_second", "Throughput in samples.", lambda run: run.throughput_samples_per_sec),
     ("tokens_per_second", "Throughput in tokens.", lambda run: run.throughput_tokens_per_sec),

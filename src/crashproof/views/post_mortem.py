@@ -20,7 +20,7 @@ from crashproof.records.session import AttemptRecord, TrainingSession
 from crashproof.records.states import AttemptState, HealthState, LossVerdict, RunStatus
 from crashproof.views.notebook import marked_curve
 
-__all__ = ["PostMortem", "Surroundings", "examine"]
+__all__ = ["ExaminedCheckpoint", "PostMortem", "Surroundings", "examine"]
 
 _LAST_UPDATES = 20
 _LAST_EVENTS = 40
@@ -45,6 +45,16 @@ class Surroundings:
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
+class ExaminedCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A checkpoint whose bytes were verified."""
+
+    step: int
+    path: str
+    num_bytes: int | None
+    problem: str | None
+    """None: intact."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostMortem:
     """Everything known about how a run ended."""
@@ -62,8 +72,7 @@ class PostMortem:
     attempts: Sequence[AttemptRecord]
     events: Sequence[Event]
     """The rare ones of the newest attempt, newest first."""
-    checkpoints: Sequence[dict[str, Any]]
-    """`step`, `path`, `num_bytes`, `problem` (None: intact)."""
+    checkpoints: Sequence[ExaminedCheckpoint]
     damage: Sequence[str]
     config: dict[str, Any]
     surroundings: Surroundings
@@ -72,26 +81,29 @@ class PostMortem:
 
     def as_object(self) -> dict[str, Any]:
         """Return the same as JSON values, without the curve."""
-        return {
-            "run": self.name,
-            "examined_at": self.examined_at,
-            "state": self.state,
-            "sentence": self.sentence,
-            "clues": list(self.clues),
-            "next_step": self.next_step,
-            "summary": msgspec.to_builtins(self.summary),
-            "last_updates": [msgspec.to_builtins(each) for each in self.last_updates],
-            "attempts": [msgspec.to_builtins(each) for each in self.attempts],
-            "events": [msgspec.to_builtins(each) for each in self.events],
-            "checkpoints": list(self.checkpoints),
-            "damage": list(self.damage),
-            "config": self.config,
-            "host": self.surroundings.host,
-            "free_bytes": self.surroundings.free_bytes,
-            "log": self.surroundings.log_name,
-            "log_tail": list(self.surroundings.log_tail),
-            "kernel_lines": None if self.surroundings.kernel_lines is None else list(self.surroundings.kernel_lines),
-        }
+        fields: dict[str, Any] = msgspec.to_builtins(
+            {
+                "run": self.name,
+                "examined_at": self.examined_at,
+                "state": self.state,
+                "sentence": self.sentence,
+                "clues": self.clues,
+                "next_step": self.next_step,
+                "summary": self.summary,
+                "last_updates": self.last_updates,
+                "attempts": self.attempts,
+                "events": self.events,
+                "checkpoints": self.checkpoints,
+                "damage": self.damage,
+                "config": self.config,
+                "host": self.surroundings.host,
+                "free_bytes": self.surroundings.free_bytes,
+                "log": self.surroundings.log_name,
+                "log_tail": self.surroundings.log_tail,
+                "kernel_lines": self.surroundings.kernel_lines,
+            }
+        )
+        return fields
 
 
 def examine(reader: RunReader, surroundings: Surroundings, *, name: str, now: float) -> PostMortem:
@@ -116,7 +128,7 @@ def examine(reader: RunReader, surroundings: Surroundings, *, name: str, now: fl
         last_updates=session.metrics_history[-_LAST_UPDATES:],
         attempts=session.attempts,
         events=_rare_events(reader, newest),
-        checkpoints=_checkpoints(session, reader),
+        checkpoints=_verify_checkpoints(session, reader),
         damage=damage,
         config=session.config,
         surroundings=surroundings,
@@ -209,16 +221,16 @@ def _rare_events(reader: RunReader, newest: AttemptRecord | None) -> list[Event]
     return rare[-_LAST_EVENTS:][::-1]
 
 
-def _checkpoints(session: TrainingSession, reader: RunReader) -> list[dict[str, Any]]:
+def _verify_checkpoints(session: TrainingSession, reader: RunReader) -> list[ExaminedCheckpoint]:
     known = sorted(
         [*session.checkpoints.values(), *session.checkpoints_beside], key=lambda each: each.checkpoint_step
     )
     return [
-        {
-            "step": each.checkpoint_step,
-            "path": each.checkpoint_path,
-            "num_bytes": each.num_bytes,
-            "problem": problem_with(each, reader.folder),
-        }
+        ExaminedCheckpoint(
+            step=each.checkpoint_step,
+            path=each.checkpoint_path,
+            num_bytes=each.num_bytes,
+            problem=problem_with(each, reader.folder),
+        )
         for each in known
     ]

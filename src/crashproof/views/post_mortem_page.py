@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
 
@@ -15,7 +14,7 @@ from crashproof.records.session import AttemptRecord
 from crashproof.records.states import HealthState
 from crashproof.rules.identity import config_leaves
 from crashproof.views.notebook import escaped
-from crashproof.views.post_mortem import PostMortem, Surroundings
+from crashproof.views.post_mortem import ExaminedCheckpoint, PostMortem, Surroundings
 
 __all__ = ["post_mortem_page"]
 
@@ -127,15 +126,15 @@ def _events(events: Sequence[Event]) -> str:
 _SHOWN_ELSEWHERE = frozenset({"attempt", "config", "config_hash", "event", "timestamp", "v"})
 
 
-def _checkpoint_table(checkpoints: Sequence[dict[str, Any]]) -> str:
+def _checkpoint_table(checkpoints: Sequence[ExaminedCheckpoint]) -> str:
     if not checkpoints:
         return "<p>None was recorded.</p>"
     rows = [
         [
-            f"{each['step']:,}",
-            each["path"],
-            "unknown" if each["num_bytes"] is None else as_bytes(each["num_bytes"]),
-            each["problem"] or "intact",
+            f"{each.step:,}",
+            each.path,
+            "unknown" if each.num_bytes is None else as_bytes(each.num_bytes),
+            each.problem or "intact",
         ]
         for each in reversed(checkpoints)
     ]

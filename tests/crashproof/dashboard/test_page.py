@@ -117,7 +117,7 @@ def test_an_empty_folder_says_that_a_run_will_appear(serve, look, tmp_path):
 
 
 @pytest.mark.timeout(180)
-def test_a_live_run_is_killed_and_resumed_before_ones_eyes(serve, look, tmp_path):
+def test_a_live_run_is_followed_through_a_kill_and_a_resume(serve, look, tmp_path):
     run = tmp_path / "mine"
     process = start(run, 260, 0.03, killed_at=190)
     while not (run / "progress" / "metrics.jsonl").exists():
@@ -259,7 +259,7 @@ def test_a_job_that_trains_nothing_shows_no_curves(serve, look, open_tracker, cl
 
 
 @pytest.mark.parametrize("width", [320, 390, 768])
-def test_on_a_phone_nothing_sticks_out(serve, look, made_run, save_checkpoint, width):
+def test_on_a_phone_nothing_overflows(serve, look, made_run, save_checkpoint, width):
     made_run("experiments/a_rather_long_name_of_a_run/seed_1234567890", 300, spike_at=200)
     served = serve()
     for url in (served.url, address(served, "experiments/a_rather_long_name_of_a_run/seed_1234567890")):
@@ -284,7 +284,7 @@ def test_dark_and_light_follow_the_system(serve, look, made_run):
     picture(page, "dark")
 
 
-def test_behind_a_proxy_that_holds_the_stream_back_the_page_asks(serve, look, open_tracker, update, tmp_path):
+def test_behind_a_proxy_that_buffers_the_stream_the_page_polls(serve, look, open_tracker, update, tmp_path):
     tracker = open_tracker(output_dir=tmp_path / "run", total_steps=100)
     for step in range(1, 11):
         update(tracker, step)
@@ -298,7 +298,7 @@ def test_behind_a_proxy_that_holds_the_stream_back_the_page_asks(serve, look, op
     page.wait_for_function("() => /^11 updates/.test(document.getElementById('decimation').textContent)")
 
 
-def test_a_server_that_is_gone_is_said_and_what_was_seen_stays(serve, look, made_run):
+def test_an_unreachable_server_is_reported_on_the_page(serve, look, made_run):
     made_run("run", 30)
     page = look(address(serve(), "run"), complains="Failed to load resource")
     page.wait_for_selector("main[data-ready]")
@@ -310,7 +310,7 @@ def test_a_server_that_is_gone_is_said_and_what_was_seen_stays(serve, look, made
     assert "The server does not respond. Retrying." == page.locator("#trouble").inner_text()
 
 
-def test_a_run_that_is_gone_is_said(serve, look):
+def test_a_run_that_is_gone_is_reported(serve, look):
     page = look(address(serve(), "nowhere"), complains="404")
 
     page.wait_for_selector("#trouble:visible")

@@ -94,7 +94,7 @@ def test_only_a_run_that_went_back_behind_what_was_sent_begins_anew(train, expor
     assert (True, 70, 1) == (went_back.has_begun_anew, went_back.num_added, exporter.num_forgotten)
 
 
-def test_beside_a_live_run_what_a_restart_computes_again_is_held_back(train, exporter, canonical):
+def test_beside_a_live_run_what_a_restart_recomputes_is_held_back(train, exporter, canonical):
     run = train((1, 50), saves=(20, 40))
     first = replay(run, exporter, holds_back=True)
     train((41, 90), saves=(60, 80))
@@ -115,7 +115,7 @@ def test_before_the_first_checkpoint_everything_is_held_back(train, exporter):
     assert 0 == replay(train((1, 50)), exporter, holds_back=True).num_added
 
 
-def test_a_journal_that_was_mended_is_replayed_anew(train, exporter, canonical):
+def test_a_repaired_journal_is_replayed_again(train, exporter, canonical):
     run = train((1, 50))
     replay(run, exporter)
     metrics = run / "progress" / "metrics.jsonl"
@@ -157,7 +157,7 @@ def test_whenever_it_is_replayed_the_end_is_the_canonical_history(
     assert [step for step, _ in canonical(run)] == exporter.steps
 
 
-def test_a_tracker_that_fails_is_told_of_once_and_caught_up_with(train, exporter, caplog):
+def test_a_failing_tracker_is_logged_once_and_caught_up_later(train, exporter, caplog):
     run = train((1, 30))
     exporter.fails_at = 1
     num_tried = threading.Semaphore(0)
@@ -179,7 +179,7 @@ def test_a_tracker_that_fails_is_told_of_once_and_caught_up_with(train, exporter
     assert "Export to the tracker works again." in caplog.messages
 
 
-def test_the_sink_is_closed_also_where_it_fails(train, exporter):
+def test_the_exporter_is_closed_also_where_it_fails(train, exporter):
     exporter.fails_at = 1
 
     with pytest.raises(ConnectionError):
@@ -194,6 +194,6 @@ def test_a_run_without_an_update_adds_nothing(open_tracker, run_dir, exporter):
     assert (0, 0) == (replay(run_dir, exporter).num_added, replay(run_dir, exporter).last_step)
 
 
-def test_what_is_no_run_is_said(tmp_path, exporter):
+def test_a_folder_without_a_run_is_refused(tmp_path, exporter):
     with pytest.raises(NotARun):
         replay(tmp_path, exporter)

@@ -57,7 +57,7 @@ def test_a_killed_and_resumed_run_is_shown_with_its_attempts(open_tracker, updat
     assert "attempt 2</text>" in glance._repr_html_()
 
 
-def test_a_folder_without_a_run_is_said(tmp_path):
+def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(NotARun, match="holds no run"):
         show(tmp_path)
 
