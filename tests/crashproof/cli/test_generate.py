@@ -632,7 +632,7 @@ def test_status_watch_and_doctor_count_the_requests_of_a_job(job: Job, prices: P
     assert "ended early: BudgetExhausted: The budget of $0.0042 does not allow" in said.output
     assert "2 of 3 requests completed (66.7 %), last activity " in said.output
     assert "request 2 of 3" in watched.output
-    assert "at question 2 of 3" in doctored.output
+    assert "at request 2 of 3" in doctored.output
     assert "it asks what has no answer yet" in doctored.output
 
 
