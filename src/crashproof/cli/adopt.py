@@ -21,8 +21,7 @@ EXIT_SOME_TORN = 1
 def adopt(
     folder: Annotated[Path, typer.Argument(help="The folder with the checkpoints.", metavar="DIR")],
     samples_per_step: Annotated[
-        int | None,
-        typer.Option(min=1, help="Samples per optimizer step, to compute each checkpoint's position in the data."),
+        int | None, typer.Option(min=1, help="Samples per optimizer step, for the positions in the data.")
     ] = None,
     forget_gone: Annotated[
         bool,

@@ -50,11 +50,6 @@ app.command()(generate)
 app.command()(capture_logits)
 
 
-@app.callback()
-def _crashproof() -> None:
-    """Monitor, verify, repair and stop training runs; query teachers."""
-
-
 def run() -> None:
     """Run the command line; an expected error is one line on stderr and exit code 2."""
     try:

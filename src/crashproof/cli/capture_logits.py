@@ -18,19 +18,14 @@ log = logging.getLogger("crashproof")
 
 
 def capture_logits(
-    config: Annotated[
-        list[Path],
-        typer.Option("--config", help="Config file of a trainer; may be repeated, later files win.", metavar="YAML"),
-    ],
+    config: Annotated[list[Path], typer.Option("--config", help="Trainer config; later files win.", metavar="YAML")],
     out: Annotated[Path, typer.Option("--out", help="Output folder; an incomplete one is continued.", metavar="DIR")],
     more: Annotated[
         list[str] | None,
         typer.Argument(help="Further config files, and overrides of single keys.", metavar="key.path=value"),
     ] = None,
     top_k: Annotated[int, typer.Option(help="Number of entries to keep per distribution, largest first.")] = 32,
-    temperature: Annotated[
-        float | None, typer.Option(help="Temperature of the distributions; by default the config's loss.temperature.")
-    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Temperature (default: loss.temperature).")] = None,
     shard_tokens: Annotated[int, typer.Option(help="Predicted tokens per output file.")] = 1 << 18,
     batch_size: Annotated[int, typer.Option(help="Samples per forward pass.")] = 8,
 ) -> None:

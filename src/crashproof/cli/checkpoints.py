@@ -15,7 +15,7 @@ from crashproof.checkpoints.verify import problem_with
 from crashproof.cli.arguments import AsJson, Folder
 from crashproof.cli.output import print_json, say, say_lines
 from crashproof.cli.status import RestartPoint, restart_point
-from crashproof.cli.tables import aligned, short_duration, terminal_width
+from crashproof.cli.tables import aligned, named_values, short_duration, terminal_width
 from crashproof.disk.run_folder import RunFolder, is_remote
 from crashproof.formatting import as_bytes
 from crashproof.reading.run_reader import RunReader
@@ -68,9 +68,7 @@ class _Row(Struct, frozen=True, kw_only=True):
 
 def checkpoints(
     folder: Folder,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Read and verify every checkpoint, not only the one to resume from.")
-    ] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read and verify every checkpoint.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the checkpoints of a run and the one that a restart would resume from.
@@ -174,8 +172,7 @@ def _in_words(rows: Sequence[_Row], restart: RestartPoint, now: float) -> Iterat
         if row.problem:
             yield f"  {row.path}: {row.problem}"
         if row.evaluation:
-            results = ", ".join(f"{name} {value:.4g}" for name, value in row.evaluation.items())
-            yield f"  evaluation at step {row.step:,}: {results}"
+            yield f"  evaluation at step {row.step:,}: {named_values(row.evaluation)}"
     yield f"A restart {restart.in_words}{' (*)' if restart.checkpoint else ''}."
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +12,9 @@ from msgspec import Struct
 from crashproof.cli.arguments import AsJson, run_folders
 from crashproof.cli.output import print_json, say_lines
 from crashproof.cli.plots import LETTERS, plot_together
-from crashproof.cli.tables import aligned, compact, terminal_width
+from crashproof.cli.tables import aligned, compact, dollars, terminal_width
 from crashproof.errors import ConfigError
-from crashproof.formatting import as_dollars_text, as_duration
+from crashproof.formatting import as_duration
 from crashproof.reading.curves import CurveFollower
 from crashproof.reading.run_reader import RunReader
 from crashproof.records.curves import CurvePoint
@@ -32,12 +31,11 @@ _MOST_VALUE_WIDTH = 28
 
 def compare(
     folders: Annotated[
-        list[Path],
-        typer.Argument(help="Output folders of two or more runs.", metavar="DIR DIR…", autocompletion=run_folders),
+        list[Path], typer.Argument(help="Output folders.", metavar="DIR DIR…", autocompletion=run_folders)
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Compare runs: differences of their configs, and their results.
+    """Compare the configs and results of runs.
 
     Losses are compared at equal steps: the loss of the step, and the mean of
     the last 100 updates. Works on live runs and changes nothing.
@@ -146,8 +144,8 @@ def _in_words(sides: list[_Side], differences: list[Difference], steps: list[int
     right = frozenset(range(1, len(sides) + 1))
     lines += ["", *aligned([["", *letters], *_side_by_side(sides)], right=right, width=width)]
     if steps:
-        at = [[side.at(step) for step in steps] for side in sides]
-        rows = [[f"step {compact(step)}", *(_pair(side[number]) for side in at)] for number, step in enumerate(steps)]
+        cells = [[f"{_number(at.loss)} ({_number(at.mean_of_100)})" for at in map(side.at, steps)] for side in sides]
+        rows = [[f"step {compact(step)}", *row] for step, *row in zip(steps, *cells, strict=True)]
         lines += ["", "Loss at equal steps, and in parentheses the mean of the last 100 updates:"]
         lines += aligned([["", *letters], *rows], right=right, width=width)
     picture = plot_together([side.curve(width) for side in sides], width=min(width, 120), height=_PLOT_HEIGHT)
@@ -173,13 +171,9 @@ def _side_by_side(sides: list[_Side]) -> list[list[str]]:
         ["goodput", *(f"{100 * each.goodput_seconds.goodput_fraction:.1f} %" for each in summaries)],
         ["trained", *(as_duration(each.elapsed_wall_clock_hours * 3600) for each in summaries)],
         ["attempts", *(str(each.attempt) for each in summaries)],
-        ["teacher cost", *(as_dollars_text(Decimal(repr(each.api_cost))) for each in summaries)],
+        ["teacher cost", *(dollars(each.api_cost) for each in summaries)],
     ]
     return rows
-
-
-def _pair(at: _AtStep) -> str:
-    return f"{_number(at.loss)} ({_number(at.mean_of_100)})"
 
 
 def _number(value: float | None) -> str:

@@ -36,12 +36,8 @@ _KERNEL_SECONDS = 10.0
 
 def doctor(
     folder: Folder,
-    out: Annotated[
-        Path | None, typer.Option(help="Output file; by default NAME-doctor.html in the current folder.")
-    ] = None,
-    log: Annotated[
-        Path | None, typer.Option(help="Log file of the run; by default the newest one in DIR or next to it.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Output file (default: ./NAME-doctor.html).")] = None,
+    log: Annotated[Path | None, typer.Option(help="Log of the run (default: the newest in or next to DIR).")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Diagnose what ended a run, and write a post-mortem as one HTML file.

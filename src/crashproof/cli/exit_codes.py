@@ -20,10 +20,8 @@ EXIT_CODES = {
     HealthState.PREEMPTED: 6,
     HealthState.ENDED_EARLY: 6,
     HealthState.REPLACED: 6,
-    HealthState.NOT_STARTED: NOT_STARTED,
-    HealthState.ADOPTED: NOT_STARTED,
 }
-"""By the `health` of a summary; 2 is an error."""
+"""By the `health` of a summary; any other one is `NOT_STARTED`, and 2 is an error."""
 
 
 def exit_code_for(health: HealthState) -> int:

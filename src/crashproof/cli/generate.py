@@ -13,6 +13,7 @@ import typer
 
 from crashproof.alerts.settings import AlertSettings, names_variable, read_address
 from crashproof.answers.store import ResponseStore
+from crashproof.cli.arguments import AsJson
 from crashproof.cli.output import print_json
 from crashproof.errors import ConfigError
 from crashproof.formatting import as_dollars_text
@@ -40,70 +41,38 @@ _SET_ELSEWHERE = {
 
 
 def generate(
-    prompts: Annotated[
-        Path, typer.Option(help="JSONL file; each line has a prompt, messages, or a line of a batch file.")
-    ],
+    prompts: Annotated[Path, typer.Option(help="JSONL file of prompts, messages, or batch-file lines.")],
     model: Annotated[str, typer.Option(help="Model name at the teacher's API.")],
     out: Annotated[Path, typer.Option(help="Output file for the answers, in the order of the prompts.")],
-    store: Annotated[
-        str | None,
-        typer.Option(help="Answer store shared with other processes: sqlite:///PATH, postgresql+psycopg://…"),
-    ] = None,
+    store: Annotated[str | None, typer.Option(help="Shared answer store, such as sqlite:///PATH.")] = None,
     budget: Annotated[str | None, typer.Option(help="Maximum cost of this job in US dollars, such as 5.00.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Maximum number of concurrent requests.")] = 16,
-    logprobs: Annotated[
-        int | None, typer.Option(min=0, max=20, help="Number of top log-probabilities to request per token.")
-    ] = None,
+    logprobs: Annotated[int | None, typer.Option(min=0, max=20, help="Top log-probabilities per token.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Answers per prompt.")] = 1,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Maximum tokens per completion.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(min=0, help="Sampling temperature; by default that of the API.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Random seed of the first sample; each further sample uses the next one.")
-    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="Sampling temperature.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the first sample; later ones count up from it.")] = None,
     parameter: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Any other request parameter, its value as JSON; may be repeated."),
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Other parameter, as JSON.")
     ] = None,
-    base_url: Annotated[
-        str | None, typer.Option(help="Base URL of the API; by default OPENAI_BASE_URL, or else that of OpenAI.")
-    ] = None,
+    base_url: Annotated[str | None, typer.Option(help="API base URL (default: OPENAI_BASE_URL, or OpenAI).")] = None,
     prices: Annotated[Path | None, typer.Option(help="Price table in YAML that replaces the built-in one.")] = None,
-    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Rate limit in requests per minute.")] = None,
-    tokens_per_minute: Annotated[
-        int | None, typer.Option(min=1, help="Rate limit in tokens per minute, prompts and answers together.")
-    ] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Request rate limit.")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="Token rate limit, in and out.")] = None,
     attempts: Annotated[int, typer.Option(min=1, help="Maximum attempts per request, retries included.")] = 8,
-    answer_seconds: Annotated[float, typer.Option(min=0.001, help="Timeout per request, in seconds.")] = 3600.0,
-    ask_again: Annotated[
-        bool, typer.Option("--ask-again", help="Request unusable stored answers again, and pay for them again.")
-    ] = False,
+    answer_seconds: Annotated[float, typer.Option(min=0.001, help="Timeout per attempt, in seconds.")] = 3600.0,
+    ask_again: Annotated[bool, typer.Option("--ask-again", help="Pay again for unusable stored answers.")] = False,
     alert_webhook: Annotated[
-        str | None,
-        typer.Option(
-            metavar="env:NAME", help="Environment variable with a webhook URL; each alert is sent to it by POST."
-        ),
+        str | None, typer.Option(metavar="env:NAME", help="Environment variable with a webhook URL for alerts.")
     ] = None,
     alert_slack: Annotated[
-        str | None,
-        typer.Option(
-            metavar="env:NAME", help="Environment variable with the URL of a Slack incoming webhook for alerts."
-        ),
+        str | None, typer.Option(metavar="env:NAME", help="Environment variable with a Slack webhook URL.")
     ] = None,
-    alert_command: Annotated[
-        str | None, typer.Option(help="Shell command to run for each alert; receives it as JSON on stdin.")
-    ] = None,
+    alert_command: Annotated[str | None, typer.Option(help="Shell command that gets each alert on stdin.")] = None,
     engine: Annotated[str, typer.Option(help="Where to run: local, or ray for a running Ray cluster.")] = "local",
-    write_batch: Annotated[
-        Path | None, typer.Option(help="Write a batch file of the unanswered requests instead of sending them.")
-    ] = None,
-    read_batch: Annotated[
-        list[Path] | None, typer.Option(help="Import the results of a batch into the store; may be repeated.")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object at the end instead of text.")
-    ] = False,
+    write_batch: Annotated[Path | None, typer.Option(help="Write a batch file instead of sending requests.")] = None,
+    read_batch: Annotated[list[Path] | None, typer.Option(help="Import the results of a batch.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Send every prompt of a file to a teacher, once, and store every answer.
 
@@ -130,9 +99,7 @@ def generate(
     given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     if logprobs is not None:
         given |= {"logprobs": True, "top_logprobs": logprobs}
-    parameters = {name: value for name, value in given.items() if value is not None} | _parse_parameters(
-        parameter or []
-    )
+    parameters = {name: value for name, value in given.items() if value is not None} | _parse(parameter or [])
     job = GenerationJob(
         prompts=prompts,
         out=out,
@@ -162,24 +129,17 @@ def generate(
 
 
 def _choose_engine(
-    name: str,
-    job: GenerationJob,
-    settings: TeacherSettings,
-    store: str | None,
-    write_batch: Path | None,
-    read_batch: list[Path],
+    name: str, job: GenerationJob, settings: TeacherSettings, store: str | None, write: Path | None, read: list[Path]
 ) -> _EngineFactory:
     from crashproof.teacher.jobs.batch_engines import ReadBatchEngine, WriteBatchEngine
     from crashproof.teacher.jobs.generation import LocalEngine
 
-    if write_batch is not None and read_batch:
-        raise ConfigError(
-            "--write-batch and --read-batch cannot be combined.", hint="Pass --write-batch or --read-batch."
-        )
-    if write_batch is not None:
-        return lambda _: WriteBatchEngine(path=write_batch)
-    if read_batch:
-        return lambda _: ReadBatchEngine(paths=read_batch, prices=settings.prices)
+    if write is not None and read:
+        raise ConfigError("--write-batch and --read-batch cannot be combined.", hint="Pass one of them.")
+    if write is not None:
+        return lambda _: WriteBatchEngine(path=write)
+    if read:
+        return lambda _: ReadBatchEngine(paths=read, prices=settings.prices)
     if name == "local":
         return lambda on_failure: LocalEngine(settings=settings, on_failure=on_failure)
     if name != "ray":
@@ -195,12 +155,7 @@ def _choose_engine(
     return lambda on_failure: RayEngine(settings=settings, store_url=store, account=account, on_failure=on_failure)
 
 
-def _run(
-    job: GenerationJob,
-    engine: _EngineFactory,
-    store: str | None,
-    alerts: AlertSettings,
-) -> JobResult:
+def _run(job: GenerationJob, engine: _EngineFactory, store: str | None, alerts: AlertSettings) -> JobResult:
     from crashproof.teacher.jobs.display import show_job
     from crashproof.teacher.jobs.generation import run_job
 
@@ -299,7 +254,7 @@ def _account(spending: Spending, model: str, prices: PriceTable) -> str:
     return f"{paid}."
 
 
-def _parse_parameters(parameters: list[str]) -> dict[str, Any]:
+def _parse(parameters: list[str]) -> dict[str, Any]:
     parsed = {}
     for each in parameters:
         name, equals, text = each.partition("=")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -55,12 +54,7 @@ def history(
     first: Annotated[int | None, typer.Option("--from", metavar="STEP", help="Begin at this step.")] = None,
     last: Annotated[int | None, typer.Option("--to", metavar="STEP", help="End with this step.")] = None,
     every: Annotated[int, typer.Option(min=1, metavar="N", help="Show updates at least N steps apart.")] = 1,
-    newest: Annotated[
-        int | None,
-        typer.Option(
-            "--last", min=1, metavar="N", help="Show the newest N updates, read from the end of the journal."
-        ),
-    ] = None,
+    newest: Annotated[int | None, typer.Option("--last", min=1, metavar="N", help="Show the newest N.")] = None,
     is_all: Annotated[bool, typer.Option("--all", help="Include recomputed updates, marked as superseded.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines: one object per update.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values with a header.")] = False,
@@ -89,20 +83,10 @@ def history(
 
 def _rows(reader: RunReader, wanted: _Wanted) -> Iterator[_Row]:
     if wanted.newest is not None:
-        return iter(_newest_rows(reader.folder, wanted))
+        newest = _apart(_between(_backwards(reader.folder, wanted), wanted), wanted.steps_apart)
+        return reversed(list(islice(newest, wanted.newest)))
     rows = _all_rows(reader) if wanted.has_superseded else (_Row(update=each) for each in reader.history())
     return _apart(_between(rows, wanted), wanted.steps_apart)
-
-
-def _newest_rows(folder: RunFolder, wanted: _Wanted) -> list[_Row]:
-    """The newest rows, in order; reads backwards, only as far as needed."""
-    assert wanted.newest is not None
-    found: deque[_Row] = deque()
-    for row in _apart(_between(_backwards(folder, wanted), wanted), wanted.steps_apart):
-        found.appendleft(row)
-        if len(found) == wanted.newest:
-            break
-    return list(found)
 
 
 def _backwards(folder: RunFolder, wanted: _Wanted) -> Iterator[_Row]:
@@ -154,25 +138,15 @@ def _as_object(row: _Row, *, marked: bool) -> dict[str, object]:
 
 
 def _print_csv(reader: RunReader, wanted: _Wanted) -> None:
-    rows: Iterable[_Row] = _rows(reader, wanted)
-    if wanted.newest is not None:
-        rows = list(rows)
-        components = _component_names(rows)
-    else:
-        # The header needs all names: one more pass keeps memory constant.
-        components = _component_names(rows)
-        rows = _rows(reader, wanted)
+    # The header needs all names: one more pass keeps memory constant.
+    components = dict.fromkeys(name for row in _rows(reader, wanted) for name in row.update.loss_components)
     names = [f"loss_components.{name}" for name in components]
     marks = ["is_superseded"] if wanted.has_superseded else []
     _print_csv_line([*COLUMNS, *names, *marks])
-    for row in rows:
+    for row in _rows(reader, wanted):
         values = [getattr(row.update, name) for name in COLUMNS]
         values += [row.update.loss_components.get(name) for name in components]
         _print_csv_line([*map(_csv_cell, values), *([str(row.is_superseded).lower()] if marks else [])])
-
-
-def _component_names(rows: Iterable[_Row]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row.update.loss_components))
 
 
 def _csv_cell(value: float | None) -> str:

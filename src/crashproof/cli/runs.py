@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +13,10 @@ import typer
 
 from crashproof.cli.arguments import AsJson
 from crashproof.cli.output import print_json, say, say_lines
-from crashproof.cli.tables import aligned, compact, short_duration, terminal_width
+from crashproof.cli.tables import aligned, compact, dollars, short_duration, terminal_width
 from crashproof.disk.lock import holder_of
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import CrashproofError, NotAFolder, NotARun
-from crashproof.formatting import as_dollars_text
 from crashproof.reading.discovery import find_runs
 from crashproof.reading.run_state import read_run
 from crashproof.records.progress import ProgressSummary
@@ -133,6 +131,6 @@ def _cells(row: _Row, summary: ProgressSummary) -> list[str]:
         f"{trend.current_loss:.4g}" if trend.has_data else "-",
         trend.verdict.replace("_", " "),
         short_duration(None if hours is None else hours * 3600),
-        as_dollars_text(Decimal(repr(summary.api_cost))) if summary.api_cost else "-",
+        dollars(summary.api_cost) if summary.api_cost else "-",
         short_duration(row.seconds_since_sign_of_life),
     ]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 
 from rich.cells import cell_len, set_cell_size
 
 from crashproof.cli.output import clean
 from crashproof.cli.plots import plot
 from crashproof.cli.status import local_time
-from crashproof.cli.tables import compact, cut, local_clock, short_duration
-from crashproof.formatting import as_dollars_text, as_duration
+from crashproof.cli.tables import compact, cut, dollars, local_clock, named_values, short_duration
+from crashproof.formatting import as_duration
 from crashproof.records.curves import CurvePoint
 from crashproof.records.events import (
     AlertCleared,
@@ -63,7 +62,8 @@ class Seen:
 def screen_lines(seen: Seen, *, width: int, height: int, is_unicode: bool) -> list[str]:
     """At most `height` lines of at most `width` columns; the curve fills the rest of the height."""
     summary = seen.summary
-    above = [_title(seen, width), *_reason(summary), _bar(summary, width, is_unicode=is_unicode), _time(seen)]
+    reason = [summary.health_reason] if summary.health_reason else []
+    above = [_title(seen, width), *reason, _bar(summary, width, is_unicode=is_unicode), _time(seen)]
     if not summary.is_job:
         above += [*_loss(summary), *_rates(seen), *_saved(seen)]
     above += _teacher(summary)
@@ -82,10 +82,7 @@ def screen_lines(seen: Seen, *, width: int, height: int, is_unicode: bool) -> li
 def plain_line(seen: Seen) -> str:
     """The same as one line, for a log."""
     summary, trend = seen.summary, seen.summary.loss_trend
-    words = [
-        f"{local_clock(seen.now)} {seen.name}: {summary.health.replace('_', ' ')}",
-        summary.place,
-    ]
+    words = [f"{local_clock(seen.now)} {seen.name}: {summary.health.replace('_', ' ')}", summary.place]
     if trend.has_data:
         words.append(f"loss {trend.current_loss:.4g} ({trend.verdict.replace('_', ' ')})")
     if summary.status == RunStatus.RUNNING and summary.estimated_remaining_hours is not None:
@@ -113,8 +110,7 @@ def event_in_words(event: Event) -> str | None:
         case CheckpointSetAside():
             return f"checkpoint {event.checkpoint_path} quarantined: {event.reason}"
         case EvaluationRecorded():
-            results = ", ".join(f"{name} {value:.4g}" for name, value in event.results.items())
-            return f"evaluation at step {event.step:,}: {results}"
+            return f"evaluation at step {event.step:,}: {named_values(event.results)}"
         case ResumeChosen():
             return f"resuming at step {event.step:,} from {event.checkpoint_path}"
         case ConnectionFailed():
@@ -146,10 +142,6 @@ def _title(seen: Seen, width: int) -> str:
     name = cut(clean(seen.name), max(8, width - len(state) - len(clock) - 4))
     line = f"{name}  {state}"
     return f"{line}{clock:>{max(len(clock) + 2, width - len(line))}}"
-
-
-def _reason(summary: ProgressSummary) -> list[str]:
-    return [summary.health_reason] if summary.health_reason else []
 
 
 def _bar(summary: ProgressSummary, width: int, *, is_unicode: bool) -> str:
@@ -216,16 +208,14 @@ def _saved(seen: Seen) -> list[str]:
         kept += f"; {summary.steps_recomputed:,} steps recomputed"
     lines = [f"saved  {kept}"]
     if summary.evaluation_step is not None:
-        results = ", ".join(f"{name} {value:.4g}" for name, value in summary.evaluation.items())
-        lines.append(f"eval   step {summary.evaluation_step:,}: {results}")
+        lines.append(f"eval   step {summary.evaluation_step:,}: {named_values(summary.evaluation)}")
     return lines
 
 
 def _teacher(summary: ProgressSummary) -> list[str]:
     if not summary.api_responses_saved and not summary.connection_failures:
         return []
-    paid = as_dollars_text(Decimal(repr(summary.api_cost)))
-    words = f"{paid} for {summary.api_responses_saved:,} answers"
+    words = f"{dollars(summary.api_cost)} for {summary.api_responses_saved:,} answers"
     words += f", {summary.api_responses_recovered:,} reused, {summary.connection_failures:,} failures"
     return [f"cost   {words}"]
 

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from crashproof.cli.arguments import AsJson
 from crashproof.cli.output import print_json, say
 from crashproof.errors import AddressInUse, ConfigError, NotAFolder
 
@@ -20,19 +21,12 @@ TOKEN_VARIABLE = "CRASHPROOF_TOKEN"  # noqa: S105 - the name of a variable, not 
 
 def serve(
     root: Annotated[Path, typer.Argument(help="A folder of runs, or one run.", metavar="ROOT")] = Path("."),
-    host: Annotated[
-        str, typer.Option(help="Address to bind to; outside loopback, clients need a token.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to bind to; outside loopback, with a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8765,
     allow_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME", help="Additional host name of this server, such as that of a proxy; may be repeated."
-        ),
+        list[str] | None, typer.Option(metavar="NAME", help="Additional host name of this server, such as a proxy's.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the address as one JSON object instead of text.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Serve a live web page of all runs under ROOT. Read-only, takes no lock.
 

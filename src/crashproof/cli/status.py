@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -18,8 +17,9 @@ from crashproof.checkpoints.select import choose_for
 from crashproof.cli.arguments import AsJson, Folder
 from crashproof.cli.exit_codes import exit_code_for
 from crashproof.cli.output import print_json, say_lines
+from crashproof.cli.tables import dollars, named_values
 from crashproof.errors import NoUsableCheckpoint
-from crashproof.formatting import ago, as_dollars_text, as_duration
+from crashproof.formatting import ago, as_duration
 from crashproof.reading.run_reader import RunReader
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.progress import GoodputShare, ProgressSummary
@@ -151,11 +151,11 @@ def _cost(summary: ProgressSummary) -> str:
     """`2 h 10 min trained`, `$1.20 to teachers`, `$0.80 by earlier sessions`."""
     words = [f"{as_duration(summary.elapsed_wall_clock_hours * 3600)} trained"]
     if summary.api_cost or summary.api_responses_saved:
-        words.append(f"{_dollars(summary.api_cost)} to teachers")
+        words.append(f"{dollars(summary.api_cost)} to teachers")
     if summary.api_cost_in_doubt:
-        words.append(f"at most {_dollars(summary.api_cost_in_doubt)} in doubt")
+        words.append(f"at most {dollars(summary.api_cost_in_doubt)} in doubt")
     if summary.api_cost_before:
-        words.append(f"{_dollars(summary.api_cost_before)} by earlier sessions")
+        words.append(f"{dollars(summary.api_cost_before)} by earlier sessions")
     return ", ".join(words)
 
 
@@ -174,8 +174,7 @@ def _training_lines(look: _Look) -> list[str]:
         verdict = _VERDICTS.get(trend.verdict, trend.verdict)
         lines.append(f"  loss        {trend.current_loss:.4f}, moving average {average}: {verdict}")
     if summary.evaluation_step is not None:
-        results = ", ".join(f"{name} {value:.4g}" for name, value in summary.evaluation.items())
-        lines.append(f"  evaluation  step {summary.evaluation_step:,}: {results}")
+        lines.append(f"  evaluation  step {summary.evaluation_step:,}: {named_values(summary.evaluation)}")
     lines.append(f"  cost        {_cost(summary)}; goodput {_goodput(summary.goodput_seconds)}")
     lines.append(f"  restart     {restart.in_words}")
     lines += [f"              skips {path}: {reason}" for path, reason in restart.passed_over]
@@ -183,7 +182,7 @@ def _training_lines(look: _Look) -> list[str]:
         lines.append(f"  attempts    {summary.attempt}; {summary.steps_recomputed:,} steps recomputed")
     if summary.replay_differed_at is not None:
         lines.append(f"  warning     step {summary.replay_differed_at:,} had a different loss when it was recomputed")
-    return lines + _alerts(summary) + _damage(summary) + _teacher(summary)
+    return lines + _warnings(summary) + _teacher(summary)
 
 
 def _job_lines(look: _Look) -> list[str]:
@@ -197,17 +196,14 @@ def _job_lines(look: _Look) -> list[str]:
     ]
     if summary.attempt > 1:
         lines.append(f"  attempts    {summary.attempt}")
-    return lines + _alerts(summary) + _damage(summary) + _teacher(summary)
+    return lines + _warnings(summary) + _teacher(summary)
 
 
-def _alerts(summary: ProgressSummary) -> list[str]:
-    return [f"  alert       {each.replace('_', ' ')}" for each in summary.alerts_active]
-
-
-def _damage(summary: ProgressSummary) -> list[str]:
-    if not summary.damage_found:
-        return []
-    return [f"  warning     {summary.damage_found} damaged journal record(s) quarantined"]
+def _warnings(summary: ProgressSummary) -> list[str]:
+    lines = [f"  alert       {each.replace('_', ' ')}" for each in summary.alerts_active]
+    if summary.damage_found:
+        lines.append(f"  warning     {summary.damage_found} damaged journal record(s) quarantined")
+    return lines
 
 
 def _teacher(summary: ProgressSummary) -> list[str]:
@@ -215,35 +211,28 @@ def _teacher(summary: ProgressSummary) -> list[str]:
     if not has_asked and not summary.api_responses_recovered:
         return []
     lines = [
-        f"  teacher     {summary.api_responses_saved:,} answers paid ({_dollars(summary.api_cost)}), "
-        f"{summary.api_responses_recovered:,} reused from the store ({_dollars(summary.api_cost_saved)} saved), "
+        f"  teacher     {summary.api_responses_saved:,} answers paid ({dollars(summary.api_cost)}), "
+        f"{summary.api_responses_recovered:,} reused from the store ({dollars(summary.api_cost_saved)} saved), "
         f"{summary.connection_failures:,} failures"
     ]
     if summary.api_requests_in_doubt:
         lines.append(
             f"              {summary.api_requests_in_doubt:,} requests in doubt: no answer received, "
-            f"at most {_dollars(summary.api_cost_in_doubt)} charged"
+            f"at most {dollars(summary.api_cost_in_doubt)} charged"
         )
     if summary.api_responses_bad or summary.api_cost_wasted:
         lines.append(
             f"              {summary.api_responses_bad:,} unusable answers "
-            f"({_dollars(summary.api_cost_wasted)} wasted)"
+            f"({dollars(summary.api_cost_wasted)} wasted)"
         )
     return lines
 
 
-def _dollars(amount: float) -> str:
-    return as_dollars_text(Decimal(repr(amount)))
-
-
 def _state(summary: ProgressSummary) -> str:
     health = summary.health.replace("_", " ")
-    words = (
-        f"{health} as process {summary.attempt_pid} on {summary.attempt_host}"
-        if summary.status == RunStatus.RUNNING
-        else str(health)
-    )
-    return f"{words}: {summary.health_reason}" if summary.health_reason else words
+    if summary.status == RunStatus.RUNNING:
+        health += f" as process {summary.attempt_pid} on {summary.attempt_host}"
+    return f"{health}: {summary.health_reason}" if summary.health_reason else health
 
 
 def _updates(look: _Look) -> list[str]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from itertools import zip_longest
 
 from rich.cells import cell_len, set_cell_size
 
 from crashproof.cli.output import clean
+from crashproof.formatting import as_dollars_text
 
-__all__ = ["aligned", "compact", "cut", "local_clock", "short_duration", "terminal_width"]
+__all__ = ["aligned", "compact", "cut", "dollars", "local_clock", "named_values", "short_duration", "terminal_width"]
 
 _LEAST_FLEXIBLE = 12
 _SPACE = "  "
@@ -57,6 +59,16 @@ def cut(text: str, width: int) -> str:
     while kept and cell_len(kept) > width - 1:
         kept = kept[1:]
     return f"…{kept}"
+
+
+def dollars(amount: float) -> str:
+    """`$1.20`."""
+    return as_dollars_text(Decimal(repr(amount)))
+
+
+def named_values(values: Mapping[str, float]) -> str:
+    """`accuracy 0.75, perplexity 12.35`."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
 def compact(count: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -97,11 +97,14 @@ def _watch(folder: Path, *, once: bool, stays: bool, waits: bool, seconds: float
         return exit_code_for(seen.summary.health)
     if is_screen:
         return _on_a_screen(run, pause, stays=stays)
-    show: Callable[[Seen], None] = _print_json if as_json else _print_line
     while True:
         seen = run.refresh()
-        show(seen)
-        if not stays and _has_ended(seen):
+        if as_json:
+            print_json_line(seen.summary)
+            sys.stdout.flush()
+        else:
+            say(plain_line(seen))
+        if not stays and not seen.summary.health.is_live:
             return exit_code_for(seen.summary.health)
         time.sleep(pause)
 
@@ -111,7 +114,7 @@ def _on_a_screen(run: _Watched, pause: float, *, stays: bool) -> int:
     seen = run.refresh()
     try:
         with Live(_styled(seen, console), console=console, screen=True, auto_refresh=False, transient=True) as live:
-            while stays or not _has_ended(seen):
+            while stays or seen.summary.health.is_live:
                 live.update(_styled(seen, console), refresh=True)
                 time.sleep(pause)
                 seen = run.refresh()
@@ -179,7 +182,7 @@ class _Watched:
         started = time.monotonic()
         if started < self._redraw_at:
             return
-        curve = self._curve.curve(most_points=2 * _columns())
+        curve = self._curve.curve(most_points=2 * Console().width)
         self._points = curve.points
         self._curve_share = 1.0 if is_read else curve.end / max(1, curve.num_bytes)
         self._redraw_at = time.monotonic() + (time.monotonic() - started) / _SHARE_FOR_THE_CURVE
@@ -213,23 +216,6 @@ def _find_run(folder: Path, *, waits: bool, pause: float) -> RunFolder:
             time.sleep(pause)
         else:
             return reader.folder
-
-
-def _has_ended(seen: Seen) -> bool:
-    return not seen.summary.health.is_live
-
-
-def _print_line(seen: Seen) -> None:
-    say(plain_line(seen))
-
-
-def _print_json(seen: Seen) -> None:
-    print_json_line(seen.summary)
-    sys.stdout.flush()
-
-
-def _columns() -> int:
-    return Console().width
 
 
 def _lines(seen: Seen, console: Console, *, is_whole_screen: bool = True) -> list[str]:
