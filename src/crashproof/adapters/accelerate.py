@@ -114,7 +114,7 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
 
         Raises:
             ConfigError: no step is given, or training begins at step 0 although the run has checkpoints.
-            InvalidMetric: a value is no number; nothing was recorded.
+            InvalidMetric: a value is not a number; nothing was recorded.
         """
         tracker = self._require_open()
         if step is None:

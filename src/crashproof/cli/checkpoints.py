@@ -31,9 +31,9 @@ _MISSING = "it is missing"
 
 
 class _State(StrEnum):
-    """What is known of a checkpoint's bytes; the values are those of `--json`, people read the names."""
+    """What is known of a checkpoint's bytes."""
 
-    INTACT = "whole"
+    INTACT = "intact"
     """Read back, and equal to what was saved."""
     RECORDED = "recorded"
     """There, with the right size; not read."""
@@ -41,7 +41,7 @@ class _State(StrEnum):
     """Without a checksum to compare with."""
     DAMAGED = "damaged"
     MISSING = "missing"
-    QUARANTINED = "set aside"
+    QUARANTINED = "quarantined"
     REMOVED = "removed"
     """Deleted by the retention rule."""
 
@@ -177,7 +177,7 @@ def _in_words(rows: Sequence[_Row], restart: RestartPoint, now: float) -> Iterat
 
 
 def _cells(row: _Row, now: float) -> list[str]:
-    state = f"{row.state.name.lower()}{', superseded' if row.is_superseded else ''}{' *' if row.is_resumed else ''}"
+    state = f"{row.state}{', superseded' if row.is_superseded else ''}{' *' if row.is_resumed else ''}"
     return [
         row.path,
         f"{row.step:,}",

@@ -101,11 +101,11 @@ class RunDetail(RunNow, frozen=True, kw_only=True):
 class CheckpointState(StrEnum):
     """What the records say of a checkpoint."""
 
-    RECORDED = "recorded whole"
+    RECORDED = "recorded"
     """Its checksum is recorded."""
     UNVERIFIED = "unverified"
     SUPERSEDED = "superseded"
-    QUARANTINED = "set aside"
+    QUARANTINED = "quarantined"
 
 
 class CheckpointRow(Struct, frozen=True, kw_only=True):

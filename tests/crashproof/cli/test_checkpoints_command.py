@@ -29,13 +29,13 @@ def run(open_tracker, update, save_checkpoint, run_dir):
 
 
 def test_only_the_one_that_a_restart_resumes_is_read(crashproof, run):
-    assert {"checkpoint_2.pt": "recorded", "checkpoint_4.pt": "recorded", "checkpoint_6.pt": "whole"} == states(
+    assert {"checkpoint_2.pt": "recorded", "checkpoint_4.pt": "recorded", "checkpoint_6.pt": "intact"} == states(
         crashproof, run
     )
 
 
 def test_verify_reads_all(crashproof, run):
-    assert {"checkpoint_2.pt": "whole", "checkpoint_4.pt": "damaged", "checkpoint_6.pt": "whole"} == states(
+    assert {"checkpoint_2.pt": "intact", "checkpoint_4.pt": "damaged", "checkpoint_6.pt": "intact"} == states(
         crashproof, run, "--verify"
     )
 
@@ -44,7 +44,7 @@ def test_what_is_missing_or_of_another_size_is_seen_without_reading(crashproof, 
     (run / "checkpoint_2.pt").unlink()
     (run / "checkpoint_4.pt").write_bytes(b"x")
 
-    assert {"checkpoint_2.pt": "missing", "checkpoint_4.pt": "damaged", "checkpoint_6.pt": "whole"} == states(
+    assert {"checkpoint_2.pt": "missing", "checkpoint_4.pt": "damaged", "checkpoint_6.pt": "intact"} == states(
         crashproof, run
     )
 

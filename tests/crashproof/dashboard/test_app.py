@@ -110,7 +110,7 @@ def test_the_detail_of_a_run_has_everything_but_its_curves(serve, train, save_ch
     assert (20, 0.25, "running") == tuple(
         detail["summary"][name] for name in ("steps_completed", "api_cost", "health")
     )
-    assert [(20, "checkpoint_20.pt", "recorded whole")] == [
+    assert [(20, "checkpoint_20.pt", "recorded")] == [
         (each["step"], each["path"], each["state"]) for each in detail["checkpoints"]
     ]
     assert {"model.d_model": "128", "train.batch_size": "2", "train.steps": "100"} == detail["config"]

@@ -399,8 +399,8 @@ class OneRun {
     return {
       recomputed: this.curve?.recomputed ?? [],
       attempts: attempts.length > 1 ? attempts.map((each) => ({ step: each.first_step, attempt: each.attempt })) : [],
-      checkpoints: (this.detail?.checkpoints ?? []).filter((each) => each.state !== "set aside")
-        .map((each) => ({ step: each.step, isVerifiable: each.state === "recorded whole" })),
+      checkpoints: (this.detail?.checkpoints ?? []).filter((each) => each.state !== "quarantined")
+        .map((each) => ({ step: each.step, isVerifiable: each.state === "recorded" })),
     };
   }
 

@@ -63,11 +63,8 @@ export const TITLES = {
 
 export const titleOf = (series) => TITLES[series] ?? series.replaceAll("_", " ");
 
-const CHECKPOINT_STATES = { "recorded whole": "checksum recorded", "set aside": "quarantined" };
-
 export function checkpointState({ state, reason }) {
-  const word = CHECKPOINT_STATES[state] ?? state;
-  return reason ? `${word}: ${reason}` : word;
+  return reason ? `${state}: ${reason}` : state;
 }
 
 const VERDICTS = {
