@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crashproof.distillation.display import hide_other_bars
-from crashproof.distillation.recipes.recipe import Task
 from crashproof.distillation.recipes.registry import TASKS
+from crashproof.distillation.recipes.task import AnyTask
 from crashproof.distillation.settings.load import files_and_overrides, load_config
 from crashproof.distillation.settings.run import RunConfig
 from crashproof.distillation.training.preparation import Prepared, prepare
@@ -75,7 +75,7 @@ def _parser(recipe: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _train(task: Task, options: argparse.Namespace, interrupts: Interrupts) -> int:
+def _train(task: AnyTask, options: argparse.Namespace, interrupts: Interrupts) -> int:
     config = _config(task, options)
     compute_deterministically()
     device = choose_device(config.train.device, config.train.precision)
@@ -103,13 +103,13 @@ def _train(task: Task, options: argparse.Namespace, interrupts: Interrupts) -> i
     return 0
 
 
-def _config(task: Task, options: argparse.Namespace) -> RunConfig:
+def _config(task: AnyTask, options: argparse.Namespace) -> RunConfig:
     files, overrides = files_and_overrides(options.config)
     overrides += options.overrides
     for name, value in (("train.steps", options.steps), ("progress.eval_every", options.eval_every)):
         if value is not None:
             overrides.append(f"{name}={value}")
-    config = load_config(task.config, files, overrides)
+    config: RunConfig = load_config(task.config, files, overrides)
     if config.progress.eval_every is not None and config.data.held_out == 0 and config.data.eval_path is None:
         raise ConfigError(
             "progress.eval_every is set, and nothing is held out to evaluate on.",
@@ -136,7 +136,7 @@ def _require_trainable(config: RunConfig, output_dir: Path, ranks: Ranks) -> Non
         _refuse_foreign_folder(output_dir)
 
 
-def _prepared(task: Task, config: RunConfig, cache: Path, ranks: Ranks, interrupts: Interrupts) -> Prepared:
+def _prepared(task: AnyTask, config: RunConfig, cache: Path, ranks: Ranks, interrupts: Interrupts) -> Prepared:
     """The main process fills the cache; the others read it afterwards."""
     prepared = None
     failure: BaseException | None = None

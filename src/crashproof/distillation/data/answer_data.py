@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from crashproof.disk.files import REAL_DISK
-from crashproof.distillation.data.text_data import Batch, Source, TokenizedData
+from crashproof.distillation.data.text_data import Batch, Source, TaskData, TokenizedData
 from crashproof.distillation.data.tool_conversations import read_conversation
 from crashproof.distillation.losses.divergences import IGNORED
 from crashproof.distillation.settings.data import DataConfig
@@ -122,7 +122,7 @@ class AnswerBatch(Batch):
         return sums.index_add(0, self.sequence_of_row, -cross_entropies) / self.num_tokens
 
 
-class AnswerData:
+class AnswerData(TaskData):
     """All samples of a source."""
 
     def __init__(self, state: dict[str, Any], *, pad_id: int, has_rejected: bool) -> None:

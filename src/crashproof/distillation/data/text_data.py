@@ -6,10 +6,11 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from crashproof.distillation.text.corpus import builtin_documents, text_hash
 from crashproof.distillation.text.tokenizer import tokenizer_hash
 from crashproof.errors import CheckpointDamaged, DataError
 from crashproof.pytorch.checkpoint_file import load_checkpoint, save_checkpoint
+from crashproof.tracking.tracker import ProgressTracker
 
 __all__ = [
     "Batch",
@@ -93,7 +95,17 @@ class Batch:
 
 
 class TrainingData(Protocol):
-    """What a loop draws its batches from."""
+    """What a loop draws its batches from; implementations are subclasses, for the defaults."""
+
+    is_prefetchable: ClassVar[bool] = True
+    """Whether a thread may make batches some steps before the loop takes them."""
+
+    def attach(self, tracker: ProgressTracker | None, upcoming: Iterator[int]) -> AbstractContextManager[object]:
+        """Hold what batches need while the loop runs, such as a connection; by default nothing.
+
+        `tracker` is None off the main process; `upcoming` are the samples in the order in which the loop takes them.
+        """
+        return nullcontext()
 
     def __len__(self) -> int:
         """How many samples there are."""
@@ -157,7 +169,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenizedData:
+class TokenizedData(TaskData):
     """All samples, end to end."""
 
     input_ids: Tensor

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from crashproof.disk.files import REAL_DISK
-from crashproof.distillation.data.text_data import Batch, TokenizedData
+from crashproof.distillation.data.text_data import Batch, TaskData, TokenizedData
 from crashproof.distillation.data.tool_conversations import Conversation, ToolSource
 from crashproof.distillation.data.tool_spans import rendered
 from crashproof.distillation.data.tool_tokens import ARGUMENTS, INTEGRATION, JSON, SELECTION, ToolTokens, tool_tokens
@@ -24,10 +24,10 @@ from crashproof.distillation.settings.data import DataConfig
 from crashproof.distillation.text.chat import BUILTIN_TEMPLATE
 from crashproof.distillation.text.json_grammar import JsonGrammars
 from crashproof.distillation.text.tokenizer import tokenizer_hash
-from crashproof.errors import CheckpointDamaged, ConfigError, DataError
+from crashproof.errors import CheckpointDamaged, DataError
 from crashproof.pytorch.checkpoint_file import load_checkpoint, save_checkpoint
 
-__all__ = ["ToolBatch", "ToolData", "ToolDataConfig", "require_length", "tool_data"]
+__all__ = ["ToolBatch", "ToolData", "ToolDataConfig", "tool_data"]
 
 _FORMAT = 1
 _COUNTED = {"selection": SELECTION, "arguments": ARGUMENTS, "json": JSON, "integration": INTEGRATION}
@@ -74,7 +74,7 @@ class ToolBatch(Batch):
         return ((self.parts.flatten()[rows] & part) != 0).to(torch.float32)
 
 
-class ToolData:
+class ToolData(TaskData):
     """All samples of a source."""
 
     def __init__(self, state: dict[str, Any], *, pad_id: int, grammars: JsonGrammars | None) -> None:
@@ -198,20 +198,6 @@ def tool_data(
         save_checkpoint(path, _tokenized(source, config, tokenizer, grammars, ends_with_call=ends_with_call))
         state = load_checkpoint(path)
     return ToolData(state, pad_id=int(tokenizer.pad_token_id or 0), grammars=grammars if has_masks else None)
-
-
-def require_length(model: PreTrainedModel, title: str, config: DataConfig) -> None:
-    """Make sure that a model takes samples as long as the data may have them.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    most = getattr(model.config, "max_position_embeddings", None)
-    if most is not None and config.max_length > most:
-        raise ConfigError(
-            f"data.max_length is {config.max_length:,}, and the {title} takes {most:,} tokens.",
-            hint=f"Set data.max_length to {most} or less; a line that is longer then names itself.",
-        )
 
 
 def _tokenized(

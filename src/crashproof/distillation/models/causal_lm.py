@@ -18,6 +18,7 @@ from crashproof.errors import ConfigError, ModelMismatch
 __all__ = [
     "load_model",
     "new_model",
+    "require_length",
     "require_vocabulary",
     "save_model",
 ]
@@ -80,6 +81,20 @@ def load_model(folder: Path) -> PreTrainedModel:
             hint="It needs config.json and safetensors weights.",
         ) from error
     return model
+
+
+def require_length(model: PreTrainedModel, title: str, max_length: int) -> None:
+    """Make sure that a model accepts samples as long as the data may have them.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    most = getattr(model.config, "max_position_embeddings", None)
+    if most is not None and max_length > most:
+        raise ConfigError(
+            f"data.max_length is {max_length:,}, and the {title} takes {most:,} tokens.",
+            hint=f"Set data.max_length to {most} or less; a line that is longer then names itself.",
+        )
 
 
 def require_vocabulary(model: PreTrainedModel, title: str, vocab_size: int) -> None:

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
+from crashproof.distillation.losses.divergences import cross_entropy_rows
+from crashproof.distillation.losses.rows import values_of_rows
+
 __all__ = ["Hidden", "SplitModel"]
 
 log = logging.getLogger("crashproof")
@@ -66,6 +69,18 @@ class SplitModel:
             return states
         made: Tensor = self._within.get_output_embeddings()(states)
         return made
+
+    def cross_entropies(self, input_ids: Tensor, targets: Tensor, rows: Tensor, *, chunk_tokens: int) -> Tensor:
+        """Minus log p of the target at each of these rows, in nats; see `values_of_rows`."""
+        flat = targets.flatten()
+        values = values_of_rows(
+            self.hidden(input_ids).last,
+            self.logits,
+            rows,
+            {"ce": lambda logits, positions: cross_entropy_rows(logits, flat[positions])},
+            chunk_tokens=chunk_tokens,
+        )
+        return values["ce"]
 
     def _is_its_parts(self) -> bool:
         head = self._within.get_output_embeddings()

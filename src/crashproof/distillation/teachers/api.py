@@ -15,13 +15,13 @@ from crashproof.teacher.shared_store.accounts import account_of
 from crashproof.teacher.shared_store.fallback import SpooledStore
 from crashproof.tracking.tracker import ProgressTracker
 
-__all__ = ["opened_teacher", "what_changes_answers"]
+__all__ = ["open_teacher", "what_changes_answers"]
 
 _SECONDS_AN_HOUR = 3600.0
 
 
 @contextmanager
-def opened_teacher(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterator[Teacher]:
+def open_teacher(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterator[Teacher]:
     """The teacher, with the run's store or a shared one behind it.
 
     What is sent when it is left is waited for: it is paid for anyway.
@@ -31,7 +31,7 @@ def opened_teacher(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterat
     """
     assert config.model is not None
     endpoint, prices, model = _endpoint(config), PriceTable.load(config.prices), config.model
-    with _opened_store(config, tracker) as store:
+    with _open_store(config, tracker) as store:
         teacher = Teacher(
             AsyncTeacher(
                 model,
@@ -56,7 +56,7 @@ def opened_teacher(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterat
 
 
 @contextmanager
-def _opened_store(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterator[ResponseStore]:
+def _open_store(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterator[ResponseStore]:
     if config.store is None:
         yield tracker.responses
         return

@@ -7,13 +7,10 @@ import logging
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from crashproof.distillation.data.text_data import Batch, TokenizedData
+from crashproof.distillation.data.text_data import TokenizedData
 from crashproof.distillation.display import shown_progress
-from crashproof.distillation.losses.divergences import cross_entropy_rows
-from crashproof.distillation.losses.rows import values_of_rows
 from crashproof.distillation.models.causal_lm import load_model, new_model, save_model
 from crashproof.distillation.models.split_model import SplitModel
 from crashproof.distillation.schedule import learning_rate_at
@@ -106,23 +103,11 @@ def _trained(
                     schedule_steps=config.steps,
                     final_fraction=0.1,
                 )
-            loss = _cross_entropy(split, batch)
+            values = split.cross_entropies(batch.input_ids, batch.targets, batch.rows, chunk_tokens=_CHUNK_TOKENS)
+            loss = values.sum() / max(1, batch.num_counted())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it so.
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             shown.advance(step, loss=loss.item)
     return model
-
-
-def _cross_entropy(model: SplitModel, batch: Batch) -> Tensor:
-    """The mean over the predicted tokens of a batch."""
-    targets = batch.targets.flatten()
-    values = values_of_rows(
-        model.hidden(batch.input_ids).last,
-        model.logits,
-        batch.rows,
-        {"ce": lambda logits, rows: cross_entropy_rows(logits, targets[rows])},
-        chunk_tokens=_CHUNK_TOKENS,
-    )
-    return values["ce"].sum() / max(1, batch.num_counted())

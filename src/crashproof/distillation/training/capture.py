@@ -32,7 +32,8 @@ from crashproof.distillation.recipes.kd import KD, KdConfig
 from crashproof.distillation.settings.section import Section
 from crashproof.distillation.teachers.local import load_teacher, teacher_folder
 from crashproof.distillation.text.tokenizer import is_kept_tokenizer, keep_tokenizer, load_tokenizer, tokenizer_hash
-from crashproof.distillation.training.preparation import learned_and_held_out, tokenizer_for
+from crashproof.distillation.training.lessons import split_source
+from crashproof.distillation.training.preparation import tokenizer_for
 from crashproof.errors import ConfigError, DataError, ModelMismatch
 from crashproof.pytorch.device import ComputeDevice, choose_device, compute_deterministically
 from crashproof.pytorch.interrupts import Interrupts
@@ -215,8 +216,7 @@ def _begun(
     device = choose_device(config.train.device, config.train.precision)
     given = tokenizer_for(config, source, folder.cache)
     # What is held out is not learned from, so nobody asks the teacher about it.
-    learned, _ = learned_and_held_out(KD, config, source)
-    assert isinstance(learned, Source), "only a paid teacher answers prompts"
+    learned, _ = split_source(KD, config, source)
     if settings.top_k > len(given):
         raise ConfigError(
             f"--top-k {settings.top_k:,} is more than the {len(given):,} entries of the vocabulary.", hint="Lower it."

@@ -13,16 +13,15 @@ from typing import Any, Self
 
 from crashproof.alerts.settings import AlertSettings
 from crashproof.checkpoints.digest import digest_of
-from crashproof.distillation.data.api_data import ApiData
 from crashproof.distillation.data.captured_folder import CapturedFolder
 from crashproof.distillation.display import shown_progress
 from crashproof.distillation.models.causal_lm import save_model
 from crashproof.distillation.models.layers import prepare_layers
-from crashproof.distillation.recipes.recipe import Task
+from crashproof.distillation.recipes.task import AnyTask
 from crashproof.distillation.settings.api_teacher import ApiTeacherFields
 from crashproof.distillation.settings.run import RunConfig
 from crashproof.distillation.settings.train import TrainConfig
-from crashproof.distillation.teachers.api import opened_teacher, what_changes_answers
+from crashproof.distillation.teachers.api import what_changes_answers
 from crashproof.distillation.training.batches import StepBatches
 from crashproof.distillation.training.loop import TrainingLoop, new_optimizer
 from crashproof.distillation.training.preparation import Prepared, new_student
@@ -53,7 +52,7 @@ class TrainingRun:
 
     def __init__(
         self,
-        task: Task,
+        task: AnyTask,
         config: RunConfig,
         prepared: Prepared,
         output_dir: Path,
@@ -165,17 +164,15 @@ class TrainingRun:
 
     def _loop(self) -> TrainingLoop:
         config, prepared, stack = self._config, self._prepared, self._stack
-        is_asked_ahead = isinstance(prepared.data, ApiData)
-        if isinstance(prepared.data, ApiData):
-            assert self.progress.tracker is not None, "a paid teacher is asked by the only process"
-            teacher = stack.enter_context(opened_teacher(config.teacher, self.progress.tracker))
-            prepared.data.connect(teacher, _coming(len(prepared.data), config.train, self._state.counters.samples))
+        first_sample = self._state.counters.samples
+        upcoming = _upcoming_samples(len(prepared.data), config.train, first_sample)
+        stack.enter_context(prepared.data.attach(self.progress.tracker, upcoming))
         batches = StepBatches(
             prepared.data,
             config.train,
             self._ranks,
-            first_sample=self._state.counters.samples,
-            ahead_steps=0 if is_asked_ahead else _AHEAD_STEPS,
+            first_sample=first_sample,
+            ahead_steps=_AHEAD_STEPS if prepared.data.is_prefetchable else 0,
         )
         stack.callback(batches.close)
         saver = CheckpointSaver(
@@ -261,8 +258,8 @@ def _teachers_words(config: RunConfig) -> Path | None:
     return CapturedFolder(path).manifest if path is not None and config.teacher.kind == "logits" else path
 
 
-def _coming(num_samples: int, train: TrainConfig, first: int) -> Iterator[int]:
-    """The samples that are still wanted, in their order."""
+def _upcoming_samples(num_samples: int, train: TrainConfig, first: int) -> Iterator[int]:
+    """The samples that the rest of the run takes, in their order."""
     order = DataOrder(num_samples=num_samples, seed=train.seed)
     for position in range(first, train.steps * train.batch_size * train.gradient_accumulation):
         yield from order.indices(position, 1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from crashproof.distillation.models.causal_lm import load_model, new_model, save_model
+from crashproof.distillation.models.causal_lm import load_model, new_model, require_length, save_model
 from crashproof.distillation.settings.models import ModelShape
 from crashproof.distillation.text.tokenizer import load_tokenizer
 from crashproof.errors import ConfigError
@@ -85,3 +85,11 @@ def test_torn_weights_are_told_in_words(
 
     with pytest.raises(ConfigError, match="holds no causal language model"):
         load_model(tmp_path / "model")
+
+
+def test_a_model_that_accepts_fewer_tokens_than_the_data_may_have_is_an_error(make_model: MakeModel) -> None:
+    model = make_model()
+
+    require_length(model, "student", 64)
+    with pytest.raises(ConfigError, match=r"data\.max_length is 65, and the student takes 64 tokens"):
+        require_length(model, "student", 65)

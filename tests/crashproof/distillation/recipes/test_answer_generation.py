@@ -42,16 +42,12 @@ def load(tmp_path: Path, *lines: dict[str, Any]) -> AnswerSource:
     path = tmp_path / "lines.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     config = AnswerGenerationConfig.model_validate({"data": {"path": path}})
-    source = ANSWER_GENERATION.load(config.data)
-    assert isinstance(source, AnswerSource)
-    return source
+    return ANSWER_GENERATION.load(config)
 
 
 def tokenize(source: AnswerSource, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, **loss: float) -> AnswerData:
     config = AnswerGenerationConfig.model_validate({"loss": loss, "data": {"max_length": 512}})
-    made = ANSWER_GENERATION.tokenize(source, config, tokenizer, tmp_path / "cache")
-    assert isinstance(made, AnswerData)
-    return made
+    return ANSWER_GENERATION.tokenize(source, config, tokenizer, tmp_path / "cache")
 
 
 @pytest.fixture

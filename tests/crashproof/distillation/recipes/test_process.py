@@ -27,9 +27,7 @@ def data(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> ToolData:
     path = tmp_path / "lines.jsonl"
     path.write_text("\n".join(map(json.dumps, LINES)))
     config = ProcessConfig.model_validate({"data": {"path": path, "max_length": 2048}})
-    made = PROCESS.tokenize(PROCESS.load(config.data), config, tokenizer, tmp_path / "cache")
-    assert isinstance(made, ToolData)
-    return made
+    return PROCESS.tokenize(PROCESS.load(config), config, tokenizer, tmp_path / "cache")
 
 
 def recipe(
@@ -164,11 +162,11 @@ def test_a_teacher_that_is_no_model_is_refused(teacher: dict[str, str]) -> None:
 
 
 def test_a_teacher_is_asked_only_for_kd() -> None:
-    assert PROCESS.asks_teacher(validated(ProcessConfig, {}))
-    assert not PROCESS.asks_teacher(validated(ProcessConfig, {"loss": {"kd": 0}}))
+    assert PROCESS.divergence(validated(ProcessConfig, {})) is not None
+    assert PROCESS.divergence(validated(ProcessConfig, {"loss": {"kd": 0}})) is None
 
 
 def test_without_a_file_a_task_with_answers_is_generated() -> None:
-    source = PROCESS.load(validated(ProcessConfig, {"data": {"samples": 5}}).data)
+    source = PROCESS.load(validated(ProcessConfig, {"data": {"samples": 5}}))
 
     assert {4} == {len(sample["messages"]) for sample in source.samples}

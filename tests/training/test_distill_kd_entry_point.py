@@ -37,7 +37,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return said
 
 
-def test_the_door_leads_to_the_library() -> None:
+def test_the_entry_point_is_the_librarys_own() -> None:
     assert main is library_main
 
 
