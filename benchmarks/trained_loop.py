@@ -15,7 +15,7 @@ from crashproof.distillation.settings.train import TrainConfig
 from crashproof.distillation.training.batches import StepBatches
 from crashproof.distillation.training.loop import TrainingLoop, new_optimizer
 from crashproof.distillation.training.saving import CheckpointSaver
-from crashproof.distillation.training.strategy import chosen_strategy
+from crashproof.distillation.training.strategy import choose_strategy
 from crashproof.distillation.training.training_state import TrainingState
 from crashproof.pytorch.device import choose_device
 from crashproof.pytorch.interrupts import Interrupts
@@ -58,11 +58,11 @@ def trained_loop(
     )
     state.counters.schedule_steps = train.steps
     batches = StepBatches(data, train, ranks, first_sample=0, ahead_steps=2)
-    saver = CheckpointSaver(state, context, folder, ranks, is_behind=progress.saves_behind)
+    saver = CheckpointSaver(state, context, folder, ranks, in_background=progress.saves_behind)
     try:
         yield TrainingLoop(
             recipe=recipe,
-            strategy=chosen_strategy(recipe, train.strategy, ranks, device.device),
+            strategy=choose_strategy(recipe, train.strategy, ranks, device.device),
             batches=batches,
             state=state,
             saver=saver,

@@ -16,7 +16,7 @@ from crashproof.distillation.recipes.recipe import LossPart, Recipe
 from crashproof.distillation.recipes.task import Task
 from crashproof.distillation.settings.loss import DivergenceConfig
 from crashproof.distillation.settings.run import RunConfig
-from crashproof.distillation.teachers.distributions import AskedTeacher, FromModel, FromTopK
+from crashproof.distillation.teachers.distributions import DistributionSource, FromModel, FromTopK
 from crashproof.errors import ConfigError
 
 __all__ = ["KD", "KdConfig", "KdLossConfig", "KdRecipe"]
@@ -125,7 +125,7 @@ class KdRecipe(Recipe):
         return sums
 
 
-def _asked(teacher: PreTrainedModel | None, config: KdLossConfig, vocab_size: int) -> AskedTeacher:
+def _asked(teacher: PreTrainedModel | None, config: KdLossConfig, vocab_size: int) -> DistributionSource:
     if teacher is None:
         return FromTopK(config, vocab_size=vocab_size)
     return FromModel(teacher, config, vocab_size=vocab_size)

@@ -48,7 +48,7 @@ class StepBatches:
         self._num_left = train.steps
 
     @property
-    def samples_a_step(self) -> int:
+    def samples_per_step(self) -> int:
         """Over all processes."""
         return self._train.batch_size * self._train.gradient_accumulation
 
@@ -67,7 +67,7 @@ class StepBatches:
 
     def _advance(self) -> int:
         first = self._next_sample
-        self._next_sample += self.samples_a_step
+        self._next_sample += self.samples_per_step
         return first
 
     def _made(self, first_sample: int) -> StepData:

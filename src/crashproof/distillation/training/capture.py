@@ -25,12 +25,12 @@ from crashproof.disk.lock import WriterLock
 from crashproof.distillation.data.captured_folder import CapturedFolder, CapturedFrom, CaptureManifest, ShardRecord
 from crashproof.distillation.data.shards import ShardPlan, packed, planned
 from crashproof.distillation.data.text_data import Source, TokenizedData, TopK, load_source, tokenized
-from crashproof.distillation.display import ShownProgress, shown_progress
+from crashproof.distillation.display import ProgressDisplay, show_progress
 from crashproof.distillation.losses.divergences import IGNORED, next_token_targets
 from crashproof.distillation.models.causal_lm import require_vocabulary
 from crashproof.distillation.recipes.kd import KD, KdConfig
 from crashproof.distillation.settings.section import Section
-from crashproof.distillation.teachers.local import load_teacher, teacher_folder
+from crashproof.distillation.teachers.local import load_teacher, prepare_teacher
 from crashproof.distillation.text.tokenizer import is_kept_tokenizer, keep_tokenizer, load_tokenizer, tokenizer_hash
 from crashproof.distillation.training.lessons import split_source
 from crashproof.distillation.training.preparation import tokenizer_for
@@ -132,7 +132,7 @@ class _Capture:
         if missing:
             model = self._loaded(teacher)
             done = sum(shard.num_samples for shard in self.manifest.shards)
-            with shown_progress("capture", total_steps=len(self.tokens), first_step=done, unit="sample") as shown:
+            with show_progress("capture", total_steps=len(self.tokens), first_step=done, unit="sample") as shown:
                 for name, plan in missing.items():
                     topk = self._captured(model, plan, shown, done)
                     self._write(name, plan, topk)
@@ -145,7 +145,7 @@ class _Capture:
         model.to(self.device.device)  # type: ignore[arg-type]  # transformers leaves it so.
         return model
 
-    def _captured(self, model: PreTrainedModel, plan: ShardPlan, shown: ShownProgress, done: int) -> TopK:
+    def _captured(self, model: PreTrainedModel, plan: ShardPlan, shown: ProgressDisplay, done: int) -> TopK:
         captured_from = self.manifest.captured_from
         samples = list(range(plan.first_sample, plan.first_sample + plan.num_samples))
         entries = []
@@ -234,7 +234,7 @@ def _begun(
     tokenizer = _kept_tokenizer(folder, found, given)
     tokens = tokenized(learned, config.data, tokenizer, folder.cache)
     max_length = config.data.max_length
-    teacher = teacher_folder(
+    teacher = prepare_teacher(
         config.teacher, tokens, tokenizer, max_length=max_length, cache=folder.cache, interrupts=interrupts
     )
     captured_from |= {"tokens_sha256": tokens.sha256(), "teacher_sha256": digest_of(teacher).sha256}

@@ -15,7 +15,7 @@ from crashproof.distillation.data.text_data import Source, TaskData, TrainingDat
 from crashproof.distillation.recipes.task import AnyTask
 from crashproof.distillation.settings.run import RunConfig
 from crashproof.distillation.teachers.api import open_teacher
-from crashproof.distillation.teachers.local import load_teacher, teacher_folder
+from crashproof.distillation.teachers.local import load_teacher, prepare_teacher
 from crashproof.errors import ConfigError
 from crashproof.pytorch.interrupts import Interrupts
 
@@ -101,7 +101,7 @@ class _Samples:
             captured.require_fit(data.tokens, tokenizer, temperature=divergence.temperature)
             return None, captured.beside(data.tokens)
         max_length = self._config.data.max_length
-        folder = teacher_folder(
+        folder = prepare_teacher(
             teacher, data.tokens, tokenizer, max_length=max_length, cache=cache, interrupts=interrupts
         )
         return load_teacher(folder), data

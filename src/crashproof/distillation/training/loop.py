@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from crashproof.distillation.display import ShownProgress
-from crashproof.distillation.evaluation.evaluator import Evaluator, Place, added
+from crashproof.distillation.display import ProgressDisplay
+from crashproof.distillation.evaluation.evaluator import Evaluator, Place, added, means
 from crashproof.distillation.recipes.recipe import Recipe
 from crashproof.distillation.schedule import learning_rate_at
 from crashproof.distillation.settings.progress import ProgressConfig
 from crashproof.distillation.settings.train import TrainConfig
 from crashproof.distillation.training.batches import StepBatches, StepData
 from crashproof.distillation.training.saving import CheckpointSaver
-from crashproof.distillation.training.strategy import Strategy, gradient_norm
+from crashproof.distillation.training.strategy import Strategy, clip_gradients
 from crashproof.distillation.training.training_state import TrainingState
 from crashproof.errors import TeacherError
 from crashproof.pytorch.device import ComputeDevice
@@ -57,7 +57,7 @@ class TrainingLoop:
     def __post_init__(self) -> None:
         self._num_skipped = torch.zeros((), device=self.device.device)
 
-    def run(self, shown: ShownProgress) -> bool:
+    def run(self, shown: ProgressDisplay) -> bool:
         """Train to the last step, or until any process is asked to stop; says whether the run is complete.
 
         When it returns, the newest step is in a checkpoint.
@@ -129,7 +129,7 @@ class TrainingLoop:
             sums = self.ranks.add_up(self._accumulated_gradients(step_data))
             self._apply_gradients()
         counters.step += 1
-        counters.samples += self.batches.samples_a_step
+        counters.samples += self.batches.samples_per_step
         counters.tokens += step_data.counts["tokens"]
         components = {
             name: sums[place] / self._divisor(step_data, name) for place, name in enumerate(self.recipe.weights)
@@ -167,7 +167,7 @@ class TrainingLoop:
         optimizer, scaler = self.state.optimizer, self.state.scaler
         scaler.unscale_(optimizer)
         parameters = [each for each in self.recipe.parameters() if each.requires_grad]
-        norm = gradient_norm(parameters, self.train.clip_norm)
+        norm = clip_gradients(parameters, self.train.clip_norm)
         if self.train.skips_nonfinite and not scaler.is_enabled():
             # The norm is that of all processes, so all of them skip. The optimizer looks at it on the device.
             is_skipped = (~norm.isfinite()).to(torch.float32)
@@ -206,7 +206,7 @@ class TrainingLoop:
                 in_lockstep=self.strategy.works_in_lockstep,
             )
             own = self.evaluator.sums(self.recipe, self.device, place)
-        results = self.evaluator.results(added(self.ranks.from_all(own, "evaluating")))
+        results = means(added(self.ranks.from_all(own, "evaluating")))
         self.context.record_evaluation(step, results, seconds=time.monotonic() - begun_at)
         if self.ranks.is_main:
             shown = ", ".join(f"{name} {value:.4g}" for name, value in results.items())

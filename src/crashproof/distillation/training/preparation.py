@@ -14,7 +14,7 @@ from crashproof.distillation.data.captured_logits import CapturedLogits
 from crashproof.distillation.data.text_data import Source, TrainingData
 from crashproof.distillation.evaluation.evaluator import Evaluator
 from crashproof.distillation.models.causal_lm import load_model, new_model, require_length
-from crashproof.distillation.models.lora import with_adapters
+from crashproof.distillation.models.lora import add_adapters
 from crashproof.distillation.recipes.recipe import Recipe
 from crashproof.distillation.recipes.task import AnyTask
 from crashproof.distillation.settings.models import StudentConfig
@@ -96,7 +96,7 @@ def new_student(config: StudentConfig, tokenizer: PreTrainedTokenizerFast, max_l
         student = load_model(config.path)
     else:
         student = new_model(config, tokenizer=tokenizer, max_length=max_length)
-    return student if config.lora is None else with_adapters(student, config.lora)
+    return student if config.lora is None else add_adapters(student, config.lora)
 
 
 def _build(task: AnyTask, config: RunConfig, source: LessonsSource, cache: Path, interrupts: Interrupts) -> Prepared:

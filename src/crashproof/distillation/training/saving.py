@@ -43,10 +43,10 @@ class CheckpointSaver:
         output_dir: Path,
         ranks: Ranks,
         *,
-        is_behind: bool,
+        in_background: bool,
         disk: Disk = REAL_DISK,
     ) -> None:
-        """With `is_behind`, the training goes on while a checkpoint is written. Every process makes one."""
+        """With `in_background`, the training goes on while a checkpoint is written. Every process makes one."""
         self.saved_step = state.counters.step
         """The newest step that is in an acknowledged checkpoint, or was when training began."""
         self._state = state
@@ -54,7 +54,7 @@ class CheckpointSaver:
         self._output_dir = output_dir
         # The thread's waits for other processes must not mix with those of the loop.
         self._ranks = ranks.beside()
-        self._is_behind = is_behind
+        self._is_behind = in_background
         self._disk = disk
         self._behind = BackgroundTask("crashproof-save")
         has_device = torch.cuda.is_available()

@@ -19,7 +19,7 @@ from crashproof.distillation.recipes.recipe import Recipe
 from crashproof.pytorch.random_state import capture_random_state, restore_random_state
 from crashproof.pytorch.ranks import Ranks
 
-__all__ = ["Strategy", "chosen_strategy", "gradient_norm", "whole_weights"]
+__all__ = ["Strategy", "choose_strategy", "clip_gradients", "gather_weights"]
 
 
 class Strategy(Protocol):
@@ -43,20 +43,20 @@ class Strategy(Protocol):
         ...
 
 
-def chosen_strategy(recipe: Recipe, name: str, ranks: Ranks, device: torch.device) -> Strategy:
+def choose_strategy(recipe: Recipe, name: str, ranks: Ranks, device: torch.device) -> Strategy:
     """`ddp` or `fsdp` on many processes; on one, neither is needed. The recipe is on its device."""
     if ranks.num_ranks == 1:
         return _OneProcess(recipe)
     return _Sharded(recipe, ranks, device) if name == "fsdp" else _Replicated(recipe, ranks)
 
 
-def gradient_norm(parameters: list[nn.Parameter], clip_norm: float) -> Tensor:
+def clip_gradients(parameters: list[nn.Parameter], clip_norm: float) -> Tensor:
     """Clip the gradients to a norm, over all processes; returns the norm before, (), without waiting for it."""
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def whole_weights(student: nn.Module, ranks: Ranks) -> dict[str, Tensor] | None:
+def gather_weights(student: nn.Module, ranks: Ranks) -> dict[str, Tensor] | None:
     """All weights on the CPU of the main process, where each process has only parts of them; else None.
 
     Every process calls it.

@@ -14,19 +14,19 @@ from typing import Any, Self
 from crashproof.alerts.settings import AlertSettings
 from crashproof.checkpoints.digest import digest_of
 from crashproof.distillation.data.captured_folder import CapturedFolder
-from crashproof.distillation.display import shown_progress
+from crashproof.distillation.display import show_progress
 from crashproof.distillation.models.causal_lm import save_model
 from crashproof.distillation.models.layers import prepare_layers
 from crashproof.distillation.recipes.task import AnyTask
 from crashproof.distillation.settings.api_teacher import ApiTeacherFields
 from crashproof.distillation.settings.run import RunConfig
 from crashproof.distillation.settings.train import TrainConfig
-from crashproof.distillation.teachers.api import what_changes_answers
+from crashproof.distillation.teachers.api import identifying_fields
 from crashproof.distillation.training.batches import StepBatches
 from crashproof.distillation.training.loop import TrainingLoop, new_optimizer
 from crashproof.distillation.training.preparation import Prepared, new_student
 from crashproof.distillation.training.saving import CheckpointSaver
-from crashproof.distillation.training.strategy import Strategy, chosen_strategy, whole_weights
+from crashproof.distillation.training.strategy import Strategy, choose_strategy, gather_weights
 from crashproof.distillation.training.training_state import TrainingState
 from crashproof.formatting import ago
 from crashproof.pytorch.device import ComputeDevice
@@ -118,7 +118,7 @@ class TrainingRun:
             log.info("Nothing is left to train: %s of %s steps are done.", f"{counters.step:,}", f"{total_steps:,}")
             return True
         loop = self._loop()
-        with shown_progress(
+        with show_progress(
             self._task.name, total_steps=total_steps, first_step=counters.step, is_shown=self._ranks.is_main
         ) as shown:
             is_complete = loop.run(shown)
@@ -133,7 +133,7 @@ class TrainingRun:
         step = self._state.counters.step
         folder = self._output_dir / f"student_{step}"
         student = self._prepared.recipe.student
-        weights = whole_weights(student, self._ranks)
+        weights = gather_weights(student, self._ranks)
         if self._ranks.is_main:
             if weights is not None:
                 student = new_student(self._config.student, self._prepared.tokenizer, self._config.data.max_length)
@@ -149,7 +149,7 @@ class TrainingRun:
         if teacher is not None:
             teacher.to(self._device.device)  # type: ignore[arg-type]  # transformers leaves it so.
         prepare_layers(recipe.student, train, self._device.device)
-        strategy = chosen_strategy(recipe, train.strategy, self._ranks, self._device.device)
+        strategy = choose_strategy(recipe, train.strategy, self._ranks, self._device.device)
         # From here on each process draws numbers of its own; the models were made with the same.
         seed_everything(train.seed + self._ranks.rank)
         state = TrainingState(
@@ -180,7 +180,7 @@ class TrainingRun:
             self.progress,
             self._output_dir,
             self._ranks,
-            is_behind=config.progress.saves_behind,
+            in_background=config.progress.saves_behind,
         )
         stack.callback(saver.close)
         return TrainingLoop(
@@ -239,7 +239,7 @@ def _identity(recipe: str, config: RunConfig, prepared: Prepared) -> dict[str, A
         },
     )
     if config.teacher.kind == "api":
-        content["teacher"] = what_changes_answers(config.teacher)
+        content["teacher"] = identifying_fields(config.teacher)
     # What data and models say counts, not where they lie.
     content["data"] = {
         **{name: value for name, value in content["data"].items() if name not in _WHERE_DATA_LIE},

@@ -67,7 +67,7 @@ def test_a_save_that_is_cut_off_leaves_nothing_under_the_name(make_model: MakeMo
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere is no folder.*nothing is downloaded"):
+    with pytest.raises(ConfigError, match=r"nowhere is not a folder.*nothing is downloaded"):
         load_model(tmp_path / "nowhere")
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from crashproof.distillation.models.layers import decoder_layers, prepare_layers
-from crashproof.distillation.models.lora import with_adapters
+from crashproof.distillation.models.lora import add_adapters
 from crashproof.distillation.settings.models import LoraOptions
 from crashproof.distillation.settings.train import TrainConfig
 from crashproof.errors import ConfigError
@@ -24,7 +24,7 @@ def gradients(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def test_layers_are_found_by_what_the_model_says(make_model: Callable[..., PreTrainedModel]) -> None:
-    plain, adapted = make_model(num_layers=3), with_adapters(make_model(num_layers=3), LoraOptions())
+    plain, adapted = make_model(num_layers=3), add_adapters(make_model(num_layers=3), LoraOptions())
 
     assert ["LlamaDecoderLayer"] * 3 == [type(layer).__name__ for layer in decoder_layers(plain)]
     assert 3 == len(decoder_layers(adapted))

@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from crashproof.distillation.data.answer_data import AnswerBatch, AnswerData, AnswerSource
-from crashproof.distillation.evaluation.evaluator import Place, added
+from crashproof.distillation.evaluation.evaluator import Place, added, means
 from crashproof.distillation.evaluation.held_out_answers import AnswerEvaluator
 from crashproof.distillation.losses.divergences import IGNORED
 from crashproof.distillation.recipes.answer_generation import (
@@ -240,15 +240,15 @@ def test_an_evaluation_tells_how_close_answers_come(
     made = recipe(make_model(), tokenizer)
     saying: Any = Saying(made, [*tokenizer("two and two", add_special_tokens=False)["input_ids"], 1, 5, 5])
     batch = data.batch([1, 4])
-    _, means = dense_means(made.student, batch)
+    _, costs = dense_means(made.student, batch)
     measured = evaluator(source, data, tokenizer)
 
-    results = measured.results(measured.sums(saying, CPU, ALONE))
+    results = means(measured.sums(saying, CPU, ALONE))
 
     # Answers of a low quality are no reference: three are left, and one of them is "Two and two."
     assert {"perplexity", "answer_f1", "answer_exact_match", "preference_accuracy"} == set(results)
     assert results["answer_exact_match"] == results["answer_f1"] == pytest.approx(1 / 3)
-    right = (means[0] < means[2]).item() + (means[1] < means[3]).item()
+    right = (costs[0] < costs[2]).item() + (costs[1] < costs[3]).item()
     assert results["preference_accuracy"] == right / 2
     of_references = [each for index in (0, 1, 4) for each in dense_means(made.student, data.batch([index]))[0][0]]
     assert results["perplexity"] == pytest.approx(torch.stack(of_references).mean().exp().item(), rel=1e-4)
@@ -260,7 +260,7 @@ def test_without_pairs_nothing_is_said_of_preferences(
     source = load(tmp_path, *LINES[:1])
     measured = evaluator(source, tokenize(source, tokenizer, tmp_path), tokenizer)
 
-    results = measured.results(measured.sums(recipe(make_model(), tokenizer), CPU, ALONE))
+    results = means(measured.sums(recipe(make_model(), tokenizer), CPU, ALONE))
 
     assert {"perplexity", "answer_f1", "answer_exact_match"} == set(results)
 
@@ -277,8 +277,8 @@ def test_several_processes_find_what_one_finds(
 
     shares = [measured.sums(saying, CPU, Place(rank=rank, num_ranks=2, in_lockstep=in_lockstep)) for rank in range(2)]
 
-    alone = measured.results(measured.sums(saying, CPU, ALONE))
-    assert alone == pytest.approx(measured.results(added(shares)), rel=1e-5)
+    alone = means(measured.sums(saying, CPU, ALONE))
+    assert alone == pytest.approx(means(added(shares)), rel=1e-5)
 
 
 def test_an_evaluation_changes_nothing(

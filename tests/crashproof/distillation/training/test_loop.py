@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from crashproof import RunReader, training_progress_context
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.distillation.data.text_data import Source, TokenizedData, tokenized
-from crashproof.distillation.display import shown_progress
+from crashproof.distillation.display import show_progress
 from crashproof.distillation.evaluation.evaluator import Evaluator
 from crashproof.distillation.recipes.kd import KdLossConfig, KdRecipe
 from crashproof.distillation.settings.data import DataConfig
@@ -25,7 +25,7 @@ from crashproof.distillation.settings.train import TrainConfig
 from crashproof.distillation.training.batches import StepBatches
 from crashproof.distillation.training.loop import TrainingLoop, new_optimizer
 from crashproof.distillation.training.saving import CheckpointSaver
-from crashproof.distillation.training.strategy import chosen_strategy
+from crashproof.distillation.training.strategy import choose_strategy
 from crashproof.distillation.training.training_state import TrainingState
 from crashproof.errors import DiskFull
 from crashproof.pytorch.device import choose_device
@@ -103,11 +103,11 @@ def make_loop(
         )
         state.counters.schedule_steps = train.steps
         batches = StepBatches(tokens, train, ranks, first_sample=0, ahead_steps=1)
-        saver = CheckpointSaver(state, context, tmp_path, ranks, is_behind=progress.saves_behind, disk=disk)
+        saver = CheckpointSaver(state, context, tmp_path, ranks, in_background=progress.saves_behind, disk=disk)
         opened.extend([batches, saver])
         return TrainingLoop(
             recipe=recipe,
-            strategy=chosen_strategy(recipe, train.strategy, ranks, device.device),
+            strategy=choose_strategy(recipe, train.strategy, ranks, device.device),
             batches=batches,
             state=state,
             saver=saver,
@@ -132,7 +132,7 @@ def a_run(folder: Path, steps: int = 4) -> Iterator[Any]:
 
 
 def run(loop: TrainingLoop) -> bool:
-    with shown_progress("kd", total_steps=4, is_shown=False) as shown:
+    with show_progress("kd", total_steps=4, is_shown=False) as shown:
         return loop.run(shown)
 
 
@@ -277,9 +277,6 @@ def test_evaluations_are_recorded_at_their_steps_and_at_the_last(make_loop: Make
     class Counting:
         def sums(self, recipe: Any, device: Any, place: Any) -> Any:
             return {"perplexity": (6.0, 2.0), "unknown": (0.0, 0.0)}
-
-        def results(self, sums: Any) -> dict[str, float]:
-            return {"perplexity": sums["perplexity"][0] / sums["perplexity"][1]}
 
     with a_run(tmp_path) as context:
         run(make_loop(context, evaluator=Counting(), progress={"checkpoint_interval": 2, "eval_every": 3}))
