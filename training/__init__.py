@@ -1,1 +1,1 @@
-"""Doors to crashproof under the names that training scripts import."""
+"""Entry points of crashproof, under the names that training scripts import."""

@@ -52,18 +52,11 @@ def _parser(recipe: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m training.distill_{recipe}",
         description="Train a student. After a crash or a kill, start the same command again: it resumes exactly.",
-        epilog="Exit codes: 0 complete, 2 error, 75 stopped by a signal, a lost rank or an unreachable teacher ("
-        "start the same command again).",
+        epilog="Exit codes: 0 complete, 2 error, 75 stopped by a signal, a lost rank or an unreachable teacher "
+        "(start the same command again).",
     )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="override single config keys")
-    parser.add_argument(
-        "--config",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="YAML",
-        help="config files, merged key by key; later files win",
-    )
+    parser.add_argument("--config", nargs="+", type=Path, default=[], metavar="YAML", help="configs; later files win")
     parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument(
         "--resume",
@@ -93,7 +86,7 @@ def _train(task: AnyTask, options: argparse.Namespace, interrupts: Interrupts) -
         if options.resume not in ("auto", "never"):
             require_checkpoint(Path(options.resume))
         prepared = _prepare(task, config, options.output_dir / "cache", ranks, interrupts)
-        with TrainingRun(
+        run = TrainingRun(
             task,
             config,
             prepared,
@@ -102,9 +95,8 @@ def _train(task: AnyTask, options: argparse.Namespace, interrupts: Interrupts) -
             ranks=ranks,
             interrupts=interrupts,
             resume=options.resume,
-        ) as run:
-            is_complete = run.train()
-        if not is_complete:
+        )
+        if not run.train():
             return EXIT_PREEMPTED
         run.save_student()
     return 0

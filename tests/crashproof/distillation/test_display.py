@@ -3,7 +3,7 @@ import io
 from crashproof.distillation.display import show_progress
 
 
-def test_without_a_terminal_the_first_step_and_the_last_are_told_in_lines() -> None:
+def test_without_a_terminal_the_first_step_and_the_last_are_lines() -> None:
     stream = io.StringIO()
 
     with show_progress("kd", total_steps=3000, stream=stream) as shown:

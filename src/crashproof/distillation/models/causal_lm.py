@@ -15,13 +15,7 @@ from crashproof.distillation.models.lora import has_adapters, merge_adapters, sa
 from crashproof.distillation.settings.models import ModelShape
 from crashproof.errors import ConfigError, ModelMismatch
 
-__all__ = [
-    "load_model",
-    "new_model",
-    "require_length",
-    "require_vocabulary",
-    "save_model",
-]
+__all__ = ["load_model", "new_model", "require_length", "require_vocabulary", "save_model"]
 
 _ORIGIN_FILE = "crashproof.json"
 

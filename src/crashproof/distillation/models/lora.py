@@ -17,13 +17,7 @@ from transformers import PreTrainedModel
 from crashproof.distillation.settings.models import LoraOptions
 from crashproof.errors import ConfigError, MissingExtra
 
-__all__ = [
-    "add_adapters",
-    "has_adapters",
-    "merge_adapters",
-    "save_adapter",
-    "without_adapters",
-]
+__all__ = ["add_adapters", "has_adapters", "merge_adapters", "save_adapter", "without_adapters"]
 
 ADAPTER_FOLDER = "adapter"
 

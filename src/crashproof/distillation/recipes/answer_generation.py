@@ -29,20 +29,20 @@ class AnswerLossConfig(LossConfig):
     """`loss`: the weight of each part; a part of weight 0 is not computed."""
 
     generation: float = Field(default=1.0, ge=0)
-    """Cross-entropy with the answers that have no `quality`, per token."""
+    """Cross-entropy of the answers without a `quality`, per token."""
     answer_quality: float = Field(default=0.25, ge=0)
-    """Of each judged answer: the odds ratio against its rejected one, or its likelihood times its quality. With 0,
-    answers that have a quality teach nothing."""
+    """Per judged answer, its odds ratio against the rejected one, or its likelihood times its quality. At 0, answers
+    with a quality are not learned."""
 
 
 class AnswerGenerationConfig(RunConfig):
-    """A whole config of `distill_answer_generation`."""
+    """The config of `distill_answer_generation`."""
 
     data: AnswerDataConfig = AnswerDataConfig()
     loss: AnswerLossConfig = AnswerLossConfig()
 
     @model_validator(mode="after")
-    def _asks_nobody(self) -> AnswerGenerationConfig:
+    def _has_no_teacher(self) -> AnswerGenerationConfig:
         require_no_teacher(self, "answer_generation")
         return self
 
@@ -50,8 +50,8 @@ class AnswerGenerationConfig(RunConfig):
 class AnswerRecipe(Recipe):
     """Reports `generation_loss`, per token, and `answer_quality_loss`, per judged answer.
 
-    The answers of judged pairs are learned in both, as in ORPO. An answer with a `quality` is learned through that
-    alone: one of quality 0 teaches nothing.
+    Answers of judged pairs count in both, as in ORPO. An answer with a `quality` counts in the second alone; one of
+    quality 0 is not learned.
     """
 
     def __init__(self, student: PreTrainedModel, config: AnswerLossConfig, *, vocab_size: int) -> None:
@@ -66,14 +66,14 @@ class AnswerRecipe(Recipe):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Each weighted loss, summed over the tokens or judged answers of a batch."""
         assert isinstance(batch, AnswerBatch)
-        of_rows = self.split.cross_entropies(
+        costs = self.split.cross_entropies(
             batch.input_ids, batch.targets, batch.rows, chunk_tokens=self._chunk_tokens
         )
         sums = {}
         if "generation_loss" in self.weights:
-            sums["generation_loss"] = (of_rows * batch.is_learned[batch.sequence_of_row]).sum()
+            sums["generation_loss"] = (costs * batch.is_learned[batch.sequence_of_row]).sum()
         if "answer_quality_loss" in self.weights:
-            logprobs = batch.mean_logprobs(of_rows)
+            logprobs = batch.mean_logprobs(costs)
             pairs = odds_ratio_losses(logprobs[batch.chosen], logprobs[batch.rejected])
             sums["answer_quality_loss"] = pairs.sum() + weighted_likelihood_losses(logprobs, batch.quality).sum()
         return sums

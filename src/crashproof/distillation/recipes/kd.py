@@ -28,15 +28,15 @@ class KdLossConfig(DivergenceConfig):
     kd: float = Field(default=1.0, ge=0)
     """Forward KL from the teacher's distribution to the student's."""
     ce: float = Field(default=0.5, ge=0)
-    """Cross-entropy with the text itself."""
+    """Cross-entropy of the text itself."""
     intermediate: float = Field(default=0.1, ge=0)
-    """Distance of projected hidden states."""
+    """Distance between the projected hidden states of student and teacher."""
     layers: dict[int, int] | None = None
     """Student layer → teacher layer, counted from 1; by default spread evenly, last to last."""
 
 
 class KdConfig(RunConfig):
-    """A whole config of `distill_kd`."""
+    """The config of `distill_kd`."""
 
     loss: KdLossConfig = KdLossConfig()
 
@@ -50,7 +50,7 @@ class KdConfig(RunConfig):
         return self
 
     @model_validator(mode="after")
-    def _learns_what_a_paid_teacher_says(self) -> KdConfig:
+    def _can_use_a_paid_teacher(self) -> KdConfig:
         if self.teacher.kind != "api":
             return self
         if self.data.path is None:
@@ -58,7 +58,7 @@ class KdConfig(RunConfig):
         if self.loss.kd > 0 and self.teacher.logprobs is None:
             raise ValueError(
                 f"loss.kd is {self.loss.kd}, and without teacher.logprobs an answer is text alone: set loss.kd to 0, "
-                "or ask for teacher.logprobs"
+                "or set teacher.logprobs"
             )
         if self.loss.kd > 0 and self.loss.temperature != 1.0:
             raise ValueError(
@@ -88,7 +88,9 @@ class KdRecipe(Recipe):
             "intermediate": LossPart(weight=config.intermediate, counted_by="tokens"),
         }
         super().__init__(student, parts, vocab_size=vocab_size)
-        self._teacher = _asked(teacher, config, vocab_size)
+        self._teacher: DistributionSource = FromTopK(config, vocab_size=vocab_size)
+        if teacher is not None:
+            self._teacher = FromModel(teacher, config, vocab_size=vocab_size)
         self._chunk_tokens = config.chunk_tokens
         self._layers: dict[int, int] = {}
         self.projections = nn.ModuleDict()
@@ -123,12 +125,6 @@ class KdRecipe(Recipe):
             ]
             sums["intermediate"] = torch.stack(pairs).mean()
         return sums
-
-
-def _asked(teacher: PreTrainedModel | None, config: KdLossConfig, vocab_size: int) -> DistributionSource:
-    if teacher is None:
-        return FromTopK(config, vocab_size=vocab_size)
-    return FromModel(teacher, config, vocab_size=vocab_size)
 
 
 def _mapped_layers(config: KdLossConfig, student: PreTrainedModel, teacher: PreTrainedModel) -> dict[int, int]:

@@ -26,26 +26,26 @@ class ProcessLossConfig(DivergenceConfig):
     """`loss`: the weight of each part; a part of weight 0 is not computed."""
 
     json_validity: float = Field(default=1.0, ge=0)
-    """The mass that tokens get which the tool's JSON Schema forbids."""
+    """Minus the log of the probability mass that the tool's JSON Schema allows."""
     tool_selection: float = Field(default=1.0, ge=0)
-    """From the beginning of a call's turn to the end of the tool's name."""
+    """Cross-entropy from the beginning of a call's turn to the end of the tool's name."""
     integration: float = Field(default=1.0, ge=0)
-    """What the answer restates of the tools' results."""
+    """Cross-entropy of what the answer restates of the tools' results."""
     kd: float = Field(default=1.0, ge=0)
-    """Forward KL from the teacher's distribution to the student's, over all that the assistant says."""
+    """Forward KL from the teacher's distribution to the student's, over all tokens of the assistant."""
     ce: float = Field(default=0.5, ge=0)
-    """Cross-entropy with all that the assistant says."""
+    """Cross-entropy over all tokens of the assistant."""
     distractors: float = Field(default=1.0, ge=0)
-    """Within `tool_selection`: how much the choice among the offered names weighs beside all text."""
+    """Within `tool_selection`: the weight of the choice among the offered names beside the cross-entropy."""
 
 
 class ProcessConfig(ToolRunConfig):
-    """A whole config of `distill_process`."""
+    """The config of `distill_process`."""
 
     loss: ProcessLossConfig = ProcessLossConfig()
 
     @model_validator(mode="after")
-    def _asks_a_model(self) -> ProcessConfig:
+    def _has_a_model_as_teacher(self) -> ProcessConfig:
         if not self.teacher.is_a_model:
             raise ValueError(
                 f"process learns from a model or from the lines alone, and teacher.kind is {self.teacher.kind}: use "
@@ -97,13 +97,13 @@ class ProcessRecipe(Recipe):
         rest = batch.other_rows
         if {"kd", "ce"} & self.weights.keys():
             rest = torch.cat([rest, batch.free_rows])
-        # Masks are as wide as logits, and few rows have one.
-        of_json, of_rest = values(batch.json_rows, with_json), values(rest, losses)
+        # Apart, because masks are as wide as logits, and few rows have one.
+        json_values, rest_values = values(batch.json_rows, with_json), values(rest, losses)
         sums = {}
         if "json_validity_loss" in self.weights:
-            sums["json_validity_loss"] = of_json["json"].sum()
+            sums["json_validity_loss"] = json_values["json"].sum()
         rows = torch.cat([batch.json_rows, rest])
-        found = {name: torch.cat([of_json[name], of_rest[name]]) for name in losses}
+        found = {name: torch.cat([json_values[name], rest_values[name]]) for name in losses}
         if "tool_selection_loss" in self.weights:
             sums["tool_selection_loss"] = selection_loss(found, batch, rows, distractors=self._distractors)
         if "integration_loss" in self.weights:
@@ -111,7 +111,7 @@ class ProcessRecipe(Recipe):
         return sums | {name: found[name].sum() for name in ("kd", "ce") if name in self.weights}
 
     def _losses(self, batch: ToolBatch) -> dict[str, RowsLoss]:
-        """What is computed of every row."""
+        """The losses of single rows, each for every row."""
         targets, choices = batch.targets.flatten(), batch.choices.flatten(0, 1)
         losses: dict[str, RowsLoss] = {}
         if {"tool_selection_loss", "integration_loss", "ce"} & self.weights.keys():

@@ -24,20 +24,20 @@ class ToolSelectLossConfig(LossConfig):
     """`loss`: the weight of each part; a part of weight 0 is not computed."""
 
     tool_selection: float = Field(default=1.0, ge=0)
-    """From the beginning of the turn to the end of the tool's name."""
+    """Cross-entropy from the beginning of the turn to the end of the tool's name."""
     argument_synthesis: float = Field(default=1.0, ge=0)
-    """From there to the end of the turn."""
+    """Cross-entropy from there to the end of the turn."""
     distractors: float = Field(default=1.0, ge=0)
-    """Within `tool_selection`: how much the choice among the offered names weighs beside all text."""
+    """Within `tool_selection`: the weight of the choice among the offered names beside the cross-entropy."""
 
 
 class ToolSelectConfig(ToolRunConfig):
-    """A whole config of `distill_tool_select`."""
+    """The config of `distill_tool_select`."""
 
     loss: ToolSelectLossConfig = ToolSelectLossConfig()
 
     @model_validator(mode="after")
-    def _asks_nobody(self) -> ToolSelectConfig:
+    def _has_no_teacher(self) -> ToolSelectConfig:
         require_no_teacher(self, "tool_select")
         return self
 

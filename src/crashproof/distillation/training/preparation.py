@@ -32,7 +32,7 @@ __all__ = ["Prepared", "new_student", "prepare", "tokenizer_for"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """All that a training loop needs, on the CPU."""
+    """Recipe and data, ready to train, on the CPU."""
 
     recipe: Recipe
     teacher: PreTrainedModel | None
@@ -68,12 +68,12 @@ def prepare(
 
 
 def tokenizer_for(config: RunConfig, source: Source | PromptSource, cache: Path) -> PreTrainedTokenizerFast:
-    """The teacher's, else the local student's, else one trained on the data; the caller holds the lock of `cache`.
+    """Find the teacher's tokenizer, else the local student's, else train one; the caller holds the lock of `cache`.
 
     Raises:
         ConfigError: a folder holds none.
-        DataError: the one that was kept beside captured logits is damaged.
-        ModelMismatch: both folders bring one, and an id means different things to them.
+        DataError: the one that was stored with captured logits is damaged.
+        ModelMismatch: both folders hold one, and an id has two meanings.
     """
     folders = [path for path in (_tokenizer_folder(config.teacher), config.student.path) if path is not None]
     found = [load_tokenizer(folder) for folder in folders]
@@ -87,10 +87,10 @@ def tokenizer_for(config: RunConfig, source: Source | PromptSource, cache: Path)
 
 
 def new_student(config: StudentConfig, tokenizer: PreTrainedTokenizerFast, max_length: int) -> PreTrainedModel:
-    """The student as training begins; what is new in it is drawn from the global generator.
+    """Make the student as training begins; new weights are drawn from the global generator.
 
     Raises:
-        ConfigError: there is no such model, or no such student can be made.
+        ConfigError: the folder holds no model, or a student of this shape cannot be made.
     """
     if config.path is not None:
         student = load_model(config.path)
@@ -131,7 +131,7 @@ def _tokenizer_folder(config: TeacherConfig) -> Path | None:
 
 
 def _require_same_tokens(folders: list[Path], found: list[PreTrainedTokenizerFast]) -> None:
-    """Tokenizers may differ in how they split a text: the teacher's alone reads the data."""
+    """Compare ids alone: tokenizers may split a text differently, as only the teacher's reads the data."""
     difference = first_difference(*map(token_bytes, found))
     if difference is not None:
         raise ModelMismatch(

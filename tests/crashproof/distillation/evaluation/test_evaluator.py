@@ -98,7 +98,7 @@ def test_measuring_changes_nothing(
     assert random_before["python"] == capture_random_state()["python"]
 
 
-def test_answers_do_not_depend_on_what_is_asked_beside_them(
+def test_answers_do_not_depend_on_the_other_prompts_of_a_batch(
     recipe: KdRecipe, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     prompts = ["The quick", "What is two and two? Two and", "fox"]

@@ -34,7 +34,7 @@ def test_the_same_generator_state_makes_the_same_weights(make_model: MakeModel) 
     ],
     ids=["a small vocabulary", "uneven heads", "an odd width"],
 )
-def test_a_shape_that_cannot_be_built_is_told_in_words(
+def test_a_shape_that_cannot_be_built_is_an_error(
     tokenizer: PreTrainedTokenizerFast, shape: dict[str, int], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -76,7 +76,7 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-def test_torn_weights_are_told_in_words(
+def test_truncated_weights_are_an_error(
     make_model: MakeModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     save_model(make_model(), tokenizer, tmp_path / "model", origin={"step": 1})

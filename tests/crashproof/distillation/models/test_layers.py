@@ -23,7 +23,7 @@ def gradients(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
 
 
-def test_layers_are_found_by_what_the_model_says(make_model: Callable[..., PreTrainedModel]) -> None:
+def test_layers_are_those_that_the_model_names(make_model: Callable[..., PreTrainedModel]) -> None:
     plain, adapted = make_model(num_layers=3), add_adapters(make_model(num_layers=3), LoraOptions())
 
     assert ["LlamaDecoderLayer"] * 3 == [type(layer).__name__ for layer in decoder_layers(plain)]
@@ -41,7 +41,7 @@ def test_activations_computed_twice_give_the_same_gradients(make_model: Callable
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_without_a_compiler_it_is_told_before_anything_is_trained(
+def test_a_missing_compiler_is_an_error_before_training(
     make_model: Callable[..., PreTrainedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")

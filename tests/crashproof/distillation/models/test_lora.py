@@ -51,7 +51,7 @@ def test_the_adapters_alone_are_trained(make_model: Callable[..., PreTrainedMode
     assert [] == [name for name in trained if "q_proj.lora_" not in name]
 
 
-def test_a_layer_that_no_model_has_is_told(make_model: Callable[..., PreTrainedModel]) -> None:
+def test_an_unknown_layer_is_an_error(make_model: Callable[..., PreTrainedModel]) -> None:
     with pytest.raises(
         ConfigError, match=r"student.lora.target_modules \['nowhere'\] fit no layer of LlamaForCausalLM"
     ):

@@ -69,7 +69,7 @@ def dense_means(student: PreTrainedModel, batch: AnswerBatch) -> tuple[list[Tens
     return costs, [each.mean() for each in costs]
 
 
-def test_the_losses_have_the_names_that_users_know(
+def test_the_losses_have_their_documented_names(
     make_model: MakeModel, tokenizer: PreTrainedTokenizerFast, data: AnswerData
 ) -> None:
     made = recipe(make_model(), tokenizer)
@@ -182,7 +182,7 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_a_mismatch(make_model: Make
         AnswerRecipe(make_model(), AnswerLossConfig(), vocab_size=290)
 
 
-def test_a_teacher_that_is_asked_for_nothing_is_refused() -> None:
+def test_a_teacher_that_would_never_be_asked_is_refused() -> None:
     teacher = {"kind": "api", "model": "gpt", "base_url": "http://localhost/v1"}
 
     with pytest.raises(ConfigError, match=r"answer_generation asks no teacher, and teacher\.kind is api"):
@@ -232,7 +232,7 @@ def evaluator(source: AnswerSource, data: AnswerData, tokenizer: PreTrainedToken
     return AnswerEvaluator(source, data, tokenizer, num_generated=64)
 
 
-def test_an_evaluation_tells_how_close_answers_come(
+def test_an_evaluation_scores_answers(
     make_model: MakeModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     source = load(tmp_path, *LINES)
@@ -254,7 +254,7 @@ def test_an_evaluation_tells_how_close_answers_come(
     assert results["perplexity"] == pytest.approx(torch.stack(of_references).mean().exp().item(), rel=1e-4)
 
 
-def test_without_pairs_nothing_is_said_of_preferences(
+def test_without_pairs_no_preference_accuracy_is_reported(
     make_model: MakeModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     source = load(tmp_path, *LINES[:1])

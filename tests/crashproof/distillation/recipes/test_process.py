@@ -36,7 +36,7 @@ def recipe(
     return ProcessRecipe(student, teacher, ProcessLossConfig(**loss), vocab_size=len(tokenizer))
 
 
-def test_the_losses_have_the_names_that_users_know(
+def test_the_losses_have_their_documented_names(
     make_model: MakeModel, tokenizer: PreTrainedTokenizerFast, data: ToolData
 ) -> None:
     made = recipe(make_model(0), make_model(1), tokenizer)
@@ -161,7 +161,7 @@ def test_a_teacher_that_is_no_model_is_refused(teacher: dict[str, str]) -> None:
         validated(ProcessConfig, {"teacher": teacher})
 
 
-def test_a_teacher_is_asked_only_for_kd() -> None:
+def test_only_kd_needs_a_teacher() -> None:
     assert PROCESS.divergence(validated(ProcessConfig, {})) is not None
     assert PROCESS.divergence(validated(ProcessConfig, {"loss": {"kd": 0}})) is None
 

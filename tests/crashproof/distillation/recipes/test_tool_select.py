@@ -36,7 +36,7 @@ def recipe(student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, **loss:
     return ToolSelectRecipe(student, ToolSelectLossConfig(**loss), vocab_size=len(tokenizer))
 
 
-def test_the_losses_have_the_names_that_users_know(
+def test_the_losses_have_their_documented_names(
     make_model: MakeModel, tokenizer: PreTrainedTokenizerFast, data: ToolData
 ) -> None:
     made = recipe(make_model(), tokenizer)
