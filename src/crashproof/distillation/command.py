@@ -121,7 +121,8 @@ def _require_trainable(config: RunConfig, output_dir: Path, ranks: Ranks) -> Non
     """Refuse what cannot be trained, before anything is read or written."""
     if config.train.batch_size % ranks.num_ranks:
         raise ConfigError(
-            f"train.batch_size is {config.train.batch_size}, and {ranks.num_ranks} processes cannot share that evenly.",
+            f"train.batch_size is {config.train.batch_size}, and {ranks.num_ranks} processes cannot share that "
+            "evenly.",
             hint="Change train.batch_size or the number of processes.",
         )
     if ranks.num_ranks > 1 and config.teacher.kind == "api":

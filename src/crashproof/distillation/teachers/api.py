@@ -14,7 +14,7 @@ from crashproof.teacher.shared_store.accounts import account_of
 from crashproof.teacher.shared_store.fallback import SpooledStore
 from crashproof.tracking.tracker import ProgressTracker
 
-__all__ = ["open_teacher", "identifying_fields"]
+__all__ = ["identifying_fields", "open_teacher"]
 
 _SECONDS_PER_HOUR = 3600.0
 
