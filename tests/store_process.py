@@ -1,4 +1,4 @@
-"""A process that works in a shared store: `python store_process.py URL ACCOUNT LEASE_SECONDS WHAT …`."""
+"""A process that uses a shared store: `python store_process.py URL ACCOUNT LEASE_SECONDS WHAT …`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from crashproof.teacher.shared_store.store import SharedStore
 
 
 def race(store: SharedStore, num_questions: str, budget: str) -> None:
-    """Ask questions in another order than others do, and say which were sent."""
+    """Ask questions in a random order, and print which were sent."""
     questions = list(range(int(num_questions)))
     random.Random(os.getpid()).shuffle(questions)
     sys.stdin.readline()
@@ -31,14 +31,14 @@ def race(store: SharedStore, num_questions: str, budget: str) -> None:
 
 
 def die(store: SharedStore, question: str) -> None:
-    """Begin, and be killed."""
+    """Begin a request, then get killed."""
     granted(store, question)
     print("begun", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def freeze(store: SharedStore, question: str) -> None:
-    """Begin, stand still until somebody wakes it, and keep the answer then."""
+    """Begin a request, stop until continued, then store the answer."""
     request = granted(store, question)
     print("begun", flush=True)
     os.kill(os.getpid(), signal.SIGSTOP)
@@ -47,7 +47,7 @@ def freeze(store: SharedStore, question: str) -> None:
 
 
 def fork(store: SharedStore) -> None:
-    """Use the store in a fork."""
+    """Use the store in a forked child."""
     granted(store, "a")
     child = os.fork()
     if child == 0:

@@ -9,14 +9,14 @@ __all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock"]
 
 
 class Clock(Protocol):
-    """What the library asks about time."""
+    """A source of time."""
 
     def now(self) -> float:
-        """Seconds since 1970, as the wall clock has them; may jump."""
+        """Seconds since 1970 by the wall clock; may jump."""
         ...
 
     def steady(self) -> float:
-        """Seconds since some moment; never goes back."""
+        """Seconds since an arbitrary moment; never goes back."""
         ...
 
 

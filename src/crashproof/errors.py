@@ -2,40 +2,40 @@
 
 CrashproofError
 ├── RunError                 the run folder
-│   ├── CannotStop           whoever writes the run cannot be asked from here
+│   ├── CannotStop           the process that writes the run cannot be stopped from here
 │   ├── ConfigChanged        the config differs and the caller asked for an error
 │   ├── NewerFormat          a file was written by a newer version
 │   ├── NotARun              the folder holds no run
-│   ├── UnknownRecord        a whole line that this version does not know
+│   ├── UnknownRecord        an intact line of a kind that this version does not know
 │   ├── RunClosed            the tracker was closed or replaced
 │   └── RunInUse             another live process writes this run
-├── StorageError             the disk under it
+├── StorageError             the disk or database under it
 │   ├── DiskFull
 │   ├── StorageUnwritable    read-only, or no permission
-│   └── StoreUnavailable     a shared store of answers does not answer
+│   └── StoreUnavailable     a shared store of answers is not available
 ├── TeacherError             a teacher over HTTP
-│   ├── AnswerUnusable       it is kept, paid for, and of no use
+│   ├── AnswerUnusable       a paid answer cannot be used
 │   ├── BudgetExhausted      the next request could cost more than is left
-│   ├── TeacherClosed        it was closed before there was an answer
-│   ├── TeacherRefused       it said no, and asking again would not help
-│   └── TeacherUnreachable   no answer came in all attempts
+│   ├── TeacherClosed        it was closed before it answered
+│   ├── TeacherRefused       the server rejected the request, and would again
+│   └── TeacherUnreachable   no response after all attempts
 ├── CheckpointError          saved training state
-│   ├── CheckpointDamaged    the one asked for is torn, missing or altered
+│   ├── CheckpointDamaged    the requested one is torn, missing or altered
 │   ├── CheckpointMismatch   it belongs to another model
-│   ├── NothingToAdopt       a folder holds no whole checkpoint of other code
-│   └── NoUsableCheckpoint   some were recorded, none is whole
-├── InputError               what the user handed in
-│   ├── AddressInUse         a server cannot listen there
+│   ├── NothingToAdopt       a folder holds no intact checkpoint of other code
+│   └── NoUsableCheckpoint   some were recorded, none is intact
+├── InputError               what the user passed in
+│   ├── AddressInUse         a server cannot listen at this address
 │   ├── ConfigError          a config file or key
-│   │   └── UnknownPrice     what a model costs is written nowhere
+│   │   └── UnknownPrice     no price is known for a model
 │   ├── DataError            a line of a data file
-│   ├── InvalidMetric        a value that no metrics line can hold
+│   ├── InvalidMetric        a value that cannot be recorded as a metric
 │   ├── ModelMismatch        teacher and student do not fit
 │   ├── NotAFolder           a path that should name a folder
 │   ├── OtherRun             a tracker's folder belongs to another run
 │   └── RequestError         a request that cannot be sent
-├── RankLost                 another process of the run died or did not answer
-└── MissingExtra             an optional dependency is not installed
+├── RankLost                 another process of the run died or stopped responding
+└── MissingExtra             an optional dependency is not installed, or too old
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class RunError(CrashproofError):
 
 
 class CannotStop(RunError):
-    """Whoever writes the run cannot be asked from here."""
+    """The process that writes the run cannot be stopped from here."""
 
     def __init__(self, folder: Path, *, reason: str, hint: str) -> None:
         super().__init__(f"The run in {folder} cannot be stopped from here: {reason}.", hint=hint)
@@ -128,11 +128,11 @@ class NewerFormat(RunError):
 
 
 class UnknownRecord(RunError):
-    """A line is whole and says something that this version does not know."""
+    """A line is intact, and of a kind that this version does not know."""
 
     def __init__(self, path: Path | str, *, reason: str) -> None:
         super().__init__(
-            f"{path} has a whole line that this crashproof does not know: {reason}.",
+            f"{path} has an intact line of a kind that this crashproof does not know: {reason}.",
             hint="Upgrade crashproof. Nothing was changed.",
         )
 
@@ -152,7 +152,7 @@ class RunClosed(RunError):
 
     def __init__(self, folder: Path, *, why: str) -> None:
         super().__init__(
-            f"The tracker of {folder} {why}; it takes nothing more.",
+            f"The tracker of {folder} {why}; it accepts no more data.",
             hint="Use the tracker that was opened last, or open the run again.",
         )
 
@@ -170,18 +170,18 @@ class RunInUse(RunError):
 
 
 class StorageError(CrashproofError):
-    """The disk refused."""
+    """A disk or database refused an operation."""
 
 
 class DiskFull(StorageError):
-    """No space is left where the run is kept."""
+    """No space is left on the disk of the run."""
 
     def __init__(self, path: Path, *, needed_bytes: int = 0, free_bytes: int | None = None) -> None:
         needed = f" {needed_bytes:,} bytes were needed." if needed_bytes else ""
         free = "" if free_bytes is None else f" {free_bytes:,} bytes are free."
         super().__init__(
             f"The disk is full: {path} could not be written.{needed}{free}",
-            hint="Free space there: old checkpoints, progress/set_aside/ and progress/archive/ come first.",
+            hint="Free space there, starting with old checkpoints, progress/set_aside/ and progress/archive/.",
         )
 
 
@@ -196,12 +196,12 @@ class StorageUnwritable(StorageError):
 
 
 class StoreUnavailable(StorageError):
-    """A shared store of answers cannot be reached, or refused."""
+    """A shared store of answers cannot be reached, or refused a request."""
 
     def __init__(self, store: str, *, reason: str) -> None:
         super().__init__(
             f"The store {store} cannot be used: {reason}.",
-            hint="Start the same command again once it can; what was paid for is kept.",
+            hint="Start the same command again once it is available; what was paid for is kept.",
         )
 
 
@@ -210,36 +210,36 @@ class TeacherError(CrashproofError):
 
 
 class AnswerUnusable(TeacherError):
-    """An answer that was paid for is of no use."""
+    """A paid answer cannot be used."""
 
     def __init__(self, key: str, *, problem: str) -> None:
         super().__init__(
             f"The answer to request {key[:12]} cannot be used: {problem}.",
-            hint="It is kept, and not paid for again unless that is asked for.",
+            hint="It is kept, and not paid for again unless you request it.",
         )
         self.key = key
         self.problem = problem
 
 
 class BudgetExhausted(TeacherError):
-    """What the next request could cost does not fit into what is left of the budget."""
+    """The next request could cost more than is left of the budget."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason, hint="Raise the budget, or lower max_tokens; every answer so far is kept.")
 
 
 class TeacherClosed(TeacherError):
-    """Whoever asks a teacher that is closed, or being closed, gets no answer."""
+    """The teacher was closed before it answered."""
 
     def __init__(self) -> None:
         super().__init__(
-            "The teacher is closed; it asks nothing more.",
-            hint="Make another one; what was paid for is kept.",
+            "The teacher is closed; it sends no more requests.",
+            hint="Create a new one; what was paid for is kept.",
         )
 
 
 class TeacherRefused(TeacherError):
-    """The teacher said no to a request, and would again."""
+    """The server rejected a request, and would again."""
 
     def __init__(self, url: str, *, status: int, reason: str, hint: str = "") -> None:
         # The reason is the server's own sentence, or begins with its status.
@@ -248,12 +248,12 @@ class TeacherRefused(TeacherError):
 
 
 class TeacherUnreachable(TeacherError):
-    """No answer came in all attempts."""
+    """No response came after all attempts."""
 
     def __init__(self, url: str, *, attempts: int, seconds: float, last: str) -> None:
         tries = f"{attempts} attempt{'s' if attempts != 1 else ''}"
         super().__init__(
-            f"{url} gave no answer in {tries} over {seconds:.0f} s; the last one: {last.rstrip('.')}.",
+            f"{url}: no response after {tries} over {seconds:.0f} s; last error: {last.rstrip('.')}.",
             hint="Start the same command again later; every answer so far is kept.",
         )
 
@@ -263,12 +263,12 @@ class CheckpointError(CrashproofError):
 
 
 class CheckpointDamaged(CheckpointError):
-    """The checkpoint asked for cannot be used."""
+    """The requested checkpoint cannot be used."""
 
     def __init__(self, path: Path, *, reason: str) -> None:
         super().__init__(
             f"The checkpoint {path} cannot be used: {reason}.",
-            hint="Pass another one, or --resume auto for the newest whole one.",
+            hint="Pass another one, or --resume auto for the newest intact one.",
         )
 
 
@@ -283,40 +283,40 @@ class CheckpointMismatch(CheckpointError):
 
 
 class NoUsableCheckpoint(CheckpointError):
-    """Checkpoints were recorded and none of them is whole."""
+    """Checkpoints were recorded and none of them is intact."""
 
     def __init__(self, folder: Path, *, refused: Sequence[tuple[str, str]]) -> None:
         listing = "; ".join(f"{path}: {reason}" for path, reason in refused)
         super().__init__(
             f"No checkpoint of {folder} can be used. {listing}.",
-            hint="Restore one from a copy, or start anew in another output folder (--resume never).",
+            hint="Restore one from a backup, or start over in another output folder (--resume never).",
         )
         self.refused = list(refused)
 
 
 class NothingToAdopt(CheckpointError):
-    """A folder holds no checkpoint that could be taken up."""
+    """A folder holds no checkpoint that could be adopted."""
 
     def __init__(self, folder: Path, *, reason: str, hint: str = "") -> None:
         super().__init__(f"{folder} has no checkpoint to adopt: {reason}.", hint=hint)
 
 
 class InputError(CrashproofError):
-    """Something that the user handed in."""
+    """Something that the user passed in."""
 
 
 class AddressInUse(InputError):
-    """A server cannot listen where it was told to."""
+    """A server cannot listen at the requested address."""
 
     def __init__(self, host: str, port: int, *, reason: str) -> None:
         super().__init__(
-            f"Nothing can listen on {host}, port {port}: {reason.lower()}.",
+            f"Cannot listen on {host}, port {port}: {reason.lower()}.",
             hint="Pass another --port, or --port 0 for a free one.",
         )
 
 
 class NotAFolder(InputError):
-    """A path that should name a folder names none."""
+    """A path that should be a folder is none."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(f"{path} is not a folder.", hint="Pass the folder that the runs lie in.")
@@ -327,8 +327,8 @@ class OtherRun(InputError):
 
     def __init__(self, place: Path | str, *, found: str, wanted: str) -> None:
         super().__init__(
-            f"{place} is filled with another run ({found}, not {wanted}).",
-            hint="Name another place, or one that is empty.",
+            f"{place} already holds another run ({found}, not {wanted}).",
+            hint="Choose another destination, or an empty one.",
         )
 
 
@@ -337,7 +337,7 @@ class ConfigError(InputError):
 
 
 class UnknownPrice(ConfigError):
-    """A table of prices has no entry for a model."""
+    """The price table has no entry for a model."""
 
     def __init__(self, model: str, *, table: Path) -> None:
         super().__init__(
@@ -359,7 +359,7 @@ class DataError(InputError):
 
 
 class InvalidMetric(InputError):
-    """A value that no metrics line can hold."""
+    """A value that cannot be recorded as a metric."""
 
 
 class ModelMismatch(InputError):
@@ -371,23 +371,22 @@ class RequestError(InputError):
 
 
 class RankLost(CrashproofError):
-    """Another process of the run died, or did not answer within the limit."""
+    """Another process of the run died, or did not respond within the limit."""
 
     def __init__(self, what: str, *, missing: Sequence[int], seconds: float, reason: str) -> None:
         who = f"rank {', '.join(map(str, missing))}" if missing else "another rank"
         super().__init__(
-            f"Lost {who} while {what}, within the limit of {seconds:g} s ({reason}).",
-            hint="See what that process said last; then start the same command again. What was acknowledged is kept.",
+            f"Lost {who} while {what} (limit {seconds:g} s): {reason.rstrip('.')}.",
+            hint="Check its last output, then start the same command again; acknowledged data is kept.",
         )
         self.missing = list(missing)
 
 
 class MissingExtra(CrashproofError, ImportError):
-    """An optional dependency is not installed, or is of a version that does not fit."""
+    """An optional dependency is not installed, or too old."""
 
-    def __init__(self, extra: str, *, found: str = "") -> None:
-        problem = f" in another version than {found}" if found else ""
+    def __init__(self, extra: str, *, install: str, problem: str = "") -> None:
         super().__init__(
-            f"This needs the optional dependency '{extra}'{problem}.",
-            hint=f"pip install 'crashproof[{extra}]'",
+            f"The optional dependency '{extra}' is {f'outdated: {problem}' if problem else 'not installed'}.",
+            hint=f"Run: {install}",
         )

@@ -1,12 +1,10 @@
-"""Numbers in the words of people."""
+"""Format numbers for people."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any
 
-__all__ = ["ago", "as_bytes", "as_dollars_text", "as_duration", "as_place"]
+__all__ = ["ago", "as_bytes", "as_dollars_text", "as_duration"]
 
 
 def as_duration(seconds: float | None) -> str:
@@ -43,9 +41,3 @@ def as_dollars_text(dollars: Decimal) -> str:
     sign = "-" if dollars < 0 else ""
     num_decimals = max(2, 1 - dollars.adjusted()) if dollars else 2
     return f"{sign}${abs(dollars):,.{num_decimals}f}"
-
-
-def as_place(summary: Mapping[str, Any]) -> str:
-    """`step 1,200 of 5,000`; of a generation job, `question 1,200 of 5,000`."""
-    kind = "question" if summary["is_job"] else "step"
-    return f"{kind} {summary['steps_completed']:,} of {summary['total_steps_target']:,}"

@@ -1,4 +1,4 @@
-"""Read JSON lines that others wrote."""
+"""Reading of JSON lines."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["read_objects"]
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LIKELY_CAUSES = (
     (re.compile(rb"\b(?:NaN|Infinity)\b"), "JSON has no NaN and no Infinity; write null."),
-    (re.compile(rb"\\u[dD][89a-fA-F]"), "It seems to hold half a character, a lone surrogate."),
+    (re.compile(rb"\\u[dD][89a-fA-F]"), "It seems to contain a lone surrogate, half of a character."),
     (re.compile(rb""), "Put one JSON object on each line."),
 )
-"""What to say of a line that is no JSON: the first that it shows."""
+"""Hints for a line that is not JSON: the first pattern found in it decides."""
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The object of each line that is not blank, with the line's number; one line is in memory at a time.
+    """The number and object of each line that is not blank; one line is in memory at a time.
 
     Raises:
-        DataError: the file cannot be read, or a line is no UTF-8, no JSON or no object.
+        DataError: The file cannot be read, or a line is not UTF-8, JSON or an object.
     """
     try:
         with path.open("rb") as file:
@@ -40,12 +40,12 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _object(path: Path, number: int, content: bytes) -> dict[str, Any]:
     try:
-        value = msgspec.json.decode(content)
+        value: object = msgspec.json.decode(content)
     except UnicodeDecodeError as error:
-        raise DataError(path, f"this is no UTF-8 ({error.reason} at byte {error.start})", line=number) from error
+        raise DataError(path, f"it is not valid UTF-8 ({error.reason} at byte {error.start})", line=number) from error
     except (msgspec.MsgspecError, RecursionError) as error:
         hint = next(hint for pattern, hint in _LIKELY_CAUSES if pattern.search(content))
-        raise DataError(path, f"this is no JSON ({error})", line=number, hint=hint) from error
+        raise DataError(path, f"it is not valid JSON ({error})", line=number, hint=hint) from error
     if not isinstance(value, dict):
-        raise DataError(path, "a line must be a JSON object", line=number, hint="Put one object on each line.")
+        raise DataError(path, "it is not a JSON object", line=number, hint="Put one JSON object on each line.")
     return value

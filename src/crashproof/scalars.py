@@ -1,8 +1,8 @@
-"""Numbers out of what training loops hand over.
+"""Convert what training loops pass to numbers.
 
-A loss may be a float, a NumPy scalar or a 0-d tensor of any framework. One that still lies on a CUDA device is
-never waited for in the caller's thread: its copy to the host is queued behind the kernels that compute it, and
-the number is read once the copy has arrived.
+A loss may be a float, a NumPy scalar or a 0-d tensor of any framework. The caller's thread never waits for one on a
+CUDA device: its copy to the host is queued behind the kernels that compute it, and the number is read once the copy
+has arrived.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from crashproof.errors import InvalidMetric
 
 __all__ = ["PendingScalar", "as_amount", "as_float", "as_int", "is_on_device", "start_copy"]
 
-
 _LARGEST_INT = 2**63 - 1
-"""Other programs that read the journals have signed 64 bits."""
+"""Other programs that read the journals use signed 64-bit integers."""
 
 
 class PendingScalar(Protocol):
-    """A number on its way from a device."""
+    """A number that is being copied from a device."""
 
     def is_ready(self) -> bool:
-        """Whether `value` would return at once."""
+        """Whether `value` returns at once."""
         ...
 
     def value(self) -> float:
@@ -37,7 +36,7 @@ def as_float(value: Any, name: str) -> float:
     """A Python float.
 
     Raises:
-        InvalidMetric: `value` is no single real number.
+        InvalidMetric: `value` is not a single real number.
     """
     if type(value) is float:
         return value
@@ -52,10 +51,10 @@ def as_float(value: Any, name: str) -> float:
 
 
 def as_int(value: Any, name: str) -> int:
-    """A Python int that is not negative and fits into 64 bits.
+    """A Python int that is not negative and fits into signed 64 bits.
 
     Raises:
-        InvalidMetric: `value` is no whole number, below zero, or too large.
+        InvalidMetric: `value` is not a whole number, negative, or too large.
     """
     try:
         number = operator.index(value)
@@ -71,8 +70,8 @@ def as_int(value: Any, name: str) -> int:
     return number
 
 
-def as_amount(value: Any, name: str, *, unit: str) -> float:
-    """A number that sums can be made of: finite and not negative.
+def as_amount(value: object, name: str, *, unit: str) -> float:
+    """A Python float that is finite and not negative.
 
     Raises:
         InvalidMetric: it is not.
@@ -83,7 +82,7 @@ def as_amount(value: Any, name: str, *, unit: str) -> float:
     return amount
 
 
-def is_on_device(value: Any) -> bool:
+def is_on_device(value: object) -> bool:
     """Whether reading the number would make the host wait for a CUDA device."""
     return type(value) is not float and getattr(value, "is_cuda", False) is True
 
@@ -110,7 +109,7 @@ class _DeviceCopy:
         return float(self._host.item())
 
 
-def _describe(value: Any) -> str:
+def _describe(value: object) -> str:
     shape = getattr(value, "shape", None)
     text = repr(value) if shape is None else f"shape {tuple(shape)}"
     return f"{type(value).__name__} {text[:60]}"

@@ -1,36 +1,35 @@
-"""YAML in which nothing is guessed."""
+"""Strict YAML loaders."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import yaml
 
 __all__ = ["StrictLoader", "TextLoader"]
 
 
-class _ReadsEachKeyOnce(yaml.constructor.BaseConstructor):
-    """A key that is written twice is an error, and so is a value that only looks like a date or a number."""
+class _UniqueKeys(yaml.constructor.BaseConstructor):
+    """Makes duplicate keys an error, and reports invalid dates and numbers as YAML errors."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is written twice", node.start_mark)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", node.start_mark)
+        mapping: dict[object, object] = super().construct_mapping(node, deep)
         return mapping
 
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
         try:
-            return super().construct_object(node, deep)
+            value: object = super().construct_object(node, deep)
         except ValueError as error:
-            # A thirteenth month, for one; whoever reads YAML expects YAML's own errors.
+            # Such as month 13; callers expect YAML's own errors.
             raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
+        return value
 
 
-class StrictLoader(_ReadsEachKeyOnce, yaml.SafeLoader):
-    """YAML without code, in which a key that is written twice is an error."""
+class StrictLoader(_UniqueKeys, yaml.SafeLoader):
+    """Safe YAML in which duplicate keys are errors."""
 
 
-class TextLoader(_ReadsEachKeyOnce, yaml.BaseLoader):
-    """The same with every scalar as the text that was written: `0.1` has not been a binary float."""
+class TextLoader(_UniqueKeys, yaml.BaseLoader):
+    """The same with every scalar as text, so that `0.1` never becomes a binary float."""

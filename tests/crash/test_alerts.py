@@ -1,4 +1,4 @@
-"""Each alert is sent once by a real run, whatever becomes of the run, the receiver or the process that sends."""
+"""A real run sends each alert once, whatever happens to the run, the receiver or the process that sends."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def say(word):
 def wait_for_a_line():
     sys.stdin.readline()
 
-def opened(total_steps=100, **alerts):
+def open_run(total_steps=100, **alerts):
     settings = TrackerSettings(
         sync_interval_seconds=0.05, summary_interval_seconds=0.05,
         alerts=AlertSettings(webhook=address, disk_low_bytes=alerts.pop("disk_low_bytes", 0), **alerts),
@@ -48,7 +48,7 @@ def opened(total_steps=100, **alerts):
 
 
 class Training:
-    """A real process that trains, told what to do line by line."""
+    """A real process that trains and proceeds line by line."""
 
     def __init__(self, output_dir: Path, address: str, program: str) -> None:
         self._log = output_dir.with_suffix(".log")
@@ -63,14 +63,14 @@ class Training:
                 text=True,
                 env=environment,
             )
-        self.tell(address)
+        self.proceed(address)
 
-    def tell(self, line: str = "") -> None:
+    def proceed(self, line: str = "") -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
-    def heard(self) -> str:
+    def read_line(self) -> str:
         assert self.process.stdout is not None
         line = self.process.stdout.readline().strip()
         assert line, self.log()
@@ -91,17 +91,17 @@ class Training:
     def log(self) -> str:
         return self._log.read_text()
 
-    def helper(self) -> int:
-        return helpers_of(self.process.pid)[0]
+    def sender(self) -> int:
+        return senders_of(self.process.pid)[0]
 
 
-def helpers_of(pid: int) -> list[int]:
-    return [child.pid for child in psutil.Process(pid).children() if is_helper(child)]
+def senders_of(pid: int) -> list[int]:
+    return [child.pid for child in psutil.Process(pid).children() if is_sender(child)]
 
 
-def is_helper(process: psutil.Process) -> bool:
+def is_sender(process: psutil.Process) -> bool:
     try:
-        return any("alert_post" in word for word in process.cmdline())
+        return any("crashproof.alerts.process" in word for word in process.cmdline())
     except psutil.NoSuchProcess:
         return False
 
@@ -128,7 +128,7 @@ def receiver() -> Iterator[AlertReceiver]:
     [
         pytest.param(
             """
-with opened(total_steps=3) as progress:
+with open_run(total_steps=3) as progress:
     for step in range(1, 4):
         report(progress, step)
 """,
@@ -137,45 +137,45 @@ with opened(total_steps=3) as progress:
         ),
         pytest.param(
             """
-with opened(total_steps=30) as progress:
+with open_run(total_steps=30) as progress:
     for step in range(1, 31):
         report(progress, step, float("nan") if step in (5, 6, 9) else 1.0)
 """,
             ["complete", "non_finite"],
-            id="losses-that-are-not-finite",
+            id="non-finite-losses",
         ),
         pytest.param(
             """
-with opened(total_steps=101) as progress:
+with open_run(total_steps=101) as progress:
     for step in range(1, 101):
         report(progress, step, 1.0 + 0.1 * step)
 """,
             ["diverging"],
-            id="a-loss-that-rises",
+            id="a-rising-loss",
         ),
         pytest.param(
             """
-with opened(disk_low_bytes=1 << 62) as progress:
+with open_run(disk_low_bytes=1 << 62) as progress:
     report(progress, 1)
 """,
             ["disk_low"],
-            id="a-disk-that-is-low",
+            id="a-nearly-full-disk",
         ),
         pytest.param(
             """
-with opened(budget_dollars=Decimal("1.00")) as progress:
+with open_run(budget_dollars=Decimal("1.00")) as progress:
     for step in range(1, 12):
         progress.record_api_response(f"question {step}", {"text": "yes"}, 0.1)
         report(progress, step)
         progress.tracker.save()
 """,
             ["budget_100", "budget_80"],
-            id="a-budget-that-is-spent",
+            id="a-spent-budget",
         ),
         pytest.param(
             """
 try:
-    with opened() as progress:
+    with open_run() as progress:
         report(progress, 1)
         raise RuntimeError("no more")
 except RuntimeError:
@@ -188,7 +188,7 @@ except RuntimeError:
             """
 asked = []
 signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
-with opened() as progress:
+with open_run() as progress:
     report(progress, 1)
     os.kill(os.getpid(), signal.SIGTERM)
     while not asked:
@@ -200,7 +200,7 @@ with opened() as progress:
         ),
         pytest.param(
             """
-with opened() as progress:
+with open_run() as progress:
     report(progress, 1)
     report(progress, 2)
     clock.advance(1000.0)
@@ -214,17 +214,17 @@ with opened() as progress:
             ["stalled"],
             id="stalled",
         ),
-        pytest.param("with opened() as progress: report(progress, 1)", [], id="ended-early-is-no-news"),
+        pytest.param("with open_run() as progress: report(progress, 1)", [], id="ended-early"),
     ],
 )
 def test_each_kind_is_sent_once_and_recorded(
     tmp_path: Path, receiver: AlertReceiver, program: str, expected: list[str]
 ) -> None:
     training = Training(tmp_path / "run", receiver.address, program + "\nsay('done')\nwait_for_a_line()")
-    training.heard()
+    training.read_line()
     receiver.wait_for(len(expected))
-    eventually(lambda: helpers_of(training.process.pid) == [])
-    training.tell()
+    eventually(lambda: senders_of(training.process.pid) == [])
+    training.proceed()
 
     assert 0 == training.end(), training.log()
     assert expected == receiver.kinds
@@ -234,7 +234,7 @@ def test_each_kind_is_sent_once_and_recorded(
 
 
 STEPS = """
-progress = opened().__enter__()
+progress = open_run().__enter__()
 for step in range(1, 6):
     report(progress, step)
 say("open")
@@ -242,20 +242,20 @@ wait_for_a_line()
 """
 
 
-def started(run: Path, receiver: AlertReceiver, program: str = STEPS) -> Training:
+def start(run: Path, receiver: AlertReceiver, program: str = STEPS) -> Training:
     training = Training(run, receiver.address, program)
-    training.heard()
+    training.read_line()
     return training
 
 
-def test_a_kill_is_told_once_although_nobody_is_left(tmp_path: Path, receiver: AlertReceiver) -> None:
-    first = started(tmp_path / "run", receiver)
-    helper = first.helper()
+def test_a_kill_is_reported_once_after_the_training_is_gone(tmp_path: Path, receiver: AlertReceiver) -> None:
+    first = start(tmp_path / "run", receiver)
+    sender = first.sender()
     first.kill()
     receiver.wait_for(1)
-    eventually(lambda: not is_running(helper))
-    second = started(tmp_path / "run", receiver)
-    second.tell()
+    eventually(lambda: not is_running(sender))
+    second = start(tmp_path / "run", receiver)
+    second.proceed()
     second.end()
 
     assert ["crashed"] == receiver.kinds == recorded(tmp_path / "run")
@@ -265,27 +265,27 @@ def test_a_kill_is_told_once_although_nobody_is_left(tmp_path: Path, receiver: A
     assert [] == RunReader.open(tmp_path / "run").problems()
 
 
-def test_a_kill_is_told_once_where_the_run_is_started_again_at_once(tmp_path: Path, receiver: AlertReceiver) -> None:
-    first = started(tmp_path / "run", receiver)
-    helper = first.helper()
+def test_a_kill_is_reported_once_where_the_run_is_restarted_at_once(tmp_path: Path, receiver: AlertReceiver) -> None:
+    first = start(tmp_path / "run", receiver)
+    sender = first.sender()
     first.kill()
-    second = started(tmp_path / "run", receiver)
+    second = start(tmp_path / "run", receiver)
     receiver.wait_for(1)
-    eventually(lambda: not is_running(helper))
-    second.tell()
+    eventually(lambda: not is_running(sender))
+    second.proceed()
     second.end()
 
     assert ["crashed"] == receiver.kinds == recorded(tmp_path / "run")
 
 
-def test_a_run_can_be_taken_up_at_the_very_moment_its_death_is_told(tmp_path: Path, receiver: AlertReceiver) -> None:
+def test_a_run_can_be_resumed_while_its_crash_is_reported(tmp_path: Path, receiver: AlertReceiver) -> None:
     for _ in range(3):
-        first = started(tmp_path / "run", receiver)
+        first = start(tmp_path / "run", receiver)
         first.kill()
         before = len(recorded(tmp_path / "run"))
         eventually(lambda before=before: len(recorded(tmp_path / "run")) > before)
-        second = started(tmp_path / "run", receiver)
-        second.tell()
+        second = start(tmp_path / "run", receiver)
+        second.proceed()
         assert 0 == second.end(), second.log()
 
     receiver.wait_for(3)
@@ -297,7 +297,7 @@ def test_a_surviving_child_does_not_hide_a_kill(tmp_path: Path, receiver: AlertR
         'say("open")', "child = os.fork()\nif child == 0:\n    time.sleep(60)\n    os._exit(0)\nsay(str(child))"
     )
     training = Training(tmp_path / "run", receiver.address, forking)
-    child = int(training.heard())
+    child = int(training.read_line())
     training.process.kill()
     try:
         receiver.wait_for(1)
@@ -308,10 +308,10 @@ def test_a_surviving_child_does_not_hide_a_kill(tmp_path: Path, receiver: AlertR
     assert ["crashed"] == receiver.kinds == recorded(tmp_path / "run")
 
 
-def test_a_line_that_the_kill_cut_off_is_set_aside_before_the_crash_is_recorded(
+def test_a_truncated_line_is_quarantined_before_the_crash_is_recorded(
     tmp_path: Path, receiver: AlertReceiver
 ) -> None:
-    training = started(tmp_path / "run", receiver)
+    training = start(tmp_path / "run", receiver)
     training.kill()
     with (tmp_path / "run" / "progress" / "events.jsonl").open("ab") as events:
         events.write(b'{"event":"paus')
@@ -325,50 +325,52 @@ def test_a_line_that_the_kill_cut_off_is_set_aside_before_the_crash_is_recorded(
 def test_a_signal_to_all_processes_of_a_job_does_not_silence_the_alert(
     tmp_path: Path, receiver: AlertReceiver
 ) -> None:
-    training = started(tmp_path / "run", receiver)
-    helper = training.helper()
-    os.kill(helper, signal.SIGTERM)
-    os.kill(helper, signal.SIGINT)
-    groups = [os.getpgid(pid) for pid in (helper, training.process.pid)]
+    training = start(tmp_path / "run", receiver)
+    sender = training.sender()
+    os.kill(sender, signal.SIGTERM)
+    os.kill(sender, signal.SIGINT)
+    groups = [os.getpgid(pid) for pid in (sender, training.process.pid)]
     training.kill()
     receiver.wait_for(1)
 
-    assert helper == groups[0] != groups[1]
+    assert sender == groups[0] != groups[1]
     assert ["crashed"] == receiver.kinds
 
 
 def test_a_receiver_that_hangs_slows_neither_a_step_nor_the_end(tmp_path: Path) -> None:
     program = """
-with opened(total_steps=300, disk_low_bytes=1 << 62) as progress:
+with open_run(total_steps=300, disk_low_bytes=1 << 62) as progress:
     for step in range(1, 301):
         report(progress, step, float("nan") if step == 3 else 1.0)
         if step == 10:
-            say("under way")
+            say("running")
             wait_for_a_line()
 say("left")
 wait_for_a_line()
 """
     with AlertReceiver(hangs=True) as receiver:
         training = Training(tmp_path / "run", receiver.address, program)
-        training.heard()
+        training.read_line()
         receiver.wait_for(2)
-        helper = training.helper()
-        training.tell()
+        sender = training.sender()
+        training.proceed()
         # 290 steps and the end, while two deliveries hang.
-        assert "left" == training.heard()
-        assert is_running(helper)
-        training.tell()
+        assert "left" == training.read_line()
+        assert is_running(sender)
+        training.proceed()
         assert 0 == training.end()
-        eventually(lambda: not is_running(helper))
+        eventually(lambda: not is_running(sender))
 
     assert ["complete", "disk_low", "non_finite"] == receiver.kinds == recorded(tmp_path / "run")
 
 
-def test_a_helper_that_is_killed_is_started_again_and_stops_nothing(tmp_path: Path, receiver: AlertReceiver) -> None:
+def test_a_sending_process_that_is_killed_is_restarted_and_stops_nothing(
+    tmp_path: Path, receiver: AlertReceiver
+) -> None:
     program = """
-# As programs do that write into a pipe: whoever writes to a dead reader dies too.
+# As programs that write to a pipe do: writing to a dead reader is fatal.
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-with opened(total_steps=10) as progress:
+with open_run(total_steps=10) as progress:
     report(progress, 1)
     say("open")
     wait_for_a_line()
@@ -378,25 +380,25 @@ say("left")
 wait_for_a_line()
 """
     training = Training(tmp_path / "run", receiver.address, program)
-    training.heard()
-    helper = training.helper()
-    os.kill(helper, signal.SIGKILL)
-    eventually(lambda: helpers_of(training.process.pid) not in ([], [helper]))
-    training.tell()
-    training.heard()
+    training.read_line()
+    sender = training.sender()
+    os.kill(sender, signal.SIGKILL)
+    eventually(lambda: senders_of(training.process.pid) not in ([], [sender]))
+    training.proceed()
+    training.read_line()
     receiver.wait_for(1)
-    training.tell()
+    training.proceed()
 
     assert 0 == training.end()
     assert ["complete"] == receiver.kinds == recorded(tmp_path / "run")
-    assert "has died (exit code -9)" in training.log()
+    assert "died (exit code -9); restarting it." in training.log()
 
 
-def test_the_address_is_in_no_file_no_log_and_no_list_of_processes(tmp_path: Path, receiver: AlertReceiver) -> None:
-    training = started(tmp_path / "run", receiver, STEPS.replace("opened()", "opened(disk_low_bytes=1 << 62)"))
+def test_the_address_is_in_no_file_no_log_and_no_process_list(tmp_path: Path, receiver: AlertReceiver) -> None:
+    training = start(tmp_path / "run", receiver, STEPS.replace("open_run()", "open_run(disk_low_bytes=1 << 62)"))
     receiver.wait_for(1)
-    listed = Path(f"/proc/{training.helper()}/cmdline").read_bytes()
-    environment = Path(f"/proc/{training.helper()}/environ").read_bytes()
+    listed = Path(f"/proc/{training.sender()}/cmdline").read_bytes()
+    environment = Path(f"/proc/{training.sender()}/environ").read_bytes()
     training.kill()
     receiver.wait_for(2)
     secret = PATH.rpartition("/")[2].encode()

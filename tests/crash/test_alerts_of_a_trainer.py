@@ -1,4 +1,4 @@
-"""A trainer alerts as its config says, and the address of the webhook is nowhere."""
+"""A trainer sends the alerts of its config, and stores the webhook's address nowhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ progress: {alerts: {webhook: "env:ALERT_HOOK", disk_low_bytes: 0}}
 """
 
 
-def test_a_trainer_that_is_asked_to_stop_says_so_and_the_end_is_told_when_it_is_reached(tmp_path: Path) -> None:
+def test_a_trainer_alerts_of_its_preemption_and_later_of_its_completion(tmp_path: Path) -> None:
     config, run, log = tmp_path / "config.yaml", tmp_path / "out", tmp_path / "log"
     config.write_text(CONFIG)
     command = [sys.executable, "-m", "training.distill_kd", "--config", str(config), "--output-dir", str(run)]

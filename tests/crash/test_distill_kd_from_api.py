@@ -18,7 +18,7 @@ from crashproof.distillation.models.causal_lm import new_model, save_model
 from crashproof.distillation.models.model_answers import ModelAnswers
 from crashproof.distillation.settings.models import ModelShape
 from crashproof.distillation.text.corpus import builtin_documents
-from crashproof.distillation.text.tokenizer import trained_tokenizer
+from crashproof.distillation.text.tokenizer import train_tokenizer
 from crashproof.rules.spending import spending_of
 from crashproof.testing import KilledRun, TeacherServer, run_and_kill
 
@@ -47,7 +47,7 @@ TEXT_ALONE = ["loss.kd=0", "loss.ce=1.0"]
 def models(tmp_path_factory) -> Path:
     """A teacher and a student that share a tokenizer."""
     folder = tmp_path_factory.mktemp("models")
-    tokenizer = trained_tokenizer(builtin_documents()[:50], vocab_size=300, folder=folder / "tokenizer")
+    tokenizer = train_tokenizer(builtin_documents()[:50], vocab_size=300, folder=folder / "tokenizer")
     for seed, name in enumerate(("teacher", "student")):
         torch.manual_seed(seed)
         model = new_model(ModelShape(d_model=16, num_layers=1, num_heads=2), tokenizer=tokenizer, max_length=64)

@@ -20,7 +20,7 @@ from crashproof.teacher.client.limits import Limits
 from crashproof.teacher.client.prices import PriceTable
 from crashproof.teacher.client.request_builder import RequestForm
 from crashproof.teacher.client.retry import Patience
-from crashproof.teacher.jobs.generation import Asked, LocalEngine, TeacherSettings
+from crashproof.teacher.jobs.generation import EngineResult, LocalEngine, TeacherSettings
 from crashproof.teacher.jobs.job import GenerationJob
 from crashproof.testing import FaultyDisk, TeacherServer, forget_open_runs
 
@@ -54,7 +54,7 @@ def job_in(folder: Path, server: TeacherServer) -> GenerationJob:
     )
 
 
-def ask_all(job: GenerationJob, disk: Disk, *, full_disk_seconds: float) -> Asked:
+def ask_all(job: GenerationJob, disk: Disk, *, full_disk_seconds: float) -> EngineResult:
     """As `run_job` does, on a disk of the test's own."""
     settings = TeacherSettings(
         endpoint=Endpoint(base_url=job.form.base_url),

@@ -61,7 +61,7 @@ def test_what_is_not_one_number_is_refused_by_name(value):
     assert "0-d tensor" in refused.value.hint
 
 
-def test_the_refusal_says_what_was_handed_in():
+def test_the_error_says_what_was_passed_in():
     with pytest.raises(InvalidMetric, match=r"got Tensor shape \(2, 3\)"):
         as_float(torch.zeros(2, 3), "loss")
 
@@ -98,13 +98,13 @@ def test_whatever_holds_one_whole_number_becomes_an_int(value, expected):
         pytest.param(torch.zeros(2), id="two-numbers"),
     ],
 )
-def test_what_is_no_count_is_refused_by_name(value):
+def test_what_is_not_a_count_is_refused_by_name(value):
     with pytest.raises(InvalidMetric, match=r"^step must be"):
         as_int(value, "step")
 
 
 @pytest.mark.parametrize("value", [2.5, 3, None, np.float32(1), torch.tensor(1.0), "text"])
-def test_what_lies_on_the_host_is_not_on_a_device(value):
+def test_a_value_on_the_host_is_not_on_a_device(value):
     assert not is_on_device(value)
 
 
@@ -121,7 +121,7 @@ def test_a_copy_is_started_without_waiting_and_read_once_it_has_arrived(device):
     assert (2.5, 0) == (pending.value(), device.num_waits)
 
 
-def test_who_asks_for_the_number_early_waits_for_it(device):
+def test_reading_the_number_early_waits_for_it(device):
     device.has_to_be_waited_for = True
     pending = start_copy(device.tensor(2.5))
 

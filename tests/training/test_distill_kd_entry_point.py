@@ -116,7 +116,7 @@ def test_an_empty_data_set_is_refused(config: Path, tmp_path: Path, capsys: pyte
     (tmp_path / "data.jsonl").write_text("\n")
     arguments = ["--config", str(config), "--output-dir", str(tmp_path / "out")]
 
-    assert "holds no samples" in refused(capsys, *arguments, f"data.path={tmp_path / 'data.jsonl'}")
+    assert "contains no samples" in refused(capsys, *arguments, f"data.path={tmp_path / 'data.jsonl'}")
 
 
 def test_checkpoints_of_an_unknown_run_are_not_written_over(

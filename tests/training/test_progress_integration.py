@@ -287,3 +287,38 @@ def test_the_numbers_of_a_step_can_be_reported_as_they_are(run, run_dir, read_li
     assert [(2.5, {"kd": 2.5})] == [
         (line["loss"], line["loss_components"]) for line in read_lines(run_dir / "progress" / "metrics.jsonl")
     ]
+
+
+def test_a_context_names_its_session_and_shows_what_it_was_given(run, update, run_dir):
+    with run(session_id="night_run") as progress:
+        update(progress, 1)
+        for step in (1, 2):
+            path = run_dir / f"checkpoint_{step}.pt"
+            path.write_bytes(b"weights")
+            progress.record_checkpoint(step, path, dataset_position=8 * step)
+
+        assert "night_run" == progress.tracker.session.session_id
+
+    assert (CONFIG, run_dir, 10, True) == (
+        progress.config,
+        progress.output_dir,
+        progress.total_steps,
+        progress.is_main_process,
+    )
+    assert 2 == progress.checkpoint_counter
+    with pytest.raises(AttributeError):
+        progress.total_steps = 11
+
+
+def test_tracking_set_up_for_a_loop_that_cannot_be_indented_takes_a_session_id(run_dir):
+    progress = setup_progress_tracking(CONFIG, run_dir, 10, session_id="night_run")
+    with progress:
+        assert "night_run" == progress.get_progress_summary()["session_id"]
+
+
+def test_off_the_main_process_nothing_is_recorded_and_nothing_counted(run, run_dir):
+    with run(is_main_process=False) as progress:
+        progress.record_checkpoint(1, run_dir / "checkpoint_1.pt", dataset_position=8)
+
+    assert (0, None, False) == (progress.checkpoint_counter, progress.tracker, progress.is_main_process)
+    assert not run_dir.exists()

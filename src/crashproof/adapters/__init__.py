@@ -1,1 +1,1 @@
-"""One file per framework whose training loops crashproof keeps."""
+"""Adapters to training frameworks, one file each."""

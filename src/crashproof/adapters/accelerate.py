@@ -1,4 +1,4 @@
-"""Accelerate, kept whole.
+"""Record a run of Accelerate.
 
 ```python
 tracker = CrashproofTracker("runs/mine", total_steps=1000)
@@ -6,10 +6,12 @@ accelerator = Accelerator(log_with=tracker)
 accelerator.init_trackers("mine", config={"lr": 0.01})
 ```
 
-Then `tracker.newest_state()` says where to go on: `accelerator.load_state(found.checkpoint_path)`. In the loop,
-`accelerator.log({"loss": loss, "learning_rate": rate}, step=step)` keeps a step, and
-`tracker.save_state(accelerator, step, position)` saves. `accelerator.end_training()` ends the attempt.
+Then `tracker.newest_state()` is the checkpoint to resume from: `accelerator.load_state(found.checkpoint_path)`.
+In the loop, `accelerator.log({"loss": loss, "learning_rate": rate}, step=step)` records a step, and
+`tracker.save_state(accelerator, step, position)` saves a checkpoint. `accelerator.end_training()` ends the attempt.
 """
+
+# ruff: noqa: E402 - a missing extra is reported before anything of it is imported.
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from crashproof.adapters.deferred_run import KeptRun
-from crashproof.checkpoints.quarantine import move_aside
+from crashproof.adapters.deferred_run import DeferredRun
+from crashproof.checkpoints.quarantine import quarantine
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.disk.atomic import partial_name, write_folder_atomically
 from crashproof.disk.files import REAL_DISK, Disk
@@ -32,8 +34,8 @@ from crashproof.tracking.tracker import ProgressTracker
 
 require_versions("accelerate", {"accelerate": "1.1"})
 
-from accelerate import Accelerator, PartialState  # noqa: E402 - the versions come first
-from accelerate.tracking import GeneralTracker, on_main_process  # noqa: E402
+from accelerate import Accelerator, PartialState
+from accelerate.tracking import GeneralTracker, on_main_process
 
 __all__ = ["CrashproofTracker"]
 
@@ -44,7 +46,7 @@ _COUNTS = ("samples", "tokens")
 
 
 class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate brings no types along.
-    """A run that a loop with an `Accelerator` writes; only its main process does."""
+    """Record the run of a loop with an `Accelerator`; only its main process writes."""
 
     name = "crashproof"
     requires_logging_directory = False
@@ -66,14 +68,14 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
         Args:
             output_dir: The run's folder.
             total_steps: Optimizer steps to train.
-            samples_per_step: Of all processes; counts what is consumed where `samples` is not logged.
-            on_config_change: `error`, or `continue` to go on all the same.
-            settings: How often things are written, and what to keep.
-            clock: Where the time comes from.
-            disk: Where bytes go.
+            samples_per_step: Samples of all processes; counts what is consumed if `samples` is not logged.
+            on_config_change: `error`, or `continue` to resume with the new config.
+            settings: How often to write, and which checkpoints to keep.
+            clock: The source of time.
+            disk: The disk to write to.
         """
         super().__init__()
-        self._kept = KeptRun(
+        self._run = DeferredRun(
             framework="accelerate",
             output_dir=Path(output_dir),
             on_config_change=on_config_change,
@@ -93,7 +95,7 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
         return self._tracker
 
     @on_main_process  # type: ignore[untyped-decorator]
-    def store_init_configuration(self, values: dict[str, Any]) -> None:
+    def store_init_configuration(self, values: dict[str, object]) -> None:
         """Open the run with its config.
 
         Raises:
@@ -101,26 +103,24 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
             OtherRun: the folder holds the run of another program.
             RunInUse: another live process writes the run.
         """
-        self._tracker = self._kept.opened(values, self._total_steps)
+        self._tracker = self._run.open(values, self._total_steps)
 
     @on_main_process  # type: ignore[untyped-decorator]
-    def log(self, values: Mapping[str, Any], step: int | None = None, **kwargs: Any) -> None:
-        """Keep what one optimizer step has reported; without a `loss` it is an evaluation.
+    def log(self, values: Mapping[str, Any], step: int | None = None, **kwargs: object) -> None:
+        """Record the metrics of one optimizer step; without a `loss` they are an evaluation.
 
-        `learning_rate` (or `lr`), `samples` and `tokens` have places of their own; all else is a component of the
-        loss. Log a step once, with all that belongs to it.
+        `learning_rate` (or `lr`), `samples` and `tokens` have fields of their own; all else is a component of the
+        loss. Log each step once, with everything that belongs to it.
 
         Raises:
             ConfigError: no step is given, or training begins at step 0 although the run has checkpoints.
-            InvalidMetric: a value is no number; nothing was kept.
+            InvalidMetric: a value is no number; nothing was recorded.
         """
         tracker = self._require_open()
         if step is None:
-            raise ConfigError(
-                "A log without a step cannot be put in order.", hint="Pass accelerator.log(values, step=…)."
-            )
+            raise ConfigError("Metrics were logged without a step.", hint="Pass accelerator.log(values, step=…).")
         if not self._knows_where_to_resume:
-            self._kept.require_resumed(tracker.session, 0)
+            self._run.require_resumed(tracker.session, 0)
         if "loss" not in values:
             tracker.record_evaluation(step, values)
             return
@@ -142,27 +142,27 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
             self._tracker.close(self._ends_as)
 
     def end_as(self, how: str) -> None:
-        """Say how the attempt ends when training does, such as `preempted`."""
+        """Set how the attempt ends, such as `preempted`."""
         self._ends_as = how
 
     def newest_state(self) -> CheckpointMetadata | None:
-        """The newest whole state with its absolute path, or None for a fresh start; damaged ones are set aside.
+        """The newest intact state with its absolute path, or None for a fresh start; quarantines damaged ones.
 
-        Ask on every process, after `accelerator.init_trackers`.
+        Call it on every process, after `accelerator.init_trackers`.
 
         Raises:
             NoUsableCheckpoint: some were recorded and none can be used.
         """
         self._knows_where_to_resume = True
         if not PartialState().is_main_process:
-            return self._kept.newest_checkpoint(is_main=False)
+            return self._run.newest_checkpoint(is_main=False)
         return self._require_open().get_recovery_checkpoint()
 
     def save_state(self, accelerator: Accelerator, step: int, dataset_position: int) -> Path:
-        """Save all that `accelerator` has prepared into `checkpoint_<step>/`, whole or not at all, and record it.
+        """Save everything that `accelerator` has prepared into `checkpoint_<step>/`, atomically, and record it.
 
         Call it on every process, between two optimizer steps. The folder gets its name once every process has saved
-        and all is durable.
+        and everything is durable.
 
         Args:
             accelerator: Whose state to save.
@@ -170,27 +170,27 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
             dataset_position: Samples of the training data consumed so far.
 
         Raises:
-            DiskFull, StorageUnwritable: nothing has that name, and it is not recorded.
+            DiskFull, StorageUnwritable: no such checkpoint exists, and none is recorded.
             ConfigError: the accelerator names its checkpoints itself.
         """
         if accelerator.project_configuration.automatic_checkpoint_naming:
             raise ConfigError(
-                "The accelerator names its checkpoints itself, so none could be published whole.",
+                "The accelerator names its checkpoints itself, so none could be saved atomically.",
                 hint="Leave automatic_checkpoint_naming out of its ProjectConfiguration.",
             )
-        path = self._kept.folder.root / f"checkpoint_{step}"
-        with ExitStack() as whole:
+        path = self._run.folder.root / f"checkpoint_{step}"
+        with ExitStack() as saving:
             if accelerator.is_main_process:
                 tracker = self._require_open()
-                begun_at = self._kept.clock.steady()
-                self._make_way(path, step)
-                whole.enter_context(write_folder_atomically(path, disk=self._kept.disk))
+                begun_at = self._run.clock.steady()
+                self._make_way(path)
+                saving.enter_context(write_folder_atomically(path, disk=self._run.disk))
             accelerator.wait_for_everyone()
             accelerator.save_state(str(partial_name(path)))
-            # The folder is published as this block is left: by then each has written its part.
+            # The folder is published at the end of this block: by then each process has written its part.
             accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            seconds = self._kept.clock.steady() - begun_at
+            seconds = self._run.clock.steady() - begun_at
             tracker.record_checkpoint(step, path, dataset_position, seconds=seconds)
         accelerator.wait_for_everyone()
         return path
@@ -203,18 +203,8 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
             )
         return self._tracker
 
-    def _make_way(self, path: Path, step: int) -> None:
-        """Move aside what a process that died before its record has left, or a timeline that is trained again."""
-        if not path.exists():
-            return
-        left = CheckpointMetadata(
-            checkpoint_step=step,
-            checkpoint_path=self._kept.folder.spell(path),
-            created_at=self._kept.clock.now(),
-            metrics=None,
-            dataset_position=0,
-            recovery_tags=[],
-            attempt=0,
-        )
-        moved_to = move_aside(left, self._kept.folder, disk=self._kept.disk)
-        log.warning("%s was there before it was saved; it is kept in %s.", path.name, moved_to)
+    def _make_way(self, path: Path) -> None:
+        """Quarantine what a killed process left unrecorded, or what a superseded attempt saved."""
+        if path.exists():
+            moved_to = quarantine(path, self._run.folder, disk=self._run.disk)
+            log.warning("%s existed before it was saved; moved it to %s.", path.name, moved_to)

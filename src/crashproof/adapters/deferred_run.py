@@ -1,4 +1,4 @@
-"""A run whose framework tells its config late."""
+"""A run whose config is known late."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -23,7 +22,7 @@ from crashproof.rules.identity import canonical_config, changed_keys
 from crashproof.tracking.settings import TrackerSettings
 from crashproof.tracking.tracker import ProgressTracker
 
-__all__ = ["KeptRun"]
+__all__ = ["DeferredRun"]
 
 log = logging.getLogger("crashproof")
 
@@ -31,15 +30,15 @@ _ANSWERS = ("continue", "error")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeptRun:
-    """The folder of a run, before and while a framework trains it.
+class DeferredRun:
+    """A run, before and while a framework trains it.
 
-    A framework tells its config only after it has loaded a checkpoint. So a changed config cannot begin anew here:
-    it is an error, or the run goes on.
+    The framework provides its config only after it has loaded a checkpoint. So a changed config cannot start a new
+    session here: it is an error, or the run continues.
     """
 
     framework: str
-    """As the session's config says it under `framework`."""
+    """The value of `framework` in the session's config."""
     output_dir: Path
     on_config_change: str
     """`error` or `continue`."""
@@ -51,23 +50,23 @@ class KeptRun:
         if self.on_config_change not in _ANSWERS:
             raise ConfigError(
                 f"on_config_change must be one of {', '.join(_ANSWERS)} here, got {self.on_config_change!r}.",
-                hint="To begin anew, use another output folder.",
+                hint="To start over, use another output folder.",
             )
 
     @property
     def folder(self) -> RunFolder:
-        """Where everything of it lies."""
+        """The paths of the run."""
         return RunFolder.under(self.output_dir)
 
     def newest_checkpoint(self, *, is_main: bool) -> CheckpointMetadata | None:
-        """The newest whole checkpoint with its absolute path, or None for a fresh start; sets damaged ones aside.
+        """The newest intact checkpoint with its absolute path, or None for a fresh start; quarantines damaged ones.
 
-        Every byte of a candidate is read. May be asked on every process, before the run is opened.
+        Reads every byte of a candidate. Call it on every process, before the run is opened.
 
         Raises:
             NoUsableCheckpoint: some were recorded and none can be used.
             OtherRun: the folder holds the run of another program.
-            RunInUse: another live process writes the run, and a damaged checkpoint is to be set aside.
+            RunInUse: another live process writes the run, and a damaged checkpoint must be quarantined.
         """
         session = read_run(self.folder).session
         if session is None:
@@ -83,8 +82,8 @@ class KeptRun:
         chosen = choice.checkpoint
         return msgspec.structs.replace(chosen, checkpoint_path=str(self.folder.find(chosen.checkpoint_path)))
 
-    def opened(self, config: Mapping[str, Any], total_steps: int) -> ProgressTracker:
-        """The run's writer, before the first step of this process.
+    def open(self, config: Mapping[str, object], total_steps: int) -> ProgressTracker:
+        """Open the run for writing, before the first step of this process.
 
         Raises:
             ConfigChanged: the config differs and `on_config_change` is `error`.
@@ -107,7 +106,7 @@ class KeptRun:
         )
 
     def require_resumed(self, session: TrainingSession | None, first_step: int) -> None:
-        """Let nobody begin again in silence where there is something to go on from.
+        """Refuse to start over silently when there are checkpoints to resume from.
 
         Raises:
             ConfigError: training would begin at step 0 although the run has checkpoints.
@@ -121,7 +120,7 @@ class KeptRun:
                 hint="Load the newest one first, as the adapter's docstring shows, or use another output folder.",
             )
 
-    def _require_same_config(self, session: TrainingSession, identity: Mapping[str, Any]) -> None:
+    def _require_same_config(self, session: TrainingSession, identity: Mapping[str, object]) -> None:
         changed = changed_keys(session.config, canonical_config(identity)) if session.config_hash else []
         if changed and self.on_config_change == "error":
             error = ConfigChanged(self.folder.root, changed=changed)

@@ -1,4 +1,4 @@
-"""PyTorch Lightning, kept whole.
+"""Record a run of PyTorch Lightning.
 
 ```python
 hold = Crashproof("runs/mine")
@@ -6,9 +6,11 @@ trainer = Trainer(callbacks=[hold.callback], logger=hold.logger, plugins=[hold.c
 trainer.fit(model, ckpt_path=hold.newest_checkpoint())
 ```
 
-The classes are those of `lightning.pytorch`. The package `pytorch_lightning` holds a second copy of them, which
-refuses these; one of the two had to be chosen, and `lightning` brings the other along.
+The classes are those of `lightning.pytorch`. The package `pytorch_lightning` has a second copy of them, which
+does not accept these; `lightning` depends on `pytorch_lightning`, so it is the one supported.
 """
+
+# ruff: noqa: E402 - a missing extra is reported before anything of it is imported.
 
 from __future__ import annotations
 
@@ -21,10 +23,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from crashproof.adapters.deferred_run import KeptRun
-from crashproof.checkpoints.delete import is_remote
+from crashproof.adapters.deferred_run import DeferredRun
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.disk.files import REAL_DISK, Disk
+from crashproof.disk.run_folder import is_remote
 from crashproof.errors import CheckpointMismatch, ConfigError
 from crashproof.optional_dependencies import require_versions
 from crashproof.reading.run_state import read_run
@@ -33,36 +35,37 @@ from crashproof.tracking.tracker import ProgressTracker
 
 require_versions("lightning", {"lightning": "2.4"})
 
-import torch  # noqa: E402 - the versions come first
-from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402
-from lightning.pytorch.loggers import Logger  # noqa: E402
-from lightning.pytorch.plugins.io import CheckpointIO  # noqa: E402
-from lightning.pytorch.utilities import rank_zero_only  # noqa: E402
-from lightning.pytorch.utilities.data import extract_batch_size  # noqa: E402
-from lightning.pytorch.utilities.exceptions import SIGTERMException  # noqa: E402
-from torch import Tensor  # noqa: E402
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+from torch.optim import Optimizer
 
-from crashproof.adapters.resumable_loader import ResumableLoader  # noqa: E402
-from crashproof.pytorch.checkpoint_file import load_checkpoint, save_checkpoint  # noqa: E402
-from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts  # noqa: E402
-from crashproof.pytorch.random_state import capture_random_state, restore_random_state  # noqa: E402
+from crashproof.adapters.resumable_loader import ResumableLoader
+from crashproof.pytorch.checkpoint_file import load_checkpoint, save_checkpoint
+from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts
+from crashproof.pytorch.random_state import capture_random_state, restore_random_state
 
 __all__ = ["Crashproof", "CrashproofCallback", "CrashproofCheckpointIO", "CrashproofLogger", "ResumableLoader"]
 
 log = logging.getLogger("crashproof")
 
 _OURS = "crashproof"
-"""The key of a checkpoint that holds what Lightning does not save."""
+"""The key in a checkpoint for what Lightning does not save."""
 
 
 class Crashproof:
-    """A run that a Lightning `Trainer` writes: a callback, a logger and a checkpoint plugin that belong together."""
+    """Record the run of a Lightning `Trainer`: a callback, a logger and a checkpoint plugin that belong together."""
 
     def __init__(
         self,
         output_dir: str | Path,
         *,
-        config: Mapping[str, Any] | None = None,
+        config: Mapping[str, object] | None = None,
         total_steps: int | None = None,
         on_config_change: str = "error",
         settings: TrackerSettings | None = None,
@@ -73,14 +76,14 @@ class Crashproof:
 
         Args:
             output_dir: The run's folder.
-            config: What the run is; hyperparameters that Lightning logs are added.
-            total_steps: Optimizer steps to train; the trainer's own estimate where not given.
-            on_config_change: `error`, or `continue` to go on all the same.
-            settings: How often things are written, and what to keep.
-            clock: Where the time comes from.
-            disk: Where bytes go.
+            config: The config of the run; hyperparameters that Lightning logs are added.
+            total_steps: Optimizer steps to train; the trainer's own estimate if not given.
+            on_config_change: `error`, or `continue` to resume with the new config.
+            settings: How often to write, and which checkpoints to keep.
+            clock: The source of time.
+            disk: The disk to write to.
         """
-        kept = KeptRun(
+        run = DeferredRun(
             framework="lightning",
             output_dir=Path(output_dir),
             on_config_change=on_config_change,
@@ -88,49 +91,49 @@ class Crashproof:
             clock=clock,
             disk=disk,
         )
-        self._run = _Run(kept, dict(config or {}), total_steps)
-        self.checkpoint_io = CrashproofCheckpointIO(self._run)
-        """For `Trainer(plugins=[…])`: checkpoints that are there whole or not at all."""
-        self.callback = CrashproofCallback(self._run, self.checkpoint_io)
-        """For `Trainer(callbacks=[…])`: every step's loss, evaluations, random states, the run's end."""
-        self.logger = CrashproofLogger(self._run)
+        self._shared = _SharedRun(run, dict(config or {}), total_steps)
+        self.checkpoint_io = CrashproofCheckpointIO(self._shared)
+        """For `Trainer(plugins=[…])`: checkpoints that are written atomically."""
+        self.callback = CrashproofCallback(self._shared, self.checkpoint_io)
+        """For `Trainer(callbacks=[…])`: every step's loss, evaluations, random states and the end of the run."""
+        self.logger = CrashproofLogger(self._shared)
         """For `Trainer(logger=…)`: hyperparameters, and metrics that are logged once an epoch."""
 
     @property
     def output_dir(self) -> Path:
         """The run's folder."""
-        return self._run.kept.output_dir
+        return self._shared.run.output_dir
 
     def newest_checkpoint(self) -> str | None:
-        """The newest whole checkpoint for `trainer.fit(ckpt_path=…)`, or None for a fresh start.
+        """The newest intact checkpoint for `trainer.fit(ckpt_path=…)`, or None for a fresh start.
 
         Raises:
             NoUsableCheckpoint: some were recorded and none can be used.
             OtherRun: the folder holds the run of another program.
-            RunInUse: another live process writes the run, and a damaged checkpoint is to be set aside.
+            RunInUse: another live process writes the run, and a damaged checkpoint must be quarantined.
         """
         rank = cast(int, getattr(rank_zero_only, "rank", 0) or 0)
-        found = self._run.kept.newest_checkpoint(is_main=rank == 0)
+        found = self._shared.run.newest_checkpoint(is_main=rank == 0)
         return None if found is None else found.checkpoint_path
 
 
-class _Run:
-    """What the three parts share."""
+class _SharedRun:
+    """The state that the three parts share."""
 
-    def __init__(self, kept: KeptRun, config: dict[str, Any], total_steps: int | None) -> None:
-        self.kept = kept
+    def __init__(self, run: DeferredRun, config: dict[str, object], total_steps: int | None) -> None:
+        self.run = run
         self.config = config
         self.total_steps = total_steps
         self.tracker: ProgressTracker | None = None
         """The run's writer while the trainer fits, on the main process."""
         self.trainer: Trainer | None = None
-        """Known once the callback was set up."""
+        """Known once the callback is set up."""
         self.samples = 0
-        """Consumed by all processes since the beginning of the run."""
-        self.names_of_steps: set[str] = set()
-        """What was kept as a component of a step's loss."""
-        self.waiting: dict[str, Any] = {}
-        """What others have logged for the step that is under way."""
+        """The samples consumed by all processes since the beginning of the run."""
+        self.step_components: set[str] = set()
+        """The names recorded as components of a step's loss."""
+        self.pending: dict[str, object] = {}
+        """What other callbacks have logged for the current step."""
         self.is_epoch_over = False
 
     def require_trainer(self, part: str) -> Trainer:
@@ -142,43 +145,43 @@ class _Run:
 
 
 class _Preempted(SIGTERMException):
-    """Leaves `trainer.fit`, and the program with the exit code for "start me again"."""
+    """Leave `trainer.fit`, and the program with the exit code for "start me again"."""
 
     def __init__(self) -> None:
         super().__init__(EXIT_PREEMPTED)
 
 
 class CrashproofCallback(Callback):
-    """Reports every optimizer step; made by `Crashproof`.
+    """Record every optimizer step; created by `Crashproof`.
 
-    A request to stop (SIGTERM, SIGUSR1, Ctrl-C) lets the optimizer step end, saves `checkpoint_<step>.ckpt` and
-    leaves `trainer.fit` by `SystemExit(75)`. Where SIGUSR1 has a handler, as with Lightning's own requeueing on
-    SLURM, the signals are left to whoever listens, and the run stops at the first step after Lightning's SIGTERM.
+    On a request to stop (SIGTERM, SIGUSR1, Ctrl-C) it finishes the optimizer step, saves `checkpoint_<step>.ckpt` and
+    leaves `trainer.fit` with `SystemExit(75)`. If SIGUSR1 has a handler, as with Lightning's own requeueing on SLURM,
+    it handles no signals, and the run stops at the first step after Lightning has received SIGTERM.
     """
 
-    def __init__(self, run: _Run, checkpoint_io: CrashproofCheckpointIO) -> None:
-        self._run = run
+    def __init__(self, shared: _SharedRun, checkpoint_io: CrashproofCheckpointIO) -> None:
+        self._shared = shared
         self._checkpoint_io = checkpoint_io
         self._interrupts: Interrupts | None = None
         self._restored: dict[str, Any] | None = None
         self._last_step = 0
-        self._learning_rate: Any = 0.0
+        self._learning_rate: Tensor | float = 0.0
         self._losses: list[Any] = []
-        self._has_told_of_no_loss = False
-        self._seen: dict[str, Any] = {}
+        self._has_warned_of_no_loss = False
+        self._seen: Mapping[str, object] = {}
         self._state_in_training: dict[str, Any] | None = None
         self._validation_began = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Look whether the parts are together."""
+        """Check that the parts are used together."""
         if stage != "fit":
             return
         if trainer.strategy.checkpoint_io is not self._checkpoint_io:
             raise ConfigError(
-                "hold.callback is used without hold.checkpoint_io, so no checkpoint would be known to be whole.",
+                "hold.callback is used without hold.checkpoint_io, so no checkpoint could be verified.",
                 hint="Pass Trainer(plugins=[hold.checkpoint_io], …).",
             )
-        self._run.trainer = trainer
+        self._shared.trainer = trainer
         self._restored = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -189,37 +192,37 @@ class CrashproofCallback(Callback):
             torch.distributed.all_gather_object(states, own)
         loader = trainer.train_dataloader
         checkpoint[_OURS] = {
-            "samples": self._run.samples,
+            "samples": self._shared.samples,
             "random_states": states,
             "is_epoch_end": trainer.is_last_batch,
             "loader": loader.state_dict() if isinstance(loader, ResumableLoader) else None,
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Remember it until training begins: what comes in between draws random numbers."""
+        """Keep the state until training begins: what comes in between draws random numbers."""
         if trainer.state.fn != "fit":
             return
         self._restored = checkpoint.get(_OURS)
         if self._restored is None:
-            log.warning("The checkpoint was saved without crashproof: random states and the data begin anew.")
+            log.warning("The checkpoint was saved without crashproof: random states and the data order start over.")
         else:
-            self._run.samples = self._restored["samples"]
+            self._shared.samples = self._restored["samples"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """At the beginning of an epoch the data loader draws a seed first, as it would have without a break."""
+        """Restore the random state after an epoch's end, before the data loader draws a seed for the next epoch."""
         if self._restored is not None and self._restored["is_epoch_end"]:
             self._restore_random_state(trainer, self._restored)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the run."""
+        """Open the run and restore the state of a resumed one."""
         step = self._last_step = trainer.global_step
         self._losses = []
         self._seen = dict(trainer.logged_metrics)
-        self._run.is_epoch_over, self._run.waiting = False, {}
+        self._shared.is_epoch_over, self._shared.pending = False, {}
         if trainer.is_global_zero:
             total_steps = self._total_steps(trainer)
-            self._run.kept.require_resumed(read_run(self._run.kept.folder).session, step)
-            self._run.tracker = self._run.kept.opened(self._run.config, total_steps)
+            self._shared.run.require_resumed(read_run(self._shared.run.folder).session, step)
+            self._shared.tracker = self._shared.run.open(self._shared.config, total_steps)
         if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
             self._interrupts = Interrupts().__enter__()
         loader = trainer.train_dataloader
@@ -228,114 +231,112 @@ class CrashproofCallback(Callback):
             and isinstance(loader, ResumableLoader)
             and self._restored["loader"] is not None
         ):
-            # Lightning loads it too, but not where configure_optimizers has asked for the number of steps.
+            # Lightning loads it too, but not if configure_optimizers has read the number of steps.
             loader.load_state_dict(self._restored["loader"])
-            # Lightning may still look at the validation data first, which draws a number.
+            # Lightning may still open the validation data first, which draws a number.
             loader.before_first_batch = partial(self._restore_random_state, trainer, self._restored)
         elif self._restored is not None and not self._restored["is_epoch_end"]:
             self._restore_random_state(trainer, self._restored)
         self._state_in_training = capture_random_state()
         self._restored = None
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """The learning rate as it is used: the schedule moves on before the batch ends."""
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Note the learning rate that is used: the schedule changes it before the batch ends."""
         rate = optimizer.param_groups[0]["lr"]
         self._learning_rate = rate.clone() if isinstance(rate, Tensor) else rate
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the step, once all its batches are through; then stop where that was asked."""
+        """Record the step after its last batch, and stop if that was requested."""
         self._losses.append(outputs.get("loss") if isinstance(outputs, Mapping) else outputs)
-        self._run.samples += extract_batch_size(batch) * trainer.world_size
+        self._shared.samples += extract_batch_size(batch) * trainer.world_size
         if trainer.global_step != self._last_step:
             self._last_step = trainer.global_step
-            self._keep_step(trainer)
-            if self._is_asked_to_stop(trainer):
-                trainer.save_checkpoint(self._run.kept.folder.root / f"checkpoint_{trainer.global_step}.ckpt")
+            self._record_step(trainer)
+            if self._is_stop_requested(trainer):
+                trainer.save_checkpoint(self._shared.run.folder.root / f"checkpoint_{trainer.global_step}.ckpt")
                 raise _Preempted
         self._state_in_training = capture_random_state()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember when, and what is known."""
-        self._validation_began = self._run.kept.clock.steady()
+        """Note the time, and the metrics logged so far."""
+        self._validation_began = self._shared.run.clock.steady()
         self._seen = dict(trainer.callback_metrics)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep what was measured, and give training its random numbers back.
+        """Record the results, and restore the random state of training.
 
-        After a resume Lightning does not repeat a validation that the checkpoint came before. So whether it takes
-        place must not change what training draws.
+        After a resume Lightning does not repeat a validation that followed the checkpoint. So whether it takes place
+        must not change what training draws.
         """
         if trainer.sanity_checking:
             return
         if self._state_in_training is not None and trainer.state.fn == "fit":
             restore_random_state(self._state_in_training)
-        if self._run.tracker is not None:
-            results = _fresh(trainer.callback_metrics, self._seen)
-            seconds = self._run.kept.clock.steady() - self._validation_began
-            self._run.tracker.record_evaluation(trainer.global_step, results, seconds)
+        if self._shared.tracker is not None:
+            results = _newly_logged(trainer.callback_metrics, self._seen)
+            seconds = self._shared.run.clock.steady() - self._validation_began
+            self._shared.tracker.record_evaluation(trainer.global_step, results, seconds)
         self._seen = dict(trainer.logged_metrics)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on, what is logged belongs to a step."""
-        self._run.is_epoch_over = False
+        """Assign what is logged from here on to a step."""
+        self._shared.is_epoch_over = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on, what is logged belongs to the epoch."""
-        self._run.is_epoch_over = True
+        """Assign what is logged from here on to the epoch."""
+        self._shared.is_epoch_over = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the signals back."""
+        """Restore the signal handlers."""
         self._stop_listening()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End the attempt; the last checkpoints were saved before."""
+        """End the attempt; the last checkpoints are saved by now."""
         self._close("completed", None)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """End the attempt as what it was."""
+        """End the attempt as preempted or raised."""
         self._stop_listening()
         if isinstance(exception, SIGTERMException):
             self._close("preempted", None)
         else:
             self._close("raised", exception)
 
-    def _keep_step(self, trainer: Trainer) -> None:
+    def _record_step(self, trainer: Trainer) -> None:
         loss = self._mean_loss(trainer)
-        if self._run.tracker is None:
+        if self._shared.tracker is None:
             return
         logged = dict(trainer.logged_metrics)
-        components = _fresh(logged, self._seen)
+        components = _newly_logged(logged, self._seen)
         self._seen = logged
-        components, self._run.waiting = {**self._run.waiting, **components}, {}
-        self._run.names_of_steps |= logged.keys() & components.keys()
-        self._run.tracker.update_metrics(
-            trainer.global_step, loss, components, self._learning_rate, self._run.samples, 0
+        components, self._shared.pending = {**self._shared.pending, **components}, {}
+        self._shared.step_components |= logged.keys() & components.keys()
+        self._shared.tracker.update_metrics(
+            trainer.global_step, loss, components, self._learning_rate, self._shared.samples, 0
         )
 
     def _mean_loss(self, trainer: Trainer) -> Any:
-        """Over the batches of the step, on its device; NaN where `training_step` gave none."""
+        """The mean loss of the step's batches, on its device; NaN if `training_step` returned none."""
         losses, self._losses = [each for each in self._losses if each is not None], []
         if not losses:
-            if not self._has_told_of_no_loss:
-                log.warning(
-                    "Step %d has no loss: training_step returned none. It is kept as NaN.", trainer.global_step
-                )
-                self._has_told_of_no_loss = True
+            if not self._has_warned_of_no_loss:
+                log.warning("Step %d has no loss: training_step returned none. Recording NaN.", trainer.global_step)
+                self._has_warned_of_no_loss = True
             return math.nan
         if len(losses) == 1 and trainer.accumulate_grad_batches == 1:
             return losses[0]
-        # Lightning has divided each by the number of batches that a whole step has.
+        # Lightning has divided each by the number of batches of a full step.
         return torch.stack(losses).sum() * (trainer.accumulate_grad_batches / len(losses))
 
     def _total_steps(self, trainer: Trainer) -> int:
-        if self._run.total_steps is not None:
-            return self._run.total_steps
+        if self._shared.total_steps is not None:
+            return self._shared.total_steps
         estimate = trainer.estimated_stepping_batches
         if math.isinf(estimate):
             raise ConfigError(
-                "How long the trainer will train is not known: it has neither max_steps nor a length of the data.",
+                "The number of training steps is unknown: there is neither max_steps nor data of a known length.",
                 hint="Pass Trainer(max_steps=…), or Crashproof(…, total_steps=…).",
             )
         return int(estimate)
@@ -347,14 +348,18 @@ class CrashproofCallback(Callback):
             restore_random_state(states[trainer.global_rank])
         else:
             log.warning(
-                "The checkpoint is of %d process(es), now there are %d: random states begin anew.",
+                "The checkpoint is of %d process(es), now there are %d: random states start over.",
                 len(states),
                 trainer.world_size,
             )
 
-    def _is_asked_to_stop(self, trainer: Trainer) -> bool:
-        asked = trainer.received_sigterm or (self._interrupts is not None and self._interrupts.is_requested)
-        return bool(trainer.strategy.reduce_boolean_decision(asked, all=False)) if trainer.world_size > 1 else asked
+    def _is_stop_requested(self, trainer: Trainer) -> bool:
+        is_requested = trainer.received_sigterm or (self._interrupts is not None and self._interrupts.is_requested)
+        return (
+            bool(trainer.strategy.reduce_boolean_decision(is_requested, all=False))
+            if trainer.world_size > 1
+            else is_requested
+        )
 
     def _stop_listening(self) -> None:
         if self._interrupts is not None:
@@ -362,139 +367,143 @@ class CrashproofCallback(Callback):
             self._interrupts = None
 
     def _close(self, how: str, error: BaseException | None) -> None:
-        if self._run.tracker is not None:
-            tracker, self._run.tracker = self._run.tracker, None
+        if self._shared.tracker is not None:
+            tracker, self._shared.tracker = self._shared.tracker, None
             tracker.close(how, error)
 
 
-def _fresh(logged: Mapping[str, Any], seen: Mapping[str, Any]) -> dict[str, Any]:
-    """What was logged since: Lightning repeats the rest, in the memory that it had."""
+def _newly_logged(logged: Mapping[str, object], seen: Mapping[str, object]) -> dict[str, object]:
+    """What was logged since `seen`: Lightning repeats the rest as the same objects."""
     return {name: value for name, value in logged.items() if name not in seen or not _is_same(seen[name], value)}
 
 
-def _is_same(seen: Any, value: Any) -> bool:
-    # What was seen is still held, so nothing new can lie in its place.
-    is_tensor = isinstance(seen, Tensor) and isinstance(value, Tensor)
-    return seen.data_ptr() == value.data_ptr() if is_tensor else seen is value
+def _is_same(seen: object, value: object) -> bool:
+    if isinstance(seen, Tensor) and isinstance(value, Tensor):
+        # `seen` keeps its memory alive, so a new tensor has another address.
+        return seen.data_ptr() == value.data_ptr()
+    return seen is value
 
 
 class CrashproofLogger(Logger):
-    """Takes hyperparameters for the run's config, and metrics that nobody else has; made by `Crashproof`.
+    """Add hyperparameters to the run's config, and record the remaining metrics; created by `Crashproof`.
 
-    What is logged in `training_step` stands in every step's line already, and what validation measured stands in
-    its evaluation. Of what is left, means over an epoch are kept with the evaluation of its last step; what other
-    callbacks log in mid-epoch, such as `LearningRateMonitor`, are components of the next step that ends.
+    The callback records what `training_step` logs with each step, and what validation logs with its evaluation. Of
+    the rest, means over an epoch are recorded with the evaluation of its last step; what other callbacks log in
+    mid-epoch, such as `LearningRateMonitor`, become components of the next step.
     """
 
-    def __init__(self, run: _Run) -> None:
+    def __init__(self, shared: _SharedRun) -> None:
         super().__init__()
-        self._run = run
+        self._shared = shared
 
     @property
     def name(self) -> str:
-        """None: a run is named by its folder, and `ModelCheckpoint` saves below it."""
+        """Empty: a run is named by its folder, and `ModelCheckpoint` saves below it."""
         return ""
 
     @property
     def version(self) -> str:
-        """None: the attempts of a run are no versions of it."""
+        """Empty: the attempts of a run are not versions of it."""
         return ""
 
     @property
     def save_dir(self) -> str:
         """The run's folder."""
-        return str(self._run.kept.output_dir)
+        return str(self._shared.run.output_dir)
 
     @property
     def experiment(self) -> ProgressTracker | None:
         """The run's writer while the trainer fits, on the main process."""
-        return self._run.tracker
+        return self._shared.tracker
 
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: object, **kwargs: object) -> None:
         """Add them to the config, before training begins."""
         values = vars(params) if isinstance(params, Namespace) else dict(params)
-        if self._run.tracker is not None:
+        if self._shared.tracker is not None:
             log.warning(
-                "Hyperparameters logged in mid-training are not kept: the run's config is what it began with."
+                "Ignoring hyperparameters logged during training: the run's config is fixed at its beginning."
             )
             return
-        self._run.config.update(values)
+        self._shared.config.update(values)
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Keep what stands nowhere else."""
-        trainer = self._run.require_trainer("logger")
-        if self._run.tracker is None or trainer.validating:
+    def log_metrics(self, metrics: Mapping[str, object], step: int | None = None) -> None:
+        """Record what the callback does not."""
+        trainer = self._shared.require_trainer("logger")
+        if self._shared.tracker is None or trainer.validating:
             return
-        rest = {name: value for name, value in metrics.items() if name not in self._run.names_of_steps | {"epoch"}}
-        if rest and self._run.is_epoch_over:
-            self._run.tracker.record_evaluation(trainer.global_step, rest)
+        rest = {
+            name: value for name, value in metrics.items() if name not in self._shared.step_components | {"epoch"}
+        }
+        if rest and self._shared.is_epoch_over:
+            self._shared.tracker.record_evaluation(trainer.global_step, rest)
         else:
-            self._run.waiting |= rest
+            self._shared.pending |= rest
 
 
 class CrashproofCheckpointIO(CheckpointIO):
-    """Writes checkpoints whole or not at all, and reads them as data; made by `Crashproof`.
+    """Write checkpoints atomically, and read them as data; created by `Crashproof`.
 
-    One that training can go on from is recorded as soon as it is durable. `ModelCheckpoint` says which to remove;
-    each goes once a newer one was read back whole.
+    One that training can resume from is recorded as soon as it is durable. `ModelCheckpoint` decides which to remove;
+    each is removed once a newer one has been read back and found intact.
     """
 
-    def __init__(self, run: _Run) -> None:
-        self._run = run
+    def __init__(self, shared: _SharedRun) -> None:
+        self._shared = shared
         self._unwanted: list[Path] = []
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Publish it once it is durable.
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
+        """Write the checkpoint, and record it once it is durable.
 
         Raises:
-            CheckpointMismatch: it holds more than data, so it could not be loaded again.
-            DiskFull, StorageUnwritable: a file that had this name is as it was.
+            CheckpointMismatch: it contains more than data, so it could not be loaded again.
+            DiskFull, StorageUnwritable: an older file of this name is unchanged.
         """
-        self._run.require_trainer("checkpoint_io")
+        self._shared.require_trainer("checkpoint_io")
         if storage_options is not None or is_remote(str(path)):
             raise ConfigError(
-                f"{path} is not on a file system, and only there a checkpoint can be kept whole.",
+                f"{path} is not on a file system, so it cannot be written atomically.",
                 hint="Save into the run's folder: leave ModelCheckpoint's dirpath out, or name a folder.",
             )
         path = Path(path)
-        kept = self._run.kept
-        kept.disk.make_folders(path.parent)
-        written = save_checkpoint(path, checkpoint, disk=kept.disk)
+        run = self._shared.run
+        run.disk.make_folders(path.parent)
+        written = save_checkpoint(path, checkpoint, disk=run.disk)
         self._require_data(path)
-        if self._run.tracker is None or "optimizer_states" not in checkpoint:
-            log.info("%s is written, and not recorded: no training goes on from it.", path)
+        if self._shared.tracker is None or "optimizer_states" not in checkpoint:
+            log.info("Wrote %s without recording it: training cannot resume from it.", path)
             return
-        self._run.tracker.record_checkpoint(checkpoint["global_step"], path, self._run.samples, written=written)
+        self._shared.tracker.record_checkpoint(checkpoint["global_step"], path, self._shared.samples, written=written)
 
     def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+        self, path: str | Path, map_location: object = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read it on the CPU, after a look at every byte; always as data, whatever is asked for.
+        """Verify every byte and load it on the CPU; always as data, whatever `weights_only` is.
 
         Raises:
-            CheckpointDamaged: it is missing, torn, altered, or holds more than data.
+            CheckpointDamaged: it is missing, torn, altered, or contains more than data.
         """
         return load_checkpoint(Path(path))
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove it, and those that had to stay before; one that has to stay now goes with a later one."""
-        if self._run.tracker is None:
-            log.info("%s stays: checkpoints are removed only while their run is open.", path)
+        """Remove it, and those kept by earlier calls; one that cannot be removed yet is left to a later call."""
+        if self._shared.tracker is None:
+            log.info("Keeping %s: checkpoints are removed only while their run is open.", path)
             return
         self._unwanted.append(Path(path))
-        self._unwanted = [each for each in self._unwanted if not self._is_gone(each, self._run.tracker)]
+        self._unwanted = [each for each in self._unwanted if not self._remove(each, self._shared.tracker)]
 
-    def _is_gone(self, path: Path, tracker: ProgressTracker) -> bool:
-        folder = self._run.kept.folder
+    def _remove(self, path: Path, tracker: ProgressTracker) -> bool:
+        """Remove a checkpoint unless the run still needs it; return whether it is gone."""
+        folder = self._shared.run.folder
         session = tracker.session
         known = {each.checkpoint_path for each in [*session.checkpoints.values(), *session.checkpoints_beside]}
-        if folder.spell(path) in known:
+        if folder.recorded_path(path) in known:
             return tracker.remove_checkpoint(path)
         if path.is_file():
-            self._run.kept.disk.remove_file(path)
+            self._shared.run.disk.remove_file(path)
         return True
 
     def _require_data(self, path: Path) -> None:
         found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         if found:
-            raise CheckpointMismatch(path, reason=f"it holds {', '.join(sorted(found))}, which is more than data")
+            raise CheckpointMismatch(path, reason=f"it contains {', '.join(sorted(found))}, which is more than data")

@@ -1,4 +1,4 @@
-"""Batches in an order that training can go on in."""
+"""A data loader that resumes in mid-epoch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["ResumableLoader"]
 
 
 class ResumableLoader:
-    """Batches in an order that training can go on in, also in mid-epoch.
+    """Batches in an order that can be resumed, also in mid-epoch.
 
     The order is a function of seed and position alone, see `DataOrder`. Lightning saves the position in its
-    checkpoints and gives it back: `trainer.fit(model, ResumableLoader(dataset, batch_size=8, seed=7))`.
+    checkpoints and restores it: `trainer.fit(model, ResumableLoader(dataset, batch_size=8, seed=7))`.
     """
 
     def __init__(self, dataset: Dataset[Any], *, batch_size: int, seed: int, **options: Any) -> None:
@@ -31,13 +31,13 @@ class ResumableLoader:
         self._order = DataOrder(num_samples=len(cast(Any, dataset)), seed=seed)
         self._position = 0
         self.before_first_batch: Callable[[], None] | None = None
-        """Called once, as the next batch is fetched: there training draws on after a resume."""
+        """Called once, when the next batch is fetched: there a resumed run continues to draw random numbers."""
 
     def __len__(self) -> int:
         return math.ceil(self._order.num_samples / self._batch_size)
 
     def __iter__(self) -> Iterator[Any]:
-        """Go on to the end of the epoch; nothing is drawn from the global random generators."""
+        """Yield the batches up to the end of the epoch; draws nothing from the global random generators."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             self._require_alone(torch.distributed.get_world_size())
         if self.before_first_batch is not None:
@@ -53,25 +53,25 @@ class ResumableLoader:
             **self._options,
         )
         for batch in batches:
-            # Counted as it is handed out: workers fetch ahead.
+            # Counted here because workers fetch ahead.
             self._position = min(self._position + self._batch_size, end)
             yield batch
 
     @property
     def sampler(self) -> Self:
-        """Where Lightning says which epoch begins."""
+        """The object whose `set_epoch` Lightning calls."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Go on to an epoch where the one before it was cut short."""
+        """Skip to an epoch if the one before it was cut short."""
         self._position = max(self._position, epoch * self._order.num_samples)
 
     def state_dict(self) -> dict[str, int]:
-        """The position: samples handed out so far."""
+        """The position: the number of samples yielded so far."""
         return {"position": self._position}
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
-        """Go on at a position."""
+        """Continue at a position."""
         self._position = state_dict["position"]
 
     def _require_alone(self, num_processes: int) -> None:

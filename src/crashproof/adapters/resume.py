@@ -1,7 +1,7 @@
-"""Where a framework's run resumes.
+"""Find where a framework's run resumes.
 
-A framework saves into its final folder, so a process that was killed in mid-save leaves one that looks like a
-checkpoint. What was recorded as whole tells the two apart.
+A framework saves into the final folder, so a process killed in mid-save leaves one that looks like a checkpoint. Only
+complete ones are recorded, which tells the two apart.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from crashproof.checkpoints.foreign import Candidate, candidates_in, inspect
-from crashproof.checkpoints.quarantine import move_aside
+from crashproof.checkpoints.foreign import Candidate, find_candidates, inspect
+from crashproof.checkpoints.quarantine import quarantine
 from crashproof.checkpoints.select import choose
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.disk.files import REAL_DISK, Disk
@@ -40,23 +39,23 @@ class FrameworkRun:
     """What an adapter knows of its run before the first step."""
 
     framework: str
-    """As its config says it under `framework`, and as people call it."""
+    """The value of `framework` in the session's config, and the name that people use."""
     output_dir: Path
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
     on_config_change: str
     """See `ProgressTracker`."""
     samples_per_step: int
     is_checkpoint: Callable[[Path], bool]
-    """Whether a path is named as the framework names its checkpoints."""
+    """Whether a path has the name of a checkpoint of the framework."""
 
     @property
     def folder(self) -> RunFolder:
-        """Where everything of it lies."""
+        """The paths of the run."""
         return RunFolder.under(self.output_dir)
 
 
 def require_own_run(framework: str, folder: RunFolder, session: TrainingSession | None) -> None:
-    """Leave the run of another program alone.
+    """Refuse the run of another program.
 
     Raises:
         OtherRun: the folder holds a session that this framework did not write.
@@ -69,9 +68,9 @@ def require_own_run(framework: str, folder: RunFolder, session: TrainingSession 
 
 
 def offered_checkpoint(
-    folder: RunFolder, config: Mapping[str, Any], total_steps: int, *, clock: Clock, disk: Disk
+    folder: RunFolder, config: Mapping[str, object], total_steps: int, *, clock: Clock, disk: Disk
 ) -> CheckpointMetadata | None:
-    """The choice of a tracker: an attempt that trains nothing sets damage aside, and keeps that it did.
+    """The checkpoint that a tracker offers; in an attempt that trains nothing, it quarantines and records damage.
 
     Raises:
         NoUsableCheckpoint: some were recorded and none can be used.
@@ -93,7 +92,7 @@ def offered_checkpoint(
 
 
 def recorded_checkpoints(run: FrameworkRun, session: TrainingSession) -> list[CheckpointMetadata]:
-    """The framework's own among those that a session knows."""
+    """The framework's own among the checkpoints of a session."""
     known = [*session.checkpoints.values(), *session.checkpoints_beside]
     return [each for each in known if run.is_checkpoint(Path(each.checkpoint_path))]
 
@@ -101,11 +100,10 @@ def recorded_checkpoints(run: FrameworkRun, session: TrainingSession) -> list[Ch
 def newest_checkpoint(
     run: FrameworkRun, *, clock: Clock = SYSTEM_CLOCK, disk: Disk = REAL_DISK
 ) -> CheckpointMetadata | None:
-    """The newest whole checkpoint with its absolute path, or None for a fresh start.
+    """The newest intact checkpoint with its absolute path, or None for a fresh start.
 
-    Folders that were never recorded, and recorded ones that were altered since, are moved to `set_aside/`. Those
-    of training that nobody has recorded (before crashproof was added, or without it since) are looked at and taken
-    up where they are whole.
+    Moves to `set_aside/` what was never recorded, or was altered since. Inspects what was saved without crashproof
+    (before it was added, or since), and adopts it if it is intact.
 
     Raises:
         NoUsableCheckpoint: there were some, and none can be used.
@@ -116,44 +114,48 @@ def newest_checkpoint(
     folder = run.folder
     session = read_run(folder).session
     require_own_run(run.framework, folder, session)
-    unrecorded = _unrecorded(run, session)
+    unrecorded = _find_unrecorded(run, session)
     if session is None and not unrecorded:
         return None
-    begins_anew = session is not None and _begins_anew(run, session)
-    foreign, refused = _looked_at(unrecorded, session, is_leftover=begins_anew)
+    starts_over = session is not None and _starts_over(run, session)
+    foreign, refused = _inspect_all(unrecorded, session, is_leftover=starts_over)
     if refused and not foreign and _knows_nothing(run, session):
-        # They stay where they are: once moved, the next start would find nothing, and begin anew in silence.
+        # They stay where they are: otherwise the next start would find nothing and start over silently.
         raise NoUsableCheckpoint(folder.root, refused=[(each.path.name, reason) for each, reason in refused])
     if foreign:
         _adopt(run, foreign, clock, disk)
     if refused:
-        _set_aside(refused, folder, clock, disk)
-    if begins_anew:
+        _quarantine_all(refused, folder, clock, disk)
+    if starts_over:
         return None
     session = read_run(folder).session
-    return None if session is None else _chosen(run, session, clock, disk)
+    return None if session is None else _choose(run, session, clock, disk)
 
 
 def _knows_nothing(run: FrameworkRun, session: TrainingSession | None) -> bool:
-    """Whether a torn folder cannot be this session's own first save: it has trained nothing, and saved nothing."""
+    """Whether the session has trained and saved nothing, so that a torn folder cannot be its own first save."""
     return session is None or not (session.steps_completed or recorded_checkpoints(run, session))
 
 
-def _unrecorded(run: FrameworkRun, session: TrainingSession | None) -> list[Candidate]:
+def _find_unrecorded(run: FrameworkRun, session: TrainingSession | None) -> list[Candidate]:
     try:
-        candidates = candidates_in(run.folder.root)
+        candidates = find_candidates(run.folder.root)
     except FileNotFoundError:
         return []
     known = set()
     if session is not None:
         known = {each.checkpoint_path for each in recorded_checkpoints(run, session)}
-        # What is being deleted is the next start's to delete.
+        # What is being deleted is left to the next start.
         known |= {each.checkpoint_path for each in session.checkpoints_removing}
-    return [each for each in candidates if run.is_checkpoint(each.path) and run.folder.spell(each.path) not in known]
+    return [
+        each
+        for each in candidates
+        if run.is_checkpoint(each.path) and run.folder.recorded_path(each.path) not in known
+    ]
 
 
-def _begins_anew(run: FrameworkRun, session: TrainingSession) -> bool:
-    """Whether the next start archives the session, with its checkpoints."""
+def _starts_over(run: FrameworkRun, session: TrainingSession) -> bool:
+    """Whether the next start archives the session with its checkpoints."""
     if not session.config_hash:
         return False
     changed = changed_keys(session.config, canonical_config(run.config))
@@ -162,17 +164,17 @@ def _begins_anew(run: FrameworkRun, session: TrainingSession) -> bool:
     return bool(changed) and run.on_config_change == "archive"
 
 
-def _looked_at(
+def _inspect_all(
     unrecorded: list[Candidate], session: TrainingSession | None, *, is_leftover: bool
 ) -> tuple[list[Candidate], list[tuple[Candidate, str]]]:
-    """Those that other training has left whole, and those that are of no use, each with the reason."""
+    """The intact checkpoints of other training, and the unusable ones, each with the reason."""
     foreign: list[Candidate] = []
     refused: list[tuple[Candidate, str]] = []
     for candidate in unrecorded:
         problem: str | None
         if session is not None and (is_leftover or candidate.step <= session.steps_completed):
             # The process died between its first byte and its record.
-            problem = "it was never recorded as whole"
+            problem = "it was never recorded as complete"
         else:
             problem = inspect(candidate).problem
         if problem is None:
@@ -190,38 +192,26 @@ def _adopt(run: FrameworkRun, foreign: list[Candidate], clock: Clock, disk: Disk
             run.folder.root, refused=[(each.path.name, error.message) for each in foreign]
         ) from error
     for each in adoption.adopted:
-        log.info("Taking up %s, which was saved without crashproof and is whole.", each.checkpoint_path)
+        log.info("Adopting %s, which was saved without crashproof and is intact.", each.checkpoint_path)
 
 
-def _set_aside(refused: list[tuple[Candidate, str]], folder: RunFolder, clock: Clock, disk: Disk) -> None:
-    # Another process may be in the middle of saving one of these: only who may write the run may move them.
+def _quarantine_all(refused: list[tuple[Candidate, str]], folder: RunFolder, clock: Clock, disk: Disk) -> None:
+    # Another process may be saving one of these: only the writer of the run may move them.
     disk.make_folders(folder.progress)
     lock = WriterLock(folder.lock, disk=disk, now=clock.now)
     try:
         for candidate, reason in refused:
-            moved_to = move_aside(_described(candidate, folder, clock), folder, disk=disk)
-            log.warning("%s cannot be used: %s. It is kept in %s.", candidate.path.name, reason, moved_to)
+            moved_to = quarantine(candidate.path, folder, disk=disk)
+            log.warning("%s cannot be used: %s. Moved it to %s.", candidate.path.name, reason, moved_to)
     finally:
         lock.release()
 
 
-def _described(candidate: Candidate, folder: RunFolder, clock: Clock) -> CheckpointMetadata:
-    return CheckpointMetadata(
-        checkpoint_step=candidate.step,
-        checkpoint_path=folder.spell(candidate.path),
-        created_at=clock.now(),
-        metrics=None,
-        dataset_position=0,
-        recovery_tags=[],
-        attempt=0,
-    )
-
-
-def _chosen(run: FrameworkRun, session: TrainingSession, clock: Clock, disk: Disk) -> CheckpointMetadata | None:
+def _choose(run: FrameworkRun, session: TrainingSession, clock: Clock, disk: Disk) -> CheckpointMetadata | None:
     choice = choose(
         recorded_checkpoints(run, session),
         run.folder,
-        set_aside=session.checkpoints_set_aside,
+        quarantined=session.checkpoints_set_aside,
         superseded=session.checkpoints_superseded,
     )
     if choice is None:
@@ -232,8 +222,4 @@ def _chosen(run: FrameworkRun, session: TrainingSession, clock: Clock, disk: Dis
     chosen = choice.checkpoint
     path = run.folder.find(chosen.checkpoint_path)
     log.info("Resuming at step %s (%s).", f"{chosen.checkpoint_step:,}", path.name)
-    return _at(chosen, path)
-
-
-def _at(checkpoint: CheckpointMetadata, path: Path) -> CheckpointMetadata:
-    return msgspec.structs.replace(checkpoint, checkpoint_path=str(path))
+    return msgspec.structs.replace(chosen, checkpoint_path=str(path))

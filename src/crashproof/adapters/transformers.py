@@ -1,4 +1,6 @@
-"""Keep a run of the Hugging Face Trainer."""
+"""Record a run of the Hugging Face Trainer."""
+
+# ruff: noqa: E402 - a missing extra is reported before anything of it is imported.
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import dataclasses
 import functools
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,28 +16,25 @@ from typing import Any
 from crashproof.adapters.resume import FrameworkRun, newest_checkpoint, recorded_checkpoints, require_own_run
 from crashproof.checkpoints.digest import make_durable
 from crashproof.clock import SYSTEM_CLOCK, Clock
-from crashproof.errors import ConfigError, CrashproofError, DiskFull, MissingExtra, RunClosed
-from crashproof.optional_dependencies import require_versions
-from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts
+from crashproof.errors import ConfigError, CrashproofError, DiskFull, RunClosed
+from crashproof.optional_dependencies import require_modules, require_versions
 from crashproof.reading.run_state import read_run
+from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.rules.retention import KeepLatest, RetentionRule
 from crashproof.scalars import PendingScalar, is_on_device, start_copy
 from crashproof.tracking.context import TrainingProgressContext
 from crashproof.tracking.settings import TrackerSettings
 from crashproof.tracking.tracker import ProgressTracker
 
-_EXTRA = "transformers"
+require_modules("transformers", "accelerate", "torch", "transformers")
+require_versions("transformers", {"transformers": "5.20", "accelerate": "1.1"})
 
-try:
-    require_versions(_EXTRA, {"transformers": "5.20", "accelerate": "1.1"})
-    import torch
-    from accelerate.utils import broadcast_object_list
-    from torch import Tensor
-    from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-except MissingExtra:
-    raise
-except ImportError as error:
-    raise MissingExtra(_EXTRA) from error
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts
 
 __all__ = ["CrashproofCallback"]
 
@@ -43,44 +42,35 @@ log = logging.getLogger("crashproof")
 
 _NAME = re.compile(r"checkpoint-(?P<step>\d+)")
 _DEFAULT_FOLDERS = ("trainer_output", "tmp_trainer")
-"""What transformers writes to where nobody has named a folder."""
+"""The default output folders of transformers."""
 
 _HOW_NOT_WHAT = (
-    # Where to write, how to log, whom to tell.
+    # Where to write, how to log, where to report.
     *("output_dir", "run_name", "project", "report_to", "disable_tqdm", "logging_", "log_", "hub_", "push_to_hub"),
     *("trackio_", "include_num_input_tokens_seen", "include_for_metrics", "skip_memory_metrics", "debug"),
-    # When to save and evaluate, and how to go on.
+    # When to save and evaluate, and how to resume.
     *("save_", "eval_", "per_device_eval_batch_size", "prediction_loss_only", "batch_eval_metrics", "do_"),
     *("bf16_full_eval", "fp16_full_eval", "load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
     *("resume_from_checkpoint", "restore_callback_states", "ignore_data_skip", "enable_jit_checkpoint"),
     # How long; `max_steps` is known as a length by itself.
     "num_train_epochs",
     # How the same is computed, and on what.
-    *(
-        "local_rank",
-        "ddp_",
-        "fsdp",
-        "deepspeed",
-        "parallelism_config",
-        "use_cpu",
-        "torch_compile",
-        "full_determinism",
-    ),
+    *("local_rank", "ddp_", "fsdp", "deepspeed", "parallelism_config", "use_cpu", "torch_compile"),
     *("torch_empty_cache_steps", "auto_find_batch_size", "activation_checkpointing", "gradient_checkpointing"),
-    *("use_cache", "use_liger_kernel", "liger_kernel_config"),
+    *("full_determinism", "use_cache", "use_liger_kernel", "liger_kernel_config"),
     *("dataloader_num_workers", "dataloader_p", "dataloader_multiprocessing_context", "dataloader_in_order"),
 )
-"""Training arguments, or how they begin, that do not make it another run."""
+"""Training arguments, or their prefixes, that do not identify the run."""
 _OF_THE_FILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
-"""Keys of a model's config that tell of how it was stored."""
+"""Keys of a model's config that describe how it was stored."""
 _NO_RESULTS = ("_runtime", "_per_second", "epoch")
-"""Endings of what an evaluation tells besides its results."""
+"""Endings of what an evaluation reports besides its results."""
 
 
 class CrashproofCallback(TrainerCallback):
-    """Keeps every step, checkpoint and evaluation of a Trainer, which it adds itself to.
+    """Record every step, checkpoint and evaluation of a Trainer; adds itself to its callbacks.
 
-    `trainer.train(resume_from_checkpoint=hold.newest_checkpoint())` goes on from the newest whole checkpoint, and
+    `trainer.train(resume_from_checkpoint=hold.newest_checkpoint())` resumes from the newest intact checkpoint, and
     so does `resume_from_checkpoint=True`.
     """
 
@@ -92,22 +82,22 @@ class CrashproofCallback(TrainerCallback):
         settings: TrackerSettings | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """Listen to a trainer; touches no disk yet.
+        """Attach to a trainer; touches no disk yet.
 
         Args:
-            trainer: With an `output_dir` of its own. From here on `save_total_limit` is kept by crashproof, which
-                deletes an old checkpoint only once a newer one was read back whole.
+            trainer: With an `output_dir` of its own. From here on crashproof applies `save_total_limit`: it deletes
+                an old checkpoint only once a newer one has been verified.
             on_config_change: See `ProgressTracker`; the config is that of the model and of the training arguments.
-            settings: How often things are written, and which checkpoints stay.
-            clock: Where the time comes from.
+            settings: How often to write, and which checkpoints to keep.
+            clock: The source of time.
 
         Raises:
-            ConfigError: the trainer has no `output_dir` of its own, saves in a way that cannot be kept, or has a
-                callback of this kind already.
+            ConfigError: the trainer has no `output_dir` of its own, saves in an unsupported way, or has a callback of
+                this kind already.
         """
         output_dir = _require_usable(trainer)
         self.was_preempted = False
-        """Whether training stopped because the process was asked to, with its newest step in a checkpoint."""
+        """Whether training stopped on request, with its newest step in a checkpoint."""
         self._trainer = trainer
         self._clock = clock
         self._on_config_change = on_config_change
@@ -125,17 +115,17 @@ class CrashproofCallback(TrainerCallback):
         self._interrupts = Interrupts()
         self._resumed_from: str | None = None
         self._loss: Tensor | None = None
-        """Of the step under way: the sum of what its parts have returned."""
-        self._learning_rate: Any = 0.0
+        """The loss of the current step so far: the sum over its parts."""
+        self._learning_rate: Tensor | float = 0.0
         self._samples = self._tokens = 0
-        self._told_to_stop: PendingScalar | float = 0.0
-        """How many processes were asked to stop, as of the step before."""
+        self._num_stopping: PendingScalar | float = 0.0
+        """The number of processes with a request to stop, as of the previous step."""
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
-        self._stands_still_since = 0.0
-        # The loss reaches callbacks only averaged and filtered; an exception out of `train` does not reach them at
-        # all. Whatever class the trainer is, these two methods of it see both.
-        trainer.training_step = self._listening(trainer.training_step)  # type: ignore[method-assign]
-        trainer.train = self._kept(trainer.train)  # type: ignore[method-assign]
+        self._idle_since = 0.0
+        # Callbacks get the loss only averaged and filtered, and an exception of `train` not at all. These two
+        # methods see both, whatever the class of the trainer.
+        trainer.training_step = self._wrap_training_step(trainer.training_step)  # type: ignore[method-assign]
+        trainer.train = self._wrap_train(trainer.train)  # type: ignore[method-assign]
         trainer.add_callback(self)
 
     @property
@@ -151,14 +141,14 @@ class CrashproofCallback(TrainerCallback):
 
     @property
     def exit_code(self) -> int:
-        """What the program should exit with: 75 where it was asked to stop and should be started again, else 0."""
+        """The exit code for the program: 75 if it was stopped on request and should be started again, else 0."""
         return EXIT_PREEMPTED if self.was_preempted else 0
 
     def newest_checkpoint(self) -> str | None:
-        """The newest whole checkpoint, or None for a fresh start; to be called on every process.
+        """The newest intact checkpoint, or None for a fresh start; to be called on every process.
 
-        Every byte of it is read. A folder that a kill has left torn, or that was altered since, is moved to
-        `progress/set_aside/`. Checkpoints that were saved without crashproof are checked and taken up.
+        Reads every byte of it. Moves a folder that a kill left torn, or that was altered since, to
+        `progress/set_aside/`. Inspects and adopts checkpoints that were saved without crashproof.
 
         Raises:
             NoUsableCheckpoint: there were some, and none can be used.
@@ -172,32 +162,32 @@ class CrashproofCallback(TrainerCallback):
                 hint="Call it before trainer.train().",
             )
         if self._trainer.args.world_size == 1:
-            return self._newest()
-        # What goes wrong on the main process must end the others too, which would wait for ever.
-        told: list[str | None] = [None, None]
+            return self._find_newest()
+        # An error on the main process must end the others too, which would wait forever.
+        answer: list[str | None] = [None, None]
         failure: Exception | None = None
         if self._trainer.is_world_process_zero():
             try:
-                told[0] = self._newest()
+                answer[0] = self._find_newest()
             except Exception as error:
-                failure, told[1] = error, str(error)
-        broadcast_object_list(told)
+                failure, answer[1] = error, str(error)
+        broadcast_object_list(answer)
         if failure is not None:
             raise failure
-        if told[1] is not None:
-            raise CrashproofError(f"The main process has found no checkpoint to resume from: {told[1]}")
-        return told[0]
+        if answer[1] is not None:
+            raise CrashproofError(f"The main process found no checkpoint to resume from: {answer[1]}")
+        return answer[0]
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take the run up."""
+        """Open the run."""
         if state.is_hyper_param_search:
             raise ConfigError(
-                "A search for hyperparameters is many runs.",
+                "A hyperparameter search is many runs, and cannot be recorded as one.",
                 hint="Use CrashproofCallback with trainer.train() alone.",
             )
-        # `auto_find_batch_size` begins again in the middle of `train`.
+        # `auto_find_batch_size` starts over in the middle of `train`.
         if self._progress is None:
             if state.is_world_process_zero:
                 require_own_run(self._run.framework, self._run.folder, read_run(self._run.folder).session)
@@ -217,53 +207,53 @@ class CrashproofCallback(TrainerCallback):
         self._loss = None
         if args.ignore_data_skip and state.global_step:
             log.warning(
-                "ignore_data_skip: the epoch's data begin anew, so this is not what an unbroken run computes."
+                "ignore_data_skip: the epoch's data start over, so the result differs from an uninterrupted run."
             )
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begin a sum of losses."""
+        """Reset the sum of losses."""
         self._loss = None
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Note the learning rate before the schedule moves it."""
+        """Note the learning rate before the schedule changes it."""
         rate = kwargs["optimizer"].param_groups[0]["lr"]
         self._learning_rate = rate.detach().clone() if isinstance(rate, Tensor) else float(rate)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Keep the step, and stop behind it where the process was asked to."""
+        """Record the step, and stop after it if that was requested."""
         if self._progress is None or self._loss is None:
             return
-        loss, wants_to_stop = self._over_all_processes(self._loss)
+        loss, is_stop_requested = self._reduce(self._loss)
         tokens = self._tokens if args.include_num_input_tokens_seen == "no" else state.num_input_tokens_seen
         self._progress.update_metrics(state.global_step, loss, {}, self._learning_rate, self._samples, int(tokens))
-        if wants_to_stop and state.global_step < state.max_steps:
+        if is_stop_requested and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True
             self.was_preempted = True
             self._progress.end_as("preempted")
             by = self._interrupts.received.name if self._interrupts.received else "another process"
             log.info("Stopping at step %s by %s. Start the same command again.", f"{state.global_step:,}", by)
-        self._stands_still_since = self._clock.steady()
+        self._idle_since = self._clock.steady()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Leave the time for logging out of that for saving."""
-        self._stands_still_since = self._clock.steady()
+        """Exclude the time for logging from that for saving."""
+        self._idle_since = self._clock.steady()
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Keep what was measured; outside of training there is no run to keep it in."""
+        """Record the results, if during training: otherwise there is no run to record them in."""
         if self._progress is None:
             return
         metrics: Mapping[str, Any] = kwargs.get("metrics") or {}
         step, known = self._evaluated
-        # Several data sets are evaluated one after the other, at one step.
+        # Several data sets may be evaluated at one step, one after the other.
         results = (known if step == state.global_step else {}) | {
             name: float(value)
             for name, value in metrics.items()
@@ -272,14 +262,14 @@ class CrashproofCallback(TrainerCallback):
         self._evaluated = (state.global_step, results)
         seconds = sum(float(value) for name, value in metrics.items() if name.endswith("_runtime"))
         self._progress.record_evaluation(state.global_step, results, seconds)
-        self._stands_still_since = self._clock.steady()
+        self._idle_since = self._clock.steady()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Make a checkpoint durable, and record it: from here on it is one."""
+        """Make a checkpoint durable, and record it."""
         if self._progress is None:
             return
         if args.world_size > 1:
-            # Each process writes its part, and the main one may be the first to be done.
+            # Each process writes its part, and the main one may finish first.
             self._trainer.accelerator.wait_for_everyone()
         tracker = self._progress.tracker
         if tracker is None:
@@ -288,27 +278,29 @@ class CrashproofCallback(TrainerCallback):
         tags = ["periodic", "best_model"] if state.best_global_step == state.global_step else ["periodic"]
         try:
             make_durable(folder)
-            seconds = self._clock.steady() - self._stands_still_since
+            seconds = self._clock.steady() - self._idle_since
             tracker.record_checkpoint(state.global_step, folder, self._samples, tags, seconds=seconds, is_best=None)
         except DiskFull as error:
             if control.should_training_stop or state.global_step >= state.max_steps:
                 raise
-            log.warning("%s is not recorded, and training goes on: %s", folder.name, error)
+            log.warning("Could not record %s; training continues: %s", folder.name, error)
 
-    def _newest(self) -> str | None:
+    def _find_newest(self) -> str | None:
         chosen = newest_checkpoint(self._run, clock=self._clock)
         return None if chosen is None else chosen.checkpoint_path
 
-    def _kept(self, train: Callable[..., Any]) -> Callable[..., Any]:
-        """`train` inside of a run: however it is left, the run is closed and the signals are as before."""
+    def _wrap_train(self, train: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap `train` so that, however it ends, the run is closed and the signal handlers are restored."""
 
         @functools.wraps(train)
-        def kept(resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        def recorded_train(
+            resume_from_checkpoint: str | bool | None = None, *args: object, **kwargs: object
+        ) -> object:
             if resume_from_checkpoint is True:
                 resume_from_checkpoint = self.newest_checkpoint()
             self._resumed_from = resume_from_checkpoint or None
             self.was_preempted = False
-            self._told_to_stop = 0.0
+            self._num_stopping = 0.0
             try:
                 with ExitStack() as self._stack:
                     self._interrupts = self._stack.enter_context(Interrupts())
@@ -316,14 +308,14 @@ class CrashproofCallback(TrainerCallback):
             finally:
                 self._progress = None
 
-        return kept
+        return recorded_train
 
-    def _listening(self, training_step: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """`training_step`, whose losses are added up as they are, on the device that they are on."""
+    def _wrap_training_step(self, training_step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Wrap `training_step` to add up its losses, on their device."""
 
         @functools.wraps(training_step)
-        def listening(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-            samples, tokens = _counted(inputs, self._trainer)
+        def recorded_step(model: object, inputs: Any, *args: object, **kwargs: object) -> Tensor:
+            samples, tokens = _count(inputs, self._trainer)
             loss = training_step(model, inputs, *args, **kwargs)
             if self._loss is None:
                 self._loss = torch.zeros((), device=loss.device)
@@ -332,18 +324,18 @@ class CrashproofCallback(TrainerCallback):
             self._tokens += tokens
             return loss
 
-        return listening
+        return recorded_step
 
-    def _over_all_processes(self, loss: Tensor) -> tuple[Tensor, bool]:
-        """The mean loss, and whether any process was asked to stop: all learn of it after the same step."""
+    def _reduce(self, loss: Tensor) -> tuple[Tensor, bool]:
+        """The mean loss, and whether any process was requested to stop; all learn of it after the same step."""
         is_requested = self._interrupts.is_requested
         world_size = self._trainer.args.world_size
         if world_size == 1:
             return loss, is_requested
         numbers = torch.stack([loss.float(), torch.full_like(loss, float(is_requested), dtype=torch.float32)])
         torch.distributed.all_reduce(numbers)
-        before, told = self._told_to_stop, numbers[1]
-        self._told_to_stop = start_copy(told) if is_on_device(told) else float(told)
+        before, stopping = self._num_stopping, numbers[1]
+        self._num_stopping = start_copy(stopping) if is_on_device(stopping) else float(stopping)
         return numbers[0] / world_size, (before if isinstance(before, float) else before.value()) > 0
 
     def _require_same_session(self) -> None:
@@ -351,11 +343,11 @@ class CrashproofCallback(TrainerCallback):
         if path is not None and not Path(path).exists():
             raise ConfigError(
                 f"{path} belongs to a session with another config, and was archived with it.",
-                hint='Leave it to newest_checkpoint(), or pass on_config_change="continue".',
+                hint='Pass newest_checkpoint() instead, or on_config_change="continue".',
             )
 
     def _count_from(self, step: int) -> None:
-        """The counts as they stood at a step."""
+        """Restore the counts of samples and tokens at a step."""
         self._samples, self._tokens = step * self._run.samples_per_step, 0
         if self._progress is None or self._progress.tracker is None:
             return
@@ -368,28 +360,28 @@ class CrashproofCallback(TrainerCallback):
             newest = max(each.checkpoint_step for each in known)
             log.warning(
                 "Training begins at step 0 though checkpoint-%d is recorded. Pass "
-                "resume_from_checkpoint=hold.newest_checkpoint() to go on from it.",
+                "resume_from_checkpoint=hold.newest_checkpoint() to resume from it.",
                 newest,
             )
 
 
 class _KeepBestModel(RetentionRule):
-    """The checkpoint that a Trainer would load as the best one."""
+    """Keep the checkpoint that a Trainer would load as the best one."""
 
     __slots__ = ("_trainer",)
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
 
-    def choose(self, checkpoints: Any) -> set[int]:
-        """Its own word counts: it holds on to one, and may have evaluated between two checkpoints."""
+    def choose(self, checkpoints: Iterable[CheckpointMetadata]) -> set[int]:
+        """The one that the Trainer names, which may have been evaluated between two checkpoints."""
         best = self._trainer.state.best_model_checkpoint
         name = _NAME.fullmatch(Path(best).name) if best else None
         return {each.checkpoint_step for each in checkpoints if name and each.checkpoint_step == int(name["step"])}
 
 
 def _require_usable(trainer: Trainer) -> Path:
-    """Its output folder."""
+    """Check that the trainer can be recorded, and return its output folder."""
     args = trainer.args
     if not args.output_dir or args.output_dir in _DEFAULT_FOLDERS:
         raise ConfigError(
@@ -404,31 +396,31 @@ def _require_usable(trainer: Trainer) -> Path:
     if any(isinstance(each, CrashproofCallback) for each in trainer.callback_handler.callbacks):
         raise ConfigError("The Trainer has a CrashproofCallback already.", hint="Add one to each Trainer.")
     if args.save_only_model:
-        log.warning("save_only_model: without optimizer and random states nothing can go on exactly.")
+        log.warning("save_only_model: without optimizer and random states no resume is exact.")
     if args.train_sampling_strategy == "group_by_length":
         log.warning(
-            "group_by_length draws an epoch's order anew where it resumes: some data come twice, some not at all."
+            "group_by_length draws a new order of the epoch on a resume: some data come twice, some not at all."
         )
     return Path(args.output_dir)
 
 
 def _with_rule(settings: TrackerSettings, trainer: Trainer) -> TrackerSettings:
-    """Take over the deletion of checkpoints: `transformers` deletes before the new one is known to be whole."""
+    """Take over the deletion of checkpoints: `transformers` deletes before the new one is verified."""
     rule, limit = settings.keep, trainer.args.save_total_limit
     if limit is not None and limit > 0:
         rule = KeepLatest(limit) if rule is None else rule | KeepLatest(limit)
         if trainer.is_world_process_zero():
             log.info(
-                "save_total_limit=%d is kept by crashproof: an old checkpoint goes once a newer one was read back "
-                "whole, and the best one stays.",
+                "crashproof applies save_total_limit=%d: it deletes an old checkpoint once a newer one has been "
+                "verified, and keeps the best one.",
                 limit,
             )
     trainer.args.save_total_limit = None
     return settings if rule is None else dataclasses.replace(settings, keep=rule | _KeepBestModel(trainer))
 
 
-def _identity(trainer: Trainer) -> dict[str, Any]:
-    """What the run is: what is trained, and how."""
+def _identity(trainer: Trainer) -> dict[str, object]:
+    """The config that identifies the run: what is trained, and how."""
     model = trainer.model
     arguments = {
         name: value
@@ -444,14 +436,14 @@ def _identity(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _model_config(config: Any) -> dict[str, Any]:
+def _model_config(config: object) -> dict[str, object]:
     if not hasattr(config, "to_dict"):
         return {}
     return {name: value for name, value in config.to_dict().items() if name not in _OF_THE_FILE}
 
 
-def _counted(inputs: Any, trainer: Trainer) -> tuple[int, int]:
-    """Samples and tokens of a batch over all processes, by its shapes: nothing waits for a device."""
+def _count(inputs: Any, trainer: Trainer) -> tuple[int, int]:
+    """The samples and tokens of a batch over all processes, from its shapes: nothing waits for a device."""
     args = trainer.args
     num_replicas = trainer.get_total_train_batch_size(args) // (
         args.train_batch_size * args.gradient_accumulation_steps

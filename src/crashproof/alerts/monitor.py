@@ -5,22 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
-from crashproof.alerts.process_client import AlertHelper, Channels, Watched
+from crashproof.alerts.channels.base import AlertChannel
+from crashproof.alerts.content import AlertContent
+from crashproof.alerts.process_client import AlertProcess, WatchedRun
 from crashproof.alerts.settings import AlertSettings
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import BudgetExhausted
 from crashproof.records.events import AlertCleared, AlertRaised, Event, Stamp
+from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import AttemptRecord, TrainingSession
+from crashproof.records.states import AlertKind, HealthState
 from crashproof.rules.alerts import (
     ALERT_KINDS,
     CONDITIONS,
     Observed,
-    alert_content,
     changes_of,
     end_of,
     is_good_news,
@@ -35,16 +37,16 @@ log = logging.getLogger("crashproof")
 
 
 class AlertedRun(Protocol):
-    """What the monitor needs of the run that it belongs to."""
+    """What the monitor needs of its run."""
 
     @property
     def folder(self) -> RunFolder:
-        """Where everything of the run lies."""
+        """The run's files."""
         ...
 
     @property
     def attempt(self) -> int:
-        """The number of this process life."""
+        """The number of this attempt."""
         ...
 
     @property
@@ -53,7 +55,7 @@ class AlertedRun(Protocol):
         ...
 
     def stamp(self) -> Stamp:
-        """When and by whom, for an event of this moment."""
+        """Time and attempt, for an event of this moment."""
         ...
 
     def keep(self, event: Event) -> None:
@@ -62,90 +64,93 @@ class AlertedRun(Protocol):
 
 
 class AlertMonitor:
-    """Records, logs and hands over what somebody should know. Never raises; not thread-safe: its owner locks."""
+    """Records, logs and hands over alerts. Never raises; not thread-safe: its owner locks."""
 
     def __init__(self, run: AlertedRun, settings: AlertSettings) -> None:
         self._run = run
         self._settings = settings
         self._fine_since: dict[str, float] = {}
         self._looked_at = run.stamp()["timestamp"]
-        self._helper: AlertHelper | None = None
-        if settings.has_channel:
+        channels = settings.channels()
+        self._own_channels = [channel for channel in channels if channel.runs_in_training]
+        self._process: AlertProcess | None = None
+        if len(self._own_channels) < len(channels):
             with _never_raising():
-                self._helper = AlertHelper(self._watched())
+                self._process = AlertProcess(self._watched(channels))
 
-    def tell_earlier_crashes(self) -> None:
-        """Tell of attempts that died before anybody could."""
+    def report_earlier_crashes(self) -> None:
+        """Report attempts whose crash nobody could report."""
         with _never_raising():
             for attempt, message in untold_crashes(self._run.session):
-                self._raise("crashed", message, attempt)
+                self._raise(AlertKind.CRASHED, message, attempt)
 
     def free_bytes(self) -> int | None:
-        """What is free on the run's disk; may be asked without the owner's lock."""
+        """Free space on the run's disk; needs no lock."""
         try:
             return shutil.disk_usage(self._run.folder.progress).free
         except OSError:
             return None
 
-    def look(self, summary: dict[str, Any], free_bytes: int | None, *, is_moving: bool = False) -> None:
+    def check(self, summary: ProgressSummary, free_bytes: int | None, *, is_moving: bool = False) -> None:
         """Raise what has begun, and clear what is over.
 
         Args:
             summary: The fields of `progress.json`, as of now.
-            free_bytes: What is free on the run's disk, where that is known.
-            is_moving: Whether the loop is just calling, so that nothing stalls.
+            free_bytes: Free space on the run's disk, where known.
+            is_moving: Whether the training loop itself is calling, so that it cannot be stalled.
         """
         with _never_raising():
-            session = self._run.session
-            stamp = self._run.stamp()
-            spending = spending_of(session)
-            limit = self._settings.disk_low_bytes
-            observed = Observed(
-                now=stamp["timestamp"],
-                health="running" if is_moving else summary["health"],
-                health_reason=summary["health_reason"],
-                verdict=summary["loss_trend"]["verdict"],
-                looked_at=self._looked_at,
-                free_bytes=free_bytes,
-                least_free_bytes=least_free_bytes(session) if limit is None else limit,
-                # What is reserved may turn out cheaper, and would make an alert come and go.
-                spent=spending.committed - spending.reserved,
-                budget=self._settings.budget_dollars,
-            )
-            changes = changes_of(session, observed, self._fine_since)
-            self._fine_since, self._looked_at = changes.fine_since, stamp["timestamp"]
+            observed = self._observe(summary, free_bytes, is_moving=is_moving)
+            changes = changes_of(self._run.session, observed, self._fine_since)
+            self._fine_since, self._looked_at = changes.fine_since, observed.now
             for kind in changes.cleared:
                 self._run.keep(AlertCleared(**self._run.stamp(), kind=kind))
-                log.info("No longer %s.", kind)
+                log.info("Alert %s cleared.", kind)
             for kind, message in changes.raised.items():
                 self._raise(kind, message, self._own_attempt())
-            if self._helper is not None:
-                self._helper.keep_alive()
+            if self._process is not None:
+                self._process.restart_if_dead()
 
-    def tell_end(self, error: BaseException | None) -> None:
-        """Tell how the attempt has ended, once its end is recorded."""
+    def report_end(self, error: BaseException | None) -> None:
+        """Report how the attempt ended, once its end is recorded."""
         with _never_raising():
             session, attempt = self._run.session, self._own_attempt()
-            if isinstance(error, BudgetExhausted) and "budget_100" not in session.alerts_active:
+            if isinstance(error, BudgetExhausted) and AlertKind.BUDGET_100 not in session.alerts_active:
                 # The next request would have passed it, so nothing more is spent.
-                self._raise("budget_100", error.message.rstrip("."), attempt)
+                self._raise(AlertKind.BUDGET_100, error.message.rstrip("."), attempt)
             end = None if attempt is None else end_of(session, attempt)
             if end is not None:
                 self._raise(*end, attempt)
 
     def close(self) -> None:
-        """Say that all is told; what is under way is sent by the helper, and nobody waits for it."""
+        """Finish; the process sends what is left, and nobody waits for it."""
         with _never_raising():
-            if self._helper is not None:
-                self._helper.say_good_bye()
+            if self._process is not None:
+                self._process.finish()
 
     def leave_to_parent(self) -> None:
-        """In a forked child: the helper is the parent's."""
-        if self._helper is not None:
-            self._helper.leave()
-            self._helper = None
+        """In a forked child, leave the process to the parent."""
+        if self._process is not None:
+            self._process.detach()
+            self._process = None
 
-    def _raise(self, kind: str, message: str, about: AttemptRecord | None) -> None:
+    def _observe(self, summary: ProgressSummary, free_bytes: int | None, *, is_moving: bool) -> Observed:
+        session, limit = self._run.session, self._settings.disk_low_bytes
+        spending = spending_of(session)
+        return Observed(
+            now=self._run.stamp()["timestamp"],
+            health=HealthState.RUNNING if is_moving else summary.health,
+            health_reason=summary.health_reason,
+            verdict=summary.loss_trend.verdict,
+            looked_at=self._looked_at,
+            free_bytes=free_bytes,
+            least_free_bytes=least_free_bytes(session) if limit is None else limit,
+            # What is reserved may turn out cheaper, and would make an alert come and go.
+            spent=spending.committed - spending.reserved,
+            budget=self._settings.budget_dollars,
+        )
+
+    def _raise(self, kind: AlertKind, message: str, about: AttemptRecord | None) -> None:
         stamp = self._run.stamp()
         about_attempt = stamp["attempt"] if about is None else about.attempt
         session = self._run.session
@@ -157,40 +162,32 @@ class AlertMonitor:
         log.log(self._level(kind), "Alert %s: %s.", kind, message)
         if not self._settings.sends(kind):
             return
-        if self._settings.bell and sys.stderr is not None and sys.stderr.isatty():
-            sys.stderr.write("\a")
-            sys.stderr.flush()
-        if self._helper is not None:
-            run = str(self._run.folder.root)
-            content = alert_content(session, about, kind, message, run=run, now=stamp["timestamp"])
-            self._helper.hand_over(content)
+        run = str(self._run.folder.root)
+        content = AlertContent.of(session, about, kind, message, run=run, now=stamp["timestamp"])
+        if self._process is not None:
+            self._process.hand_over(content)
+        for channel in self._own_channels:
+            channel.send(content)
 
     def _level(self, kind: str) -> int:
         if kind in CONDITIONS:
             return logging.WARNING
-        # How an attempt ends is in the log already; who asked to be alerted sees here that it is told.
-        is_asked_for = self._settings.has_channel or self._settings.bell
-        return logging.WARNING if is_asked_for and not is_good_news(kind) else logging.INFO
+        # The log already holds how an attempt ended; only who wants alerts is warned once more.
+        is_wanted = bool(self._own_channels) or self._process is not None
+        return logging.WARNING if is_wanted and not is_good_news(kind) else logging.INFO
 
     def _own_attempt(self) -> AttemptRecord | None:
         number = self._run.attempt
         return next((each for each in self._run.session.attempts if each.attempt == number), None)
 
-    def _watched(self) -> Watched:
-        run, settings = self._run, self._settings
-        command = settings.command
-        return Watched(
+    def _watched(self, channels: list[AlertChannel]) -> WatchedRun:
+        return WatchedRun(
             pid=os.getpid(),
-            progress=str(run.folder.progress),
-            session_id=run.session.session_id,
-            attempt=run.attempt,
-            channels=Channels(
-                webhook=settings.webhook,
-                slack_webhook=settings.slack_webhook,
-                command=command if command is None or isinstance(command, str) else list(command),
-                desktop=settings.desktop,
-            ),
-            kinds=[kind for kind in ALERT_KINDS if settings.sends(kind)],
+            progress=str(self._run.folder.progress),
+            session_id=self._run.session.session_id,
+            attempt=self._run.attempt,
+            channels={channel.name: channel.setting for channel in channels if not channel.runs_in_training},
+            kinds=[kind for kind in ALERT_KINDS if self._settings.sends(kind)],
         )
 
 
@@ -199,5 +196,5 @@ def _never_raising() -> Iterator[None]:
     try:
         yield
     except Exception:
-        # Whoever trains is not stopped because nobody could be told.
+        # An alert that cannot be raised must not stop the training.
         log.exception("An alert could not be raised; training goes on.")

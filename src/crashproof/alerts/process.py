@@ -1,7 +1,7 @@
 """The process that sends alerts.
 
-It outlives the training by moments: long enough to send what it was given, and to tell of a training that died
-without a word.
+It outlives the training by moments: long enough to send what it was given, and to report a training that exited
+without recording a shutdown.
 """
 
 from __future__ import annotations
@@ -17,58 +17,61 @@ from pathlib import Path
 
 import msgspec
 
+from crashproof.alerts.content import AlertContent
 from crashproof.alerts.delivery import Deliveries
-from crashproof.alerts.process_client import HELD_BACK, Deliver, GoodBye, Watched
-from crashproof.disk.files import REAL_DISK, storage_errors
-from crashproof.disk.journal import Journal, mend
+from crashproof.alerts.process_client import STOP_SIGNALS, Finished, Send, WatchedRun
+from crashproof.alerts.settings import CHANNELS
+from crashproof.disk.files import storage_errors
+from crashproof.disk.journal import append_durably, repair_journal
 from crashproof.disk.lock import WriterLock
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import CrashproofError, RunInUse
-from crashproof.reading.damage import damage_found
-from crashproof.reading.run_state import read_run
+from crashproof.reading.damage import damage_event
+from crashproof.reading.run_state import RunState, read_run
 from crashproof.records.codec import encode
 from crashproof.records.events import AlertRaised, Event
 from crashproof.records.session import AttemptRecord, TrainingSession
-from crashproof.records.snapshots import JournalMark
-from crashproof.rules.alerts import alert_content, end_of, untold_crashes
+from crashproof.records.states import AlertKind
+from crashproof.rules.alerts import end_of, untold_crashes
 
 __all__ = ["main"]
 
 _POLL_SECONDS = 0.5
 _RESTART_SECONDS = 3.0
-"""So long a dead training is given to be started again: then its next attempt tells of it."""
-_TRIES = 30
-_SECONDS_BETWEEN_TRIES = 1.0
-_LAST_WORDS_SECONDS = 2.0
-"""So long after the training's end its standard error is kept open: who reads that waits for its end."""
+"""How long a dead training has to be restarted, so that its next attempt reports the crash."""
+_LOCK_ATTEMPTS = 30
+_SECONDS_BETWEEN_ATTEMPTS = 1.0
+_STANDARD_ERROR_SECONDS = 2.0
+"""How long standard error stays open after the training ended: its readers wait until it is closed."""
 
-_decoder: msgspec.json.Decoder[Watched | Deliver | GoodBye] = msgspec.json.Decoder(Watched | Deliver | GoodBye)
+_decoder: msgspec.json.Decoder[WatchedRun | Send | Finished] = msgspec.json.Decoder(WatchedRun | Send | Finished)
 
 
 def main() -> None:
-    """Serve the process that has started this one, until both have said all."""
-    # Whoever asks all processes of a job to stop is heard by the training; this one stops after it. A handler and not
+    """Serve the process that started this one, until it has ended and everything is sent."""
+    # A request to all processes of a job to stop is for the training; this process stops after it. A handler and not
     # SIG_IGN, which a command would inherit.
-    for number in HELD_BACK:
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: None)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     inbox = _Inbox(sys.stdin.fileno())
-    watched = _first_record(inbox)
+    watched = _read_first_record(inbox)
     if watched is None:
         return
-    deliveries = Deliveries(watched.channels, tell=_tell)
-    said_good_bye = _listen(inbox, watched, deliveries)
-    threading.Thread(target=_let_go_of_standard_error, daemon=True).start()
-    if not said_good_bye:
+    channels = [CHANNELS[name].from_setting(setting) for name, setting in watched.channels.items()]
+    deliveries = Deliveries([channel for channel in channels if channel is not None], report=_report)
+    is_finished = _serve(inbox, watched, deliveries)
+    threading.Thread(target=_release_standard_error, daemon=True).start()
+    if not is_finished:
         try:
-            _tell_of_death(watched, deliveries)
+            _report_crash(watched, deliveries)
         except (CrashproofError, OSError) as error:
-            _tell(f"the death of the training in {watched.progress} could not be told: {error}")
+            _report(f"the crash of the training in {watched.progress} could not be reported: {error}")
     deliveries.wait()
 
 
 class _Inbox:
-    """Lines as they come."""
+    """Lines as they arrive."""
 
     def __init__(self, file: int) -> None:
         self._file = file
@@ -77,11 +80,11 @@ class _Inbox:
         self.is_closed = False
 
     def put_back(self, lines: list[bytes]) -> None:
-        """Lines to be read next."""
+        """Return lines, to be read next."""
         self._returned = lines
 
     def lines(self, seconds: float) -> list[bytes]:
-        """The whole lines that are there, or come within some seconds."""
+        """Read the complete lines that are there, or arrive within some seconds."""
         if self._returned:
             lines, self._returned = self._returned, []
             return lines
@@ -99,7 +102,7 @@ class _Inbox:
         return lines
 
 
-def _first_record(inbox: _Inbox) -> Watched | None:
+def _read_first_record(inbox: _Inbox) -> WatchedRun | None:
     parent = os.getppid()
     waiting: list[bytes] = []
     while not waiting and not inbox.is_closed and os.getppid() == parent:
@@ -108,76 +111,68 @@ def _first_record(inbox: _Inbox) -> Watched | None:
         return None
     first = _decoder.decode(waiting[0])
     inbox.put_back(waiting[1:])
-    return first if isinstance(first, Watched) else None
+    return first if isinstance(first, WatchedRun) else None
 
 
-def _listen(inbox: _Inbox, watched: Watched, deliveries: Deliveries) -> bool:
-    """Send what is handed over; says whether the training has said good-bye before it was gone."""
+def _serve(inbox: _Inbox, watched: WatchedRun, deliveries: Deliveries) -> bool:
+    """Send what is handed over until the training has ended; return whether it reported its end."""
     while True:
-        # Not by the end of the input alone: a forked child of the training may hold the other end open.
+        # The end of the input alone does not tell: a forked child of the training may hold the other end open.
         is_gone = inbox.is_closed or os.getppid() != watched.pid
         lines = inbox.lines(0.0 if is_gone else _POLL_SECONDS)
         for line in lines:
             record = _decoder.decode(line)
-            if isinstance(record, Deliver):
-                deliveries.begin(record.content)
-            elif isinstance(record, GoodBye):
+            if isinstance(record, Send):
+                deliveries.start(record.content)
+            elif isinstance(record, Finished):
                 return True
         if is_gone and not lines:
             return False
 
 
-def _tell_of_death(watched: Watched, deliveries: Deliveries) -> None:
-    """Record and send that the training is gone, unless it was taken up meanwhile."""
+def _report_crash(watched: WatchedRun, deliveries: Deliveries) -> None:
+    """Record and send that the training died, unless another attempt has started meanwhile."""
     time.sleep(_RESTART_SECONDS)
     folder = RunFolder(Path(watched.progress))
-    tries = _TRIES
-    while tries:
-        session = read_run(folder).session
-        if session is None or _is_taken_up(session, watched):
-            return
-        try:
-            lock = WriterLock(folder.lock)
-        except RunInUse:
-            # Somebody takes it up or mends it, or the training lives and has only closed its files.
-            tries -= os.getppid() != watched.pid
-            time.sleep(_SECONDS_BETWEEN_TRIES)
-            continue
-        try:
-            told = _recorded(folder, watched)
-        finally:
-            lock.release()
-        for content in told:
-            if content["kind"] in watched.kinds:
-                deliveries.begin(content)
+    lock = _lock(folder, watched)
+    if lock is None:
         return
+    try:
+        contents = _record_ends(folder, watched)
+    finally:
+        lock.release()
+    for content in contents:
+        if content.kind in watched.kinds:
+            deliveries.start(content)
 
 
-def _recorded(folder: RunFolder, watched: Watched) -> list[dict[str, object]]:
-    """Put the untold ends into the events, durably; returns what is to be sent."""
+def _lock(folder: RunFolder, watched: WatchedRun) -> WriterLock | None:
+    """Acquire the run's lock; None where another attempt has started, or the lock stays taken."""
+    attempts = _LOCK_ATTEMPTS
+    while attempts and not _is_replaced(read_run(folder).session, watched):
+        try:
+            return WriterLock(folder.lock)
+        except RunInUse:
+            # Another process opens or repairs the run, or the training lives and has only closed its files.
+            attempts -= os.getppid() != watched.pid
+            time.sleep(_SECONDS_BETWEEN_ATTEMPTS)
+    return None
+
+
+def _record_ends(folder: RunFolder, watched: WatchedRun) -> list[AlertContent]:
+    """Record the unreported ends of attempts, durably; return what is to be sent."""
     state = read_run(folder)
-    session = state.session
-    if session is None or _is_taken_up(session, watched):
+    if _is_replaced(state.session, watched):
         return []
     now = time.time()
-    events: list[Event] = []
+    repairs: list[Event] = []
     if folder.events.name in state.damages:
-        # A line that the kill cut off; a whole one behind it would be part of it.
-        with storage_errors(folder.events):
-            pieces = mend(
-                folder.events,
-                set_aside=folder.set_aside / folder.events.name,
-                start=state.damages[folder.events.name][0].offset,
-            )
-        events += [
-            damage_found(folder, folder.events.name, piece, timestamp=now, attempt=watched.attempt)
-            for piece in pieces
-        ]
+        repairs = _repair_events(folder, watched, state, now)
         state = read_run(folder)
-        assert state.session is not None
-        session = state.session
-    ends = _untold(session, watched.attempt)
-    events += [
+    session = state.session
+    assert session is not None
+    ends = _unreported_ends(session, watched.attempt)
+    alerts = [
         AlertRaised(
             timestamp=now,
             attempt=watched.attempt,
@@ -189,37 +184,40 @@ def _recorded(folder: RunFolder, watched: Watched) -> list[dict[str, object]]:
         for attempt, kind, message in ends
     ]
     try:
-        _append(folder, state.marks[folder.events.name], events)
+        lines = map(encode, [*repairs, *alerts])
+        append_durably(folder.events, lines, mark=state.marks[folder.events.name])
     except (CrashproofError, OSError) as error:
-        # A full disk may be what it died of; the next start tells of it once more, which is better than never.
-        _tell(f"an alert could not be recorded: {error}")
+        # A full disk may be what it died of. The next start reports the crash again, which is better than never.
+        _report(f"an alert could not be recorded: {error}")
     run = str(folder.root)
-    return [alert_content(session, attempt, kind, message, run=run, now=now) for attempt, kind, message in ends]
+    return [AlertContent.of(session, attempt, kind, message, run=run, now=now) for attempt, kind, message in ends]
 
 
-def _untold(session: TrainingSession, gone: int) -> list[tuple[AttemptRecord, str, str]]:
-    ends = [(attempt, "crashed", message) for attempt, message in untold_crashes(session)]
-    own = [attempt for attempt in session.attempts if attempt.attempt == gone]
+def _repair_events(folder: RunFolder, watched: WatchedRun, state: RunState, now: float) -> list[Event]:
+    """Quarantine a line that the kill truncated: the next line would become part of it."""
+    name = folder.events.name
+    with storage_errors(folder.events):
+        pieces = repair_journal(
+            folder.events, quarantine=folder.quarantine / name, start=state.damages[name][0].offset
+        )
+    return [damage_event(folder, name, piece, timestamp=now, attempt=watched.attempt) for piece in pieces]
+
+
+def _unreported_ends(session: TrainingSession, dead: int) -> list[tuple[AttemptRecord, AlertKind, str]]:
+    ends = [(attempt, AlertKind.CRASHED, message) for attempt, message in untold_crashes(session)]
+    own = [attempt for attempt in session.attempts if attempt.attempt == dead]
     return ends + [(attempt, *end) for attempt in own if (end := end_of(session, attempt)) is not None]
 
 
-def _append(folder: RunFolder, mark: JournalMark, events: list[Event]) -> None:
-    journal = Journal(folder.events, mark=mark, disk=REAL_DISK)
-    try:
-        for event in events:
-            journal.append(encode(event))
-        journal.sync()
-    finally:
-        journal.close()
+def _is_replaced(session: TrainingSession | None, watched: WatchedRun) -> bool:
+    """Whether another attempt has started, or the session is no longer there."""
+    if session is None or session.session_id != watched.session_id:
+        return True
+    return max((each.attempt for each in session.attempts), default=0) > watched.attempt
 
 
-def _is_taken_up(session: TrainingSession, watched: Watched) -> bool:
-    newest = max((each.attempt for each in session.attempts), default=0)
-    return session.session_id != watched.session_id or newest > watched.attempt
-
-
-def _let_go_of_standard_error() -> None:
-    time.sleep(_LAST_WORDS_SECONDS)
+def _release_standard_error() -> None:
+    time.sleep(_STANDARD_ERROR_SECONDS)
     try:
         mode = os.fstat(sys.stderr.fileno()).st_mode
         if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
@@ -230,13 +228,9 @@ def _let_go_of_standard_error() -> None:
         return
 
 
-def _tell(text: str) -> None:
+def _report(text: str) -> None:
     try:
         sys.stderr.write(f"crashproof: {text}\n")
         sys.stderr.flush()
     except (OSError, ValueError):
         return
-
-
-if __name__ == "__main__":
-    main()

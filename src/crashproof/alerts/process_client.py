@@ -1,7 +1,7 @@
 """Hand alerts to another process.
 
 The process that sends is not the one that trains: a receiver that hangs slows nothing, and a training that is killed
-can still be told of. It gets its settings over its standard input, so that no list of processes shows an address.
+is still reported. It reads its settings from standard input, so no process list shows an address.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-__all__ = ["HELD_BACK", "AlertHelper", "Channels", "Deliver", "GoodBye", "Watched"]
+from crashproof.alerts.channels.base import Setting
+from crashproof.alerts.content import AlertContent
+
+__all__ = ["STOP_SIGNALS", "AlertProcess", "Finished", "Send", "WatchedRun"]
 
 log = logging.getLogger("crashproof")
 
-HELD_BACK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Signals by which schedulers and people ask all processes of a job to stop."""
 _MOST_STARTS = 4
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
@@ -29,17 +31,8 @@ _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 _PROGRAM = "import sys; sys.path.append(sys.argv[1]); from crashproof.alerts.process import main; main()"
 
 
-class Channels(msgspec.Struct, frozen=True, kw_only=True):
-    """Where alerts go."""
-
-    webhook: str | None
-    slack_webhook: str | None
-    command: list[str] | str | None
-    desktop: bool
-
-
-class Watched(msgspec.Struct, frozen=True, kw_only=True, tag="watched"):
-    """The first line that the process is given: whom it serves."""
+class WatchedRun(msgspec.Struct, frozen=True, kw_only=True, tag="watched_run"):
+    """The first line that the process receives: the training that it serves."""
 
     pid: int
     """Of the training."""
@@ -47,61 +40,60 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True, tag="watched"):
     """The run's progress folder."""
     session_id: str
     attempt: int
-    channels: Channels
+    channels: dict[str, Setting]
+    """The settings of those that are switched on, by name."""
     kinds: list[str]
     """Those that are sent."""
 
 
-class Deliver(msgspec.Struct, frozen=True, kw_only=True, tag="deliver"):
+class Send(msgspec.Struct, frozen=True, kw_only=True, tag="send"):
     """An alert to send."""
 
-    content: dict[str, Any]
+    content: AlertContent
 
 
-class GoodBye(msgspec.Struct, frozen=True, tag="good_bye"):
-    """The attempt has ended in good order, or another has replaced it."""
+class Finished(msgspec.Struct, frozen=True, tag="finished"):
+    """The attempt has recorded its end, or another has replaced it."""
 
 
-class AlertHelper:
+class AlertProcess:
     """The process that sends, as the training sees it. No method waits, and none raises `OSError`."""
 
-    def __init__(self, watched: Watched) -> None:
+    def __init__(self, watched: WatchedRun) -> None:
         self._watched = watched
         self._num_starts = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._rest = b""
-        """The end of a line that the process has got the beginning of."""
+        """The end of a line whose beginning is written."""
         self._is_over = False
         self._start()
 
-    def hand_over(self, content: dict[str, Any]) -> None:
-        """Let an alert be sent; one that there is no room for is dropped, and the log says so."""
-        self.keep_alive()
-        if not self._send(Deliver(content=content)):
-            log.warning("The alert %s is not sent: the process that sends alerts does not take it.", content["kind"])
+    def hand_over(self, content: AlertContent) -> None:
+        """Have an alert sent; one that there is no room for is dropped and logged."""
+        self.restart_if_dead()
+        if not self._write(Send(content=content)):
+            log.warning("Alert %s was not sent: the process that sends alerts is not reading.", content.kind)
 
-    def keep_alive(self) -> None:
+    def restart_if_dead(self) -> None:
         """Start the process again where it has died, a few times."""
         if self._is_over or self._process is None or self._process.returncode is None:
             return
         if self._num_starts >= _MOST_STARTS:
-            log.warning("The process that sends alerts has died once more; no more alerts are sent.")
-            self.leave()
+            log.warning("The process that sends alerts died %d times; no more alerts are sent.", _MOST_STARTS)
+            self.detach()
             return
-        log.warning(
-            "The process that sends alerts has died (exit code %d); it is started again.", self._process.returncode
-        )
+        log.warning("The process that sends alerts died (exit code %d); restarting it.", self._process.returncode)
         self._start()
 
-    def say_good_bye(self) -> None:
-        """Let the process send what it has, and end."""
+    def finish(self) -> None:
+        """Let the process send what it has, and exit."""
         if not self._is_over:
-            self._send(GoodBye())
-        self.leave()
+            self._write(Finished())
+        self.detach()
 
-    def leave(self) -> None:
-        """Let go without a word, as a forked child must."""
+    def detach(self) -> None:
+        """Close this end and write nothing, as a forked child must."""
         self._is_over = True
         if self._socket is not None:
             self._socket.close()
@@ -115,8 +107,8 @@ class AlertHelper:
         # A socket and not a pipe: nobody can be killed by SIGPIPE for writing to a dead one.
         self._socket, theirs = socket.socketpair()
         self._socket.setblocking(False)
-        # Until it listens, a signal for all processes of a job waits; see `alert_post.main`.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+        # A signal to all processes of a job waits until the process handles it; see `process.main`.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             self._process = subprocess.Popen(  # noqa: S603 - this very package
                 [sys.executable, "-P", "-c", _PROGRAM, _PACKAGE_ROOT],
@@ -126,33 +118,33 @@ class AlertHelper:
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
-            log.warning("Alerts are not sent: no process could be started for them (%s).", error)
-            self.leave()
+            log.warning("Alerts are not sent: could not start a process for them (%s).", error)
+            self.detach()
             return
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             theirs.close()
         # Nobody else waits for it, and a dead one would stay a zombie.
         threading.Thread(target=self._process.wait, name="crashproof-alerts", daemon=True).start()
-        self._send(self._watched)
+        self._write(self._watched)
 
-    def _send(self, record: Watched | Deliver | GoodBye) -> bool:
+    def _write(self, record: WatchedRun | Send | Finished) -> bool:
         if self._socket is None:
             return False
         line = msgspec.json.encode(record) + b"\n"
         if self._rest:
-            self._rest = self._rest[self._sent(self._rest) :]
+            self._rest = self._rest[self._write_some(self._rest) :]
             if self._rest:
                 return False
-        num_sent = self._sent(line)
-        if num_sent:
-            self._rest = line[num_sent:]
-        return num_sent > 0
+        num_written = self._write_some(line)
+        if num_written:
+            self._rest = line[num_written:]
+        return num_written > 0
 
-    def _sent(self, content: bytes) -> int:
+    def _write_some(self, content: bytes) -> int:
         assert self._socket is not None
         try:
             return self._socket.send(content, getattr(socket, "MSG_NOSIGNAL", 0))
         except OSError:
-            # It does not read, or is gone; `keep_alive` looks.
+            # It does not read, or is gone, which `restart_if_dead` finds.
             return 0

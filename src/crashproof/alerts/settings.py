@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, TypeGuard
 
+from crashproof.alerts.channels.base import AlertChannel
+from crashproof.alerts.channels.bell import Bell
+from crashproof.alerts.channels.command import Command
+from crashproof.alerts.channels.desktop import Desktop
+from crashproof.alerts.channels.slack import SlackWebhook
+from crashproof.alerts.channels.webhook import Webhook
 from crashproof.errors import ConfigError
 from crashproof.rules.alerts import ALERT_KINDS
 
-__all__ = ["AlertSettings", "names_variable", "read_address"]
+__all__ = ["CHANNELS", "AlertSettings", "names_variable", "read_address"]
 
 _FROM_ENVIRONMENT = "env:"
 
-_OF_AN_ADDRESS = frozenset(string.ascii_letters + string.digits + string.punctuation)
+
+def _channel(kind: type[AlertChannel], default: bool | None) -> Any:
+    return dataclasses.field(default=default, repr=not kind.is_secret, metadata={"channel": kind})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,31 +34,30 @@ class AlertSettings:
     Every alert is recorded and logged, whatever is set here; a process beside the training sends it.
 
     Raises:
-        ConfigError: an address is none, a kind is unknown, or a number cannot be one.
+        ConfigError: an address, a command, a kind or a number is unusable.
     """
 
-    webhook: str | None = field(default=None, repr=False)
-    """An http(s) address that each alert is sent to as JSON. A secret: nothing shows it."""
-    slack_webhook: str | None = field(default=None, repr=False)
+    webhook: str | None = _channel(Webhook, None)
+    """An http(s) address that each alert is posted to as JSON. A secret: nothing shows it."""
+    slack_webhook: str | None = _channel(SlackWebhook, None)
     """The same in the form of Slack's incoming webhooks."""
-    command: Sequence[str] | str | None = field(default=None, repr=False)
-    """A program with its arguments, or a line for the shell; it gets the JSON on its standard input."""
-    desktop: bool = False
-    """Show a notification where `notify-send` or `osascript` is there."""
-    bell: bool = False
+    command: Sequence[str] | str | None = _channel(Command, None)
+    """A program with its arguments, or a line for the shell; it receives the JSON on its standard input."""
+    desktop: bool = _channel(Desktop, False)
+    """Show a notification where `notify-send` or `osascript` is available."""
+    bell: bool = _channel(Bell, False)
     """Ring the terminal that the training writes its errors to."""
     kinds: frozenset[str] | None = None
-    """What is sent; None sends every kind."""
+    """The kinds to send; None sends all."""
     disk_low_bytes: int | None = None
     """Less free space than this is low; by default the larger of 1 GiB and twice the newest checkpoint."""
     budget_dollars: Decimal | None = None
-    """What may be spent on teachers, for the alerts at 80 and 100 % of it."""
+    """The budget for teachers, for the alerts at 80 and 100 % of it."""
 
     def __post_init__(self) -> None:
-        for name in ("webhook", "slack_webhook"):
-            _require_address(name, getattr(self, name))
-        # A list may be changed behind our back.
-        object.__setattr__(self, "command", _checked_command(self.command))
+        for channel in self.channels():
+            # A list may be changed behind our back; what was validated is kept.
+            object.__setattr__(self, channel.name, channel.setting)
         object.__setattr__(self, "kinds", _checked_kinds(self.kinds))
         if self.disk_low_bytes is not None and (type(self.disk_low_bytes) is not int or self.disk_low_bytes < 0):
             raise ConfigError(
@@ -60,23 +66,29 @@ class AlertSettings:
             )
         object.__setattr__(self, "budget_dollars", _checked_budget(self.budget_dollars))
 
-    @property
-    def has_channel(self) -> bool:
-        """Whether anything is to be sent by a process of its own."""
-        return self.desktop or any(each is not None for each in (self.webhook, self.slack_webhook, self.command))
+    def channels(self) -> list[AlertChannel]:
+        """The channels that are switched on."""
+        found = [kind.from_setting(getattr(self, name)) for name, kind in CHANNELS.items()]
+        return [channel for channel in found if channel is not None]
 
     def sends(self, kind: str) -> bool:
         """Whether a kind is to be sent."""
         return self.kinds is None or kind in self.kinds
 
 
-def names_variable(address: str | None) -> bool:
-    """Whether it is `env:NAME`: the address itself stands in that variable of the environment."""
-    return address is not None and address.startswith(_FROM_ENVIRONMENT)
+CHANNELS: Mapping[str, type[AlertChannel]] = {
+    field.name: field.metadata["channel"] for field in dataclasses.fields(AlertSettings) if field.metadata
+}
+"""By the name of their setting."""
+
+
+def names_variable(address: object) -> TypeGuard[str]:
+    """Whether an address is `env:NAME`, that is, stored in that environment variable."""
+    return isinstance(address, str) and address.startswith(_FROM_ENVIRONMENT)
 
 
 def read_address(named: str, environment: Mapping[str, str], *, where: str) -> str:
-    """The address that `env:NAME` stands for; `where` is where somebody has written that.
+    """The address that `env:NAME` stands for; `where` names the option or config key that holds it.
 
     Raises:
         ConfigError: the variable is not set.
@@ -90,33 +102,7 @@ def read_address(named: str, environment: Mapping[str, str], *, where: str) -> s
     )
 
 
-def _require_address(name: str, address: Any) -> None:
-    if address is None:
-        return
-    if isinstance(address, str) and set(address) <= _OF_AN_ADDRESS:
-        try:
-            parts = urlsplit(address)
-            if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
-                return
-        except ValueError:
-            pass
-    # The address itself is a secret.
-    raise ConfigError(f"{name} is no http(s) address.", hint="Write it like https://example.org/hook.")
-
-
-def _checked_command(command: Any) -> tuple[str, ...] | str | None:
-    if command is None or (isinstance(command, str) and command.strip()):
-        return command
-    if not isinstance(command, str) and isinstance(command, Sequence) and command:
-        words = tuple(command)
-        if all(isinstance(word, str) and "\0" not in word for word in words):
-            return words
-    raise ConfigError(
-        "command is no program to start.", hint='Write a list such as ["notify", "--now"], or a line for the shell.'
-    )
-
-
-def _checked_kinds(kinds: Any) -> frozenset[str] | None:
+def _checked_kinds(kinds: object) -> frozenset[str] | None:
     if kinds is None:
         return None
     if isinstance(kinds, str) or not isinstance(kinds, (Sequence, set, frozenset)):
@@ -125,11 +111,11 @@ def _checked_kinds(kinds: Any) -> frozenset[str] | None:
         if kind not in ALERT_KINDS:
             near = difflib.get_close_matches(str(kind), ALERT_KINDS, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(ALERT_KINDS)}."
-            raise ConfigError(f"{kind!r} is no kind of alert.", hint=hint)
+            raise ConfigError(f"{kind!r} is not a kind of alert.", hint=hint)
     return frozenset(kinds)
 
 
-def _checked_budget(budget: Any) -> Decimal | None:
+def _checked_budget(budget: object) -> Decimal | None:
     if budget is None:
         return None
     if isinstance(budget, (int, float, Decimal)) and not isinstance(budget, bool):

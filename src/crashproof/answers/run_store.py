@@ -1,4 +1,4 @@
-"""The run's own store of teacher answers."""
+"""The store of one run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
 from crashproof.answers.answer_journal import AnswerJournal
-from crashproof.answers.store import Answered, Busy, Granted, Intent, Lost, Outcome, OverBudget, Refused, Verdict
+from crashproof.answers.store import Answered, Busy, Granted, Intent, Outcome, OverBudget, Refused, Verdict
 from crashproof.disk.files import Disk
 from crashproof.disk.queueing_journal import QueueingJournal
 from crashproof.disk.reserved_space import ReservedSpace
@@ -30,7 +30,7 @@ from crashproof.records.requests import (
     RequestSent,
 )
 from crashproof.records.session import TrainingSession
-from crashproof.rules.requests import TeacherRequest
+from crashproof.rules.requests import JsonObject, TeacherRequest
 from crashproof.rules.session import take_answer, take_request
 from crashproof.rules.spending import Spending, spending_of
 
@@ -38,24 +38,24 @@ __all__ = ["RunResponses"]
 
 log = logging.getLogger("crashproof")
 
-_LEAST_ROOM_BYTES = 256 << 10
-"""Kept free for each answer that is under way; or twice the longest one so far, where that is more."""
+_MIN_RESERVED_BYTES = 256 << 10
+"""Disk space reserved for each request in flight; twice the longest answer so far, if that is more."""
 
-_SECONDS_TO_LOOK_AGAIN = 0.05
+_BUSY_SECONDS = 0.05
 _NONE_SERVED = AnswersRecovered(timestamp=0.0, attempt=0, count=0)
 
 
 class AnsweredRun(Protocol):
-    """What the store needs of the run that it belongs to."""
+    """What the store needs from its run."""
 
     @property
     def folder(self) -> RunFolder:
-        """Where everything of the run lies."""
+        """The run's folder."""
         ...
 
     @property
     def session(self) -> TrainingSession:
-        """Takes the sums in."""
+        """The session that keeps the sums."""
         ...
 
     @property
@@ -69,7 +69,7 @@ class AnsweredRun(Protocol):
         ...
 
     def stamp(self) -> Stamp:
-        """When and by whom, for a line of this moment."""
+        """Timestamp and attempt for a line written now."""
         ...
 
     def keep(self, event: Event) -> None:
@@ -78,10 +78,10 @@ class AnsweredRun(Protocol):
 
 
 class Guard(AbstractContextManager[None], Protocol):
-    """Held while the session or a journal changes; entering it raises `RunClosed` where the run is not open."""
+    """Held while the session or a journal changes; entering it raises `RunClosed` if the run is not open."""
 
     lock: threading.RLock
-    """The same without asking whether the run is open."""
+    """The lock alone, without the check that the run is open."""
 
     def require_open(self) -> None:
         """Raise `RunClosed` unless the run may still be written."""
@@ -89,38 +89,35 @@ class Guard(AbstractContextManager[None], Protocol):
 
 
 class RunResponses:
-    """Answers in `api_recovery.jsonl`, requests in `api_requests.jsonl`, their sums in the session.
-
-    A `ResponseStore` for the threads of this process; the run's lock keeps other processes out.
-    """
+    """A `ResponseStore` in the run's journals, for the threads of this process; the run's lock keeps others out."""
 
     def __init__(self, run: AnsweredRun, guard: Guard, *, disk: Disk) -> None:
-        """`guard` is the tracker's, which guards the session; nothing waits for the disk while holding it."""
+        """Take the tracker's `guard` of the session; nobody holds it while waiting for the disk."""
         self._run = run
         self._guard = guard
         self._journal = AnswerJournal(run.answers, run.folder, disk=disk)
         self._reserved_space = ReservedSpace(run.folder.reserved_space, disk=disk)
-        self._under_way: dict[str, str] = {}
-        """The id of the request that is being sent, by key."""
+        self._in_flight: dict[str, str] = {}
+        """The id of the request in flight, by key."""
         self._written: dict[str, int | None] = {}
-        """Ends that are in the journals and not yet durable, by the request's id: of an answer, its offset."""
+        """Outcomes written but not yet durable, by request id; the value is the offset of an answer."""
         self._refused: dict[str, Outcome] = {}
-        """Ends that the disk has refused to keep, by key."""
+        """Outcomes that the disk refused to store, by key."""
         self._longest_bytes = 0
         self._served = _NONE_SERVED
 
-    def keep(self, prompt_hash: str, response: Mapping[str, Any], cost: Decimal) -> None:
-        """Keep an answer that the caller asked for by itself.
+    def keep(self, prompt_hash: str, response: Mapping[str, object], cost: Decimal) -> None:
+        """Store an answer that the caller requested itself.
 
         Raises:
             InvalidMetric: it is not made of JSON values.
-            DiskFull: it is not kept.
+            DiskFull: it was not stored.
         """
-        self._journal.read_index()
+        self._journal.load_index()
         with self._guard:
             try:
                 answer = AnswerRecord(
-                    **self._whose(prompt_hash),
+                    **self._line_head(prompt_hash),
                     cost=cost,
                     response=dict(response),
                     nonfinite=nonfinite_names({"response": response}) or msgspec.UNSET,
@@ -132,12 +129,12 @@ class RunResponses:
         self._journal.publish([offset])
 
     def keep_outcome(self, outcome: Answered) -> None:
-        """Keep an answer to a request that was begun in another store, which cannot take it now.
+        """Store an answer to a request of another store, which cannot take it now.
 
         Raises:
-            DiskFull: it is not kept.
+            DiskFull: it was not stored.
         """
-        self._journal.read_index()
+        self._journal.load_index()
         with self._guard:
             offset = self._write_answer(outcome)
         self._journal.publish([offset])
@@ -156,13 +153,13 @@ class RunResponses:
 
     def begin(self, intents: Sequence[Intent], *, budget: Decimal | None) -> list[Verdict]:
         """See `ResponseStore`."""
-        self._journal.read_index()
-        self._finish_what_was_refused()
+        self._journal.load_index()
+        self._retry_refused_outcomes()
         verdicts: list[Verdict] = []
         try:
-            self._judge(intents, budget, verdicts)
+            self._decide_all(intents, budget, verdicts)
         except BaseException:
-            # None of them is sent.
+            # The caller gets no verdict, so none is sent.
             granted = [verdict for verdict in verdicts if isinstance(verdict, Granted)]
             self.finish([Refused(granted=each, reason="never sent") for each in granted])
             raise
@@ -172,17 +169,17 @@ class RunResponses:
         return verdicts
 
     def finish(self, outcomes: Sequence[Outcome]) -> None:
-        """See `ResponseStore`; an end that the disk refuses is tried again before the next request."""
+        """See `ResponseStore`; an outcome that the disk refuses is retried before the next request."""
         with self._guard:
-            open_ones = [each for each in outcomes if each.granted.request_id in self._under_way.values()]
+            unfinished = [each for each in outcomes if each.granted.request_id in self._in_flight.values()]
         try:
-            self._keep_ends(open_ones)
+            self._write_outcomes(unfinished)
         except (StorageError, OSError):
-            self._refused.update({each.granted.request.key: each for each in open_ones})
+            self._refused.update({each.granted.request.key: each for each in unfinished})
             raise
         with self._guard.lock:
-            for outcome in open_ones:
-                self._under_way.pop(outcome.granted.request.key, None)
+            for outcome in unfinished:
+                self._in_flight.pop(outcome.granted.request.key, None)
                 self._written.pop(outcome.granted.request_id, None)
                 self._refused.pop(outcome.granted.request.key, None)
 
@@ -190,13 +187,13 @@ class RunResponses:
         """See `ResponseStore`."""
         answer = self.read(key)
         if answer is None or isinstance(answer.problem, str):
-            # What came with a problem counts as of no use already.
+            # An answer that came with a problem counts as unusable already.
             return
         request_id = _request_of(answer)
         with self._guard:
             if (request_id or key) not in self._run.session.api_responses_marked:
                 self._keep_line(
-                    AnswerMarked(**self._whose(key), request_id=request_id, problem=problem, cost=answer.cost)
+                    AnswerMarked(**self._line_head(key), request_id=request_id, problem=problem, cost=answer.cost)
                 )
 
     def why_miss(self, request: TeacherRequest) -> str:
@@ -210,42 +207,41 @@ class RunResponses:
             return spending_of(self._run.session)
 
     def tell_served(self) -> None:
-        """Journal how many answers were served from the disk; one line for many, since they cost nothing."""
+        """Journal how many answers were served from disk; one line for many, since they cost nothing."""
         with self._guard.lock:
             if self._served.count:
-                told = msgspec.structs.replace(self._served, **self._run.stamp())
-                self._served = _NONE_SERVED
-                self._run.keep(told)
+                served, self._served = self._served, _NONE_SERVED
+                self._run.keep(msgspec.structs.replace(served, **self._run.stamp()))
 
     def leave_to_parent(self) -> None:
-        """Of a forked child: what was served is counted by the parent."""
+        """Drop the count in a forked child; the parent journals it."""
         self._served = _NONE_SERVED
 
     def save_index(self, *, only_if_due: bool = False) -> None:
-        """Spare the next start the reading of all answers."""
+        """See `AnswerJournal.save_index`."""
         self._journal.save_index(only_if_due=only_if_due)
 
     def close(self) -> None:
-        """Let go of the space that is held."""
-        self._reserved_space.give_up()
+        """Release the reserved disk space."""
+        self._reserved_space.release()
 
-    def _judge(self, intents: Sequence[Intent], budget: Decimal | None, verdicts: list[Verdict]) -> None:
-        """Fill `verdicts`; those granted are durable when this returns."""
+    def _decide_all(self, intents: Sequence[Intent], budget: Decimal | None, verdicts: list[Verdict]) -> None:
+        """Append to `verdicts`; what is granted is durable when this returns."""
         with self._guard:
-            room = max(_LEAST_ROOM_BYTES, 2 * self._longest_bytes)
-            self._reserved_space.hold((len(self._under_way) + len(intents)) * room)
+            reserved_bytes = max(_MIN_RESERVED_BYTES, 2 * self._longest_bytes)
+            self._reserved_space.reserve((len(self._in_flight) + len(intents)) * reserved_bytes)
             for intent in intents:
-                verdicts.append(self._verdict(intent, budget))  # noqa: PERF401 - kept as far as it came
+                verdicts.append(self._decide(intent, budget))  # noqa: PERF401 - the caller keeps what precedes an error
         if any(isinstance(verdict, Granted) for verdict in verdicts):
             self._run.requests.journal.sync()
 
-    def _verdict(self, intent: Intent, budget: Decimal | None) -> Verdict:
+    def _decide(self, intent: Intent, budget: Decimal | None) -> Verdict:
         key = intent.request.key
-        if key in self._under_way:
-            return Busy(holder="this process", seconds=_SECONDS_TO_LOOK_AGAIN)
+        if key in self._in_flight:
+            return Busy(holder="this process", seconds=_BUSY_SECONDS)
         answer = self._journal.get(key)
-        # Another one may have replaced it by now.
-        if answer is not None and not (intent.replaces and self._is_of_no_use(answer)):
+        # A newer answer may have replaced the unusable one by now.
+        if answer is not None and not (intent.replaces and self._is_unusable(answer)):
             return answer
         if budget is not None:
             spending = spending_of(self._run.session)
@@ -254,49 +250,51 @@ class RunResponses:
         granted = Granted(request_id=secrets.token_hex(8), request=intent.request, most=intent.most)
         self._keep_line(
             RequestSent(
-                **self._whose(key), request_id=granted.request_id, model=intent.request.model, most=intent.most
+                **self._line_head(key), request_id=granted.request_id, model=intent.request.model, most=intent.most
             )
         )
-        self._under_way[key] = granted.request_id
+        self._in_flight[key] = granted.request_id
         return granted
 
-    def _is_of_no_use(self, answer: AnswerRecord) -> bool:
+    def _is_unusable(self, answer: AnswerRecord) -> bool:
         marked = self._run.session.api_responses_marked
         return isinstance(answer.problem, str) or (_request_of(answer) or answer.prompt_hash) in marked
 
-    def _finish_what_was_refused(self) -> None:
-        """Before anything else is paid for; and the money that it holds is free for others then."""
+    def _retry_refused_outcomes(self) -> None:
+        """Store paid answers before paying for more; this also releases what is reserved for them."""
         with self._guard.lock:
             refused = list(self._refused.values())
         if refused:
             self.finish(refused)
 
-    def _keep_ends(self, outcomes: Sequence[Outcome]) -> None:
+    def _write_outcomes(self, outcomes: Sequence[Outcome]) -> None:
         with self._guard.lock:
             for outcome in outcomes:
                 request_id = outcome.granted.request_id
-                # After a full disk this is called again with the same.
+                # After a full disk this is called again with the same outcomes.
                 if request_id not in self._written:
-                    self._written[request_id] = self._write_end(outcome)
+                    self._written[request_id] = self._write_outcome(outcome)
             offsets = [self._written[each.granted.request_id] for each in outcomes]
         answers = [offset for offset in offsets if offset is not None]
         if answers:
             self._journal.publish(answers)
 
-    def _write_end(self, outcome: Outcome) -> int | None:
-        """Returns the offset of an answer."""
+    def _write_outcome(self, outcome: Outcome) -> int | None:
+        """Write to the journals; returns the offset of an answer."""
         if not isinstance(outcome, Answered):
-            line = _end_line(outcome, self._whose(outcome.granted.request.key))
-            # It may wait for a full disk: without it, the request counts as in doubt.
+            kind = RequestRefused if isinstance(outcome, Refused) else RequestLost
+            head = self._line_head(outcome.granted.request.key)
+            line = kind(**head, request_id=outcome.granted.request_id, reason=outcome.reason)
+            # May be queued while the disk is full: without this line the request counts as in doubt.
             self._run.requests.append(encode(line))
             take_request(self._run.session, line)
             return None
         try:
             return self._write_answer(outcome)
         except DiskFull:
-            if not self._reserved_space.give_up():
+            if not self._reserved_space.release():
                 raise
-            log.warning("The disk is full; an answer that is paid for takes the space that was held for it.")
+            log.warning("The disk is full; using reserved space to store a paid answer.")
             return self._write_answer(outcome)
 
     def _write_answer(self, outcome: Answered) -> int:
@@ -314,8 +312,8 @@ class RunResponses:
         self._run.requests.append_now(encode(line))
         take_request(self._run.session, line)
 
-    def _whose(self, key: str) -> dict[str, Any]:
-        """What each line begins with."""
+    def _line_head(self, key: str) -> JsonObject:
+        """The fields that every line begins with."""
         return {**self._run.stamp(), "session_id": self._run.session.session_id, "prompt_hash": key}
 
     def _count_served(self, answer: AnswerRecord) -> None:
@@ -327,8 +325,3 @@ class RunResponses:
 
 def _request_of(answer: AnswerRecord) -> str:
     return answer.request_id if isinstance(answer.request_id, str) else ""
-
-
-def _end_line(outcome: Refused | Lost, whose: dict[str, Any]) -> RequestLine:
-    kind = RequestRefused if isinstance(outcome, Refused) else RequestLost
-    return kind(**whose, request_id=outcome.granted.request_id, reason=outcome.reason)

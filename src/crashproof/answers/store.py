@@ -1,17 +1,17 @@
-"""What every store of teacher answers does."""
+"""The interface of every answer store."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
 from crashproof.records.codec import nonfinite_names
 from crashproof.records.requests import AnswerRecord, Spending
-from crashproof.rules.requests import TeacherRequest
+from crashproof.rules.requests import JsonObject, TeacherRequest
 
 __all__ = [
     "Answered",
@@ -24,23 +24,24 @@ __all__ = [
     "Refused",
     "ResponseStore",
     "Verdict",
+    "request_in",
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intent:
-    """A request that somebody would like to send now."""
+    """A request that the caller wants to send now."""
 
     request: TeacherRequest
     most: Decimal
-    """The most that it can cost, in US dollars."""
+    """Worst-case cost in US dollars."""
     replaces: bool = False
-    """Whether the answer that is there is of no use, and another one is wanted."""
+    """Whether a stored answer, if unusable, is to be replaced by a new one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Granted:
-    """Send it: that it is about to be sent is on disk."""
+    """Permission to send; the intent is on disk."""
 
     request_id: str
     request: TeacherRequest
@@ -49,7 +50,7 @@ class Granted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Busy:
-    """Somebody else is sending the same request; ask again when they may be done."""
+    """The same request is in flight elsewhere; ask again after `seconds`."""
 
     holder: str
     seconds: float
@@ -57,33 +58,33 @@ class Busy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverBudget:
-    """It could cost more than is left."""
+    """The request could cost more than is left of the budget."""
 
     spending: Spending
 
     @property
     def may_change(self) -> bool:
-        """Whether requests under way hold money that they may not need in the end."""
+        """Whether requests in flight reserve money that may be released."""
         return self.spending.reserved > 0
 
 
 Verdict = AnswerRecord | Granted | Busy | OverBudget
-"""What a store says to an intent; an answer where it has one."""
+"""A store's reply to an intent; the answer itself if it is stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """An answer came: it is paid for, whatever it is worth."""
+    """An answer arrived; it is paid for, usable or not."""
 
     granted: Granted
     cost: Decimal
-    response: dict[str, Any]
+    response: JsonObject
     raw: str | None = None
-    """The body to the letter, where it is no JSON object."""
+    """The body verbatim, if it is not a JSON object."""
     problem: str | None = None
 
     def as_record(self, *, timestamp: float, session_id: str, attempt: int) -> AnswerRecord:
-        """What is kept of it."""
+        """The answer as it is stored."""
         return AnswerRecord(
             timestamp=timestamp,
             session_id=session_id,
@@ -101,7 +102,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """The teacher said no, or was never reached: nothing was paid."""
+    """The teacher refused, or was never reached: nothing was paid."""
 
     granted: Granted
     reason: str
@@ -109,7 +110,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
-    """No answer came, and one may have been computed."""
+    """No answer arrived, but one may have been computed and charged."""
 
     granted: Granted
     reason: str
@@ -118,21 +119,26 @@ class Lost:
 Outcome = Answered | Refused | Lost
 
 
+def request_in(record: bytes) -> JsonObject | None:
+    """The request in the line of a stored answer, if it has one."""
+    return msgspec.json.decode(record, type=_Request).request
+
+
 class ResponseStore(Protocol):
-    """Keeps answers for good; every method may be called from any thread, and blocks while the disk works."""
+    """Stores answers durably. Every method may be called from any thread, and blocks for I/O."""
 
     def serve(self, key: str) -> AnswerRecord | None:
-        """The answer under a key, counted as one that did not have to be paid again; None where there is none."""
+        """The answer under a key, counted as saved cost; None if there is none."""
         ...
 
     def read(self, key: str) -> AnswerRecord | None:
-        """The same, not counted."""
+        """The same, without counting it."""
         ...
 
     def begin(self, intents: Sequence[Intent], *, budget: Decimal | None) -> list[Verdict]:
-        """Ask to send requests; those granted are on disk as intents, their price reserved, when this returns.
+        """Request permission to send; granted intents are on disk, and their cost reserved, when this returns.
 
-        An answer that is there already is counted as served. The budget holds for all that was ever spent here.
+        A stored answer is returned instead, and counted as served. The budget covers everything ever spent here.
 
         Raises:
             DiskFull, StoreUnavailable: nothing may be sent.
@@ -140,25 +146,29 @@ class ResponseStore(Protocol):
         ...
 
     def finish(self, outcomes: Sequence[Outcome]) -> None:
-        """Say how requests ended; an answer survives a power loss when this returns.
+        """Record how requests ended; an answer survives a power loss when this returns.
 
         Raises:
-            DiskFull, StoreUnavailable: none of them is kept; call again with the same.
+            DiskFull, StoreUnavailable: nothing was stored; call again with the same outcomes.
         """
         ...
 
     def mark(self, key: str, problem: str) -> None:
-        """Note that a kept answer cannot be used, and why."""
+        """Mark a stored answer as unusable, and why."""
         ...
 
     def why_miss(self, request: TeacherRequest) -> str:
-        """Why a request has no answer here: the parameter in which the nearest stored one differs."""
+        """Explain why a request has no answer here: the parameter in which the nearest stored one differs."""
         ...
 
     def spending(self) -> Spending:
-        """What has been paid here."""
+        """What was spent here."""
         ...
 
     def close(self) -> None:
-        """Let go of it; what is under way elsewhere stays as it is."""
+        """Release all resources; requests in flight elsewhere are unaffected."""
         ...
+
+
+class _Request(msgspec.Struct):
+    request: JsonObject | None = None

@@ -1,1 +1,1 @@
-"""Which checkpoints are intact, and where to resume."""
+"""Verify, choose, delete and quarantine checkpoints."""

@@ -7,26 +7,21 @@ from pathlib import Path
 
 from crashproof.disk.atomic import partial_name
 from crashproof.disk.files import REAL_DISK, Disk
-from crashproof.disk.run_folder import RunFolder
+from crashproof.disk.run_folder import RunFolder, is_remote
 from crashproof.records.checkpoints import RemovedCheckpoint
 from crashproof.records.session import TrainingSession
 
-__all__ = [
-    "delete_removed",
-    "is_remote",
-    "is_removable",
-    "left_of_removal",
-]
+__all__ = ["delete_removed", "find_undeleted", "is_removable"]
 
 log = logging.getLogger("crashproof")
 
 
 def is_removable(checkpoint_path: str, session: TrainingSession, folder: RunFolder) -> bool:
-    """Whether a path is the run's to delete: inside its folder, no link, and nothing that stays lies in it."""
+    """Whether the run may delete a path: inside its folder, no link, and no other checkpoint inside it."""
     path = folder.root / checkpoint_path
     if is_remote(checkpoint_path) or path.is_symlink() or folder.progress.is_relative_to(path):
         return False
-    # A folder above it may be a link that leads out of the run.
+    # A parent folder may be a link that leads out of the run.
     if not folder.is_inside(path) or not path.resolve().is_relative_to(folder.root.resolve()):
         return False
     others = [
@@ -38,18 +33,18 @@ def is_removable(checkpoint_path: str, session: TrainingSession, folder: RunFold
 
 
 def delete_removed(session: TrainingSession, folder: RunFolder, *, disk: Disk = REAL_DISK) -> None:
-    """Delete what the newest removal named and is still there, unless a checkpoint has that name by now."""
-    for removed in left_of_removal(session, folder):
+    """Delete what remains of the newest removal, unless a checkpoint has that path by now."""
+    for removed in find_undeleted(session, folder):
         path = folder.root / removed.checkpoint_path
         try:
             _delete(path, disk)
         except OSError as error:
             # A stale checkpoint costs space, not correctness.
-            log.warning("Could not delete %s, which is not kept any more: %s.", path, error.strerror)
+            log.warning("Could not delete %s, which is no longer kept: %s.", path, error.strerror)
 
 
-def left_of_removal(session: TrainingSession, folder: RunFolder) -> list[RemovedCheckpoint]:
-    """What the newest removal named and is still there."""
+def find_undeleted(session: TrainingSession, folder: RunFolder) -> list[RemovedCheckpoint]:
+    """Find what remains of the newest removal."""
     named = {each.checkpoint_path for each in [*session.checkpoints.values(), *session.checkpoints_beside]}
     return [
         each
@@ -60,13 +55,8 @@ def left_of_removal(session: TrainingSession, folder: RunFolder) -> list[Removed
     ]
 
 
-def is_remote(checkpoint_path: str) -> bool:
-    """Whether it is an address and no path."""
-    return "://" in checkpoint_path
-
-
 def _delete(path: Path, disk: Disk) -> None:
-    """Rename first, remove then: a kill in between leaves what the next start takes for a partial file."""
+    """Rename, then remove: a kill in between leaves what the next start takes for a partial file."""
     partial = _names_of_removed(path)[1]
     for leftover in (partial, path):
         if not leftover.exists():
@@ -80,5 +70,5 @@ def _delete(path: Path, disk: Disk) -> None:
 
 
 def _names_of_removed(path: Path) -> tuple[Path, Path]:
-    """A checkpoint's own name, and its name on the way out: not the one that a save of it would use."""
+    """A checkpoint's own path, and that of its removal: not the partial one of a save."""
     return path, partial_name(path.with_name(f"{path.name}.removed"))

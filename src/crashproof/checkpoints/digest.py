@@ -1,4 +1,4 @@
-"""The digest of a checkpoint."""
+"""Digest checkpoints."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ __all__ = [
     "digest_of",
     "digest_of_files",
     "make_durable",
+    "size_of",
 ]
 
 _BLOCK_BYTES = 1 << 20
@@ -24,16 +25,16 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Digest:
-    """What tells a whole checkpoint from a damaged one."""
+    """What distinguishes an intact checkpoint from a damaged one."""
 
     num_bytes: int
     sha256: str
     files: dict[str, FileDigest] | None
-    """Of each file in a folder; None for a single file."""
+    """The digest of each file in a folder; None for a single file."""
 
 
 def digest_of(path: Path) -> Digest:
-    """Read a file, or every file of a folder, and digest it with SHA-256."""
+    """Read a file, or every file of a folder, and compute its SHA-256."""
     if path.is_file():
         single = _digest_of_file(path)
         return Digest(num_bytes=single.num_bytes, sha256=single.sha256, files=None)
@@ -44,7 +45,7 @@ def digest_of(path: Path) -> Digest:
 
 
 def digest_of_files(files: Mapping[str, FileDigest]) -> Digest:
-    """The digest of a folder, made of those of all its files by their relative names; nothing is read."""
+    """The digest of a folder, from those of its files by relative name; reads nothing."""
     by_name = {name: files[name] for name in sorted(files)}
     listing = "".join(f"{digest.sha256}  {digest.num_bytes}  {name}\n" for name, digest in by_name.items())
     return Digest(
@@ -55,14 +56,14 @@ def digest_of_files(files: Mapping[str, FileDigest]) -> Digest:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files of a folder."""
+    """The size of a file, or of all files of a folder."""
     if path.is_file():
         return path.stat().st_size
     return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
 
 
 def make_durable(path: Path, *, disk: Disk = REAL_DISK) -> None:
-    """Make a checkpoint that somebody else's code wrote survive a power loss, its name included."""
+    """Make a checkpoint written by other code survive a power loss, including its name."""
     with storage_errors(path):
         sync_tree(path, disk)
         disk.sync_folder(path.parent)

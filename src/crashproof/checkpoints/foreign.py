@@ -1,7 +1,7 @@
-"""Checkpoints that other code wrote.
+"""Inspect checkpoints that other code wrote.
 
-Each is looked at as closely as its own format allows, with nothing but Python's library: no framework is imported,
-and nothing that a file names is ever called.
+Each is checked as closely as its format allows, with Python's standard library alone: no framework is imported, and
+nothing that a file names is ever called.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import re
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["LOOKED_FOR", "Candidate", "Finding", "candidates_in", "inspect"]
+__all__ = ["KNOWN_NAMES", "Candidate", "Finding", "find_candidates", "inspect"]
 
-LOOKED_FOR = (
+KNOWN_NAMES = (
     "checkpoint_<step>.pt (.pth, .ckpt, .bin, .safetensors, .npz, .pkl, .json), ckpt_<step>.pt, step_<step>.pt, "
     "epoch=<n>-step=<step>.ckpt, checkpoint-<step>/, checkpoint_<step>/"
 )
@@ -34,38 +34,38 @@ _HUGGING_FACE_WEIGHTS = (
     "global_step*",
 )
 _NO_RESULTS = ("_runtime", "_per_second")
-"""Endings of numbers in a log of evaluations that say how fast it was."""
-_LONGEST_HEADER_BYTES = 100_000_000
+"""Endings of numbers in a log of evaluations that measure its speed."""
+_MAX_HEADER_BYTES = 100_000_000
 _BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """Something that is named like a checkpoint."""
+    """A file or folder named like a checkpoint."""
 
     step: int
-    """By its name."""
+    """From its name."""
     path: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What came out of looking at one."""
+    """The result of an inspection."""
 
     problem: str | None = None
-    """Why it is not whole; None where nothing speaks against it."""
+    """Why it is not intact; None if no problem was found."""
     unchecked: tuple[str, ...] = ()
-    """Its files whose format has no checksum: only that they hold something is known."""
+    """Its files whose format has no checksum; only their size is checked."""
     evaluation: dict[str, float] | None = None
-    """What its own trainer had measured at its step."""
+    """What its own trainer measured at its step."""
 
 
 class _Torn(Exception):
-    """It is not whole; says why."""
+    """A checkpoint is not intact; says why."""
 
 
-def candidates_in(folder: Path) -> list[Candidate]:
-    """What in a folder is named like a checkpoint, by step."""
+def find_candidates(folder: Path) -> list[Candidate]:
+    """Find what is named like a checkpoint in a folder, sorted by step."""
     found = []
     for path in folder.iterdir():
         is_file_name = path.suffix in _FILES
@@ -76,21 +76,21 @@ def candidates_in(folder: Path) -> list[Candidate]:
 
 
 def inspect(candidate: Candidate) -> Finding:
-    """Read a candidate and say whether it is whole."""
+    """Read a candidate and check whether it is intact."""
     try:
-        return _checked(candidate)
+        return _inspect(candidate)
     except _Torn as torn:
         return Finding(problem=str(torn))
     except OSError as error:
         return Finding(problem=f"it cannot be read ({error.strerror})")
 
 
-def _checked(candidate: Candidate) -> Finding:
+def _inspect(candidate: Candidate) -> Finding:
     path = candidate.path
     before = _fingerprint(path)
-    unchecked, evaluation = _checked_folder(candidate) if path.is_dir() else (_checked_file(path), None)
+    unchecked, evaluation = _check_folder(candidate) if path.is_dir() else (_check_file(path), None)
     if _fingerprint(path) != before:
-        raise _Torn("it changed while it was read: somebody still writes it")
+        raise _Torn("it changed while it was read: it is still being written")
     return Finding(unchecked=unchecked, evaluation=evaluation)
 
 
@@ -99,12 +99,12 @@ def _fingerprint(path: Path) -> list[tuple[str, int, int]]:
     return [(str(each), (status := each.stat()).st_size, status.st_mtime_ns) for each in files]
 
 
-def _checked_file(path: Path) -> tuple[str, ...]:
-    """Its name, where its format has no checksum."""
+def _check_file(path: Path) -> tuple[str, ...]:
+    """Check a file; return its name if its format has no checksum."""
     if path.stat().st_size == 0:
         raise _Torn("it is empty")
     if path.suffix == ".json":
-        _parsed(path)
+        _parse_json(path)
         return ()
     if path.suffix == ".safetensors":
         _check_safetensors(path)
@@ -117,13 +117,13 @@ def _checked_file(path: Path) -> tuple[str, ...]:
     return (path.name,)
 
 
-def _checked_folder(candidate: Candidate) -> tuple[tuple[str, ...], dict[str, float] | None]:
+def _check_folder(candidate: Candidate) -> tuple[tuple[str, ...], dict[str, float] | None]:
     folder = candidate.path
     unchecked: list[str] = []
     for path in sorted(each for each in folder.rglob("*") if each.is_file()):
         name = str(path.relative_to(folder))
         with _named(name):
-            if path.suffix in _FILES and _checked_file(path):
+            if path.suffix in _FILES and _check_file(path):
                 unchecked.append(name)
             if path.name.endswith(".index.json"):
                 _check_index(path)
@@ -133,7 +133,7 @@ def _checked_folder(candidate: Candidate) -> tuple[tuple[str, ...], dict[str, fl
                 raise _Torn("the .metadata beside it is missing, which is written last")
     evaluation = None
     if (folder / "trainer_state.json").exists():
-        evaluation = _checked_hugging_face(candidate)
+        evaluation = _check_hugging_face(candidate)
     elif not (folder / ".metadata").exists() and not (folder / "random_states_0.pkl").exists():
         raise _Torn(
             "it has no trainer_state.json (transformers), no .metadata (torch.distributed.checkpoint) and no "
@@ -144,24 +144,24 @@ def _checked_folder(candidate: Candidate) -> tuple[tuple[str, ...], dict[str, fl
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Put the name of a file in front of what is wrong with it."""
+    """Prefix a problem with the name of its file."""
     try:
         yield
     except _Torn as torn:
         raise _Torn(f"{name}: {torn}") from None
 
 
-def _checked_hugging_face(candidate: Candidate) -> dict[str, float] | None:
-    """What `Trainer` saves: the state last, so whatever is there beside it must be there as a whole."""
+def _check_hugging_face(candidate: Candidate) -> dict[str, float] | None:
+    """Check what `Trainer` saves, and return its evaluation: the state comes last, so all else must be there."""
     folder = candidate.path
-    state = _parsed(folder / "trainer_state.json")
+    state = _parse_json(folder / "trainer_state.json")
     step = state.get("global_step") if isinstance(state, dict) else None
     if step != candidate.step:
         said = "names no global_step" if step is None else f"is of step {step}"
         raise _Torn(f"its trainer_state.json {said}")
     if not any(any(folder.glob(name)) for name in _HUGGING_FACE_WEIGHTS):
         raise _Torn("it has no weights (model.safetensors, pytorch_model.bin or an adapter's)")
-    # Of a Trainer that saves the model alone, neither is there; sharded optimizers have other names.
+    # A Trainer that saves the model alone writes neither; sharded optimizers have other names.
     has_optimizer = any(any(folder.glob(name)) for name in ("optimizer*", "global_step*"))
     if (folder / "scheduler.pt").exists() and not has_optimizer:
         raise _Torn("optimizer.pt is missing beside scheduler.pt")
@@ -175,7 +175,7 @@ def _checked_hugging_face(candidate: Candidate) -> dict[str, float] | None:
     return _evaluation(state, candidate.step)
 
 
-def _evaluation(state: dict[str, Any], step: int) -> dict[str, float] | None:
+def _evaluation(state: Mapping[str, Any], step: int) -> dict[str, float] | None:
     results = {
         name: float(value)
         for entry in state.get("log_history") or []
@@ -187,7 +187,7 @@ def _evaluation(state: dict[str, Any], step: int) -> dict[str, float] | None:
 
 
 def _check_index(index: Path) -> None:
-    content = _parsed(index)
+    content = _parse_json(index)
     shards = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shards, dict) or not shards:
         raise _Torn("it names no shards")
@@ -197,11 +197,11 @@ def _check_index(index: Path) -> None:
 
 
 def _check_safetensors(path: Path) -> None:
-    """Its own layout: the length of a header, the header, and bytes that the header divides without a gap."""
+    """Check the layout: the length of a header, the header, and bytes that the header divides without a gap."""
     num_bytes = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if num_bytes < 8 or length > min(num_bytes - 8, _LONGEST_HEADER_BYTES):
+        if num_bytes < 8 or length > min(num_bytes - 8, _MAX_HEADER_BYTES):
             raise _Torn("its header is cut off")
         try:
             header = json.loads(file.read(length))
@@ -214,11 +214,11 @@ def _check_safetensors(path: Path) -> None:
         except (AttributeError, KeyError, TypeError, ValueError):
             raise _Torn("its header cannot be read") from None
     if num_bytes != 8 + length + end:
-        raise _Torn(f"it has {num_bytes:,} bytes, and its header speaks of {8 + length + end:,}")
+        raise _Torn(f"it has {num_bytes:,} bytes, and its header describes {8 + length + end:,}")
 
 
 def _check_zip(file: BinaryIO) -> None:
-    """`torch.save` and `numpy.savez` write archives with a CRC of each entry."""
+    """Check an archive of `torch.save` or `numpy.savez`, which has a CRC of each entry."""
     try:
         with zipfile.ZipFile(file) as archive:
             broken = archive.testzip()
@@ -229,8 +229,8 @@ def _check_zip(file: BinaryIO) -> None:
 
 
 def _check_distributed(metadata: Path) -> None:
-    """Every piece that `torch.distributed.checkpoint` has listed is there; those that are archives are read."""
-    for name, pieces in _pieces(metadata).items():
+    """Check that every piece listed by `torch.distributed.checkpoint` exists; read those that are archives."""
+    for name, pieces in _read_pieces(metadata).items():
         path = metadata.parent / name
         if not path.is_file():
             raise _Torn(f"{name} is missing")
@@ -245,8 +245,8 @@ def _check_distributed(metadata: Path) -> None:
                     _check_zip(io.BytesIO(piece))
 
 
-def _pieces(metadata: Path) -> dict[str, list[tuple[int, int]]]:
-    """By the name of a shard: where in it each piece lies."""
+def _read_pieces(metadata: Path) -> dict[str, list[tuple[int, int]]]:
+    """Read the offset and length of each piece, by the name of its shard."""
     pieces: dict[str, list[tuple[int, int]]] = {}
     try:
         with metadata.open("rb") as file:
@@ -264,28 +264,28 @@ def _pieces(metadata: Path) -> dict[str, list[tuple[int, int]]]:
 
 
 class _Inert:
-    """Stands for whatever a pickle names: it keeps what belongs to it, and does nothing."""
+    """A stand-in for any class that a pickle names: it keeps its state and does nothing."""
 
-    def __new__(cls, *_: Any, **__: Any) -> _Inert:
+    def __new__(cls, *_: object, **__: object) -> _Inert:
         return super().__new__(cls)
 
-    def __init__(self, *_: Any, **__: Any) -> None:
+    def __init__(self, *_: object, **__: object) -> None:
         return None
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         if isinstance(state, dict):
             self.__dict__.update(state)
 
 
 class _Inspector(pickle.Unpickler):
-    """Reads a pickle without calling anything that it names."""
+    """Read a pickle without calling anything that it names."""
 
-    def find_class(self, module: str, name: str) -> Any:
-        """A stand-in, save for the one container that is filled entry by entry."""
+    def find_class(self, module: str, name: str) -> type:
+        """A stand-in, except for the one container that is filled entry by entry."""
         return OrderedDict if (module, name) == ("collections", "OrderedDict") else _Inert
 
 
-def _parsed(path: Path) -> Any:
+def _parse_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (RecursionError, ValueError):
@@ -298,11 +298,11 @@ def _starts_with(path: Path, magic: bytes) -> bool:
 
 
 def _is_all_zeros(path: Path) -> bool:
-    """What some file systems leave of a file after a loss of power."""
-    return not any(block.strip(b"\0") for block in _blocks(path))
+    """Whether a file is what some file systems leave after a power loss."""
+    return not any(block.strip(b"\0") for block in _read_blocks(path))
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
+def _read_blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
             yield block

@@ -1,4 +1,4 @@
-"""Move a damaged checkpoint away."""
+"""Move damaged checkpoints into quarantine."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ from pathlib import Path
 
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
 from crashproof.disk.run_folder import RunFolder
-from crashproof.records.checkpoints import CheckpointMetadata
 
-__all__ = [
-    "move_aside",
-]
+__all__ = ["quarantine"]
 
 
-def move_aside(checkpoint: CheckpointMetadata, folder: RunFolder, *, disk: Disk = REAL_DISK) -> Path | None:
-    """Move a damaged checkpoint out of the way; None where it lies outside the run and is not ours to move."""
-    path = folder.find(checkpoint.checkpoint_path)
+def quarantine(path: Path, folder: RunFolder, *, disk: Disk = REAL_DISK) -> Path | None:
+    """Move a damaged checkpoint into quarantine; return its new path, or None if it lies outside the run."""
     if not folder.is_inside(path):
         return None
-    target = folder.set_aside_name(path)
+    target = folder.free_name(folder.quarantine / path.name)
     with storage_errors(target):
-        disk.make_folders(folder.set_aside)
+        disk.make_folders(folder.quarantine)
         disk.replace(path, target)
-        disk.sync_folder(folder.set_aside)
+        disk.sync_folder(folder.quarantine)
         disk.sync_folder(path.parent)
     return target

@@ -1,4 +1,4 @@
-"""Which checkpoint to resume from."""
+"""Choose the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -12,19 +12,14 @@ from crashproof.errors import NoUsableCheckpoint
 from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint
 from crashproof.records.session import TrainingSession
 
-__all__ = [
-    "Choice",
-    "choose",
-    "choose_for",
-    "newest_intact",
-]
+__all__ = ["Choice", "choose", "choose_for", "newest_intact"]
 
 log = logging.getLogger("crashproof")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """The checkpoint to resume from, and the newer ones that had to be passed over."""
+    """The checkpoint to resume from, and the newer ones that were rejected."""
 
     checkpoint: CheckpointMetadata
     refused: list[tuple[CheckpointMetadata, str]]
@@ -35,15 +30,14 @@ def choose(
     checkpoints: Iterable[CheckpointMetadata],
     folder: RunFolder,
     *,
-    set_aside: Iterable[RefusedCheckpoint] = (),
+    quarantined: Iterable[RefusedCheckpoint] = (),
     superseded: Container[int] = (),
 ) -> Choice | None:
-    """The newest whole checkpoint, or None where none was ever recorded.
+    """The newest intact checkpoint, or None if none was ever recorded.
 
-    Those of a timeline that a later attempt left (`superseded`, by step) come after all others.
-
-    Every byte of a candidate is read. Checkpoints that nothing can be held against (a remote path, a save in
-    flight when it was recorded) are offered only where nothing verifiable was ever recorded.
+    Superseded ones, by step, come after all others. Every byte of a candidate is read. Checkpoints that cannot be
+    verified (a remote path, a save in progress when it was recorded) are offered only if no verifiable one was ever
+    recorded.
 
     Raises:
         NoUsableCheckpoint: some were recorded and none can be used; names each and why.
@@ -53,7 +47,7 @@ def choose(
         key=lambda each: (each.checkpoint_step not in superseded, each.checkpoint_step, each.created_at),
         reverse=True,
     )
-    gone = list(set_aside)
+    gone = list(quarantined)
     if not newest_first and not gone:
         return None
     has_verifiable = bool(gone) or any(each.is_verifiable for each in newest_first)
@@ -64,24 +58,24 @@ def choose(
             return Choice(checkpoint=candidate, refused=refused)
         refused.append((candidate, problem))
     reasons = [(each.checkpoint_path, reason) for each, reason in refused]
-    reasons += [(each.checkpoint_path, f"{each.reason}; set aside earlier") for each in gone]
+    reasons += [(each.checkpoint_path, f"{each.reason}; quarantined earlier") for each in gone]
     raise NoUsableCheckpoint(folder.root, refused=reasons)
 
 
 def choose_for(session: TrainingSession, folder: RunFolder) -> Choice | None:
-    """Where this session would resume; see `choose`."""
+    """The checkpoint that a session would resume from; see `choose`."""
     return choose(
         [*session.checkpoints.values(), *session.checkpoints_beside],
         folder,
-        set_aside=session.checkpoints_set_aside,
+        quarantined=session.checkpoints_set_aside,
         superseded=session.checkpoints_superseded,
     )
 
 
 def newest_intact(session: TrainingSession, folder: RunFolder) -> CheckpointMetadata | None:
-    """The newest checkpoint that was read back and is what was recorded; None where nothing may lean on one.
+    """The newest verifiable checkpoint, read back and found intact; None if there is none or it is damaged.
 
-    One that nothing can be held against (yet) is passed over; where the newest that can is damaged, there is none.
+    One that cannot be verified (yet) is skipped.
     """
     known = [*session.checkpoints.values(), *session.checkpoints_beside]
     verifiable = [
@@ -92,6 +86,6 @@ def newest_intact(session: TrainingSession, folder: RunFolder) -> CheckpointMeta
         return None
     problem = problem_with(newest, folder)
     if problem is not None:
-        log.warning("No checkpoint is removed, as %s cannot be used: %s.", newest.checkpoint_path, problem)
+        log.warning("No checkpoint is removed because %s cannot be used: %s.", newest.checkpoint_path, problem)
         return None
     return newest

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is intact."""
+"""Verify checkpoints."""
 
 from __future__ import annotations
 
@@ -10,20 +10,18 @@ from crashproof.checkpoints.digest import Digest, digest_of, size_of
 from crashproof.disk.run_folder import RunFolder
 from crashproof.records.checkpoints import CheckpointMetadata
 
-__all__ = [
-    "problem_with",
-]
+__all__ = ["is_damaged", "problem_with"]
 
 
 def problem_with(checkpoint: CheckpointMetadata, folder: RunFolder, *, trusts_unverified: bool = False) -> str | None:
-    """Why a checkpoint cannot be used, or None where it is whole.
+    """Why a checkpoint cannot be used, or None if it is intact.
 
-    With `trusts_unverified`, one whose bytes cannot be held against anything passes.
+    With `trusts_unverified`, one that cannot be verified passes.
     """
     path = folder.find(checkpoint.checkpoint_path)
     try:
         if checkpoint.num_bytes is None:
-            return None if trusts_unverified else "it was not there when it was recorded, and cannot be verified"
+            return None if trusts_unverified else "it did not exist when it was recorded, and cannot be verified"
         if not path.exists():
             return "it is missing"
         if (size := size_of(path)) != checkpoint.num_bytes:
@@ -35,8 +33,16 @@ def problem_with(checkpoint: CheckpointMetadata, folder: RunFolder, *, trusts_un
         return f"it cannot be read ({error.strerror})"
 
 
+def is_damaged(checkpoint: CheckpointMetadata, folder: RunFolder) -> bool:
+    """Whether a checkpoint exists and is not what was recorded, so that it belongs in quarantine."""
+    if checkpoint.num_bytes is None or not folder.find(checkpoint.checkpoint_path).exists():
+        return False
+    # One without a digest may be skipped for a verifiable one; that is no damage.
+    return problem_with(checkpoint, folder, trusts_unverified=True) is not None
+
+
 def _problem_without_digest(path: Path, trusts_unverified: bool) -> str | None:
-    """For a large file whose digest a crash has cut off: `torch.save` writes checksums of its own."""
+    """Check a large file that was not digested before a crash: `torch.save` writes checksums of its own."""
     if path.is_file() and zipfile.is_zipfile(path):
         try:
             with zipfile.ZipFile(path) as archive:
@@ -44,15 +50,7 @@ def _problem_without_digest(path: Path, trusts_unverified: bool) -> str | None:
         except (zipfile.BadZipFile, EOFError, zlib.error) as error:
             return f"its archive is damaged ({error})"
         return None if broken is None else f"{broken} in it is damaged"
-    return None if trusts_unverified else "it was not digested before the run died, and cannot be verified"
-
-
-def is_damaged(checkpoint: CheckpointMetadata, folder: RunFolder) -> bool:
-    """Whether there is something to set aside: it is there, and not what was recorded."""
-    if checkpoint.num_bytes is None or not folder.find(checkpoint.checkpoint_path).exists():
-        return False
-    # One whose digest a crash has cut off is passed over where another can be verified; that is no damage.
-    return problem_with(checkpoint, folder, trusts_unverified=True) is not None
+    return None if trusts_unverified else "its digest was not computed before the run died, so it cannot be verified"
 
 
 def _difference(checkpoint: CheckpointMetadata, found: Digest) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from crashproof.errors import MissingExtra
+from crashproof.optional_dependencies import require_modules
 
 __all__ = ["main"]
 
@@ -10,9 +11,9 @@ __all__ = ["main"]
 def main() -> None:
     """Run `crashproof`; without the terminal extra, say how to get it."""
     try:
-        from crashproof.cli.app import run
-    except ModuleNotFoundError as error:
-        if error.name not in {"typer", "rich"}:
-            raise
-        raise SystemExit(f"crashproof: {MissingExtra('terminal')}") from None
+        require_modules("terminal", "rich", "typer")
+    except MissingExtra as error:
+        raise SystemExit(f"crashproof: {error}") from None
+    from crashproof.cli.app import run
+
     run()

@@ -9,14 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from crashproof.checkpoints.delete import is_remote
 from crashproof.checkpoints.digest import size_of
 from crashproof.checkpoints.verify import problem_with
 from crashproof.cli.arguments import AsJson, Folder
 from crashproof.cli.output import print_json, say
-from crashproof.cli.status import what_a_restart_resumes
+from crashproof.cli.status import RestartPoint, restart_point
 from crashproof.cli.tables import aligned, short_duration
-from crashproof.disk.run_folder import RunFolder
+from crashproof.disk.run_folder import RunFolder, is_remote
 from crashproof.formatting import as_bytes
 from crashproof.reading.run_reader import RunReader
 from crashproof.records.checkpoints import CheckpointMetadata
@@ -45,7 +44,7 @@ def checkpoints(
     """
     reader = RunReader.open(folder)
     session = reader.session()
-    resume = what_a_restart_resumes(reader, session)
+    resume = restart_point(reader, session)
     answer = {"resume": resume, "checkpoints": _rows(reader, session, resume, reads_all=verify)}
     if as_json:
         print_json(answer)
@@ -55,12 +54,12 @@ def checkpoints(
 
 
 def _rows(
-    reader: RunReader, session: TrainingSession, resume: dict[str, Any], *, reads_all: bool
+    reader: RunReader, session: TrainingSession, resume: RestartPoint, *, reads_all: bool
 ) -> list[dict[str, Any]]:
-    refused = dict(resume["passed_over"])
+    refused = dict(resume.passed_over)
     rows = []
     for each in [*session.checkpoints.values(), *session.checkpoints_beside]:
-        is_resumed = (each.checkpoint_step, each.checkpoint_path) == (resume["step"], resume["checkpoint"])
+        is_resumed = (each.checkpoint_step, each.checkpoint_path) == (resume.step, resume.checkpoint)
         state, problem = _state(each, reader.folder, reads_all=reads_all, is_resumed=is_resumed, refused=refused)
         is_superseded = (
             each.checkpoint_step in session.checkpoints_superseded
@@ -156,9 +155,9 @@ def _in_words(answer: dict[str, Any], folder: Path, now: float) -> list[str]:
         if row["evaluation"]:
             results = ", ".join(f"{name} {value:.4g}" for name, value in row["evaluation"].items())
             lines.append(f"  step {row['step']:,}, measured on held-out data: {results}")
-    if resume["checkpoint"] is not None:
-        lines.append(f"A restart would resume (*) at step {resume['step']:,} from {resume['checkpoint']}.")
-    elif resume["step"] is None:
+    if resume.checkpoint is not None:
+        lines.append(f"A restart would resume (*) at step {resume.step:,} from {resume.checkpoint}.")
+    elif resume.step is None:
         lines.append("A restart would stop with an error: no checkpoint can be used.")
     else:
         lines.append("A restart would begin at step 0.")

@@ -66,7 +66,7 @@ class _Side:
     def __init__(self, name: str, reader: RunReader, now: float) -> None:
         self.name = name
         self.session = reader.session()
-        self.summary = reader.summary(now=now)
+        self.summary = reader.progress(now=now)
         self._follower = CurveFollower(reader.folder)
         self._follower.refresh()
 
@@ -144,22 +144,22 @@ def _side_by_side(sides: list[_Side]) -> list[list[str]]:
     summaries = [side.summary for side in sides]
     bests = [side.best() for side in sides]
     rows = [
-        ["state", *(each["health"].replace("_", " ") for each in summaries)],
-        ["steps", *(f"{compact(e['steps_completed'])}/{compact(e['total_steps_target'])}" for e in summaries)],
-        ["last loss", *(_number(each["loss_trend"]["current_loss"]) for each in summaries)],
-        ["moving average", *(_number(each["loss_trend"]["moving_avg_loss"]) for each in summaries)],
+        ["state", *(each.health.replace("_", " ") for each in summaries)],
+        ["steps", *(f"{compact(e.steps_completed)}/{compact(e.total_steps_target)}" for e in summaries)],
+        ["last loss", *(_number(each.loss_trend.current_loss) for each in summaries)],
+        ["moving average", *(_number(each.loss_trend.moving_avg_loss) for each in summaries)],
         ["best loss", *("-" if best is None else f"{best[1]:.5g} at {compact(best[0])}" for best in bests)],
-        ["verdict", *(each["loss_trend"]["verdict"].replace("_", " ") for each in summaries)],
+        ["verdict", *(each.loss_trend.verdict.replace("_", " ") for each in summaries)],
     ]
-    measured = sorted({name for each in summaries for name in each["evaluation"]})
-    rows += [[name, *(_number(each["evaluation"].get(name)) for each in summaries)] for name in measured]
+    measured = sorted({name for each in summaries for name in each.evaluation})
+    rows += [[name, *(_number(each.evaluation.get(name)) for each in summaries)] for name in measured]
     rows += [
         ["seconds a step", *(_number(side.seconds_a_step()) for side in sides)],
-        ["tokens a second", *(_number(each["throughput_tokens_per_sec"]) for each in summaries)],
-        ["goodput", *(f"{100 * each['goodput_seconds']['goodput_fraction']:.1f} %" for each in summaries)],
-        ["trained", *(as_duration(each["elapsed_wall_clock_hours"] * 3600) for each in summaries)],
-        ["attempts", *(str(each["attempt"]) for each in summaries)],
-        ["paid to teachers", *(as_dollars_text(Decimal(repr(each["api_cost"]))) for each in summaries)],
+        ["tokens a second", *(_number(each.throughput_tokens_per_sec) for each in summaries)],
+        ["goodput", *(f"{100 * each.goodput_seconds.goodput_fraction:.1f} %" for each in summaries)],
+        ["trained", *(as_duration(each.elapsed_wall_clock_hours * 3600) for each in summaries)],
+        ["attempts", *(str(each.attempt) for each in summaries)],
+        ["paid to teachers", *(as_dollars_text(Decimal(repr(each.api_cost))) for each in summaries)],
     ]
     return rows
 

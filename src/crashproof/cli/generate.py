@@ -174,7 +174,7 @@ def _run(
     store: str | None,
     alerts: AlertSettings,
 ) -> JobResult:
-    from crashproof.teacher.jobs.display import shown_job
+    from crashproof.teacher.jobs.display import show_job
     from crashproof.teacher.jobs.generation import run_job
 
     def open_shared(account: str) -> ResponseStore:
@@ -183,7 +183,7 @@ def _run(
         assert store is not None
         return SharedStore.open(store, account=account)
 
-    with shown_job() as progress:
+    with show_job() as progress:
         return run_job(
             job, engine, progress=progress, shared_store=None if store is None else open_shared, alerts=alerts
         )

@@ -30,15 +30,16 @@ def clean(text: str) -> str:
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def print_json(answer: Mapping[str, Any]) -> None:
-    """One object for machines; NaN and infinities are null, with their names beside."""
+def print_json(answer: Mapping[str, Any] | msgspec.Struct) -> None:
+    """One object for machines; NaN and infinities are null, with their names beside. Records become objects."""
     typer.echo(_fitting_json(as_json_text(answer, indent=2), indent=2))
 
 
-def print_json_line(answer: dict[str, Any]) -> None:
+def print_json_line(answer: dict[str, Any] | msgspec.Struct) -> None:
     """The same on one line; of many, not each is flushed."""
-    names = nonfinite_names(answer)
-    text = msgspec.json.encode(answer | {"nonfinite": names} if names else answer).decode()
+    content: dict[str, Any] = msgspec.to_builtins(answer)
+    names = nonfinite_names(content)
+    text = msgspec.json.encode(content | {"nonfinite": names} if names else content).decode()
     is_plain = text.isascii() and "\x7f" not in text
     sys.stdout.write((text if is_plain else _fitting_json(_escaped(text))) + "\n")
 
@@ -48,10 +49,11 @@ def print_line(text: str) -> None:
     sys.stdout.write(_fitting(text) + "\n")
 
 
-def as_json_text(answer: Mapping[str, Any], *, indent: int | None = None) -> str:
+def as_json_text(answer: Mapping[str, Any] | msgspec.Struct, *, indent: int | None = None) -> str:
     """Strict JSON of an object, its control characters escaped; see `print_json`."""
-    nonfinite = nonfinite_names(answer)
-    content = _without_nonfinite(dict(answer)) | ({"nonfinite": nonfinite} if nonfinite else {})
+    plain: dict[str, Any] = msgspec.to_builtins(answer)
+    nonfinite = nonfinite_names(plain)
+    content = _without_nonfinite(plain) | ({"nonfinite": nonfinite} if nonfinite else {})
     text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
     return _escaped(text)
 

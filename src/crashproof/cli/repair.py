@@ -29,12 +29,12 @@ def repair(
         raise RunInUse(folder, host=holder.host, pid=holder.pid)
     repairs = repair_run(reader.folder)
     if as_json:
-        print_json({"set_aside": repairs, "set_aside_folder": str(reader.folder.set_aside)})
+        print_json({"set_aside": repairs, "set_aside_folder": str(reader.folder.quarantine)})
         return
     for each in repairs:
         say(f"  {each}")
     say(
-        f"{folder}: {len(repairs)} damaged piece(s) are in {reader.folder.set_aside}; snapshots are rebuilt."
+        f"{folder}: {len(repairs)} damaged piece(s) are in {reader.folder.quarantine}; snapshots are rebuilt."
         if repairs
         else f"{folder}: nothing was damaged; snapshots are rebuilt."
     )

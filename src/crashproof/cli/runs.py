@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from crashproof.cli.output import print_json, say
@@ -68,7 +69,8 @@ def _row(name: str, folder: RunFolder, now: float) -> dict[str, Any]:
     last_seen = max((each.last_seen for each in session.attempts), default=session.start_time)
     # The last line of a live run may be under way at this moment.
     damages = [each for pieces in state.damages.values() for each in pieces if not (is_alive and each.is_torn_tail)]
-    return known | summary | {"seconds_since_sign_of_life": now - last_seen, "damaged_pieces": len(damages)}
+    fields: dict[str, Any] = msgspec.to_builtins(summary)
+    return known | fields | {"seconds_since_sign_of_life": now - last_seen, "damaged_pieces": len(damages)}
 
 
 def _seconds_since_written(folder: RunFolder, now: float) -> float | None:

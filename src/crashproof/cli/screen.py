@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
@@ -14,7 +13,7 @@ from crashproof.cli.output import clean
 from crashproof.cli.plots import plot
 from crashproof.cli.status import local_time
 from crashproof.cli.tables import compact, cut, short_duration
-from crashproof.formatting import as_dollars_text, as_duration, as_place
+from crashproof.formatting import as_dollars_text, as_duration
 from crashproof.records.curves import CurvePoint
 from crashproof.records.events import (
     AlertCleared,
@@ -35,6 +34,7 @@ from crashproof.records.events import (
     SessionStarted,
     TargetChanged,
 )
+from crashproof.records.progress import ProgressSummary
 
 __all__ = ["Seen", "event_in_words", "plain_line", "screen_lines"]
 
@@ -47,7 +47,7 @@ class Seen:
     """What is known of a run at one look."""
 
     name: str
-    summary: dict[str, Any]
+    summary: ProgressSummary
     seconds_a_step: float | None
     points: Sequence[CurvePoint]
     curve_share: float
@@ -64,10 +64,10 @@ def screen_lines(seen: Seen, *, width: int, height: int, is_unicode: bool) -> li
     """At most `height` lines of at most `width` columns; the curve gets the room that is left."""
     summary = seen.summary
     above = [_title(seen, width), *_reason(summary), _bar(summary, width, is_unicode=is_unicode), _time(seen)]
-    if not summary["is_job"]:
+    if not summary.is_job:
         above += [*_loss(summary), *_rates(seen), *_kept(seen)]
     above += _teacher(summary)
-    below = [f"alert: {each}".replace("_", " ") for each in summary.get("alerts_active") or []]
+    below = [f"alert: {each}".replace("_", " ") for each in summary.alerts_active]
     below += [f"{_clock(moment)} {words}" for moment, words in seen.events[-_NUM_EVENTS:]]
     below += [f"cannot look: {seen.trouble}"] if seen.trouble else []
     room = height - len(above) - len(below)
@@ -81,17 +81,17 @@ def screen_lines(seen: Seen, *, width: int, height: int, is_unicode: bool) -> li
 
 def plain_line(seen: Seen) -> str:
     """The same in one line, for a log."""
-    summary, trend = seen.summary, seen.summary["loss_trend"]
+    summary, trend = seen.summary, seen.summary.loss_trend
     words = [
-        f"{_clock(seen.now)} {seen.name}: {summary['health'].replace('_', ' ')}",
-        as_place(summary),
+        f"{_clock(seen.now)} {seen.name}: {summary.health.replace('_', ' ')}",
+        summary.place,
     ]
-    if trend["has_data"]:
-        words.append(f"loss {trend['current_loss']:.4g} ({trend['verdict'].replace('_', ' ')})")
-    if summary["status"] == "running" and summary["estimated_remaining_hours"] is not None:
-        words.append(f"{short_duration(summary['estimated_remaining_hours'] * 3600)} left")
-    if summary["health_reason"]:
-        words.append(summary["health_reason"])
+    if trend.has_data:
+        words.append(f"loss {trend.current_loss:.4g} ({trend.verdict.replace('_', ' ')})")
+    if summary.status == "running" and summary.estimated_remaining_hours is not None:
+        words.append(f"{short_duration(summary.estimated_remaining_hours * 3600)} left")
+    if summary.health_reason:
+        words.append(summary.health_reason)
     return ", ".join(words)
 
 
@@ -137,92 +137,90 @@ def event_in_words(event: Event) -> str | None:
 
 def _title(seen: Seen, width: int) -> str:
     summary = seen.summary
-    state = summary["health"].replace("_", " ").upper()
-    if summary["status"] == "running":
-        state += f"  process {summary['attempt_pid']} on {summary['attempt_host']}"
-    if summary["attempt"] > 1:
-        state += f"  attempt {summary['attempt']}"
+    state = summary.health.replace("_", " ").upper()
+    if summary.status == "running":
+        state += f"  process {summary.attempt_pid} on {summary.attempt_host}"
+    if summary.attempt > 1:
+        state += f"  attempt {summary.attempt}"
     state, clock = clean(state), _clock(seen.now)
     name = cut(clean(seen.name), max(8, width - len(state) - len(clock) - 4))
     line = f"{name}  {state}"
     return f"{line}{clock:>{max(len(clock) + 2, width - len(line))}}"
 
 
-def _reason(summary: dict[str, Any]) -> list[str]:
-    return [summary["health_reason"]] if summary["health_reason"] else []
+def _reason(summary: ProgressSummary) -> list[str]:
+    return [summary.health_reason] if summary.health_reason else []
 
 
-def _bar(summary: dict[str, Any], width: int, *, is_unicode: bool) -> str:
-    done, target = summary["steps_completed"], summary["total_steps_target"]
-    words = f" {summary['progress_pct']:5.1f} %  {done:,} of {target:,}"
+def _bar(summary: ProgressSummary, width: int, *, is_unicode: bool) -> str:
+    done, target = summary.steps_completed, summary.total_steps_target
+    words = f" {summary.progress_pct:5.1f} %  {done:,} of {target:,}"
     room = max(10, width - len(words) - 2)
-    filled = round(room * summary["progress_pct"] / 100)
+    filled = round(room * summary.progress_pct / 100)
     full, empty = ("█", "░") if is_unicode else ("#", ".")
     return f"[{full * filled}{empty * (room - filled)}]{words}"
 
 
 def _time(seen: Seen) -> str:
     summary = seen.summary
-    trained = (
-        f"{'asked for' if summary['is_job'] else 'trained'} {as_duration(summary['elapsed_wall_clock_hours'] * 3600)}"
-    )
-    since = summary["seconds_since_update"]
+    trained = f"{'asked for' if summary.is_job else 'trained'} {as_duration(summary.elapsed_wall_clock_hours * 3600)}"
+    since = summary.seconds_since_update
     update = "no update yet" if since is None else f"last update {as_duration(max(0.0, since))} ago"
-    if summary["steps_completed"] >= summary["total_steps_target"]:
+    if summary.steps_completed >= summary.total_steps_target:
         return f"time   nothing remains, {trained}, {update}"
-    hours = summary["estimated_remaining_hours"]
-    if hours is None:
+    hours = summary.estimated_remaining_hours
+    low, high = summary.estimated_remaining_hours_low, summary.estimated_remaining_hours_high
+    if hours is None or low is None or high is None:
         return f"time   remaining time unknown, {trained}, {update}"
-    low, high = summary["estimated_remaining_hours_low"], summary["estimated_remaining_hours_high"]
     left = f"{short_duration(hours * 3600)} left ({short_duration(low * 3600)} to {short_duration(high * 3600)})"
-    if summary["status"] == "running":
-        left += f", done {local_time(summary['estimated_finish_time'], seen.now)}"
+    if summary.status == "running":
+        left += f", done {local_time(summary.estimated_finish_time, seen.now)}"
     return f"time   {left}, {update}"
 
 
-def _loss(summary: dict[str, Any]) -> list[str]:
-    trend = summary["loss_trend"]
-    if not trend["has_data"]:
+def _loss(summary: ProgressSummary) -> list[str]:
+    trend = summary.loss_trend
+    if not trend.has_data:
         return []
-    average = "-" if trend["moving_avg_loss"] is None else f"{trend['moving_avg_loss']:.4g}"
-    parts = "".join(f"  {name} {value:.4g}" for name, value in summary["loss_components"].items())
-    verdict = trend["verdict"].replace("_", " ")
-    return [f"loss   {trend['current_loss']:.4g}, average {average}, {verdict} {parts}".rstrip()]
+    average = "-" if trend.moving_avg_loss is None else f"{trend.moving_avg_loss:.4g}"
+    parts = "".join(f"  {name} {value:.4g}" for name, value in summary.loss_components.items())
+    verdict = trend.verdict.replace("_", " ")
+    return [f"loss   {trend.current_loss:.4g}, average {average}, {verdict} {parts}".rstrip()]
 
 
 def _rates(seen: Seen) -> list[str]:
     summary = seen.summary
     words = []
-    if summary["learning_rate"] is not None:
-        words.append(f"learning rate {summary['learning_rate']:.3g}")
+    if summary.learning_rate is not None:
+        words.append(f"learning rate {summary.learning_rate:.3g}")
     if seen.seconds_a_step:
         pace = seen.seconds_a_step
         words.append(f"{pace:.3g} s/step" if pace >= 1 else f"{compact(round(1 / pace))} steps/s")
-    if summary["throughput_tokens_per_sec"]:
-        words.append(f"{compact(round(summary['throughput_tokens_per_sec']))} tokens/s")
-    words.append(f"goodput {100 * summary['goodput_seconds']['goodput_fraction']:.0f} %")
+    if summary.throughput_tokens_per_sec:
+        words.append(f"{compact(round(summary.throughput_tokens_per_sec))} tokens/s")
+    words.append(f"goodput {100 * summary.goodput_seconds.goodput_fraction:.0f} %")
     return [f"pace   {', '.join(words)}"]
 
 
 def _kept(seen: Seen) -> list[str]:
     summary = seen.summary
-    step = summary["last_checkpoint_step"]
-    kept = "none yet" if step is None else f"step {step:,} is the newest of {summary['checkpoints_count']}"
-    if summary["steps_recomputed"]:
-        kept += f"; {summary['steps_recomputed']:,} steps were computed again"
+    step = summary.last_checkpoint_step
+    kept = "none yet" if step is None else f"step {step:,} is the newest of {summary.checkpoints_count}"
+    if summary.steps_recomputed:
+        kept += f"; {summary.steps_recomputed:,} steps were computed again"
     lines = [f"saved  {kept}"]
-    if summary["evaluation_step"] is not None:
-        results = ", ".join(f"{name} {value:.4g}" for name, value in summary["evaluation"].items())
-        lines.append(f"eval   step {summary['evaluation_step']:,}: {results}")
+    if summary.evaluation_step is not None:
+        results = ", ".join(f"{name} {value:.4g}" for name, value in summary.evaluation.items())
+        lines.append(f"eval   step {summary.evaluation_step:,}: {results}")
     return lines
 
 
-def _teacher(summary: dict[str, Any]) -> list[str]:
-    if not summary["api_responses_saved"] and not summary["connection_failures"]:
+def _teacher(summary: ProgressSummary) -> list[str]:
+    if not summary.api_responses_saved and not summary.connection_failures:
         return []
-    paid = as_dollars_text(Decimal(repr(summary["api_cost"])))
-    words = f"{paid} for {summary['api_responses_saved']:,} answers"
-    words += f", {summary['api_responses_recovered']:,} served again, {summary['connection_failures']:,} failures"
+    paid = as_dollars_text(Decimal(repr(summary.api_cost)))
+    words = f"{paid} for {summary.api_responses_saved:,} answers"
+    words += f", {summary.api_responses_recovered:,} served again, {summary.connection_failures:,} failures"
     return [f"cost   {words}"]
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from crashproof.cli.output import print_json, say
-from crashproof.errors import AddressInUse, ConfigError, MissingExtra, NotAFolder
+from crashproof.errors import AddressInUse, ConfigError, NotAFolder
 
 __all__ = ["serve"]
 
@@ -42,13 +42,9 @@ def serve(
 
     Example: crashproof serve runs
     """
-    try:
-        from crashproof.dashboard.access import Access
-        from crashproof.dashboard.server import run_server
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in {"anyio", "prometheus_client", "starlette", "uvicorn"}:
-            raise
-        raise MissingExtra("page") from None
+    from crashproof.dashboard.access import Access
+    from crashproof.dashboard.server import run_server
+
     if not root.is_dir():
         raise NotAFolder(root)
     access = Access.for_address(host, token=os.environ.get(TOKEN_VARIABLE) or None, more_names=allow_host or ())

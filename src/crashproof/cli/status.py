@@ -1,16 +1,18 @@
-"""How a run stands."""
+"""The state of a run."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
 
+import msgspec
 import typer
+from msgspec import Struct
 
 from crashproof.checkpoints.select import choose_for
 from crashproof.cli.arguments import AsJson, Folder
@@ -20,59 +22,100 @@ from crashproof.errors import NoUsableCheckpoint
 from crashproof.formatting import ago, as_dollars_text, as_duration
 from crashproof.reading.run_reader import RunReader
 from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.progress import GoodputShare, ProgressSummary
 from crashproof.records.session import TrainingSession
+from crashproof.records.states import LossVerdict, RunStatus
 
-__all__ = ["cost_in_words", "local_time", "status", "usual_seconds", "what_a_restart_resumes"]
+__all__ = ["RestartPoint", "cost_in_words", "local_time", "restart_point", "status", "usual_seconds"]
 
 _VERDICTS = {
-    "improving": "it falls: improving",
-    "plateau": "it neither falls nor rises: plateau",
-    "diverging": "it rises by more than its noise: diverging",
-    "unstable": "spikes or growing noise: unstable",
-    "non_finite": "NaN or infinite: non_finite",
-    "unknown": "too few updates to tell",
+    LossVerdict.PLATEAU: "plateau, neither falling nor rising",
+    LossVerdict.DIVERGING: "diverging, rising by more than its noise",
+    LossVerdict.UNSTABLE: "unstable, with spikes or growing noise",
+    LossVerdict.NON_FINITE: "non-finite (NaN or infinite)",
+    LossVerdict.UNKNOWN: "too few updates for a verdict",
+}
+_OVERHEADS = {
+    "recomputed": "recomputed steps",
+    "checkpointing": "checkpoints",
+    "evaluating": "evaluation",
+    "paused": "pauses",
+    "down": "downtime",
+    "starting": "startup",
 }
 
 
+class RestartPoint(Struct, frozen=True, kw_only=True):
+    """Where a restart would resume."""
+
+    step: int | None
+    """None where a restart would end with an error."""
+    checkpoint: str | None
+    passed_over: list[tuple[str, str]]
+    """Newer checkpoints that cannot be used: each path with the reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """All that is printed of a run."""
+
+    folder: Path
+    summary: ProgressSummary
+    restart: RestartPoint
+    usual_seconds: float | None
+    """Between two updates."""
+    now: float
+    """Seconds since 1970."""
+
+
 def status(folder: Folder, as_json: AsJson = False) -> None:
-    """Say how a run stands and what a restart would resume. Works on a live run and changes nothing.
+    """Print the state of a run and what a restart would resume. Works on a live run and changes nothing.
 
-    Is it alive (its process is known by the lock that it holds), does it learn,
-    when is it done, what has it cost, and where would a restart go on?
+    Is the process alive (known by the lock it holds), is the loss improving,
+    when will it be done, what has it cost, and where would a restart resume?
 
-    Exit codes: 0 it runs, starts or is complete; 2 an error; 3 stalled;
-    4 diverging, or its loss is not finite; 5 crashed, or an exception ended it;
-    6 it ended before its last step and can be started again; 7 not started.
+    Exit codes: 0 running, starting or complete; 2 error; 3 stalled;
+    4 diverging or non-finite loss; 5 crashed, or ended by an exception;
+    6 ended before the last step, and can be started again; 7 not started.
 
     Example: crashproof status runs/quickstart || echo "look at it"
     """
     reader = RunReader.open(folder)
     now = time.time()
     session = reader.session()
-    summary = reader.summary(now=now)
-    summary["resume"] = what_a_restart_resumes(reader, session)
-    summary["usual_seconds_between_updates"] = usual_seconds(session.metrics_history)
+    look = _Look(
+        folder=folder,
+        summary=reader.progress(now=now),
+        restart=restart_point(reader, session),
+        usual_seconds=usual_seconds(session.metrics_history),
+        now=now,
+    )
     if as_json:
-        print_json(summary)
+        print_json(
+            msgspec.to_builtins(look.summary)
+            | {"resume": look.restart, "usual_seconds_between_updates": look.usual_seconds}
+        )
     else:
-        for line in (_job_in_words if session.is_job else _in_words)(summary, folder, now):
+        for line in _job_lines(look) if session.is_job else _training_lines(look):
             say(line)
-    raise typer.Exit(exit_code_for(summary["health"]))
+    raise typer.Exit(exit_code_for(look.summary.health))
 
 
-def what_a_restart_resumes(reader: RunReader, session: TrainingSession) -> dict[str, Any]:
-    """`step` and `checkpoint`, and `passed_over` with reasons; step None where a restart would be an error."""
+def restart_point(reader: RunReader, session: TrainingSession) -> RestartPoint:
+    """Where a restart would resume; step 0 without a checkpoint where none was recorded."""
     try:
         choice = choose_for(session, reader.folder)
     except NoUsableCheckpoint as error:
-        return {"step": None, "checkpoint": None, "passed_over": [list(each) for each in error.refused]}
+        return RestartPoint(
+            step=None, checkpoint=None, passed_over=[(path, reason) for path, reason in error.refused]
+        )
     if choice is None:
-        return {"step": 0, "checkpoint": None, "passed_over": []}
-    return {
-        "step": choice.checkpoint.checkpoint_step,
-        "checkpoint": choice.checkpoint.checkpoint_path,
-        "passed_over": [[each.checkpoint_path, reason] for each, reason in choice.refused],
-    }
+        return RestartPoint(step=0, checkpoint=None, passed_over=[])
+    return RestartPoint(
+        step=choice.checkpoint.checkpoint_step,
+        checkpoint=choice.checkpoint.checkpoint_path,
+        passed_over=[(each.checkpoint_path, reason) for each, reason in choice.refused],
+    )
 
 
 def usual_seconds(updates: Sequence[MetricsSnapshot]) -> float | None:
@@ -96,86 +139,87 @@ def local_time(moment: float | None, now: float) -> str:
     return time.strftime("%a %d %b %H:%M" if then.tm_year == today.tm_year else "%d %b %Y", then)
 
 
-def cost_in_words(summary: dict[str, Any]) -> str:
+def cost_in_words(summary: ProgressSummary) -> str:
     """`2 h 10 min trained`, `$1.20 to teachers`, `$0.80 by earlier sessions`."""
-    words = [f"{as_duration(summary['elapsed_wall_clock_hours'] * 3600)} trained"]
-    if summary["api_cost"] or summary["api_responses_saved"]:
-        words.append(f"{_dollars(summary['api_cost'])} to teachers")
-    if summary["api_cost_in_doubt"]:
-        words.append(f"at most {_dollars(summary['api_cost_in_doubt'])} in doubt")
-    if summary["api_cost_before"]:
-        words.append(f"{_dollars(summary['api_cost_before'])} by earlier sessions")
+    words = [f"{as_duration(summary.elapsed_wall_clock_hours * 3600)} trained"]
+    if summary.api_cost or summary.api_responses_saved:
+        words.append(f"{_dollars(summary.api_cost)} to teachers")
+    if summary.api_cost_in_doubt:
+        words.append(f"at most {_dollars(summary.api_cost_in_doubt)} in doubt")
+    if summary.api_cost_before:
+        words.append(f"{_dollars(summary.api_cost_before)} by earlier sessions")
     return ", ".join(words)
 
 
-def _in_words(summary: dict[str, Any], folder: Path, now: float) -> list[str]:
-    trend, resume = summary["loss_trend"], summary["resume"]
+def _training_lines(look: _Look) -> list[str]:
+    summary, restart = look.summary, look.restart
+    trend = summary.loss_trend
     lines = [
-        f"{folder}: {_state(summary)}",
-        f"  progress    step {summary['steps_completed']:,} of {summary['total_steps_target']:,}"
-        f" ({summary['progress_pct']:.1f} %), last update {ago(summary['last_update_time'], now)}",
-        *_usual(summary),
-        f"  time        {_remaining(summary, now)}",
+        f"{look.folder}: {_state(summary)}",
+        f"  progress    {summary.place} ({summary.progress_pct:.1f} %), "
+        f"last update {ago(summary.last_update_time, look.now)}",
+        *_updates(look),
+        f"  time        {_remaining(summary, look.now)}",
     ]
-    if trend["has_data"]:
-        average = "unknown" if trend["moving_avg_loss"] is None else f"{trend['moving_avg_loss']:.4f}"
-        verdict = _VERDICTS.get(trend["verdict"], trend["verdict"])
-        lines.append(f"  loss        {trend['current_loss']:.4f}, moving average {average}: {verdict}")
-    if summary["evaluation_step"] is not None:
-        results = ", ".join(f"{name} {value:.4g}" for name, value in summary["evaluation"].items())
-        lines.append(f"  evaluation  step {summary['evaluation_step']:,}: {results}")
-    lines.append(f"  cost        {cost_in_words(summary)}; goodput {_goodput(summary)}")
-    lines.append(f"  restart     {_restart(resume)}")
-    lines += [f"              passes over {path}: {reason}" for path, reason in resume["passed_over"]]
-    if summary["attempt"] > 1:
-        lines.append(f"  attempts    {summary['attempt']}; {summary['steps_recomputed']:,} steps were computed again")
-    if summary["replay_differed_at"] is not None:
-        lines.append(f"  warning     step {summary['replay_differed_at']:,} came out different when repeated")
+    if trend.has_data:
+        average = "unknown" if trend.moving_avg_loss is None else f"{trend.moving_avg_loss:.4f}"
+        verdict = _VERDICTS.get(trend.verdict, trend.verdict)
+        lines.append(f"  loss        {trend.current_loss:.4f}, moving average {average}: {verdict}")
+    if summary.evaluation_step is not None:
+        results = ", ".join(f"{name} {value:.4g}" for name, value in summary.evaluation.items())
+        lines.append(f"  evaluation  step {summary.evaluation_step:,}: {results}")
+    lines.append(f"  cost        {cost_in_words(summary)}; goodput {_goodput(summary.goodput_seconds)}")
+    lines.append(f"  restart     {_restart(restart)}")
+    lines += [f"              passes over {path}: {reason}" for path, reason in restart.passed_over]
+    if summary.attempt > 1:
+        lines.append(f"  attempts    {summary.attempt}; {summary.steps_recomputed:,} steps recomputed")
+    if summary.replay_differed_at is not None:
+        lines.append(f"  warning     step {summary.replay_differed_at:,} had a different loss when it was recomputed")
     return lines + _alerts(summary) + _damage(summary) + _teacher(summary)
 
 
-def _job_in_words(summary: dict[str, Any], folder: Path, now: float) -> list[str]:
+def _job_lines(look: _Look) -> list[str]:
+    summary = look.summary
     lines = [
-        f"{folder}: {_state(summary)}",
-        f"  progress    {summary['steps_completed']:,} of {summary['total_steps_target']:,} questions have an end"
-        f" ({summary['progress_pct']:.1f} %), last sign of life {ago(summary['last_update_time'], now)}",
-        f"  time        {_remaining(summary, now)}",
-        "  restart     would ask what has no answer yet",
+        f"{look.folder}: {_state(summary)}",
+        f"  progress    {summary.steps_completed:,} of {summary.total_steps_target:,} requests completed"
+        f" ({summary.progress_pct:.1f} %), last activity {ago(summary.last_update_time, look.now)}",
+        f"  time        {_remaining(summary, look.now)}",
+        "  restart     would send the requests that have no answer yet",
     ]
-    if summary["attempt"] > 1:
-        lines.append(f"  attempts    {summary['attempt']}")
+    if summary.attempt > 1:
+        lines.append(f"  attempts    {summary.attempt}")
     return lines + _alerts(summary) + _damage(summary) + _teacher(summary)
 
 
-def _alerts(summary: dict[str, Any]) -> list[str]:
-    active = summary.get("alerts_active") or []
-    return [f"  alert       {each.replace('_', ' ')}" for each in active]
+def _alerts(summary: ProgressSummary) -> list[str]:
+    return [f"  alert       {each.replace('_', ' ')}" for each in summary.alerts_active]
 
 
-def _damage(summary: dict[str, Any]) -> list[str]:
-    if not summary["damage_found"]:
+def _damage(summary: ProgressSummary) -> list[str]:
+    if not summary.damage_found:
         return []
-    return [f"  warning     {summary['damage_found']} damaged piece(s) of journals were set aside"]
+    return [f"  warning     {summary.damage_found} damaged piece(s) of journals quarantined"]
 
 
-def _teacher(summary: dict[str, Any]) -> list[str]:
-    has_asked = summary["api_responses_saved"] or summary["api_requests_in_doubt"] or summary["connection_failures"]
-    if not has_asked and not summary["api_responses_recovered"]:
+def _teacher(summary: ProgressSummary) -> list[str]:
+    has_asked = summary.api_responses_saved or summary.api_requests_in_doubt or summary.connection_failures
+    if not has_asked and not summary.api_responses_recovered:
         return []
     lines = [
-        f"  teacher     {summary['api_responses_saved']:,} answers paid ({_dollars(summary['api_cost'])}), "
-        f"{summary['api_responses_recovered']:,} served again ({_dollars(summary['api_cost_saved'])} saved), "
-        f"{summary['connection_failures']:,} failures"
+        f"  teacher     {summary.api_responses_saved:,} answers paid ({_dollars(summary.api_cost)}), "
+        f"{summary.api_responses_recovered:,} served again ({_dollars(summary.api_cost_saved)} saved), "
+        f"{summary.connection_failures:,} failures"
     ]
-    if summary["api_requests_in_doubt"]:
+    if summary.api_requests_in_doubt:
         lines.append(
-            f"              {summary['api_requests_in_doubt']:,} requests in doubt: paid for at most "
-            f"{_dollars(summary['api_cost_in_doubt'])}, and never received"
+            f"              {summary.api_requests_in_doubt:,} requests in doubt: no answer received, "
+            f"at most {_dollars(summary.api_cost_in_doubt)} charged"
         )
-    if summary["api_responses_bad"] or summary["api_cost_wasted"]:
+    if summary.api_responses_bad or summary.api_cost_wasted:
         lines.append(
-            f"              {summary['api_responses_bad']:,} answers cannot be used "
-            f"({_dollars(summary['api_cost_wasted'])} wasted)"
+            f"              {summary.api_responses_bad:,} answers cannot be used "
+            f"({_dollars(summary.api_cost_wasted)} wasted)"
         )
     return lines
 
@@ -184,55 +228,50 @@ def _dollars(amount: float) -> str:
     return as_dollars_text(Decimal(repr(amount)))
 
 
-def _state(summary: dict[str, Any]) -> str:
-    health = summary["health"].replace("_", " ")
+def _state(summary: ProgressSummary) -> str:
+    health = summary.health.replace("_", " ")
     words = (
-        f"{health} as process {summary['attempt_pid']} on {summary['attempt_host']}"
-        if summary["status"] == "running"
+        f"{health} as process {summary.attempt_pid} on {summary.attempt_host}"
+        if summary.status == RunStatus.RUNNING
         else str(health)
     )
-    return f"{words}: {summary['health_reason']}" if summary["health_reason"] else words
+    return f"{words}: {summary.health_reason}" if summary.health_reason else words
 
 
-def _usual(summary: dict[str, Any]) -> list[str]:
-    usual, patience = summary["usual_seconds_between_updates"], summary["patience_seconds"]
-    if patience is None:
+def _updates(look: _Look) -> list[str]:
+    if look.summary.patience_seconds is None:
         return []
-    often = "" if usual is None else f"usually one every {_short_seconds(usual)}; "
-    return [f"  updates     {often}none for {as_duration(patience)} would be a stall"]
+    often = "" if look.usual_seconds is None else f"usually one every {_short_seconds(look.usual_seconds)}; "
+    return [f"  updates     {often}stalled after {as_duration(look.summary.patience_seconds)} without one"]
 
 
 def _short_seconds(seconds: float) -> str:
     return as_duration(seconds) if seconds >= 10 else f"{seconds:.2g} s"
 
 
-def _goodput(summary: dict[str, Any]) -> str:
-    seconds = summary["goodput_seconds"]
-    fraction = seconds["goodput_fraction"]
-    lost = {name: value for name, value in seconds.items() if name not in ("goodput_fraction", "productive")}
-    most = max(lost, key=lambda name: lost[name], default=None)
-    if most is None or not lost[most]:
-        return f"{100 * fraction:.1f} %"
-    return f"{100 * fraction:.1f} % (lost most to {most}: {as_duration(lost[most])})"
+def _goodput(seconds: GoodputShare) -> str:
+    words = f"{100 * seconds.goodput_fraction:.1f} %"
+    largest = max(_OVERHEADS, key=lambda name: float(getattr(seconds, name)))
+    lost: float = getattr(seconds, largest)
+    return f"{words} (largest overhead: {_OVERHEADS[largest]}, {as_duration(lost)})" if lost else words
 
 
-def _remaining(summary: dict[str, Any], now: float) -> str:
-    hours = summary["estimated_remaining_hours"]
-    if hours is None:
+def _remaining(summary: ProgressSummary, now: float) -> str:
+    hours = summary.estimated_remaining_hours
+    low, high = summary.estimated_remaining_hours_low, summary.estimated_remaining_hours_high
+    if hours is None or low is None or high is None:
         return "remaining time unknown"
-    if summary["steps_completed"] >= summary["total_steps_target"]:
+    if summary.steps_completed >= summary.total_steps_target:
         return "nothing remains"
-    low = as_duration(summary["estimated_remaining_hours_low"] * 3600)
-    high = as_duration(summary["estimated_remaining_hours_high"] * 3600)
-    left = f"{as_duration(hours * 3600)} remain ({low} to {high})"
-    if summary["status"] != "running":
+    left = f"{as_duration(hours * 3600)} remaining ({as_duration(low * 3600)} to {as_duration(high * 3600)})"
+    if summary.status != RunStatus.RUNNING:
         return left
-    return f"{left}, done {local_time(summary['estimated_finish_time'], now)}"
+    return f"{left}, done {local_time(summary.estimated_finish_time, now)}"
 
 
-def _restart(resume: dict[str, Any]) -> str:
-    if resume["checkpoint"] is not None:
-        return f"would resume at step {resume['step']:,} from {resume['checkpoint']}"
-    if resume["step"] is None:
-        return "would stop with an error: no checkpoint can be used"
+def _restart(restart: RestartPoint) -> str:
+    if restart.checkpoint is not None:
+        return f"would resume at step {restart.step:,} from {restart.checkpoint}"
+    if restart.step is None:
+        return "would end with an error: no checkpoint can be used"
     return "would begin at step 0: no checkpoint was recorded"

@@ -14,7 +14,7 @@ import typer
 
 from crashproof.cli.arguments import AsJson, Folder
 from crashproof.cli.output import print_json, say
-from crashproof.cli.status import what_a_restart_resumes
+from crashproof.cli.status import restart_point
 from crashproof.disk.lock import Holder
 from crashproof.errors import CannotStop
 from crashproof.reading.run_reader import RunReader
@@ -127,7 +127,7 @@ def _answer(reader: RunReader, holder: Holder | None, *, has_ended: bool) -> dic
         "host": None if holder is None else holder.host,
         "steps_completed": session.steps_completed,
         "total_steps_target": session.total_steps_target,
-        "resume": what_a_restart_resumes(reader, session) if has_ended else None,
+        "resume": restart_point(reader, session) if has_ended else None,
     }
 
 
@@ -137,9 +137,9 @@ def _in_words(answer: dict[str, Any], folder: Path, *, waited: bool) -> str:
         since = "It still runs" if waited else f"Asked process {answer['pid']} to save and end; it runs on"
         return f"{since}, at {step}."
     resume = answer["resume"]
-    if resume["checkpoint"] is not None:
-        restart = f"A restart resumes at step {resume['step']:,} from {resume['checkpoint']}."
-    elif resume["step"] is None:
+    if resume.checkpoint is not None:
+        restart = f"A restart resumes at step {resume.step:,} from {resume.checkpoint}."
+    elif resume.step is None:
         restart = "A restart would stop with an error: no checkpoint can be used."
     else:
         restart = "A restart begins at step 0: no checkpoint was recorded."

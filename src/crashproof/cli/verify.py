@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from crashproof.checkpoints.delete import left_of_removal
+from crashproof.checkpoints.delete import find_undeleted
 from crashproof.checkpoints.verify import problem_with
 from crashproof.cli.output import print_json, say
 from crashproof.formatting import as_bytes
@@ -53,7 +53,7 @@ def audit(reader: RunReader) -> dict[str, Any]:
         "is_whole": not journals and all(each["problem"] is None for each in checkpoints),
         "is_live": reader.holder() is not None,
         "checkpoints": checkpoints,
-        "left_of_removals": [each.checkpoint_path for each in left_of_removal(session, reader.folder)],
+        "left_of_removals": [each.checkpoint_path for each in find_undeleted(session, reader.folder)],
         "journals": journals,
     }
 

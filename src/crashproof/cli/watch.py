@@ -36,7 +36,6 @@ from crashproof.rules.summary import progress_summary
 
 __all__ = ["watch"]
 
-_LIVE = ("starting", "running", "stalled", "diverging", "non_finite")
 _READING_SECONDS = 0.3
 _SHARE_FOR_THE_CURVE = 0.1
 """Of the time at most: a long curve is drawn anew less often than the numbers."""
@@ -88,7 +87,7 @@ def _watch(folder: Path, *, once: bool, stays: bool, waits: bool, seconds: float
             print_json(seen.summary)
         else:
             _say_lines(_lines(seen, Console()))
-        return exit_code_for(seen.summary["health"])
+        return exit_code_for(seen.summary.health)
     if is_screen:
         return _on_a_screen(run, pause, stays=stays)
     tell: Callable[[Seen], None] = _tell_json if as_json else _tell_line
@@ -96,7 +95,7 @@ def _watch(folder: Path, *, once: bool, stays: bool, waits: bool, seconds: float
         seen = run.look()
         tell(seen)
         if not stays and _has_ended(seen):
-            return exit_code_for(seen.summary["health"])
+            return exit_code_for(seen.summary.health)
         time.sleep(pause)
 
 
@@ -112,7 +111,7 @@ def _on_a_screen(run: _Watched, pause: float, *, stays: bool) -> int:
     finally:
         # The live screen is gone with its last picture; the end of a run is worth keeping.
         _say_lines(_lines(seen, console, is_whole_screen=False))
-    return exit_code_for(seen.summary["health"])
+    return exit_code_for(seen.summary.health)
 
 
 class _Watched:
@@ -210,7 +209,7 @@ def _run_folder(folder: Path, *, waits: bool, pause: float) -> RunFolder:
 
 
 def _has_ended(seen: Seen) -> bool:
-    return seen.summary["health"] not in _LIVE
+    return not seen.summary.health.is_live
 
 
 def _tell_line(seen: Seen) -> None:
@@ -243,6 +242,6 @@ def _styled(seen: Seen, console: Console) -> Text:
     lines = _lines(seen, console)
     text = Text("\n".join(lines), no_wrap=True, overflow="crop")
     text.stylize("bold", 0, len(lines[0]))
-    state = seen.summary["health"].replace("_", " ").upper()
+    state = seen.summary.health.replace("_", " ").upper()
     text.highlight_words([state], style=_STYLES.get(state, "red"))
     return text

@@ -25,6 +25,7 @@ from crashproof.reading.session_follower import SessionFollower
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.curves import CurvePoint
 from crashproof.records.events import Event
+from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import TrainingSession
 from crashproof.rules.curves import joined, point_of
 from crashproof.rules.summary import progress_summary
@@ -68,7 +69,7 @@ class WatchedRun:
         """The fields of `progress.json` as of `now`, in seconds since 1970, and the run's name."""
         with self._lock:
             session = self._session.session()
-            return {"name": self.name, **self._summary_of(session, now)}
+            return {"name": self.name, **msgspec.to_builtins(self._summary_of(session, now))}
 
     def row(self, *, now: float) -> dict[str, Any]:
         """The run in the list of all; where it cannot be read, why."""
@@ -95,7 +96,7 @@ class WatchedRun:
                 "name": self.name,
                 "now": now,
                 "folder": str(self.folder.root),
-                "summary": summary,
+                "summary": msgspec.to_builtins(summary),
                 "attempts": [msgspec.to_builtins(each) for each in session.attempts],
                 "checkpoints": _checkpoints(session),
                 "evaluations": [msgspec.to_builtins(each) for each in session.evaluations],
@@ -151,7 +152,7 @@ class WatchedRun:
     def _journals(self) -> tuple[Path, ...]:
         return self.folder.events, self.folder.metrics, self.folder.requests, self.folder.answers
 
-    def _summary_of(self, session: TrainingSession, now: float) -> dict[str, Any]:
+    def _summary_of(self, session: TrainingSession, now: float) -> ProgressSummary:
         is_alive = holder_of(self.folder.lock) is not None
         return progress_summary(session, now=now, wall_clock_hours=session.wall_clock_hours, is_alive=is_alive)
 

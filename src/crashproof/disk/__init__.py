@@ -1,1 +1,1 @@
-"""Bytes that survive."""
+"""Everything that writes to the disk."""

@@ -1,8 +1,8 @@
-"""Set a whole session aside.
+"""Archive a whole session.
 
 Its files are moved into `archive/.incoming-<session_id>/` one by one, the events last, and the folder gets its
 final name when all are in it. As long as an incoming folder exists, whatever lies beside it still belongs to the
-old session: a crash in between is finished at the next start.
+old session, so the next start completes an interrupted move.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _INCOMING = ".incoming-"
 
 
 def archive_session(folder: RunFolder, session_id: str, checkpoints: Iterable[Path], *, disk: Disk) -> Path:
-    """Move a session's journals, snapshots and its checkpoints inside the run; return where they lie now.
+    """Move a session's journals, snapshots and checkpoints inside the run; return where they are now.
 
-    Paid answers stay: they serve the next session too.
+    Paid answers stay: the next session uses them too.
     """
     incoming = folder.archive / f"{_INCOMING}{session_id}"
     own = [path for path in checkpoints if folder.is_inside(path)]
@@ -38,7 +38,7 @@ def archive_session(folder: RunFolder, session_id: str, checkpoints: Iterable[Pa
 
 
 def interrupted_archiving(folder: RunFolder) -> str | None:
-    """The session whose archiving a crash has cut off, or None."""
+    """The session whose archiving was interrupted by a crash, or None."""
     for incoming in folder.archive.glob(f"{_INCOMING}*"):
         return incoming.name.removeprefix(_INCOMING)
     return None

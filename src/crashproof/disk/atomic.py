@@ -1,4 +1,4 @@
-"""Write a file whole or not at all.
+"""Write files atomically.
 
 The order is the promise: a temporary name in the same folder, the bytes, their sync, the rename, the sync of the
 folder. Whoever opens the final name finds the old content or the new, never a mixture.
@@ -13,15 +13,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 __all__ = [
     "PARTIAL_SUFFIX",
     "DigestedFile",
     "WholeFile",
-    "digested_file",
+    "open_digested_file",
     "publish_folder",
     "remove_partials",
     "write_atomically",
@@ -35,7 +38,7 @@ _WORTH_A_THREAD_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WholeFile:
-    """A file that is durable under its final name."""
+    """A complete file, durable under its final name."""
 
     path: Path
     num_bytes: int
@@ -45,14 +48,13 @@ class WholeFile:
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, disk: Disk = REAL_DISK) -> WholeFile:
     """Let `write` fill a file, and publish it once it is durable.
 
-    The digest is taken of the bytes on their way to the disk: no second reading, and damage by the memory of the
-    machine that later reads them back is noticed.
+    The digest is computed from the bytes on their way to the disk, so the file is not read again.
 
     Raises:
-        DiskFull: nothing was changed; what had been written was removed.
+        DiskFull: nothing was changed; the partial file was removed.
         StorageUnwritable: nothing was changed.
     """
-    with _published(path, disk=disk) as file:
+    with _open_and_publish(path, disk=disk) as file:
         sink = DigestedFile(file, disk)
         write(cast(BinaryIO, sink))
     return WholeFile(path=path, num_bytes=sink.num_bytes, sha256=sink.sha256())
@@ -60,13 +62,13 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, disk: D
 
 def write_bytes_atomically(path: Path, content: bytes, *, disk: Disk = REAL_DISK) -> None:
     """Publish a small file; the same promise as `write_atomically`."""
-    with _published(path, disk=disk, needed_bytes=len(content)) as file:
+    with _open_and_publish(path, disk=disk, needed_bytes=len(content)) as file:
         write_all(file, content, disk)
 
 
 @contextmanager
 def write_folder_atomically(path: Path, *, disk: Disk = REAL_DISK) -> Iterator[Path]:
-    """An empty folder to fill, by any code; it gets its final name once all in it is durable.
+    """Yield an empty folder to fill; it gets its final name once everything in it is durable.
 
     Raises:
         StorageUnwritable: a folder that is not empty has that name already.
@@ -86,11 +88,11 @@ def write_folder_atomically(path: Path, *, disk: Disk = REAL_DISK) -> Iterator[P
 
 
 @contextmanager
-def digested_file(path: Path, *, disk: Disk = REAL_DISK) -> Iterator[DigestedFile]:
-    """A new file in a folder that has its temporary name still; synced once it is filled.
+def open_digested_file(path: Path, *, disk: Disk = REAL_DISK) -> Iterator[DigestedFile]:
+    """Yield a new file in a folder that still has its temporary name; sync the file once it is filled.
 
     Raises:
-        DiskFull, StorageUnwritable: it is not whole.
+        DiskFull, StorageUnwritable: the file is incomplete.
     """
     with storage_errors(path):
         file = disk.open_anew(path)
@@ -102,7 +104,7 @@ def digested_file(path: Path, *, disk: Disk = REAL_DISK) -> Iterator[DigestedFil
 
 
 def publish_folder(partial: Path, path: Path, *, disk: Disk = REAL_DISK) -> None:
-    """Give a folder, filled under a temporary name by anyone, its final name once all in it is durable.
+    """Make everything in a folder durable, then replace its temporary name by its final one.
 
     Raises:
         StorageUnwritable: a folder that is not empty has that name already.
@@ -113,7 +115,7 @@ def publish_folder(partial: Path, path: Path, *, disk: Disk = REAL_DISK) -> None
 
 
 def sync_tree(path: Path, disk: Disk) -> None:
-    """Make a file, or a folder with all that is in it, durable; not yet its own name."""
+    """Make a file, or a folder with everything in it, durable, but not its own name."""
     if path.is_dir():
         for child in sorted(path.iterdir()):
             sync_tree(child, disk)
@@ -139,7 +141,7 @@ def partial_name(path: Path) -> Path:
 
 
 def remove_partials(folder: Path, *, disk: Disk = REAL_DISK) -> None:
-    """Remove what writes that were cut off have left in a folder."""
+    """Remove what interrupted writes have left in a folder."""
     for partial in folder.glob(f".*{PARTIAL_SUFFIX}"):
         if partial.is_dir():
             disk.remove_tree(partial)
@@ -148,8 +150,8 @@ def remove_partials(folder: Path, *, disk: Disk = REAL_DISK) -> None:
 
 
 @contextmanager
-def _published(path: Path, *, disk: Disk, needed_bytes: int = 0) -> Iterator[int]:
-    """An open file to fill; synced, and given its final name, once it is filled."""
+def _open_and_publish(path: Path, *, disk: Disk, needed_bytes: int = 0) -> Iterator[int]:
+    """Yield an open file to fill; sync it and give it its final name once it is filled."""
     partial = partial_name(path)
     with storage_errors(path, needed_bytes=needed_bytes):
         file = disk.open_anew(partial)
@@ -172,7 +174,7 @@ def _publish(partial: Path, path: Path, disk: Disk) -> None:
 
 
 class DigestedFile(io.RawIOBase):
-    """Counts and digests the bytes on their way to an open file."""
+    """Count and digest the bytes on their way to an open file."""
 
     def __init__(self, file: int, disk: Disk) -> None:
         self.num_bytes = 0
@@ -181,30 +183,30 @@ class DigestedFile(io.RawIOBase):
         self._disk = disk
 
     def writable(self) -> bool:
-        """It is for nothing else."""
+        """Whether it accepts bytes: it does nothing else."""
         return True
 
     def tell(self) -> int:
-        """Where the next byte goes."""
+        """The offset of the next byte."""
         return self.num_bytes
 
     def sha256(self) -> str:
-        """Of all bytes so far, in hexadecimal."""
+        """The digest of all bytes so far, in hexadecimal."""
         return self._digest.hexdigest()
 
-    def write(self, content: Any) -> int:
-        """Write all of a bytes-like object, unlike a raw file, and say how long it is."""
-        whole = memoryview(content).cast("B")
-        if len(whole) < _WORTH_A_THREAD_BYTES:
-            self._digest.update(whole)
-            write_all(self._file, whole, self._disk)
+    def write(self, content: ReadableBuffer) -> int:
+        """Write all of a bytes-like object, unlike a raw file, and return its length."""
+        view = memoryview(content).cast("B")
+        if len(view) < _WORTH_A_THREAD_BYTES:
+            self._digest.update(view)
+            write_all(self._file, view, self._disk)
         else:
-            # Digesting and writing take about as long; neither holds the interpreter's lock.
-            digesting = threading.Thread(target=self._digest.update, args=(whole,))
+            # Both take about as long, and neither holds the interpreter's lock.
+            digesting = threading.Thread(target=self._digest.update, args=(view,))
             digesting.start()
             try:
-                write_all(self._file, whole, self._disk)
+                write_all(self._file, view, self._disk)
             finally:
                 digesting.join()
-        self.num_bytes += len(whole)
-        return len(whole)
+        self.num_bytes += len(view)
+        return len(view)

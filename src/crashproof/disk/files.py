@@ -1,7 +1,7 @@
 """The operations that change a disk.
 
-Nothing else in the project writes, syncs, renames or removes a file: what is promised about power loss can be
-checked by replacing this one object (`crashproof.testing.FaultyDisk` does).
+Nothing else in the project writes, syncs, renames or removes a file, so the promises about power loss can be
+tested by replacing this one object (`crashproof.testing.FaultyDisk` does).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _UNWRITABLE = {
     errno.ENOTEMPTY,
 }
 _CANNOT_SYNC_FOLDERS = {errno.EINVAL, errno.ENOTSUP}
-_SYNC_TO_THE_PLATE = getattr(fcntl, "F_FULLFSYNC", None)
+_FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)
 
 
 class Disk:
     """The machine's own disk."""
 
     def make_folders(self, path: Path) -> None:
-        """Create a folder and its missing parents, each durable in the one above it.
+        """Create a folder and its missing parents, each durable in its parent.
 
         Raises:
             DiskFull, StorageUnwritable: one of them could not be made.
@@ -48,32 +48,32 @@ class Disk:
                 self.sync_folder(folder.parent)
 
     def make_folder(self, path: Path) -> None:
-        """Create one folder; its parent exists. One that is there already is fine."""
+        """Create one folder whose parent exists; an existing one is fine."""
         path.mkdir(exist_ok=True)
 
     def open_to_append(self, path: Path) -> int:
-        """Open a file so that every write lands at its end; create it where it is missing."""
+        """Open a file so that every write lands at its end; create it if it is missing."""
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
 
     def open_anew(self, path: Path) -> int:
-        """Open an empty file, emptying one that is there."""
+        """Open an empty file, truncating an existing one."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
 
     def open_to_sync(self, path: Path) -> int:
-        """Open a file that somebody else wrote, to make it durable."""
+        """Open a file written by other code, to make it durable."""
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     write = staticmethod(os.write)
-    """Write bytes to an open file; may write fewer than asked, and says how many."""
+    """Write bytes to an open file; may write fewer than requested, and returns how many."""
 
     close = staticmethod(os.close)
 
     def truncate(self, file: int, num_bytes: int) -> None:
-        """Cut an open file to a length."""
+        """Truncate an open file to a length."""
         os.ftruncate(file, num_bytes)
 
     def allocate(self, file: int, num_bytes: int) -> None:
-        """Take so much space for an open file, so that it cannot run out of it."""
+        """Allocate this much disk space for an open file."""
         if sys.platform == "darwin":  # pragma: no cover - macOS has no such call.
             os.pwrite(file, bytes(num_bytes), 0)
             return
@@ -81,8 +81,8 @@ class Disk:
 
     def sync(self, file: int) -> None:
         """Wait until an open file's bytes would survive a power loss."""
-        if _SYNC_TO_THE_PLATE is not None:  # pragma: no cover - macOS: fsync alone stops at the drive's cache.
-            fcntl.fcntl(file, _SYNC_TO_THE_PLATE)
+        if _FULL_SYNC is not None:  # pragma: no cover - macOS: fsync alone stops at the drive's cache.
+            fcntl.fcntl(file, _FULL_SYNC)
             return
         os.fsync(file)
 
@@ -92,14 +92,14 @@ class Disk:
         try:
             os.fsync(folder)
         except OSError as error:
-            # Some file systems (SMB, some FUSE) keep names durable themselves and refuse the question.
+            # Some file systems (SMB, some FUSE) keep names durable themselves and reject the call.
             if error.errno not in _CANNOT_SYNC_FOLDERS:
                 raise
         finally:
             os.close(folder)
 
     def replace(self, source: Path, target: Path) -> None:
-        """Give a file or folder a new name in one step; a file that had that name is gone."""
+        """Rename a file or folder in one step; a file that had the new name is replaced."""
         os.replace(source, target)
 
     def remove_file(self, path: Path) -> None:
@@ -107,7 +107,7 @@ class Disk:
         path.unlink(missing_ok=True)
 
     def remove_tree(self, path: Path) -> None:
-        """Remove a folder with all that is in it."""
+        """Remove a folder with everything in it."""
         shutil.rmtree(path)
 
     def free_bytes(self, path: Path) -> int:
@@ -120,10 +120,10 @@ REAL_DISK = Disk()
 
 @contextmanager
 def storage_errors(path: Path, *, needed_bytes: int = 0) -> Iterator[None]:
-    """Turn the system's refusals into errors that say what to do.
+    """Translate errors of the system into ones that say what to do.
 
     Raises:
-        DiskFull: no space, no quota, or the largest file size is reached.
+        DiskFull: no space or quota is left, or the largest file size is reached.
         StorageUnwritable: read-only, no permission, or something else has that name.
     """
     try:

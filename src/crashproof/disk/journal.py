@@ -1,7 +1,8 @@
 """Append lines that survive a crash.
 
-A line is in the file before `append` returns: nothing waits in this process, so its death loses nothing. What a
-torn write, a full disk or a failing disk leaves is found by its checksum (`records/checksummed_line.py`) on reading.
+A line is in the file before `append` returns: nothing is buffered in this process, so its death loses
+nothing. Damage by a torn write, a full or a failing disk is found by the checksum of each line on reading (see
+`records/checksummed_line.py`).
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ __all__ = [
     "Damage",
     "Journal",
     "Line",
-    "keep_aside",
+    "append_durably",
     "line_continues",
     "line_crc",
-    "mend",
+    "quarantine_bytes",
     "read_line",
+    "repair_journal",
     "scan",
     "scan_backwards",
 ]
@@ -38,7 +40,7 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A whole line and where it begins."""
+    """An intact line and where it begins."""
 
     offset: int
     content: bytes
@@ -51,12 +53,12 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damage:
-    """Bytes of a journal that are no whole line."""
+    """Bytes of a journal that are not an intact line."""
 
     offset: int
     content: bytes
     is_torn_tail: bool
-    """Whether the file ends in it without a newline: a write was cut off, or is still under way."""
+    """Whether the file ends in it without a newline: a write was interrupted, or is in progress."""
 
     @property
     def reason(self) -> str:
@@ -67,7 +69,7 @@ class Damage:
 
 
 def scan(path: Path, *, start: int = 0) -> Iterator[Line | Damage]:
-    """All lines from an offset on, in order; a missing file has none."""
+    """Yield all lines from an offset on, in order; a missing file has none."""
     if not path.exists():
         return
     offset = start
@@ -82,7 +84,7 @@ def scan(path: Path, *, start: int = 0) -> Iterator[Line | Damage]:
 
 
 def scan_backwards(path: Path, *, end: int) -> Iterator[Line]:
-    """The whole lines before an offset, the last one first; what is damaged is passed over."""
+    """Yield the intact lines before an offset, the last one first; skip what is damaged."""
     with path.open("rb") as file:
         rest = b""
         while end > 0:
@@ -100,7 +102,7 @@ def scan_backwards(path: Path, *, end: int) -> Iterator[Line]:
 
 
 def read_line(path: Path, *, offset: int, num_bytes: int) -> bytes | None:
-    """The line at an offset, or None where it is not whole any more."""
+    """The line at an offset, or None if it is no longer intact."""
     # Not `path.open`: its buffer costs more than the reading.
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -111,30 +113,30 @@ def read_line(path: Path, *, offset: int, num_bytes: int) -> bytes | None:
 
 
 def line_crc(line: bytes) -> str:
-    """The checksum that a whole line ends with."""
+    """The checksum at the end of an intact line."""
     return line[-CHECKSUM_BYTES + 8 : -3].decode()
 
 
 def line_continues(path: Path, mark: JournalMark) -> bool:
-    """Whether a journal still has, where a snapshot ends, the line that the snapshot ended with."""
+    """Whether a journal still has the line that a snapshot ended with, at the same place."""
     if mark.num_bytes == 0:
         return True
     try:
         with path.open("rb") as file:
             file.seek(mark.num_bytes - CHECKSUM_BYTES)
-            seal = file.read(CHECKSUM_BYTES)
+            end = file.read(CHECKSUM_BYTES)
     except OSError:
         return False
-    return len(seal) == CHECKSUM_BYTES and line_crc(seal) == mark.last_line_crc and seal.endswith(b"\n")
+    return len(end) == CHECKSUM_BYTES and line_crc(end) == mark.last_line_crc and end.endswith(b"\n")
 
 
 class Journal:
-    """One file that only grows, held open by its one writer."""
+    """An append-only file, held open by its one writer."""
 
     def __init__(self, path: Path, *, mark: JournalMark, disk: Disk = REAL_DISK) -> None:
-        """Open it for appending, and create it where it is missing.
+        """Open it for appending, and create it if it is missing.
 
-        `mark` is where a reading of the whole file ended: an opened journal knows how many lines it has.
+        `mark` is where a reading of the whole file ended.
 
         Raises:
             DiskFull, StorageUnwritable: it could not be opened.
@@ -144,7 +146,7 @@ class Journal:
         self._num_lines = mark.num_lines
         self._last_line_crc = mark.last_line_crc
         self._sync_lock = threading.Lock()
-        self._ends_in_a_piece = False
+        self._has_torn_end = False
         with storage_errors(path):
             is_new = not path.exists()
             self._file = disk.open_to_append(path)
@@ -156,16 +158,16 @@ class Journal:
 
     @property
     def mark(self) -> JournalMark:
-        """Where it ends now."""
+        """Where the journal ends now."""
         return JournalMark(num_bytes=self.num_bytes, num_lines=self._num_lines, last_line_crc=self._last_line_crc)
 
     @property
     def has_unsynced(self) -> bool:
-        """Whether lines wait for a sync."""
+        """Whether some lines are not synced yet."""
         return self._synced_bytes < self.num_bytes
 
     def append(self, line: bytes) -> int:
-        """Add one sealed line; it survives the death of this process from here on.
+        """Add one checksummed line; from here on it survives the death of this process.
 
         Returns its offset.
 
@@ -173,19 +175,19 @@ class Journal:
             DiskFull: the line is not in the journal; what was there is untouched.
         """
         offset = self.num_bytes
-        written = 0
         try:
-            if self._ends_in_a_piece:
-                self._close_piece()
+            if self._has_torn_end:
+                self._end_torn_line()
                 offset = self.num_bytes
             written = self._disk.write(self._file, line)
             if written != len(line):
-                written += self._write_rest(line, written)
+                # The disk is nearly always full after a short write, and this raises.
+                write_all(self._file, line[written:], self._disk)
         except OSError:
             self._cut_back(offset)
             with storage_errors(self.path, needed_bytes=len(line)):
                 raise
-        self.num_bytes = offset + written
+        self.num_bytes = offset + len(line)
         self._num_lines += 1
         self._last_line_crc = line_crc(line)
         return offset
@@ -193,85 +195,95 @@ class Journal:
     def sync(self) -> None:
         """Wait until every line appended before this call would survive a power loss.
 
-        Threads that ask while the disk is busy share the next sync.
+        Threads that call it while the disk is busy share the next sync.
 
         Raises:
-            OSError: the disk could not say so; lines since the last sync may be lost with the power.
+            OSError: the sync failed; lines since the last one may be lost in a power loss.
         """
         wanted = self.num_bytes
         with self._sync_lock:
             if self._synced_bytes >= wanted:
                 return
-            # A line that arrives while the disk works is for the next sync.
+            # Lines appended during this sync are left to the next one.
             reached = self.num_bytes
             with storage_errors(self.path):
                 self._disk.sync(self._file)
             self._synced_bytes = reached
 
     def close(self) -> None:
-        """Let go of the file; `sync` first what must be durable."""
+        """Close the file; call `sync` first if its lines must be durable."""
         self._disk.close(self._file)
 
-    def _write_rest(self, line: bytes, written: int) -> int:
-        """Go on after a short write; the disk is nearly always full then, and this raises."""
-        write_all(self._file, line[written:], self._disk)
-        return len(line) - written
-
     def _cut_back(self, num_bytes: int) -> None:
-        """Remove the piece that a failed write may have left, or remember that it is there."""
+        """Remove what a failed write may have left, or remember that it is there."""
         try:
             self._disk.truncate(self._file, num_bytes)
-            self._ends_in_a_piece = False
+            self._has_torn_end = False
         except OSError as error:
-            # The next line starts on a line of its own; the piece is set aside when the run is opened next.
-            log.warning("Could not cut a half-written line off %s: %s", self.path, error)
-            self._ends_in_a_piece = True
+            # The next append ends the torn line first; opening the run quarantines it.
+            log.warning("Could not remove a torn line at the end of %s: %s", self.path, error)
+            self._has_torn_end = True
 
-    def _close_piece(self) -> None:
+    def _end_torn_line(self) -> None:
         write_all(self._file, b"\n", self._disk)
-        self._ends_in_a_piece = False
+        self._has_torn_end = False
         self.num_bytes = self.path.stat().st_size
 
 
-def mend(path: Path, *, set_aside: Path, start: int = 0, disk: Disk = REAL_DISK) -> list[Damage]:
-    """Move every broken piece of a journal to a side file and keep all whole lines in order.
+def repair_journal(path: Path, *, quarantine: Path, start: int = 0, disk: Disk = REAL_DISK) -> list[Damage]:
+    """Move all damage of a journal to the file `quarantine`, and keep all intact lines in order.
 
-    Looks from the offset `start` on; where more than the last line is broken there, the whole file is mended.
-    The pieces are durable in the side file before the journal changes, so a crash in between duplicates them
-    there and loses nothing. Lines that ran together with a broken piece are kept.
+    Checks from the offset `start` on; if more than the last line is damaged there, the whole file is repaired. The
+    damage is durable in quarantine before the journal changes: a crash in between duplicates it there and loses
+    nothing. Intact lines that were merged with damage are kept.
     """
-    damages = _damages(path, start)
+    damages = _find_damages(path, start)
     if not damages:
         return []
     with storage_errors(path):
         if damages[0].is_torn_tail and not any(salvage(damages[0].content)):
-            keep_aside([each.content for each in damages], set_aside, disk)
-            _cut_file(path, damages[0].offset, disk)
+            quarantine_bytes([each.content for each in damages], quarantine, disk)
+            _truncate_file(path, damages[0].offset, disk)
         else:
-            damages = _damages(path, 0)
-            keep_aside([each.content for each in damages], set_aside, disk)
-            _rewrite_whole_lines(path, disk)
+            damages = _find_damages(path, 0)
+            quarantine_bytes([each.content for each in damages], quarantine, disk)
+            _rewrite_intact_lines(path, disk)
     return damages
 
 
-def _damages(path: Path, start: int) -> list[Damage]:
-    return [piece for piece in scan(path, start=start) if isinstance(piece, Damage)]
-
-
-def keep_aside(pieces: Iterable[bytes], set_aside: Path, disk: Disk) -> None:
-    """Add broken pieces to a side file, durably."""
-    disk.make_folders(set_aside.parent)
-    file = disk.open_to_append(set_aside)
+def quarantine_bytes(pieces: Iterable[bytes], quarantine: Path, disk: Disk) -> None:
+    """Append damaged bytes to a file in quarantine, durably."""
+    disk.make_folders(quarantine.parent)
+    file = disk.open_to_append(quarantine)
     try:
         for piece in pieces:
             write_all(file, piece.rstrip(b"\n") + b"\n", disk)
         disk.sync(file)
     finally:
         disk.close(file)
-    disk.sync_folder(set_aside.parent)
+    disk.sync_folder(quarantine.parent)
 
 
-def _cut_file(path: Path, num_bytes: int, disk: Disk) -> None:
+def append_durably(path: Path, lines: Iterable[bytes], *, mark: JournalMark, disk: Disk = REAL_DISK) -> None:
+    """Append to a journal that nobody holds open, and sync it; see `Journal` for `mark`.
+
+    Raises:
+        DiskFull, StorageUnwritable: the lines may be there in part.
+    """
+    journal = Journal(path, mark=mark, disk=disk)
+    try:
+        for line in lines:
+            journal.append(line)
+        journal.sync()
+    finally:
+        journal.close()
+
+
+def _find_damages(path: Path, start: int) -> list[Damage]:
+    return [piece for piece in scan(path, start=start) if isinstance(piece, Damage)]
+
+
+def _truncate_file(path: Path, num_bytes: int, disk: Disk) -> None:
     file = disk.open_to_append(path)
     try:
         disk.truncate(file, num_bytes)
@@ -280,7 +292,7 @@ def _cut_file(path: Path, num_bytes: int, disk: Disk) -> None:
         disk.close(file)
 
 
-def _rewrite_whole_lines(path: Path, disk: Disk) -> None:
+def _rewrite_intact_lines(path: Path, disk: Disk) -> None:
     partial = partial_name(path)
     file = disk.open_anew(partial)
     try:

@@ -1,9 +1,10 @@
-"""Find a journal's line by a key.
+"""Find a line of a journal by its key.
 
 The index of a million lines is 28 MB of sorted bytes, read in one go; no line is held in memory. It is derived: its
-file ends with a digest of all of it, and a missing, damaged or outdated one is made again from the journal. First a
-sealed line says up to where the journal is known; then comes an entry of 28 bytes for each key, sorted: 16 of the
-key's BLAKE2b, 8 of the line's offset, 4 of its length, big-endian; last, 32 bytes of SHA-256 over all before.
+file ends with a digest of all of it, and a missing, damaged or outdated one is rebuilt from the journal. It begins
+with a checksummed line that says how far the journal is indexed; then comes an entry of 28 bytes for each key,
+sorted: 16 of the key's BLAKE2b, 8 of the line's offset, 4 of its length, big-endian; last, 32 bytes of SHA-256 over
+all before.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ log = logging.getLogger("crashproof")
 _PLACE = struct.Struct(">QI")
 _DIGEST_BYTES = 16
 _ENTRY_BYTES = _DIGEST_BYTES + _PLACE.size
-_LEAST_UNSAVED = 20_000
+_MIN_UNSAVED = 20_000
 
 Place = tuple[int, int]
 """Offset and length of a line."""
@@ -47,7 +48,7 @@ class _Head(msgspec.Struct, frozen=True, kw_only=True, tag_field="v", tag=FORMAT
 
 
 class LineIndex:
-    """Newest place of each key; may be used from any thread."""
+    """The newest place of each key. Thread-safe."""
 
     def __init__(self, path: Path, *, disk: Disk = REAL_DISK) -> None:
         self._path = path
@@ -59,45 +60,45 @@ class LineIndex:
         self._being_saved: dict[bytes, Place] = {}
 
     def __len__(self) -> int:
-        """Keys at most: one that was put again since the last save counts twice."""
+        """An upper bound of the keys: one that was put again since the last save counts twice."""
         return len(self._sorted) + len(self._unsaved) + len(self._being_saved)
 
     @property
     def is_save_due(self) -> bool:
-        """Whether so much is unsaved that a start, or the memory, would feel it."""
-        return len(self._unsaved) >= max(_LEAST_UNSAVED, len(self._sorted) // 16)
+        """Whether enough is unsaved to slow down the next start or take much memory."""
+        return len(self._unsaved) >= max(_MIN_UNSAVED, len(self._sorted) // 16)
 
     @property
     def has_unsaved(self) -> bool:
-        """Whether the file is behind."""
+        """Whether the file lacks some places."""
         return bool(self._unsaved)
 
     def load(self) -> JournalMark:
-        """Read the file; returns how far into the journal it knows all lines: not at all where it is no good."""
+        """Read the file, and return how far the journal is indexed: not at all if the file is unusable."""
         try:
             content = self._path.read_bytes()
         except OSError:
             return JournalMark()
-        head, found = _parsed(content)
+        head, found = _parse(content)
         if head is None:
-            log.warning("%s is damaged or of another version; it is made again from the journal.", self._path)
+            log.warning("%s is damaged or of another version; it is rebuilt from the journal.", self._path)
             return JournalMark()
         self._sorted = found
         return JournalMark(num_bytes=head.num_bytes, num_lines=head.num_lines, last_line_crc=head.last_line_crc)
 
     def forget(self) -> None:
-        """Know nothing any more: the journal is another one than the file was made for."""
+        """Forget every place: the journal is not the one that was indexed."""
         with self._lock:
             self._sorted = _Entries(b"")
             self._unsaved, self._being_saved = {}, {}
 
     def put(self, key: str, place: Place) -> None:
-        """Remember where a key's newest line lies."""
+        """Remember the place of a key's newest line."""
         with self._lock:
             self._unsaved[_digest(key)] = place
 
-    def make(self, places: Iterable[tuple[str, Place]]) -> None:
-        """Know these places alone, given in the order of their lines; takes less memory than one `put` for each."""
+    def rebuild(self, places: Iterable[tuple[str, Place]]) -> None:
+        """Replace all places by these, in the order of their lines; takes less memory than one `put` for each."""
         entries = [_digest(key) + _PLACE.pack(*place) for key, place in places]
         # By key, and then by offset: of one key's entries the last one is the newest.
         entries.sort()
@@ -116,7 +117,7 @@ class LineIndex:
         self.put(key, (0, 0))
 
     def find(self, key: str) -> Place | None:
-        """Where a key's newest line lies, or None."""
+        """The place of a key's newest line, or None."""
         digest = _digest(key)
         with self._lock:
             place = self._unsaved.get(digest) or self._being_saved.get(digest) or self._sorted.find(digest)
@@ -125,7 +126,7 @@ class LineIndex:
     def save(self, mark: JournalMark) -> None:
         """Replace the file; `mark` is where the journal ended when every line before it had been put.
 
-        A disk that refuses leaves the old file: the index can be made again.
+        An error of the disk leaves the old file: the index can be rebuilt.
         """
         with self._saving:
             with self._lock:
@@ -145,38 +146,38 @@ class LineIndex:
                     self._path, b"".join([content, hashlib.sha256(content).digest()]), disk=self._disk
                 )
             except (StorageError, OSError) as error:
-                log.warning("%s stays as it was: %s", self._path, error)
+                log.warning("Could not save %s, which stays as it was: %s", self._path, error)
 
 
 class _Entries:
-    """Sorted entries end to end, from `start` to `end` of some bytes; by index, their digests."""
+    """Sorted entries from `start` to `end` of a buffer; indexing yields their digests."""
 
-    def __init__(self, around: bytes, *, start: int = 0, end: int | None = None) -> None:
-        self._around = around
+    def __init__(self, buffer: bytes, *, start: int = 0, end: int | None = None) -> None:
+        self._buffer = buffer
         self._start = start
-        self._end = len(around) if end is None else end
+        self._end = len(buffer) if end is None else end
 
     @property
     def content(self) -> memoryview:
-        """All of them, not copied."""
-        return memoryview(self._around)[self._start : self._end]
+        """All entries, not copied."""
+        return memoryview(self._buffer)[self._start : self._end]
 
     def __len__(self) -> int:
         return (self._end - self._start) // _ENTRY_BYTES
 
     def __getitem__(self, index: int) -> bytes:
         start = self._start + index * _ENTRY_BYTES
-        return self._around[start : start + _DIGEST_BYTES]
+        return self._buffer[start : start + _DIGEST_BYTES]
 
     def find(self, digest: bytes) -> Place | None:
         index = bisect_left(self, digest)
         if index == len(self) or self[index] != digest:
             return None
-        offset, num_bytes = _PLACE.unpack_from(self._around, self._start + index * _ENTRY_BYTES + _DIGEST_BYTES)
+        offset, num_bytes = _PLACE.unpack_from(self._buffer, self._start + index * _ENTRY_BYTES + _DIGEST_BYTES)
         return offset, num_bytes
 
     def merged_with(self, newer: dict[bytes, Place]) -> _Entries:
-        """With the newer places in place of the older; places of no length are left out."""
+        """These entries with newer places in place of the old; places of length 0 are left out."""
         older = self.content
         pieces: list[bytes | memoryview] = []
         num_taken = 0
@@ -194,7 +195,7 @@ def _digest(key: str) -> bytes:
     return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES).digest()
 
 
-def _parsed(content: bytes) -> tuple[_Head | None, _Entries]:
+def _parse(content: bytes) -> tuple[_Head | None, _Entries]:
     end = content.find(b"\n") + 1
     if not end or not is_intact(content[:end]):
         return None, _Entries(b"")

@@ -1,8 +1,8 @@
-"""One writer per run.
+"""The lock of a run's writer.
 
-The lock is `flock`: it goes with the process, however that dies, and with nothing else (a POSIX record lock would
-also go when any other code of the process closes the file). A child made by `fork` closes its copy at once, so
-that a surviving data-loader worker does not keep the run locked.
+The lock is `flock`: it is released when the process dies, however that happens, and at no other time (a POSIX
+record lock is also released when any other code of the process closes the file). A child made by `fork` closes its
+copy at once, so that a surviving data-loader worker does not keep the run locked.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SECONDS_BETWEEN_TRIES = 0.02
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
-    """Who writes a run."""
+    """The process that writes a run."""
 
     host: str
     pid: int
@@ -49,7 +49,7 @@ class WriterLock:
         disk: Disk = REAL_DISK,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """Take the run, also from another tracker of this process.
+        """Take the lock, also from another tracker of this process.
 
         Raises:
             RunInUse: another live process has it.
@@ -57,9 +57,9 @@ class WriterLock:
         self._path = path
         self._disk = disk
         self.on_takeover: Callable[[], None] = _do_nothing
-        """Called before another lock of this process takes the run over."""
+        """Called before another lock of this process takes over the run."""
         self.on_fork: Callable[[], None] = _do_nothing
-        """Called in a forked child, whose copy of the lock is gone."""
+        """Called in a forked child, which has closed its copy of the lock."""
         self._take_over_in_this_process()
         with storage_errors(path):
             self._file = disk.open_to_append(path)
@@ -82,8 +82,8 @@ class WriterLock:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                # A reader asking for the holder has the lock for an instant (`holder_of`), and somebody who
-                # records the death of the last writer for a few (`alerts/process.py`).
+                # `holder_of` has the lock for an instant, and `alerts/process.py` for a few while it records
+                # the death of the last writer.
                 time.sleep(_SECONDS_BETWEEN_TRIES)
             else:
                 return
@@ -110,7 +110,7 @@ class WriterLock:
                 WriterLock._fork_hooked = True
 
     def _write_holder(self, now: float) -> None:
-        """Tell a second writer whom it met; only a courtesy, so a full disk does not matter."""
+        """Write down who has the lock, for error messages only: a full disk does not matter."""
         content = msgspec.json.encode(Holder(host=socket.gethostname(), pid=os.getpid(), since=now))
         try:
             self._disk.truncate(self._file, 0)
@@ -124,7 +124,7 @@ class WriterLock:
 
 
 def holder_of(path: Path) -> Holder | None:
-    """The live writer of a run, or None; takes nothing and changes nothing."""
+    """The live writer of a run, or None; changes nothing."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -143,12 +143,12 @@ def _read_holder(path: Path) -> Holder:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Holder)
     except (OSError, msgspec.DecodeError):
-        # It has the lock and has not written its name yet, or could not.
+        # It has the lock, and has not written its name yet or could not.
         return Holder(host="this host", pid=0, since=0.0)
 
 
 def abandon_all() -> None:
-    """Release every run of this process, as a forked child must: the parent still writes them."""
+    """Close every lock of this process, as a forked child must: the parent still writes the runs."""
     # Another thread of the parent may have held it at the fork.
     WriterLock._guard = threading.Lock()
     while WriterLock._held:
@@ -156,4 +156,4 @@ def abandon_all() -> None:
 
 
 def _do_nothing() -> None:
-    """While the run is being opened nobody is told; a second writer gets `RunInUse`."""
+    """Stand for the callbacks until they are set."""

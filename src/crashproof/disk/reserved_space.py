@@ -1,7 +1,7 @@
-"""Space held ready for what must be kept.
+"""Disk space reserved for paid answers.
 
-An answer is paid for before it can be written. So the space for it is taken first: a file of that size beside the
-journal, which is given up when the disk turns out to be full.
+An answer is paid for before it can be written. So the space for it is reserved first: a file of that size beside the
+journal, which is deleted when the disk turns out to be full.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ log = logging.getLogger("crashproof")
 
 
 class ReservedSpace:
-    """One file that holds space; gone when given up, and after a kill removed by the next owner."""
+    """One file that occupies space until it is released; after a kill, by the next owner."""
 
     def __init__(self, path: Path, *, disk: Disk) -> None:
         self._path = path
         self._disk = disk
         self._num_bytes = 0
 
-    def hold(self, num_bytes: int) -> None:
-        """Make sure that at least so much space is held.
+    def reserve(self, num_bytes: int) -> None:
+        """Reserve at least this much space in total.
 
         Raises:
-            DiskFull: it is not there; what was held before is still held.
+            DiskFull: there is not enough; what was reserved before still is.
         """
         if num_bytes <= self._num_bytes:
             return
@@ -40,15 +40,15 @@ class ReservedSpace:
                 self._disk.close(file)
         self._num_bytes = num_bytes
 
-    def give_up(self) -> bool:
-        """Let others have the space; says whether there was any."""
+    def release(self) -> bool:
+        """Free the space; return whether there was any."""
         self._num_bytes = 0
         if not self._path.exists():
             return False
         try:
             self._disk.remove_file(self._path)
         except OSError as error:
-            # It costs space, not answers; and whoever lets go of a run must come to the end.
+            # It costs space, not answers, and closing a run must not fail.
             log.warning("Could not delete %s: %s", self._path, error)
             return False
         return True

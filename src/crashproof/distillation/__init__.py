@@ -5,11 +5,9 @@ From the ground up: `settings` (the config), `text` (tokenizers and templates), 
 `command` is what `python -m training.distill_<recipe>` calls.
 """
 
-from importlib.util import find_spec
+from crashproof.optional_dependencies import require_modules
 
-from crashproof.errors import MissingExtra
-
-_NEEDED = ("llguidance", "numpy", "pydantic", "rich", "safetensors", "tokenizers", "torch", "transformers", "yaml")
-
-if any(find_spec(name) is None for name in _NEEDED):
-    raise MissingExtra("distillation")
+require_modules(
+    "distillation",
+    *("llguidance", "numpy", "pydantic", "rich", "safetensors", "tokenizers", "torch", "transformers", "yaml"),
+)

@@ -19,7 +19,7 @@ from crashproof.distillation.training.training_state import require_checkpoint
 from crashproof.errors import ConfigError, CrashproofError, RankLost, TeacherUnreachable
 from crashproof.pytorch.device import choose_device, compute_deterministically
 from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts, StopRequested
-from crashproof.pytorch.ranks import Ranks, joined_ranks
+from crashproof.pytorch.ranks import Ranks, join_ranks
 
 __all__ = ["main"]
 
@@ -79,7 +79,7 @@ def _train(task: AnyTask, options: argparse.Namespace, interrupts: Interrupts) -
     config = _load_config(task, options)
     compute_deterministically()
     device = choose_device(config.train.device, config.train.precision)
-    with joined_ranks(device_type=device.device.type, limit_seconds=config.train.limit_seconds) as ranks:
+    with join_ranks(device_type=device.device.type, limit_seconds=config.train.limit_seconds) as ranks:
         if not ranks.is_main:
             log.setLevel(logging.ERROR)
         _require_trainable(config, options.output_dir, ranks)
@@ -139,13 +139,13 @@ def _prepare(task: AnyTask, config: RunConfig, cache: Path, ranks: Ranks, interr
     """Prepare on the main process, which fills the cache, then on the others, which read it."""
     prepared = None
     failure: BaseException | None = None
-    with ranks.main_first("preparing data and models"):
+    with ranks.main_process_first("preparing data and models"):
         if ranks.is_main:
             try:
                 prepared = prepare(task, config, cache=cache, interrupts=interrupts)
             except (CrashproofError, StopRequested) as error:
                 failure = error
-    has_failed = ranks.from_main(failure is not None, "preparing data and models")
+    has_failed = ranks.broadcast(failure is not None, "preparing data and models")
     if failure is not None:
         raise failure
     if has_failed:

@@ -10,9 +10,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from crashproof.errors import MissingExtra
 from crashproof.exporters.exporter import RunFacts, Sent, named_values
-from crashproof.optional_dependencies import is_installed, require_versions
+from crashproof.optional_dependencies import is_installed, missing_extra, require_versions
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.snapshots import JournalMark
 
@@ -137,5 +136,5 @@ def _imported() -> tuple[Any, Any]:
         import mlflow
         from mlflow import entities
     except ImportError:
-        raise MissingExtra("mlflow") from None
+        raise missing_extra("mlflow") from None
     return mlflow, entities

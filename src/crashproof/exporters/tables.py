@@ -15,8 +15,7 @@ from typing import Any, BinaryIO
 
 from crashproof.disk.atomic import write_atomically
 from crashproof.disk.files import REAL_DISK, Disk
-from crashproof.errors import MissingExtra
-from crashproof.optional_dependencies import require_versions
+from crashproof.optional_dependencies import missing_extra, require_versions
 from crashproof.reading.curves import CurveFollower
 from crashproof.reading.run_reader import RunReader
 from crashproof.records.metrics import MetricsSnapshot
@@ -80,7 +79,7 @@ def write_parquet(run_dir: str | Path, path: str | Path, *, disk: Disk = REAL_DI
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise MissingExtra("parquet") from None
+        raise missing_extra("parquet") from None
     reader = RunReader.open(Path(run_dir))
     names = column_names(reader)
     kinds = [pyarrow.int64() if name in _WHOLE_NUMBERS else pyarrow.float64() for name in names]

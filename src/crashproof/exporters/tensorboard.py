@@ -16,9 +16,9 @@ import msgspec
 
 from crashproof.disk.atomic import write_all, write_bytes_atomically
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
-from crashproof.errors import MissingExtra, OtherRun
+from crashproof.errors import OtherRun
 from crashproof.exporters.exporter import RunFacts, Sent, named_values
-from crashproof.optional_dependencies import require_versions
+from crashproof.optional_dependencies import missing_extra, require_versions
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.snapshots import JournalMark
 
@@ -141,5 +141,5 @@ def _imported() -> tuple[Any, Any, Any]:
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer import record_writer
     except ImportError:
-        raise MissingExtra("tensorboard") from None
+        raise missing_extra("tensorboard") from None
     return event_pb2, summary_pb2, record_writer

@@ -16,9 +16,9 @@ import msgspec
 
 from crashproof.disk.atomic import write_bytes_atomically
 from crashproof.disk.files import REAL_DISK, Disk
-from crashproof.errors import MissingExtra, OtherRun
+from crashproof.errors import OtherRun
 from crashproof.exporters.exporter import RunFacts, Sent, named_values
-from crashproof.optional_dependencies import require_versions
+from crashproof.optional_dependencies import missing_extra, require_versions
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.snapshots import JournalMark
 
@@ -144,5 +144,5 @@ def _imported() -> Any:
     try:
         import wandb
     except ImportError:
-        raise MissingExtra("wandb") from None
+        raise missing_extra("wandb") from None
     return wandb

@@ -1,8 +1,5 @@
 """The part of the core that imports torch."""
 
-from importlib.util import find_spec
+from crashproof.optional_dependencies import require_modules
 
-from crashproof.errors import MissingExtra
-
-if find_spec("torch") is None or find_spec("numpy") is None:
-    raise MissingExtra("torch")
+require_modules("torch", "numpy", "torch")

@@ -1,4 +1,4 @@
-"""One piece of work behind the training."""
+"""One asynchronous task at a time."""
 
 from __future__ import annotations
 
@@ -9,33 +9,28 @@ __all__ = ["BackgroundTask"]
 
 
 class BackgroundTask:
-    """A thread for work that the loop need not wait for; one piece at a time, and none is forgotten."""
+    """A thread that runs one task at a time in the background; every failure is raised to the caller."""
 
     def __init__(self, name: str) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._running: Future[None] | None = None
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether something is under way."""
-        return self._running is not None and not self._running.done()
-
     def start(self, work: Callable[[], None]) -> None:
-        """Begin, and return at once; what was begun before has been waited for."""
-        assert self._running is None, "its end was not asked for"
+        """Start a task and return at once; `wait` for the previous one first."""
+        assert self._running is None, "the previous task was not waited for"
         self._running = self._pool.submit(work)
 
-    def tell(self) -> None:
-        """Raise what the last piece has raised, if it is done; returns at once."""
+    def raise_failure(self) -> None:
+        """Raise the exception of the last task if it has failed; returns at once."""
         if self._running is not None and self._running.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the last piece, and raise what it has raised."""
+        """Wait for the last task, and raise its exception if it has failed."""
         if self._running is not None:
             running, self._running = self._running, None
             running.result()
 
     def close(self) -> None:
-        """End the thread; a piece under way comes to its end first."""
+        """Finish a running task and end the thread."""
         self._pool.shutdown()

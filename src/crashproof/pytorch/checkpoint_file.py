@@ -1,7 +1,7 @@
 """Training state in one file.
 
-The file is what `torch.save` writes, a zip archive: any PyTorch program reads it with `weights_only=True`. It is
-data, never code.
+The file is a zip archive written by `torch.save`: any PyTorch program can read it with `weights_only=True`. It
+contains data, never code.
 """
 
 from __future__ import annotations
@@ -19,53 +19,53 @@ from crashproof.errors import CheckpointDamaged, CheckpointMismatch
 
 __all__ = ["load_checkpoint", "require_fit", "save_checkpoint", "write_state"]
 
-_MOST_NAMED = 3
+_MAX_NAMED = 3
 
 
-def save_checkpoint(path: Path, content: Mapping[str, Any], *, disk: Disk = REAL_DISK) -> WholeFile:
-    """Write tensors and plain values whole, or not at all.
+def save_checkpoint(path: Path, content: Mapping[str, object], *, disk: Disk = REAL_DISK) -> WholeFile:
+    """Write tensors and plain values atomically.
 
     Raises:
-        DiskFull, StorageUnwritable: a file that had this name is as it was.
+        DiskFull, StorageUnwritable: An existing file of this name is unchanged.
     """
     return write_atomically(path, lambda file: write_state(dict(content), file), disk=disk)
 
 
-def write_state(content: dict[str, Any], file: BinaryIO) -> None:
-    """Fill an open file with `torch.save`; a full disk stays the `OSError` that it is."""
-    remembering = _RemembersFailure(file)
+def write_state(content: dict[str, object], file: BinaryIO) -> None:
+    """Write to an open file with `torch.save`; a full disk raises its `OSError`."""
+    recorder = _FailureRecorder(file)
     try:
-        torch.save(content, remembering)  # type: ignore[arg-type]  # Only `write` is called.
+        torch.save(content, recorder)  # type: ignore[arg-type]  # Only `write` is called.
     except RuntimeError:
-        if remembering.failure is None:
+        if recorder.failure is None:
             raise
-    if remembering.failure is not None:
-        raise remembering.failure
+    if recorder.failure is not None:
+        raise recorder.failure
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote, on the CPU, after a look at every byte.
+    """Load a file of `save_checkpoint` on the CPU after checking its integrity.
 
     Raises:
-        CheckpointDamaged: it is missing, torn, altered, or holds more than data.
+        CheckpointDamaged: It is missing, torn or altered, or contains more than data.
     """
     if not path.is_file():
         raise CheckpointDamaged(path, reason="there is no such file")
-    _require_whole_archive(path)
+    _require_intact_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # A pickle that was altered can raise nearly anything.
+    except Exception as error:  # An altered pickle can raise almost anything.
         raise CheckpointDamaged(path, reason=f"PyTorch cannot read it ({_first_line(error)})") from error
     if not isinstance(content, dict):
-        raise CheckpointDamaged(path, reason=f"it holds a {type(content).__name__} instead of training state")
+        raise CheckpointDamaged(path, reason=f"it contains a {type(content).__name__} instead of training state")
     return content
 
 
 def require_fit(path: Path, saved: Mapping[str, torch.Size], expected: Mapping[str, torch.Size]) -> None:
-    """Make sure that saved tensors belong to this architecture, by their shapes, before any of them is loaded.
+    """Require that the shapes of saved tensors match this architecture, before any of them is loaded.
 
     Raises:
-        CheckpointMismatch: names the first weights that are missing, unknown or of another shape.
+        CheckpointMismatch: Names the first weights that are missing, unknown or of another shape.
     """
     differences = [f"{name} is missing in it" for name in expected if name not in saved]
     differences += [f"{name} is unknown here" for name in saved if name not in expected]
@@ -78,14 +78,14 @@ def require_fit(path: Path, saved: Mapping[str, torch.Size], expected: Mapping[s
         raise CheckpointMismatch(path, reason=_listing(differences))
 
 
-class _RemembersFailure:
-    """Keeps what a write raised: `torch.save` turns a full disk into a RuntimeError about its own bookkeeping."""
+class _FailureRecorder:
+    """Records the exception of a write: `torch.save` turns a full disk into an unrelated RuntimeError."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.failure: OSError | None = None
         self._file = file
 
-    def write(self, content: Any) -> int:
+    def write(self, content: bytes | bytearray | memoryview) -> int:
         if self.failure is None:
             try:
                 self._file.write(content)
@@ -97,12 +97,12 @@ class _RemembersFailure:
         return
 
 
-def _require_whole_archive(path: Path) -> None:
-    """Compare every entry with its CRC-32: `torch.load` itself would hand out altered weights."""
+def _require_intact_archive(path: Path) -> None:
+    """Compare every entry with its CRC-32: `torch.load` itself would return altered weights."""
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except Exception as error:  # An altered zip header can raise nearly anything.
+    except Exception as error:  # An altered zip header can raise almost anything.
         raise CheckpointDamaged(path, reason=f"it is torn or altered ({_first_line(error)})") from error
     if broken is not None:
         raise CheckpointDamaged(path, reason=f"its entry {broken} was altered")
@@ -113,5 +113,5 @@ def _first_line(error: Exception) -> str:
 
 
 def _listing(differences: list[str]) -> str:
-    rest = len(differences) - _MOST_NAMED
-    return "; ".join(differences[:_MOST_NAMED]) + (f"; and {rest} more" if rest > 0 else "")
+    rest = len(differences) - _MAX_NAMED
+    return "; ".join(differences[:_MAX_NAMED]) + (f"; and {rest} more" if rest > 0 else "")

@@ -1,4 +1,4 @@
-"""Where to compute, and how precisely."""
+"""Compute device and precision."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComputeDevice:
-    """A device and the type that its matrix products are computed in."""
+    """A device and the type of its matrix products."""
 
     device: torch.device
     autocast_dtype: torch.dtype | None
-    """None: everything stays in the type of the weights."""
+    """None: the type of the weights."""
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Around the forward pass, not the backward."""
+        """The autocast context for the forward pass; not for the backward pass."""
         if self.autocast_dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast_dtype)
 
     def grad_scaler(self) -> torch.amp.GradScaler:
-        """A scaler that does something only for float16, whose small gradients would become zero."""
+        """A gradient scaler, enabled only for float16, whose small gradients would underflow."""
         return torch.amp.GradScaler(self.device.type, enabled=self.autocast_dtype is torch.float16)
 
     def __str__(self) -> str:
@@ -43,12 +43,12 @@ class ComputeDevice:
 
 
 def choose_device(name: DeviceName = "auto", precision: PrecisionName = "auto") -> ComputeDevice:
-    """CUDA where it is there, else MPS, else the CPU.
+    """The requested device, or CUDA if available, else MPS, else the CPU.
 
-    `auto` precision is bfloat16 on CUDA devices that have it, float16 on those that do not, and float32 elsewhere.
+    `auto` precision is bfloat16 on CUDA devices that support it, float16 on others, and float32 elsewhere.
 
     Raises:
-        ConfigError: the device asked for is not there.
+        ConfigError: The requested device is not available.
     """
     available = ["cpu"]
     if torch.backends.mps.is_available():
@@ -64,12 +64,12 @@ def choose_device(name: DeviceName = "auto", precision: PrecisionName = "auto") 
 
 
 def compute_deterministically() -> None:
-    """Have PyTorch take algorithms that give the same bits each time; one that has none of them warns."""
-    # Read by cuBLAS when it first starts; without it some of its sums depend on the order of streams.
+    """Make PyTorch use deterministic algorithms; operations without one warn."""
+    # cuBLAS reads this when it starts; without it, some of its sums depend on the order of streams.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Filling fresh memory only hides reads before writes; nothing here does that.
+    # Filling new memory only hides reads before writes, which do not occur here.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 

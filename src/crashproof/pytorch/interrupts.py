@@ -1,43 +1,44 @@
-"""Asked to stop: finish the step first.
+"""Graceful handling of stop signals.
 
-Schedulers announce the end with SIGTERM or SIGUSR1, people with Ctrl-C. The handler sets a flag and does nothing
-else, for a save inside a signal handler can meet any half-done state. The loop asks for the flag after each step.
+Schedulers announce preemption with SIGTERM or SIGUSR1, users with Ctrl-C. The handler only sets a flag, because a
+save inside a signal handler can see inconsistent state. The training loop checks the flag after each step.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Self
 
 __all__ = ["EXIT_PREEMPTED", "Interrupts", "StopRequested"]
 
 EXIT_PREEMPTED = 75
-"""Exit code for "start me again": EX_TEMPFAIL of sysexits.h."""
+"""Exit code that requests a restart: EX_TEMPFAIL of sysexits.h."""
 
-_ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopRequested(Exception):
-    """Somebody asked the process to stop while there was nothing yet to save."""
+    """A stop was requested while there was nothing to save yet."""
 
 
 class Interrupts:
-    """Listens for requests to stop while it is entered; a second SIGINT aborts at once.
+    """Context manager that catches stop signals; a second SIGINT aborts at once.
 
-    Signals reach only the main thread, so anywhere else this listens to nothing and leaves the handlers alone.
+    Signals reach only the main thread; in other threads this does nothing.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        """The first signal that asked, or None."""
+        """The first stop signal, or None."""
         self._num_sigint = 0
-        self._earlier: dict[signal.Signals, Any] = {}
+        self._previous: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._earlier = {each: signal.signal(each, self._hear) for each in _ASKING}
+            self._previous = {each: signal.signal(each, self._handle) for each in _STOP_SIGNALS}
         return self
 
     def __exit__(
@@ -46,9 +47,9 @@ class Interrupts:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for number, handler in self._earlier.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
-        self._earlier = {}
+        self._previous = {}
 
     @property
     def is_requested(self) -> bool:
@@ -56,15 +57,15 @@ class Interrupts:
         return self.received is not None
 
     def raise_if_requested(self) -> None:
-        """Leave work that has nothing to save.
+        """Abandon work that has nothing to save.
 
         Raises:
-            StopRequested: a signal has come.
+            StopRequested: A stop signal was received.
         """
         if self.received is not None:
             raise StopRequested(self.received.name)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self._num_sigint += number == signal.SIGINT
         if self._num_sigint > 1:
             raise KeyboardInterrupt

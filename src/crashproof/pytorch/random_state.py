@@ -1,6 +1,6 @@
-"""Every random generator of a process.
+"""State of all random generators of a process.
 
-The state is made of tensors and plain values, so that it can be loaded with `weights_only=True`.
+It consists of tensors and plain values, so that it can be loaded with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ __all__ = ["capture_random_state", "restore_random_state", "seed_everything"]
 
 
 def seed_everything(seed: int) -> None:
-    """Set the global generators of Python, NumPy and PyTorch, on every device."""
+    """Seed the global generators of Python, NumPy and PyTorch on every device."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
-def capture_random_state() -> dict[str, Any]:
-    """The state of each generator by the name of its owner; a device that is not in use has none."""
+def capture_random_state() -> dict[str, object]:
+    """The state of each generator by library or device; devices not in use have none."""
     version, numbers, next_gauss = random.getstate()
     name, keys, position, has_gauss, cached_gaussian = np.random.get_state(legacy=True)
-    state: dict[str, Any] = {
+    state: dict[str, object] = {
         "python": {"version": version, "numbers": list(numbers), "next_gauss": next_gauss},
         "numpy": {
             "name": str(name),
@@ -45,9 +45,9 @@ def capture_random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put every generator back where `capture_random_state` found it.
+    """Restore every generator to a state of `capture_random_state`.
 
-    Devices that are not here any more are left out: on others than before, nothing is exact anyway.
+    Devices that no longer exist are skipped: on other devices, no resume is exact anyway.
     """
     python, numbers = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["numbers"]), python["next_gauss"]))

@@ -1,9 +1,9 @@
-"""The order in which samples are drawn.
+"""The resumable order of samples.
 
-The order is a pure function of (seed, epoch, position): nothing is stored but one number, the samples consumed so
-far, and no sample that was consumed is read again to find the way back. Each epoch is a permutation computed index
-by index, by a Feistel network with cycle walking: it needs no memory, whatever the size of the data, and the same
-numbers come out of every version of Python, NumPy and PyTorch.
+The order is a pure function of (seed, epoch, position): the only state is the number of samples consumed so far, and
+resuming reads no consumed sample again. Each epoch is a permutation computed index by index with a Feistel network
+and cycle walking: it needs constant memory for any size of data, and gives the same order in every version of
+Python, NumPy and PyTorch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Indices = NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataOrder:
-    """An endless order over a data set: each epoch is a shuffle of its own, and none waits for a whole batch."""
+    """An endless order over a data set: every epoch is a separate shuffle, and batches may span epochs."""
 
     num_samples: int
     seed: int
@@ -54,12 +54,12 @@ class DataOrder:
 class ResumableSampler(Sampler[int]):
     """A `DataOrder` for a `DataLoader`.
 
-    Workers fetch ahead, so the loop counts what it has consumed, and starts the next sampler there:
+    Workers prefetch, so the training loop counts the samples that it consumed, and starts the next sampler there:
     `DataLoader(dataset, batch_size=8, sampler=ResumableSampler(order, start=checkpoint.dataset_position))`.
     """
 
     def __init__(self, order: DataOrder, *, start: int = 0, num_samples: int | None = None) -> None:
-        """Draw from position `start` to the end of its epoch, or exactly `num_samples`, over as many epochs."""
+        """Draw from position `start` to the end of its epoch, or exactly `num_samples` across epochs."""
         self._order = order
         self._start = start
         to_end_of_epoch = order.num_samples - start % order.num_samples
@@ -74,10 +74,10 @@ class ResumableSampler(Sampler[int]):
 
 
 def _permuted(offsets: Indices, num_samples: int, keys: list[np.uint64]) -> Indices:
-    """Where a shuffle of 0 … num_samples - 1 puts each offset.
+    """The position of each offset in a shuffle of 0 … num_samples - 1.
 
-    The network permutes the next even power of two; what leaves the range walks on until it is back, which keeps
-    it a permutation. On average fewer than four rounds of walking are needed.
+    The network permutes the next even power of two; a value outside the range is encrypted again until it is inside,
+    which preserves the permutation. On average this takes fewer than four rounds.
     """
     half_bits = np.uint64(max(1, (num_samples - 1).bit_length() + 1 >> 1))
     found = _encrypted(offsets, half_bits, keys)
@@ -87,7 +87,7 @@ def _permuted(offsets: Indices, num_samples: int, keys: list[np.uint64]) -> Indi
 
 
 def _encrypted(values: Indices, half_bits: np.uint64, keys: list[np.uint64]) -> Indices:
-    """A balanced Feistel network: each round swaps the halves and stirs one with the other."""
+    """A balanced Feistel network: each round swaps the halves and mixes one into the other."""
     mask = (np.uint64(1) << half_bits) - np.uint64(1)
     left, right = values >> half_bits, values & mask
     for key in keys:
@@ -96,14 +96,14 @@ def _encrypted(values: Indices, half_bits: np.uint64, keys: list[np.uint64]) -> 
 
 
 def _round_keys(seed: int, epoch: int) -> list[np.uint64]:
-    """SplitMix64 (Steele, Lea and Flood, 2014), begun at a mixture of seed and epoch."""
+    """SplitMix64 (Steele, Lea and Flood, 2014), started from a mix of seed and epoch."""
     state = int(_mixed(np.array([seed % 2**64], dtype=np.uint64))[0]) + epoch * _GOLDEN
     states = np.array([(state + number * _GOLDEN) % 2**64 for number in range(1, _ROUNDS + 1)], dtype=np.uint64)
     return list(_mixed(_mixed(states) + np.uint64(epoch % 2**64)))
 
 
 def _mixed(values: Indices) -> Indices:
-    """The finalizer of SplitMix64: every bit of the input moves about half of the output's. Overflow is meant."""
+    """The finalizer of SplitMix64: every input bit flips about half of the output bits. Overflow is intended."""
     values = (values ^ (values >> np.uint64(30))) * _MIX_1
     values = (values ^ (values >> np.uint64(27))) * _MIX_2
     return values ^ (values >> np.uint64(31))

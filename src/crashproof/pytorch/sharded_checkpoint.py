@@ -1,16 +1,16 @@
-"""Training state in a folder, a shard from each process.
+"""Training state in a folder, with a shard from each process.
 
 ```
 checkpoint_<step>/
-  .metadata          which tensor lies where (torch.distributed.checkpoint)
-  __<rank>_0.distcp  the tensors that this rank wrote
-  rank_<rank>.pt     what only this rank knows: its random states
-  state.pt           what all ranks know
+  .metadata          locations of the tensors (torch.distributed.checkpoint)
+  __<rank>_0.distcp  tensors written by this rank
+  rank_<rank>.pt     state of this rank: its random states
+  state.pt           state shared by all ranks
 ```
 
-Tensors go through `torch.distributed.checkpoint`, so any number of processes can read what any number wrote. All
-else is `torch.save` read with `weights_only=True`, and the metadata are read by an unpickler that knows the classes
-of such metadata and nothing else: a checkpoint is data, never code.
+Tensors go through `torch.distributed.checkpoint`, so any number of processes can read what any number wrote. The
+rest is written by `torch.save` and read with `weights_only=True`, and the metadata are read by an unpickler that
+accepts only the classes of such metadata: a checkpoint is data, never code.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
@@ -31,14 +32,16 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from crashproof.checkpoints.digest import Digest, digest_of_files
-from crashproof.disk.atomic import digested_file, partial_name, publish_folder
+from crashproof.disk.atomic import open_digested_file, partial_name, publish_folder
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
 from crashproof.errors import CheckpointDamaged, CrashproofError, DiskFull, StorageError, StorageUnwritable
 from crashproof.pytorch.checkpoint_file import load_checkpoint, write_state
-from crashproof.pytorch.ranks import ManyRanks
+from crashproof.pytorch.ranks import DistributedRanks, Ranks
 from crashproof.records.checkpoints import FileDigest
 
-__all__ = ["load_rank_state", "load_shared_state", "load_tensors", "save_shards"]
+__all__ = ["load_rank_state", "load_shared_state", "load_tensors", "save_shards", "tensor_shapes"]
+
+ResultT = TypeVar("ResultT")
 
 _SHARED_FILE = "state.pt"
 _METADATA = "torch.distributed.checkpoint.metadata"
@@ -49,49 +52,48 @@ _METADATA_NAMES = frozenset(
         (_METADATA, "_MEM_FORMAT_ENCODING"),
         ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
         *(("pathlib", name) for name in ("Path", "PosixPath", "PurePosixPath")),
-        # Where Python 3.13 and later keep it.
+        # Its module in Python 3.13 and later.
         ("pathlib._local", "PosixPath"),
         ("torch", "Size"),
         ("torch.serialization", "_get_layout"),
     }
 )
-"""All that such metadata consist of. No name with a dot is among them: a pickle would reach through it into whatever
-the module has imported. Nor is `BytesStorageMetadata`: PyTorch loads what that names with any pickle in it."""
+"""All classes of such metadata. None has a dot in its name: through it a pickle could reach whatever the module has
+imported. `BytesStorageMetadata` is left out: PyTorch unpickles what it names without restriction."""
 
 
 def save_shards(
     path: Path,
-    tensors: dict[str, Any],
-    rank_state: Mapping[str, Any],
-    shared_state: Mapping[str, Any],
-    ranks: ManyRanks,
+    tensors: dict[str, Tensor],
+    rank_state: Mapping[str, object],
+    shared_state: Mapping[str, object],
+    ranks: DistributedRanks,
     *,
     disk: Disk = REAL_DISK,
 ) -> Digest:
-    """Write a checkpoint folder with all other ranks: whole, or not at all.
+    """Write a checkpoint folder atomically, together with all other ranks.
 
-    Every rank writes and syncs its shards under the folder's temporary name, digesting them on their way. The main
-    rank gives the folder its final name once each has reported success, and tells the others. All ranks call it, and
-    all return or raise.
+    Every rank writes and syncs its shards under the folder's temporary name and computes their digests. The main rank
+    gives the folder its final name once all have reported success. All ranks call this, and all return or raise.
 
     Args:
-        path: On a file system that all ranks share.
-        tensors: By name; plain ones are the same on all ranks, of a `DTensor` each has its part. On the CPU.
-        rank_state: What `rank_<rank>.pt` will hold.
-        shared_state: What `state.pt` will hold.
-        ranks: Used by no other thread meanwhile.
-        disk: Where bytes go.
+        path: Folder on a file system that all ranks share.
+        tensors: Tensors on the CPU by name; plain ones are equal on all ranks, a `DTensor` has a part on each.
+        rank_state: Content of `rank_<rank>.pt`.
+        shared_state: Content of `state.pt`.
+        ranks: The ranks, not used by another thread at the same time.
+        disk: Target of all writes.
 
     Returns:
         The digest of each file, for the manifest.
 
     Raises:
-        DiskFull, StorageUnwritable: on any rank; a folder that had this name is as it was.
-        RankLost: another rank died, or did not come within the limit; the same.
+        DiskFull, StorageUnwritable: On any rank; an existing folder of this name is unchanged.
+        RankLost: Another rank died, or did not take part within the limit; likewise.
     """
     partial = partial_name(path)
-    _together(ranks, f"making room for {path.name}", lambda: _make_empty(partial, disk), only_main=True)
-    _together(ranks, f"looking for {partial.name}", lambda: _require_shared(partial, ranks))
+    _act_together(ranks, f"preparing {partial.name}", lambda: _make_empty(partial, disk), only_main=True)
+    _act_together(ranks, f"looking for {partial.name}", lambda: _require_shared(partial, ranks))
     files = _DigestedFiles(disk)
 
     def write() -> dict[str, FileDigest]:
@@ -100,61 +102,61 @@ def save_shards(
             files.write_state(partial / _SHARED_FILE, shared_state)
         return files.digests
 
-    with ranks.meeting(f"writing {path.name}"):
-        failure = _written_tensors(partial, tensors, files, ranks)
-    found = _together(ranks, f"finishing {path.name}", write, failure=failure)
+    with ranks.collective(f"writing {path.name}"):
+        failure = _write_tensors(partial, tensors, files, ranks)
+    found = _act_together(ranks, f"finishing {path.name}", write, failure=failure)
     digests = {name: digest for each in found for name, digest in each.items()}
-    # Every rank has reported success: only now does the folder get its name.
-    _together(ranks, f"publishing {path.name}", lambda: publish_folder(partial, path, disk=disk), only_main=True)
+    # Every rank has reported success: only now the folder gets its final name.
+    _act_together(ranks, f"publishing {path.name}", lambda: publish_folder(partial, path, disk=disk), only_main=True)
     return digest_of_files(digests)
 
 
-def load_tensors(path: Path, tensors: dict[str, Any], ranks: Any) -> None:
+def load_tensors(path: Path, tensors: dict[str, Tensor], ranks: Ranks) -> None:
     """Fill tensors with those of a folder, whatever number of ranks wrote it.
 
     Raises:
-        CheckpointDamaged: it cannot be read.
+        CheckpointDamaged: It cannot be read.
     """
-    # Asked by itself first: the reader wraps what its own reading of them raises.
-    names_in(path)
+    # Checked first, because the reader wraps the errors of its own call.
+    tensor_shapes(path)
     try:
         with warnings.catch_warnings():
-            # Read by one process alone is what is meant.
+            # A single process reads it on purpose.
             warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-            group = ranks.group if isinstance(ranks, ManyRanks) else None
+            group = ranks.group if isinstance(ranks, DistributedRanks) else None
             load(tensors, storage_reader=_DataReader(path), process_group=group, no_dist=group is None)
     except CrashproofError:
         raise
-    except (Exception, CheckpointException) as error:  # What a reader makes of altered bytes can be nearly anything.
-        # The last line of a traceback, or the only one.
+    except (Exception, CheckpointException) as error:  # Altered bytes can raise almost anything.
+        # The message may be a traceback; its last line is the error.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
         raise CheckpointDamaged(path, reason=f"its tensors cannot be read ({reason})") from error
 
 
 def load_shared_state(path: Path) -> dict[str, Any]:
-    """What all ranks know.
+    """Load the state shared by all ranks.
 
     Raises:
-        CheckpointDamaged: it cannot be read.
+        CheckpointDamaged: It cannot be read.
     """
     return load_checkpoint(path / _SHARED_FILE)
 
 
 def load_rank_state(path: Path, rank: int) -> dict[str, Any] | None:
-    """What one rank knew, or None where fewer ranks wrote the folder.
+    """Load the state of one rank, or None if fewer ranks wrote the folder.
 
     Raises:
-        CheckpointDamaged: it cannot be read.
+        CheckpointDamaged: It cannot be read.
     """
     file = path / f"rank_{rank}.pt"
     return load_checkpoint(file) if file.exists() else None
 
 
-def names_in(path: Path) -> dict[str, torch.Size]:
-    """The tensors of a folder and their whole shapes.
+def tensor_shapes(path: Path) -> dict[str, torch.Size]:
+    """Read the names and full shapes of the tensors in a folder.
 
     Raises:
-        CheckpointDamaged: its metadata cannot be read.
+        CheckpointDamaged: Its metadata cannot be read.
     """
     metadata = _DataReader(path).read_metadata()
     return {name: each.size for name, each in metadata.state_dict_metadata.items() if hasattr(each, "size")}
@@ -167,17 +169,17 @@ def _make_empty(partial: Path, disk: Disk) -> None:
         disk.make_folders(partial)
 
 
-def _require_shared(partial: Path, ranks: ManyRanks) -> None:
+def _require_shared(partial: Path, ranks: DistributedRanks) -> None:
     if not partial.is_dir():
         raise StorageUnwritable(
-            partial, reason=f"rank {ranks.rank} does not see it; all hosts must share the output folder"
+            partial, reason=f"rank {ranks.rank} cannot see it; all hosts must share the output folder"
         )
 
 
-def _written_tensors(
-    partial: Path, tensors: dict[str, Any], files: _DigestedFiles, ranks: ManyRanks
+def _write_tensors(
+    partial: Path, tensors: dict[str, Tensor], files: _DigestedFiles, ranks: DistributedRanks
 ) -> Exception | None:
-    """Write this rank's shards and the common metadata; a failure of any rank is known to all."""
+    """Write this rank's shards and the common metadata, and return the failure of this rank."""
     writer = FileSystemWriter(partial, sync_files=False)
     writer.fs = files
     try:
@@ -186,31 +188,39 @@ def _written_tensors(
             save(tensors, storage_writer=writer, process_group=ranks.group)
     except CheckpointException as error:
         own = error.failures.get(ranks.rank)
-        # Another rank's failure is told by that rank.
+        # Another rank's failure is reported by that rank.
         return None if own is None else files.failure or OSError(str(own[0]))
     return None
 
 
-def _together(ranks: ManyRanks, what: str, act: Any, *, only_main: bool = False, failure: Any = None) -> list[Any]:
-    """Let each rank (or the main one) act; all learn how it ended, and a failure of one is raised on all."""
-    result = None
+def _act_together(
+    ranks: DistributedRanks,
+    what: str,
+    act: Callable[[], ResultT],
+    *,
+    only_main: bool = False,
+    failure: Exception | None = None,
+) -> list[ResultT]:
+    """Act on each rank (or only the main one) and share the results; a failure of one rank is raised on all.
+
+    `failure` is one of this rank from before: it does not act, but reports it.
+    """
+    results: list[ResultT] = []
     if failure is None and (ranks.is_main or not only_main):
         try:
-            result = act()
+            results = [act()]
         except (StorageError, OSError) as error:
             failure = error
-    told = ranks.from_all((result, _as_told(failure)), what)
-    failures = [(rank, each) for rank, (_, each) in enumerate(told) if each is not None]
-    if failures:
-        rank, (is_full, path, reason) = failures[0]
-        if is_full:
-            raise DiskFull(path)
-        raise StorageUnwritable(path, reason=f"rank {rank}: {reason}")
-    return [result for result, _ in told]
+    outcomes = ranks.all_gather((results, _failure_record(failure)), what)
+    for rank, (_, record) in enumerate(outcomes):
+        if record is not None:
+            is_full, path, reason = record
+            raise DiskFull(path) if is_full else StorageUnwritable(path, reason=f"rank {rank}: {reason}")
+    return [result for results, _ in outcomes for result in results]
 
 
-def _as_told(failure: Exception | None) -> tuple[bool, Path, str] | None:
-    """A failure as other processes can be told of it."""
+def _failure_record(failure: Exception | None) -> tuple[bool, Path, str] | None:
+    """A failure in a form that can be sent to other processes."""
     if failure is None:
         return None
     path = getattr(failure, "path", None) or Path("the checkpoint")
@@ -218,7 +228,7 @@ def _as_told(failure: Exception | None) -> tuple[bool, Path, str] | None:
 
 
 class _DigestedFiles(FileSystem):
-    """What `torch.distributed.checkpoint` writes, through the one module that writes."""
+    """The file system of `torch.distributed.checkpoint`, with all writes through `disk`."""
 
     def __init__(self, disk: Disk) -> None:
         self.digests: dict[str, FileDigest] = {}
@@ -232,13 +242,13 @@ class _DigestedFiles(FileSystem):
                 yield stream
             return
         try:
-            with digested_file(Path(path), disk=self._disk) as file:
+            with open_digested_file(Path(path), disk=self._disk) as file:
                 yield file
         except StorageError as error:
-            # Failures of one rank travel to the others, and only plain errors can.
+            # Failures are sent to the other ranks, and only plain errors can be pickled.
             self.failure = error
             raise OSError(str(error)) from error
-        # The metadata's temporary name is not its last one.
+        # The metadata are written under a temporary name.
         name = Path(path).name.removesuffix(".tmp")
         self.digests[name] = FileDigest(num_bytes=file.num_bytes, sha256=file.sha256())
 
@@ -251,33 +261,33 @@ class _DigestedFiles(FileSystem):
     def mkdir(self, path: str | os.PathLike[str]) -> None:
         self._disk.make_folder(Path(path))
 
-    def write_state(self, path: Path, content: Mapping[str, Any]) -> None:
-        """A file of `torch.save`."""
+    def write_state(self, path: Path, content: Mapping[str, object]) -> None:
+        """Write a file with `torch.save`."""
         with self.create_stream(path, "wb") as file:
             write_state(dict(content), file)
 
 
 class _DataReader(FileSystemReader):
-    """Reads metadata as data."""
+    """A reader with a restricted unpickler for the metadata."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         path = Path(self.path) / ".metadata"
         try:
             with path.open("rb") as file:
                 metadata = _MetadataUnpickler(file).load()
-        except Exception as error:  # An altered pickle can raise nearly anything.
+        except Exception as error:  # An altered pickle can raise almost anything.
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise CheckpointDamaged(path.parent, reason=f"its .metadata cannot be read ({reason})") from error
         if not isinstance(metadata, Metadata):
-            raise CheckpointDamaged(path.parent, reason=f"its .metadata holds a {type(metadata).__name__}")
+            raise CheckpointDamaged(path.parent, reason=f"its .metadata contains a {type(metadata).__name__}")
         return metadata
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """Makes nothing but the classes that such metadata consist of."""
+    """Unpickles only the classes of such metadata."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if (module, name) in _METADATA_NAMES or is_dtype:
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no such file needs")
+        raise pickle.UnpicklingError(f"it contains {module}.{name}, which no such file needs")

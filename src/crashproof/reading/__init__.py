@@ -1,1 +1,1 @@
-"""Look at runs while other processes write them."""
+"""Read runs while other processes write them."""

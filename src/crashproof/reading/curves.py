@@ -1,8 +1,8 @@
-"""See a run's whole history at once.
+"""Follow a run's whole history.
 
-Follows a run while another process writes it; takes no lock and changes nothing. Reads the blocks of `curves.jsonl`,
-and the journal itself where there is no block: at its end, behind each kill, or from the beginning where the file is
-missing or disagrees.
+Works while another process writes the run; takes no lock and changes nothing. Reads the blocks of `curves.jsonl`,
+and the journal itself where there is no block: at its end, after each kill, or from the beginning if the file is
+missing or contradicts the journal.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from crashproof.rules.curves import joined, point_of
 
 __all__ = ["Curve", "CurveFollower", "Recomputed"]
 
-_UPDATES_A_BLOCK = 256
-_MOST_READ = 65_536
-"""So many updates at most are read one by one for a picture; beyond, blocks are fine enough."""
+_UPDATES_PER_BLOCK = 256
+_MAX_UPDATES_READ = 65_536
+"""Updates that are read one by one for a plot; beyond, blocks are fine enough."""
 
 _update_decoder = msgspec.json.Decoder(MetricsSnapshot)
 _block_decoder = msgspec.json.Decoder(CurveBlock)
@@ -48,17 +48,17 @@ class Recomputed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """The canonical history of a range of steps, as few points as were asked for."""
+    """The canonical history of a range of steps, decimated."""
 
     points: list[CurvePoint]
     num_updates: int
-    """That the points stand for."""
+    """The number of updates that the points stand for."""
     is_decimated: bool
     """Whether a point stands for more than one update."""
     end: int
-    """Up to where the journal is in it, in bytes."""
+    """The offset in the journal up to which it was read."""
     num_bytes: int
-    """How long the journal is."""
+    """The size of the journal."""
 
     @property
     def is_complete(self) -> bool:
@@ -67,23 +67,23 @@ class Curve:
 
 
 class _Piece(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Updates of the journal that follow each other, and which of them still stand."""
+    """Consecutive updates of the journal, and which of them are not superseded."""
 
     offset: int
     end: int
     point: CurvePoint
     below: int | None = None
-    """Only the steps below this one stand; None: all."""
+    """Steps from this one on are superseded; None: no step is."""
 
 
 class CurveFollower:
-    """The history of one run in pieces, read further whenever asked. Not thread-safe: its owner locks."""
+    """The history of one run, which each `refresh` extends. Not thread-safe: its owner locks."""
 
     def __init__(self, folder: RunFolder, *, steady: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
         self._steady = steady
         self._blocks: list[CurveBlock] | None = None
-        """Those of the file that are not taken in yet, the last one first; None before they were read."""
+        """Blocks of the file that are not used yet, the last one first; None before they were read."""
         self._pieces: list[_Piece] = []
         self._tail: list[MetricsSnapshot] = []
         self._tail_offset = 0
@@ -93,16 +93,16 @@ class CurveFollower:
 
     @property
     def recomputed(self) -> list[Recomputed]:
-        """What was computed more than once, in the order in which that happened."""
+        """The steps that were computed more than once, in the order in which that happened."""
         return self._recomputed
 
     @property
     def end(self) -> int:
-        """Up to where the journal has been read, in bytes."""
+        """The offset in the journal up to which it was read."""
         return self._end
 
     def refresh(self, *, most_seconds: float | None = None) -> bool:
-        """Read what has come since the last call, for about so long at most; says whether that was all.
+        """Read what is new since the last call, for at most about `most_seconds`; return whether that was all.
 
         Raises:
             NewerFormat: the journal was written by a newer version.
@@ -110,10 +110,10 @@ class CurveFollower:
         if not self._still_continues():
             self._forget()
         if self._blocks is None:
-            self._blocks = self._agreeing_blocks()
+            self._blocks = self._read_blocks()
         stop_at = None if most_seconds is None else self._steady() + most_seconds
         while self._blocks:
-            # The last one comes first: the list was turned around.
+            # The list is reversed: its last block is the next one.
             if self._blocks[-1].offset < self._end:
                 self._blocks.pop()
                 continue
@@ -123,15 +123,15 @@ class CurveFollower:
         return self._read_lines(None, stop_at)
 
     def curve(self, *, most_points: int, first_step: int | None = None, last_step: int | None = None) -> Curve:
-        """What has been read of a range of steps, in at most about so many points.
+        """What has been read of a range of steps, in at most about `most_points` points.
 
-        Where the range is small, each update is a point of its own.
+        In a small range, each update is a point of its own.
         """
         pieces = self._pieces_of(first_step, last_step)
         tail = [line for line in self._tail if _is_between(line.step, first_step, last_step)]
         num_updates = sum(piece.point.num_updates for piece in pieces) + len(tail)
-        if num_updates <= _MOST_READ:
-            lines = [*self._lines_of(pieces, first_step, last_step), *tail]
+        if num_updates <= _MAX_UPDATES_READ:
+            lines = [*self._read_updates(pieces, first_step, last_step), *tail]
             points = [point_of(group) for group in _grouped(lines, most_points)]
             num_updates = len(lines)
         else:
@@ -148,13 +148,13 @@ class CurveFollower:
         )
 
     def points(self) -> Iterator[CurvePoint]:
-        """All that has been read, in the order of its steps, as finely as it is kept."""
+        """Everything that has been read, in the order of its steps, at full resolution."""
         yield from (piece.point for piece in self._pieces)
         if self._tail:
             yield point_of(self._tail)
 
     def lines_after(self, offset: int) -> Iterator[tuple[int, MetricsSnapshot]]:
-        """The updates behind an offset that a curve ended with, each with the offset behind itself."""
+        """Yield the updates behind the end of a curve, each with the offset of its own end."""
         for line in scan(self._folder.metrics, start=offset):
             if isinstance(line, Line):
                 yield line.end, decode_line(self._folder.metrics, line.content, _update_decoder)
@@ -166,7 +166,7 @@ class CurveFollower:
         self._last_crc = ""
 
     def _still_continues(self) -> bool:
-        """Whether the journal is still the one that was read: it may have been mended, or archived."""
+        """Whether the journal is still the one that was read: it may have been repaired or archived."""
         return line_continues(self._folder.metrics, JournalMark(num_bytes=self._end, last_line_crc=self._last_crc))
 
     def _num_bytes(self) -> int:
@@ -175,7 +175,7 @@ class CurveFollower:
         except FileNotFoundError:
             return 0
 
-    def _agreeing_blocks(self) -> list[CurveBlock]:
+    def _read_blocks(self) -> list[CurveBlock]:
         """The blocks that agree with the journal, the last one first."""
         blocks: list[CurveBlock] = []
         for line in scan(self._folder.curves):
@@ -185,7 +185,7 @@ class CurveFollower:
                 blocks.append(decode(line.content, _block_decoder))
             except msgspec.ValidationError:
                 break
-        # After a power loss the last ones may speak of lines that are gone.
+        # After a power loss the last ones may describe lines that are gone.
         while blocks and not self._agrees(blocks[-1]):
             blocks.pop()
         blocks.reverse()
@@ -203,13 +203,13 @@ class CurveFollower:
         self._tail_offset = self._end
 
     def _read_lines(self, until: int | None, stop_at: float | None) -> bool:
-        """Read the journal up to an offset, or its end; says whether that was reached in time."""
+        """Read the journal up to an offset or its end; return whether that was reached in time."""
         num_read = 0
         for line in scan(self._folder.metrics, start=self._end):
             if until is not None and line.offset >= until:
                 break
             if not isinstance(line, Line):
-                # Still being written, or damaged: that is for the audit to say.
+                # Still being written, or damaged, which `RunReader.problems` reports.
                 continue
             self._take_line(line)
             num_read += 1
@@ -220,7 +220,7 @@ class CurveFollower:
     def _take_line(self, line: Line) -> None:
         update = decode_line(self._folder.metrics, line.content, _update_decoder)
         newest = self._tail[-1].step if self._tail else self._newest_step()
-        if update.step <= newest or len(self._tail) >= _UPDATES_A_BLOCK:
+        if update.step <= newest or len(self._tail) >= _UPDATES_PER_BLOCK:
             self._close_tail()
             self._tail_offset = line.offset
             self._go_back_to(update.step, update.attempt)
@@ -244,7 +244,7 @@ class CurveFollower:
             self._pieces.pop()
         if self._pieces and self._pieces[-1].point.last_step >= step:
             piece = structs.replace(self._pieces.pop(), below=step)
-            lines = list(self._lines_of([piece], None, None))
+            lines = list(self._read_updates([piece], None, None))
             if lines:
                 self._pieces.append(structs.replace(piece, point=point_of(lines)))
         self._recomputed.append(Recomputed(first_step=step, last_step=highest, attempt=attempt))
@@ -260,7 +260,7 @@ class CurveFollower:
         )
         return self._pieces[start:end]
 
-    def _lines_of(
+    def _read_updates(
         self, pieces: list[_Piece], first_step: int | None, last_step: int | None
     ) -> Iterator[MetricsSnapshot]:
         for piece in pieces:
@@ -280,6 +280,6 @@ def _is_between(step: int, first_step: int | None, last_step: int | None) -> boo
 
 
 def _grouped(items: list[T], most: int) -> Iterator[list[T]]:
-    """All items in order, in at most `most` groups of one size."""
+    """Yield all items in order, in at most `most` groups of equal size."""
     size = max(1, -(-len(items) // most))
     return (items[start : start + size] for start in range(0, len(items), size))

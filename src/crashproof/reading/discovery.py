@@ -10,19 +10,17 @@ from crashproof.disk.run_folder import RunFolder
 
 __all__ = ["find_runs"]
 
-_DEEPEST = 8
 
+def find_runs(root: Path, *, deepest: int = 8) -> Iterator[tuple[str, RunFolder]]:
+    """Yield every run under `root` with its relative path (`.` for `root` itself), sorted by path.
 
-def find_runs(root: Path, *, deepest: int = _DEEPEST) -> Iterator[tuple[str, RunFolder]]:
-    """Every run under `root`, with its path relative to it (`.` for `root` itself), sorted by path.
-
-    Looks `deepest` folders down, never through a symbolic link, and not inside a run: what lies there is its own.
-    A folder that cannot be listed is passed over.
+    Searches `deepest` levels down, never through a symbolic link and never inside a run. Skips folders that cannot be
+    listed.
     """
-    yield from _found(Path(os.path.abspath(root)), "", deepest)
+    yield from _find(Path(os.path.abspath(root)), "", deepest)
 
 
-def _found(folder: Path, name: str, levels: int) -> Iterator[tuple[str, RunFolder]]:
+def _find(folder: Path, name: str, levels: int) -> Iterator[tuple[str, RunFolder]]:
     run = RunFolder.under(folder)
     if not run.progress.is_symlink() and run.holds_a_run:
         yield name or ".", run
@@ -36,4 +34,4 @@ def _found(folder: Path, name: str, levels: int) -> Iterator[tuple[str, RunFolde
         return
     for child in children:
         if not child.startswith("."):
-            yield from _found(folder / child, f"{name}/{child}" if name else child, levels - 1)
+            yield from _find(folder / child, f"{name}/{child}" if name else child, levels - 1)

@@ -1,7 +1,7 @@
-"""Look at a run while another process writes it.
+"""Read a run while another process writes it.
 
 Takes no lock and changes nothing. What it reads may be a moment old, and is never torn: snapshots are replaced
-whole, and a journal's unfinished last line is left for the next look.
+atomically, and an unfinished last line of a journal is left for the next call.
 """
 
 from __future__ import annotations
@@ -10,35 +10,36 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from crashproof.disk.journal import Line, scan
 from crashproof.disk.lock import Holder, holder_of
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import NotARun
-from crashproof.reading.run_state import EVENT_DECODER, METRICS_DECODER, all_damages, read_run
+from crashproof.reading.run_state import EVENT_DECODER, METRICS_DECODER, find_damages, read_run
 from crashproof.records.codec import decode_line
 from crashproof.records.events import Event
 from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import TrainingSession
 from crashproof.rules.history import Rewinds
 from crashproof.rules.summary import progress_summary
 
-__all__ = [
-    "RunReader",
-]
+__all__ = ["RunReader"]
 
 
 class RunReader:
-    """One run, seen from outside."""
+    """One run, read from outside."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
 
     @classmethod
     def open(cls, output_dir: Path) -> RunReader:
-        """The run under an output folder; its progress folder itself is taken too.
+        """Open the run under an output folder, which may also be the progress folder itself.
 
         Raises:
-            NotARun: there is none.
+            NotARun: the folder holds none.
         """
         for folder in (RunFolder.under(output_dir), RunFolder(output_dir)):
             if folder.holds_a_run:
@@ -58,12 +59,17 @@ class RunReader:
 
     def summary(self, *, now: float) -> dict[str, Any]:
         """The fields of `progress.json`, computed from the journals; `now` in seconds since 1970."""
+        fields: dict[str, Any] = msgspec.to_builtins(self.progress(now=now))
+        return fields
+
+    def progress(self, *, now: float) -> ProgressSummary:
+        """The same as typed data."""
         session = self.session()
         is_alive = self.holder() is not None
         return progress_summary(session, now=now, wall_clock_hours=session.wall_clock_hours, is_alive=is_alive)
 
     def history(self) -> Iterator[MetricsSnapshot]:
-        """The canonical history: each step once, in order, the newest attempt's; memory does not grow with it."""
+        """Yield the canonical history: each step once, in order, from the newest attempt; in constant memory."""
         rewinds = Rewinds()
         end = 0
         for line, update in self._updates():
@@ -77,21 +83,21 @@ class RunReader:
                 yield update
 
     def all_updates(self) -> Iterator[MetricsSnapshot]:
-        """Every update ever journalled, superseded ones included, in the order of writing."""
+        """Yield every update in the order of writing, including superseded ones."""
         for _, update in self._updates():
             yield update
 
     def events(self) -> Iterator[Event]:
-        """All that was rare, in order."""
+        """Yield all events, in order."""
         for line in scan(self.folder.events):
             if isinstance(line, Line):
                 yield decode_line(self.folder.events, line.content, EVENT_DECODER)
 
     def problems(self) -> list[str]:
-        """What an audit of the journals finds: every damaged piece, in words."""
+        """Describe every damage in the journals."""
         return [
             f"{name}, byte {piece.offset:,}: {piece.reason} ({len(piece.content):,} bytes)"
-            for name, pieces in all_damages(self.folder).items()
+            for name, pieces in find_damages(self.folder).items()
             for piece in pieces
         ]
 

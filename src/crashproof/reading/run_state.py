@@ -1,4 +1,4 @@
-"""A run's state, from its files."""
+"""Read a run's state from its files."""
 
 from __future__ import annotations
 
@@ -24,52 +24,54 @@ from crashproof.rules.session import begin_session, take_answer, take_event, tak
 from crashproof.rules.spending import spending_of
 
 __all__ = [
+    "EVENT_DECODER",
     "JOURNALS",
+    "METRICS_DECODER",
+    "UNKNOWN_SESSION",
     "RunState",
-    "losses_from",
-    "paid_so_far",
+    "find_damages",
+    "journals_continue",
+    "read_losses",
     "read_run",
     "read_snapshot",
+    "read_tails",
+    "read_total_cost",
 ]
 
 JOURNALS = ("events.jsonl", "metrics.jsonl", "api_requests.jsonl", "api_recovery.jsonl")
 UNKNOWN_SESSION = "training_unknown"
 
-
+EVENT_DECODER: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 METRICS_DECODER = msgspec.json.Decoder(MetricsSnapshot)
 _answer_decoder = msgspec.json.Decoder(AnswerRecord)
-
-
 _request_decoder: msgspec.json.Decoder[RequestLine] = msgspec.json.Decoder(RequestLine)
-EVENT_DECODER: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
-
-
 _session_decoder = msgspec.json.Decoder(SessionFile)
 _manifest_decoder = msgspec.json.Decoder(Manifest)
 _summary_decoder = msgspec.json.Decoder(ProgressFile)
+
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class RunState:
-    """All that the files of a run say."""
+    """What the files of a run contain."""
 
     session: TrainingSession | None
-    """None where no session has begun."""
+    """None if no session has begun."""
     marks: dict[str, JournalMark] = field(default_factory=dict)
-    """By a journal's name: where its reading ended."""
+    """For each journal, by name: where its reading ended."""
     damages: dict[str, list[Damage]] = field(default_factory=dict)
-    """By a journal's name: what is broken in the part that was read."""
+    """For each journal, by name: the damage in the part that was read."""
     remembered: list[CheckpointMetadata] = field(default_factory=list)
     """Checkpoints whose events were lost and that a snapshot still names."""
     read_from_snapshot: bool = False
-    """Whether the past was taken from `session.json` and only what came after it from the journals."""
+    """Whether the session was read from `session.json`, and only what follows it from the journals."""
 
 
 def read_run(folder: RunFolder, *, trust_snapshot: bool = True) -> RunState:
-    """The session: its snapshot, if there is a good one, and the journals' tails behind it.
+    """Read the session: its snapshot, if there is a usable one, and the tails of the journals behind it.
 
-    Costs time for the tails, not for the past; without a snapshot, for all.
+    Takes time in proportion to the tails; without a snapshot, to the whole journals.
 
     Raises:
         NewerFormat: a file was written by a newer version.
@@ -79,9 +81,9 @@ def read_run(folder: RunFolder, *, trust_snapshot: bool = True) -> RunState:
     read_snapshot(folder.summary, _summary_decoder)
     if snapshot is not None and trust_snapshot and journals_continue(folder, snapshot.journals):
         return read_tails(folder, _plain_session(snapshot), snapshot.journals, read_from_snapshot=True)
-    beginning = _beginning(folder, snapshot)
+    beginning = _read_beginning(folder, snapshot)
     if beginning is None and not folder.metrics.exists() and manifest is None:
-        return RunState(session=None, damages=all_damages(folder))
+        return RunState(session=None, damages=find_damages(folder))
     state = read_tails(folder, begin_session(beginning or _unknown_beginning()), {}, read_from_snapshot=False)
     events_end = snapshot.journals.get(folder.events.name) if snapshot is not None else None
     are_events_lost = beginning is None if events_end is None else not line_continues(folder.events, events_end)
@@ -91,7 +93,7 @@ def read_run(folder: RunFolder, *, trust_snapshot: bool = True) -> RunState:
 
 
 def read_snapshot(path: Path, decoder: msgspec.json.Decoder[T]) -> T | None:
-    """What a snapshot says, or None where it is missing or damaged: the journals say it too.
+    """Read a snapshot; None if it is missing or damaged, as the journals hold the same.
 
     Raises:
         NewerFormat: it was written by a newer version.
@@ -109,10 +111,10 @@ def read_snapshot(path: Path, decoder: msgspec.json.Decoder[T]) -> T | None:
         return None
 
 
-def losses_from(folder: RunFolder, *, step: int, end: int, most: int) -> dict[int, float]:
-    """The canonical losses of the steps from `step` on, of the journal's lines before the offset `end`.
+def read_losses(folder: RunFolder, *, first_step: int, end: int, max_steps: int) -> dict[int, float]:
+    """Read the canonical losses from `first_step` on, in the journal's lines before the offset `end`.
 
-    Reads backwards, only as far as needed; of more than `most` steps, the lowest are kept.
+    Reads backwards, only as far as needed; of more than `max_steps` steps, the lowest are kept.
     """
     losses: dict[int, float] = {}
     lowest = None
@@ -121,26 +123,27 @@ def losses_from(folder: RunFolder, *, step: int, end: int, most: int) -> dict[in
         if lowest is not None and update.step >= lowest:
             continue
         lowest = update.step
-        if lowest < step:
+        if lowest < first_step:
             break
         losses[lowest] = update.loss
-        if len(losses) > most:
+        if len(losses) > max_steps:
             del losses[next(iter(losses))]
     return losses
 
 
-def paid_so_far(folder: RunFolder) -> Decimal:
-    """What all sessions of a folder have paid teachers, in US dollars, what they left in doubt included."""
+def read_total_cost(folder: RunFolder) -> Decimal:
+    """Add up what all sessions of a folder have paid teachers, in US dollars, including uncertain payments."""
     ledger = begin_session(_unknown_beginning())
     state = RunState(session=ledger)
-    _take_journal(folder.requests, state, {}, _request_decoder, lambda line: take_request(ledger, line))
-    _take_journal(folder.answers, state, {}, _answer_decoder, lambda answer: take_answer(ledger, answer))
+    _read_journal(folder.requests, state, {}, _request_decoder, lambda line: take_request(ledger, line))
+    _read_journal(folder.answers, state, {}, _answer_decoder, lambda answer: take_answer(ledger, answer))
     return spending_of(ledger).committed
 
 
 def read_tails(
     folder: RunFolder, session: TrainingSession, marks: dict[str, JournalMark], *, read_from_snapshot: bool
 ) -> RunState:
+    """Bring a session up to date with the lines of the journals behind `marks`."""
     state = RunState(session=session, read_from_snapshot=read_from_snapshot)
 
     def take_own_answer(answer: AnswerRecord) -> None:
@@ -151,15 +154,15 @@ def read_tails(
         if line.session_id == session.session_id:
             take_request(session, line)
 
-    _take_journal(folder.events, state, marks, EVENT_DECODER, lambda event: take_event(session, event))
-    _take_journal(folder.metrics, state, marks, METRICS_DECODER, lambda update: take_metrics(session, update))
+    _read_journal(folder.events, state, marks, EVENT_DECODER, lambda event: take_event(session, event))
+    _read_journal(folder.metrics, state, marks, METRICS_DECODER, lambda update: take_metrics(session, update))
     # An answer settles a request, which must be known by then.
-    _take_journal(folder.requests, state, marks, _request_decoder, take_own_request)
-    _take_journal(folder.answers, state, marks, _answer_decoder, take_own_answer)
+    _read_journal(folder.requests, state, marks, _request_decoder, take_own_request)
+    _read_journal(folder.answers, state, marks, _answer_decoder, take_own_answer)
     return state
 
 
-def _take_journal(
+def _read_journal(
     path: Path,
     state: RunState,
     marks: dict[str, JournalMark],
@@ -182,11 +185,12 @@ def _take_journal(
 
 
 def journals_continue(folder: RunFolder, marks: dict[str, JournalMark]) -> bool:
+    """Whether every journal still has the line that its mark ends with."""
     return all(line_continues(folder.progress / name, mark) for name, mark in marks.items())
 
 
 def _remember_checkpoints(state: RunState, snapshot: SessionFile | Manifest | None) -> None:
-    """Take from a snapshot the checkpoints that lost events had recorded: they must not be forgotten in silence."""
+    """Recover from a snapshot the checkpoints whose events were lost."""
     session = state.session
     if snapshot is None or session is None or session.session_id not in (snapshot.session_id, UNKNOWN_SESSION):
         return
@@ -199,16 +203,16 @@ def _remember_checkpoints(state: RunState, snapshot: SessionFile | Manifest | No
     session.last_checkpoint_step = max(session.checkpoints, default=None)
 
 
-def all_damages(folder: RunFolder) -> dict[str, list[Damage]]:
-    """By a journal's name; also where no session could be read."""
+def find_damages(folder: RunFolder) -> dict[str, list[Damage]]:
+    """Find all damage, by the name of the journal; works without a session too."""
     found = {
         name: [piece for piece in scan(folder.progress / name) if isinstance(piece, Damage)] for name in JOURNALS
     }
     return {name: pieces for name, pieces in found.items() if pieces}
 
 
-def _beginning(folder: RunFolder, snapshot: SessionFile | None) -> SessionStarted | None:
-    """How the session began: by the events, or, where that line was lost, by the snapshot."""
+def _read_beginning(folder: RunFolder, snapshot: SessionFile | None) -> SessionStarted | None:
+    """Read how the session began from the events or, if that line was lost, from the snapshot."""
     for piece in scan(folder.events):
         if isinstance(piece, Line):
             event = decode_line(folder.events, piece.content, EVENT_DECODER)
@@ -228,7 +232,7 @@ def _beginning(folder: RunFolder, snapshot: SessionFile | None) -> SessionStarte
 
 
 def _unknown_beginning() -> SessionStarted:
-    """For journals whose first event was lost together with the snapshot."""
+    """The beginning to assume if the first event and the snapshot were lost."""
     return SessionStarted(
         timestamp=0.0, attempt=1, session_id=UNKNOWN_SESSION, config={}, config_hash="", total_steps=1
     )

@@ -1,4 +1,4 @@
-"""A session, brought up to date."""
+"""Follow a run's session."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from crashproof.errors import NotARun
 from crashproof.reading.run_state import RunState, journals_continue, read_run, read_tails
 from crashproof.records.session import TrainingSession
 
-__all__ = [
-    "SessionFollower",
-]
+__all__ = ["SessionFollower"]
 
 
 class SessionFollower:
-    """One run's session, read further whenever asked: each look costs time for what is new. Not thread-safe."""
+    """One run's session, brought up to date by each call at the cost of what is new. Not thread-safe."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
@@ -33,6 +31,6 @@ class SessionFollower:
             state = read_tails(self._folder, state.session, state.marks, read_from_snapshot=True)
         if state.session is None:
             raise NotARun(self._folder.root)
-        # Where reading stops with an error, the session is half brought up to date: then it is read anew.
+        # After an error the session may be updated in part; it is then read anew.
         self._state = state
         return state.session

@@ -9,6 +9,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from crashproof.records.checkpoints import CheckpointMetadata, FileDigest, RemovedCheckpoint
 from crashproof.records.requests import Spending
+from crashproof.records.states import AlertKind, AttemptState, SessionKind
 from crashproof.records.version import FORMAT_VERSION
 
 __all__ = [
@@ -60,6 +61,8 @@ class SessionStarted(EventRecord, frozen=True, kw_only=True, tag="session_starte
     session_id: str
     config: dict[str, Any]
     config_hash: str
+    kind: SessionKind = SessionKind.TRAINING
+    """What its steps are."""
     total_steps: int
     api_cost_before: Decimal = Decimal(0)
     """What earlier sessions in this folder have paid teachers, in US dollars, those in doubt at their most."""
@@ -92,8 +95,7 @@ class AttemptStarted(EventRecord, frozen=True, kw_only=True, tag="attempt_starte
 class AttemptEnded(EventRecord, frozen=True, kw_only=True, tag="attempt_ended"):
     """A process lets go of the run in good order."""
 
-    how: str
-    """`completed`, `preempted`, `raised`, `replaced` (by a tracker of the same process) or `adopted` (untrained)."""
+    how: AttemptState
     error: str | None
     wall_clock_hours: float
 
@@ -185,7 +187,7 @@ class JobAdvanced(EventRecord, frozen=True, kw_only=True, tag="job_advanced"):
     """How far a generation job has come."""
 
     done: int
-    """Questions that have an end, of the session's total steps."""
+    """Requests completed, of the session's total steps."""
 
 
 class SpendingReported(EventRecord, frozen=True, kw_only=True, tag="spending_reported"):
@@ -217,8 +219,7 @@ class DamageFound(EventRecord, frozen=True, kw_only=True, tag="damage_found"):
 class AlertRaised(EventRecord, frozen=True, kw_only=True, tag="alert_raised"):
     """Something that a person may want to know of at once."""
 
-    kind: str
-    """See `rules/alerts.py`."""
+    kind: AlertKind
     message: str
     about_attempt: int
     """Of a crash, the attempt that is gone; the one that says so is another."""
@@ -229,7 +230,7 @@ class AlertRaised(EventRecord, frozen=True, kw_only=True, tag="alert_raised"):
 class AlertCleared(EventRecord, frozen=True, kw_only=True, tag="alert_cleared"):
     """What an alert told of is over; the same kind may be raised again."""
 
-    kind: str
+    kind: AlertKind
 
 
 Event = (

@@ -11,6 +11,7 @@ from msgspec import UNSET, Struct, UnsetType
 from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint, RemovedCheckpoint
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.requests import OpenRequest
+from crashproof.records.states import AlertKind, AttemptState, SessionKind
 
 __all__ = [
     "AttemptRecord",
@@ -34,13 +35,13 @@ class AttemptRecord(Struct, kw_only=True):
     last_seen: float = 0.0
     """When its newest line was written."""
     end: float | None = None
-    how: str = "running"
+    how: AttemptState = AttemptState.RUNNING
     error: str | None = None
     first_step: int | None = None
     last_step: int | None = None
     wall_clock_hours: float | None = None
     """The training hours at its newest update; before its first, those at its start."""
-    alerted: tuple[str, ...] = ()
+    alerted: tuple[AlertKind, ...] = ()
     """What of its end was told of in an alert: `crashed`, `raised`, `preempted` or `complete`."""
 
 
@@ -82,7 +83,7 @@ class Evaluation(Struct, frozen=True, kw_only=True):
 class RaisedAlert(Struct, frozen=True, kw_only=True):
     """An alert of the past."""
 
-    kind: str
+    kind: AlertKind
     message: str
     timestamp: float
     """Seconds since 1970."""
@@ -101,6 +102,8 @@ class TrainingSession(Struct, kw_only=True):
     """Whole, without secrets."""
     config_hash: str
     """SHA-256 over canonical JSON."""
+    kind: SessionKind = SessionKind.TRAINING
+    """What its steps are."""
     total_steps_target: int
     total_steps_at_start: int = 0
     """What the target was when the session began."""
@@ -168,12 +171,12 @@ class TrainingSession(Struct, kw_only=True):
     """The first recomputed step whose loss came out different, or None."""
     damage_found: int = 0
     """Broken pieces of journals set aside so far."""
-    alerts_active: dict[str, float] = msgspec.field(default_factory=dict)
+    alerts_active: dict[AlertKind, float] = msgspec.field(default_factory=dict)
     """What was raised and is not over: since when, by kind."""
     alerts: list[RaisedAlert] = msgspec.field(default_factory=list)
     """The newest 100."""
 
     @property
     def is_job(self) -> bool:
-        """Whether it asks a teacher and trains nothing: its steps are questions that have an end."""
-        return self.config.get("job") == "generate"
+        """Whether it asks a teacher and trains nothing: its steps are requests completed."""
+        return self.kind == SessionKind.GENERATION

@@ -1,8 +1,8 @@
 """When to alert somebody.
 
 A condition (a stall, a disk that fills up) is raised when it begins and cleared when it is over, late enough that one
-which comes and goes is told once. A happening (a crash, the end of the run) is told once per attempt. What was told
-stands in the session, so a restart neither repeats an alert nor forgets one.
+which comes and goes is reported once. A happening (a crash, the end of the run) is reported once per attempt. Both
+stand in the session, so a restart neither repeats an alert nor forgets one.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
 
 from crashproof.formatting import as_bytes, as_dollars_text
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.session import AttemptRecord, TrainingSession
+from crashproof.records.states import AlertKind, AttemptState, HealthState, LossVerdict
 
 __all__ = [
     "ALERT_KINDS",
@@ -23,7 +23,6 @@ __all__ = [
     "HAPPENINGS",
     "Changes",
     "Observed",
-    "alert_content",
     "changes_of",
     "end_of",
     "is_good_news",
@@ -31,16 +30,21 @@ __all__ = [
     "untold_crashes",
 ]
 
-CONDITIONS = ("stalled", "diverging", "non_finite", "disk_low", "budget_80", "budget_100")
-HAPPENINGS = ("crashed", "raised", "preempted", "complete")
-ALERT_KINDS = (*CONDITIONS, *HAPPENINGS)
+HAPPENINGS = (AlertKind.CRASHED, AlertKind.RAISED, AlertKind.PREEMPTED, AlertKind.COMPLETE)
+CONDITIONS = tuple(kind for kind in AlertKind if kind not in HAPPENINGS)
+ALERT_KINDS = tuple(AlertKind)
+_KIND_OF_STATE = {
+    AttemptState.CRASHED: AlertKind.CRASHED,
+    AttemptState.RAISED: AlertKind.RAISED,
+    AttemptState.PREEMPTED: AlertKind.PREEMPTED,
+}
 
 _FINE_SECONDS = 600.0
 _FINE_UPDATES = 20
 """For so long, and so many updates, a loss must have looked well before its alert is over."""
 _WELL_ABOVE = 1.5
 """So many times the limit must be free before a disk is called roomy again."""
-_SHARES = {"budget_80": Decimal("0.8"), "budget_100": Decimal(1)}
+_SHARES = {AlertKind.BUDGET_80: Decimal("0.8"), AlertKind.BUDGET_100: Decimal(1)}
 _LEAST_FREE_BYTES = 1 << 30
 _CHECKPOINTS_AHEAD = 2
 
@@ -51,10 +55,10 @@ class Observed:
 
     now: float
     """Seconds since 1970."""
-    health: str
+    health: HealthState
     health_reason: str
     """Both as in the summary."""
-    verdict: str
+    verdict: LossVerdict
     """Of the loss trend."""
     looked_at: float = math.inf
     """When the look before this one was; a loss that was not finite for a moment since then is told too."""
@@ -72,9 +76,9 @@ class Observed:
 class Changes:
     """What a look at the conditions comes to."""
 
-    raised: dict[str, str] = field(default_factory=dict)
+    raised: dict[AlertKind, str] = field(default_factory=dict)
     """The message by kind."""
-    cleared: list[str] = field(default_factory=list)
+    cleared: list[AlertKind] = field(default_factory=list)
     fine_since: dict[str, float] = field(default_factory=dict)
     """Of active kinds that look well, since when; handed to the next look."""
 
@@ -109,35 +113,35 @@ def changes_of(session: TrainingSession, observed: Observed, fine_since: Mapping
     return changes
 
 
-def end_of(session: TrainingSession, attempt: AttemptRecord) -> tuple[str, str] | None:
+def end_of(session: TrainingSession, attempt: AttemptRecord) -> tuple[AlertKind, str] | None:
     """The kind and the message of an attempt's end that is yet to be told, or None.
 
-    One that said nothing of its end is called crashed, so its process must be gone.
+    An attempt without a recorded end counts as crashed, so its process must be gone.
     """
     kind = _kind_of_end(session, attempt)
     if kind is None or kind in attempt.alerted:
         return None
-    if kind == "complete":
+    if kind == AlertKind.COMPLETE:
         done = session.steps_completed
         # Whoever starts a complete run again is told nothing new.
         is_told = any((each.kind, each.step) == (kind, done) for each in session.alerts)
         return (
             None
             if is_told
-            else (kind, f"all {done:,} {'questions have an end' if session.is_job else 'steps are done'}")
+            else (kind, f"all {done:,} {'requests completed' if session.is_job else 'steps are done'}")
         )
-    if kind == "preempted":
-        return kind, f"it was asked to stop, and saved; {_how_far(session)}"
-    if kind == "raised":
+    if kind == AlertKind.PREEMPTED:
+        return kind, f"asked to stop, and saved; {_how_far(session)}"
+    if kind == AlertKind.RAISED:
         return kind, f"{attempt.error or 'an error'}; {_how_far(session)}"
-    last = "it had reported no step" if attempt.last_step is None else f"its last step was {attempt.last_step:,}"
+    last = "no step reported" if attempt.last_step is None else f"last step {attempt.last_step:,}"
     process = f" (process {attempt.pid} on {attempt.host})" if attempt.pid else ""
-    return kind, f"attempt {attempt.attempt}{process} is gone and did not say good-bye; {last}"
+    return kind, f"attempt {attempt.attempt}{process} exited without recording a shutdown; {last}"
 
 
 def untold_crashes(session: TrainingSession) -> list[tuple[AttemptRecord, str]]:
-    """Attempts that a later one has found crashed and nobody was told of, each with the message."""
-    crashed = [each for each in session.attempts if each.how == "crashed"]
+    """Crashed attempts that no alert has reported yet, each with the message."""
+    crashed = [each for each in session.attempts if each.how == AttemptState.CRASHED]
     return [(attempt, end[1]) for attempt in crashed if (end := end_of(session, attempt)) is not None]
 
 
@@ -148,53 +152,36 @@ def least_free_bytes(session: TrainingSession) -> int:
     return max(_LEAST_FREE_BYTES, _CHECKPOINTS_AHEAD * ((newest.num_bytes or 0) if newest else 0))
 
 
-def alert_content(
-    session: TrainingSession, attempt: AttemptRecord | None, kind: str, message: str, *, run: str, now: float
-) -> dict[str, Any]:
-    """What is sent of an alert, as plain JSON values."""
-    return {
-        "kind": kind,
-        "message": message,
-        "run": run,
-        "session_id": session.session_id,
-        "attempt": attempt.attempt if attempt else None,
-        "step": session.steps_completed,
-        "host": attempt.host if attempt else None,
-        "time": now,
-        "progress_pct": min(100.0, 100.0 * session.steps_completed / session.total_steps_target),
-    }
-
-
 def is_good_news(kind: str) -> bool:
     """Whether nothing has to be done about it."""
-    return kind in ("preempted", "complete")
+    return kind in (AlertKind.PREEMPTED, AlertKind.COMPLETE)
 
 
-def _findings(session: TrainingSession, observed: Observed) -> dict[str, _Finding]:
+def _findings(session: TrainingSession, observed: Observed) -> dict[AlertKind, _Finding]:
     history, verdict = session.metrics_history, observed.verdict
     nonfinite = [line for line in history if not math.isfinite(line.loss)]
     is_new = bool(nonfinite) and nonfinite[-1].timestamp >= observed.looked_at
     return {
-        "stalled": _Finding(
-            is_bad=observed.health == "stalled",
+        AlertKind.STALLED: _Finding(
+            is_bad=observed.health == HealthState.STALLED,
             # A stall flaps by itself only after a silence, and the patience grows with the longest of those.
-            is_fine=observed.health != "stalled",
+            is_fine=observed.health != HealthState.STALLED,
             message=observed.health_reason,
         ),
-        "diverging": _Finding(
-            is_bad=verdict == "diverging",
+        AlertKind.DIVERGING: _Finding(
+            is_bad=verdict == LossVerdict.DIVERGING,
             # A loss that is not finite says nothing of its slope.
-            is_fine=verdict not in ("diverging", "non_finite", "unknown"),
-            message=f"the loss rises, by more than its noise{_place(history)}",
+            is_fine=verdict not in (LossVerdict.DIVERGING, LossVerdict.NON_FINITE, LossVerdict.UNKNOWN),
+            message=f"the loss rises by more than its noise{_place(history)}",
             has_to_last=True,
         ),
-        "non_finite": _Finding(
-            is_bad=verdict == "non_finite" or is_new,
-            is_fine=verdict not in ("non_finite", "unknown") and not is_new,
+        AlertKind.NON_FINITE: _Finding(
+            is_bad=verdict == LossVerdict.NON_FINITE or is_new,
+            is_fine=verdict not in (LossVerdict.NON_FINITE, LossVerdict.UNKNOWN) and not is_new,
             message=f"the loss is not finite{_place(nonfinite)}",
             has_to_last=True,
         ),
-        "disk_low": _disk_finding(observed),
+        AlertKind.DISK_LOW: _disk_finding(observed),
         **{kind: _budget_finding(observed, share) for kind, share in _SHARES.items()},
     }
 
@@ -210,7 +197,7 @@ def _disk_finding(observed: Observed) -> _Finding:
     return _Finding(
         is_bad=free < limit,
         is_fine=free >= _WELL_ABOVE * limit,
-        message=f"{as_bytes(free)} are free on the run's disk; less than {as_bytes(limit)} is low",
+        message=f"{as_bytes(free)} free on the run's disk, below the limit of {as_bytes(limit)}",
     )
 
 
@@ -222,7 +209,7 @@ def _budget_finding(observed: Observed, share: Decimal) -> _Finding:
         is_bad=is_reached,
         # What is spent stays spent: only a larger budget makes this true again.
         is_fine=not is_reached,
-        message=f"{as_dollars_text(observed.spent)} of {as_dollars_text(observed.budget)} are spent",
+        message=f"{as_dollars_text(observed.spent)} of {as_dollars_text(observed.budget)} spent",
     )
 
 
@@ -233,14 +220,14 @@ def _has_lasted(session: TrainingSession, since: float, now: float) -> bool:
     return len(newest) == _FINE_UPDATES and newest[0].timestamp >= since
 
 
-def _kind_of_end(session: TrainingSession, attempt: AttemptRecord) -> str | None:
+def _kind_of_end(session: TrainingSession, attempt: AttemptRecord) -> AlertKind | None:
     if attempt.end is None:
-        return "crashed"
-    if attempt.how == "completed":
-        return "complete" if session.steps_completed >= session.total_steps_target else None
-    return attempt.how if attempt.how in HAPPENINGS else None
+        return AlertKind.CRASHED
+    if attempt.how == AttemptState.COMPLETED:
+        return AlertKind.COMPLETE if session.steps_completed >= session.total_steps_target else None
+    return _KIND_OF_STATE.get(attempt.how)
 
 
 def _how_far(session: TrainingSession) -> str:
-    done = "questions have an end" if session.is_job else "steps are done"
+    done = "requests completed" if session.is_job else "steps are done"
     return f"{session.steps_completed:,} of {session.total_steps_target:,} {done}"

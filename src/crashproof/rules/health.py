@@ -1,4 +1,4 @@
-"""Is a run well?"""
+"""Whether a run is healthy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from statistics import median
 
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.session import AttemptRecord, TrainingSession
+from crashproof.records.states import HealthState, LossVerdict, RunStatus
 
 __all__ = ["Health", "health_of", "last_update_time", "patience_seconds"]
 
@@ -27,9 +28,7 @@ _CLOCK_SECONDS = 60.0
 class Health:
     """What to call a run, and why."""
 
-    state: str
-    """Of a live run `starting`, `running`, `stalled`, `diverging` or `non_finite`; of one that nobody writes
-    `complete`, `ended_early`, `preempted`, `raised`, `crashed`, `replaced` or `not_started`."""
+    state: HealthState
     reason: str
     seconds_since_update: float | None
     patience_seconds: float | None
@@ -37,7 +36,7 @@ class Health:
 
 
 def health_of(
-    session: TrainingSession, attempt: AttemptRecord | None, *, status: str, verdict: str, now: float
+    session: TrainingSession, attempt: AttemptRecord | None, *, status: RunStatus, verdict: LossVerdict, now: float
 ) -> Health:
     """Judge a run by its records.
 
@@ -50,8 +49,8 @@ def health_of(
     """
     seen = last_update_time(session, attempt)
     since = None if seen is None else now - seen
-    if status != "running" or attempt is None:
-        state = "complete" if status == "completed" else status
+    if status != RunStatus.RUNNING or attempt is None:
+        state = HealthState.COMPLETE if status == RunStatus.COMPLETED else HealthState(status)
         return Health(
             state=state,
             reason=_why_ended(state, attempt, session),
@@ -63,14 +62,16 @@ def health_of(
     patience = patience_seconds(own)
     waited = now - max(attempt.start or 0.0, attempt.last_seen)
     if since is not None and since < -_CLOCK_SECONDS:
-        state, reason = _by_the_loss(verdict) or ("running", "")
+        state, reason = _by_the_loss(verdict) or (HealthState.RUNNING, "")
         clock = f"the newest update is dated {-since:.0f} s in the future: a clock is wrong"
         reason = f"{reason}; {clock}" if reason else clock
     elif waited > patience:
-        since_what = "the last update" if has_begun else "the start, and no update came"
-        state, reason = "stalled", f"{waited:.0f} s since {since_what}; {patience:.0f} s would be usual at most"
+        waiting = f"no update for {waited:.0f} s" if has_begun else f"no update in the {waited:.0f} s since the start"
+        state, reason = HealthState.STALLED, f"{waiting}; at most {patience:.0f} s is usual"
     else:
-        state, reason = _by_the_loss(verdict) or (("running", "") if has_begun else ("starting", "no update yet"))
+        state, reason = _by_the_loss(verdict) or (
+            (HealthState.RUNNING, "") if has_begun else (HealthState.STARTING, "no update yet")
+        )
     return Health(state=state, reason=reason, seconds_since_update=since, patience_seconds=patience)
 
 
@@ -96,23 +97,22 @@ def patience_seconds(updates: Sequence[MetricsSnapshot]) -> float:
     return max(_LEAST_PATIENCE_SECONDS, _MEDIANS * median(intervals), _LONGEST * max(intervals))
 
 
-def _by_the_loss(verdict: str) -> tuple[str, str] | None:
-    if verdict == "diverging":
-        return "diverging", "the loss rises, by more than its noise"
-    if verdict == "non_finite":
-        return "non_finite", "the loss is not finite"
+def _by_the_loss(verdict: LossVerdict) -> tuple[HealthState, str] | None:
+    if verdict == LossVerdict.DIVERGING:
+        return HealthState.DIVERGING, "the loss rises by more than its noise"
+    if verdict == LossVerdict.NON_FINITE:
+        return HealthState.NON_FINITE, "the loss is not finite"
     return None
 
 
-def _why_ended(state: str, attempt: AttemptRecord | None, session: TrainingSession) -> str:
-    if state == "crashed":
-        return "its process is gone and did not say good-bye"
-    if state in ("raised", "ended_early") and attempt is not None and attempt.error:
+def _why_ended(state: HealthState, attempt: AttemptRecord | None, session: TrainingSession) -> str:
+    if state in (HealthState.RAISED, HealthState.ENDED_EARLY) and attempt is not None and attempt.error:
         return attempt.error
     return {
-        "complete": "all questions have an end" if session.is_job else "all steps are done",
-        "ended_early": "it was closed before its last " + ("question" if session.is_job else "step"),
-        "preempted": "it was asked to stop, and saved",
-        "not_started": "no process has taken it up yet",
-        "adopted": "its checkpoints were taken up from other code",
+        HealthState.CRASHED: "the process exited without recording a shutdown",
+        HealthState.COMPLETE: "all requests completed" if session.is_job else "all steps are done",
+        HealthState.ENDED_EARLY: "closed before the last " + ("request" if session.is_job else "step"),
+        HealthState.PREEMPTED: "asked to stop, and saved",
+        HealthState.NOT_STARTED: "no process has started it yet",
+        HealthState.ADOPTED: "checkpoints of other code were adopted",
     }.get(state, "")

@@ -13,7 +13,10 @@ import msgspec
 
 from crashproof.errors import RequestError
 
-__all__ = ["TeacherRequest", "nearest_difference", "teacher_request"]
+__all__ = ["JsonObject", "TeacherRequest", "nearest_difference", "teacher_request"]
+
+JsonObject = dict[str, Any]
+"""A JSON object whose fields are not known in advance."""
 
 _CANNOT_CHANGE_THE_ANSWER = frozenset(
     {
@@ -21,59 +24,59 @@ _CANNOT_CHANGE_THE_ANSWER = frozenset(
         *("store", "stream", "stream_options", "user"),
     }
 )
-"""Parameters that say how to deliver, bill or file an answer, and not what it is."""
+"""Parameters that affect delivery, billing or storage of an answer, not its content."""
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_SUCH_AS = "Such as https://api.openai.com/v1."
+_URL_EXAMPLE = "For example https://api.openai.com/v1."
 
 _WEIGHTS = {"messages": 100, "tools": 10, "model": 3}
-"""How far apart a parameter sets two requests; 1 where it is not named."""
+"""How much a differing parameter adds to the distance of two requests; 1 if not listed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherRequest:
-    """One question to one teacher, in canonical form; made by `teacher_request`."""
+    """One request to one teacher, in canonical form; made by `teacher_request`."""
 
     base_url: str
-    """Without a slash at its end."""
-    body: dict[str, Any]
-    """What is sent: parameters that are None are left out."""
+    """Without a trailing slash."""
+    body: JsonObject
+    """The body to send, without parameters that are None."""
     sample: int
-    """Which of several answers to the same question."""
+    """Index among several answers to the same request."""
     key: str
-    """SHA-256 over canonical JSON of all that can change the answer: 64 hexadecimal digits."""
+    """SHA-256 over canonical JSON of everything that can change the answer: 64 hexadecimal digits."""
     replaced: str = ""
-    """The request whose answer was of no use, where this one is to bring another."""
+    """The id of the earlier request whose unusable answer this one replaces."""
 
     @property
     def idempotency_key(self) -> str:
-        """What a server may know it by: whoever sends it again, in this life or the next, is charged once."""
+        """The same for every retry, also after a restart, so that a server that supports it charges once."""
         return f"crashproof-{self.key}-{self.replaced}" if self.replaced else f"crashproof-{self.key}"
 
     @property
     def model(self) -> str:
-        """Who is asked."""
+        """The name of the model."""
         return str(self.body["model"])
 
-    def as_record(self) -> dict[str, Any]:
-        """What is kept beside an answer."""
+    def as_record(self) -> JsonObject:
+        """The fields that are stored with an answer."""
         return {"base_url": self.base_url, "sample": self.sample, "body": self.body}
 
 
-def teacher_request(base_url: str, body: Mapping[str, Any], *, sample: int = 0) -> TeacherRequest:
-    """The canonical request: the same for any order of keys, another for anything that could change the answer.
+def teacher_request(base_url: str, body: Mapping[str, object], *, sample: int = 0) -> TeacherRequest:
+    """Make the canonical request: independent of key order, distinct for anything that could change the answer.
 
-    A parameter that is None is one that is not there, and 1.0 as a parameter's value is 1; inside messages and tools
-    both stay as they are, since a chat template would print them differently.
+    A parameter that is None counts as absent, and a parameter's value 1.0 as 1; inside messages and tools both are
+    kept, since a chat template would print them differently.
 
     Raises:
-        RequestError: the address is none or holds a password; the body has no model, or is not made of JSON values.
+        RequestError: the URL is invalid or holds a password; the body has no model, or is not made of JSON values.
     """
     model = body.get("model")
     if not isinstance(model, str) or not model:
-        raise RequestError("A request names no model.", hint='Pass model="…".')
+        raise RequestError("The request names no model.", hint='Pass model="…".')
     if sample < 0:
-        raise RequestError(f"A sample is counted from 0, got {sample!r}.")
+        raise RequestError(f"sample must be 0 or more, got {sample!r}.")
     url = _canonical_url(base_url)
     try:
         sent = {
@@ -82,17 +85,17 @@ def teacher_request(base_url: str, body: Mapping[str, Any], *, sample: int = 0) 
             if value is not None
         }
     except RecursionError as error:
-        raise RequestError("The body is too deep, or contains itself.") from error
+        raise RequestError("The body is nested too deeply, or contains itself.") from error
     asked = {name: value for name, value in sent.items() if name not in _CANNOT_CHANGE_THE_ANSWER}
     identity = {"crashproof_request": 1, "base_url": url, "sample": sample, "body": asked}
     key = hashlib.sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()
     return TeacherRequest(base_url=url, body=sent, sample=sample, key=key)
 
 
-def nearest_difference(request: TeacherRequest, stored: Iterable[Mapping[str, Any]]) -> str:
-    """Why no stored request is this one: the parameter in which the nearest of them differs, with both values.
+def nearest_difference(request: TeacherRequest, stored: Iterable[JsonObject]) -> str:
+    """Explain a miss: the parameters in which the nearest stored request differs, with both values.
 
-    `stored` are requests as `as_record` spells them; reading stops at one that could not be nearer.
+    `stored` holds requests in the form of `as_record`; reading stops once no other could be nearer.
     """
     wanted = _parameters(request.as_record())
     nearest: list[str] | None = None
@@ -109,7 +112,7 @@ def nearest_difference(request: TeacherRequest, stored: Iterable[Mapping[str, An
     if nearest is None:
         return "The store holds no answer whose request is known."
     if not nearest:
-        return "The store holds an answer to this very request."
+        return "The store holds an answer to this exact request."
     return f"The nearest stored request differs in {'; '.join(nearest)}."
 
 
@@ -121,33 +124,35 @@ def _canonical_url(base_url: str) -> str:
         parts = urlsplit(base_url)
         port = parts.port
     except ValueError:
-        # What cannot be read may hold a password anywhere.
-        raise RequestError("The base URL cannot be read.", hint=_SUCH_AS) from None
+        # An unreadable URL may hold a password anywhere.
+        raise RequestError("The base URL cannot be parsed.", hint=_URL_EXAMPLE) from None
     if parts.scheme.lower() not in _DEFAULT_PORTS or not parts.hostname:
-        told = "" if set("@?#") & set(base_url) else f" {base_url!r}"
-        raise RequestError(f"The base URL{told} is no http address.", hint=_SUCH_AS)
+        shown = "" if set("@?#") & set(base_url) else f" {base_url!r}"
+        raise RequestError(f"The base URL{shown} is not an HTTP URL.", hint=_URL_EXAMPLE)
     if parts.username or parts.password:
         raise RequestError(
-            "The base URL holds a user or a password, which would be stored.", hint="Pass the key as api_key."
+            "The base URL contains a user name or password, which would be stored.", hint="Pass the key as api_key."
         )
     if parts.query or parts.fragment:
-        raise RequestError(f"The base URL of {parts.hostname} ends in a query.", hint="Leave out what follows the ?.")
+        raise RequestError(
+            f"The base URL of {parts.hostname} has a query or fragment.", hint="Remove everything from the ? or #."
+        )
     scheme, host = parts.scheme.lower(), parts.hostname.lower()
     host = f"[{host}]" if ":" in host else host
-    place = host if port in (None, _DEFAULT_PORTS[scheme]) else f"{host}:{port}"
-    return urlunsplit((scheme, place, parts.path.rstrip("/"), "", ""))
+    netloc = host if port in (None, _DEFAULT_PORTS[scheme]) else f"{host}:{port}"
+    return urlunsplit((scheme, netloc, parts.path.rstrip("/"), "", ""))
 
 
-def _json_value(value: Any, name: str) -> Any:
+def _json_value(value: object, name: str) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
-        raise RequestError(f"{name} is {value}, which JSON cannot hold.")
+        raise RequestError(f"{name} is {value}, which JSON cannot represent.")
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise RequestError(f"{name} holds half a character ({error.reason}).") from error
+            raise RequestError(f"{name} contains a lone surrogate ({error.reason}).") from error
         return value
     if isinstance(value, Mapping):
         return {_json_value(key, name): _json_value(child, f"{name}.{key}") for key, child in _named(value, name)}
@@ -159,39 +164,39 @@ def _json_value(value: Any, name: str) -> Any:
     raise RequestError(f"{name} is a {type(value).__name__}, not a JSON value.")
 
 
-def _named(value: Mapping[Any, Any], name: str) -> Iterable[tuple[str, Any]]:
+def _named(value: Mapping[Any, object], name: str) -> Iterable[tuple[str, object]]:
     for key in value:
         if not isinstance(key, str):
-            raise RequestError(f"{name} has the key {key!r}, which is no text.")
+            raise RequestError(f"{name} has the key {key!r}, which is not a string.")
     return value.items()
 
 
-def _number(value: Any) -> Any:
+def _number(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _parameters(record: Mapping[str, Any]) -> dict[str, Any]:
+def _parameters(record: JsonObject) -> JsonObject:
     body = {name: value for name, value in record["body"].items() if name not in _CANNOT_CHANGE_THE_ANSWER}
     return body | {"base_url": record["base_url"], "sample": record["sample"]}
 
 
-def _is_same(one: dict[str, Any], other: dict[str, Any], name: str) -> bool:
+def _is_same(one: JsonObject, other: JsonObject, name: str) -> bool:
     left, right = one.get(name, _ABSENT), other.get(name, _ABSENT)
     if _ABSENT in (left, right):
         return left is right
     return _as_json(left) == _as_json(right)
 
 
-def _as_json(value: Any) -> bytes:
+def _as_json(value: object) -> bytes:
     """True equals 1 to Python, and not to a teacher."""
     return msgspec.json.encode(value, order="sorted")
 
 
-def _difference(name: str, wanted: dict[str, Any], found: dict[str, Any]) -> str:
+def _difference(name: str, wanted: JsonObject, found: JsonObject) -> str:
     return _first_difference(name, wanted.get(name, _ABSENT), found.get(name, _ABSENT))
 
 
-def _first_difference(name: str, wanted: Any, found: Any) -> str:
+def _first_difference(name: str, wanted: object, found: object) -> str:
     if isinstance(wanted, dict) and isinstance(found, dict):
         key = next(key for key in sorted(wanted.keys() | found.keys()) if not _is_same(wanted, found, key))
         return _first_difference(f"{name}.{key}", wanted.get(key, _ABSENT), found.get(key, _ABSENT))
@@ -207,7 +212,7 @@ def _first_difference(name: str, wanted: Any, found: Any) -> str:
     return f"{name} ({_shown(wanted)} here, {_shown(found)} stored)"
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if value is _ABSENT:
         return "absent"
     if isinstance(value, list):

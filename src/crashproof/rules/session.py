@@ -48,6 +48,7 @@ from crashproof.records.requests import (
     Spending,
 )
 from crashproof.records.session import AttemptRecord, Evaluation, PacePoint, RaisedAlert, TrainingSession
+from crashproof.records.states import AttemptState
 from crashproof.rules.alerts import CONDITIONS
 from crashproof.rules.history import superseded_from
 from crashproof.rules.pace import add_pace_point, is_pace_point_due
@@ -77,6 +78,7 @@ def begin_session(record: SessionStarted) -> TrainingSession:
         start_time=record.timestamp,
         config=record.config,
         config_hash=record.config_hash,
+        kind=record.kind,
         total_steps_target=record.total_steps,
         total_steps_at_start=record.total_steps,
         api_cost_before=record.api_cost_before,
@@ -230,7 +232,7 @@ def _begin_attempt(session: TrainingSession, attempt: AttemptRecord, event: Atte
     for earlier in session.attempts:
         # Whoever ends in good order says so; a successor means that this one did not.
         if earlier.attempt < attempt.attempt and earlier.end is None:
-            earlier.how = "crashed"
+            earlier.how = AttemptState.CRASHED
 
 
 def _take_beginning(session: TrainingSession, event: SessionStarted) -> None:
@@ -238,7 +240,7 @@ def _take_beginning(session: TrainingSession, event: SessionStarted) -> None:
     if session.config_hash or not event.config_hash:
         return
     session.session_id, session.start_time = event.session_id, event.timestamp
-    session.config, session.config_hash = event.config, event.config_hash
+    session.config, session.config_hash, session.kind = event.config, event.config_hash, event.kind
     session.total_steps_target = session.total_steps_at_start = event.total_steps
     session.api_cost_before = event.api_cost_before
 

@@ -1,12 +1,13 @@
-"""What a watcher wants to know, in one flat answer."""
+"""Sum up a session for monitors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
-from crashproof.records.session import AttemptRecord, Goodput, TrainingSession
+from crashproof.records.progress import GoodputShare, ProgressSummary
+from crashproof.records.session import AttemptRecord, TrainingSession
+from crashproof.records.states import AttemptState, RunStatus
 from crashproof.rules.health import health_of, last_update_time
 from crashproof.rules.pace import estimate_remaining
 from crashproof.rules.spending import spending_of
@@ -15,129 +16,121 @@ from crashproof.rules.trends import loss_trend
 __all__ = ["goodput_seconds", "progress_summary"]
 
 _SECONDS_AN_HOUR = 3600.0
-_ADOPTED = "adopted"
-"""How an attempt ends that took up checkpoints of other code: it has trained nothing."""
 
 
 def progress_summary(
     session: TrainingSession, *, now: float, wall_clock_hours: float, is_alive: bool = True
-) -> dict[str, Any]:
-    """The fields of `progress.json`; all of them are there from the first moment of a run.
+) -> ProgressSummary:
+    """What `progress.json` says of a session.
 
     `now` is in seconds since 1970; `wall_clock_hours` is the training time up to now; `is_alive` says whether
-    somebody still writes the run.
+    a process still writes the run.
     """
     done, target = session.steps_completed, session.total_steps_target
     remaining = estimate_remaining(session.pace, target - done)
     newest = session.metrics_history[-1] if session.metrics_history else None
     attempt = _newest(session.attempts)
     evaluation = session.evaluations[-1] if session.evaluations else None
+    spending = spending_of(session, is_alive=is_alive)
     status = _status(session, attempt, is_alive=is_alive)
     trend = loss_trend(
         [line.loss for line in session.metrics_history[-100:]], moving_avg_loss=session.moving_avg_loss
     )
-    health = health_of(session, attempt, status=status, verdict=trend["verdict"], now=now)
-    return {
-        "session_id": session.session_id,
-        "is_job": session.is_job,
-        "status": status,
-        "health": health.state,
-        "health_reason": health.reason,
-        "seconds_since_update": health.seconds_since_update,
-        "patience_seconds": health.patience_seconds,
-        "alerts_active": list(session.alerts_active),
-        "progress_pct": min(100.0, 100.0 * done / target),
-        "steps_completed": done,
-        "total_steps_target": target,
-        "samples_processed": session.samples_processed,
-        "tokens_processed": session.tokens_processed,
-        "elapsed_wall_clock_hours": wall_clock_hours,
-        "estimated_remaining_hours": _hours(remaining.seconds if remaining else None),
-        "estimated_remaining_hours_low": _hours(remaining.low_seconds if remaining else None),
-        "estimated_remaining_hours_high": _hours(remaining.high_seconds if remaining else None),
-        "estimated_finish_time": now + remaining.seconds if remaining else None,
-        "throughput_samples_per_sec": newest.throughput_samples_per_sec if newest else None,
-        "throughput_tokens_per_sec": newest.throughput_tokens_per_sec if newest else None,
-        "learning_rate": newest.learning_rate if newest else None,
-        "loss_components": newest.loss_components if newest else {},
-        "loss_trend": trend,
-        "last_update_time": last_update_time(session, attempt),
-        "last_checkpoint_step": session.last_checkpoint_step,
-        "checkpoints_count": len(session.checkpoints),
-        "evaluation": evaluation.results if evaluation else {},
-        "evaluation_step": evaluation.step if evaluation else None,
-        "total_pause_duration_hours": session.total_pause_duration / _SECONDS_AN_HOUR,
-        "api_responses_saved": session.api_responses_saved,
-        "api_responses_recovered": session.api_responses_recovered,
-        **_teacher_numbers(session, is_alive=is_alive),
-        "connection_failures": session.connection_failures,
-        "connection_retries": session.connection_retries,
-        "attempt": attempt.attempt if attempt else 0,
-        "attempt_host": attempt.host if attempt else None,
-        "attempt_pid": attempt.pid if attempt else None,
-        "steps_recomputed": session.steps_recomputed,
-        "replay_differed_at": session.replay_differed_at,
-        "damage_found": session.damage_found,
-        "goodput_seconds": goodput_seconds(session),
-    }
+    health = health_of(session, attempt, status=status, verdict=trend.verdict, now=now)
+    return ProgressSummary(
+        session_id=session.session_id,
+        is_job=session.is_job,
+        status=status,
+        health=health.state,
+        health_reason=health.reason,
+        seconds_since_update=health.seconds_since_update,
+        patience_seconds=health.patience_seconds,
+        alerts_active=list(session.alerts_active),
+        progress_pct=min(100.0, 100.0 * done / target),
+        steps_completed=done,
+        total_steps_target=target,
+        samples_processed=session.samples_processed,
+        tokens_processed=session.tokens_processed,
+        elapsed_wall_clock_hours=wall_clock_hours,
+        estimated_remaining_hours=_hours(remaining.seconds if remaining else None),
+        estimated_remaining_hours_low=_hours(remaining.low_seconds if remaining else None),
+        estimated_remaining_hours_high=_hours(remaining.high_seconds if remaining else None),
+        estimated_finish_time=now + remaining.seconds if remaining else None,
+        throughput_samples_per_sec=newest.throughput_samples_per_sec if newest else None,
+        throughput_tokens_per_sec=newest.throughput_tokens_per_sec if newest else None,
+        learning_rate=newest.learning_rate if newest else None,
+        loss_components=newest.loss_components if newest else {},
+        loss_trend=trend,
+        last_update_time=last_update_time(session, attempt),
+        last_checkpoint_step=session.last_checkpoint_step,
+        checkpoints_count=len(session.checkpoints),
+        evaluation=evaluation.results if evaluation else {},
+        evaluation_step=evaluation.step if evaluation else None,
+        total_pause_duration_hours=session.total_pause_duration / _SECONDS_AN_HOUR,
+        api_responses_saved=session.api_responses_saved,
+        api_responses_recovered=session.api_responses_recovered,
+        api_cost=float(spending.spent),
+        api_cost_before=float(spending.spent_before),
+        api_cost_saved=float(spending.saved),
+        api_cost_in_doubt=float(spending.in_doubt),
+        api_cost_reserved=float(spending.reserved),
+        api_cost_wasted=float(spending.wasted),
+        api_requests_in_doubt=spending.requests_in_doubt,
+        api_responses_bad=spending.answers_bad,
+        connection_failures=session.connection_failures,
+        connection_retries=session.connection_retries,
+        attempt=attempt.attempt if attempt else 0,
+        attempt_host=attempt.host if attempt else None,
+        attempt_pid=attempt.pid if attempt else None,
+        steps_recomputed=session.steps_recomputed,
+        replay_differed_at=session.replay_differed_at,
+        damage_found=session.damage_found,
+        goodput_seconds=goodput_seconds(session),
+    )
 
 
-def _teacher_numbers(session: TrainingSession, *, is_alive: bool) -> dict[str, Any]:
-    """Dollars as floats: they are looked at here, and counted in the journals."""
-    spending = spending_of(session, is_alive=is_alive)
-    return {
-        "api_cost": float(spending.spent),
-        "api_cost_before": float(spending.spent_before),
-        "api_cost_saved": float(spending.saved),
-        "api_cost_in_doubt": float(spending.in_doubt),
-        "api_cost_reserved": float(spending.reserved),
-        "api_cost_wasted": float(spending.wasted),
-        "api_requests_in_doubt": spending.requests_in_doubt,
-        "api_responses_bad": spending.answers_bad,
-    }
-
-
-def goodput_seconds(session: TrainingSession) -> dict[str, float]:
-    """Where the wall time went: the fields of `Goodput`, and `goodput_fraction`, the productive share.
+def goodput_seconds(session: TrainingSession) -> GoodputShare:
+    """Where the wall time went.
 
     Down is the time from an attempt's last sign of life to the start of the next.
     """
     raw = session.goodput
     down = sum(
         max(0.0, later.start - (earlier.end or earlier.last_seen))
-        for earlier, later in pairwise(each for each in session.attempts if each.how != _ADOPTED)
+        for earlier, later in pairwise(each for each in session.attempts if each.how != AttemptState.ADOPTED)
         if later.start is not None
     )
-    spent = Goodput(
-        # Taken out here and not record by record: sums of floats depend on the order of their terms.
-        productive=max(0.0, raw.productive - raw.checkpointing - raw.evaluating),
+    # Taken out here and not record by record: sums of floats depend on the order of their terms.
+    productive = max(0.0, raw.productive - raw.checkpointing - raw.evaluating)
+    parts = (productive, raw.recomputed, raw.checkpointing, raw.evaluating, raw.paused, down, raw.starting)
+    total = sum(parts)
+    return GoodputShare(
+        productive=productive,
         recomputed=raw.recomputed,
         checkpointing=raw.checkpointing,
         evaluating=raw.evaluating,
         paused=raw.paused,
         down=down,
         starting=raw.starting,
+        goodput_fraction=productive / total if total else 0.0,
     )
-    seconds = {name: getattr(spent, name) for name in Goodput.__struct_fields__}
-    total = sum(seconds.values())
-    return seconds | {"goodput_fraction": spent.productive / total if total else 0.0}
 
 
 def _newest(attempts: Sequence[AttemptRecord]) -> AttemptRecord | None:
     """The newest attempt that was for training; the one that adopted checkpoints only where there is no other."""
-    trained = [each for each in attempts if each.how != _ADOPTED]
+    trained = [each for each in attempts if each.how != AttemptState.ADOPTED]
     return trained[-1] if trained else attempts[-1] if attempts else None
 
 
-def _status(session: TrainingSession, attempt: AttemptRecord | None, *, is_alive: bool) -> str:
-    """How the run stands by its own records, and by whether somebody still writes it."""
+def _status(session: TrainingSession, attempt: AttemptRecord | None, *, is_alive: bool) -> RunStatus:
+    """How the run stands by its own records, and by whether a process still writes it."""
     if attempt is None:
-        return "not_started"
-    if attempt.how == "running" and not is_alive:
-        return "crashed"
-    if attempt.how == "completed" and session.steps_completed < session.total_steps_target:
-        return "ended_early"
-    return attempt.how
+        return RunStatus.NOT_STARTED
+    if attempt.how == AttemptState.RUNNING and not is_alive:
+        return RunStatus.CRASHED
+    if attempt.how == AttemptState.COMPLETED and session.steps_completed < session.total_steps_target:
+        return RunStatus.ENDED_EARLY
+    return RunStatus(attempt.how)
 
 
 def _hours(seconds: float | None) -> float | None:

@@ -11,7 +11,11 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import median
-from typing import Any
+
+from msgspec.structs import replace
+
+from crashproof.records.progress import LossTrend
+from crashproof.records.states import LossVerdict
 
 __all__ = ["MOVING_AVERAGE_SPAN", "loss_trend", "moved_average", "slope_with_interval"]
 
@@ -30,7 +34,7 @@ _SPIKE_SIGMAS = 8.0
 _SPIKE_SHARE = 0.05
 _NOISE_GROWTH = 4.0
 _RISE_IN_NOISE = 2.0
-"""A rise over the window must be so many times the noise: a watcher asks often, and one in forty is a false alarm."""
+"""A rise over the window must be so many times the noise: with frequent looks, one in forty is a false alarm."""
 _NON_FINITE_SHARE = 0.1
 _LEAST_CHANGE = 1e-9
 """Relative to the loss: below it, a change is rounding."""
@@ -44,39 +48,28 @@ def moved_average(average: float | None, loss: float) -> float | None:
     return loss if average is None else (1.0 - _SMOOTHING) * average + _SMOOTHING * loss
 
 
-def loss_trend(losses: Sequence[float], *, moving_avg_loss: float | None, window_size: int = 100) -> dict[str, Any]:
-    """What the newest losses say.
-
-    Its names: `has_data`; `current_loss`; `moving_avg_loss`; `min_loss`, `max_loss` of the finite losses in the
-    window; `window_size`: losses looked at; `slope_per_update` with `slope_low`, `slope_high` (95 %); `noise`:
-    robust standard deviation around the slope; `num_non_finite`; `is_improving`; `verdict`: `improving`,
-    `plateau`, `diverging`, `unstable`, `non_finite`, or `unknown` while there is too little to tell.
-    """
+def loss_trend(losses: Sequence[float], *, moving_avg_loss: float | None, window_size: int = 100) -> LossTrend:
+    """What the newest losses say, of which at most `window_size` are looked at."""
     window = list(losses[-window_size:]) if window_size > 0 else []
     finite = [(float(place), loss) for place, loss in enumerate(window) if math.isfinite(loss)]
-    answer: dict[str, Any] = {
-        "has_data": bool(window),
-        "current_loss": window[-1] if window else None,
-        "moving_avg_loss": moving_avg_loss,
-        "min_loss": min((loss for _, loss in finite), default=None),
-        "max_loss": max((loss for _, loss in finite), default=None),
-        "window_size": len(window),
-        "slope_per_update": None,
-        "slope_low": None,
-        "slope_high": None,
-        "noise": None,
-        "num_non_finite": len(window) - len(finite),
-        "is_improving": False,
-        "verdict": "unknown",
-    }
-    if len(finite) >= 2:
-        answer |= _slope_fields(finite)
-    answer["verdict"] = _verdict(window, finite, answer)
-    slope = answer["slope_per_update"]
-    answer["is_improving"] = answer["verdict"] == "improving" or (
-        answer["verdict"] == "unknown" and slope is not None and slope < 0
+    trend = LossTrend(
+        has_data=bool(window),
+        current_loss=window[-1] if window else None,
+        moving_avg_loss=moving_avg_loss,
+        min_loss=min((loss for _, loss in finite), default=None),
+        max_loss=max((loss for _, loss in finite), default=None),
+        window_size=len(window),
+        num_non_finite=len(window) - len(finite),
     )
-    return answer
+    if len(finite) < 2:
+        return replace(trend, verdict=_verdict_without_slope(window, trend))
+    slope, low, high = slope_with_interval(_thinned(finite))
+    trend = replace(
+        trend, slope_per_update=slope, slope_low=low, slope_high=high, noise=_spread(_residuals(finite, slope))
+    )
+    verdict = _verdict(window, finite, trend)
+    falls = verdict == LossVerdict.IMPROVING or (verdict == LossVerdict.UNKNOWN and slope < 0)
+    return replace(trend, verdict=verdict, is_improving=falls)
 
 
 def slope_with_interval(points: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
@@ -93,31 +86,32 @@ def slope_with_interval(points: Sequence[tuple[float, float]]) -> tuple[float, f
     return median(slopes), slopes[low], slopes[high]
 
 
-def _slope_fields(finite: list[tuple[float, float]]) -> dict[str, float]:
-    slope, low, high = slope_with_interval(_thinned(finite))
-    return {
-        "slope_per_update": slope,
-        "slope_low": low,
-        "slope_high": high,
-        "noise": _spread(_residuals(finite, slope)),
-    }
+def _verdict_without_slope(window: list[float], trend: LossTrend) -> LossVerdict:
+    if window and (not math.isfinite(window[-1]) or trend.num_non_finite > _NON_FINITE_SHARE * len(window)):
+        return LossVerdict.NON_FINITE
+    return LossVerdict.UNKNOWN
 
 
-def _verdict(window: list[float], finite: list[tuple[float, float]], answer: dict[str, Any]) -> str:
-    if window and (not math.isfinite(window[-1]) or answer["num_non_finite"] > _NON_FINITE_SHARE * len(window)):
-        return "non_finite"
-    if len(finite) < _FEWEST_POINTS:
-        return "unknown"
-    smallest = _LEAST_CHANGE * max(abs(answer["min_loss"]), abs(answer["max_loss"]))
-    rise_over_window = answer["slope_per_update"] * len(window)
+def _verdict(window: list[float], finite: list[tuple[float, float]], trend: LossTrend) -> LossVerdict:
+    without_slope = _verdict_without_slope(window, trend)
+    if without_slope == LossVerdict.NON_FINITE or len(finite) < _FEWEST_POINTS:
+        return without_slope
+    assert trend.min_loss is not None
+    assert trend.max_loss is not None
+    assert trend.slope_per_update is not None
+    assert trend.slope_low is not None
+    assert trend.slope_high is not None
+    assert trend.noise is not None
+    smallest = _LEAST_CHANGE * max(abs(trend.min_loss), abs(trend.max_loss))
+    rise_over_window = trend.slope_per_update * len(window)
     # Losses that fall can be as noisy as they like; only a rise must stand out of the noise to be called one.
-    if answer["slope_low"] > 0 and rise_over_window > max(_RISE_IN_NOISE * answer["noise"], smallest):
-        return "diverging"
-    if _is_unstable(finite, answer["slope_per_update"]):
-        return "unstable"
-    if answer["slope_high"] < 0 and -rise_over_window > smallest:
-        return "improving"
-    return "plateau"
+    if trend.slope_low > 0 and rise_over_window > max(_RISE_IN_NOISE * trend.noise, smallest):
+        return LossVerdict.DIVERGING
+    if _is_unstable(finite, trend.slope_per_update):
+        return LossVerdict.UNSTABLE
+    if trend.slope_high < 0 and -rise_over_window > smallest:
+        return LossVerdict.IMPROVING
+    return LossVerdict.PLATEAU
 
 
 def _is_unstable(finite: list[tuple[float, float]], slope: float) -> bool:

@@ -1,13 +1,12 @@
-"""Ask a teacher over HTTP, pay once, keep every answer."""
+"""Query a paid teacher; store every answer."""
+
+# ruff: noqa: E402 - a missing extra is reported before anything of it is imported.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from crashproof.optional_dependencies import require_modules
 
-from crashproof.errors import MissingExtra
-
-if any(find_spec(name) is None for name in ("httpx2", "jsonschema", "yaml")):
-    raise MissingExtra("teacher")
+require_modules("teacher", "httpx2", "jsonschema", "yaml")
 
 from crashproof.teacher.client.answers import Answer
 from crashproof.teacher.client.client import AsyncTeacher

@@ -1,8 +1,8 @@
-"""Crash your own training loop, as crashproof's tests crash theirs.
+"""Test tools for crash safety.
 
-`FakeClock` makes a week pass at once. `FaultyDisk` fails the n-th operation on the disk, or cuts the power at it.
-`run_and_kill` ends a real process with SIGKILL at a moment of your choice. `TeacherServer` answers as a paid API
-does, counts what it charges, and fails with one `Fault` after the other.
+`FakeClock` makes a week pass at once. `FaultyDisk` fails the n-th disk operation, or cuts the power there.
+`run_and_kill` kills a real process at a chosen moment. `TeacherServer` answers like a paid API, counts its charges,
+and injects any `Fault`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A clock that goes when told to."""
+"""A fake clock."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["FakeClock"]
 
 
 class FakeClock:
-    """A clock that goes when told to."""
+    """A clock that advances only on request."""
 
     def __init__(self, now: float = 1_700_000_000.0) -> None:
         self._now = now
@@ -27,5 +27,5 @@ class FakeClock:
         self._steady += passed
 
     def jump(self, seconds: float) -> None:
-        """Set the wall clock forward or back, as time synchronisation does; the steady one does not notice."""
+        """Set the wall clock forward or back, as time synchronisation does; the steady clock is unaffected."""
         self._now += seconds

@@ -1,4 +1,4 @@
-"""A disk that fails, or loses power, at the n-th operation."""
+"""A disk with injected faults."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ __all__ = ["FaultyDisk", "PowerLost"]
 
 
 class PowerLost(BaseException):
-    """The power went off at this operation. Nothing may catch it: whoever would is dead."""
+    """The power is lost at this operation. Do not catch it: a process without power could not either."""
 
 
 @dataclass(slots=True)
 class _Inode:
-    """A file or folder as the disk itself has it, apart from what the system still holds in memory."""
+    """The durable state of a file or folder, without what is still in the page cache."""
 
     keeper: Path
-    """A second name that keeps the file's bytes reachable when its own name is gone."""
+    """A hard link that keeps the file's bytes reachable after its own name is removed."""
     is_folder: bool
     durable_content: bytes = b""
     durable_names: dict[str, int] = field(default_factory=dict)
-    """Of a folder: names that would survive, by inode."""
+    """For a folder: inodes by the names that would survive."""
 
 
 class FaultyDisk(Disk):
-    """A disk that breaks at the n-th operation, for every n that you try.
+    """A disk that fails at the n-th operation, for any n.
 
-    Works on a real folder, so the code under test reads as always. Each change is counted. At operation number
-    `fails_at` it either raises `OSError(error)`, where `error` is given, or cuts the power: `PowerLost` is raised
-    there and by every later operation, and `after_power_loss` builds what would be left of the folder.
+    Works on a real folder, so that reads are unaffected. Every change is counted. Operation number `fails_at` either
+    raises `OSError(error)`, if `error` is given, or loses power: it and every later operation raise `PowerLost`, and
+    `after_power_loss` builds what would be left of the folder.
 
-    What is left follows POSIX at its least: the bytes of the last `sync` of a file, the names of the last
-    `sync_folder` of a folder. Whether more survives is up to the disk, so there are several worlds to look at:
+    POSIX guarantees only the bytes at the last `sync` of a file and the names at the last `sync_folder` of a folder.
+    Whether more survives is up to the disk, so several outcomes must be tested:
 
     * `"strict"`: nothing that was not synced.
     * `"kept"`: everything, synced or not.
@@ -57,15 +57,15 @@ class FaultyDisk(Disk):
         lasts: bool = False,
         ignores_folder_syncs: bool = False,
     ) -> None:
-        """Watch over `root`, an existing folder; `scratch` is a folder beside it, on the same file system.
+        """Track `root`, an existing folder; `scratch` is a folder beside it, on the same file system.
 
         Args:
-            root: What the code under test writes.
-            scratch: Where second names of its files are kept.
-            fails_at: The operation to break, counted from 0; None never breaks and only counts.
-            error: An `errno`, such as `errno.ENOSPC`; None cuts the power.
-            lasts: Whether every later operation that needs space fails too, as on a full disk.
-            ignores_folder_syncs: Lie about `sync_folder`, to see that a test would notice.
+            root: The folder that the code under test writes.
+            scratch: The folder for hard links to its files.
+            fails_at: The operation to fail, counted from 0; None only counts.
+            error: An `errno`, such as `errno.ENOSPC`; None is a power loss.
+            lasts: Whether later operations that need space fail too, as on a full disk.
+            ignores_folder_syncs: Whether to ignore `sync_folder`, to prove that a test detects it.
         """
         self.num_operations = 0
         self._root = root
@@ -101,13 +101,13 @@ class FaultyDisk(Disk):
         return file
 
     def open_to_sync(self, path: Path) -> int:
-        # Somebody else's code wrote it; the disk has seen nothing of it yet.
+        # Written by foreign code; nothing of it is durable yet.
         self._remember(path)
         return super().open_to_sync(path)
 
     def write(self, file: int, content: bytes | memoryview) -> int:  # type: ignore[override]  # Static in the base.
         if self._is_broken_now():
-            # Half of it gets out: the torn write that every format must survive.
+            # Write half of it: a torn write.
             os.write(file, bytes(content)[: len(content) // 2])
         self._step(needs_space=True)
         return os.write(file, content)
@@ -143,11 +143,11 @@ class FaultyDisk(Disk):
 
     def remove_tree(self, path: Path) -> None:
         self._step()
-        # Kept out of sight, so that the system does not give the folders' numbers to other files.
+        # Moved instead of removed, so that the inode numbers are not reused.
         path.replace(self._scratch / f"removed_{self.num_operations}")
 
     def after_power_loss(self, target: Path, world: str, *, seed: int = 0) -> None:
-        """Build in `target`, a folder that is not there yet, what one of the `WORLDS` has left of the root."""
+        """Build in the new folder `target` what is left of the root in one of the `WORLDS`."""
         target.mkdir(parents=True)
         self._rebuild(self._root.stat().st_ino, self._root, target, world, random.Random(seed))  # noqa: S311
 
@@ -168,7 +168,7 @@ class FaultyDisk(Disk):
         return not self._is_off and is_the_one and self._error in (None, errno.ENOSPC)
 
     def _adopt_tree(self, folder: Path) -> None:
-        """Take everything that is there already as durable."""
+        """Treat everything that exists as durable."""
         self._remember(folder)
         for child in folder.iterdir():
             if child.is_dir():
@@ -186,7 +186,7 @@ class FaultyDisk(Disk):
         if not path.is_dir():
             keeper = self._scratch / str(number)
             keeper.unlink(missing_ok=True)
-            # Also keeps the system from giving the number to another file.
+            # The link also keeps the inode number from being reused.
             os.link(path, keeper)
         self._inodes[number] = _Inode(keeper=keeper, is_folder=path.is_dir())
 

@@ -1,4 +1,4 @@
-"""The death of a process, at a moment of your choice."""
+"""Kill processes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ __all__ = ["KilledRun", "forget_open_runs", "run_and_kill"]
 
 
 def forget_open_runs() -> None:
-    """Let go of every run that this process writes, as its death would: nothing more is written or synced."""
+    """Abandon every run that this process writes, as if it were killed: nothing more is written or synced."""
     abandon_all()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KilledRun:
-    """What a process had done when it ended."""
+    """The result of `run_and_kill`."""
 
     return_code: int
-    """Negative: the signal that ended it."""
+    """Negative if a signal ended it."""
     output: str
     was_killed: bool
-    """False where it ended by itself before the moment came."""
+    """False if it ended by itself first."""
 
 
 def run_and_kill(
@@ -38,10 +38,10 @@ def run_and_kill(
     timeout_seconds: float = 120.0,
     poll_seconds: float = 0.002,
 ) -> KilledRun:
-    """Start a process, send it a signal as soon as `when()` is true, and wait for its end.
+    """Start a process, send it a signal as soon as `when()` is true, and wait until it ends.
 
     Raises:
-        TimeoutError: neither came in time; the process was killed.
+        TimeoutError: neither happened in time; the process was killed.
     """
     process = subprocess.Popen(  # noqa: S603 - the caller's own command
         list(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
@@ -51,7 +51,9 @@ def run_and_kill(
     try:
         while process.poll() is None and not was_killed:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{command[0]} neither ended nor reached its moment in {timeout_seconds} s.")
+                raise TimeoutError(
+                    f"{command[0]} neither ended nor reached the kill condition within {timeout_seconds} s."
+                )
             if when():
                 process.send_signal(signal_number)
                 was_killed = True

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from crashproof.checkpoints.foreign import LOOKED_FOR, Candidate, Finding, candidates_in, inspect
+from crashproof.checkpoints.foreign import KNOWN_NAMES, Candidate, Finding, find_candidates, inspect
 from crashproof.checkpoints.select import newest_intact
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.disk.files import REAL_DISK, Disk
@@ -23,6 +23,7 @@ from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.codec import nonfinite_names
 from crashproof.records.events import AttemptEnded
 from crashproof.records.session import TrainingSession
+from crashproof.records.states import AttemptState, OnConfigChange, SessionKind
 from crashproof.rules.retention import ADOPTED
 from crashproof.tracking.checkpoint_recorder import CheckpointRecorder, Stale
 from crashproof.tracking.open_run import open_run
@@ -83,9 +84,9 @@ def adopt_checkpoints(
     session = read_run(folder).session
     may_forget = forgets_gone and session is not None and bool(_gone(session, folder))
     if not candidates and not may_forget:
-        raise NothingToAdopt(folder.root, reason=f"nothing in it is named like one ({LOOKED_FOR})")
+        raise NothingToAdopt(folder.root, reason=f"nothing in it is named like one ({KNOWN_NAMES})")
     known = _known_paths(session)
-    new = [each for each in candidates if folder.spell(each.path) not in known]
+    new = [each for each in candidates if folder.recorded_path(each.path) not in known]
     findings = [(each, inspect(each)) for each in new]
     torn = [
         TornCheckpoint(step=each.step, path=each.path.name, reason=finding.problem)
@@ -113,7 +114,7 @@ def adopt_checkpoints(
 
 def _candidates(folder: RunFolder) -> list[Candidate]:
     try:
-        return candidates_in(folder.root)
+        return find_candidates(folder.root)
     except (FileNotFoundError, NotADirectoryError):
         raise NothingToAdopt(folder.root, reason="there is no such folder") from None
     except PermissionError as error:
@@ -140,7 +141,9 @@ def _attempt(
         # However large, each is digested before it is recorded: nobody is kept waiting.
         yield writer, CheckpointRecorder(writer, large_checkpoint_bytes=sys.maxsize, clock=clock, disk=disk)
         hours = writer.session.wall_clock_hours
-        writer.keep_durably(AttemptEnded(**writer.stamp(), how=ADOPTED, error=None, wall_clock_hours=hours))
+        writer.keep_durably(
+            AttemptEnded(**writer.stamp(), how=AttemptState.ADOPTED, error=None, wall_clock_hours=hours)
+        )
         writer.write_summary(writer.summary(writer.session, wall_clock_hours=hours, num_pending=0))
         writer.write_session(writer.session_content())
     finally:
@@ -188,6 +191,7 @@ def _identity(session: TrainingSession | None, highest_step: int) -> Identity:
         config={} if session is None else session.config,
         config_hash="" if session is None else session.config_hash,
         total_steps=max(1, highest_step) if session is None else session.total_steps_target,
-        on_config_change="continue",
+        kind=SessionKind.TRAINING,
+        on_config_change=OnConfigChange.CONTINUE,
         is_fresh=False,
     )

@@ -10,14 +10,15 @@ from pathlib import Path
 import msgspec
 
 from crashproof.checkpoints.background_hashing import BackgroundDigests
-from crashproof.checkpoints.delete import delete_removed, is_remote, is_removable, left_of_removal
+from crashproof.checkpoints.delete import delete_removed, find_undeleted, is_removable
 from crashproof.checkpoints.digest import Digest, digest_of, make_durable, size_of
-from crashproof.checkpoints.quarantine import move_aside
+from crashproof.checkpoints.quarantine import quarantine
 from crashproof.checkpoints.select import Choice, newest_intact
 from crashproof.checkpoints.verify import is_damaged
 from crashproof.clock import Clock
 from crashproof.disk.atomic import WholeFile
 from crashproof.disk.files import Disk
+from crashproof.disk.run_folder import is_remote
 from crashproof.errors import InvalidMetric
 from crashproof.records.checkpoints import CheckpointMetadata, RemovedCheckpoint
 from crashproof.records.events import (
@@ -80,7 +81,7 @@ class CheckpointRecorder:
         lies_elsewhere = is_remote(str(checkpoint_path))
         checkpoint = CheckpointMetadata(
             checkpoint_step=as_int(step, "step"),
-            checkpoint_path=str(checkpoint_path) if lies_elsewhere else self._writer.run.folder.spell(path),
+            checkpoint_path=str(checkpoint_path) if lies_elsewhere else self._writer.run.folder.recorded_path(path),
             created_at=self._clock.now(),
             metrics=None,
             dataset_position=as_int(dataset_position, "dataset_position"),
@@ -150,7 +151,7 @@ class CheckpointRecorder:
         """Tell the manifest what was digested behind the training."""
         if wait:
             self._digests.wait()
-        finished = self._digests.finished()
+        finished = self._digests.take_finished()
         for checkpoint, digest in finished:
             self._writer.keep_durably(
                 CheckpointHashed(
@@ -174,7 +175,7 @@ class CheckpointRecorder:
 
     def unwanted(self, session: TrainingSession, checkpoint_path: Path) -> Stale | None:
         """The same for one that somebody else's rule does not keep."""
-        spelled = self._writer.run.folder.spell(checkpoint_path)
+        spelled = self._writer.run.folder.recorded_path(checkpoint_path)
         known = [*session.checkpoints.values(), *session.checkpoints_beside]
         return self._superfluous(session, [each for each in known if each.checkpoint_path == spelled])
 
@@ -196,7 +197,7 @@ class CheckpointRecorder:
             self._writer.keep_durably(
                 CheckpointRemoved(
                     **self._writer.stamp(),
-                    checkpoints=[*left_of_removal(session, self._writer.run.folder), *removed],
+                    checkpoints=[*find_undeleted(session, self._writer.run.folder), *removed],
                     verified=stale.verified.checkpoint_path,
                 )
             )
@@ -209,7 +210,7 @@ class CheckpointRecorder:
 
     def keep_deletion(self) -> None:
         """Say that it is done, so that a file which gets one of these names later is not taken for a leftover."""
-        left = left_of_removal(self._writer.session, self._writer.run.folder)
+        left = find_undeleted(self._writer.session, self._writer.run.folder)
         if left != self._writer.session.checkpoints_removing:
             self._writer.keep(CheckpointsDeleted(**self._writer.stamp(), left=left))
 
@@ -227,9 +228,10 @@ class CheckpointRecorder:
 
     def _set_aside(self, checkpoint: CheckpointMetadata, reason: str) -> None:
         log.warning("Passing over %s: %s.", checkpoint.checkpoint_path, reason)
-        moved_to = None
-        if is_damaged(checkpoint, self._writer.run.folder):
-            moved_to = move_aside(checkpoint, self._writer.run.folder, disk=self._disk)
+        folder = self._writer.run.folder
+        if not is_damaged(checkpoint, folder):
+            return
+        moved_to = quarantine(folder.find(checkpoint.checkpoint_path), folder, disk=self._disk)
         if moved_to is None:
             return
         self._writer.keep(
@@ -238,7 +240,7 @@ class CheckpointRecorder:
                 step=checkpoint.checkpoint_step,
                 checkpoint_path=checkpoint.checkpoint_path,
                 reason=reason,
-                moved_to=self._writer.run.folder.spell(moved_to),
+                moved_to=self._writer.run.folder.recorded_path(moved_to),
             )
         )
         self._writer.write_manifest()

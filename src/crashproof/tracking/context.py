@@ -19,6 +19,7 @@ from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import RunClosed
 from crashproof.reading.run_state import read_run
+from crashproof.records.states import AttemptState, OnConfigChange
 from crashproof.rules.identity import canonical_config, changed_keys
 from crashproof.scalars import as_float
 from crashproof.tracking.settings import TrackerSettings
@@ -47,8 +48,9 @@ class TrainingProgressContext:
         output_dir: str | Path,
         total_steps: int,
         is_main_process: bool = True,
+        session_id: str | None = None,
         *,
-        on_config_change: str = "archive",
+        on_config_change: OnConfigChange | str = OnConfigChange.ARCHIVE,
         fresh: bool = False,
         settings: TrackerSettings | None = None,
         clock: Clock = SYSTEM_CLOCK,
@@ -60,16 +62,44 @@ class TrainingProgressContext:
         self.tracker: ProgressTracker | None = None
         """The run's writer while the context is entered on the main process."""
         self._config = config
+        self._output_dir = Path(output_dir)
         self._folder = RunFolder.under(Path(output_dir))
         self._total_steps = total_steps
         self._is_main_process = is_main_process
+        self._session_id = session_id
+        self._checkpoint_counter = 0
         self._on_config_change = on_config_change
         self._fresh = fresh
         self._settings = settings
         self._clock = clock
         self._disk = disk
-        self._ends_as = "completed"
+        self._ends_as = AttemptState.COMPLETED
         self._final_summary: dict[str, Any] = {"status": "not_initialized"}
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What the run is, as it was given."""
+        return self._config
+
+    @property
+    def output_dir(self) -> Path:
+        """The run's folder; `progress/` lies under it."""
+        return self._output_dir
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps to train."""
+        return self._total_steps
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this process writes the run."""
+        return self._is_main_process
+
+    @property
+    def checkpoint_counter(self) -> int:
+        """Checkpoints recorded by this context."""
+        return self._checkpoint_counter
 
     def __enter__(self) -> Self:
         if self._is_main_process:
@@ -77,6 +107,7 @@ class TrainingProgressContext:
                 self._folder.progress,
                 self._config,
                 self._total_steps,
+                self._session_id,
                 on_config_change=self._on_config_change,
                 fresh=self._fresh,
                 settings=self._settings,
@@ -94,7 +125,7 @@ class TrainingProgressContext:
         if self.tracker is None:
             return
         tracker, self.tracker = self.tracker, None
-        how = self._ends_as if exception is None or self._ends_as == "preempted" else "raised"
+        how = self._ends_as if exception is None or self._ends_as == AttemptState.PREEMPTED else AttemptState.RAISED
         try:
             tracker.close(how, exception)
         finally:
@@ -114,9 +145,9 @@ class TrainingProgressContext:
     def update_metrics(
         self,
         step: int,
-        loss: Any,
-        loss_components: Mapping[str, Any],
-        learning_rate: Any,
+        loss: object,
+        loss_components: Mapping[str, object],
+        learning_rate: object,
         samples_processed: int,
         tokens_processed: int,
     ) -> None:
@@ -144,6 +175,7 @@ class TrainingProgressContext:
             tracker.record_checkpoint(
                 step, checkpoint_path, dataset_position, written=written, seconds=seconds, is_best=is_best
             )
+            self._checkpoint_counter += 1
 
     def record_evaluation(self, step: int, results: Mapping[str, Any], seconds: float | None = None) -> None:
         """See `ProgressTracker.record_evaluation`."""
@@ -171,9 +203,9 @@ class TrainingProgressContext:
         """See `ProgressTracker.get_remaining_seconds`."""
         return None if self.tracker is None else self.tracker.get_remaining_seconds()
 
-    def end_as(self, how: str) -> None:
+    def end_as(self, how: AttemptState | str) -> None:
         """Say how the attempt ends when the context is left, such as `preempted`."""
-        self._ends_as = how
+        self._ends_as = AttemptState(how)
 
 
 training_progress_context = TrainingProgressContext
@@ -181,10 +213,14 @@ training_progress_context = TrainingProgressContext
 
 
 def setup_progress_tracking(
-    config: Mapping[str, Any], output_dir: str | Path, total_steps: int, is_main_process: bool = True
+    config: Mapping[str, Any],
+    output_dir: str | Path,
+    total_steps: int,
+    is_main_process: bool = True,
+    session_id: str | None = None,
 ) -> TrainingProgressContext:
     """A context that is yet to be entered, for loops that cannot be indented."""
-    return TrainingProgressContext(config, output_dir, total_steps, is_main_process)
+    return TrainingProgressContext(config, output_dir, total_steps, is_main_process, session_id)
 
 
 def get_recovery_checkpoint(

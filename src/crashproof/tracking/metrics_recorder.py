@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
 from crashproof.clock import Clock
-from crashproof.reading.run_state import losses_from
+from crashproof.reading.run_state import read_losses
 from crashproof.records.codec import nonfinite_names
 from crashproof.records.events import Paused, ReplayDiffered
-from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.metrics import MetricsSnapshot, Numbers, Update, snapshot_of
 from crashproof.rules.history import losses_agree
 from crashproof.rules.pace import ThroughputWindow
 from crashproof.rules.stopwatch import TrainingStopwatch
-from crashproof.scalars import as_float, as_int
-from crashproof.tracking.pending_updates import Measured, Update, WaitingUpdates, measured_at_once
+from crashproof.tracking.pending_updates import Moment, PendingUpdates, numbers_on_host
 from crashproof.tracking.run_writer import RunWriter
 
 __all__ = ["MetricsRecorder"]
@@ -45,82 +42,60 @@ class MetricsRecorder:
             before=(newest.throughput_samples_per_sec, newest.throughput_tokens_per_sec) if newest else (None, None),
             window_seconds=throughput_window_seconds,
         )
-        self._waiting = WaitingUpdates(self._write)
+        self._pending = PendingUpdates(self._write)
         self._journal_end_at_opening = writer.run.metrics.journal.num_bytes
         self._expected_losses: dict[int, float] | None = None
-        """What earlier attempts journalled for steps to come; None until the first update tells where it begins."""
+        """What earlier attempts journalled for the steps ahead; None until the first update shows where it begins."""
 
     @property
-    def num_waiting(self) -> int:
+    def num_pending(self) -> int:
         """Updates whose numbers are still on a device."""
-        return len(self._waiting)
+        return len(self._pending)
 
     def hours_trained(self) -> float:
         """Up to now, without pauses and downtime."""
         return self._stopwatch.hours(self._clock.steady())
 
-    def record(
-        self,
-        step: Any,
-        loss: Any,
-        loss_components: Mapping[str, Any],
-        learning_rate: Any,
-        samples: Any,
-        tokens: Any,
-        samples_per_sec: Any,
-        tokens_per_sec: Any,
-    ) -> None:
+    def record(self, update: Update) -> None:
         """Write one update, or let it wait for its numbers; see `ProgressTracker.update_metrics`."""
-        update = Update(
-            int(self._clock.now() * 1e3) / 1e3,
-            self._clock.steady(),
-            as_int(step, "step"),
-            as_int(samples, "samples_processed"),
-            as_int(tokens, "tokens_processed"),
-            None if samples_per_sec is None else as_float(samples_per_sec, "throughput_samples_per_sec"),
-            None if tokens_per_sec is None else as_float(tokens_per_sec, "throughput_tokens_per_sec"),
-        )
-        measured = measured_at_once(loss, loss_components, learning_rate)
-        if measured is not None and not self._waiting:
-            self._write(update, measured)
+        moment = Moment(int(self._clock.now() * 1e3) / 1e3, self._clock.steady())
+        numbers = numbers_on_host(update)
+        if numbers is not None and not self._pending:
+            self._write(moment, update, numbers)
             return
-        self._waiting.add(update, loss, loss_components, learning_rate)
-        self._waiting.write_ready()
+        self._pending.add(moment, update)
+        self._pending.write_ready()
 
     def write_ready(self) -> None:
         """Write the updates whose numbers have arrived."""
-        self._waiting.write_ready()
+        self._pending.write_ready()
 
     def write_all(self) -> None:
         """Wait for all numbers, and write."""
-        self._waiting.write_all()
+        self._pending.write_all()
 
     def record_pause(self, seconds: float) -> None:
         """Leave a pause that ends now out of the training time."""
         # Updates from before the pause are timed before it; the device has had the pause to finish.
-        self._waiting.write_all()
+        self._pending.write_all()
         left_out = self._stopwatch.leave_out(seconds, self._clock.steady())
         self._throughput.shift(left_out)
         self._writer.keep(Paused(**self._writer.stamp(), seconds=seconds))
 
-    def _write(self, update: Update, measured: Measured) -> None:
-        samples_per_sec, tokens_per_sec = self._throughput.add(update.steady_seconds, update.samples, update.tokens)
-        line = MetricsSnapshot(
+    def _write(self, moment: Moment, update: Update, numbers: Numbers) -> None:
+        measured = self._throughput.add(moment.steady_seconds, update.samples_processed, update.tokens_processed)
+        line = snapshot_of(
+            update,
+            numbers,
             attempt=self._writer.run.attempt,
-            step=update.step,
-            timestamp=update.timestamp,
-            wall_clock_hours=self._stopwatch.lap(update.steady_seconds),
-            loss=measured.loss,
-            loss_components=measured.components,
-            learning_rate=measured.learning_rate,
-            samples_processed=update.samples,
-            tokens_processed=update.tokens,
-            throughput_samples_per_sec=_given_or_rounded(update.samples_per_sec, samples_per_sec),
-            throughput_tokens_per_sec=_given_or_rounded(update.tokens_per_sec, tokens_per_sec),
+            timestamp=moment.timestamp,
+            wall_clock_hours=self._stopwatch.lap(moment.steady_seconds),
+            samples_per_sec=_given_or_rounded(update.throughput_samples_per_sec, measured[0]),
+            tokens_per_sec=_given_or_rounded(update.throughput_tokens_per_sec, measured[1]),
         )
         # A sum is not finite as soon as one of its parts is not; looking closer costs time only then.
-        total = measured.loss + measured.learning_rate + sum(measured.components.values())
-        total += (update.samples_per_sec or 0.0) + (update.tokens_per_sec or 0.0)
+        total = numbers.loss + numbers.learning_rate + sum(numbers.components.values())
+        total += (update.throughput_samples_per_sec or 0.0) + (update.throughput_tokens_per_sec or 0.0)
         if not -_HUGE < total < _HUGE:
             names = nonfinite_names(msgspec.to_builtins(line))
             line = msgspec.structs.replace(line, nonfinite=names or msgspec.UNSET)
@@ -137,8 +112,8 @@ class MetricsRecorder:
             return
         self._expected_losses = {}
         log.warning(
-            "Step %s was computed again and its loss came out different (%r before, %r now): this attempt does "
-            "not repeat the earlier one bit for bit. Code, data, libraries or hardware may have changed.",
+            "Step %s was recomputed with a different loss (%r before, %r now): this attempt does not repeat the "
+            "earlier one bit for bit. Code, data, libraries or hardware may have changed.",
             f"{line.step:,}",
             before,
             line.loss,
@@ -154,7 +129,7 @@ class MetricsRecorder:
         if first_step > self._writer.session.steps_completed:
             return {}
         end = self._journal_end_at_opening
-        return losses_from(self._writer.run.folder, step=first_step, end=end, most=_MOST_EXPECTED_LOSSES)
+        return read_losses(self._writer.run.folder, first_step=first_step, end=end, max_steps=_MOST_EXPECTED_LOSSES)
 
 
 def _given_or_rounded(given: float | None, measured: float | None) -> float | None:

@@ -13,18 +13,18 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from crashproof.checkpoints.delete import delete_removed, left_of_removal
+from crashproof.checkpoints.delete import delete_removed, find_undeleted
 from crashproof.clock import Clock
 from crashproof.disk.archive import archive_session, interrupted_archiving
 from crashproof.disk.atomic import remove_partials
 from crashproof.disk.files import Disk, storage_errors
-from crashproof.disk.journal import Damage, Journal, mend
+from crashproof.disk.journal import Damage, Journal, repair_journal
 from crashproof.disk.lock import WriterLock
 from crashproof.disk.queueing_journal import QueueingJournal
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import ConfigChanged, ConfigError
-from crashproof.reading.damage import damage_found
-from crashproof.reading.run_state import UNKNOWN_SESSION, RunState, paid_so_far, read_run
+from crashproof.reading.damage import damage_event
+from crashproof.reading.run_state import UNKNOWN_SESSION, RunState, read_run, read_total_cost
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.codec import encode
 from crashproof.records.events import (
@@ -38,9 +38,10 @@ from crashproof.records.events import (
 )
 from crashproof.records.session import TrainingSession
 from crashproof.records.snapshots import JournalMark
+from crashproof.records.states import OnConfigChange
 from crashproof.rules.identity import changed_keys
 from crashproof.rules.session import take_event
-from crashproof.tracking.requested_session import ON_CONFIG_CHANGE, Identity
+from crashproof.tracking.requested_session import Identity
 
 __all__ = [
     "OpenRun",
@@ -164,18 +165,16 @@ def _check(identity: Identity) -> None:
             f"A session_id names a folder of the archive, got {name!r}.",
             hint="Use letters, digits, dashes and underscores.",
         )
-    if identity.on_config_change not in ON_CONFIG_CHANGE:
-        raise ConfigError(
-            f"on_config_change must be one of {', '.join(ON_CONFIG_CHANGE)}, got {identity.on_config_change!r}."
-        )
 
 
 def _mended(folder: RunFolder, state: RunState, disk: Disk) -> dict[str, list[Damage]]:
     """Set aside what is broken in the journals; returns it by the journal's name."""
     damages = {}
     for name, pieces in state.damages.items():
-        side_file = folder.set_aside / name
-        damages[name] = mend(folder.progress / name, set_aside=side_file, start=pieces[0].offset, disk=disk)
+        side_file = folder.quarantine / name
+        damages[name] = repair_journal(
+            folder.progress / name, quarantine=side_file, start=pieces[0].offset, disk=disk
+        )
         log.warning(
             "%s was damaged: %d piece(s), the first at byte %d (%s). They are kept in %s; every whole line stays.",
             folder.progress / name,
@@ -193,9 +192,9 @@ def _begins_anew(folder: RunFolder, session: TrainingSession, identity: Identity
         return True
     if not changed:
         return False
-    if identity.on_config_change == "error":
+    if identity.on_config_change == OnConfigChange.ERROR:
         raise ConfigChanged(folder.root, changed=changed)
-    if identity.on_config_change == "continue":
+    if identity.on_config_change == OnConfigChange.CONTINUE:
         log.warning("The config has changed (%s); session %s goes on.", "; ".join(changed), session.session_id)
         return False
     log.warning(
@@ -229,8 +228,9 @@ def _write_beginning(
         session_id=identity.session_id if name is None else name,
         config=identity.config,
         config_hash=identity.config_hash,
+        kind=identity.kind,
         total_steps=identity.total_steps,
-        api_cost_before=paid_so_far(folder),
+        api_cost_before=read_total_cost(folder),
     )
     journal = Journal(folder.events, mark=JournalMark(), disk=disk)
     try:
@@ -276,10 +276,10 @@ def _write_opening_events(
             )
         )
     if session.checkpoints_removing:
-        left = left_of_removal(session, run.folder)
+        left = find_undeleted(session, run.folder)
         events.append(CheckpointsDeleted(timestamp=now, attempt=run.attempt, left=left))
     events += [
-        damage_found(run.folder, name, each, timestamp=now, attempt=run.attempt)
+        damage_event(run.folder, name, each, timestamp=now, attempt=run.attempt)
         for name, pieces in damages.items()
         for each in pieces
     ]
@@ -299,6 +299,7 @@ def _beginning_again(session: TrainingSession, attempt: int) -> SessionStarted:
         session_id=session.session_id,
         config=session.config,
         config_hash=session.config_hash,
+        kind=session.kind,
         total_steps=session.total_steps_target,
         api_cost_before=session.api_cost_before,
     )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from crashproof.checkpoints.quarantine import move_aside
+from crashproof.checkpoints.quarantine import quarantine
 from crashproof.checkpoints.verify import is_damaged, problem_with
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.disk.files import REAL_DISK, Disk
-from crashproof.disk.journal import Journal, mend
+from crashproof.disk.journal import append_durably, repair_journal
 from crashproof.disk.lock import WriterLock
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import NotARun
-from crashproof.reading.damage import damage_found
+from crashproof.reading.damage import damage_event
 from crashproof.reading.run_state import JOURNALS, read_run
 from crashproof.records.codec import encode
 from crashproof.records.events import CheckpointSetAside, DamageFound, Event
@@ -32,13 +32,14 @@ def repair_run(folder: RunFolder, *, clock: Clock = SYSTEM_CLOCK, disk: Disk = R
     try:
         read_run(folder, trust_snapshot=False)
         damages = {
-            name: mend(folder.progress / name, set_aside=folder.set_aside / name, disk=disk) for name in JOURNALS
+            name: repair_journal(folder.progress / name, quarantine=folder.quarantine / name, disk=disk)
+            for name in JOURNALS
         }
         state = read_run(folder, trust_snapshot=False)
         if state.session is None:
             raise NotARun(folder.root)
         events: list[Event] = [
-            damage_found(folder, name, piece, timestamp=clock.now(), attempt=_last_attempt(state.session))
+            damage_event(folder, name, piece, timestamp=clock.now(), attempt=_last_attempt(state.session))
             for name, pieces in damages.items()
             for piece in pieces
         ]
@@ -57,7 +58,7 @@ def _damaged_checkpoints(folder: RunFolder, session: TrainingSession, clock: Clo
         problem = problem_with(checkpoint, folder)
         if problem is None or not is_damaged(checkpoint, folder):
             continue
-        moved_to = move_aside(checkpoint, folder, disk=disk)
+        moved_to = quarantine(folder.find(checkpoint.checkpoint_path), folder, disk=disk)
         if moved_to is None:
             continue
         events.append(
@@ -67,7 +68,7 @@ def _damaged_checkpoints(folder: RunFolder, session: TrainingSession, clock: Clo
                 step=step,
                 checkpoint_path=checkpoint.checkpoint_path,
                 reason=problem,
-                moved_to=folder.spell(moved_to),
+                moved_to=folder.recorded_path(moved_to),
             )
         )
     return events
@@ -77,13 +78,7 @@ def _write(folder: RunFolder, events: list[Event], disk: Disk) -> None:
     if not events:
         return
     mark = read_run(folder, trust_snapshot=False).marks[folder.events.name]
-    journal = Journal(folder.events, mark=mark, disk=disk)
-    try:
-        for event in events:
-            journal.append(encode(event))
-        journal.sync()
-    finally:
-        journal.close()
+    append_durably(folder.events, map(encode, events), mark=mark, disk=disk)
 
 
 def _rebuild_snapshots(folder: RunFolder, clock: Clock, disk: Disk) -> None:
@@ -94,7 +89,8 @@ def _rebuild_snapshots(folder: RunFolder, clock: Clock, disk: Disk) -> None:
     writer.write_session(session_bytes(state.session, state.marks, now=now))
     writer.write_manifest(state.session, now=now)
     summary = progress_summary(state.session, now=now, wall_clock_hours=state.session.wall_clock_hours)
-    writer.write_summary(summary | {"lines_waiting": 0}, now=now)
+    summary.lines_waiting = 0
+    writer.write_summary(summary, now=now)
 
 
 def _last_attempt(session: TrainingSession) -> int:

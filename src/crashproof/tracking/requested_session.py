@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from crashproof.errors import ConfigError, InvalidMetric
+from crashproof.records.states import OnConfigChange, SessionKind
 from crashproof.rules.identity import canonical_config, config_hash
 from crashproof.scalars import as_int
 
 __all__ = [
     "Identity",
 ]
-
-ON_CONFIG_CHANGE = ("archive", "continue", "error")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,11 +25,12 @@ class Identity:
     """For a session that is new."""
     config: dict[str, Any]
     """Canonical, without secrets."""
+    kind: SessionKind
+    """Of a session that is new."""
     config_hash: str
     """Empty where the caller has no config: the session goes on with its own, or waits for one."""
     total_steps: int
-    on_config_change: str
-    """`archive`: set the old session aside and begin anew; `continue`; or `error`."""
+    on_config_change: OnConfigChange
     is_fresh: bool
     """Begin anew even where the config is the same."""
 
@@ -41,8 +41,9 @@ class Identity:
         total_steps: Any,
         *,
         session_id: str | None,
-        on_config_change: str,
+        on_config_change: OnConfigChange | str,
         is_fresh: bool,
+        kind: SessionKind = SessionKind.TRAINING,
     ) -> Identity:
         """What a caller's arguments mean.
 
@@ -62,8 +63,16 @@ class Identity:
         return cls(
             session_id=session_id or f"training_{secrets.token_hex(6)}",
             config=canonical,
+            kind=kind,
             config_hash=config_hash(canonical),
             total_steps=num_steps,
-            on_config_change=on_config_change,
+            on_config_change=_on_config_change(on_config_change),
             is_fresh=is_fresh,
         )
+
+
+def _on_config_change(wanted: OnConfigChange | str) -> OnConfigChange:
+    try:
+        return OnConfigChange(wanted)
+    except ValueError:
+        raise ConfigError(f"on_config_change must be one of {', '.join(OnConfigChange)}, got {wanted!r}.") from None

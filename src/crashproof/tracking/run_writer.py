@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 from crashproof.clock import Clock
 from crashproof.disk.files import Disk
@@ -12,6 +11,7 @@ from crashproof.disk.run_folder import RunFolder
 from crashproof.records.codec import encode
 from crashproof.records.events import Event, Stamp
 from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import TrainingSession
 from crashproof.rules.session import take_event, take_metrics
 from crashproof.rules.summary import progress_summary
@@ -65,9 +65,9 @@ class RunWriter:
         return history[-1] if history else None
 
     @property
-    def num_waiting(self) -> int:
+    def num_queued(self) -> int:
         """Lines that wait for a full disk."""
-        return sum(each.num_waiting for each in self.run.journals())
+        return sum(each.num_queued for each in self.run.journals())
 
     def stamp(self) -> Stamp:
         """When and by whom, for an event of this moment."""
@@ -77,7 +77,7 @@ class RunWriter:
         """One line of metrics, now or as soon as the disk has space."""
         self.run.metrics.append(encode(line))
         take_metrics(self.session, line)
-        self._curves.take(line, is_waiting=self.run.metrics.num_waiting > 0)
+        self._curves.take(line, is_waiting=self.run.metrics.num_queued > 0)
 
     def keep(self, event: Event) -> None:
         """An event, now or as soon as the disk has space."""
@@ -95,11 +95,11 @@ class RunWriter:
         self.run.events.journal.sync()
         take_event(self.session, event)
 
-    def write_waiting(self) -> bool:
+    def write_queued(self) -> bool:
         """Try to write what waits for space; says whether nothing waits any more."""
         for each in self.run.journals():
-            each.write_waiting()
-        return self.num_waiting == 0
+            each.write_queued()
+        return self.num_queued == 0
 
     def sync(self) -> None:
         """Make everything in the journals durable."""
@@ -117,10 +117,11 @@ class RunWriter:
         self._curves.close()
         self.run.close_files()
 
-    def summary(self, session: TrainingSession, *, wall_clock_hours: float, num_pending: int) -> dict[str, Any]:
-        """The fields of `progress.json`."""
+    def summary(self, session: TrainingSession, *, wall_clock_hours: float, num_pending: int) -> ProgressSummary:
+        """What `progress.json` should say."""
         summary = progress_summary(session, now=self._clock.now(), wall_clock_hours=wall_clock_hours)
-        return summary | {"lines_waiting": self.num_waiting + num_pending}
+        summary.lines_waiting = self.num_queued + num_pending
+        return summary
 
     def session_as_of_now(self) -> TrainingSession:
         """A session that later records do not change, so that it can be thought about without a lock."""
@@ -141,7 +142,7 @@ class RunWriter:
         session.alerts = list(session.alerts)
         return session
 
-    def write_summary(self, summary: dict[str, Any]) -> None:
+    def write_summary(self, summary: ProgressSummary) -> None:
         """Replace `progress.json`."""
         self._snapshots.write_summary(summary, now=self._clock.now())
 
@@ -159,7 +160,7 @@ class RunWriter:
 
     def session_content(self) -> bytes | None:
         """What `session.json` should say now; None while lines wait that are in no journal yet."""
-        if self.num_waiting:
+        if self.num_queued:
             return None
         marks = self.run.marks()
         self._lines_at_session_file = marks[self.run.metrics.journal.path.name].num_lines

@@ -6,11 +6,14 @@ import logging
 import threading
 from typing import Any
 
+import msgspec
+
 from crashproof.disk.atomic import write_bytes_atomically
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import StorageError
 from crashproof.records.codec import encode, nonfinite_names
+from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import TrainingSession
 from crashproof.records.snapshots import JournalMark, Manifest, SessionFile
 from crashproof.records.version import FORMAT_VERSION
@@ -44,10 +47,11 @@ class SnapshotWriter:
         )
         return self._write(self._folder.manifest, encode(manifest))
 
-    def write_summary(self, summary: dict[str, Any], *, now: float) -> bool:
+    def write_summary(self, summary: ProgressSummary, *, now: float) -> bool:
         """Replace `progress.json`."""
-        content: dict[str, Any] = {"v": FORMAT_VERSION, "saved_at": now} | summary
-        if nonfinite := nonfinite_names(summary):
+        fields = msgspec.to_builtins(summary)
+        content: dict[str, Any] = {"v": FORMAT_VERSION, "saved_at": now} | fields
+        if nonfinite := nonfinite_names(fields):
             content["nonfinite"] = nonfinite
         return self._write(self._folder.summary, encode(content))
 

@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec import UNSET
 
 from crashproof.alerts.monitor import AlertMonitor
@@ -30,8 +31,11 @@ from crashproof.records.events import (
     JobAdvanced,
     SpendingReported,
 )
+from crashproof.records.metrics import Update
+from crashproof.records.progress import ProgressSummary
 from crashproof.records.requests import Spending
 from crashproof.records.session import TrainingSession
+from crashproof.records.states import AttemptState, OnConfigChange, SessionKind
 from crashproof.rules.identity import without_secrets
 from crashproof.rules.pace import estimate_remaining
 from crashproof.rules.trends import loss_trend
@@ -65,8 +69,9 @@ class ProgressTracker:
         total_steps: int,
         session_id: str | None = None,
         *,
-        on_config_change: str = "archive",
+        on_config_change: OnConfigChange | str = OnConfigChange.ARCHIVE,
         fresh: bool = False,
+        kind: SessionKind = SessionKind.TRAINING,
         settings: TrackerSettings | None = None,
         clock: Clock = SYSTEM_CLOCK,
         disk: Disk = REAL_DISK,
@@ -80,6 +85,7 @@ class ProgressTracker:
             session_id: Name of a new session; one that exists keeps its own.
             on_config_change: `archive` (set the old session aside and begin anew), `continue` or `error`.
             fresh: Set the old session aside even where the config is the same.
+            kind: What the steps of a new session are.
             settings: How often things are written.
             clock: Where the time comes from.
             disk: Where bytes go.
@@ -97,7 +103,7 @@ class ProgressTracker:
         self._disk = disk
         self._folder = RunFolder(Path(output_dir))
         identity = Identity.of(
-            config, total_steps, session_id=session_id, on_config_change=on_config_change, is_fresh=fresh
+            config, total_steps, session_id=session_id, on_config_change=on_config_change, is_fresh=fresh, kind=kind
         )
         run = open_run(self._folder, identity, clock=clock, disk=disk)
         self._guard = RunGuard(self._folder.root, run.lock)
@@ -110,7 +116,7 @@ class ProgressTracker:
             self._writer, large_checkpoint_bytes=self._settings.large_checkpoint_bytes, clock=clock, disk=disk
         )
         self._alerts = AlertMonitor(self._writer, self._settings.alerts)
-        self._alerts.tell_earlier_crashes()
+        self._alerts.report_earlier_crashes()
         self._write_snapshots()
         self._guard.watch(on_takeover=self._close_replaced, on_fork=self._leave_to_parent)
         self._heartbeat = self._started_heartbeat()
@@ -156,9 +162,9 @@ class ProgressTracker:
     def update_metrics(
         self,
         step: int,
-        loss: Any,
-        loss_components: Mapping[str, Any],
-        learning_rate: Any,
+        loss: object,
+        loss_components: Mapping[str, object],
+        learning_rate: object,
         samples_processed: int,
         tokens_processed: int,
         throughput_samples_per_sec: float | None = None,
@@ -184,17 +190,18 @@ class ProgressTracker:
             RunClosed: the tracker was closed or replaced.
             DiskFull: the disk has been full for so long that no more lines can wait.
         """
+        update = Update(
+            step=as_int(step, "step"),
+            loss=loss,
+            loss_components=loss_components,
+            learning_rate=learning_rate,
+            samples_processed=as_int(samples_processed, "samples_processed"),
+            tokens_processed=as_int(tokens_processed, "tokens_processed"),
+            throughput_samples_per_sec=_float_or_none(throughput_samples_per_sec, "throughput_samples_per_sec"),
+            throughput_tokens_per_sec=_float_or_none(throughput_tokens_per_sec, "throughput_tokens_per_sec"),
+        )
         with self._guard:
-            self._metrics.record(
-                step,
-                loss,
-                loss_components,
-                learning_rate,
-                samples_processed,
-                tokens_processed,
-                throughput_samples_per_sec,
-                throughput_tokens_per_sec,
-            )
+            self._metrics.record(update)
 
     def record_checkpoint(
         self,
@@ -366,19 +373,19 @@ class ProgressTracker:
             self._metrics.record_pause(seconds)
 
     def get_loss_trend(self, window_size: int = 100) -> dict[str, Any]:
-        """What the newest losses (at most 1,000) say; see `rules/trends.py` for the names."""
+        """What the newest losses (at most 1,000) say; see `LossTrend` for the names."""
         with self._guard.lock:
             losses = [line.loss for line in self.session.metrics_history]
             average = self.session.moving_avg_loss
-        return loss_trend(losses, moving_avg_loss=average, window_size=window_size)
+        trend: dict[str, Any] = msgspec.to_builtins(
+            loss_trend(losses, moving_avg_loss=average, window_size=window_size)
+        )
+        return trend
 
     def get_progress_summary(self) -> dict[str, Any]:
-        """The fields of `progress.json`, as of now; see `rules/summary.py` for the names."""
-        with self._guard.lock:
-            self._responses.tell_served()
-            session = self._writer.session_as_of_now()
-            hours, num_pending = self._metrics.hours_trained(), self._metrics.num_waiting
-        return self._writer.summary(session, wall_clock_hours=hours, num_pending=num_pending)
+        """The fields of `progress.json`, as of now; see `ProgressSummary` for the names."""
+        summary: dict[str, Any] = msgspec.to_builtins(self._summary())
+        return summary
 
     def get_remaining_seconds(self) -> float | None:
         """Training time to the last step at the recent pace; None while that is unknown."""
@@ -396,10 +403,10 @@ class ProgressTracker:
         """
         with self._guard:
             self._metrics.write_all()
-            self._look_for_alerts()
+            self._check_alerts()
             self._finish_writing()
 
-    def close(self, how: str = "completed", error: BaseException | None = None) -> None:
+    def close(self, how: AttemptState | str = AttemptState.COMPLETED, error: BaseException | None = None) -> None:
         """End the attempt in good order; a second call does nothing.
 
         Args:
@@ -417,7 +424,7 @@ class ProgressTracker:
             if not self._guard.is_open():
                 return
             try:
-                self._end_attempt(how, error)
+                self._end_attempt(AttemptState(how), error)
             finally:
                 self._guard.state = GuardState.CLOSED
                 self._alerts.close()
@@ -425,6 +432,13 @@ class ProgressTracker:
                 self._responses.close()
                 self._writer.close()
                 atexit.unregister(self._close_at_exit)
+
+    def _summary(self) -> ProgressSummary:
+        with self._guard.lock:
+            self._responses.tell_served()
+            session = self._writer.session_as_of_now()
+            hours, num_pending = self._metrics.hours_trained(), self._metrics.num_pending
+        return self._writer.summary(session, wall_clock_hours=hours, num_pending=num_pending)
 
     def _remove_stale(self) -> None:
         """Remove the checkpoints that are not kept; whatever refuses is logged, and they stay a while longer."""
@@ -456,11 +470,11 @@ class ProgressTracker:
                     self._checkpoints.keep_deletion()
             return True
 
-    def _end_attempt(self, how: str, error: BaseException | None) -> None:
+    def _end_attempt(self, how: AttemptState, error: BaseException | None) -> None:
         self._metrics.write_all()
         self._checkpoints.keep_digests(wait=True)
         self._responses.tell_served()
-        self._look_for_alerts()
+        self._check_alerts()
         self._writer.keep(
             AttemptEnded(
                 **self._writer.stamp(),
@@ -470,13 +484,13 @@ class ProgressTracker:
             )
         )
         # Whoever finds the end and no alert of it tells of it: so the end comes first.
-        self._alerts.tell_end(error)
+        self._alerts.report_end(error)
         self._finish_writing()
         self._responses.save_index()
 
     def _finish_writing(self) -> None:
         self._responses.tell_served()
-        has_written_all = self._writer.write_waiting()
+        has_written_all = self._writer.write_queued()
         self._writer.sync()
         self._write_snapshots()
         if not has_written_all:
@@ -495,16 +509,16 @@ class ProgressTracker:
                 return
             self._metrics.write_ready()
             self._checkpoints.keep_digests(wait=False)
-            self._writer.write_waiting()
+            self._writer.write_queued()
             self._responses.tell_served()
         self._writer.sync()
         self._responses.save_index(only_if_due=True)
-        summary, free_bytes = self.get_progress_summary(), self._alerts.free_bytes()
+        summary, free_bytes = self._summary(), self._alerts.free_bytes()
         with self._guard.lock:
             if not self._guard.is_open():
                 return
-            self._alerts.look(summary, free_bytes)
-            summary["alerts_active"] = list(self._writer.session.alerts_active)
+            self._alerts.check(summary, free_bytes)
+            summary.alerts_active = list(self._writer.session.alerts_active)
         self._writer.write_summary(summary)
         content = None
         with self._guard.lock:
@@ -512,18 +526,18 @@ class ProgressTracker:
                 content = self._writer.session_content()
         self._writer.write_session(content)
 
-    def _look_for_alerts(self) -> None:
-        """What has begun since the last beat; where there is no heartbeat, what has begun at all."""
-        self._alerts.look(self.get_progress_summary(), self._alerts.free_bytes(), is_moving=True)
+    def _check_alerts(self) -> None:
+        """What has begun since the last heartbeat; without a heartbeat, what has begun at all."""
+        self._alerts.check(self._summary(), self._alerts.free_bytes(), is_moving=True)
 
     def _write_snapshots(self) -> None:
-        self._writer.write_summary(self.get_progress_summary())
+        self._writer.write_summary(self._summary())
         self._writer.write_manifest()
         self._writer.write_session(self._writer.session_content())
 
     def _close_replaced(self) -> None:
         """Another tracker of this process is about to take the run over."""
-        self.close("replaced")
+        self.close(AttemptState.REPLACED)
 
     def _leave_to_parent(self) -> None:
         """The lock and the heartbeat are the parent's; of the files, a forked child has copies of its own."""
@@ -534,7 +548,11 @@ class ProgressTracker:
     def _close_at_exit(self) -> None:
         """Whoever forgets to close still ends in good order, unless the process was killed."""
         error = getattr(sys, "last_value", None)
-        self.close("completed" if error is None else "raised", error)
+        self.close(AttemptState.COMPLETED if error is None else AttemptState.RAISED, error)
+
+
+def _float_or_none(value: object, name: str) -> float | None:
+    return None if value is None else as_float(value, name)
 
 
 def _numbers_by_name(results: Any) -> dict[str, float]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from crashproof.errors import ConfigError, MissingExtra
-from crashproof.optional_dependencies import is_installed, require_versions
+from crashproof.errors import ConfigError
+from crashproof.optional_dependencies import is_installed, missing_extra, require_versions
 from crashproof.reading.run_reader import RunReader
 from crashproof.records.metrics import MetricsSnapshot
 
@@ -111,7 +111,7 @@ def _engine(wanted: str | None) -> str:
         if is_installed(name):
             require_versions(name, {name: _ENGINES[name]})
             return name
-    raise MissingExtra(wanted or "pandas")
+    raise missing_extra(wanted or "pandas")
 
 
 def _flat(update: MetricsSnapshot) -> dict[str, Any]:

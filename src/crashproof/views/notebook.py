@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from html import escape
 from pathlib import Path
-from typing import Any
 
-from crashproof.formatting import ago, as_dollars_text, as_duration, as_place
+from crashproof.formatting import ago, as_dollars_text, as_duration
 from crashproof.reading.curves import CurveFollower
 from crashproof.reading.run_reader import RunReader
+from crashproof.records.progress import ProgressSummary
 from crashproof.views.svg import CurveMarks, curve_svg
 
 __all__ = ["Glance", "escaped", "marked_curve", "show"]
@@ -48,7 +48,7 @@ def show(run_dir: str | Path) -> Glance:
     """
     reader = RunReader.open(Path(run_dir))
     now = time.time()
-    summary = reader.summary(now=now)
+    summary = reader.progress(now=now)
     return Glance(name=str(run_dir), lines=tuple(_lines(summary, now)), svg=marked_curve(reader))
 
 
@@ -75,21 +75,21 @@ def escaped(text: object) -> str:
     return escape(visible)
 
 
-def _lines(summary: dict[str, Any], now: float) -> list[str]:
-    trend = summary["loss_trend"]
-    reason = f" ({summary['health_reason']})" if summary["health_reason"] else ""
+def _lines(summary: ProgressSummary, now: float) -> list[str]:
+    trend = summary.loss_trend
+    reason = f" ({summary.health_reason})" if summary.health_reason else ""
     lines = [
-        f"{summary['health'].replace('_', ' ')}{reason}",
-        f"{as_place(summary)} ({summary['progress_pct']:.1f} %), last update {ago(summary['last_update_time'], now)}",
+        f"{summary.health.replace('_', ' ')}{reason}",
+        f"{summary.place} ({summary.progress_pct:.1f} %), last update {ago(summary.last_update_time, now)}",
     ]
-    if trend["has_data"]:
-        lines.append(f"loss {trend['current_loss']:.4f}: {trend['verdict'].replace('_', ' ')}")
-    if summary["status"] == "running" and summary["estimated_remaining_hours"] is not None:
-        lines.append(f"{as_duration(summary['estimated_remaining_hours'] * 3600)} remain")
-    if summary["attempt"] > 1:
-        lines.append(f"attempt {summary['attempt']}; {summary['steps_recomputed']:,} steps were computed again")
-    if summary["last_checkpoint_step"] is not None:
-        lines.append(f"newest checkpoint: step {summary['last_checkpoint_step']:,}")
-    if summary["api_cost"]:
-        lines.append(f"paid to teachers: {as_dollars_text(Decimal(repr(summary['api_cost'])))}")
+    if trend.has_data:
+        lines.append(f"loss {trend.current_loss:.4f}: {trend.verdict.replace('_', ' ')}")
+    if summary.status == "running" and summary.estimated_remaining_hours is not None:
+        lines.append(f"{as_duration(summary.estimated_remaining_hours * 3600)} remain")
+    if summary.attempt > 1:
+        lines.append(f"attempt {summary.attempt}; {summary.steps_recomputed:,} steps were computed again")
+    if summary.last_checkpoint_step is not None:
+        lines.append(f"newest checkpoint: step {summary.last_checkpoint_step:,}")
+    if summary.api_cost:
+        lines.append(f"paid to teachers: {as_dollars_text(Decimal(repr(summary.api_cost)))}")
     return lines

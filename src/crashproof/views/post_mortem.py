@@ -11,10 +11,11 @@ import msgspec
 from crashproof.checkpoints.select import choose_for
 from crashproof.checkpoints.verify import problem_with
 from crashproof.errors import NoUsableCheckpoint
-from crashproof.formatting import ago, as_bytes, as_place
+from crashproof.formatting import ago, as_bytes
 from crashproof.reading.run_reader import RunReader
 from crashproof.records.events import Event
 from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import AttemptRecord, TrainingSession
 from crashproof.views.notebook import marked_curve
 
@@ -56,7 +57,7 @@ class PostMortem:
     """What ended it, as far as the records tell."""
     clues: Sequence[str]
     next_step: str
-    summary: dict[str, Any]
+    summary: ProgressSummary
     last_updates: Sequence[MetricsSnapshot]
     attempts: Sequence[AttemptRecord]
     events: Sequence[Event]
@@ -78,7 +79,7 @@ class PostMortem:
             "sentence": self.sentence,
             "clues": list(self.clues),
             "next_step": self.next_step,
-            "summary": self.summary,
+            "summary": msgspec.to_builtins(self.summary),
             "last_updates": [msgspec.to_builtins(each) for each in self.last_updates],
             "attempts": [msgspec.to_builtins(each) for each in self.attempts],
             "events": [msgspec.to_builtins(each) for each in self.events],
@@ -101,13 +102,13 @@ def examine(reader: RunReader, surroundings: Surroundings, *, name: str, now: fl
         NewerFormat: it was written by a newer version.
     """
     session = reader.session()
-    summary = reader.summary(now=now)
+    summary = reader.progress(now=now)
     damage = reader.problems()
     newest = session.attempts[-1] if session.attempts else None
     return PostMortem(
         name=name,
         examined_at=now,
-        state=summary["health"],
+        state=summary.health,
         sentence=_sentence(summary, newest, now),
         clues=_clues(summary, session, surroundings, damage),
         next_step=_next_step(summary, session, reader),
@@ -123,13 +124,13 @@ def examine(reader: RunReader, surroundings: Surroundings, *, name: str, now: fl
     )
 
 
-def _sentence(summary: dict[str, Any], attempt: AttemptRecord | None, now: float) -> str:
+def _sentence(summary: ProgressSummary, attempt: AttemptRecord | None, now: float) -> str:
     if attempt is None:
         return "No process has taken it up yet."
     who = f"Process {attempt.pid} on {attempt.host or 'an unknown host'} (attempt {attempt.attempt})"
-    step = as_place(summary)
+    step = summary.place
     seen = ago(attempt.end or attempt.last_seen or None, now)
-    match summary["health"]:
+    match summary.health:
         case "crashed":
             return (
                 f"{who} is gone and did not say good-bye: killed, or its machine went down. It was last seen {seen}, "
@@ -147,25 +148,25 @@ def _sentence(summary: dict[str, Any], attempt: AttemptRecord | None, now: float
         case "replaced":
             return f"{who} gave the run to another tracker of the same process, which is gone, at {step}."
         case state:
-            reason = f": {summary['health_reason']}" if summary["health_reason"] else ""
+            reason = f": {summary.health_reason}" if summary.health_reason else ""
             return f"It is not dead. {who} still writes it, at {step} ({state.replace('_', ' ')}{reason})."
 
 
 def _clues(
-    summary: dict[str, Any], session: TrainingSession, surroundings: Surroundings, damage: Sequence[str]
+    summary: ProgressSummary, session: TrainingSession, surroundings: Surroundings, damage: Sequence[str]
 ) -> list[str]:
     clues = []
-    trend = summary["loss_trend"]
+    trend = summary.loss_trend
     if surroundings.kernel_lines:
         clues.append("The kernel has ended processes for want of memory; its lines are below.")
     if surroundings.free_bytes is not None and surroundings.free_bytes < _LOW_DISK_BYTES:
         clues.append(f"The disk is nearly full: {as_bytes(surroundings.free_bytes)} are free.")
-    if trend["num_non_finite"]:
-        clues.append(f"{trend['num_non_finite']} of the last {trend['window_size']} losses are not finite.")
-    if trend["verdict"] in ("diverging", "unstable"):
-        clues.append(f"The loss was {trend['verdict']} before the end.")
-    if summary["replay_differed_at"] is not None:
-        clues.append(f"Step {summary['replay_differed_at']:,} came out different when it was computed again.")
+    if trend.num_non_finite:
+        clues.append(f"{trend.num_non_finite} of the last {trend.window_size} losses are not finite.")
+    if trend.verdict in ("diverging", "unstable"):
+        clues.append(f"The loss was {trend.verdict} before the end.")
+    if summary.replay_differed_at is not None:
+        clues.append(f"Step {summary.replay_differed_at:,} came out different when it was computed again.")
     if damage:
         clues.append(f"Its journals have {len(damage)} damaged piece(s); `crashproof repair` sets them aside.")
     if session.connection_failures:
@@ -176,10 +177,10 @@ def _clues(
     return clues
 
 
-def _next_step(summary: dict[str, Any], session: TrainingSession, reader: RunReader) -> str:
-    if summary["health"] == "complete":
+def _next_step(summary: ProgressSummary, session: TrainingSession, reader: RunReader) -> str:
+    if summary.health == "complete":
         return "Nothing needs to be done."
-    if summary["status"] == "running":
+    if summary.status == "running":
         return "Let it go on, or ask it to save and end: crashproof stop DIR."
     if session.is_job:
         return "Start the same command again: it asks what has no answer yet."
@@ -190,7 +191,7 @@ def _next_step(summary: dict[str, Any], session: TrainingSession, reader: RunRea
     if choice is None:
         return "Start the same command again: it begins at step 0, as no checkpoint was recorded."
     step = choice.checkpoint.checkpoint_step
-    again = max(0, summary["steps_completed"] - step)
+    again = max(0, summary.steps_completed - step)
     passed = f" It passes over {len(choice.refused)} newer one(s) that cannot be used." if choice.refused else ""
     return (
         f"Start the same command again: it resumes at step {step:,} from {choice.checkpoint.checkpoint_path}, and "

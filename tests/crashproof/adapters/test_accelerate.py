@@ -47,7 +47,7 @@ def start(run_dir: Path) -> Iterator[Any]:
         loop.tracker.finish()
 
 
-def test_what_a_step_logs_has_its_place_and_the_rest_are_components(run_dir, start):
+def test_known_names_have_fields_of_their_own_and_the_rest_are_components(run_dir, start):
     loop = start()
     loop.accelerator.log({"loss": 0.5, "lr": 0.1, "ce": 0.3}, step=1)
     loop.accelerator.log({"loss": torch.tensor(math.nan), "learning_rate": 0.2, "samples": 9, "tokens": 7}, step=2)
@@ -87,7 +87,7 @@ def test_a_log_without_a_step_or_with_a_text_is_refused(run_dir, start):
     assert [] == list(RunReader.open(run_dir).history())
 
 
-def test_a_tracker_without_a_config_is_told(run_dir):
+def test_a_tracker_without_a_config_is_an_error(run_dir):
     tracker = CrashproofTracker(run_dir, total_steps=10)
     accelerator = Accelerator(cpu=True, log_with=tracker)
     accelerator.init_trackers("tiny")
@@ -96,7 +96,7 @@ def test_a_tracker_without_a_config_is_told(run_dir):
         accelerator.log({"loss": 0.5}, step=1)
 
 
-def test_a_state_is_published_whole_recorded_and_offered(run_dir, start):
+def test_a_state_is_published_atomically_recorded_and_offered(run_dir, start):
     loop = start()
     with torch.no_grad():
         loop.model.weight.fill_(3.0)
@@ -112,7 +112,7 @@ def test_a_state_is_published_whole_recorded_and_offered(run_dir, start):
     assert [] == list(run_dir.glob(".*"))
 
 
-def test_a_torn_state_is_set_aside_and_where_all_are_nothing_begins_at_zero(run_dir, start):
+def test_a_torn_state_is_quarantined_and_if_all_are_nothing_starts_at_zero(run_dir, start):
     loop = start()
     for step in (1, 2):
         (loop.save(step) / "model.safetensors").write_bytes(b"torn" if step == 2 else b"")
@@ -125,7 +125,7 @@ def test_a_torn_state_is_set_aside_and_where_all_are_nothing_begins_at_zero(run_
         loop.tracker.newest_state()
 
 
-def test_what_a_dead_process_left_before_its_record_is_moved_aside(run_dir, start):
+def test_an_unrecorded_checkpoint_of_a_dead_process_is_quarantined(run_dir, start):
     loop = start()
     (run_dir / "checkpoint_2").mkdir()
     (run_dir / "checkpoint_2" / "model.safetensors").write_bytes(b"left")
@@ -149,7 +149,7 @@ def test_a_save_that_fails_leaves_no_folder_and_no_record(run_dir, start, monkey
     assert {} == RunReader.open(run_dir).session().checkpoints
 
 
-def test_beginning_at_zero_beside_checkpoints_is_told(start):
+def test_starting_at_zero_despite_checkpoints_is_an_error(start):
     start().save(2)
     forget_open_runs()
 
@@ -157,7 +157,7 @@ def test_beginning_at_zero_beside_checkpoints_is_told(start):
         start().accelerator.log({"loss": 0.5}, step=1)
 
 
-def test_a_changed_config_and_a_foreign_folder_are_told(run_dir, tmp_path, start):
+def test_a_changed_config_and_a_foreign_folder_are_errors(run_dir, tmp_path, start):
     start().tracker.finish()
     with pytest.raises(ConfigChanged, match=r"lr: 0\.1 → 0\.2"):
         start({"lr": 0.2})
@@ -176,7 +176,7 @@ def test_an_accelerator_that_names_its_own_checkpoints_is_refused(run_dir, start
         loop.save(1)
 
 
-def test_how_it_ends_can_be_said(run_dir, start):
+def test_how_the_attempt_ends_can_be_set(run_dir, start):
     loop = start()
     loop.tracker.end_as("preempted")
     loop.accelerator.end_training()

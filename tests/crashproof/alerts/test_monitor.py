@@ -35,7 +35,7 @@ def recorded(run_dir: Path) -> list[str]:
     ]
 
 
-def test_what_is_active_is_in_the_summary_until_it_is_over(
+def test_an_active_alert_is_in_the_summary_until_it_is_cleared(
     open_tracker: Open, update: Update, clock: FakeClock
 ) -> None:
     tracker = open_tracker(settings=settings())
@@ -69,7 +69,7 @@ def test_a_restart_neither_repeats_nor_forgets_an_alert(
     assert second.session == RunReader.open(left).session()
 
 
-def test_a_crash_is_told_by_the_next_attempt_once(
+def test_a_crash_is_reported_once_by_the_next_attempt(
     open_tracker: Open, update: Update, run_dir: Path, left_by_a_kill: Callable[[Path], Path]
 ) -> None:
     update(open_tracker(settings=settings()), 1)
@@ -99,7 +99,7 @@ def test_a_budget_that_ends_the_run_is_spent(open_tracker: Open, run_dir: Path) 
     assert ["budget_80", "budget_100", "raised"] == recorded(run_dir)
 
 
-def test_a_full_disk_lets_alerts_wait_with_all_else(open_tracker: Open, update: Update, run_dir: Path) -> None:
+def test_alerts_wait_while_the_disk_is_full(open_tracker: Open, update: Update, run_dir: Path) -> None:
     class Filling(Disk):
         is_full = False
 
@@ -121,7 +121,7 @@ def test_a_full_disk_lets_alerts_wait_with_all_else(open_tracker: Open, update: 
     assert ([], ["disk_low"]) == (before, recorded(run_dir))
 
 
-def test_what_goes_wrong_with_an_alert_stops_no_training(
+def test_a_failing_alert_does_not_stop_the_training(
     open_tracker: Open, update: Update, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = open_tracker(settings=settings(webhook="http://127.0.0.1:9/"))
@@ -133,7 +133,7 @@ def test_what_goes_wrong_with_an_alert_stops_no_training(
     assert "An alert could not be raised; training goes on." in caplog.messages
 
 
-def test_a_process_that_cannot_be_started_is_told_and_stops_nothing(
+def test_a_process_that_cannot_be_started_is_logged_and_stops_nothing(
     open_tracker: Open, update: Update, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/no/such/python")
@@ -141,17 +141,17 @@ def test_a_process_that_cannot_be_started_is_told_and_stops_nothing(
     update(tracker, 1)
     tracker.close()
 
-    assert any(message.startswith("Alerts are not sent: no process") for message in caplog.messages)
+    assert any(message.startswith("Alerts are not sent: could not start") for message in caplog.messages)
 
 
 @pytest.mark.parametrize(
     "kinds, expected",
     [
         pytest.param(None, ["complete", "non_finite"], id="all"),
-        pytest.param({"complete"}, ["complete"], id="those-that-are-named"),
+        pytest.param({"complete"}, ["complete"], id="one-kind"),
     ],
 )
-def test_every_alert_is_recorded_and_only_the_kinds_asked_for_are_sent(
+def test_every_alert_is_recorded_and_only_the_requested_kinds_are_sent(
     open_tracker: Open, update: Update, run_dir: Path, kinds: Any, expected: list[str]
 ) -> None:
     with AlertReceiver() as receiver:
@@ -184,7 +184,7 @@ def test_the_bell_rings_in_a_terminal_only(
     assert 1 == terminal.getvalue().count("\a")
 
 
-def test_bad_news_is_a_warning_and_a_good_end_is_none(
+def test_bad_news_is_a_warning_and_a_completed_run_is_not(
     open_tracker: Open, update: Update, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="crashproof")
@@ -199,21 +199,21 @@ def test_bad_news_is_a_warning_and_a_good_end_is_none(
     ]
 
 
-def test_a_forked_child_sends_nothing_and_leaves_the_helper_to_its_parent(
+def test_a_forked_child_sends_nothing_and_leaves_the_process_to_its_parent(
     open_tracker: Open, update: Update, run_dir: Path
 ) -> None:
     with AlertReceiver() as receiver:
         tracker = open_tracker(total_steps=1, settings=settings(webhook=receiver.address))
-        helper = tracker._alerts._helper
-        assert helper is not None
+        sender = tracker._alerts._process
+        assert sender is not None
         child = os.fork()
         if child == 0:
-            os._exit(0 if tracker._alerts._helper is None else 1)
+            os._exit(0 if tracker._alerts._process is None else 1)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         update(tracker, 1)
         tracker.close()
         receiver.wait_for(1)
-        eventually(lambda: helper._process is not None and helper._process.returncode == 0)
+        eventually(lambda: sender._process is not None and sender._process.returncode == 0)
 
         assert (0, ["complete"]) == (code, receiver.kinds)
 
@@ -221,5 +221,5 @@ def test_a_forked_child_sends_nothing_and_leaves_the_helper_to_its_parent(
 def test_no_process_is_started_where_nothing_is_sent(open_tracker: Open) -> None:
     tracker = open_tracker(settings=settings(bell=True))
 
-    assert None is tracker._alerts._helper
+    assert None is tracker._alerts._process
     forget_open_runs()

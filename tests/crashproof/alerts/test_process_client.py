@@ -5,65 +5,65 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
-from alert_receiver import eventually
+from alert_receiver import CONTENT, eventually
 
-from crashproof.alerts.process_client import AlertHelper, Channels, Watched
+from crashproof.alerts.process_client import AlertProcess, WatchedRun
 
 
 @pytest.fixture
-def helper(tmp_path: Path) -> Iterator[AlertHelper]:
-    helper = AlertHelper(
-        Watched(
+def sender(tmp_path: Path) -> Iterator[AlertProcess]:
+    sender = AlertProcess(
+        WatchedRun(
             pid=os.getpid(),
             progress=str(tmp_path / "progress"),
             session_id="training_1",
             attempt=1,
-            channels=Channels(webhook=None, slack_webhook=None, command=["true"], desktop=False),
+            channels={"command": ("true",)},
             kinds=[],
         )
     )
-    yield helper
-    helper.say_good_bye()
-    process = helper._process
+    yield sender
+    sender.finish()
+    process = sender._process
     eventually(lambda: process is None or process.returncode is not None)
 
 
-def content(message: str) -> dict[str, str]:
-    return {"kind": "stalled", "message": message, "run": "/runs/one"}
-
-
-def test_a_helper_that_does_not_read_is_not_waited_for(helper: AlertHelper, caplog: pytest.LogCaptureFixture) -> None:
-    assert helper._process is not None
-    os.kill(helper._process.pid, signal.SIGSTOP)
+def test_nobody_waits_for_a_process_that_does_not_read(
+    sender: AlertProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert sender._process is not None
+    os.kill(sender._process.pid, signal.SIGSTOP)
     for _ in range(200):
-        helper.hand_over(content("m" * 10_000))
-    os.kill(helper._process.pid, signal.SIGCONT)
+        sender.hand_over(msgspec.structs.replace(CONTENT, message="m" * 10_000))
+    os.kill(sender._process.pid, signal.SIGCONT)
 
-    told = "The alert stalled is not sent: the process that sends alerts does not take it."
-    assert {told} == set(caplog.messages)
+    assert {"Alert raised was not sent: the process that sends alerts is not reading."} == set(caplog.messages)
 
-    # What it got the beginning of is ended, and it goes on.
-    def is_taken() -> bool:
+    # The rest of a line that it began to read comes first.
+    def is_accepted() -> bool:
         caplog.clear()
-        helper.hand_over(content("m"))
+        sender.hand_over(CONTENT)
         return caplog.messages == []
 
-    eventually(is_taken)
+    eventually(is_accepted)
 
 
-def test_one_that_dies_again_and_again_is_left_dead(helper: AlertHelper, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_process_that_keeps_dying_is_not_restarted_for_ever(
+    sender: AlertProcess, caplog: pytest.LogCaptureFixture
+) -> None:
     for _ in range(4):
-        process = helper._process
+        process = sender._process
         assert process is not None
         process.kill()
         eventually(lambda process=process: process.returncode is not None)
-        helper.keep_alive()
-    helper.hand_over(content("m"))
-    helper.keep_alive()
+        sender.restart_if_dead()
+    sender.hand_over(CONTENT)
+    sender.restart_if_dead()
 
-    assert 3 == sum("it is started again" in message for message in caplog.messages)
+    assert 3 == sum(message.endswith("restarting it.") for message in caplog.messages)
     assert [
-        "The process that sends alerts has died once more; no more alerts are sent.",
-        "The alert stalled is not sent: the process that sends alerts does not take it.",
+        "The process that sends alerts died 4 times; no more alerts are sent.",
+        "Alert raised was not sent: the process that sends alerts is not reading.",
     ] == caplog.messages[-2:]

@@ -93,7 +93,7 @@ def test_the_newest_answer_under_a_key_counts(open_journal):
 
 def test_nobody_is_given_an_answer_before_it_is_published(open_journal):
     answers = open_journal()
-    answers.read_index()
+    answers.load_index()
     offset = answers.append(answer("a"))
     before = answers.get("a")
     answers.publish([offset])
@@ -129,8 +129,8 @@ def test_an_answer_that_rots_while_the_run_lives_is_set_aside_with_its_price(fol
     assert answers.get("a") is None
     assert 1 == len(caplog.messages)
     assert "The answer for a at byte 0" in caplog.messages[0]
-    assert "$0.5 had been paid" in caplog.messages[0]
-    assert b"about X" in (folder.set_aside / path.name).read_bytes()
+    assert "$0.5 was paid" in caplog.messages[0]
+    assert b"about X" in (folder.quarantine / path.name).read_bytes()
 
 
 def test_a_damaged_line_does_not_hide_its_neighbours(path, open_journal):

@@ -336,7 +336,7 @@ def test_an_answer_that_is_paid_for_takes_the_space_that_was_held_for_it(open_tr
 
     assert held >= 256 << 10
     assert "x" * 200_000 == tracker.responses.read(key_of("a")).response["text"]
-    assert any("takes the space that was held for it" in message for message in caplog.messages)
+    assert any("using reserved space" in message for message in caplog.messages)
     disk.free = 10 << 20
 
 
@@ -760,7 +760,7 @@ def test_an_answer_found_damaged_while_the_run_lives_is_asked_for_again(open_tra
 
     (verdict,) = tracker.responses.begin([intent("a")], budget=None)
     assert isinstance(verdict, Granted)
-    assert any("$0.003 had been paid" in message for message in caplog.messages)
+    assert any("$0.003 was paid" in message for message in caplog.messages)
     tracker.responses.finish([answered(verdict)])
     assert "about a" == tracker.responses.read(key_of("a")).response["text"]
 
@@ -820,7 +820,7 @@ def test_a_forked_child_waits_for_no_thread_of_the_parent(open_tracker):
     taken, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with tracker._lock:
+        with tracker._guard.lock:
             taken.set()
             done.wait()
 

@@ -39,48 +39,48 @@ def recorded(path: str, num_bytes: int) -> CheckpointMetadata:
     )
 
 
-def test_a_digest_is_told_once_when_it_is_done(digests, tmp_path):
+def test_a_finished_digest_is_returned_once(digests, tmp_path):
     (tmp_path / "a.pt").write_bytes(b"weights")
     digests.start(recorded("a.pt", 7))
     digests.wait()
 
     assert [("a.pt", hashlib.sha256(b"weights").hexdigest())] == [
-        (checkpoint.checkpoint_path, digest.sha256) for checkpoint, digest in digests.finished()
+        (checkpoint.checkpoint_path, digest.sha256) for checkpoint, digest in digests.take_finished()
     ]
-    assert [] == digests.finished()
+    assert [] == digests.take_finished()
 
 
-def test_several_are_told_in_the_order_in_which_they_were_begun(digests, tmp_path):
+def test_digests_are_returned_in_the_order_in_which_they_were_started(digests, tmp_path):
     for name in ("a.pt", "b.pt", "c.pt"):
         (tmp_path / name).write_bytes(b"weights")
         digests.start(recorded(name, 7))
     digests.wait()
 
-    assert ["a.pt", "b.pt", "c.pt"] == [checkpoint.checkpoint_path for checkpoint, _ in digests.finished()]
+    assert ["a.pt", "b.pt", "c.pt"] == [checkpoint.checkpoint_path for checkpoint, _ in digests.take_finished()]
 
 
-def test_one_that_changed_meanwhile_is_told_and_left_out(digests, tmp_path, caplog):
+def test_a_checkpoint_that_changed_meanwhile_is_logged_and_left_out(digests, tmp_path, caplog):
     (tmp_path / "a.pt").write_bytes(b"longer weights")
     digests.start(recorded("a.pt", 7))
     digests.wait()
 
-    assert [] == digests.finished()
-    assert ["a.pt changed after it was recorded: it stays unverified."] == caplog.messages
+    assert [] == digests.take_finished()
+    assert ["a.pt changed after it was recorded; it stays unverified."] == caplog.messages
 
 
 @pytest.mark.skipif(not UNREADABLE.exists(), reason="needs a file that even root cannot read")
-def test_one_that_cannot_be_read_is_told_and_left_out(digests, caplog):
+def test_a_checkpoint_that_cannot_be_read_is_logged_and_left_out(digests, caplog):
     digests.start(recorded(str(UNREADABLE), 7))
     digests.wait()
 
-    assert [] == digests.finished()
-    assert [True] == [message.startswith("/proc/self/mem could not be read back") for message in caplog.messages]
+    assert [] == digests.take_finished()
+    assert [True] == [message.startswith("Could not read /proc/self/mem back") for message in caplog.messages]
 
 
 def test_without_work_there_is_no_thread(digests):
     digests.wait()
 
-    assert [] == digests.finished()
+    assert [] == digests.take_finished()
     assert not any(thread.name.startswith("crashproof-digest") for thread in threading.enumerate())
 
 
@@ -90,4 +90,4 @@ def test_the_background_digests_what_the_foreground_would(digests, folder, tmp_p
     digests.start(recorded("sharded", 3))
     digests.wait()
 
-    assert [digest_of(tmp_path / "sharded")] == [digest for _, digest in digests.finished()]
+    assert [digest_of(tmp_path / "sharded")] == [digest for _, digest in digests.take_finished()]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from crashproof.checkpoints.digest import digest_of, make_durable, size_of
-from crashproof.checkpoints.quarantine import move_aside
+from crashproof.checkpoints.quarantine import quarantine
 from crashproof.checkpoints.select import choose
 from crashproof.checkpoints.verify import is_damaged, problem_with
 from crashproof.disk.run_folder import RunFolder
@@ -36,7 +36,7 @@ def saved(folder):
             (path / each).write_text(text)
         digest = digest_of(path)
         found = {"num_bytes": digest.num_bytes, "sha256": digest.sha256, "files": digest.files} | known
-        return described(step, folder.spell(path), **found)
+        return described(step, folder.recorded_path(path), **found)
 
     return save
 
@@ -60,7 +60,7 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_a_file_is_digested_whole(tmp_path):
+def test_a_file_is_digested(tmp_path):
     content = b"weights" * 500_000
     (tmp_path / "a.pt").write_bytes(content)
     digest = digest_of(tmp_path / "a.pt")
@@ -94,7 +94,7 @@ def test_a_folder_with_the_same_files_has_the_same_digest(tmp_path):
     assert digest_of(tmp_path / "one").sha256 != digest_of(tmp_path / "three").sha256
 
 
-def test_a_whole_checkpoint_has_no_problem(folder, saved):
+def test_an_intact_checkpoint_has_no_problem(folder, saved):
     assert [None, None] == [
         problem_with(saved(1), folder),
         problem_with(saved(2, {"a": "1", "b": "2"}), folder),
@@ -163,8 +163,8 @@ def zipped(path: Path) -> Path:
 
 
 REMOTE = described(9, "s3://bucket/9")
-UNSEEN = "it was not there when it was recorded, and cannot be verified"
-UNDIGESTED = "it was not digested before the run died, and cannot be verified"
+UNSEEN = "it did not exist when it was recorded, and cannot be verified"
+UNDIGESTED = "its digest was not computed before the run died, so it cannot be verified"
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ UNDIGESTED = "it was not digested before the run died, and cannot be verified"
         pytest.param("gone.pt", 7, "it is missing", "it is missing", id="seen-once-and-gone"),
     ],
 )
-def test_what_was_never_digested_passes_only_where_it_is_trusted(folder, path, num_bytes, if_trusted, if_not):
+def test_an_undigested_checkpoint_passes_only_if_it_is_trusted(folder, path, num_bytes, if_trusted, if_not):
     (folder.root / "there.pt").write_text("weights")
     checkpoint = described(5, path, num_bytes=num_bytes)
 
@@ -190,7 +190,7 @@ def test_what_was_never_digested_passes_only_where_it_is_trusted(folder, path, n
     assert if_not == problem_with(checkpoint, folder)
 
 
-def test_a_whole_archive_proves_itself_without_a_digest(folder):
+def test_an_intact_archive_is_verified_without_a_digest(folder):
     path = zipped(folder.root / "a.pt")
 
     assert problem_with(described(5, "a.pt", num_bytes=path.stat().st_size), folder) is None
@@ -204,7 +204,7 @@ def test_a_whole_archive_proves_itself_without_a_digest(folder):
         pytest.param(b"PK\x01\x02", "its archive is damaged", id="list-of-members"),
     ],
 )
-def test_a_rotten_archive_is_found_without_a_digest(folder, place, expected, is_trusted):
+def test_a_corrupt_archive_is_found_without_a_digest(folder, place, expected, is_trusted):
     path = zipped(folder.root / "a.pt")
     content = path.read_bytes()
     path.write_bytes(content.replace(place, bytes(len(place)), 1))
@@ -214,7 +214,7 @@ def test_a_rotten_archive_is_found_without_a_digest(folder, place, expected, is_
     assert problem.startswith(expected)
 
 
-def test_the_newest_whole_checkpoint_is_chosen(folder, saved):
+def test_the_newest_intact_checkpoint_is_chosen(folder, saved):
     choice = choose([saved(5), saved(20), saved(10)], folder)
 
     assert (20, []) == (choice.checkpoint.checkpoint_step, choice.refused)
@@ -235,35 +235,35 @@ def test_newest_truncated_second_flipped_third_deleted_so_the_fourth_is_chosen(f
     ] == [(checkpoint.checkpoint_path, reason) for checkpoint, reason in choice.refused]
 
 
-def test_where_none_was_recorded_there_is_nothing_to_choose(folder):
+def test_nothing_is_chosen_if_none_was_recorded(folder):
     assert choose([], folder) is None
 
 
-def test_where_all_are_damaged_the_error_names_each_and_why(folder, saved):
+def test_if_all_are_damaged_the_error_names_each_and_why(folder, saved):
     checkpoints = [saved(step) for step in (1, 2)]
     (folder.root / "checkpoint_1").unlink()
     flip_a_bit(folder.root / "checkpoint_2")
     gone = [RefusedCheckpoint(checkpoint_step=3, checkpoint_path="checkpoint_3", reason="it has 1 bytes")]
 
     with pytest.raises(NoUsableCheckpoint) as refused:
-        choose(checkpoints, folder, set_aside=gone)
+        choose(checkpoints, folder, quarantined=gone)
 
     assert [
         ("checkpoint_2", "its bytes differ from those that were saved"),
         ("checkpoint_1", "it is missing"),
-        ("checkpoint_3", "it has 1 bytes; set aside earlier"),
+        ("checkpoint_3", "it has 1 bytes; quarantined earlier"),
     ] == refused.value.refused
     assert "checkpoint_1: it is missing" in str(refused.value)
 
 
-def test_what_was_set_aside_earlier_is_no_reason_to_start_from_zero(folder):
+def test_checkpoints_quarantined_earlier_prevent_a_start_from_zero(folder):
     gone = [RefusedCheckpoint(checkpoint_step=3, checkpoint_path="checkpoint_3", reason="it is torn")]
 
-    with pytest.raises(NoUsableCheckpoint, match="checkpoint_3: it is torn; set aside earlier"):
-        choose([], folder, set_aside=gone)
+    with pytest.raises(NoUsableCheckpoint, match="checkpoint_3: it is torn; quarantined earlier"):
+        choose([], folder, quarantined=gone)
 
 
-def test_an_unverified_checkpoint_is_offered_where_nothing_verifiable_was_recorded(folder):
+def test_an_unverified_checkpoint_is_offered_if_nothing_verifiable_was_recorded(folder):
     choice = choose([described(5, "s3://bucket/5"), described(9, "s3://bucket/9")], folder)
 
     assert ("s3://bucket/9", []) == (choice.checkpoint.checkpoint_path, choice.refused)
@@ -276,11 +276,11 @@ def test_a_verified_checkpoint_is_preferred_to_a_newer_unverified_one(folder, sa
     assert [(REMOTE, UNSEEN)] == choice.refused
 
 
-def test_an_unverified_checkpoint_is_not_offered_where_better_ones_were_set_aside(folder):
+def test_an_unverified_checkpoint_is_not_offered_if_others_were_quarantined(folder):
     gone = [RefusedCheckpoint(checkpoint_step=3, checkpoint_path="checkpoint_3", reason="it is torn")]
 
     with pytest.raises(NoUsableCheckpoint):
-        choose([REMOTE], folder, set_aside=gone)
+        choose([REMOTE], folder, quarantined=gone)
 
 
 def test_a_new_archive_without_a_digest_is_preferred_to_an_older_digested_checkpoint(folder, saved):
@@ -290,7 +290,7 @@ def test_a_new_archive_without_a_digest_is_preferred_to_an_older_digested_checkp
     assert 9 == choice.checkpoint.checkpoint_step
 
 
-def test_an_unverified_checkpoint_is_not_offered_where_the_verifiable_ones_are_damaged(folder, saved):
+def test_an_unverified_checkpoint_is_not_offered_if_the_verifiable_ones_are_damaged(folder, saved):
     checkpoints = [saved(5), REMOTE]
     (folder.root / "checkpoint_5").unlink()
 
@@ -310,25 +310,25 @@ def test_a_run_that_was_moved_still_finds_its_checkpoints(folder, saved, tmp_pat
 def test_a_checkpoint_outside_the_run_is_known_by_its_absolute_path(folder, tmp_path):
     outside = tmp_path / "nas" / "5.pt"
 
-    assert str(outside) == folder.spell(outside)
+    assert str(outside) == folder.recorded_path(outside)
     assert outside == folder.find(str(outside))
 
 
-def test_a_damaged_checkpoint_is_moved_aside_and_never_overwrites_another(folder, saved):
+def test_a_quarantined_checkpoint_never_overwrites_another(folder, saved):
     targets = []
     for _ in range(2):
         checkpoint = saved(5)
-        targets.append(move_aside(checkpoint, folder))
+        targets.append(quarantine(folder.find(checkpoint.checkpoint_path), folder))
 
-    assert [folder.set_aside / "checkpoint_5", folder.set_aside / "checkpoint_5.1"] == targets
+    assert [folder.quarantine / "checkpoint_5", folder.quarantine / "checkpoint_5.1"] == targets
     assert all(target.exists() for target in targets)
     assert not (folder.root / "checkpoint_5").exists()
 
 
-def test_what_lies_outside_the_run_is_not_ours_to_move(folder, tmp_path):
+def test_a_checkpoint_outside_the_run_is_not_moved(folder, tmp_path):
     (tmp_path / "outside.pt").write_text("weights")
 
-    assert move_aside(described(5, str(tmp_path / "outside.pt"), num_bytes=9), folder) is None
+    assert quarantine(tmp_path / "outside.pt", folder) is None
     assert (tmp_path / "outside.pt").exists()
 
 
@@ -342,7 +342,7 @@ def test_what_lies_outside_the_run_is_not_ours_to_move(folder, tmp_path):
         pytest.param("there.pt", {}, False, id="never-seen-when-recorded"),
     ],
 )
-def test_only_what_is_there_and_altered_is_damaged(folder, path, known, expected):
+def test_only_an_existing_altered_checkpoint_is_damaged(folder, path, known, expected):
     (folder.root / "there.pt").write_text("weights")
 
     assert expected is is_damaged(described(5, path, **known), folder)
@@ -351,7 +351,7 @@ def test_only_what_is_there_and_altered_is_damaged(folder, path, known, expected
 @pytest.mark.parametrize(
     "files", [pytest.param([""], id="file"), pytest.param(["a", "deep/b"], id="folder-with-a-folder-in-it")]
 )
-def test_a_checkpoint_that_somebody_else_wrote_survives_a_power_loss_once_made_durable(folder, tmp_path, files):
+def test_a_checkpoint_of_other_code_survives_a_power_loss_once_made_durable(folder, tmp_path, files):
     disk = FaultyDisk(folder.root, tmp_path / "scratch")
     path = folder.root / "checkpoint_5"
     for name in files:

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from foreign_checkpoints import write_accelerate, write_archive, write_hugging_face, write_safetensors
 
-from crashproof.checkpoints.foreign import Candidate, Finding, candidates_in, inspect
+from crashproof.checkpoints.foreign import Candidate, Finding, find_candidates, inspect
 
 
 def found(path: Path) -> Finding:
-    (candidate,) = [each for each in candidates_in(path.parent) if each.path == path]
+    (candidate,) = [each for each in find_candidates(path.parent) if each.path == path]
     return inspect(candidate)
 
 
@@ -38,7 +38,7 @@ def found(path: Path) -> Finding:
 def test_a_file_named_after_a_step_is_a_candidate(tmp_path: Path, name: str, step: int) -> None:
     (tmp_path / name).write_bytes(b"{}")
 
-    assert [Candidate(step=step, path=tmp_path / name)] == candidates_in(tmp_path)
+    assert [Candidate(step=step, path=tmp_path / name)] == find_candidates(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -55,19 +55,19 @@ def test_a_file_named_after_a_step_is_a_candidate(tmp_path: Path, name: str, ste
         f"checkpoint_{10**30}.pt",
     ],
 )
-def test_other_files_are_none(tmp_path: Path, name: str) -> None:
+def test_other_files_are_no_candidates(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"{}")
 
-    assert [] == candidates_in(tmp_path)
+    assert [] == find_candidates(tmp_path)
 
 
-def test_candidates_come_by_step(tmp_path: Path) -> None:
+def test_candidates_are_sorted_by_step(tmp_path: Path) -> None:
     for name in ("checkpoint_20.pt", "checkpoint_3.pt", "checkpoint_100.pt"):
         (tmp_path / name).write_bytes(b"weights")
     (tmp_path / "checkpoint-20").mkdir()
 
     assert ["checkpoint_3.pt", "checkpoint-20", "checkpoint_20.pt", "checkpoint_100.pt"] == [
-        each.path.name for each in candidates_in(tmp_path)
+        each.path.name for each in find_candidates(tmp_path)
     ]
 
 
@@ -121,14 +121,14 @@ def test_what_numpy_writes_is_an_archive_too(tmp_path: Path) -> None:
         pytest.param(lose_the_first_bytes, "archive/data.pkl in its archive is damaged", id="first block"),
     ],
 )
-def test_a_torn_archive_is_told(tmp_path: Path, harm: Callable[[Path], None], problem: str) -> None:
+def test_a_torn_archive_is_reported(tmp_path: Path, harm: Callable[[Path], None], problem: str) -> None:
     path = write_archive(tmp_path / "checkpoint_1.pt")
     harm(path)
 
     assert str(found(path).problem).startswith(problem)
 
 
-def test_of_a_format_without_checksums_it_is_said_that_only_its_size_was_looked_at(tmp_path: Path) -> None:
+def test_a_format_without_checksums_is_reported_as_unchecked(tmp_path: Path) -> None:
     (tmp_path / "checkpoint_1.pt").write_bytes(pickle.dumps({"weights": 1.0}))
 
     assert Finding(unchecked=("checkpoint_1.pt",)) == found(tmp_path / "checkpoint_1.pt")
@@ -157,14 +157,14 @@ def test_safetensors_are_as_long_as_their_header_says(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_torn_safetensors_are_told(tmp_path: Path, harm: Callable[[Path], Any], problem: str) -> None:
+def test_torn_safetensors_are_reported(tmp_path: Path, harm: Callable[[Path], Any], problem: str) -> None:
     path = write_safetensors(tmp_path / "checkpoint_1.safetensors")
     harm(path)
 
     assert str(found(path).problem).startswith(problem)
 
 
-def test_zeros_in_place_of_safetensors_are_told(tmp_path: Path) -> None:
+def test_zeros_in_place_of_safetensors_are_reported(tmp_path: Path) -> None:
     path = write_safetensors(tmp_path / "checkpoint_1.safetensors")
     zero(path)
 
@@ -178,17 +178,19 @@ def test_json_is_parsed(tmp_path: Path, content: bytes, problem: str | None) -> 
     assert Finding(problem=problem) == found(tmp_path / "checkpoint_1.json")
 
 
-def test_what_cannot_be_read_is_not_whole(tmp_path: Path) -> None:
+def test_an_unreadable_checkpoint_is_not_intact(tmp_path: Path) -> None:
     (tmp_path / "checkpoint_1.pt").symlink_to(tmp_path / "gone.pt")
 
     assert "it cannot be read (No such file or directory)" == found(tmp_path / "checkpoint_1.pt").problem
 
 
-def test_one_that_is_still_being_written_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_is_still_being_written_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_archive(tmp_path / "checkpoint_1.pt")
     read = zipfile_reads_then(lambda: os.utime(path, ns=(1, 1)), monkeypatch)
 
-    assert "it changed while it was read: somebody still writes it" == found(path).problem
+    assert "it changed while it was read: it is still being written" == found(path).problem
     assert read.is_done
 
 
@@ -216,11 +218,11 @@ def zipfile_reads_then(act: Callable[[], None], monkeypatch: pytest.MonkeyPatch)
         pytest.param({"num_ranks": 4}, id="ranks"),
     ],
 )
-def test_a_folder_of_a_trainer_is_whole(tmp_path: Path, kind: dict[str, Any]) -> None:
+def test_a_folder_of_a_trainer_is_intact(tmp_path: Path, kind: dict[str, Any]) -> None:
     assert found(write_hugging_face(tmp_path, 500, **kind)).problem is None
 
 
-def test_a_folder_of_the_model_alone_is_whole(tmp_path: Path) -> None:
+def test_a_folder_of_the_model_alone_is_intact(tmp_path: Path) -> None:
     folder = write_hugging_face(tmp_path, 500)
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         (folder / name).unlink()
@@ -228,7 +230,7 @@ def test_a_folder_of_the_model_alone_is_whole(tmp_path: Path) -> None:
     assert Finding(unchecked=("model.safetensors",)) == found(folder)
 
 
-def test_what_a_trainer_has_measured_at_the_step_comes_along(tmp_path: Path) -> None:
+def test_the_evaluation_of_a_trainer_at_the_step_is_returned(tmp_path: Path) -> None:
     history = [
         {"step": 250, "eval_loss": 3.0},
         {"step": 500, "loss": 2.5, "learning_rate": 0.1},
@@ -256,7 +258,7 @@ def test_what_a_trainer_has_measured_at_the_step_comes_along(tmp_path: Path) -> 
         ("trainer_state.json", put(b"[]"), "its trainer_state.json names no global_step"),
     ],
 )
-def test_a_torn_folder_of_a_trainer_is_told(
+def test_a_torn_folder_of_a_trainer_is_reported(
     tmp_path: Path, name: str, harm: Callable[[Path], Any], problem: str
 ) -> None:
     folder = write_hugging_face(tmp_path, 500, num_shards=3, num_ranks=3)
@@ -265,7 +267,7 @@ def test_a_torn_folder_of_a_trainer_is_told(
     assert str(found(folder).problem).startswith(problem)
 
 
-def test_a_folder_of_accelerate_is_whole_once_its_last_file_is_there(tmp_path: Path) -> None:
+def test_a_folder_of_accelerate_is_complete_once_its_last_file_exists(tmp_path: Path) -> None:
     folder = write_accelerate(tmp_path, 500)
     whole = found(folder).problem
     (folder / "random_states_0.pkl").unlink()
@@ -286,7 +288,7 @@ def distributed(tmp_path: Path) -> Path:
     return tmp_path / "checkpoint_5"
 
 
-def test_a_distributed_checkpoint_is_whole(distributed: Path) -> None:
+def test_a_distributed_checkpoint_is_intact(distributed: Path) -> None:
     assert Finding() == found(distributed)
 
 
@@ -305,13 +307,15 @@ def shard(folder: Path) -> Path:
         pytest.param(lambda folder: empty(folder / ".metadata"), "it cannot be read", id="metadata is empty"),
     ],
 )
-def test_a_torn_distributed_checkpoint_is_told(distributed: Path, harm: Callable[[Path], Any], problem: str) -> None:
+def test_a_torn_distributed_checkpoint_is_reported(
+    distributed: Path, harm: Callable[[Path], Any], problem: str
+) -> None:
     harm(distributed)
 
     assert problem in str(found(distributed).problem)
 
 
-def test_one_bit_in_a_distributed_tensor_is_told(distributed: Path) -> None:
+def test_one_flipped_bit_in_a_distributed_tensor_is_reported(distributed: Path) -> None:
     path = shard(distributed)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -341,9 +345,7 @@ def test_nothing_that_a_pickle_names_is_called(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "attacked").exists()
 
 
-def test_distributed_weights_inside_a_folder_of_a_trainer_are_looked_at_too(
-    tmp_path: Path, distributed: Path
-) -> None:
+def test_distributed_weights_inside_a_folder_of_a_trainer_are_checked_too(tmp_path: Path, distributed: Path) -> None:
     folder = write_hugging_face(tmp_path, 7)
     (folder / "model.safetensors").unlink()
     shutil.copytree(distributed, folder / "pytorch_model_fsdp_0")
@@ -354,7 +356,7 @@ def test_distributed_weights_inside_a_folder_of_a_trainer_are_looked_at_too(
     assert "pytorch_model_fsdp_0/.metadata: " in str(found(folder).problem)
 
 
-def test_a_real_folder_of_a_trainer_is_whole(tmp_path: Path) -> None:
+def test_a_real_folder_of_a_trainer_is_intact(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     safetensors = pytest.importorskip("safetensors.torch")
     folder = tmp_path / "checkpoint-3"

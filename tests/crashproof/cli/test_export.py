@@ -87,4 +87,4 @@ def test_a_folder_of_another_run_is_said(run, tmp_path, open_tracker, update):
 
     answer = export(tmp_path / "other", "--to", "tensorboard", "--into", tmp_path / "logs")
 
-    assert "is filled with another run" in str(answer.exception)
+    assert "already holds another run" in str(answer.exception)

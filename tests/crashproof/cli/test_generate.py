@@ -314,7 +314,7 @@ def test_broken_json_is_kept_marked_and_not_bought_again(job: Job, serve: Callab
     for _ in range(2):
         job.invoke("--concurrency", 1, exit_code=1)
 
-    assert ["the answer is kept and cannot be used: its body is no JSON object"] * 2 == [
+    assert ["the answer is stored but unusable: its body is not a JSON object"] * 2 == [
         line["reason"] for line in lines_of(job.failed)
     ]
     assert (2, 2) == (broken.counts.requests, broken.counts.answers_computed)
@@ -360,11 +360,11 @@ def batch_lines(*bodies: Mapping[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "line, words",
     [
-        ("{", "this is no JSON"),
+        ("{", "it is not valid JSON"),
         ('{"text": "x"}', 'it has neither "prompt" nor "messages"'),
-        ('{"prompt": ""}', '"prompt" must be text that is not empty'),
+        ('{"prompt": ""}', '"prompt" must be a non-empty string'),
         ('{"prompt": "x", "teacher_text": "y"}', "call that field otherwise"),
-        (json.dumps(batch_lines({"model": "other"})[0]), "it asks 'other', the job asks 'teacher'"),
+        (json.dumps(batch_lines({"model": "other"})[0]), "its model is 'other', the job's is 'teacher'"),
         (json.dumps(batch_lines({"stream": True})[0]), '"stream" is set'),
         (json.dumps(batch_lines({"n": 2})[0]), "--samples"),
     ],
@@ -395,13 +395,13 @@ def test_a_malformed_prompt_names_its_file_and_line_and_nothing_is_sent(
         (["--parameter", "model=other"], ConfigError, "Pass --model."),
         (["--parameter", "messages=[]"], ConfigError, "They stand in the file of prompts."),
         (["--parameter", "tools=[]"], ConfigError, "They stand in the file of prompts."),
-        (["--parameter", "stream=true"], ConfigError, '"stream" is set, and answers are kept whole'),
+        (["--parameter", "stream=true"], ConfigError, '"stream" is set, but answers are stored complete'),
         (["--parameter", "n=2"], ConfigError, "--samples"),
-        (["--parameter", "top_p=NaN"], RequestError, "top_p is nan, which JSON cannot hold"),
+        (["--parameter", "top_p=NaN"], RequestError, "top_p is nan, which JSON cannot represent"),
         (["--prices", "/none.yaml"], ConfigError, "The price table /none.yaml cannot be read"),
         (["--engine", "cloud"], ConfigError, "Pass --engine local or --engine ray"),
         (["--engine", "ray"], ConfigError, "Pass --store"),
-        (["--base-url", "ftp://x"], RequestError, "is no http address"),
+        (["--base-url", "ftp://x"], RequestError, "is not an HTTP URL"),
         (["--base-url", "http://user:word@x"], RequestError, "holds a user or a password"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -417,7 +417,7 @@ def test_an_option_that_cannot_be_is_told_and_nothing_is_sent(
 
 
 def test_a_budget_needs_a_bound_for_the_answer(job: Job, server: TeacherServer, prices: Path) -> None:
-    with pytest.raises(ConfigError, match=r"it sets no length\. Set max_tokens\."):
+    with pytest.raises(ConfigError, match=r"it sets no maximum length\. Set max_tokens\."):
         job.invoke("--budget", "1", "--prices", prices)
 
     assert 0 == server.counts.requests
@@ -426,7 +426,7 @@ def test_a_budget_needs_a_bound_for_the_answer(job: Job, server: TeacherServer, 
 def test_a_missing_key_is_told_before_anything_is_made(job: Job) -> None:
     job.base_url = "https://api.openai.com/v1"
 
-    with pytest.raises(ConfigError, match=r"There is no API key\. Set OPENAI_API_KEY"):
+    with pytest.raises(ConfigError, match=r"No API key is set\. Set OPENAI_API_KEY"):
         job.invoke()
 
     assert not job.run.exists()
@@ -435,7 +435,7 @@ def test_a_missing_key_is_told_before_anything_is_made(job: Job) -> None:
 def test_an_output_that_is_a_folder_is_refused(job: Job, tmp_path: Path) -> None:
     job.out = tmp_path
 
-    with pytest.raises(ConfigError, match=r"is a folder\. Name a file with --out\."):
+    with pytest.raises(ConfigError, match=r"is a folder\. Pass a file as --out\."):
         job.invoke()
 
 
@@ -460,7 +460,7 @@ def test_prompts_from_a_pipe_are_refused_since_they_are_read_again(job: Job, tmp
     job.prompts = tmp_path / "pipe"
     os.mkfifo(job.prompts)
 
-    with pytest.raises(ConfigError, match=r"is a pipe, and prompts are read several times\. Write them to a file\."):
+    with pytest.raises(ConfigError, match=r"is a pipe, but prompts are read several times\. Write them to a file\."):
         job.invoke()
 
 
@@ -495,7 +495,7 @@ def test_an_unreachable_server_is_an_error_also_for_a_few_prompts(job: Job) -> N
         port = taken.getsockname()[1]
     job.base_url = f"http://127.0.0.1:{port}/v1"
 
-    with pytest.raises(TeacherUnreachable, match=r"gave no answer in 2 attempts over .* no connection to http"):
+    with pytest.raises(TeacherUnreachable, match=r"no response after 2 attempts over .* no connection to http"):
         job.invoke("--attempts", 2)
 
     session = RunReader.open(job.run).session()
@@ -510,7 +510,7 @@ def test_a_server_that_goes_away_leaves_what_came_before(job: Job, serve: Callab
     job.invoke("--concurrency", 1, "--attempts", 2, exit_code=1)
 
     assert ["What is a keel?"] * 2 == [line["prompt"] for line in lines_of(job.out)]
-    assert "gave no answer in 2 attempts" in lines_of(job.failed)[0]["reason"]
+    assert "no response after 2 attempts" in lines_of(job.failed)[0]["reason"]
 
 
 def test_a_long_job_stops_when_the_server_is_gone(job: Job, serve: Callable[..., TeacherServer]) -> None:
@@ -544,7 +544,7 @@ def test_a_model_that_is_not_there_stops_the_job_at_once(job: Job, server: Teach
         job.invoke("--concurrency", 1, model="nobody")
 
     reason = "HTTP 404: The model 'nobody' does not exist or you do not have access to it."
-    hint = "Check the name of the model and the base URL."
+    hint = "Check the model name and the base URL."
     assert f"{server.base_url} refused the request: {reason} {hint}" == str(told.value)
     assert 1 == server.counts.requests
 
@@ -754,7 +754,7 @@ def test_a_result_of_another_job_is_refused_by_its_line_and_nothing_is_taken(
     lines = lines_of(results)
     write(results, lines[0], lines[1] | {"custom_id": "nobody's"})
 
-    with pytest.raises(DataError, match=r"R\.jsonl, line 2: its custom_id \"nobody's\" is none of this job's"):
+    with pytest.raises(DataError, match=r"R\.jsonl, line 2: its custom_id \"nobody's\" does not belong to this job"):
         job.invoke("--read-batch", results)
 
     assert 0 == RunReader.open(job.run).session().api_responses_saved
@@ -772,7 +772,7 @@ def test_what_a_batch_could_not_answer_is_listed_with_its_reason_and_asked_later
     job.invoke("--read-batch", results, exit_code=1)
 
     (failed,) = lines_of(job.failed)
-    assert "the batch says: batch_expired: It came too late." == failed["reason"]
+    assert "the batch reports: batch_expired: It came too late." == failed["reason"]
     job.invoke()
     assert (3, False) == (server.counts.requests, job.failed.exists())
 
@@ -793,7 +793,7 @@ def test_a_batch_is_not_written_over_prompts_or_answers(job: Job) -> None:
     contents = [path.read_bytes() for path in (job.prompts, job.out)]
 
     for path in (job.prompts, job.out):
-        with pytest.raises(ConfigError, match=r"The batch would be written over .* Choose another file for it\."):
+        with pytest.raises(ConfigError, match=r"The batch would overwrite .* Choose another file for it\."):
             job.invoke("--write-batch", path)
 
     assert contents == [path.read_bytes() for path in (job.prompts, job.out)]
@@ -818,5 +818,5 @@ def test_nothing_is_left_for_a_batch_once_all_is_answered(job: Job, tmp_path: Pa
 
     said = job.invoke("--write-batch", tmp_path / "B.jsonl")
 
-    assert "0 requests are in no file: every prompt has its answer." in said
+    assert "0 requests are in no file, since every prompt has an answer." in said
     assert not (tmp_path / "B.jsonl").exists()

@@ -268,7 +268,7 @@ def test_prometheus_reads_every_run_whatever_its_name(serve, train):
     assert served.get("/metrics").headers["content-type"].startswith("text/plain; version=")
 
 
-def test_looking_changes_nothing(serve, train, tmp_path):
+def test_reading_changes_nothing(serve, train, tmp_path):
     train("one").close()
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     served = serve()

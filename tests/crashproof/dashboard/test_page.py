@@ -22,6 +22,7 @@ pytest.importorskip("starlette")
 
 from crashproof import RunReader
 from crashproof.dashboard.access import Access
+from crashproof.records.states import SessionKind
 
 PROGRAM = Path(__file__).parents[2] / "page_program.py"
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)<-script>"
@@ -239,7 +240,7 @@ def test_on_every_axis_the_marks_lie_where_the_curve_is(serve, look, made_run, a
 
 
 def test_a_job_that_trains_nothing_shows_no_curves(serve, look, open_tracker, clock, tmp_path):
-    tracker = open_tracker({"job": "generate"}, 300, output_dir=tmp_path / "answers.run")
+    tracker = open_tracker({}, 300, kind=SessionKind.GENERATION, output_dir=tmp_path / "answers.run")
     for done in (40, 80, 120):
         clock.advance(60)
         tracker.record_job_progress(done)

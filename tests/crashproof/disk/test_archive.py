@@ -47,7 +47,7 @@ def test_an_archive_of_the_same_name_is_kept(folder: RunFolder) -> None:
     assert "kept" == (folder.archive_of("session") / "earlier").read_text()
 
 
-def test_archiving_that_was_cut_off_anywhere_can_be_finished(tmp_path: Path) -> None:
+def test_archiving_that_was_interrupted_anywhere_can_be_completed(tmp_path: Path) -> None:
     for number in range(200):
         folder = RunFolder.under(tmp_path / str(number) / "run")
         folder.progress.mkdir(parents=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from crashproof.disk.atomic import (
-    digested_file,
+    open_digested_file,
     partial_name,
     publish_folder,
     remove_partials,
@@ -30,7 +30,7 @@ def test_a_file_is_digested_on_its_way_to_the_disk(tmp_path: Path) -> None:
 
 
 def test_a_file_of_an_unfinished_folder_is_digested(tmp_path: Path) -> None:
-    with digested_file(tmp_path / "shard") as file:
+    with open_digested_file(tmp_path / "shard") as file:
         file.write(b"abc")
         file.write(b"def")
 
@@ -38,12 +38,12 @@ def test_a_file_of_an_unfinished_folder_is_digested(tmp_path: Path) -> None:
     assert b"abcdef" == (tmp_path / "shard").read_bytes()
 
 
-def test_a_file_of_an_unfinished_folder_that_does_not_become_whole_is_said(tmp_path: Path) -> None:
+def test_a_file_of_an_unfinished_folder_that_is_incomplete_raises(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     disk = FaultyDisk(run, tmp_path / "scratch", fails_at=2, error=errno.ENOSPC)
 
-    with pytest.raises(DiskFull, match="The disk is full"), digested_file(run / "shard", disk=disk) as file:
+    with pytest.raises(DiskFull, match="The disk is full"), open_digested_file(run / "shard", disk=disk) as file:
         file.write(b"abc")
 
 
@@ -55,7 +55,7 @@ def test_any_buffer_can_be_written(tmp_path: Path) -> None:
     assert bytes(range(16)) == written.path.read_bytes()
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_piece(tmp_path: Path) -> None:
+def test_a_write_that_fails_leaves_the_old_file_and_no_partial(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
 
@@ -83,14 +83,14 @@ def test_a_full_disk_leaves_the_old_content_at_every_step(tmp_path: Path, number
     assert ["file"] == [path.name for path in run.iterdir()]
 
 
-def test_a_name_that_is_taken_by_a_folder_is_said(tmp_path: Path) -> None:
+def test_a_name_that_is_taken_by_a_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file" / "inside").mkdir(parents=True)
 
     with pytest.raises(OSError, match="directory"):
         write_bytes_atomically(tmp_path / "file", b"content")
 
 
-def test_a_folder_appears_whole(tmp_path: Path) -> None:
+def test_a_folder_appears_complete(tmp_path: Path) -> None:
     target = tmp_path / "model"
 
     with write_folder_atomically(target) as partial:
@@ -110,7 +110,7 @@ def test_a_folder_whose_filling_fails_does_not_appear(tmp_path: Path) -> None:
     assert [] == list(tmp_path.iterdir())
 
 
-def test_pieces_of_an_earlier_try_are_not_in_a_folder(tmp_path: Path) -> None:
+def test_a_folder_holds_nothing_of_an_earlier_attempt(tmp_path: Path) -> None:
     target = tmp_path / "model"
     partial_name(target).mkdir()
     (partial_name(target) / "old piece").write_bytes(b"0")
@@ -132,7 +132,7 @@ def test_a_folder_that_is_there_already_is_not_replaced(tmp_path: Path) -> None:
     assert b"old" == (tmp_path / "model" / "weights").read_bytes()
 
 
-def test_leftovers_of_writes_that_were_cut_off_are_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_leftovers_of_interrupted_writes_are_removed_and_nothing_else(tmp_path: Path) -> None:
     partial_name(tmp_path / "file").write_bytes(b"half")
     partial_name(tmp_path / "folder").mkdir()
     (tmp_path / ".hidden").write_bytes(b"the user's")
@@ -156,7 +156,7 @@ def test_a_tree_is_synced_file_by_file(tmp_path: Path) -> None:
     sync_tree(run / "b", REAL_DISK)
 
 
-def test_a_large_piece_is_digested_beside_the_writing(tmp_path: Path) -> None:
+def test_a_large_buffer_is_digested_while_it_is_written(tmp_path: Path) -> None:
     content = bytes(range(256)) * 8192
 
     def fill(file: Any) -> None:
@@ -170,7 +170,7 @@ def test_a_large_piece_is_digested_beside_the_writing(tmp_path: Path) -> None:
     assert hashlib.sha256(b"small" + content).hexdigest() == written.sha256
 
 
-def test_a_folder_that_its_filler_takes_away_is_no_second_error(tmp_path: Path) -> None:
+def test_a_folder_removed_while_it_is_filled_causes_no_second_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="gave up"), write_folder_atomically(tmp_path / "model") as partial:
         partial.rmdir()
         raise RuntimeError("gave up")

@@ -28,7 +28,7 @@ def test_missing_parents_are_made(tmp_path: Path) -> None:
     ],
     ids=["no space", "no quota", "too large", "read-only", "no permission"],
 )
-def test_a_refusal_says_what_to_do(tmp_path: Path, number: int, kind: type[Exception]) -> None:
+def test_an_error_of_the_system_says_what_to_do(tmp_path: Path, number: int, kind: type[Exception]) -> None:
     with pytest.raises(kind) as refusal, storage_errors(tmp_path / "folder" / "file"):
         raise OSError(number, "as the system says")
 
@@ -36,7 +36,7 @@ def test_a_refusal_says_what_to_do(tmp_path: Path, number: int, kind: type[Excep
     assert refusal.value.hint  # type: ignore[attr-defined]
 
 
-def test_any_other_error_goes_on_as_it_is(tmp_path: Path) -> None:
+def test_any_other_error_passes_unchanged(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="as the system says"), storage_errors(tmp_path):
         raise OSError(errno.EIO, "as the system says")
 

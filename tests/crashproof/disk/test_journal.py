@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crashproof.disk.files import Disk
-from crashproof.disk.journal import Damage, Journal, Line, mend, read_line, scan, scan_backwards
+from crashproof.disk.journal import (
+    Damage,
+    Journal,
+    Line,
+    append_durably,
+    line_continues,
+    read_line,
+    repair_journal,
+    scan,
+    scan_backwards,
+)
 from crashproof.errors import DiskFull
 from crashproof.records.checksummed_line import add_checksum
 from crashproof.records.snapshots import JournalMark
@@ -25,7 +35,7 @@ def opened(path: Path, disk: Disk | None = None) -> Journal:
     return Journal(path, mark=JournalMark(), disk=disk or Disk())
 
 
-def whole(path: Path) -> list[bytes]:
+def intact(path: Path) -> list[bytes]:
     return [piece.content for piece in scan(path) if isinstance(piece, Line)]
 
 
@@ -67,10 +77,34 @@ def test_a_sync_is_needed_until_it_is_done(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_what_a_killed_predecessor_wrote_is_synced_too(tmp_path: Path) -> None:
+def test_lines_of_a_killed_predecessor_are_synced_too(tmp_path: Path) -> None:
     opened(tmp_path / "j").append(line(1))
 
     assert opened(tmp_path / "j").has_unsynced
+
+
+def test_a_journal_continues_as_long_as_it_has_the_line_of_a_mark(tmp_path: Path) -> None:
+    journal = opened(tmp_path / "j")
+    journal.append(line(1))
+    mark = journal.mark
+    journal.append(line(2))
+
+    assert line_continues(tmp_path / "j", mark)
+    assert not line_continues(tmp_path / "j", JournalMark(num_bytes=mark.num_bytes, last_line_crc="00000000"))
+    assert not line_continues(tmp_path / "missing", mark)
+    assert line_continues(tmp_path / "missing", JournalMark())
+
+
+def test_lines_are_appended_durably_to_a_closed_journal(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    journal = opened(tmp_path / "run" / "j")
+    journal.append(line(1))
+    disk = FaultyDisk(tmp_path / "run", tmp_path / "scratch")
+
+    append_durably(tmp_path / "run" / "j", [line(2), line(3)], mark=journal.mark, disk=disk)
+
+    assert [line(1), line(2), line(3)] == intact(tmp_path / "run" / "j")
+    assert 3 == disk.num_operations
 
 
 def test_threads_share_syncs(tmp_path: Path) -> None:
@@ -111,7 +145,7 @@ def test_backwards_reads_a_line_longer_than_a_block(tmp_path: Path) -> None:
 
 
 class NearlyFullDisk(Disk):
-    """Takes a few more bytes, in short writes; then, with `never_cuts`, not even a cut works."""
+    """Accepts a few more bytes, in short writes; with `never_cuts`, truncating fails too."""
 
     def __init__(self, room: int, *, never_cuts: bool = False) -> None:
         self.room = room
@@ -138,11 +172,11 @@ def test_a_short_write_is_finished(tmp_path: Path) -> None:
     journal = opened(tmp_path / "j", Slow())
     journal.append(line(1))
 
-    assert [line(1)] == whole(tmp_path / "j")
+    assert [line(1)] == intact(tmp_path / "j")
     assert len(line(1)) == journal.num_bytes
 
 
-def test_a_line_that_does_not_fit_leaves_no_piece(tmp_path: Path) -> None:
+def test_a_line_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
     disk = NearlyFullDisk(room=len(line(1)) + 10)
     journal = opened(tmp_path / "j", disk)
     journal.append(line(1))
@@ -154,7 +188,7 @@ def test_a_line_that_does_not_fit_leaves_no_piece(tmp_path: Path) -> None:
     assert (line(1) + line(3)) == (tmp_path / "j").read_bytes()
 
 
-def test_a_piece_that_cannot_be_cut_off_is_closed_by_a_newline(tmp_path: Path) -> None:
+def test_a_torn_line_that_cannot_be_removed_is_ended_by_a_newline(tmp_path: Path) -> None:
     disk = NearlyFullDisk(room=len(line(1)) + 10, never_cuts=True)
     journal = opened(tmp_path / "j", disk)
     journal.append(line(1))
@@ -163,23 +197,23 @@ def test_a_piece_that_cannot_be_cut_off_is_closed_by_a_newline(tmp_path: Path) -
     disk.room = 1000
     offset = journal.append(line(3))
 
-    assert [line(1), line(3)] == whole(tmp_path / "j")
+    assert [line(1), line(3)] == intact(tmp_path / "j")
     assert line(3) == read_line(tmp_path / "j", offset=offset, num_bytes=len(line(3)))
     assert [line(2)[:10]] == [
         piece.content.rstrip(b"\n") for piece in scan(tmp_path / "j") if isinstance(piece, Damage)
     ]
 
 
-def test_a_whole_journal_needs_no_mending(tmp_path: Path) -> None:
+def test_an_intact_journal_needs_no_repair(tmp_path: Path) -> None:
     (tmp_path / "j").write_bytes(line(1))
 
-    assert [] == mend(tmp_path / "j", set_aside=tmp_path / "aside")
+    assert [] == repair_journal(tmp_path / "j", quarantine=tmp_path / "aside")
     assert not (tmp_path / "aside").exists()
 
 
 @settings(max_examples=150)
 @given(st.data())
-def test_mending_keeps_exactly_the_whole_lines_whatever_is_broken(data: st.DataObject) -> None:
+def test_a_repair_keeps_exactly_the_intact_lines_whatever_is_damaged(data: st.DataObject) -> None:
     import tempfile
 
     pieces = data.draw(
@@ -196,18 +230,18 @@ def test_mending_keeps_exactly_the_whole_lines_whatever_is_broken(data: st.DataO
     with tempfile.TemporaryDirectory() as folder:
         path, aside = Path(folder) / "j", Path(folder) / "aside" / "j"
         path.write_bytes(b"".join(pieces) + tail)
-        expected = whole(path)
+        expected = intact(path)
 
-        damages = mend(path, set_aside=aside)
+        damages = repair_journal(path, quarantine=aside)
 
         assert b"".join(expected) == path.read_bytes()
         kept = aside.read_bytes() if damages else b""
         assert all(damage.content.rstrip(b"\n") in kept for damage in damages)
-        assert [] == mend(path, set_aside=aside)
+        assert [] == repair_journal(path, quarantine=aside)
 
 
-def test_damage_says_what_is_wrong(tmp_path: Path) -> None:
-    (tmp_path / "j").write_bytes(b"rotten\ntorn")
+def test_damage_names_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "j").write_bytes(b"corrupt\ntorn")
 
     assert ["its checksum does not match", "the last write was cut off"] == [
         piece.reason for piece in scan(tmp_path / "j") if isinstance(piece, Damage)

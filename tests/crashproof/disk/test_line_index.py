@@ -53,7 +53,16 @@ def test_what_was_saved_is_found_by_the_next_process_and_so_is_where_it_ends(pat
     assert [(0, 10), (10, 20), None] == [index.find(key) for key in ("a", "b", "c")]
 
 
-def test_a_missing_file_knows_nothing(path, caplog):
+def test_a_rebuilt_index_has_the_newest_place_of_each_key_alone(path):
+    index = LineIndex(path)
+    index.put("old", (0, 5))
+
+    index.rebuild([("a", (0, 10)), ("b", (10, 10)), ("a", (20, 10))])
+
+    assert [(20, 10), (10, 10), None] == [index.find(key) for key in ("a", "b", "old")]
+
+
+def test_a_missing_file_indexes_nothing(path, caplog):
     assert JournalMark() == LineIndex(path).load()
     assert [] == caplog.messages
 
@@ -133,7 +142,7 @@ def test_forgetting_is_for_good(path):
     assert (None, None, 0) == (index.find("a"), index.find("b"), len(index))
 
 
-def test_it_says_when_the_file_is_behind(path):
+def test_it_reports_unsaved_places(path):
     index = LineIndex(path)
     before = index.has_unsaved
     index.put("a", (0, 10))
@@ -143,7 +152,7 @@ def test_it_says_when_the_file_is_behind(path):
     assert (False, True, False) == (before, behind, index.has_unsaved)
 
 
-def test_it_says_when_a_start_would_feel_what_is_unsaved(path):
+def test_a_save_is_due_once_enough_is_unsaved(path):
     index = LineIndex(path)
     for number in range(19_999):
         index.put(str(number), (number, 1))
@@ -188,7 +197,7 @@ def flipped(content: bytes, place: int) -> bytes:
     return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
-def test_a_flipped_bit_anywhere_is_noticed_and_nothing_of_the_file_is_believed(path, caplog):
+def test_a_flipped_bit_anywhere_is_detected_and_the_file_is_ignored(path, caplog):
     content = saved(path, ("a", (0, 10)), ("b", (10, 10)))
     found = []
     for place in range(len(content)):
@@ -197,10 +206,10 @@ def test_a_flipped_bit_anywhere_is_noticed_and_nothing_of_the_file_is_believed(p
         found.append((index.load(), index.find("a"), len(index)))
 
     assert [(JournalMark(), None, 0)] * len(content) == found
-    assert {f"{path} is damaged or of another version; it is made again from the journal."} == set(caplog.messages)
+    assert {f"{path} is damaged or of another version; it is rebuilt from the journal."} == set(caplog.messages)
 
 
-def test_a_file_cut_off_anywhere_is_noticed(path):
+def test_a_file_truncated_anywhere_is_detected(path):
     content = saved(path, ("a", (0, 10)), ("b", (10, 10)))
     found = []
     for length in range(len(content)):
@@ -218,7 +227,7 @@ def test_a_file_cut_off_anywhere_is_noticed(path):
         pytest.param(b'{"v":1,"num_bytes":0,"num_lines":0,"last_line_crc":"","num_entries":5}', id="too few entries"),
     ],
 )
-def test_a_whole_file_of_another_kind_is_not_believed(path, head):
+def test_an_intact_file_of_another_kind_is_ignored(path, head):
     content = add_checksum(head)
     path.write_bytes(content + hashlib.sha256(content).digest())
 
@@ -232,7 +241,7 @@ def test_a_folder_in_its_place_is_no_index(path):
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EROFS], ids=["full disk", "broken", "read-only"])
-def test_a_disk_that_refuses_leaves_the_old_file_and_everything_is_found(path, tmp_path, caplog, error):
+def test_a_failed_save_leaves_the_old_file_and_everything_is_found(path, tmp_path, caplog, error):
     old = saved(path, ("a", (0, 10)))
     counting = FaultyDisk(path.parent, tmp_path / "scratch")
     LineIndex(path, disk=counting).save(MARK)
@@ -251,7 +260,7 @@ def test_a_disk_that_refuses_leaves_the_old_file_and_everything_is_found(path, t
     assert counting.num_operations == sum("stays as it was" in message for message in caplog.messages)
 
 
-def test_what_a_refused_save_did_not_write_is_in_the_next_one(path, tmp_path):
+def test_what_a_failed_save_did_not_write_is_in_the_next_one(path, tmp_path):
     disk = FaultyDisk(path.parent, tmp_path / "scratch", fails_at=0, error=errno.ENOSPC)
     index = LineIndex(path, disk=disk)
     index.put("a", (0, 10))

@@ -25,7 +25,7 @@ def test_a_lock_that_was_never_taken_has_no_holder(tmp_path: Path) -> None:
     assert None is holder_of(tmp_path / "lock")
 
 
-def test_another_of_this_process_takes_over_and_the_first_is_told(tmp_path: Path) -> None:
+def test_another_lock_of_this_process_takes_over_and_notifies_the_first(tmp_path: Path) -> None:
     first = WriterLock(tmp_path / "lock")
     told: list[str] = []
 

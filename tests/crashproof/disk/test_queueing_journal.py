@@ -44,40 +44,45 @@ def written(journal: QueueingJournal) -> list[bytes]:
     return [piece.content for piece in scan(journal.journal.path) if isinstance(piece, Line)]
 
 
-def test_lines_wait_in_order_while_the_disk_is_full(
+def test_lines_are_queued_in_order_while_the_disk_is_full(
     journal: QueueingJournal, disk: SmallDisk, caplog: pytest.LogCaptureFixture
 ) -> None:
     journal.append(line(1))
     disk.is_full = True
     journal.append(line(2))
     journal.append(line(3))
-    assert 2 == journal.num_waiting
+    assert 2 == journal.num_queued
     disk.is_full = False
     journal.append(line(4))
 
     assert [line(number) for number in (1, 2, 3, 4)] == written(journal)
-    assert 0 == journal.num_waiting
+    assert 0 == journal.num_queued
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert ["The disk is full", "There is space again: 2 lines"] == [
-        next(start for start in ("The disk is full", "There is space again: 2 lines") if warning.startswith(start))
+    assert ["The disk is full", "There is space again: 2 queued lines"] == [
+        next(
+            start
+            for start in ("The disk is full", "There is space again: 2 queued lines")
+            if warning.startswith(start)
+        )
         for warning in warnings
     ]
 
 
-def test_a_line_that_must_be_there_is_refused_and_not_kept(journal: QueueingJournal, disk: SmallDisk) -> None:
+def test_a_line_that_must_be_written_now_is_refused_and_not_queued(journal: QueueingJournal, disk: SmallDisk) -> None:
     disk.is_full = True
     journal.append(line(1))
     with pytest.raises(DiskFull):
         journal.append_now(line(2))
     disk.is_full = False
 
-    assert journal.write_waiting()
+    assert journal.write_queued()
+    assert journal.write_queued()
     assert [line(1)] == written(journal)
     assert len(line(1)) == journal.append_now(line(3))
 
 
 def test_memory_is_bounded(journal: QueueingJournal, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queueing_journal, "MOST_WAITING_BYTES", 3 * len(line(1)))
+    monkeypatch.setattr(queueing_journal, "MAX_QUEUED_BYTES", 3 * len(line(1)))
     disk.is_full = True
     for number in range(3):
         journal.append(line(number))
@@ -85,5 +90,5 @@ def test_memory_is_bounded(journal: QueueingJournal, disk: SmallDisk, monkeypatc
     with pytest.raises(DiskFull):
         journal.append(line(3))
 
-    assert 3 == journal.num_waiting
-    assert not journal.write_waiting()
+    assert 3 == journal.num_queued
+    assert not journal.write_queued()

@@ -15,31 +15,31 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def test_a_path_inside_the_run_is_kept_relative_and_one_outside_absolute(folder: RunFolder, tmp_path: Path) -> None:
-    assert "checkpoint_5.pt" == folder.spell(folder.root / "checkpoint_5.pt")
-    assert str(tmp_path / "elsewhere.pt") == folder.spell(tmp_path / "elsewhere.pt")
+    assert "checkpoint_5.pt" == folder.recorded_path(folder.root / "checkpoint_5.pt")
+    assert str(tmp_path / "elsewhere.pt") == folder.recorded_path(tmp_path / "elsewhere.pt")
     assert tmp_path / "elsewhere.pt" == folder.find(str(tmp_path / "elsewhere.pt"))
 
 
 def test_a_path_through_a_link_is_still_inside(folder: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(folder.root)
 
-    assert "checkpoint_5.pt" == folder.spell(tmp_path / "link" / "checkpoint_5.pt")
+    assert "checkpoint_5.pt" == folder.recorded_path(tmp_path / "link" / "checkpoint_5.pt")
 
 
 def test_a_moved_run_finds_its_checkpoints(folder: RunFolder, tmp_path: Path) -> None:
     (folder.root / "checkpoint_5.pt").write_text("weights")
-    spelled = folder.spell(folder.root / "checkpoint_5.pt")
+    recorded = folder.recorded_path(folder.root / "checkpoint_5.pt")
     folder.root.rename(tmp_path / "moved")
 
-    assert "weights" == RunFolder.under(tmp_path / "moved").find(spelled).read_text()
+    assert "weights" == RunFolder.under(tmp_path / "moved").find(recorded).read_text()
 
 
 def test_a_renamed_progress_folder_finds_what_lies_in_it(folder: RunFolder) -> None:
     (folder.progress / "checkpoint_5.pt").write_text("weights")
-    spelled = folder.spell(folder.progress / "checkpoint_5.pt")
+    recorded = folder.recorded_path(folder.progress / "checkpoint_5.pt")
     renamed = folder.progress.rename(folder.root / "renamed")
 
-    assert "weights" == RunFolder(renamed).find(spelled).read_text()
+    assert "weights" == RunFolder(renamed).find(recorded).read_text()
 
 
 def test_an_archived_session_finds_the_checkpoints_that_moved_with_it(folder: RunFolder) -> None:
@@ -50,17 +50,17 @@ def test_an_archived_session_finds_the_checkpoints_that_moved_with_it(folder: Ru
     assert "weights" == RunFolder(archive).find("checkpoint_5.pt").read_text()
 
 
-def test_a_path_that_is_nowhere_is_the_one_that_was_meant(folder: RunFolder) -> None:
+def test_a_missing_path_resolves_into_the_run_folder(folder: RunFolder) -> None:
     assert folder.root / "checkpoint_9.pt" == folder.find("checkpoint_9.pt")
     assert folder.root == folder.find(".")
 
 
-def test_nothing_set_aside_is_written_over(folder: RunFolder) -> None:
-    folder.set_aside.mkdir()
-    (folder.set_aside / "checkpoint_5.pt").write_text("earlier")
-    (folder.set_aside / "checkpoint_5.pt.1").write_text("earlier")
+def test_nothing_in_quarantine_is_overwritten(folder: RunFolder) -> None:
+    folder.quarantine.mkdir()
+    (folder.quarantine / "checkpoint_5.pt").write_text("earlier")
+    (folder.quarantine / "checkpoint_5.pt.1").write_text("earlier")
 
-    assert "checkpoint_5.pt.2" == folder.set_aside_name(folder.root / "checkpoint_5.pt").name
+    assert "checkpoint_5.pt.2" == folder.free_name(folder.quarantine / "checkpoint_5.pt").name
 
 
 def test_a_folder_holds_a_run_once_a_session_has_begun(folder: RunFolder) -> None:

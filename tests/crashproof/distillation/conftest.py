@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from crashproof.distillation.models.causal_lm import new_model
 from crashproof.distillation.settings.models import ModelShape
-from crashproof.distillation.text.tokenizer import trained_tokenizer
+from crashproof.distillation.text.tokenizer import train_tokenizer
 
 TEXTS = ["The quick brown fox jumps over the lazy dog. " * 5, "What is two and two? Two and two is four. " * 5]
 
@@ -20,13 +20,13 @@ TEXTS = ["The quick brown fox jumps over the lazy dog. " * 5, "What is two and t
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer") / "tiny"
-    trained_tokenizer(TEXTS, vocab_size=270, folder=folder)
+    train_tokenizer(TEXTS, vocab_size=270, folder=folder)
     return folder
 
 
 @pytest.fixture
 def tokenizer(tokenizer_folder: Path) -> PreTrainedTokenizerFast:
-    return trained_tokenizer([], vocab_size=270, folder=tokenizer_folder)
+    return train_tokenizer([], vocab_size=270, folder=tokenizer_folder)
 
 
 @pytest.fixture

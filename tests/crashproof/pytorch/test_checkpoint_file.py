@@ -136,7 +136,7 @@ def test_another_archive_is_no_checkpoint(tmp_path: Path) -> None:
 def test_a_bare_tensor_is_no_training_state(tmp_path: Path) -> None:
     torch.save(torch.ones(3), tmp_path / "c.pt")
 
-    with pytest.raises(CheckpointDamaged, match="it holds a Tensor"):
+    with pytest.raises(CheckpointDamaged, match="it contains a Tensor"):
         load_checkpoint(tmp_path / "c.pt")
 
 
@@ -153,7 +153,9 @@ def test_equal_names_and_shapes_fit() -> None:
     ],
     ids=["one too many", "one missing", "another shape"],
 )
-def test_another_architecture_is_told_by_its_first_differences(expected: dict[str, torch.Size], reason: str) -> None:
+def test_another_architecture_is_refused_with_its_first_differences(
+    expected: dict[str, torch.Size], reason: str
+) -> None:
     with pytest.raises(CheckpointMismatch, match=reason):
         require_fit(Path("c.pt"), SHAPES, expected)
 

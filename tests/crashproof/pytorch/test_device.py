@@ -56,7 +56,7 @@ def test_a_device_that_is_not_there_is_an_error(found: dict[str, bool], name: st
 @pytest.mark.parametrize(
     "precision, expected", [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)]
 )
-def test_products_are_computed_as_precisely_as_asked(precision: str, expected: torch.dtype) -> None:
+def test_products_have_the_requested_precision(precision: str, expected: torch.dtype) -> None:
     device = choose_device("cpu", precision)  # type: ignore[arg-type]
 
     with device.autocast():
@@ -67,7 +67,7 @@ def test_products_are_computed_as_precisely_as_asked(precision: str, expected: t
 
 
 @pytest.mark.usefixtures("settings_as_they_were")
-def test_deterministic_algorithms_are_asked_for_without_slowing_memory() -> None:
+def test_deterministic_algorithms_are_used_without_filling_memory() -> None:
     compute_deterministically()
 
     assert torch.are_deterministic_algorithms_enabled()

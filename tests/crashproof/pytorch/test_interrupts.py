@@ -38,7 +38,7 @@ def test_work_with_nothing_to_save_can_be_left() -> None:
             interrupts.raise_if_requested()
 
 
-def test_the_first_signal_is_the_one_that_is_told() -> None:
+def test_the_first_signal_is_the_one_reported() -> None:
     with Interrupts() as interrupts:
         send(signal.SIGUSR1)
         send(signal.SIGTERM)

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from crashproof.pytorch.ranks import AloneRank, joined_ranks
+from crashproof.pytorch.ranks import SingleRank, join_ranks
 
 BEGINNING = """
 import os, signal, sys, time
 import torch
 from crashproof.errors import RankLost
-from crashproof.pytorch.ranks import joined_ranks
+from crashproof.pytorch.ranks import join_ranks
 rank = int(os.environ["RANK"])
-with joined_ranks(device_type="cpu", limit_seconds=float(os.environ["LIMIT"])) as ranks:
+with join_ranks(device_type="cpu", limit_seconds=float(os.environ["LIMIT"])) as ranks:
 """
 
 
@@ -61,27 +61,27 @@ def lines(ended: list[subprocess.CompletedProcess[str]]) -> list[str]:
     return [each.stdout.strip() for each in ended]
 
 
-def test_a_process_that_nobody_started_with_others_is_alone() -> None:
-    with joined_ranks(device_type="cpu", limit_seconds=1, environment={}) as ranks:
-        assert isinstance(ranks, AloneRank)
+def test_a_process_without_torchrun_is_the_only_one() -> None:
+    with join_ranks(device_type="cpu", limit_seconds=1, environment={}) as ranks:
+        assert isinstance(ranks, SingleRank)
         assert ranks.is_main
-        assert ("a", ["a"]) == (ranks.from_main("a", "asking"), ranks.from_all("a", "asking"))
-        assert torch.equal(torch.ones(2), ranks.add_up(torch.ones(2)))
-        ranks.tell_whether_to_stop(wants_to_stop=True)
+        assert ("a", ["a"]) == (ranks.broadcast("a", "asking"), ranks.all_gather("a", "asking"))
+        assert torch.equal(torch.ones(2), ranks.all_reduce(torch.ones(2)))
+        ranks.share_stop_request(wants_to_stop=True)
         assert ranks.is_stop_agreed
-        with ranks.main_first("preparing"), ranks.meeting("working"):
-            assert ranks is ranks.beside()
+        with ranks.main_process_first("preparing"), ranks.collective("working"):
+            assert ranks is ranks.for_background_thread()
 
 
 def test_what_one_has_all_know_and_a_stop_is_agreed_at_the_next_step() -> None:
     ended = run(
         """
-told = ranks.from_main({"path": rank}, "choosing"), ranks.from_all(rank, "listing")
-sums = ranks.add_up(torch.tensor([1.0 + rank, 10.0])).tolist()
-beside = ranks.beside().from_all(rank * 2, "beside")
+told = ranks.broadcast({"path": rank}, "choosing"), ranks.all_gather(rank, "listing")
+sums = ranks.all_reduce(torch.tensor([1.0 + rank, 10.0])).tolist()
+beside = ranks.for_background_thread().all_gather(rank * 2, "beside")
 agreed = []
 for step in range(4):
-    ranks.tell_whether_to_stop(step == 1 and rank == 1)
+    ranks.share_stop_request(step == 1 and rank == 1)
     agreed.append(ranks.is_stop_agreed)
 print(told, sums, beside, agreed)
 """
@@ -95,7 +95,7 @@ def test_the_others_wait_for_the_main_process_as_long_as_it_lives() -> None:
     ended = run(
         """
 begun = time.monotonic()
-with ranks.main_first("preparing"):
+with ranks.main_process_first("preparing"):
     if rank == 0:
         time.sleep(4)
 print(time.monotonic() - begun > 3.5)
@@ -114,7 +114,7 @@ print(time.monotonic() - begun > 3.5)
 if rank == 1:
     os.kill(os.getpid(), signal.SIGKILL)
 try:
-    ranks.from_all(rank, "listing files")
+    ranks.all_gather(rank, "listing files")
 except RankLost as error:
     print(error.missing, error)
     os._exit(3)
@@ -126,12 +126,12 @@ except RankLost as error:
 if rank == 1:
     time.sleep(12)
 try:
-    ranks.from_main(rank, "choosing")
+    ranks.broadcast(rank, "choosing")
 except RankLost as error:
     print(error.missing, error)
     os._exit(3)
 """,
-            "[1] Lost rank 1 while choosing, within the limit of 3 s",
+            "[1] Lost rank 1 while choosing (limit 3 s)",
         ),
     ],
     ids=["dead", "late"],
@@ -147,7 +147,7 @@ def test_an_error_of_ones_own_stays_what_it_is() -> None:
     ended = run(
         """
 try:
-    with ranks.meeting("multiplying"):
+    with ranks.collective("multiplying"):
         torch.ones(2) @ torch.ones(3)
 except RankLost:
     print("lost")
@@ -159,11 +159,11 @@ except RuntimeError as error:
     assert ["True", "True"] == lines(ended)
 
 
-def test_where_the_others_never_come_it_is_told_within_the_limit() -> None:
+def test_missing_processes_are_reported_within_the_limit() -> None:
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "RANK": "0"}
     program = (
-        "from crashproof.pytorch.ranks import joined_ranks\n"
-        "with joined_ranks(device_type='cpu', limit_seconds=2):\n    pass\n"
+        "from crashproof.pytorch.ranks import join_ranks\n"
+        "with join_ranks(device_type='cpu', limit_seconds=2):\n    pass\n"
     )
 
     ended = subprocess.run(
@@ -176,4 +176,4 @@ def test_where_the_others_never_come_it_is_told_within_the_limit() -> None:
     )
 
     assert 1 == ended.returncode
-    assert "while meeting the other processes, within the limit of 2 s" in ended.stderr
+    assert "while joining the other processes, within the limit of 2 s" in ended.stderr

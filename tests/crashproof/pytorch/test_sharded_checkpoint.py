@@ -15,8 +15,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from crashproof.errors import CheckpointDamaged
 from crashproof.pytorch.checkpoint_file import save_checkpoint
-from crashproof.pytorch.ranks import AloneRank
-from crashproof.pytorch.sharded_checkpoint import load_rank_state, load_shared_state, load_tensors, names_in
+from crashproof.pytorch.ranks import SingleRank
+from crashproof.pytorch.sharded_checkpoint import load_rank_state, load_shared_state, load_tensors, tensor_shapes
 
 TENSORS = {"a": torch.arange(12.0).view(3, 4), "b": torch.ones(5, dtype=torch.bfloat16)}
 
@@ -47,10 +47,10 @@ class _Runs:
 def test_tensors_are_read_back_bit_for_bit(folder: Path) -> None:
     found = {name: torch.zeros_like(each) for name, each in TENSORS.items()}
 
-    load_tensors(folder, found, AloneRank())
+    load_tensors(folder, found, SingleRank())
 
     assert all(torch.equal(found[name], each) for name, each in TENSORS.items())
-    assert {"a": torch.Size([3, 4]), "b": torch.Size([5])} == names_in(folder)
+    assert {"a": torch.Size([3, 4]), "b": torch.Size([5])} == tensor_shapes(folder)
     assert {"format": 2} == load_shared_state(folder)
 
 
@@ -82,7 +82,7 @@ def test_metadata_that_would_run_something_run_nothing(folder: Path, tmp_path: P
     (folder / ".metadata").write_bytes(hostile[way])
 
     with pytest.raises(CheckpointDamaged, match=r"its \.metadata cannot be read"):
-        names_in(folder)
+        tensor_shapes(folder)
 
     assert not proof.exists()
 
@@ -99,27 +99,27 @@ def test_the_dotted_pickle_would_run_in_an_unpickler_that_asks_nothing(tmp_path:
 @pytest.mark.parametrize(
     "content", [b"", b"\x80\x04", pickle.dumps(["a list"]), pickle.dumps(Metadata({}))[:-9]], ids=len
 )
-def test_metadata_that_are_none_are_told(folder: Path, content: bytes) -> None:
+def test_invalid_metadata_are_reported(folder: Path, content: bytes) -> None:
     (folder / ".metadata").write_bytes(content)
 
     with pytest.raises(CheckpointDamaged, match=r"its \.metadata"):
-        names_in(folder)
+        tensor_shapes(folder)
 
 
 def test_bytes_that_pytorch_would_load_with_any_pickle_in_them_are_refused(folder: Path) -> None:
     (folder / ".metadata").write_bytes(pickle.dumps(Metadata({"a": BytesStorageMetadata()})))
 
     with pytest.raises(CheckpointDamaged, match="BytesStorageMetadata, which no such file needs"):
-        load_tensors(folder, {"a": torch.zeros(3, 4)}, AloneRank())
+        load_tensors(folder, {"a": torch.zeros(3, 4)}, SingleRank())
 
 
-def test_a_missing_or_cut_shard_is_told(folder: Path) -> None:
+def test_a_missing_or_truncated_shard_is_reported(folder: Path) -> None:
     shard = next(folder.glob("*.distcp"))
     shard.write_bytes(shard.read_bytes()[:100])
 
     with pytest.raises(CheckpointDamaged, match="its tensors cannot be read"):
-        load_tensors(folder, {"a": torch.zeros(3, 4)}, AloneRank())
+        load_tensors(folder, {"a": torch.zeros(3, 4)}, SingleRank())
 
     shard.unlink()
     with pytest.raises(CheckpointDamaged, match="its tensors cannot be read"):
-        load_tensors(folder, {"a": torch.zeros(3, 4)}, AloneRank())
+        load_tensors(folder, {"a": torch.zeros(3, 4)}, SingleRank())

@@ -62,7 +62,7 @@ def test_a_short_run_has_no_blocks_and_every_update_is_a_point(train, run_dir):
     assert canonical(run_dir) == steps_and_losses(follow(run_dir))
 
 
-def test_a_block_says_what_its_lines_say(train, run_dir):
+def test_a_block_agrees_with_its_lines(train, run_dir):
     train((1, 3 * UPDATES_A_BLOCK + 7))
     lines = list(RunReader.open(run_dir).history())
 
@@ -106,7 +106,7 @@ def test_resumed_attempts_leave_the_canonical_history(train, run_dir, attempts):
     assert canonical(run_dir) == steps_and_losses(follower)
 
 
-def test_what_was_computed_again_is_told(train, run_dir):
+def test_recomputed_steps_are_reported(train, run_dir):
     train((1, 700), (501, 900), (301, 400))
 
     told = follow(run_dir).recomputed
@@ -154,7 +154,7 @@ def test_without_good_blocks_the_journal_is_read(train, run_dir, harm):
     assert canonical(run_dir) == steps_and_losses(follow(run_dir))
 
 
-def test_blocks_of_lines_that_a_power_loss_took_are_not_believed(train, run_dir):
+def test_blocks_of_lines_lost_in_a_power_loss_are_ignored(train, run_dir):
     train((1, 1000))
     metrics = RunFolder.under(run_dir).metrics
     lines = metrics.read_bytes().splitlines(keepends=True)
@@ -167,7 +167,7 @@ def test_blocks_of_lines_that_a_power_loss_took_are_not_believed(train, run_dir)
     assert [1, 301] == [block.first_step for block in blocks_of(run_dir)][:2]
 
 
-def test_a_journal_that_was_mended_is_read_anew(train, run_dir):
+def test_a_repaired_journal_is_read_anew(train, run_dir):
     train((1, 1000))
     follower = follow(run_dir)
     metrics = RunFolder.under(run_dir).metrics
@@ -182,7 +182,7 @@ def test_a_journal_that_was_mended_is_read_anew(train, run_dir):
     assert canonical(run_dir) == steps_and_losses(follower) == steps_and_losses(follow(run_dir))
 
 
-def test_a_damaged_line_is_passed_over(train, run_dir):
+def test_a_damaged_line_is_skipped(train, run_dir):
     train((1, 400))
     metrics = RunFolder.under(run_dir).metrics
     metrics.write_bytes(metrics.read_bytes().replace(b'"step":77,', b'"step":78,'))
@@ -214,7 +214,7 @@ def test_a_part_of_the_history_is_shown_step_by_step(train, run_dir):
     assert not curve.is_decimated
 
 
-def test_a_part_where_nothing_lies_is_empty(train, run_dir):
+def test_a_range_without_updates_is_empty(train, run_dir):
     train((1, 300))
     follower = follow(run_dir)
 
@@ -247,7 +247,7 @@ def test_a_loop_that_goes_back_within_an_attempt_is_followed(open_tracker, updat
     assert canonical(run_dir) == steps_and_losses(follow(run_dir))
 
 
-def test_the_disk_may_refuse_blocks_and_nothing_else_suffers(train, run_dir, caplog):
+def test_a_disk_that_refuses_blocks_affects_nothing_else(train, run_dir, caplog):
     class WithoutCurves(Disk):
         def open_to_append(self, path: Path) -> int:
             if path.name == "curves.jsonl":
@@ -261,7 +261,7 @@ def test_the_disk_may_refuse_blocks_and_nothing_else_suffers(train, run_dir, cap
     assert 1 == sum("gets no more lines in this attempt" in message for message in caplog.messages)
 
 
-def test_the_archive_takes_the_blocks_along(open_tracker, train, run_dir):
+def test_the_blocks_are_archived_too(open_tracker, train, run_dir):
     train((1, 400))
     open_tracker(config={"other": 1}, total_steps=10_000)
 
@@ -286,7 +286,7 @@ def test_a_run_that_has_not_begun_has_an_empty_curve(tmp_path):
     assert ([], 0, True) == (curve.points, curve.num_updates, curve.is_complete)
 
 
-def test_lines_behind_an_offset_come_with_the_offset_to_go_on_from(train, run_dir):
+def test_lines_behind_an_offset_come_with_the_next_offset(train, run_dir):
     train((1, 20))
     follower = follow(run_dir)
     end = follower.end

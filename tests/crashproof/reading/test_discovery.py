@@ -16,7 +16,7 @@ def begin(tmp_path, open_tracker):
     return lambda name: open_tracker(output_dir=tmp_path / name)
 
 
-def test_runs_are_found_wherever_they_lie_and_sorted_by_path(tmp_path, begin):
+def test_runs_are_found_at_any_depth_and_sorted_by_path(tmp_path, begin):
     for name in ("b", "a/deep/run", "a/other", "<script>"):
         begin(name)
 
@@ -29,7 +29,7 @@ def test_a_folder_that_is_a_run_itself_is_found_as_such(tmp_path, begin):
     assert ["."] == names(tmp_path / "a")
 
 
-def test_nothing_is_looked_for_inside_a_run(tmp_path, begin):
+def test_a_run_is_not_searched_for_more_runs(tmp_path, begin):
     begin("a")
     begin("a/checkpoint_1/inner")
 
@@ -46,12 +46,12 @@ def test_no_link_leads_out_of_the_folder(tmp_path, begin):
     assert [] == names(tmp_path / "inside")
 
 
-def test_what_lies_too_deep_or_hidden_is_passed_over(tmp_path, begin):
+def test_runs_too_deep_or_hidden_are_skipped(tmp_path, begin):
     begin("1/2/3")
     begin(".hidden/a")
 
     assert ([], ["1/2/3"]) == (names(tmp_path, deepest=2), names(tmp_path, deepest=3))
 
 
-def test_a_folder_that_is_not_there_has_no_runs(tmp_path):
+def test_a_missing_folder_has_no_runs(tmp_path):
     assert [] == names(tmp_path / "nowhere")

@@ -51,7 +51,7 @@ def is_as_told(told: str, output: str) -> bool:
     return re.fullmatch(re.escape(told).replace("…", r"\S+"), output) is not None
 
 
-def test_a_run_moves_in_as_the_guide_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_migrated_as_the_guide_describes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_hugging_face(Path("runs/trainer"), 500)
     (write_hugging_face(Path("runs/trainer"), 1000, num_shards=2) / "model-00002-of-00002.safetensors").unlink()
@@ -85,7 +85,7 @@ def renew(module: ModuleType) -> None:
     module.optimizer = torch.optim.AdamW(module.model.parameters(), lr=0.01)
 
 
-def test_the_model_that_moved_in_is_that_of_the_unbroken_loop(
+def test_a_migrated_model_equals_that_of_the_uninterrupted_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from crashproof import RunReader
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import NewerFormat, NotARun, UnknownRecord
-from crashproof.reading.run_state import losses_from, read_run, read_snapshot
+from crashproof.reading.run_state import read_losses, read_run, read_snapshot
 from crashproof.records.checksummed_line import add_checksum
 from crashproof.records.codec import encode
 from crashproof.records.events import AlertRaised, AttemptEnded, AttemptStarted, SessionStarted
@@ -47,7 +47,7 @@ def test_a_run_is_found_by_its_output_folder_and_by_its_progress_folder(open_tra
     assert run_dir / "progress" == RunReader.open(run_dir / inner).folder.progress
 
 
-def test_looking_changes_nothing(two_attempts):
+def test_reading_changes_nothing(two_attempts):
     before = {path: path.read_bytes() for path in two_attempts.rglob("*") if path.is_file()}
     reader = RunReader.open(two_attempts)
     reader.session()
@@ -73,7 +73,7 @@ def test_superseded_updates_are_kept(two_attempts):
     assert 2 == RunReader.open(two_attempts).session().steps_recomputed
 
 
-def test_the_history_ends_with_what_was_there_when_it_was_asked_for(open_tracker, update, reader_of_live_run):
+def test_the_history_ends_where_the_journal_ended_at_the_call(open_tracker, update, reader_of_live_run):
     tracker, reader = reader_of_live_run
     history = reader.history()
     seen = [next(history).step]
@@ -91,7 +91,7 @@ def reader_of_live_run(open_tracker, update, run_dir):
     return tracker, RunReader.open(run_dir)
 
 
-def test_events_are_told_in_order(two_attempts):
+def test_events_come_in_order(two_attempts):
     kinds = [type(event) for event in RunReader.open(two_attempts).events()]
 
     assert [SessionStarted, AttemptStarted, AttemptStarted, AlertRaised, AttemptEnded] == kinds
@@ -123,7 +123,7 @@ def test_the_session_of_a_live_run_is_the_one_that_its_writer_has(open_tracker, 
     assert tracker.session == RunReader.open(run_dir).session()
 
 
-def test_an_unfinished_last_line_is_left_for_the_next_look(reader_of_live_run):
+def test_an_unfinished_last_line_is_left_for_the_next_call(reader_of_live_run):
     _, reader = reader_of_live_run
     line = encode(next(reader.all_updates()))
     with reader.folder.metrics.open("ab") as file:
@@ -135,7 +135,7 @@ def test_an_unfinished_last_line_is_left_for_the_next_look(reader_of_live_run):
     assert ["metrics.jsonl, byte "] == [problem[:20] for problem in reader.problems()]
 
 
-def test_who_writes_the_run_is_known(open_tracker, run_dir):
+def test_the_writer_of_the_run_is_known(open_tracker, run_dir):
     tracker = open_tracker()
     reader = RunReader.open(run_dir)
     holder = reader.holder()
@@ -145,7 +145,9 @@ def test_who_writes_the_run_is_known(open_tracker, run_dir):
     assert reader.holder() is None
 
 
-def test_a_run_whose_process_is_gone_without_a_word_has_crashed(open_tracker, update, left_by_a_kill, run_dir):
+def test_a_run_whose_process_exited_without_recording_a_shutdown_has_crashed(
+    open_tracker, update, left_by_a_kill, run_dir
+):
     tracker = open_tracker()
     update(tracker, 1)
     alive = RunReader.open(run_dir).summary(now=0.0)["status"]
@@ -163,7 +165,7 @@ def test_the_summary_has_the_fields_of_the_progress_file(open_tracker, update, r
     assert of_the_file == RunReader.open(run_dir).summary(now=0.0).keys()
 
 
-def test_every_damaged_piece_is_a_problem(two_attempts):
+def test_every_damage_is_a_problem(two_attempts):
     events = two_attempts / "progress" / "events.jsonl"
     events.write_bytes(events.read_bytes().replace(b"attempt_started", b"attempt_Started"))
     metrics = two_attempts / "progress" / "metrics.jsonl"
@@ -212,7 +214,7 @@ def test_the_past_is_taken_from_the_snapshot_and_only_the_tail_from_the_journals
         pytest.param(lambda path: path.write_bytes(path.read_bytes().replace(b"\n", b"\n\n", 1)), id="shifted"),
     ],
 )
-def test_a_snapshot_of_other_journals_is_not_believed(two_attempts, name, damage):
+def test_a_snapshot_of_other_journals_is_ignored(two_attempts, name, damage):
     damage(two_attempts / "progress" / name)
 
     assert not read_run(RunFolder.under(two_attempts)).read_from_snapshot
@@ -228,7 +230,7 @@ def test_a_snapshot_of_other_journals_is_not_believed(two_attempts, name, damage
         pytest.param(add_checksum(b'{"v":1,"other":"record"}'), id="another-record"),
     ],
 )
-def test_a_snapshot_that_says_nothing_is_nothing(tmp_path, content):
+def test_an_unreadable_snapshot_is_ignored(tmp_path, content):
     path = tmp_path / "session.json"
     if content is not None:
         path.write_bytes(content)
@@ -260,7 +262,7 @@ def test_a_journal_line_of_a_newer_version_is_refused(two_attempts, name, line):
         RunReader.open(two_attempts).session()
 
 
-def test_events_of_a_newer_version_are_refused_by_whoever_lists_them(two_attempts):
+def test_events_of_a_newer_version_are_refused_when_they_are_listed(two_attempts):
     with (two_attempts / "progress" / "events.jsonl").open("ab") as file:
         file.write(add_checksum(b'{"event":"dreamt","timestamp":1.0,"attempt":1,"v":2}'))
 
@@ -268,7 +270,7 @@ def test_events_of_a_newer_version_are_refused_by_whoever_lists_them(two_attempt
         list(RunReader.open(two_attempts).events())
 
 
-def test_a_line_of_this_version_that_is_no_record_is_an_error(two_attempts):
+def test_a_line_of_this_version_that_is_not_a_record_is_an_error(two_attempts):
     with (two_attempts / "progress" / "metrics.jsonl").open("ab") as file:
         file.write(add_checksum(b'{"v":1,"step":"nine"}'))
 
@@ -277,7 +279,7 @@ def test_a_line_of_this_version_that_is_no_record_is_an_error(two_attempts):
 
 
 @pytest.mark.parametrize(
-    "step, most, expected",
+    "first_step, max_steps, expected",
     [
         pytest.param(5, 100, {5, 6, 7, 8}, id="from-a-step-on"),
         pytest.param(3, 100, {3, 4, 5, 6, 7, 8}, id="into-the-first-attempt"),
@@ -286,9 +288,9 @@ def test_a_line_of_this_version_that_is_no_record_is_an_error(two_attempts):
         pytest.param(3, 2, {3, 4}, id="the-lowest-where-there-are-too-many"),
     ],
 )
-def test_the_canonical_losses_are_read_from_the_end(two_attempts, step, most, expected):
+def test_the_canonical_losses_are_read_from_the_end(two_attempts, first_step, max_steps, expected):
     folder = RunFolder.under(two_attempts)
-    losses = losses_from(folder, step=step, end=folder.metrics.stat().st_size, most=most)
+    losses = read_losses(folder, first_step=first_step, end=folder.metrics.stat().st_size, max_steps=max_steps)
 
     assert {each: 1.0 / each for each in expected} == losses
 
@@ -297,7 +299,7 @@ def test_losses_behind_the_given_end_are_not_read(two_attempts):
     folder = RunFolder.under(two_attempts)
     first_line = folder.metrics.read_bytes().index(b"\n") + 1
 
-    assert {1: 1.0} == losses_from(folder, step=1, end=first_line, most=100)
+    assert {1: 1.0} == read_losses(folder, first_step=1, end=first_line, max_steps=100)
 
 
 def test_journals_that_lost_their_beginning_are_still_a_run(two_attempts):

@@ -11,6 +11,7 @@ from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.events import AlertCleared, AlertRaised
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.session import AttemptRecord, RaisedAlert, TrainingSession
+from crashproof.records.states import SessionKind
 from crashproof.rules.alerts import (
     ALERT_KINDS,
     CONDITIONS,
@@ -213,9 +214,9 @@ def test_an_end_is_told_once(ended: dict[str, Any], done: int, expected: str | N
 def test_the_message_of_a_crash_names_the_process_and_its_last_step() -> None:
     assert (
         "crashed",
-        "attempt 1 (process 7 on box) is gone and did not say good-bye; its last step was 40",
+        "attempt 1 (process 7 on box) exited without recording a shutdown; last step 40",
     ) == end_of(session(), attempt())
-    assert ("crashed", "attempt 2 is gone and did not say good-bye; it had reported no step") == end_of(
+    assert ("crashed", "attempt 2 exited without recording a shutdown; no step reported") == end_of(
         session(), AttemptRecord(attempt=2)
     )
 
@@ -229,13 +230,13 @@ def test_a_complete_run_that_is_started_again_is_no_news() -> None:
     assert ("complete", "all 200 steps are done") == end_of(longer, second)
 
 
-def test_the_end_of_a_job_is_told_in_questions() -> None:
+def test_the_end_of_a_job_is_reported_in_requests() -> None:
     done = attempt(end=NOW, how="completed")
-    job = session(config={"job": "generate"}, attempts=[done], steps_completed=100)
+    job = session(kind=SessionKind.GENERATION, attempts=[done], steps_completed=100)
     stopped = attempt(end=NOW, how="preempted")
 
-    assert ("complete", "all 100 questions have an end") == end_of(job, done)
-    assert ("preempted", "it was asked to stop, and saved; 100 of 100 questions have an end") == end_of(job, stopped)
+    assert ("complete", "all 100 requests completed") == end_of(job, done)
+    assert ("preempted", "asked to stop, and saved; 100 of 100 requests completed") == end_of(job, stopped)
 
 
 def test_only_crashes_that_nobody_told_of_are_told_at_a_start() -> None:

@@ -5,6 +5,7 @@ import pytest
 from crashproof import MetricsSnapshot
 from crashproof.records.events import SessionStarted
 from crashproof.records.session import AttemptRecord
+from crashproof.records.states import SessionKind
 from crashproof.rules.health import health_of, patience_seconds
 from crashproof.rules.session import begin_session
 
@@ -26,9 +27,9 @@ def update(timestamp: float, *, step: int = 1, attempt: int = 1) -> MetricsSnaps
 
 
 def session_with(*updates: MetricsSnapshot, job: bool = False):
-    config = {"job": "generate"} if job else {}
+    kind = SessionKind.GENERATION if job else SessionKind.TRAINING
     begun = {"timestamp": 0.0, "attempt": 1, "session_id": "training_a", "config_hash": "", "total_steps": 100}
-    session = begin_session(SessionStarted(config=config, **begun))
+    session = begin_session(SessionStarted(config={}, kind=kind, **begun))
     session.metrics_history = list(updates)
     return session
 
@@ -77,7 +78,7 @@ def test_silence_far_beyond_the_usual_pace_is_a_stall():
 def test_a_stall_says_how_long_and_what_is_usual():
     health = judged(*[update(each.timestamp - 1000) for each in EVERY_10_S])
 
-    assert "1110 s since the last update; 200 s would be usual at most" == health.reason
+    assert "no update for 1110 s; at most 200 s is usual" == health.reason
 
 
 def test_an_evaluation_among_the_updates_makes_patient():
@@ -106,9 +107,9 @@ def test_intervals_across_a_clock_that_went_backwards_say_nothing():
     "status, state, reason",
     [
         ("completed", "complete", "all steps are done"),
-        ("crashed", "crashed", "its process is gone and did not say good-bye"),
+        ("crashed", "crashed", "the process exited without recording a shutdown"),
         ("raised", "raised", "ValueError: no"),
-        ("preempted", "preempted", "it was asked to stop, and saved"),
+        ("preempted", "preempted", "asked to stop, and saved"),
         ("ended_early", "ended_early", "ValueError: no"),
         ("replaced", "replaced", ""),
     ],
@@ -123,7 +124,7 @@ def test_one_that_was_closed_early_without_an_error_says_that():
     attempt = AttemptRecord(attempt=1, start=0.0, last_seen=0.0)
     health = health_of(session_with(), attempt, status="ended_early", verdict="unknown", now=NOW)
 
-    assert "it was closed before its last step" == health.reason
+    assert "closed before the last step" == health.reason
 
 
 @pytest.mark.parametrize(
@@ -147,14 +148,14 @@ def test_a_job_that_hears_nothing_for_long_has_stalled():
     health = health_of(session_with(job=True), attempt, status="running", verdict="unknown", now=NOW)
 
     assert ("stalled", 901.0) == (health.state, health.seconds_since_update)
-    assert health.reason.startswith("901 s since the last update")
+    assert health.reason.startswith("no update for 901 s")
 
 
 @pytest.mark.parametrize(
     "status, reason",
-    [("completed", "all questions have an end"), ("ended_early", "it was closed before its last question")],
+    [("completed", "all requests completed"), ("ended_early", "closed before the last request")],
 )
-def test_a_job_that_ended_speaks_of_questions(status, reason):
+def test_a_job_that_ended_speaks_of_requests(status, reason):
     attempt = AttemptRecord(attempt=1, start=0.0, last_seen=0.0)
 
     assert reason == health_of(session_with(job=True), attempt, status=status, verdict="unknown", now=NOW).reason

@@ -47,6 +47,7 @@ from crashproof.records.requests import (
 )
 from crashproof.records.session import PacePoint, TrainingSession
 from crashproof.records.snapshots import SessionFile
+from crashproof.records.states import SessionKind
 from crashproof.rules.history import canonical_indices
 from crashproof.rules.session import (
     HISTORY_LENGTH,
@@ -514,7 +515,7 @@ def test_wall_time_is_booked_to_what_it_went_into():
         "down": 3000.0,
         "starting": pytest.approx(1800.0 + 900.0),
         "goodput_fraction": pytest.approx(4140.0 / 10800.0),
-    } == goodput_seconds(session)
+    } == msgspec.structs.asdict(goodput_seconds(session))
 
 
 def test_steps_computed_again_are_no_productive_time():
@@ -526,8 +527,8 @@ def test_steps_computed_again_are_no_productive_time():
     )
 
     seconds = goodput_seconds(session)
-    assert pytest.approx(360.0 * 4 + 360.0 * 2) == seconds["productive"]
-    assert pytest.approx(360.0 * 2) == seconds["recomputed"]
+    assert pytest.approx(360.0 * 4 + 360.0 * 2) == seconds.productive
+    assert pytest.approx(360.0 * 2) == seconds.recomputed
     assert 3 == session.steps_recomputed
 
 
@@ -543,7 +544,7 @@ def test_downtime_and_start_up_do_not_distort_the_estimate():
     ]
     summary = progress_summary(session_of(*records), now=0.0, wall_clock_hours=0.0)
 
-    assert 40 * 10 / 3600 == pytest.approx(summary["estimated_remaining_hours"], rel=0.001)
+    assert 40 * 10 / 3600 == pytest.approx(summary.estimated_remaining_hours, rel=0.001)
 
 
 steps_between = st.integers(1, 3)
@@ -690,8 +691,8 @@ def test_the_kept_history_is_the_canonical_one(records):
 def test_no_part_of_the_wall_time_is_negative(records):
     seconds = goodput_seconds(session_of(*records))
 
-    assert all(each >= 0.0 for each in seconds.values())
-    assert seconds["goodput_fraction"] <= 1.0
+    assert all(each >= 0.0 for each in msgspec.structs.astuple(seconds))
+    assert seconds.goodput_fraction <= 1.0
 
 
 def evaluated(step: int, perplexity: float, *, attempt: int = 1, seconds: float = 0.0) -> EvaluationRecorded:
@@ -735,7 +736,7 @@ def test_an_evaluation_is_no_productive_time():
     seconds = goodput_seconds(session)
 
     assert (7200.0 - 600.0 - 300.0, 600.0, 300.0) == tuple(
-        seconds[name] for name in ("productive", "evaluating", "checkpointing")
+        getattr(seconds, name) for name in ("productive", "evaluating", "checkpointing")
     )
 
 
@@ -843,7 +844,7 @@ def test_a_session_without_a_config_gets_it_from_the_first_beginning_that_has_on
     assert [4] == list(session.checkpoints)
 
 
-JOB = msgspec.structs.replace(BEGINNING, config={"job": "generate"}, total_steps=300)
+JOB = msgspec.structs.replace(BEGINNING, kind=SessionKind.GENERATION, total_steps=300)
 
 
 def job_events(attempt: int, start: float, hours: float, *done: int) -> list[Event]:
@@ -867,11 +868,11 @@ def test_a_job_is_done_when_its_questions_at_the_pace_of_those_that_were_new_hav
         take_event(session, event)
     after = progress_summary(session, now=90_020.0, wall_clock_hours=0.0)
 
-    assert 40.0 == pytest.approx(3600 * before["estimated_remaining_hours"])
+    assert 40.0 == pytest.approx(3600 * before.estimated_remaining_hours)
     assert (150, 150, 150) == (session.steps_completed, session.highest_step, session.steps_computed)
     assert 40.0 == pytest.approx(3600 * session.wall_clock_hours)
-    assert 45.0 == pytest.approx(3600 * after["estimated_remaining_hours"])
-    assert (True, "running", 90_020.0) == (after["is_job"], after["health"], after["last_update_time"])
+    assert 45.0 == pytest.approx(3600 * after.estimated_remaining_hours)
+    assert (True, "running", 90_020.0) == (after.is_job, after.health, after.last_update_time)
 
 
 def test_a_clock_that_goes_back_gives_a_job_no_time_back():

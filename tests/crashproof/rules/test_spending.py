@@ -56,7 +56,7 @@ def refused(request_id: str) -> RequestRefused:
 
 
 def lost(request_id: str) -> RequestLost:
-    return RequestLost(**whose(), request_id=request_id, reason="the connection broke")
+    return RequestLost(**whose(), request_id=request_id, reason="the connection was lost")
 
 
 def answer(request_id: str, cost: str, **more: Any) -> AnswerRecord:

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import AttemptRecord, Evaluation, PacePoint, TrainingSession
 from crashproof.rules.summary import goodput_seconds, progress_summary
 
@@ -32,16 +33,16 @@ def session(**known) -> TrainingSession:
     )
 
 
-def summary_of(**known) -> dict:
+def summary_of(**known) -> ProgressSummary:
     return progress_summary(session(**known), now=1000.0, wall_clock_hours=2.0)
 
 
 def test_every_promised_field_is_there_from_the_first_moment():
     summary = summary_of()
 
-    assert set() == PROMISED - summary.keys()
+    assert set() == PROMISED - msgspec.to_builtins(summary).keys()
     assert (0.0, 0, 100, 2.0, None) == tuple(
-        summary[name]
+        getattr(summary, name)
         for name in (
             "progress_pct",
             "steps_completed",
@@ -52,7 +53,7 @@ def test_every_promised_field_is_there_from_the_first_moment():
     )
 
 
-def test_the_fields_are_the_same_once_everything_is_known():
+def test_the_fields_once_everything_is_known():
     newest = MetricsSnapshot(
         step=50,
         timestamp=990.0,
@@ -73,7 +74,6 @@ def test_the_fields_are_the_same_once_everything_is_known():
         total_pause_duration=1800.0,
     )
 
-    assert summary_of().keys() == known.keys()
     expected = {
         "progress_pct": 50.0,
         "estimated_remaining_hours": 1.0,
@@ -88,15 +88,15 @@ def test_the_fields_are_the_same_once_everything_is_known():
         "attempt_host": "box",
         "attempt_pid": 7,
     }
-    assert expected == {name: known[name] for name in expected}
-    assert 1.5 == known["loss_trend"]["current_loss"]
-    assert known["estimated_remaining_hours_low"] <= 1.0 <= known["estimated_remaining_hours_high"]
+    assert expected == {name: getattr(known, name) for name in expected}
+    assert 1.5 == known.loss_trend.current_loss
+    assert known.estimated_remaining_hours_low <= 1.0 <= known.estimated_remaining_hours_high
 
 
 def test_a_summary_is_plain_json():
     summary = summary_of()
 
-    assert summary == msgspec.json.decode(msgspec.json.encode(summary))
+    assert summary == msgspec.json.decode(msgspec.json.encode(summary), type=ProgressSummary)
 
 
 @pytest.mark.parametrize(
@@ -111,13 +111,13 @@ def test_a_summary_is_plain_json():
 def test_progress_is_the_share_of_steps_done(done, target, expected):
     summary = summary_of(steps_completed=done, total_steps_target=target)
 
-    assert expected == summary["progress_pct"]
+    assert expected == summary.progress_pct
 
 
 def test_a_finished_run_has_no_time_left():
     summary = summary_of(steps_completed=100)
 
-    assert (0.0, 1000.0) == (summary["estimated_remaining_hours"], summary["estimated_finish_time"])
+    assert (0.0, 1000.0) == (summary.estimated_remaining_hours, summary.estimated_finish_time)
 
 
 @pytest.mark.parametrize(
@@ -135,11 +135,11 @@ def test_a_finished_run_has_no_time_left():
 def test_the_status_is_that_of_the_newest_attempt(attempts, done, expected):
     records = [AttemptRecord(attempt=number, how=how) for number, how in enumerate(attempts, start=1)]
 
-    assert expected == summary_of(attempts=records, steps_completed=done)["status"]
+    assert expected == summary_of(attempts=records, steps_completed=done).status
 
 
 def test_a_run_that_did_nothing_has_no_goodput():
-    assert 0.0 == goodput_seconds(session())["goodput_fraction"]
+    assert 0.0 == goodput_seconds(session()).goodput_fraction
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_run_that_did_nothing_has_no_goodput():
 def test_downtime_lies_between_attempts(first, second, expected):
     attempts = [AttemptRecord(attempt=1, **first), AttemptRecord(attempt=2, **second)]
 
-    assert expected == goodput_seconds(session(attempts=attempts))["down"]
+    assert expected == goodput_seconds(session(attempts=attempts)).down
 
 
 def test_the_newest_evaluation_is_shown():
@@ -164,7 +164,7 @@ def test_the_newest_evaluation_is_shown():
 
     summary = summary_of(evaluations=measured)
 
-    assert (4, {"perplexity": 6.0}) == (summary["evaluation_step"], summary["evaluation"])
+    assert (4, {"perplexity": 6.0}) == (summary.evaluation_step, summary.evaluation)
 
 
 def attempt(number: int, how: str, start: float, end: float) -> AttemptRecord:
@@ -203,6 +203,6 @@ def test_an_attempt_that_only_adopted_checkpoints_says_nothing_of_the_training(a
     known = session(attempts=attempts)
 
     assert (status, down) == (
-        progress_summary(known, now=1000.0, wall_clock_hours=0.0)["status"],
-        goodput_seconds(known)["down"],
+        progress_summary(known, now=1000.0, wall_clock_hours=0.0).status,
+        goodput_seconds(known).down,
     )

@@ -5,6 +5,7 @@ import random
 import sys
 from collections import Counter
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ def noisy(curve, *, seed: int, noise: float = 0.05, length: int = 100) -> list[f
 
 
 def verdict_on(losses: list[float], window_size: int = 100) -> str:
-    return loss_trend(losses, moving_avg_loss=None, window_size=window_size)["verdict"]
+    return loss_trend(losses, moving_avg_loss=None, window_size=window_size).verdict
 
 
 def average_of(losses, start: float | None = None) -> float | None:
@@ -72,33 +73,33 @@ def test_without_losses_all_names_are_there_and_nothing_is_known():
         "num_non_finite": 0,
         "is_improving": False,
         "verdict": "unknown",
-    } == loss_trend([], moving_avg_loss=None)
+    } == msgspec.to_builtins(loss_trend([], moving_avg_loss=None))
 
 
 @pytest.mark.parametrize("window_size", [0, -3])
 def test_an_empty_window_has_no_data(window_size):
     trend = loss_trend([1.0, 2.0], moving_avg_loss=1.5, window_size=window_size)
 
-    assert (False, 0) == (trend["has_data"], trend["window_size"])
+    assert (False, 0) == (trend.has_data, trend.window_size)
 
 
 def test_only_the_newest_losses_are_looked_at():
     trend = loss_trend([9.0, 3.0, 2.0, 1.0], moving_avg_loss=2.0, window_size=3)
 
     expected = {"has_data": True, "window_size": 3, "current_loss": 1.0, "min_loss": 1.0, "max_loss": 3.0}
-    assert expected == {name: trend[name] for name in expected}
+    assert expected == {name: getattr(trend, name) for name in expected}
 
 
 def test_two_losses_that_fall_are_improving_though_no_verdict_is_certain():
     trend = loss_trend([2.0, 1.0], moving_avg_loss=1.9)
 
-    assert ("unknown", True) == (trend["verdict"], trend["is_improving"])
+    assert ("unknown", True) == (trend.verdict, trend.is_improving)
 
 
 def test_a_straight_line_has_its_own_slope_and_no_noise():
     trend = loss_trend([5.0 - 0.125 * place for place in range(20)], moving_avg_loss=None)
 
-    numbers = [trend[name] for name in ("slope_per_update", "slope_low", "slope_high", "noise")]
+    numbers = [getattr(trend, name) for name in ("slope_per_update", "slope_low", "slope_high", "noise")]
     assert [-0.125, -0.125, -0.125, 0.0] == numbers
 
 
@@ -107,8 +108,8 @@ def test_one_spike_moves_neither_slope_nor_verdict():
     losses[50] = 1e6
     trend = loss_trend(losses, moving_avg_loss=None)
 
-    assert -0.01 == pytest.approx(trend["slope_per_update"])
-    assert "improving" == trend["verdict"]
+    assert -0.01 == pytest.approx(trend.slope_per_update)
+    assert "improving" == trend.verdict
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -196,15 +197,15 @@ def test_losses_that_are_not_finite_are_counted_and_left_out_of_the_numbers():
     trend = loss_trend([3.0, math.nan, 2.0, math.inf, 1.0], moving_avg_loss=2.0)
 
     expected = {"num_non_finite": 2, "min_loss": 1.0, "max_loss": 3.0, "slope_per_update": -0.5}
-    assert expected == {name: trend[name] for name in expected}
+    assert expected == {name: getattr(trend, name) for name in expected}
 
 
 def test_a_long_window_is_judged_like_a_short_one():
     losses = noisy(lambda place: 3.0 - 0.001 * place, seed=1, length=1000)
     trend = loss_trend(losses, moving_avg_loss=None, window_size=1000)
 
-    assert "improving" == trend["verdict"]
-    assert -0.001 == pytest.approx(trend["slope_per_update"], rel=0.05)
+    assert "improving" == trend.verdict
+    assert -0.001 == pytest.approx(trend.slope_per_update, rel=0.05)
 
 
 @settings(max_examples=150)
@@ -212,14 +213,14 @@ def test_a_long_window_is_judged_like_a_short_one():
 def test_every_list_of_losses_gets_an_answer(losses, window_size):
     trend = loss_trend(losses, moving_avg_loss=None, window_size=window_size)
 
-    assert trend["verdict"] in {"improving", "plateau", "diverging", "unstable", "non_finite", "unknown"}
-    assert trend["verdict"] != "improving" or trend["is_improving"]
+    assert trend.verdict in {"improving", "plateau", "diverging", "unstable", "non_finite", "unknown"}
+    assert trend.verdict != "improving" or trend.is_improving
 
 
 @settings(max_examples=50)
 @given(st.lists(st.floats(0.0, 100.0), min_size=8, max_size=40), st.floats(-1000.0, 1000.0))
 def test_the_slope_does_not_depend_on_the_level(losses, level):
-    before = loss_trend(losses, moving_avg_loss=None)["slope_per_update"]
-    after = loss_trend([loss + level for loss in losses], moving_avg_loss=None)["slope_per_update"]
+    before = loss_trend(losses, moving_avg_loss=None).slope_per_update
+    after = loss_trend([loss + level for loss in losses], moving_avg_loss=None).slope_per_update
 
     assert before == pytest.approx(after, abs=1e-9)

@@ -1,15 +1,15 @@
-"""Stores of teacher answers of every kind, each where nobody else is."""
+"""Fixtures for every kind of answer store, isolated from each other."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 from postgres import PostgresServer, postgres_server
-from response_stores import PostgresBed, RunBed, SqlBed, SqliteBed, StoreBed
+from response_stores import PostgresFixture, RunStoreFixture, SqliteFixture, SqlStoreFixture, StoreFixture
 
 
 @pytest.fixture(scope="session")
@@ -20,55 +20,53 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(params=["run", "sqlite", "postgresql"])
-def new_bed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], StoreBed]]:
-    """Makes places for stores of one kind."""
+def new_stores(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], StoreFixture]]:
+    """Make fixtures for stores of one kind."""
     numbers = itertools.count()
 
-    def make() -> StoreBed:
+    def make() -> StoreFixture:
         if request.param == "postgresql":
-            bed: StoreBed = PostgresBed(request.getfixturevalue("postgres"))
+            stores: StoreFixture = PostgresFixture(request.getfixturevalue("postgres"))
         else:
             folder = tmp_path / f"store_{next(numbers)}"
-            bed = RunBed(folder) if request.param == "run" else SqliteBed(folder)
-        beds.callback(bed.close)
-        return bed
+            stores = RunStoreFixture(folder) if request.param == "run" else SqliteFixture(folder)
+        fixtures.callback(stores.close)
+        return stores
 
-    with ExitStack() as beds:
+    with ExitStack() as fixtures:
         yield make
 
 
 @pytest.fixture
-def bed(new_bed: Callable[[], StoreBed]) -> StoreBed:
-    """A place for a store of each kind."""
-    return new_bed()
+def stores(new_stores: Callable[[], StoreFixture]) -> StoreFixture:
+    """A fixture for a store of each kind."""
+    return new_stores()
 
 
 @pytest.fixture
-def store(bed: StoreBed):
+def store(stores: StoreFixture):
     """A new store of each kind."""
-    return bed.open()
+    return stores.open()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlBed]:
-    """A place for a store that many processes share, of each kind."""
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStoreFixture]:
+    """A fixture for a shared store of each kind."""
     is_file = request.param == "sqlite"
-    bed = SqliteBed(tmp_path / "store") if is_file else PostgresBed(request.getfixturevalue("postgres"))
-    yield bed
-    bed.close()
+    stores = SqliteFixture(tmp_path / "store") if is_file else PostgresFixture(request.getfixturevalue("postgres"))
+    with closing(stores):
+        yield stores
 
 
 @pytest.fixture
-def file_store(tmp_path: Path) -> Iterator[SqliteBed]:
-    """A place for a store in a file."""
-    bed = SqliteBed(tmp_path / "store")
-    yield bed
-    bed.close()
+def file_store(tmp_path: Path) -> Iterator[SqliteFixture]:
+    """A fixture for a store in a SQLite file."""
+    with closing(SqliteFixture(tmp_path / "store")) as opened:
+        yield opened
 
 
 @pytest.fixture
-def server_store(postgres: PostgresServer) -> Iterator[PostgresBed]:
-    """A place for a store on a server."""
-    bed = PostgresBed(postgres)
-    yield bed
-    bed.close()
+def server_store(postgres: PostgresServer) -> Iterator[PostgresFixture]:
+    """A fixture for a store on a PostgreSQL server."""
+    with closing(PostgresFixture(postgres)) as opened:
+        yield opened

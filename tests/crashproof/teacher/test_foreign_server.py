@@ -21,7 +21,7 @@ from crashproof.distillation.models.causal_lm import new_model, save_model
 from crashproof.distillation.settings.models import ModelShape
 from crashproof.distillation.text.chat import BUILTIN_TEMPLATE
 from crashproof.distillation.text.corpus import builtin_documents
-from crashproof.distillation.text.tokenizer import trained_tokenizer
+from crashproof.distillation.text.tokenizer import train_tokenizer
 from crashproof.teacher import AsyncTeacher, Endpoint, Teacher
 
 QUESTION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is a list?"}]
@@ -30,7 +30,7 @@ QUESTION = [{"role": "system", "content": "Be brief."}, {"role": "user", "conten
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("served")
-    tokenizer = trained_tokenizer(builtin_documents()[:50], vocab_size=400, folder=folder / "tokenizer")
+    tokenizer = train_tokenizer(builtin_documents()[:50], vocab_size=400, folder=folder / "tokenizer")
     tokenizer.chat_template = BUILTIN_TEMPLATE
     model = new_model(ModelShape(d_model=32, num_layers=1), tokenizer=tokenizer, max_length=128)
     save_model(model, tokenizer, folder / "model", origin={"made": "here"})

@@ -155,8 +155,8 @@ ENDS = st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 1_000), HO
 
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ENDS)
-def test_what_is_committed_is_never_over_the_budget_and_always_the_sum(new_bed, ends):
-    store = new_bed().open()
+def test_what_is_committed_is_never_over_the_budget_and_always_the_sum(new_stores, ends):
+    store = new_stores().open()
     budget = 4 * CENT
     spent = in_doubt = reserved = Decimal(0)
     for question, tenth_cents, how in ends:
@@ -212,15 +212,15 @@ def again(question: object) -> Intent:
     return dataclasses.replace(intent(question), replaces=True)
 
 
-def test_an_answer_of_no_use_may_be_asked_for_once_more_and_the_newest_counts(bed):
-    store = bed.open()
+def test_an_answer_of_no_use_may_be_asked_for_once_more_and_the_newest_counts(stores):
+    store = stores.open()
     store.finish([answered(granted(store, "a"), CENT, response={}, problem="it is empty")])
     keep(store, "b", cost=CENT)
     store.mark(key_of("b"), "the tool is not known")
     requests = store.begin([again("a"), again("b")], budget=None)
     store.finish([answered(request, 2 * CENT, response={"text": "better"}) for request in requests])
     spending = store.spending()
-    store = bed.after_death_of(store)
+    store = stores.after_death_of(store)
 
     assert [{"text": "better"}] * 2 == [store.read(key_of(each)).response for each in "ab"]
     assert [AnswerRecord] * 2 == [type(verdict) for verdict in store.begin([intent("a"), intent("b")], budget=None)]
@@ -273,7 +273,7 @@ def test_a_miss_is_explained_by_the_parameter_that_differs(store):
 
     assert 'messages[0].content ("b" here, "a" stored)' in store.why_miss(intent("b").request)
     assert "temperature (0.5 here, absent stored)" in store.why_miss(intent("a", temperature=0.5).request)
-    assert "an answer to this very request" in store.why_miss(intent("a").request)
+    assert "an answer to this exact request" in store.why_miss(intent("a").request)
 
 
 def test_an_empty_store_says_that_it_knows_no_request(store):
@@ -291,12 +291,12 @@ def test_sums_are_exact(store, costs):
     assert [Decimal(cost) for cost in costs] == [store.read(key_of(each)).cost for each in range(len(costs))]
 
 
-def test_all_is_there_after_the_process_died_and_what_was_under_way_is_in_doubt(bed):
-    store = bed.open()
+def test_all_is_there_after_the_process_died_and_what_was_under_way_is_in_doubt(stores):
+    store = stores.open()
     keep(store, "a", "b", cost=CENT)
     store.finish([Lost(granted=granted(store, "c"), reason="timeout")])
     granted(store, "d")
-    store = bed.after_death_of(store)
+    store = stores.after_death_of(store)
 
     spending = store.spending()
     assert (2, 2 * CENT, 2, 2 * CENT, 0) == (
@@ -309,10 +309,10 @@ def test_all_is_there_after_the_process_died_and_what_was_under_way_is_in_doubt(
     assert [{"text": "about a"}, {"text": "about b"}] == [store.read(key_of(each)).response for each in "ab"]
 
 
-def test_what_a_dead_process_had_begun_may_be_sent_again_and_counts_twice(bed):
-    store = bed.open()
+def test_what_a_dead_process_had_begun_may_be_sent_again_and_counts_twice(stores):
+    store = stores.open()
     granted(store, "a")
-    store = bed.after_death_of(store)
+    store = stores.after_death_of(store)
     request = granted(store, "a", budget=2 * CENT)
     (refused,) = store.begin([intent("b")], budget=2 * CENT)
     store.finish([answered(request, CENT)])
@@ -322,24 +322,24 @@ def test_what_a_dead_process_had_begun_may_be_sent_again_and_counts_twice(bed):
     assert (1, CENT, CENT) == (spending.requests_in_doubt, spending.in_doubt, spending.spent)
 
 
-def test_a_flipped_bit_is_never_given_and_is_set_aside_with_its_price_while_its_neighbours_stay(bed, caplog):
-    store = bed.open()
+def test_a_flipped_bit_is_never_given_and_is_set_aside_with_its_price_while_its_neighbours_stay(stores, caplog):
+    store = stores.open()
     keep(store, *range(22), cost=CENT)
     chance = random.Random(7)
-    damaged = {each: bed.flip(key_of(each), chance.random(), chance.randrange(8)) for each in range(1, 21)}
+    damaged = {each: stores.flip(key_of(each), chance.random(), chance.randrange(8)) for each in range(1, 21)}
     found = {each: store.read(key_of(each)) for each in range(22)}
 
     assert [0, 21] == [each for each, answer in found.items() if answer is not None]
     assert [{"text": "about 0"}, {"text": "about 21"}] == [found[0].response, found[21].response]
     assert 20 == sum("is damaged" in message for message in caplog.messages)
-    assert [] == [each for each, line in damaged.items() if line.strip() not in bed.set_aside()]
-    assert 18 <= sum("($0.01 had been paid for it)" in message for message in caplog.messages)
+    assert [] == [each for each, line in damaged.items() if line.strip() not in stores.set_aside()]
+    assert 18 <= sum("($0.01 was paid for it)" in message for message in caplog.messages)
 
 
-def test_an_answer_whose_bytes_were_damaged_is_asked_for_again(bed):
-    store = bed.open()
+def test_an_answer_whose_bytes_were_damaged_is_asked_for_again(stores):
+    store = stores.open()
     keep(store, "a", "b")
-    bed.flip(key_of("a"), 0.5, 3)
+    stores.flip(key_of("a"), 0.5, 3)
     first, second = store.begin([intent("a"), intent("b")], budget=None)
     store.finish([answered(first)])
 

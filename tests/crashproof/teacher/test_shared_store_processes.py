@@ -13,7 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from response_stores import CENT, SqlBed, answered, intent, key_of
+from response_stores import CENT, SqlStoreFixture, answered, intent, key_of
 
 from crashproof.answers.store import Busy, Granted
 from crashproof.clock import SYSTEM_CLOCK
@@ -23,8 +23,10 @@ LEASE_SECONDS = 1.0
 
 
 @contextmanager
-def process(bed: SqlBed, *words: object, account: str = "us", lease_seconds: float = LEASE_SECONDS) -> Iterator:
-    command = [sys.executable, PROGRAM, bed.url, account, lease_seconds, *words]
+def process(
+    stores: SqlStoreFixture, *words: object, account: str = "us", lease_seconds: float = LEASE_SECONDS
+) -> Iterator:
+    command = [sys.executable, PROGRAM, stores.url, account, lease_seconds, *words]
     with subprocess.Popen(
         [str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as running:

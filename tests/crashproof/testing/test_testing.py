@@ -146,7 +146,7 @@ def test_a_moment_that_never_comes_ends_in_an_error_and_leaves_no_process():
         pids.append(os.getpid())
         return False
 
-    with pytest.raises(TimeoutError, match="nor reached its moment"):
+    with pytest.raises(TimeoutError, match="nor reached the kill condition"):
         run_and_kill([sys.executable, "-c", "import time; time.sleep(60)"], when=never, timeout_seconds=0.2)
 
     assert pids

@@ -233,7 +233,7 @@ def test_a_damaged_new_checkpoint_removes_nothing(
 
     assert {"checkpoint_1.pt", "checkpoint_2.pt"} <= files_in(run_dir)
     assert [1, 2, 3] == list(tracker.session.checkpoints)
-    assert "No checkpoint is removed, as checkpoint_3.pt cannot be used" in caplog.text
+    assert "No checkpoint is removed because checkpoint_3.pt cannot be used" in caplog.text
 
 
 def test_one_that_cannot_be_verified_does_not_cost_the_one_before_it(
@@ -378,9 +378,7 @@ def test_a_deletion_that_fails_is_told_and_made_up_for_at_the_next(
     train(tracker, 4)
 
     assert 3 == len(left)
-    assert (
-        f"Could not delete {run_dir}/checkpoint_1.pt, which is not kept any more: Input/output error." in caplog.text
-    )
+    assert f"Could not delete {run_dir}/checkpoint_1.pt, which is no longer kept: Input/output error." in caplog.text
     assert {"checkpoint_3.pt", "checkpoint_4.pt"} == files_in(run_dir)
     assert [["checkpoint_1.pt"], ["checkpoint_1.pt", "checkpoint_2.pt"]] == removals(run_dir)
 

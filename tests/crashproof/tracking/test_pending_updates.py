@@ -1,47 +1,58 @@
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
 from crashproof.errors import InvalidMetric
-from crashproof.tracking.pending_updates import Measured, Update, WaitingUpdates, measured_at_once
+from crashproof.records.metrics import Numbers, Update
+from crashproof.tracking.pending_updates import Moment, PendingUpdates, numbers_on_host
+
+NOW = Moment(1000.0, 1.0)
 
 
-def update(step: int) -> Update:
-    return Update(1000.0, 1.0, step, 8 * step, 100 * step, None, None)
+def update(step: int, loss: object = 2.0, loss_components: object = None, learning_rate: object = 0.1) -> Update:
+    return Update(
+        step=step,
+        loss=loss,
+        loss_components={} if loss_components is None else loss_components,
+        learning_rate=learning_rate,
+        samples_processed=8 * step,
+        tokens_processed=100 * step,
+    )
 
 
 @pytest.fixture
-def written() -> list[tuple[int, Measured]]:
+def written() -> list[tuple[int, Numbers]]:
     return []
 
 
 @pytest.fixture
-def waiting(written) -> WaitingUpdates:
-    return WaitingUpdates(lambda each, measured: written.append((each.step, measured)))
+def waiting(written) -> PendingUpdates:
+    return PendingUpdates(lambda _, each, numbers: written.append((each.step, numbers)))
 
 
 def test_an_update_is_written_once_its_numbers_have_arrived(waiting, written, device):
-    waiting.add(update(1), device.tensor(2.5), {"kd": device.tensor(1.5), "ce": 1.0}, 0.1)
+    waiting.add(NOW, update(1, device.tensor(2.5), {"kd": device.tensor(1.5), "ce": 1.0}, 0.1))
     waiting.write_ready()
     written_before = list(written)
     device.finish()
     waiting.write_ready()
 
     assert [] == written_before
-    assert [(1, Measured(loss=2.5, components={"kd": 1.5, "ce": 1.0}, learning_rate=0.1))] == written
+    assert [(1, Numbers(loss=2.5, components={"kd": 1.5, "ce": 1.0}, learning_rate=0.1))] == written
     assert 0 == len(waiting)
 
 
 def test_a_step_whose_numbers_are_here_waits_for_the_ones_before_it(waiting, written, device):
-    waiting.add(update(1), device.tensor(2.5), {}, 0.1)
-    waiting.add(update(2), 2.0, {}, 0.1)
+    waiting.add(NOW, update(1, device.tensor(2.5), {}, 0.1))
+    waiting.add(NOW, update(2, 2.0, {}, 0.1))
     waiting.write_ready()
-    num_waiting = len(waiting)
+    num_queued = len(waiting)
     device.finish()
     waiting.write_ready()
 
-    assert 2 == num_waiting
+    assert 2 == num_queued
     assert [1, 2] == [step for step, _ in written]
 
 
@@ -49,11 +60,11 @@ def test_a_step_whose_numbers_are_here_waits_for_the_ones_before_it(waiting, wri
 def test_any_number_on_the_device_makes_an_update_wait(waiting, written, device, place):
     late = device.tensor(2.5)
     numbers = {"loss": 1.0, "component": 1.0, "learning_rate": 1.0} | {place: late}
-    waiting.add(update(1), numbers["loss"], {"kd": numbers["component"]}, numbers["learning_rate"])
+    waiting.add(NOW, update(1, numbers["loss"], {"kd": numbers["component"]}, numbers["learning_rate"]))
     waiting.write_ready()
 
     assert [] == written
-    assert None is measured_at_once(numbers["loss"], {"kd": numbers["component"]}, numbers["learning_rate"])
+    assert None is numbers_on_host(update(1, numbers["loss"], {"kd": numbers["component"]}, numbers["learning_rate"]))
 
 
 @pytest.mark.parametrize(
@@ -65,15 +76,15 @@ def test_any_number_on_the_device_makes_an_update_wait(waiting, written, device,
     ],
 )
 def test_numbers_on_the_host_are_measured_at_once(loss, components, learning_rate):
-    measured = measured_at_once(loss, components, learning_rate)
+    measured = numbers_on_host(update(1, loss, components, learning_rate))
 
-    assert Measured(loss=2.5, components={"kd": 1.0, "ce": 2.0}, learning_rate=0.5) == measured
+    assert Numbers(loss=2.5, components={"kd": 1.0, "ce": 2.0}, learning_rate=0.5) == measured
     assert {float} == {type(number) for number in (measured.loss, *measured.components.values())}
 
 
 def test_what_was_measured_is_not_changed_by_its_reporter():
     components = {"kd": 1.0}
-    measured = measured_at_once(2.5, components, 0.5)
+    measured = numbers_on_host(update(1, 2.5, components, 0.5))
     components["kd"] = 9.0
 
     assert {"kd": 1.0} == measured.components
@@ -89,12 +100,12 @@ def test_what_was_measured_is_not_changed_by_its_reporter():
 )
 def test_what_is_no_number_is_refused_by_name(loss, components, learning_rate, name):
     with pytest.raises(InvalidMetric, match=f"^{name} must be one number"):
-        measured_at_once(loss, components, learning_rate)
+        numbers_on_host(update(1, loss, components, learning_rate))
 
 
 def test_at_the_end_all_are_waited_for_and_written_in_order(waiting, written, device):
     for step in (1, 2, 3):
-        waiting.add(update(step), device.tensor(float(step)), {}, 0.1)
+        waiting.add(NOW, update(step, device.tensor(float(step)), {}, 0.1))
     device.has_to_be_waited_for = True
     waiting.write_all()
 
@@ -103,11 +114,11 @@ def test_at_the_end_all_are_waited_for_and_written_in_order(waiting, written, de
 
 def test_what_cannot_be_kept_is_refused_before_it_waits(waiting, device):
     with pytest.raises(InvalidMetric, match="learning_rate"):
-        waiting.add(update(1), device.tensor(2.5), {}, "fast")
+        waiting.add(NOW, update(1, device.tensor(2.5), {}, "fast"))
 
     assert 0 == len(waiting)
 
 
 def test_components_that_are_no_mapping_are_refused_in_words() -> None:
     with pytest.raises(InvalidMetric, match="loss_components must be a mapping, got NoneType"):
-        measured_at_once(1.0, None, 0.1)
+        numbers_on_host(msgspec.structs.replace(update(1), loss_components=None))

@@ -9,6 +9,7 @@ from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import DiskFull
 from crashproof.records.events import ConnectionFailed, Paused
 from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.states import SessionKind
 from crashproof.testing import FaultyDisk
 from crashproof.tracking.open_run import open_run
 from crashproof.tracking.requested_session import Identity
@@ -37,6 +38,7 @@ def writer(run_dir, clock, disk):
     identity = Identity(
         session_id="training_1",
         config={},
+        kind=SessionKind.TRAINING,
         config_hash="c",
         total_steps=100,
         on_config_change="archive",
@@ -95,11 +97,11 @@ def test_while_the_disk_is_full_updates_wait_and_are_written_in_order_later(writ
     disk.is_full = True
     for step in (2, 3):
         writer.keep_update(line(step))
-    num_waiting, could = writer.num_waiting, writer.write_waiting()
+    num_queued, could = writer.num_queued, writer.write_queued()
     disk.is_full = False
 
-    assert (2, False) == (num_waiting, could)
-    assert (True, 0) == (writer.write_waiting(), writer.num_waiting)
+    assert (2, False) == (num_queued, could)
+    assert (True, 0) == (writer.write_queued(), writer.num_queued)
     assert [1, 2, 3] == [each.step for each in RunReader.open(run_dir).history()]
     assert [] == RunReader.open(run_dir).problems()
 
@@ -157,4 +159,4 @@ def test_the_summary_counts_what_waits(writer, disk):
     writer.keep_update(line(1))
     summary = writer.summary(writer.session_as_of_now(), wall_clock_hours=0.0, num_pending=3)
 
-    assert 4 == summary["lines_waiting"]
+    assert 4 == summary.lines_waiting

@@ -503,7 +503,7 @@ def test_recovery_never_starts_from_zero_after_the_only_checkpoint_was_set_aside
     (run_dir / "checkpoint_1.pt").unlink()
     tracker.close()
 
-    with pytest.raises(NoUsableCheckpoint, match=r"checkpoint_2.pt: .* set aside earlier"):
+    with pytest.raises(NoUsableCheckpoint, match=r"checkpoint_2.pt: .* quarantined earlier"):
         open_tracker().get_recovery_checkpoint()
 
 
@@ -735,7 +735,7 @@ def test_a_closed_tracker_takes_nothing_more(open_tracker, call):
     tracker = open_tracker()
     tracker.close()
 
-    with pytest.raises(RunClosed, match="is closed; it takes nothing more"):
+    with pytest.raises(RunClosed, match="is closed; it accepts no more data"):
         call(tracker)
 
 
@@ -817,7 +817,7 @@ def test_a_child_forked_while_another_thread_was_writing_does_not_hang(run_dir):
             tracker = opened(settings=quiet)
             taken, done = threading.Event(), threading.Event()
             def hold():
-                with tracker._lock:
+                with tracker._guard.lock:
                     taken.set()
                     done.wait()
             threading.Thread(target=hold).start()

@@ -1,4 +1,4 @@
-"""Train on what a paid teacher says."""
+"""Training data from a paid teacher."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from crashproof.distillation.data.text_data import Batch, Sample, TokenizedData,
 from crashproof.distillation.losses.divergences import IGNORED
 from crashproof.distillation.text.chat import render_chat
 from crashproof.distillation.text.token_bytes import BytesToIds, token_bytes
+from crashproof.distillation.text.tokenizer import encode_text, end_id, padding_id
 from crashproof.errors import AnswerUnusable, DataError, ModelMismatch
 from crashproof.pytorch.interrupts import Interrupts, StopRequested
 from crashproof.rules.requests import TeacherRequest
@@ -39,7 +40,7 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSource:
-    """What was read, before any answer."""
+    """The prompts of a training run, before any answer."""
 
     path: Path
     prompts: list[Prompt]
@@ -54,16 +55,16 @@ def load_prompts(path: Path) -> PromptSource:
     """Read the prompts of a training run.
 
     Raises:
-        DataError: the file is missing or empty, or a line is malformed; tells which.
+        DataError: The file is missing or empty, or a line is malformed; names the line.
     """
     prompts = list(read_prompts(path))
     return PromptSource(path=path, prompts=prompts, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 class ApiData(TrainingData):
-    """One sample for each prompt, asked for some time before the loop wants it.
+    """One sample for each prompt, requested ahead of the training loop.
 
-    The same answers make the same batches, whenever they came.
+    The same answers give the same batches, whenever they arrived.
     """
 
     is_prefetchable = False
@@ -80,10 +81,10 @@ class ApiData(TrainingData):
         open_teacher: Callable[[ProgressTracker], AbstractContextManager[Teacher]],
         interrupts: Interrupts,
     ) -> None:
-        """Touches no teacher; see `attach`.
+        """Prepare the prompts; requests begin with `attach`.
 
         Raises:
-            DataError: a prompt leaves no room for an answer.
+            DataError: A prompt leaves no room for an answer.
         """
         self.num_waits = 0
         """Batches that had to wait for an answer."""
@@ -98,7 +99,7 @@ class ApiData(TrainingData):
         self._open_teacher = open_teacher
         self._coming: Iterator[int] = iter(())
         self._asked: deque[tuple[int, Future[Answer]]] = deque()
-        self._told: set[int] = set()
+        self._reported: set[int] = set()
         self._num_counted: dict[tuple[int, ...], int] = {}
         self._require_room()
 
@@ -114,21 +115,21 @@ class ApiData(TrainingData):
             yield
 
     def connect(self, teacher: Teacher, coming: Iterator[int]) -> None:
-        """Ask this teacher from now on; `coming` are the samples in the order in which the loop will want them."""
+        """Request answers from this teacher; `coming` are the samples in the order of the training loop."""
         self._teacher = teacher
         self._coming = coming
         self._ask_ahead()
 
     def batch(self, indices: list[int]) -> Batch:
-        """The samples at these indices, once they are answered.
+        """The samples at these indices; waits for their answers.
 
         Raises:
-            TeacherError: one could not be answered.
-            ModelMismatch: the teacher's tokens are not the student's; names the first.
-            StopRequested: somebody asked to stop while it was waiting.
+            TeacherError: A request failed.
+            ModelMismatch: The student has no such token as the teacher; names the first.
+            StopRequested: A stop was requested during the wait.
         """
         asked = [self._asked.popleft() if self._asked else (index, self._ask(index)) for index in indices]
-        assert indices == [index for index, _ in asked], "the loop takes another order than it was connected with"
+        assert indices == [index for index, _ in asked], "the loop takes another order than `connect` was given"
         self._ask_ahead()
         if not all(answer.done() for _, answer in asked):
             self.num_waits += 1
@@ -137,7 +138,7 @@ class ApiData(TrainingData):
         return batch
 
     def counts(self, indices: list[int]) -> dict[str, int]:
-        """The tokens that are predicted in a batch that was asked for before: nobody knows them earlier."""
+        """The predicted tokens of the last `batch` of these samples; they are unknown before it."""
         return {"tokens": self._num_counted.pop(tuple(indices))}
 
     def _ask_ahead(self) -> None:
@@ -145,7 +146,7 @@ class ApiData(TrainingData):
             self._asked.append((index, self._ask(index)))
 
     def _ask(self, index: int) -> Future[Answer]:
-        assert self._teacher is not None, "it is connected before the loop begins"
+        assert self._teacher is not None, "`connect` comes before the first batch"
         prompt = self._source.prompts[index]
         return self._teacher.begin(
             self._request(prompt), check=lambda answer: problem_with_answer(prompt, answer.message)
@@ -161,10 +162,10 @@ class ApiData(TrainingData):
         try:
             answer = self._wait(asked)
         except AnswerUnusable as error:
-            if index not in self._told:
-                self._told.add(index)
-                log.warning("%s, line %d is not learned from: %s", self._source.path, prompt.line, error)
-            return _unanswered(self._before(prompt)[: self._max_length])
+            if index not in self._reported:
+                self._reported.add(index)
+                log.warning("Skipping %s, line %d: %s", self._source.path, prompt.line, error)
+            return _unanswered(self._ids_before(prompt)[: self._max_length])
         if self._top_k is None:
             return self._from_text(prompt, answer)
         return self._from_tokens(prompt, answer)
@@ -178,29 +179,28 @@ class ApiData(TrainingData):
                     raise StopRequested from None
 
     def _from_text(self, prompt: Prompt, answer: Answer) -> _AnsweredSample:
-        before, said, behind = self._parts(prompt, answer)
-        encoded = self._encode(before + said + behind)
-        ids = encoded["input_ids"]
-        is_predicted = [end > len(before) for _, end in encoded["offset_mapping"]]
+        before, said, after = self._parts(prompt, answer)
+        ids, spans = encode_text(self._tokenizer, before + said + after)
+        is_predicted = [end > len(before) for _, end in spans]
         if prompt.text is not None:
-            ids, is_predicted = [*ids, self._end_id()], [*is_predicted, True]
+            ids, is_predicted = [*ids, end_id(self._tokenizer)], [*is_predicted, True]
         cut = slice(0, self._max_length)
         return _AnsweredSample(Sample(ids=ids[cut], is_predicted=is_predicted[cut]), [])
 
     def _from_tokens(self, prompt: Prompt, answer: Answer) -> _AnsweredSample:
-        """The teacher's own tokens, found in the student's vocabulary by their bytes."""
+        """The teacher's own tokens, mapped to the student's vocabulary by their bytes."""
         if answer.logprobs is None:
             raise ModelMismatch(
-                f"The answer to {self._source.path}, line {prompt.line} brings no log-probabilities.",
-                hint="Ask a teacher that gives them, or leave out teacher.logprobs and set loss.kd to 0.",
+                f"The answer to {self._source.path}, line {prompt.line} has no log-probabilities.",
+                hint="Use a teacher that returns them, or leave out teacher.logprobs and set loss.kd to 0.",
             )
-        before, _, behind = self._parts(prompt, answer)
-        prompt_ids = self._encode(before)["input_ids"]
+        before, _, after = self._parts(prompt, answer)
+        prompt_ids = encode_text(self._tokenizer, before).ids
         said_ids = [self._id_of(entry, place, prompt) for place, entry in enumerate(answer.logprobs, 1)]
-        last = [self._end_id()] if prompt.text is not None else self._encode(behind)["input_ids"]
+        last = [end_id(self._tokenizer)] if prompt.text is not None else encode_text(self._tokenizer, after).ids
         ids = [*prompt_ids, *said_ids, *last][: self._max_length]
         is_predicted = [place >= len(prompt_ids) for place in range(len(ids))]
-        # What the token before says of this one; the mark at the end is nobody's token.
+        # The position before a token predicts it; the end mark is not a token of the teacher.
         entries = [self._entries(entry) for entry in answer.logprobs]
         return _AnsweredSample(
             Sample(ids=ids, is_predicted=is_predicted),
@@ -220,46 +220,46 @@ class ApiData(TrainingData):
         return found
 
     def _entries(self, entry: dict[str, Any]) -> list[tuple[int, float]]:
-        """Ids and log-probabilities; what is no token of the student belongs to the rest."""
+        """Ids and log-probabilities; tokens that the student lacks belong to the rest."""
         assert self._ids_of_bytes is not None
         known: dict[int, float] = {}
         for each in entry.get("top_logprobs") or []:
             found = self._ids_of_bytes.find(_bytes_of(each))
             if found is not None:
-                # Two of the teacher's tokens can be one of the student's.
+                # Two tokens of the teacher can be one of the student.
                 known[found] = float(np.logaddexp(known.get(found, -math.inf), each["logprob"]))
         return list(known.items())[: self._top_k]
 
     def _parts(self, prompt: Prompt, answer: Answer) -> tuple[str, str, str]:
-        """The text before the answer, the answer, and what the template puts behind it."""
+        """The text before the answer, the answer, and what the template adds after it."""
         if prompt.text is not None:
             return prompt.text, answer.text, ""
-        messages = [*prompt.messages, {"role": "assistant", "content": answer.text}]
-        try:
-            text, spans = render_chat(messages, self._tokenizer)
-        except ValueError as error:
-            raise DataError(self._source.path, str(error), line=prompt.line) from error
-        start, end = spans[-1]
+        text, (start, end) = self._rendered(prompt, answer.text)
         said = answer.text if text.startswith(answer.text, start) else answer.text.strip()
         if not text.startswith(said, start):
             raise DataError(self._source.path, "the chat template rewrites the answer", line=prompt.line)
         return text[:start], said, text[start + len(said) : end]
 
-    def _before(self, prompt: Prompt) -> list[int]:
-        if prompt.text is not None:
-            ids: list[int] = self._encode(prompt.text)["input_ids"]
-            return ids
+    def _ids_before(self, prompt: Prompt) -> list[int]:
+        """The tokens before the answer."""
+        before = prompt.text
+        if before is None:
+            text, (start, _) = self._rendered(prompt, "-")
+            before = text[:start]
+        return encode_text(self._tokenizer, before).ids
+
+    def _rendered(self, prompt: Prompt, answer: str) -> tuple[str, tuple[int, int]]:
+        """A prompt with an answer through the chat template, and the characters of the answer."""
         try:
-            text, spans = render_chat([*prompt.messages, {"role": "assistant", "content": "-"}], self._tokenizer)
+            text, spans = render_chat([*prompt.messages, {"role": "assistant", "content": answer}], self._tokenizer)
         except ValueError as error:
             raise DataError(self._source.path, str(error), line=prompt.line) from error
-        before: list[int] = self._encode(text[: spans[-1][0]])["input_ids"]
-        return before
+        return text, spans[-1]
 
     def _require_room(self) -> None:
-        """Before anything is paid for."""
+        """Find prompts that are too long before any request is paid for."""
         for prompt in self._source.prompts:
-            num_tokens = len(self._before(prompt))
+            num_tokens = len(self._ids_before(prompt))
             if num_tokens >= self._max_length:
                 raise DataError(
                     self._source.path,
@@ -279,22 +279,16 @@ class ApiData(TrainingData):
             input_ids=torch.cat(ids),
             labels=torch.cat(labels),
             starts=starts,
-            pad_id=int(self._tokenizer.pad_token_id or 0),
+            pad_id=padding_id(self._tokenizer),
         ).batch(list(range(len(samples))))
         return batch if self._top_k is None else _with_topk(batch, samples, self._top_k)
-
-    def _encode(self, text: str) -> Any:
-        return self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-
-    def _end_id(self) -> int:
-        return int(self._tokenizer.eos_token_id)
 
 
 @dataclass(frozen=True, slots=True)
 class _AnsweredSample:
     sample: Sample
     entries: list[tuple[int, list[tuple[int, float]]]]
-    """Positions, each with what the teacher says of the token behind it."""
+    """Positions, each with the teacher's entries for the next token."""
 
 
 def _unanswered(ids: list[int]) -> _AnsweredSample:
@@ -311,15 +305,10 @@ def _with_topk(batch: Batch, samples: list[_AnsweredSample], top_k: int) -> Batc
                 for place, (token, logprob) in enumerate(known):
                     ids[row, position, place] = token
                     logprobs[row, position, place] = logprob
-    return Batch(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        labels=batch.labels,
-        topk=TopK(ids=ids, logprobs=logprobs),
-    )
+    return replace(batch, topk=TopK(ids=ids, logprobs=logprobs))
 
 
 def _bytes_of(entry: dict[str, Any]) -> bytes:
-    """The bytes of a token as the API gives them; its text where it gives none."""
+    """The bytes of a token as the API returns them; of its text if it returns none."""
     content = entry.get("bytes")
     return bytes(content) if isinstance(content, list) else str(entry["token"]).encode()

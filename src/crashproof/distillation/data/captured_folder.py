@@ -1,6 +1,6 @@
-"""What a folder of captured logits says of itself.
+"""A folder of captured logits and its manifest.
 
-`manifest.json` is replaced whole after each shard, so it never names a shard that is not on the disk.
+`manifest.json` is replaced atomically after each shard, so it never names a shard that is not on disk.
 """
 
 from __future__ import annotations
@@ -23,46 +23,44 @@ __all__ = ["CAPTURE_AGAIN", "FORMAT_VERSION", "CaptureManifest", "CapturedFolder
 
 FORMAT_VERSION = 1
 
-CAPTURE_AGAIN = (
-    "Run the same `crashproof capture-logits` again: it captures what is missing or damaged, and nothing else."
-)
+CAPTURE_AGAIN = "Run the same `crashproof capture-logits` again: it captures only what is missing or damaged."
 
 
 class CapturedFrom(Struct, frozen=True, kw_only=True):
-    """Everything that decides what is captured; the same for a whole folder."""
+    """Everything that determines what is captured; the same for all shards of a folder."""
 
     data_sha256: str
-    """Of the data as it was read, before any tokenizer."""
+    """SHA-256 of the data before any tokenizer."""
     tokens_sha256: str
-    """Of the token stream: `TokenizedData.sha256`."""
+    """SHA-256 of the tokens: `TokenizedData.sha256`."""
     tokenizer_sha256: str
-    """Of everything that decides its output: `tokenizer_hash`."""
+    """SHA-256 of the tokenizer: `tokenizer_hash`."""
     teacher_sha256: str
-    """Of the teacher's folder."""
+    """SHA-256 of the teacher's folder."""
     max_length: int
     vocab_size: int
-    """Entries of the distributions: the tokenizer's, without what the model has beyond them."""
+    """Entries of the distributions: the tokenizer's, without the padding of the model's vocabulary."""
     top_k: int
     temperature: float
     precision: str
-    """Of the teacher's matrix products."""
+    """Type of the teacher's matrix products."""
     batch_size: int
     shard_tokens: int
 
     def differences(self, now: Mapping[str, object]) -> list[str]:
-        """`top_k: 32 → 64`, for each of the fields in `now` that has another value there."""
+        """The fields with other values in `now`, such as `top_k: 32 → 64`."""
         pairs = [(name, getattr(self, name), value) for name, value in now.items()]
         return [f"{name}: {_shown(before)} → {_shown(after)}" for name, before, after in pairs if before != after]
 
 
 class ShardRecord(Struct, frozen=True, kw_only=True):
-    """A shard that is whole on the disk."""
+    """A complete shard on disk."""
 
     file: str
     first_sample: int
     num_samples: int
     num_rows: int
-    """Tokens that are predicted in it."""
+    """Predicted tokens in it."""
     num_bytes: int
     sha256: str
 
@@ -72,23 +70,23 @@ class CaptureManifest(Struct, frozen=True, kw_only=True, tag_field="v", tag=FORM
 
     captured_from: CapturedFrom
     tokenizer_files_sha256: str
-    """Of the folder `tokenizer`."""
+    """SHA-256 of the folder `tokenizer`."""
     num_shards: int
-    """Of the whole folder, captured or not."""
+    """All shards, captured or not."""
     shards: list[ShardRecord]
     """In the order of their samples."""
 
     def num_rows(self) -> int:
-        """Tokens with a captured distribution."""
+        """The number of tokens with a captured distribution."""
         return sum(shard.num_rows for shard in self.shards)
 
     def num_bytes(self) -> int:
-        """Of all shards together."""
+        """The size of all shards."""
         return sum(shard.num_bytes for shard in self.shards)
 
 
 class CapturedFolder:
-    """Spells every path of captured logits, and reads and replaces their manifest."""
+    """Paths of captured logits, and reading and replacing their manifest."""
 
     def __init__(self, root: Path, *, disk: Disk = REAL_DISK) -> None:
         self.root = root
@@ -97,33 +95,33 @@ class CapturedFolder:
         self.tokenizer = root / "tokenizer"
         self.cache = root / "cache"
         self.set_aside = root / "set_aside"
-        """Damage that was found, kept."""
+        """Quarantine of damaged files."""
         self.lock = self.cache / "writer.lock"
 
     def is_ours(self) -> bool:
         """Whether a capture has begun here.
 
         Raises:
-            NewerFormat: a later version's has.
+            NewerFormat: A later version's has.
         """
         if self.cache.is_dir():
             return True
         try:
             return self.read_manifest() is not None
         except DataError:
-            # Many programs call some file of theirs manifest.json.
+            # Other programs have a manifest.json too.
             return False
 
     def shard_name(self, number: int) -> str:
-        """The file of the shard with this number, counted from 0."""
+        """The file name of a shard, counted from 0."""
         return f"shard-{number:06d}.safetensors"
 
     def read_manifest(self) -> CaptureManifest | None:
-        """What the folder says of itself; None where it says nothing.
+        """Read the manifest; None if there is none.
 
         Raises:
-            DataError: the manifest is damaged.
-            NewerFormat: a later version wrote it.
+            DataError: The manifest is damaged.
+            NewerFormat: A later version wrote it.
         """
         try:
             line = self.manifest.read_bytes()
@@ -136,14 +134,14 @@ class CapturedFolder:
         try:
             return msgspec.json.decode(line, type=CaptureManifest)
         except msgspec.ValidationError as error:
-            raise DataError(self.manifest, f"it is no manifest of captured logits ({error})") from error
+            raise DataError(self.manifest, f"it is not a manifest of captured logits ({error})") from error
 
     def write_manifest(self, manifest: CaptureManifest) -> None:
         """Replace the manifest."""
         write_bytes_atomically(self.manifest, encode(manifest), disk=self.disk)
 
     def problem_with(self, shard: ShardRecord) -> str | None:
-        """Why a shard cannot be used, or None where every byte is the one that was written."""
+        """Why a shard cannot be used, or None if it is intact; reads every byte."""
         path = self.root / shard.file
         try:
             num_bytes = path.stat().st_size
@@ -154,18 +152,18 @@ class CapturedFolder:
         return None if digest_of(path).sha256 == shard.sha256 else "its bytes differ from those that were captured"
 
     def tokenizer_sha256(self) -> str:
-        """Of the tokenizer's files, as they are now."""
+        """SHA-256 of the tokenizer's files as they are now."""
         return digest_of(self.tokenizer).sha256
 
     def problem_with_tokenizer(self, manifest: CaptureManifest) -> str | None:
-        """Why the tokenizer beside the shards cannot be used, or None."""
+        """Why the tokenizer of the captured logits cannot be used, or None."""
         if not self.tokenizer.is_dir():
             return "it is missing"
         is_same = self.tokenizer_sha256() == manifest.tokenizer_files_sha256
         return None if is_same else "it is not the tokenizer that the logits were captured with"
 
     def move_aside(self, path: Path) -> Path:
-        """Give something damaged a name in `set_aside/`."""
+        """Quarantine a damaged file or folder in `set_aside/`."""
         with storage_errors(self.set_aside):
             self.disk.make_folders(self.set_aside)
             target = RunFolder.free_name(self.set_aside / path.name)

@@ -1,4 +1,4 @@
-"""Train on what a teacher said earlier."""
+"""Training data with captured logits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["CapturedLogits", "LogitsData"]
 
 
 class LogitsData(TrainingData):
-    """Tokens, each with what the teacher says of it."""
+    """Tokens with the teacher's captured distributions."""
 
     def __init__(
         self, tokens: TokenizedData, first_samples: list[int], shards: list[ShardReader], *, top_k: int
@@ -42,24 +42,24 @@ class LogitsData(TrainingData):
         return self._tokens.counts(indices)
 
     def batch(self, indices: list[int]) -> Batch:
-        """The samples at these indices; positions that predict nothing have no entries."""
+        """The samples at these indices; positions without a prediction have no entries."""
         batch = self._tokens.batch(indices)
         shape = (*batch.labels.shape, self._top_k)
         ids = torch.full(shape, -1, dtype=torch.long)
         logprobs = torch.full(shape, -math.inf)
         for row, index in enumerate(indices):
             positions = self._predicting_positions(index)
-            topk = self._of_sample(index)
+            topk = self._topk_of(index)
             ids[row, positions] = topk.ids
             logprobs[row, positions] = topk.logprobs
         return dataclasses.replace(batch, topk=TopK(ids=ids, logprobs=logprobs))
 
     def _predicting_positions(self, index: int) -> Tensor:
         start, end = int(self._tokens.starts[index]), int(self._tokens.starts[index + 1])
-        # The token after a position is what it predicts.
+        # A position predicts the token after it.
         return self._is_predicted[start + 1 : end].nonzero().squeeze(-1)
 
-    def _of_sample(self, index: int) -> TopK:
+    def _topk_of(self, index: int) -> TopK:
         number = bisect_right(self._first_samples, index) - 1
         before_shard = self._rows_before[self._first_samples[number]]
         before, after = self._rows_before[index], self._rows_before[index + 1]
@@ -67,7 +67,7 @@ class LogitsData(TrainingData):
 
 
 class CapturedLogits:
-    """A folder that `crashproof capture-logits` has filled."""
+    """A folder that `crashproof capture-logits` has completed."""
 
     def __init__(self, folder: CapturedFolder, manifest: CaptureManifest) -> None:
         self._folder = folder
@@ -75,28 +75,28 @@ class CapturedLogits:
 
     @classmethod
     def open(cls, path: Path) -> CapturedLogits:
-        """Read what a folder says of itself.
+        """Read the manifest of a folder.
 
         Raises:
-            DataError: it holds no captured logits, or not yet all of them, or its manifest is damaged.
-            NewerFormat: a later version wrote it.
+            DataError: The folder has no captured logits, or is incomplete, or its manifest is damaged.
+            NewerFormat: A later version wrote it.
         """
         folder = CapturedFolder(path)
         manifest = folder.read_manifest()
         if manifest is None:
             raise DataError(
-                path, "it holds no captured logits", hint="Pass the folder that was given as --out to capture-logits."
+                path, "it contains no captured logits", hint="Pass the folder that capture-logits had as --out."
             )
         if len(manifest.shards) < manifest.num_shards:
             found = f"{len(manifest.shards):,} of {manifest.num_shards:,} shards are captured"
-            raise DataError(path, f"it is not complete, {found}", hint=CAPTURE_AGAIN)
+            raise DataError(path, f"it is incomplete, {found}", hint=CAPTURE_AGAIN)
         return cls(folder, manifest)
 
     def tokenizer_folder(self) -> Path:
-        """The tokenizer that the data were read with, kept beside the logits.
+        """The folder of the tokenizer that the data were captured with.
 
         Raises:
-            DataError: it is damaged or missing.
+            DataError: It is damaged or missing.
         """
         problem = self._folder.problem_with_tokenizer(self._manifest)
         if problem is not None:
@@ -104,12 +104,12 @@ class CapturedLogits:
         return self._folder.tokenizer
 
     def require_fit(self, tokens: TokenizedData, tokenizer: PreTrainedTokenizerFast, *, temperature: float) -> None:
-        """Make sure that they were captured from these very tokens, and softened as the loss will soften the student.
+        """Require that they were captured from exactly these tokens, and at the temperature of the loss.
 
         Raises:
-            ConfigError: the temperatures differ.
-            DataError: a shard is damaged, so it cannot be told where the data differ.
-            ModelMismatch: the data differ; names the first token that does.
+            ConfigError: The temperatures differ.
+            DataError: A shard is damaged, so the first difference in the data cannot be found.
+            ModelMismatch: The data differ; names the first token that does.
         """
         captured_from = self._manifest.captured_from
         if captured_from.temperature != temperature:
@@ -126,19 +126,19 @@ class CapturedLogits:
             )
 
     def beside(self, tokens: TokenizedData) -> LogitsData:
-        """These tokens with what was captured of them, after a look at every byte.
+        """These tokens with their captured distributions; verifies every shard.
 
         Raises:
-            DataError: a shard is damaged or missing; names it.
+            DataError: A shard is damaged or missing; names it.
         """
         return LogitsData(
             tokens,
             [shard.first_sample for shard in self._manifest.shards],
-            [self._reader_of(shard) for shard in self._manifest.shards],
+            [self._open_shard(shard) for shard in self._manifest.shards],
             top_k=self._manifest.captured_from.top_k,
         )
 
-    def _reader_of(self, shard: ShardRecord) -> ShardReader:
+    def _open_shard(self, shard: ShardRecord) -> ShardReader:
         path = self._folder.root / shard.file
         problem = self._folder.problem_with(shard)
         if problem is not None:
@@ -146,9 +146,9 @@ class CapturedLogits:
         return ShardReader(path)
 
     def _first_difference(self, tokens: TokenizedData, meanings: list[TokenBytes | None]) -> str:
-        """Where the token streams part: there as they were captured, here as they are to be trained on."""
+        """The first difference between the captured tokens (there) and those to train on (here)."""
         num_there = sum(shard.num_samples for shard in self._manifest.shards)
-        captured = (sample for shard in self._manifest.shards for sample in self._reader_of(shard).samples())
+        captured = (sample for shard in self._manifest.shards for sample in self._open_shard(shard).samples())
         for index, (there, here) in enumerate(zip(captured, tokens.samples(), strict=False)):
             if there != here:
                 return f"sample {index + 1}, {_difference(there, here, meanings)}"
@@ -165,7 +165,7 @@ def _difference(there: Sample, here: Sample, meanings: list[TokenBytes | None]) 
     if len(there.ids) != len(here.ids):
         return f"which has {len(there.ids):,} tokens there and {len(here.ids):,} here"
     place = [*map(operator.ne, there.is_predicted, here.is_predicted)].index(True)
-    words = "learned there and only read here" if there.is_predicted[place] else "only read there and learned here"
+    words = "learned there but not here" if there.is_predicted[place] else "learned here but not there"
     return f"token {place + 1} is {words}"
 
 

@@ -1,7 +1,7 @@
-"""What a teacher says, in files.
+"""Shards of captured logits.
 
-A shard is a safetensors file: any program that reads those can read it. A token id takes two bytes, and a third one
-where the vocabulary has more than 65,536 entries; a log-probability takes two.
+A shard is a safetensors file, readable by any program that reads those. A token id takes two bytes, three if the
+vocabulary has more than 65,536 entries; a log-probability takes two.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from torch import Tensor
 
 from crashproof.distillation.data.text_data import Sample, TokenizedData, TopK
 
-__all__ = ["ShardPlan", "ShardReader", "packed", "planned", "rows_before_samples"]
+__all__ = ["ShardPlan", "ShardReader", "pack_shard", "plan_shards", "rows_before_samples"]
 
 _LOW_IDS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardPlan:
-    """Which samples a shard holds."""
+    """The samples of one shard."""
 
     first_sample: int
     num_samples: int
     num_rows: int
-    """Tokens that are predicted in them."""
+    """Predicted tokens in them."""
 
 
-def planned(data: TokenizedData, shard_tokens: int) -> list[ShardPlan]:
-    """Whole samples in their order; a shard ends with the one that brings it to `shard_tokens` predicted tokens."""
+def plan_shards(data: TokenizedData, shard_tokens: int) -> list[ShardPlan]:
+    """Split the samples in order; a shard ends with the one that brings it to `shard_tokens` predicted tokens."""
     rows_before = rows_before_samples(data)
     plans, first = [], 0
     while first < len(data):
@@ -49,19 +49,17 @@ def planned(data: TokenizedData, shard_tokens: int) -> list[ShardPlan]:
 
 
 def rows_before_samples(data: TokenizedData) -> Tensor:
-    """(samples + 1,): how many tokens are predicted before each sample, and in all."""
-    rows_before_tokens = torch.zeros(len(data.input_ids) + 1, dtype=torch.long)
-    torch.cumsum(data.is_predicted(), dim=0, out=rows_before_tokens[1:])
-    return rows_before_tokens[data.starts]
+    """(samples + 1,): the number of predicted tokens before each sample, and in all."""
+    return data.sums_before(data.is_predicted())
 
 
-def packed(samples: TokenizedData, topk: TopK, *, vocab_size: int) -> bytes:
-    """The content of a file; the same bytes for the same samples and entries.
+def pack_shard(samples: TokenizedData, topk: TopK, *, vocab_size: int) -> bytes:
+    """The bytes of a file; the same for the same samples and entries.
 
     Args:
-        samples: What the shard holds, and no more.
-        topk: (rows, k): a row for each token that is predicted in them, in their order.
-        vocab_size: Decides how wide an id is.
+        samples: The samples of the shard.
+        topk: (rows, k): a row for each of their predicted tokens, in order.
+        vocab_size: Determines the width of an id.
     """
     tensors = {
         **_in_planes("tokens", samples.input_ids, vocab_size),
@@ -74,7 +72,7 @@ def packed(samples: TokenizedData, topk: TopK, *, vocab_size: int) -> bytes:
 
 
 def _in_planes(name: str, ids: Tensor, vocab_size: int) -> dict[str, np.ndarray]:
-    """The low 16 bits of each id, and the 8 bits above them where the vocabulary needs them."""
+    """The low 16 bits of each id, and the 8 bits above them if the vocabulary needs them."""
     planes = {name: (ids % _LOW_IDS).numpy().astype(np.uint16)}
     if vocab_size > _LOW_IDS:
         planes[f"{name}_high"] = (ids // _LOW_IDS).numpy().astype(np.uint8)
@@ -82,22 +80,22 @@ def _in_planes(name: str, ids: Tensor, vocab_size: int) -> dict[str, np.ndarray]
 
 
 class ShardReader:
-    """Reads parts of a shard; what is not asked for stays on the disk."""
+    """Reads parts of a shard; the rest stays on disk."""
 
     def __init__(self, path: Path) -> None:
-        # It maps the file into memory.
+        # This maps the file into memory.
         self._file: Any = safe_open(str(path), framework="np")
         names = self._file.keys()  # type: ignore[no-untyped-call]  # safetensors leaves it so.
         self._has_high_ids = "ids_high" in names
 
     def topk(self, first_row: int, num_rows: int) -> TopK:
-        """Entries of rows that follow each other, (rows, k)."""
+        """The entries of consecutive rows, (rows, k)."""
         rows = slice(first_row, first_row + num_rows)
         logprobs = self._file.get_slice("logprobs")[rows].astype(np.float32)
         return TopK(ids=torch.from_numpy(self._ids("ids", rows)), logprobs=torch.from_numpy(logprobs))
 
     def samples(self) -> Iterator[Sample]:
-        """The tokens that it was captured from."""
+        """The samples that the entries were captured from."""
         ids, is_predicted = self._ids("tokens", slice(None)), self._file.get_tensor("is_predicted").astype(bool)
         for start, end in pairwise(self._file.get_tensor("starts").tolist()):
             yield Sample(ids=ids[start:end].tolist(), is_predicted=is_predicted[start:end].tolist())

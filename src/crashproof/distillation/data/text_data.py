@@ -1,14 +1,14 @@
-"""Training data: from text or JSONL to tokens."""
+"""Training data of plain text, prompts and chats."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from crashproof.disk.files import REAL_DISK
+from crashproof.distillation.data.token_cache import cached_state
 from crashproof.distillation.losses.divergences import IGNORED, next_token_targets
 from crashproof.distillation.settings.data import DataConfig
 from crashproof.distillation.text.chat import render_chat
 from crashproof.distillation.text.corpus import builtin_documents, text_hash
-from crashproof.distillation.text.tokenizer import tokenizer_hash
-from crashproof.errors import CheckpointDamaged, DataError
-from crashproof.pytorch.checkpoint_file import load_checkpoint, save_checkpoint
+from crashproof.distillation.text.tokenizer import encode_text, end_id, padding_id, tokenizer_hash
+from crashproof.errors import DataError
+from crashproof.json_lines import read_objects
 from crashproof.tracking.tracker import ProgressTracker
 
 __all__ = [
@@ -34,21 +34,21 @@ __all__ = [
     "TokenizedData",
     "TopK",
     "TrainingData",
+    "answer_tokens",
     "load_source",
     "tokenized",
+    "tokens_end_to_end",
 ]
 
 _FORMAT = 1
-
-
 _FORMATS = 'A line is {"text": …}, {"prompt": …, "teacher_text": …} or {"messages": […]}.'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopK:
-    """The largest entries of a teacher's distributions, softened already; both of shape (batch, length, k).
+    """The largest entries of a teacher's distributions after the temperature; both of shape (batch, length, k).
 
-    Position t holds what the teacher says of token t + 1, as in `losses.next_token_targets`.
+    Position t holds the distribution of token t + 1, as in `next_token_targets`.
     """
 
     ids: Tensor
@@ -69,10 +69,10 @@ class Batch:
     attention_mask: Tensor
     labels: Tensor
     topk: TopK | None = None
-    """What the teacher says, where the data bring it along."""
+    """The teacher's distributions, if they are part of the data."""
     rows: Tensor | Any = None
-    """(rows,): flat positions (of batch times length) whose next token a loss counts. Found on the CPU, once: a
-    device would have to be waited for to learn how many there are."""
+    """(rows,): flat positions (of batch times length) whose next token a loss counts. Computed once on the CPU: on a
+    device, learning their number would force a synchronisation."""
 
     def __post_init__(self) -> None:
         if self.rows is None:
@@ -89,7 +89,7 @@ class Batch:
         return len(self.rows)
 
     def to(self, device: torch.device) -> Self:
-        """The same on a device; a copy to a CUDA device is queued, and nobody waits for it."""
+        """The same on a device; a copy to a CUDA device is asynchronous."""
         moved = {each.name: _moved(getattr(self, each.name), device) for each in dataclasses.fields(self)}
         return type(self)(**moved)
 
@@ -134,19 +134,42 @@ class TaskData(TrainingData, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """What was read, before any tokenizer."""
+    """Samples before any tokenizer."""
 
     samples: list[dict[str, Any]]
-    """Each with the line that it came from as `line`."""
+    """Each with the number of its line as `line`."""
     sha256: str
     path: Path | None
+    """None for built-in text and generated tasks."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the JSON objects of a file, without checking them.
+
+        Raises:
+            DataError: The file is missing or empty, or a line is not a JSON object; names the line.
+        """
+        samples = [sample | {"line": number} for number, sample in read_objects(path)]
+        if not samples:
+            raise DataError(path, "it contains no samples", hint="Put one JSON object on each line.")
+        return cls(samples=samples, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), path=path)
+
+    @classmethod
+    def generated(cls, samples: list[dict[str, object]]) -> Self:
+        """The samples of a generated task."""
+        return cls(samples=samples, sha256=hashlib.sha256(json.dumps(samples).encode()).hexdigest(), path=None)
+
+    @property
+    def where(self) -> Path:
+        """What errors name as the place of a sample."""
+        return self.path or Path("the generated task")
 
     def documents(self) -> list[str]:
         """All text, for training a tokenizer."""
         return [_text(sample) for sample in self.samples]
 
     def split(self, held_out: float) -> tuple[Self, Self]:
-        """What is trained on, and a share of the lines, spread evenly, that is kept from it."""
+        """The training part, and an evenly spread share of the lines that is held out from it."""
         num_held_out = round(len(self.samples) * held_out)
         places = {int((place + 0.5) * len(self.samples) / num_held_out) for place in range(num_held_out)}
         return tuple(  # type: ignore[return-value]
@@ -183,13 +206,19 @@ class TokenizedData(TaskData):
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerFast) -> TokenizedData:
+        """The data that `cached_state` keeps."""
+        tensors = {name: state[name] for name in ("input_ids", "labels", "starts")}
+        return cls(**tensors, pad_id=padding_id(tokenizer))
+
     @property
     def tokens(self) -> TokenizedData:
-        """These samples are nothing but tokens."""
+        """The data themselves."""
         return self
 
     def sha256(self) -> str:
-        """The digest of every token, of what is learned of it, and of where each sample begins."""
+        """The digest of all tokens, labels and sample boundaries."""
         digest = hashlib.sha256()
         for tensor in (self.input_ids, self.labels, self.starts):
             digest.update(tensor.numpy().tobytes())
@@ -201,8 +230,14 @@ class TokenizedData(TaskData):
         counted[self.starts[:-1]] = False
         return counted
 
+    def sums_before(self, values: Tensor) -> Tensor:
+        """(samples + 1, …): the sum of per-token `values` before each sample, and in all."""
+        sums = torch.zeros(len(values) + 1, *values.shape[1:], dtype=torch.long)
+        torch.cumsum(values, dim=0, out=sums[1:])
+        return sums[self.starts]
+
     def part(self, first: int, num: int) -> TokenizedData:
-        """So many samples from this one on."""
+        """`num` samples from `first` on."""
         starts = self.starts[first : first + num + 1]
         tokens = slice(int(starts[0]), int(starts[-1]))
         return TokenizedData(
@@ -213,7 +248,7 @@ class TokenizedData(TaskData):
         )
 
     def samples(self) -> Iterator[Sample]:
-        """Each sample by itself."""
+        """The samples one by one."""
         is_predicted = self.is_predicted()
         for start, end in pairwise(self.starts.tolist()):
             yield Sample(ids=self.input_ids[start:end].tolist(), is_predicted=is_predicted[start:end].tolist())
@@ -239,47 +274,51 @@ class TokenizedData(TaskData):
 
 
 def load_source(config: DataConfig) -> Source:
-    """Read the data and take its digest.
+    """Read the data and check every line.
 
     Raises:
-        DataError: the file is missing or empty, or a line is malformed; tells which.
+        DataError: The file is missing or empty, or a line is malformed; names the line.
     """
     if config.path is None:
         documents = builtin_documents()
         samples = [{"text": text, "line": number} for number, text in enumerate(documents, 1)]
         return Source(samples=samples, sha256=text_hash(documents), path=None)
-    try:
-        content = config.path.read_bytes()
-    except OSError as error:
-        raise DataError(config.path, f"it cannot be read ({error.strerror})", hint="Check data.path.") from error
-    samples = list(_lines(config.path, content))
-    if not samples:
-        raise DataError(config.path, "it holds no samples", hint="Put one JSON object on each line.")
-    return Source(samples=samples, sha256=hashlib.sha256(content).hexdigest(), path=config.path)
+    source = Source.read(config.path)
+    for sample in source.samples:
+        if problem := _problem_with(sample):
+            raise DataError(config.path, problem, line=sample["line"], hint=_FORMATS)
+    return source
 
 
 def tokenized(source: Source, config: DataConfig, tokenizer: PreTrainedTokenizerFast, cache: Path) -> TokenizedData:
-    """The tokens of a source; computed once, then read from `cache`.
+    """Tokenize a source, or load its tokens from `cache`.
 
     Raises:
-        DataError: a sample has no token to learn from.
+        DataError: A sample has no token to learn.
     """
     parts = (_FORMAT, source.sha256, config.max_length, tokenizer_hash(tokenizer), tokenizer.chat_template)
-    key = hashlib.sha256(repr(parts).encode()).hexdigest()
-    path = cache / f"tokens-{key[:16]}.pt"
-    try:
-        state = load_checkpoint(path)
-    except CheckpointDamaged:
-        # Not there yet, or damaged: it can always be computed again.
-        REAL_DISK.make_folders(cache)
-        save_checkpoint(path, _tokenize(source, config.max_length, tokenizer))
-        state = load_checkpoint(path)
-    return TokenizedData(
-        input_ids=state["input_ids"],
-        labels=state["labels"],
-        starts=state["starts"],
-        pad_id=int(tokenizer.pad_token_id or 0),
-    )
+    state = cached_state(cache, "tokens", parts, lambda: _tokenize(source, config.max_length, tokenizer))
+    return TokenizedData.from_state(state, tokenizer)
+
+
+def answer_tokens(
+    tokenizer: PreTrainedTokenizerFast, text: str, spans: list[tuple[int, int]], *, has_end: bool
+) -> tuple[list[int], list[int]]:
+    """Token ids of a text, and labels for the characters in `spans` and, with `has_end`, for the end of text."""
+    encoded = encode_text(tokenizer, text)
+    is_learned = encoded.overlapping(spans)
+    labels = [token if learned else IGNORED for token, learned in zip(encoded.ids, is_learned, strict=True)]
+    end = [end_id(tokenizer)] if has_end else []
+    return encoded.ids + end, labels + end
+
+
+def tokens_end_to_end(sequences: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
+    """The state of `TokenizedData` from the ids and labels of each sample."""
+    return {
+        "input_ids": torch.tensor([token for ids, _ in sequences for token in ids]),
+        "labels": torch.tensor([label for _, labels in sequences for label in labels]),
+        "starts": torch.tensor(list(accumulate((len(ids) for ids, _ in sequences), initial=0))),
+    }
 
 
 def _moved(value: Any, device: torch.device) -> Any:
@@ -291,27 +330,11 @@ def _moved(value: Any, device: torch.device) -> Any:
     return value.to(device) if hasattr(value, "to") else value
 
 
-def _lines(path: Path, content: bytes) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(content.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            sample = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(path, f"this is no JSON ({error})", line=number) from error
-        problem = _problem_with(sample)
-        if problem:
-            raise DataError(path, problem, line=number, hint=_FORMATS)
-        yield sample | {"line": number}
-
-
-def _problem_with(sample: Any) -> str | None:
-    if not isinstance(sample, dict):
-        return "a sample must be a JSON object"
+def _problem_with(sample: dict[str, Any]) -> str | None:
     if "messages" in sample:
         messages = sample["messages"]
         if not isinstance(messages, list) or not messages:
-            return '"messages" must be a list that is not empty'
+            return '"messages" must be a non-empty list'
         for message in messages:
             if not isinstance(message, dict) or not isinstance(message.get("content"), str) or "role" not in message:
                 return 'each message needs a "role" and a "content" that is text'
@@ -320,7 +343,7 @@ def _problem_with(sample: Any) -> str | None:
     if "prompt" in sample or "teacher_text" in sample:
         if isinstance(sample.get("prompt"), str) and isinstance(sample.get("teacher_text"), str):
             return None
-        return '"prompt" and "teacher_text" must both be there and be text'
+        return '"prompt" and "teacher_text" must both be present and be text'
     if isinstance(sample.get("text"), str):
         return None
     return 'it needs "text", or "prompt" with "teacher_text", or "messages"'
@@ -336,47 +359,30 @@ def _text(sample: dict[str, Any]) -> str:
 
 
 def _tokenize(source: Source, max_length: int, tokenizer: PreTrainedTokenizerFast) -> dict[str, Tensor]:
-    ids: list[int] = []
-    labels: list[int] = []
-    starts = [0]
-    for sample in source.samples:
-        for sample_ids, sample_labels in _pieces(sample, source, max_length, tokenizer):
-            ids += sample_ids
-            labels += sample_labels
-            starts.append(len(ids))
-    if len(starts) == 1:
-        where = source.path or Path("the built-in text")
-        raise DataError(where, "no sample has a token to learn from")
-    return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), "starts": torch.tensor(starts)}
+    sequences = [
+        sequence for sample in source.samples for sequence in _sequences(sample, source, max_length, tokenizer)
+    ]
+    if not sequences:
+        raise DataError(source.path or Path("the built-in text"), "no sample has a token to learn")
+    return tokens_end_to_end(sequences)
 
 
-def _pieces(
+def _sequences(
     sample: dict[str, Any], source: Source, max_length: int, tokenizer: PreTrainedTokenizerFast
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Token ids and labels of what a sample becomes; only pieces in which something is predicted."""
-    end_id = tokenizer.eos_token_id
+    """Token ids and labels of the sequences of a sample, without those in which nothing is predicted."""
     if "text" in sample and "messages" not in sample:
-        ids = [*_encode(tokenizer, sample["text"])["input_ids"], end_id]
-        for start in range(0, len(ids), max_length):
-            piece = ids[start : start + max_length]
-            if len(piece) > 1:
-                yield piece, piece
+        ids = [*encode_text(tokenizer, sample["text"]).ids, end_id(tokenizer)]
+        chunks = (ids[start : start + max_length] for start in range(0, len(ids), max_length))
+        yield from ((chunk, chunk) for chunk in chunks if len(chunk) > 1)
         return
     text, spans = _answer_spans(sample, source, tokenizer)
-    encoded = _encode(tokenizer, text)
-    ids = encoded["input_ids"]
-    labels = [
-        token if any(start < span_end and end > span_start for span_start, span_end in spans) else IGNORED
-        for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True)
-    ]
-    if "messages" not in sample:
-        ids, labels = [*ids, end_id], [*labels, end_id]
+    ids, labels = answer_tokens(tokenizer, text, spans, has_end="messages" not in sample)
     ids, labels = ids[:max_length], labels[:max_length]
     if all(label == IGNORED for label in labels[1:]):
-        where = source.path or Path("data")
         raise DataError(
-            where,
-            f"the answer begins behind the {max_length} tokens that are read",
+            source.where,
+            f"the answer begins after the first {max_length} tokens, which are all that is read",
             line=sample["line"],
             hint="Raise data.max_length.",
         )
@@ -391,11 +397,7 @@ def _answer_spans(
         try:
             return render_chat(sample["messages"], tokenizer)
         except ValueError as error:
-            raise DataError(source.path or Path("data"), str(error), line=sample["line"]) from error
+            raise DataError(source.where, str(error), line=sample["line"]) from error
     prompt = sample["prompt"]
     text = prompt + sample["teacher_text"]
     return text, [(len(prompt), len(text))]
-
-
-def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> Any:
-    return tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)

@@ -1,8 +1,8 @@
-"""Training data of calls: tokens, their parts, and what may stand where."""
+"""Training data of tool calls."""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import accumulate
@@ -14,18 +14,16 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from crashproof.disk.files import REAL_DISK
-from crashproof.distillation.data.text_data import Batch, TaskData, TokenizedData
-from crashproof.distillation.data.tool_conversations import Conversation, ToolSource
-from crashproof.distillation.data.tool_spans import rendered
+from crashproof.distillation.data.text_data import Batch, TaskData, TokenizedData, tokens_end_to_end
+from crashproof.distillation.data.token_cache import cached_state
+from crashproof.distillation.data.tool_conversations import ToolSource
+from crashproof.distillation.data.tool_spans import render_conversation
 from crashproof.distillation.data.tool_tokens import ARGUMENTS, INTEGRATION, JSON, SELECTION, ToolTokens, tool_tokens
-from crashproof.distillation.losses.divergences import IGNORED
 from crashproof.distillation.settings.data import DataConfig
 from crashproof.distillation.text.chat import BUILTIN_TEMPLATE
 from crashproof.distillation.text.json_grammar import JsonGrammars
 from crashproof.distillation.text.tokenizer import tokenizer_hash
-from crashproof.errors import CheckpointDamaged, DataError
-from crashproof.pytorch.checkpoint_file import load_checkpoint, save_checkpoint
+from crashproof.errors import DataError
 
 __all__ = ["ToolBatch", "ToolData", "ToolDataConfig", "tool_data"]
 
@@ -40,48 +38,46 @@ class ToolDataConfig(DataConfig):
     """
 
     max_length: int = Field(default=1024, ge=2)
-    """Tokens of one sample at most; a longer one is an error, since a call that is cut teaches nothing."""
+    """Maximum tokens per sample; a longer one is an error, since a truncated call teaches nothing."""
     samples: int = Field(default=600, ge=1)
-    """Lines of the generated task."""
+    """Number of lines of the generated task."""
     task_seed: int = 0
-    """Of the generated task."""
+    """Seed of the generated task."""
     restated_words: int = Field(default=3, ge=1)
-    """Words of the shortest part of a tool's value that counts as restated; whole values always do."""
+    """Minimum words of a part of a tool's value to count as restated; complete values always do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolBatch(Batch):
-    """Samples side by side, with what their tokens are; each position speaks of the token that it predicts."""
+    """Samples side by side with the parts of their tokens; each position describes the token that it predicts."""
 
     parts: Tensor
-    """(batch, length) of uint8: `SELECTION`, `ARGUMENTS`, `JSON` and `INTEGRATION`, added up."""
+    """(batch, length) of uint8: the sum of `SELECTION`, `ARGUMENTS`, `JSON` and `INTEGRATION`."""
     choices: Tensor
-    """(batch, length, most) of int64: what still spells an offered tool; the target alone outside of names; -1 fills
-    up."""
+    """(batch, length, most) of int64: tokens that still spell an offered tool; outside of names the target alone;
+    padded with -1."""
     json_rows: Tensor
-    """(rows,): those of `rows` that predict a token of arguments, where there are masks."""
+    """(rows,): those of `rows` that predict a token of arguments, if there are masks."""
     other_rows: Tensor
-    """(rows,): those of `rows` that belong to any other part."""
+    """(rows,): those of `rows` in any other part."""
     free_rows: Tensor
     """(rows,): the rest of `rows`."""
     masks: Tensor
-    """(json rows, words) of int32: what the schema allows; see `json_validity_rows`."""
+    """(json rows, words) of int32: tokens that the schema allows; see `json_validity_rows`."""
     mask_of: Tensor
-    """(batch, length) of int64: which of `masks` belongs to a position."""
+    """(batch, length) of int64: the row of `masks` for each position."""
 
     def share(self, part: int, rows: Tensor) -> Tensor:
-        """1.0 for each of these rows that belongs to a part, else 0.0; (rows,)."""
+        """1.0 for each of these rows in a part, else 0.0; (rows,)."""
         return ((self.parts.flatten()[rows] & part) != 0).to(torch.float32)
 
 
 class ToolData(TaskData):
     """All samples of a source."""
 
-    def __init__(self, state: dict[str, Any], *, pad_id: int, grammars: JsonGrammars | None) -> None:
-        """`state` is what `tool_data` keeps; without `grammars` no batch has masks."""
-        self._tokens = TokenizedData(
-            input_ids=state["input_ids"], labels=state["labels"], starts=state["starts"], pad_id=pad_id
-        )
+    def __init__(self, tokens: TokenizedData, state: Mapping[str, Any], *, grammars: JsonGrammars | None) -> None:
+        """Arrange a `state` of `tool_data`; without `grammars` batches have no masks."""
+        self._tokens = tokens
         self._parts: Tensor = state["parts"]
         self._choices_at: Tensor = state["choices_at"]
         self._choices: Tensor = state["choices"]
@@ -89,7 +85,7 @@ class ToolData(TaskData):
         self._spans_from: list[int] = state["spans_from"].tolist()
         self._rules: list[str] = state["rules"]
         self._grammars = grammars
-        self._counts = self._counted()
+        self._counts = self._count_tokens()
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -100,7 +96,7 @@ class ToolData(TaskData):
         return self._tokens
 
     def counts(self, indices: list[int]) -> dict[str, int]:
-        """The tokens of these samples that are predicted, and those of each part."""
+        """The predicted tokens of these samples, in all and by part."""
         sums = self._counts[indices].sum(dim=0).tolist()
         return dict(zip(("tokens", *_COUNTED), sums, strict=True))
 
@@ -110,7 +106,7 @@ class ToolData(TaskData):
         shape = plain.input_ids.shape
         parts = torch.zeros(shape, dtype=torch.uint8)
         choices = torch.full((*shape, self._choices.shape[1]), -1)
-        # Where there is nothing to choose, the target alone is allowed. Rows that count nothing have any target.
+        # Where there is nothing to choose, only the target is allowed. Rows that do not count may have any target.
         choices[:, :, 0] = plain.targets.clamp(min=0)
         masks: list[Tensor] = []
         mask_of = torch.zeros(shape, dtype=torch.long)
@@ -144,22 +140,21 @@ class ToolData(TaskData):
         return self._grammars.num_words if self._grammars is not None else 0
 
     def _masks(self, index: int) -> list[tuple[int, int, Tensor]]:
-        """Of each call of a sample: its first token, the one behind its last, and their masks."""
+        """For each call of a sample: its first token, the one after its last, and the masks between them."""
         if self._grammars is None:
             return []
-        made = []
+        masks = []
         for first, stop, rule in self._spans[self._spans_from[index] : self._spans_from[index + 1]]:
             ids = self._tokens.input_ids[first:stop].tolist()
-            made.append((first, stop, self._grammars.masks(self._rules[rule], ids)))
-        return made
+            masks.append((first, stop, self._grammars.masks(self._rules[rule], ids)))
+        return masks
 
-    def _counted(self) -> Tensor:
-        """(samples, 1 + parts): how many tokens of a sample are predicted, and how many of each part."""
+    def _count_tokens(self) -> Tensor:
+        """(samples, 1 + parts): the columns of `counts`."""
         is_predicted = self._tokens.is_predicted()
         columns = [is_predicted, *((self._parts & part) != 0 for part in _COUNTED.values())]
-        table = torch.stack([column & is_predicted for column in columns], dim=1).long()
-        sums = torch.cat([torch.zeros(1, table.shape[1], dtype=torch.long), table.cumsum(dim=0)])
-        return sums[self._tokens.starts[1:]] - sums[self._tokens.starts[:-1]]
+        table = torch.stack([column & is_predicted for column in columns], dim=1)
+        return self._tokens.sums_before(table).diff(dim=0)
 
 
 def tool_data(
@@ -171,36 +166,32 @@ def tool_data(
     ends_with_call: bool,
     has_masks: bool,
 ) -> ToolData:
-    """The tokens of a source; computed once, then read from `cache`.
+    """Tokenize a source, or load its tokens from `cache`.
 
     Args:
         source: Checked lines.
         config: `data`.
         tokenizer: The student's.
         cache: A folder.
-        ends_with_call: Of lines with one call: read each to the end of that turn, and learn nothing before.
-        has_masks: Let batches have the masks of the tools' grammars.
+        ends_with_call: For lines with one call: end each after that turn, and learn nothing before it.
+        has_masks: Put the masks of the tools' grammars into the batches.
 
     Raises:
-        DataError: a line is too long, or a call in it breaks its schema or cannot be followed in the template's text.
+        DataError: A line is too long, or a call violates its schema or cannot be found in the template's text.
         ModelMismatch: llguidance cannot read the tokenizer.
     """
     template = tokenizer.chat_template or BUILTIN_TEMPLATE
     decides = (config.max_length, config.restated_words, ends_with_call, template, version("llguidance"))
     parts = (_FORMAT, source.sha256, tokenizer_hash(tokenizer), *decides)
-    path = cache / f"calls-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.pt"
     grammars = JsonGrammars(tokenizer)
-    try:
-        state = load_checkpoint(path)
-    except CheckpointDamaged:
-        # Not there yet, or damaged: it can always be computed again.
-        REAL_DISK.make_folders(cache)
-        save_checkpoint(path, _tokenized(source, config, tokenizer, grammars, ends_with_call=ends_with_call))
-        state = load_checkpoint(path)
-    return ToolData(state, pad_id=int(tokenizer.pad_token_id or 0), grammars=grammars if has_masks else None)
+    state = cached_state(
+        cache, "calls", parts, lambda: _tokenize(source, config, tokenizer, grammars, ends_with_call=ends_with_call)
+    )
+    tokens = TokenizedData.from_state(state, tokenizer)
+    return ToolData(tokens, state, grammars=grammars if has_masks else None)
 
 
-def _tokenized(
+def _tokenize(
     source: ToolSource,
     config: ToolDataConfig,
     tokenizer: PreTrainedTokenizerFast,
@@ -211,30 +202,19 @@ def _tokenized(
     samples = []
     for line, conversation in source.conversations():
         try:
-            made = _tokens(conversation, config, tokenizer, grammars, ends_with_call=ends_with_call)
+            chat = render_conversation(conversation, tokenizer, min_words=config.restated_words)
+            sample = tool_tokens(chat, conversation.offered(), tokenizer, grammars, ends_with_call=ends_with_call)
         except ValueError as error:
             raise DataError(source.where, str(error), line=line) from error
-        if len(made.ids) > config.max_length:
+        if len(sample.ids) > config.max_length:
             raise DataError(
                 source.where,
-                f"it has {len(made.ids):,} tokens, and data.max_length is {config.max_length:,}",
+                f"it has {len(sample.ids):,} tokens, and data.max_length is {config.max_length:,}",
                 line=line,
-                hint="Raise data.max_length, or leave the line out: a call that is cut teaches nothing.",
+                hint="Raise data.max_length, or leave out the line: a truncated call teaches nothing.",
             )
-        samples.append(made)
+        samples.append(sample)
     return _joined(samples)
-
-
-def _tokens(
-    conversation: Conversation,
-    config: ToolDataConfig,
-    tokenizer: PreTrainedTokenizerFast,
-    grammars: JsonGrammars,
-    *,
-    ends_with_call: bool,
-) -> ToolTokens:
-    chat = rendered(conversation, tokenizer, min_words=config.restated_words)
-    return tool_tokens(chat, conversation.offered(), tokenizer, grammars, ends_with_call=ends_with_call)
 
 
 def _joined(samples: list[ToolTokens]) -> dict[str, Any]:
@@ -250,17 +230,12 @@ def _joined(samples: list[ToolTokens]) -> dict[str, Any]:
         spans_from.append(len(spans))
         choices += [(start + place, ids) for place, ids in sorted(sample.choices.items())]
     most = max((len(ids) for _, ids in choices), default=1)
-    ids = [token for each in samples for token in each.ids]
-    is_learned = [learned for each in samples for learned in each.is_learned]
+    padded = [[*ids, *[-1] * (most - len(ids))] for _, ids in choices]
     return {
-        "input_ids": torch.tensor(ids),
-        "labels": torch.tensor([i if learned else IGNORED for i, learned in zip(ids, is_learned, strict=True)]),
-        "starts": torch.tensor(starts),
+        **tokens_end_to_end([(each.ids, each.labels()) for each in samples]),
         "parts": torch.tensor([part for each in samples for part in each.parts], dtype=torch.uint8),
         "choices_at": torch.tensor([place for place, _ in choices], dtype=torch.long),
-        "choices": torch.tensor([[*each, *[-1] * (most - len(each))] for _, each in choices], dtype=torch.long).view(
-            -1, most
-        ),
+        "choices": torch.tensor(padded, dtype=torch.long).view(-1, most),
         "spans": torch.tensor(spans),
         "spans_from": torch.tensor(spans_from),
         "rules": list(rules),

@@ -1,19 +1,19 @@
-"""Where calls stand in a rendered conversation."""
+"""Positions of calls in a rendered conversation."""
 
 from __future__ import annotations
 
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from crashproof.distillation.data.restated import restated_spans
+from crashproof.distillation.data.messages import Message
+from crashproof.distillation.data.restated_spans import restated_spans
 from crashproof.distillation.data.tool_conversations import Call, Conversation
 from crashproof.distillation.text.chat import render_chat, render_text
 
-__all__ = ["CallSpan", "RenderedChat", "rendered"]
+__all__ = ["CallSpan", "RenderedChat", "render_conversation"]
 
 Span = tuple[int, int]
 
@@ -26,41 +26,44 @@ class CallSpan:
 
     call: Call
     turn: Span
-    """The assistant's turn that it stands in."""
+    """The assistant's turn that contains it."""
     name: Span
     arguments: Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderedChat:
-    """A conversation through a chat template."""
+    """A conversation rendered by a chat template."""
 
     text: str
     turns: list[Span]
-    """Of the assistant; its end marks included."""
+    """The assistant's, including their end marks."""
     calls: list[CallSpan]
     """In the order of the text."""
     restated: list[Span]
-    """What the answers say again of the tools' results."""
+    """What the answers restate of the tools' results."""
 
 
-def rendered(conversation: Conversation, tokenizer: PreTrainedTokenizerFast, *, min_words: int) -> RenderedChat:
-    """A conversation as the student reads it, and where its parts stand.
+def render_conversation(
+    conversation: Conversation, tokenizer: PreTrainedTokenizerFast, *, min_words: int
+) -> RenderedChat:
+    """Render a conversation and locate its parts.
 
-    The same conversation is rendered once more with marks for the names and arguments of all calls. What lies between
-    the marks must be what lies between the names and arguments, so any template is read exactly, or not at all.
+    The conversation is rendered a second time with markers in place of the names and arguments of all calls. The text
+    between the markers must equal the text between the names and arguments, so any template is read exactly, or not
+    at all.
 
     Args:
         conversation: Checked.
         tokenizer: Its chat template is used, or the built-in one.
-        min_words: Words of the shortest run that restates part of a value; see `restated_spans`.
+        min_words: Minimum words that restate part of a value; see `restated_spans`.
 
     Raises:
-        ValueError: the template refuses the messages, rewrites earlier ones, or writes no JSON arguments.
+        ValueError: The template refuses the messages, rewrites earlier ones, or writes no JSON arguments.
     """
     text, turns = render_chat(conversation.messages, tokenizer, tools=conversation.tools)
     marked = render_text(_marked(conversation), tokenizer, tools=conversation.tools)
-    names, arguments = _found(text, marked, conversation.calls)
+    names, arguments = _locate(text, marked, conversation.calls)
     places = [place for place, message in enumerate(conversation.messages) if message["role"] == "assistant"]
     turn_of = dict(zip(places, turns, strict=True))
     calls = [
@@ -72,7 +75,7 @@ def rendered(conversation: Conversation, tokenizer: PreTrainedTokenizerFast, *, 
     )
 
 
-def _marked(conversation: Conversation) -> list[dict[str, Any]]:
+def _marked(conversation: Conversation) -> list[Message]:
     marked, number = [], 0
     for message in conversation.messages:
         calls = []
@@ -84,44 +87,44 @@ def _marked(conversation: Conversation) -> list[dict[str, Any]]:
     return marked
 
 
-def _found(text: str, marked: str, calls: list[Call]) -> tuple[list[list[Span]], list[list[Span]]]:
-    """The characters in `text` that each mark in `marked` stands for."""
+def _locate(text: str, marked: str, calls: list[Call]) -> tuple[list[list[Span]], list[list[Span]]]:
+    """The characters in `text` of each marker in `marked`."""
     names: list[list[Span]] = [[] for _ in calls]
     arguments: list[list[Span]] = [[] for _ in calls]
     place = last = 0
     for mark in _MARK.finditer(marked):
-        place = _behind(text, place, marked[last : mark.start()])
+        place = _skip(text, place, marked[last : mark.start()])
         if mark[1] is not None:
             call, spans = calls[int(mark[1])], names[int(mark[1])]
-            end = _behind(text, place, call.name)
+            end = _skip(text, place, call.name)
         else:
             call, spans = calls[int(mark[2])], arguments[int(mark[2])]
-            end = _behind_arguments(text, place, call)
+            end = _skip_arguments(text, place, call)
         spans.append((place, end))
         place, last = end, mark.end()
-    if _behind(text, place, marked[last:]) != len(text):
-        raise _unreadable("its text goes on where it should end")
+    if _skip(text, place, marked[last:]) != len(text):
+        raise _unreadable("there is more text where it should end")
     return names, arguments
 
 
-def _behind(text: str, place: int, expected: str) -> int:
+def _skip(text: str, place: int, expected: str) -> int:
     if not text.startswith(expected, place):
-        raise _unreadable(f"{text[place : place + 40]!r} stands where {expected[:40]!r} should")
+        raise _unreadable(f"found {text[place : place + 40]!r} instead of {expected[:40]!r}")
     return place + len(expected)
 
 
-def _behind_arguments(text: str, place: int, call: Call) -> int:
+def _skip_arguments(text: str, place: int, call: Call) -> int:
     try:
         value, end = json.JSONDecoder().raw_decode(text, place)
     except json.JSONDecodeError as error:
-        raise _unreadable(f"the arguments of {call.name} are no JSON in it") from error
+        raise _unreadable(f"the arguments of {call.name} are not JSON") from error
     if value != call.arguments:
-        raise _unreadable(f"the arguments of {call.name} are others in it")
+        raise _unreadable(f"the arguments of {call.name} are changed")
     return end
 
 
 def _unreadable(reason: str) -> ValueError:
-    return ValueError(f"the chat template writes calls in a way that cannot be followed: {reason}")
+    return ValueError(f"the calls cannot be found in the text of the chat template: {reason}")
 
 
 def _call_span(call: Call, turn: Span, names: list[Span], arguments: list[Span]) -> CallSpan:
@@ -154,8 +157,8 @@ def _restated(conversation: Conversation, text: str, turn_of: dict[int, Span], m
 
 
 def _content_start(text: str, content: str, turn: Span) -> int:
-    """Where the first character of an answer would stand; templates may strip what is around it."""
+    """The position of an answer's first character; templates may strip white space around the answer."""
     start = text.find(content.strip(), *turn)
     if start < 0:
-        raise ValueError("the chat template rewrites the answer, so what it restates cannot be found in its text")
+        raise ValueError("the chat template rewrites the answer, so the restated values cannot be found in the text")
     return start - (len(content) - len(content.lstrip()))

@@ -1,4 +1,4 @@
-"""Which tokens of a conversation are what."""
+"""Parts of a conversation's tokens."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-from crashproof.distillation.data.name_choice import allowed_next
+from crashproof.distillation.data.name_trie import allowed_next
 from crashproof.distillation.data.tool_spans import CallSpan, RenderedChat
+from crashproof.distillation.losses.divergences import IGNORED
 from crashproof.distillation.text.json_grammar import JsonGrammars, argument_grammar
+from crashproof.distillation.text.tokenizer import encode_text
 
 __all__ = ["ARGUMENTS", "INTEGRATION", "JSON", "SELECTION", "ToolTokens", "tool_tokens"]
 
 SELECTION = 1
-"""From where a turn (or the call before) ends to the end of a called tool's name."""
+"""From the start of a turn, or the end of the call before, to the end of a called tool's name."""
 ARGUMENTS = 2
-"""From behind a name to the end of its arguments; behind the last ones, to the end of the turn."""
+"""From the end of a name to the end of its arguments; for the last call of a turn, to the end of the turn."""
 JSON = 4
 """The arguments alone."""
 INTEGRATION = 8
 """What an answer restates of a tool's result."""
 
-_MOST_BYTES_BEHIND = 32
-"""Of the text behind the arguments that one token could cover with their end."""
+_MAX_BYTES_AFTER = 32
+"""Text after the arguments that one token could cover together with their end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +35,17 @@ class ToolTokens:
 
     ids: list[int]
     is_learned: list[bool]
-    """Whether the assistant says it."""
+    """Whether the assistant writes it."""
     parts: list[int]
-    """The sum of the parts that a token belongs to."""
+    """The sum of the parts of each token."""
     choices: dict[int, list[int]]
-    """Tokens of names where more than one offered name could go on: the ids that spell one."""
+    """Tokens of names where more than one offered name could continue: the ids that spell one."""
     grammars: list[tuple[int, int, str]]
-    """Of each call: its first token, the one behind its last, and the grammar of these."""
+    """For each call: its first token, the one after its last, and their grammar."""
+
+    def labels(self) -> list[int]:
+        """The ids; `IGNORED` for tokens that are not learned."""
+        return [token if learned else IGNORED for token, learned in zip(self.ids, self.is_learned, strict=True)]
 
 
 def tool_tokens(
@@ -50,17 +56,17 @@ def tool_tokens(
     *,
     ends_with_call: bool,
 ) -> ToolTokens:
-    """The tokens of a conversation and what they are.
+    """The tokens of a conversation and their parts.
 
     Args:
-        chat: As it was rendered.
+        chat: A rendered conversation.
         offered: The names of all tools that can be called.
         tokenizer: The student's.
-        grammars: Of the same tokenizer.
-        ends_with_call: Of a conversation with one call: read it to the end of that turn, and learn nothing before.
+        grammars: For the same tokenizer.
+        ends_with_call: For a conversation with one call: end after that turn, and learn nothing before it.
 
     Raises:
-        ValueError: the tool's grammar does not allow the arguments, or they cannot be told apart in the tokens.
+        ValueError: The tool's grammar does not allow the arguments, or the tokens do not spell them.
     """
     tokens = _Tokens(chat.text, tokenizer)
     turns = [chat.calls[-1].turn] if ends_with_call else chat.turns
@@ -97,19 +103,18 @@ class _Tokens:
     """A text's tokens and the characters that each covers."""
 
     def __init__(self, text: str, tokenizer: PreTrainedTokenizerFast) -> None:
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         self.text = text
         self.tokenizer = tokenizer
-        self.ids: list[int] = encoded["input_ids"]
-        self._starts = [start for start, _ in encoded["offset_mapping"]]
-        self._ends = [end for _, end in encoded["offset_mapping"]]
+        self.ids, spans = encode_text(tokenizer, text)
+        self._starts = [start for start, _ in spans]
+        self._ends = [end for _, end in spans]
 
     def overlapping(self, span: tuple[int, int]) -> range:
         """The tokens that cover a character of a span."""
         return range(bisect_right(self._ends, span[0]), bisect_left(self._starts, span[1]))
 
     def end_of(self, span: tuple[int, int]) -> int:
-        """The place behind the first token that shows that a span has ended."""
+        """The index after the first token that shows that a span has ended."""
         return min(bisect_right(self._ends, span[1]) + 1, len(self.ids))
 
 
@@ -119,8 +124,8 @@ def _add(parts: list[int], places: range, part: int) -> None:
 
 
 def _choices(tokens: _Tokens, call: CallSpan, offered: Sequence[str]) -> dict[int, list[int]]:
-    """What may follow at the tokens of a call's name, where that is more than one."""
-    # A turn by itself mostly has the tokens that it has in the whole text, and is shorter.
+    """The allowed ids at the tokens of a call's name, where there is more than one."""
+    # A turn alone usually has the same tokens as in the whole text, and is shorter.
     for start, end in (call.turn, (0, len(tokens.text))):
         first = tokens.overlapping((start, end)).start
         length = tokens.end_of(call.name) - first
@@ -141,7 +146,7 @@ def _spelled(tokens: _Tokens, call: CallSpan, name: str, start: int, end: int) -
 
 
 def _grammar(tokens: _Tokens, call: CallSpan, grammars: JsonGrammars) -> tuple[int, int, str]:
-    """The grammar of the tokens that the arguments lie in, held against them."""
+    """The grammar of the tokens of the arguments, checked against them."""
     of_arguments = tokens.overlapping(call.arguments)
     first, end = of_arguments.start, of_arguments.stop
     ids = tokens.ids[first:end]
@@ -150,17 +155,17 @@ def _grammar(tokens: _Tokens, call: CallSpan, grammars: JsonGrammars) -> tuple[i
     at = spelled.find(arguments)
     if at < 0:
         raise ValueError(f"the tokens of the arguments of {call.call.name} do not spell them")
-    behind = spelled[at + len(arguments) :]
+    after = spelled[at + len(arguments) :]
     for token in tokens.ids[end : tokens.overlapping(call.turn).stop]:
-        if grammars.is_special(token) or len(behind) >= _MOST_BYTES_BEHIND:
+        if grammars.is_special(token) or len(after) >= _MAX_BYTES_AFTER:
             break
-        behind += grammars.bytes_of([token])
-    grammar = argument_grammar(call.call.schema, before=spelled[:at].decode(), after=behind.decode(errors="ignore"))
+        after += grammars.bytes_of([token])
+    grammar = argument_grammar(call.call.schema, before=spelled[:at].decode(), after=after.decode(errors="ignore"))
     num_accepted = grammars.num_accepted(grammar, ids)
     if num_accepted < len(ids):
         accepted = grammars.bytes_of(ids[:num_accepted]).decode(errors="replace")
         raise ValueError(
-            f"the schema of {call.call.name}, as llguidance reads it, does not allow its arguments to go on as they "
-            f"do behind {accepted[-60:]!r}"
+            f"the schema of {call.call.name}, as llguidance reads it, does not allow what its arguments contain "
+            f"after {accepted[-60:]!r}"
         )
     return first, end, grammar

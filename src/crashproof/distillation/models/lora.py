@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
 from transformers import PreTrainedModel
 
 from crashproof.distillation.settings.models import LoraOptions
-from crashproof.errors import ConfigError, MissingExtra
+from crashproof.errors import ConfigError
+from crashproof.optional_dependencies import require_modules
 
 __all__ = ["add_adapters", "has_adapters", "merge_adapters", "save_adapter", "without_adapters"]
 
@@ -29,8 +29,7 @@ def add_adapters(model: PreTrainedModel, options: LoraOptions) -> PreTrainedMode
         MissingExtra: `peft` is not installed.
         ConfigError: no layer has one of the names.
     """
-    if find_spec("peft") is None:
-        raise MissingExtra("lora")
+    require_modules("lora", "peft")
     import peft
 
     targets: str | list[str] = "all-linear" if options.target_modules is None else list(options.target_modules)

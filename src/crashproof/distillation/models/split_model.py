@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
+from crashproof.distillation.losses.chunked import values_of_rows
 from crashproof.distillation.losses.divergences import cross_entropy_rows
-from crashproof.distillation.losses.rows import values_of_rows
 from crashproof.distillation.models.lora import without_adapters
 
 __all__ = ["Hidden", "SplitModel"]

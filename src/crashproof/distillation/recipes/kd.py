@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from crashproof.distillation.data.text_data import Batch, load_source, tokenized
 from crashproof.distillation.evaluation.evaluator import TextEvaluator
+from crashproof.distillation.losses.chunked import RowsLoss, values_of_rows
 from crashproof.distillation.losses.divergences import cross_entropy_rows, hidden_distance_rows
-from crashproof.distillation.losses.rows import RowsLoss, values_of_rows
 from crashproof.distillation.models.causal_lm import require_vocabulary
 from crashproof.distillation.recipes.recipe import LossPart, Recipe
 from crashproof.distillation.recipes.task import Task

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from crashproof.distillation.data.text_data import Batch
 from crashproof.distillation.data.tool_data import ToolBatch
 from crashproof.distillation.data.tool_tokens import INTEGRATION
+from crashproof.distillation.losses.chunked import RowsLoss, values_of_rows
 from crashproof.distillation.losses.divergences import cross_entropy_rows
-from crashproof.distillation.losses.rows import RowsLoss, values_of_rows
 from crashproof.distillation.losses.tool_calls import json_validity_rows, name_choice_rows
 from crashproof.distillation.models.causal_lm import require_vocabulary
 from crashproof.distillation.recipes.recipe import LossPart, Recipe

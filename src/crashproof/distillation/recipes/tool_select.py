@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 from crashproof.distillation.data.text_data import Batch
 from crashproof.distillation.data.tool_data import ToolBatch
 from crashproof.distillation.data.tool_tokens import ARGUMENTS
+from crashproof.distillation.losses.chunked import RowsLoss, values_of_rows
 from crashproof.distillation.losses.divergences import cross_entropy_rows
-from crashproof.distillation.losses.rows import RowsLoss, values_of_rows
 from crashproof.distillation.losses.tool_calls import name_choice_rows
 from crashproof.distillation.recipes.recipe import LossPart, Recipe
 from crashproof.distillation.recipes.task import require_no_teacher

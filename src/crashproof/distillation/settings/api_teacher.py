@@ -1,4 +1,4 @@
-"""The config of a paid teacher."""
+"""Settings of a paid teacher."""
 
 from __future__ import annotations
 
@@ -14,37 +14,38 @@ __all__ = ["ApiTeacherFields"]
 
 
 class ApiTeacherFields(Section):
-    """Of a `teacher` of kind `api`; the key is read from OPENAI_API_KEY."""
+    """Fields of a `teacher` of kind `api`; the key is read from OPENAI_API_KEY."""
 
     model: str | None = None
-    """The teacher's name at its API."""
+    """Model name at the API."""
     base_url: str | None = None
-    """By default OPENAI_BASE_URL, else OpenAI's own."""
+    """Default: OPENAI_BASE_URL, or OpenAI's own."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """Of one answer."""
+    """Maximum tokens per completion."""
     temperature: float | None = Field(default=None, ge=0)
-    """The teacher's, when it samples an answer."""
+    """Sampling temperature of the teacher."""
     logprobs: int | None = Field(default=None, ge=1, le=20)
-    """Entries of each token's distribution to learn from; without, only the text is."""
+    """Top log-probabilities per token to learn from; by default only the text is learned."""
     parameters: dict[str, Any] = Field(default_factory=dict)
-    """Any other of the request."""
+    """Other parameters of the request."""
     store: str | None = None
-    """Share answers with other runs: sqlite:///PATH, postgresql+psycopg://…; by default the run keeps them itself."""
+    """Database of answers shared with other runs: sqlite:///PATH, postgresql+psycopg://…; default: the run's own."""
     budget: Decimal | None = Field(default=None, gt=0)
-    """US dollars that this run may spend."""
+    """Maximum US dollars that this run may spend."""
     prices: Path | None = None
-    """A price table in place of the one inside."""
+    """Price table to use instead of the bundled one."""
     concurrency: int = Field(default=16, ge=1)
+    """Maximum requests in flight."""
     attempts: int = Field(default=1000, ge=1)
-    """Tries of one request; the waits between them grow to a minute."""
+    """Maximum attempts per request; backoff grows up to a minute."""
     deadline_hours: float = Field(default=6.0, gt=0)
-    """How long the run waits for a teacher that is away, before it saves and ends with exit code 75."""
+    """Hours to wait for an unreachable teacher before the run saves and exits with code 75."""
     ahead_steps: int = Field(default=8, ge=0)
-    """How many optimizer steps before it is needed an answer is asked for."""
+    """Optimizer steps between the request for an answer and its use."""
 
-    def request_parameters(self) -> dict[str, Any]:
-        """What every request sets."""
-        own: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature}
+    def request_parameters(self) -> dict[str, object]:
+        """The parameters of every request."""
+        own: dict[str, object] = {"max_tokens": self.max_tokens, "temperature": self.temperature}
         if self.logprobs is not None:
             own |= {"logprobs": True, "top_logprobs": self.logprobs}
         return {name: value for name, value in own.items() if value is not None} | self.parameters

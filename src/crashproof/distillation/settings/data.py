@@ -1,4 +1,4 @@
-"""What to learn from."""
+"""Settings of the training data."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ from pydantic import Field
 
 from crashproof.distillation.settings.section import Section
 
-__all__ = [
-    "DataConfig",
-]
+__all__ = ["DataConfig"]
 
 
 class DataConfig(Section):
-    """`data`: what to learn from."""
+    """`data`: the training data."""
 
     path: Path | None = None
-    """A JSONL file: `{"text"}`, `{"prompt", "teacher_text"}` or `{"messages"}` a line; by default the text that ships
-    inside CPython."""
+    """A JSONL file: `{"text"}`, `{"prompt", "teacher_text"}` or `{"messages"}` on each line; default: the text that
+    ships with CPython."""
     max_length: int = Field(default=128, ge=2)
-    """Tokens of one sample; a longer text becomes several samples, a longer answer is cut."""
+    """Maximum tokens per sample; a longer text becomes several samples, a longer answer is truncated."""
     held_out: float = Field(default=0.0, ge=0, lt=1)
-    """The share of the lines that is kept from training, to evaluate on."""
+    """Fraction of the lines held out from training for evaluation."""
     eval_path: Path | None = None
-    """A file of its own to evaluate on, in the same format."""
+    """Separate file for evaluation, in the same format."""

@@ -1,4 +1,4 @@
-"""What every recipe's losses have."""
+"""Settings of the losses of every recipe."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ from pydantic import Field
 
 from crashproof.distillation.settings.section import Section
 
-__all__ = [
-    "DivergenceConfig",
-    "LossConfig",
-]
+__all__ = ["DivergenceConfig", "LossConfig"]
 
 
 class LossConfig(Section):
-    """What `loss` has in every recipe."""
+    """Fields of `loss` in every recipe."""
 
     chunk_tokens: int = Field(default=512, ge=1)
-    """Rows of logits that are alive at a time."""
+    """Rows of logits computed at a time."""
 
 
 class DivergenceConfig(LossConfig):
-    """How a teacher's distribution is held against the student's."""
+    """The divergence of the student's distribution from the teacher's."""
 
     temperature: float = Field(default=2.0, gt=0)
     scales_by_temperature_squared: bool = True
@@ -28,5 +25,5 @@ class DivergenceConfig(LossConfig):
 
     @property
     def scale(self) -> float:
-        """What a divergence is multiplied by."""
+        """Factor of the divergence."""
         return self.temperature**2 if self.scales_by_temperature_squared else 1.0

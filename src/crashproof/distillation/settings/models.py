@@ -1,4 +1,4 @@
-"""The shape and origin of models."""
+"""Settings of the models."""
 
 from __future__ import annotations
 
@@ -8,41 +8,37 @@ from pydantic import Field
 
 from crashproof.distillation.settings.section import Section
 
-__all__ = [
-    "LoraOptions",
-    "ModelShape",
-    "StudentConfig",
-]
+__all__ = ["LoraOptions", "ModelShape", "StudentConfig"]
 
 
 class LoraOptions(Section):
-    """`student.lora`: which adapters are trained."""
+    """`student.lora`: low-rank adapters."""
 
     rank: int = Field(default=16, ge=1)
     alpha: int = Field(default=32, ge=1)
     """An adapter's product is scaled by alpha over rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Of what an adapter is given."""
+    """Dropout on an adapter's input."""
     target_modules: tuple[str, ...] | None = None
-    """Names of the layers that get one, such as `q_proj`; by default every linear layer but the head."""
+    """Names of layers with adapters, such as `q_proj`; default: every linear layer but the head."""
 
 
 class ModelShape(Section):
     """A Llama-style decoder, trained from scratch."""
 
     vocab_size: int | None = Field(default=None, ge=1)
-    """Rows of the embedding; by default the tokenizer's. More than the tokenizer has is padding."""
+    """Rows of the embedding; default: the tokenizer's. Additional rows are padding."""
     d_model: int = Field(default=64, ge=2)
     num_layers: int = Field(default=2, ge=1)
     num_heads: int = Field(default=4, ge=1)
     d_ff: int | None = Field(default=None, ge=1)
-    """Width of the feed-forward layers; by default 8/3 of d_model, to a multiple of 8."""
+    """Width of the feed-forward layers; default: 8/3 of d_model, rounded to a multiple of 8."""
 
 
 class StudentConfig(ModelShape):
     """`student` (or `model`): the model to train."""
 
     path: Path | None = None
-    """A local `transformers` folder to start from; its own shape counts then."""
+    """Local `transformers` folder to start from; it determines the shape."""
     lora: LoraOptions | None = None
-    """Train low-rank adapters alone; by default all weights are trained."""
+    """Train only low-rank adapters; by default all weights are trained."""

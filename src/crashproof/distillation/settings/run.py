@@ -1,4 +1,4 @@
-"""The config of a trainer."""
+"""The complete config of a trainer."""
 
 from __future__ import annotations
 
@@ -12,21 +12,18 @@ from crashproof.distillation.settings.section import Section
 from crashproof.distillation.settings.teacher import TeacherConfig
 from crashproof.distillation.settings.train import TrainConfig
 
-__all__ = [
-    "RunConfig",
-    "TokenizerConfig",
-]
+__all__ = ["RunConfig", "TokenizerConfig"]
 
 
 class TokenizerConfig(Section):
-    """`tokenizer`: trained on the data, unless a model folder brings one."""
+    """`tokenizer`: trained on the data, unless a model folder contains one."""
 
     vocab_size: int = Field(default=1024, ge=258)
-    """256 bytes and two special tokens at least."""
+    """At least 256 bytes and two special tokens."""
 
 
 class RunConfig(Section):
-    """What every recipe's config has; each recipe says what its `data` and `loss` hold. Everything has a default."""
+    """Sections of every recipe's config; recipes extend `data` and `loss`. Everything has a default."""
 
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()

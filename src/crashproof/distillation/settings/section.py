@@ -1,9 +1,10 @@
-"""How a section of the config is read."""
+"""Validation of config sections."""
 
 from __future__ import annotations
 
 import difflib
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, ValidationError
 
@@ -15,29 +16,29 @@ SectionT = TypeVar("SectionT", bound="Section")
 
 
 class Section(BaseModel):
-    """Part of a config: frozen, and a key that it does not know is an error."""
+    """A frozen part of a config; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
-def validated(kind: type[SectionT], content: dict[str, Any]) -> SectionT:
-    """A whole config.
+def validated(kind: type[SectionT], content: Mapping[str, object]) -> SectionT:
+    """Validate a complete config.
 
     Raises:
-        ConfigError: a key is unknown (tells the nearest known one) or a value is unusable; names each.
+        ConfigError: A key is unknown (suggests the nearest known one) or a value is invalid; names each.
     """
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(_in_words(kind, error), hint="See configs/ for examples.") from error
+        raise ConfigError(_message(kind, error), hint="See configs/ for examples.") from error
 
 
-def _in_words(kind: type[Section], error: ValidationError) -> str:
+def _message(kind: type[Section], error: ValidationError) -> str:
     sentences = []
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])
         if not problem["loc"]:
-            # Keys that do not go together; the sentence names them.
+            # The message of a validator over several keys names them.
             sentences.append(str(problem["ctx"]["error"]))
         elif problem["type"] == "extra_forbidden":
             sentences.append(f"Unknown config key {name}{_nearest(kind, problem['loc'])}")
@@ -47,7 +48,7 @@ def _in_words(kind: type[Section], error: ValidationError) -> str:
 
 
 def _nearest(kind: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """` (did you mean train.steps?)`, or nothing."""
+    """A suggestion for an unknown key, such as ` (did you mean train.steps?)`."""
     known: dict[str, type[BaseModel] | None] = _fields(kind)
     for part in location[:-1]:
         inner = known.get(str(part))

@@ -1,4 +1,4 @@
-"""Who the student learns from."""
+"""Settings of the teacher."""
 
 from __future__ import annotations
 
@@ -10,21 +10,17 @@ from pydantic import Field, model_validator
 from crashproof.distillation.settings.api_teacher import ApiTeacherFields
 from crashproof.distillation.settings.models import ModelShape
 
-__all__ = [
-    "TeacherConfig",
-]
+__all__ = ["TeacherConfig"]
 
 _WITH_A_PATH = frozenset({"local", "logits"})
-
-
 _WITHOUT_A_MODEL = frozenset({"api", "logits"})
 
 
 class TeacherConfig(ModelShape, ApiTeacherFields):
-    """`teacher`: who the student learns from.
+    """`teacher`: the source of the student's targets.
 
-    `builtin` trains a small model on the data, once; `local` reads a `transformers` folder; `logits` reads what
-    `crashproof capture-logits` wrote down, and needs no model; `api` asks a model over HTTP and keeps its answers.
+    `builtin` trains a small model on the data once; `local` loads a `transformers` folder; `logits` reads the output
+    of `crashproof capture-logits` and needs no model; `api` queries a model over HTTP and stores its answers.
     """
 
     kind: Literal["builtin", "local", "logits", "api"] = "builtin"
@@ -32,20 +28,20 @@ class TeacherConfig(ModelShape, ApiTeacherFields):
     d_model: int = Field(default=128, ge=2)
     num_layers: int = Field(default=3, ge=1)
     steps: int = Field(default=250, ge=1)
-    """Of the built-in teacher's own training."""
+    """Optimizer steps of the built-in teacher's training."""
     batch_size: int = Field(default=16, ge=1)
     learning_rate: float = Field(default=3e-3, gt=0)
     seed: int = 1
 
     @property
     def is_a_model(self) -> bool:
-        """Whether there is a model to ask, rather than answers that come with the data."""
+        """Whether the teacher is a model in this process."""
         return self.kind not in _WITHOUT_A_MODEL
 
     @model_validator(mode="after")
     def _is_paid_only_if_it_is_an_api(self) -> TeacherConfig:
         if self.kind == "api" and not self.model:
-            raise ValueError("kind: api needs the model's name at its API, as model")
+            raise ValueError("kind: api needs the name of the model at the API as model")
         given = sorted(self.model_fields_set & ApiTeacherFields.model_fields.keys())
         if self.kind != "api" and given:
             raise ValueError(f"{given[0]} belongs to kind: api, and the kind is {self.kind}")
@@ -54,7 +50,7 @@ class TeacherConfig(ModelShape, ApiTeacherFields):
     @model_validator(mode="after")
     def _has_a_path_if_its_kind_needs_one(self) -> TeacherConfig:
         if (self.kind in _WITH_A_PATH) != (self.path is not None):
-            # A path alone is most likely meant for a model.
+            # A path alone most likely belongs to a model.
             kind = self.kind if self.kind in _WITH_A_PATH else "local"
             raise ValueError(f"kind: {kind} and a path belong together")
         return self

@@ -1,13 +1,11 @@
-"""A task of answering from records, generated from a seed."""
+"""A generated task of answering from records."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 from crashproof.distillation.data.answer_data import AnswerSource
 from crashproof.distillation.tasks.values import KINDS
@@ -17,19 +15,33 @@ __all__ = ["generated_answers"]
 _FEWEST_RECORDS, _MOST_RECORDS = 3, 4
 _SHARE_WITH_REJECTED, _SHARE_WITH_QUALITY = 0.5, 0.2
 _LOW_QUALITIES = (0.0, 0.1, 0.25)
-_HALF_AN_ANSWER = 0.5
+_QUALITY_OF_PARTIAL = 0.5
+
+_Record = dict[str, str | int]
+_Message = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Field:
-    """One thing that is known of each record of a topic."""
+    """One attribute of the records of a topic."""
 
     name: str
     kind: str | tuple[int, int]
-    """A kind of `task_values`, or the range of a whole number."""
-    asked: str
-    said: str
-    """With the value in it."""
+    """A kind of `tasks.values`, or the range of an integer."""
+    title: str
+    """What a question calls it."""
+    phrase: str
+    """What an answer says; `{}` is the value."""
+
+    def draw(self, rng: Random) -> str | int:
+        value: str | int = KINDS[self.kind].draw(rng) if isinstance(self.kind, str) else rng.randint(*self.kind)
+        return value
+
+    def say(self, record: _Record) -> str:
+        return self.phrase.format(record[self.name])
+
+    def number(self, record: _Record) -> int:
+        return int(record[self.name])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +50,29 @@ class _Topic:
 
     name: str
     key: str
-    """The kind that tells the records apart."""
+    """The kind that identifies a record."""
     texts: tuple[_Field, ...]
     numbers: tuple[_Field, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Table:
+    """The records of one exercise."""
+
+    topic: _Topic
+    records: list[_Record]
+
+    def fields(self) -> list[_Field]:
+        return [field for field in (*self.topic.texts, *self.topic.numbers) if field.name in self.records[0]]
+
+    def key(self, record: _Record) -> str:
+        return str(record[self.topic.key])
+
+    def others(self, record: _Record) -> list[_Record]:
+        return [each for each in self.records if each is not record]
+
+    def is_unique(self, field: _Field, record: _Record) -> bool:
+        return all(each[field.name] != record[field.name] for each in self.others(record))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,73 +81,64 @@ class _Exercise:
 
     question: str
     answer: str
-    """With the names of its values in braces."""
-    values: Mapping[str, Any]
-    wrong: Mapping[str, list[Any]]
-    """What could stand in the place of a value by mistake."""
-    half: str
+    """A template with a placeholder for each of `values`."""
+    values: Mapping[str, object]
+    mistakes: Mapping[str, list[str] | list[int]]
+    """What could replace a value by mistake."""
+    partial: str
     """An answer that leaves something out."""
+
+
+def _text(name: str, kind: str = "", phrase: str = "", title: str = "") -> _Field:
+    title = title or f"the {name}"
+    return _Field(name=name, kind=kind or name, title=title, phrase=phrase or f"{title} {{}}")
+
+
+def _number(name: str, kind: str | tuple[int, int], phrase: str = "", title: str = "") -> _Field:
+    return _Field(name=name, kind=kind, title=title or f"the {name}", phrase=phrase or f"{{}} {name}")
 
 
 _TOPICS = (
     _Topic(
         name="weather",
         key="city",
-        texts=(
-            _Field(name="sky", kind="sky", asked="the sky", said="{}"),
-            _Field(name="alert", kind="alert", asked="the alert", said="the alert {}"),
-        ),
+        texts=(_text("sky", phrase="{}"), _text("alert")),
         numbers=(
-            _Field(name="degrees", kind=(-9, 38), asked="the temperature", said="{} degrees"),
-            _Field(name="humidity", kind=(20, 99), asked="the humidity", said="{} percent humidity"),
+            _number("degrees", (-9, 38), title="the temperature"),
+            _number("humidity", (20, 99), "{} percent humidity"),
         ),
     ),
     _Topic(
         name="staff",
         key="person",
-        texts=(
-            _Field(name="city", kind="city", asked="the city", said="a desk in {}"),
-            _Field(name="company", kind="company", asked="the client", said="the client {}"),
-        ),
-        numbers=(
-            _Field(name="hours", kind=(4, 60), asked="the hours", said="{} hours"),
-            _Field(name="projects", kind=(1, 12), asked="the projects", said="{} projects"),
-        ),
+        texts=(_text("city", phrase="a desk in {}"), _text("company", title="the client")),
+        numbers=(_number("hours", (4, 60)), _number("projects", (1, 12))),
     ),
     _Topic(
         name="menu",
         key="dish",
-        texts=(
-            _Field(name="cook", kind="person", asked="the cook", said="the cook {}"),
-            _Field(name="place", kind="company", asked="the restaurant", said="its place at {}"),
-        ),
+        texts=(_text("cook", "person"), _text("place", "company", "its place at {}", title="the restaurant")),
         numbers=(
-            _Field(name="price", kind=(5, 40), asked="the price", said="a price of {} euros"),
-            _Field(name="minutes", kind=(5, 60), asked="the waiting time", said="{} minutes of waiting"),
+            _number("price", (5, 40), "a price of {} euros"),
+            _number("minutes", (5, 60), "{} minutes of waiting", title="the waiting time"),
         ),
     ),
     _Topic(
         name="orders",
         key="order",
-        texts=(
-            _Field(name="state", kind="state", asked="the state", said="the state {}"),
-            _Field(name="buyer", kind="person", asked="the buyer", said="the buyer {}"),
-        ),
+        texts=(_text("state"), _text("buyer", "person")),
         numbers=(
-            _Field(name="items", kind=(1, 30), asked="the number of items", said="{} items"),
-            _Field(name="days", kind=(1, 20), asked="the days to go", said="{} days to go"),
+            _number("items", (1, 30), title="the number of items"),
+            _number("days", (1, 20), "{} days to go", title="the days to go"),
         ),
     ),
     _Topic(
         name="rooms",
         key="room",
-        texts=(
-            _Field(name="light", kind="color", asked="the light", said="{} light"),
-            _Field(name="music", kind="song", asked="the music", said="the song {}"),
-        ),
+        texts=(_text("light", "color", "{} light"), _text("music", "song", "the song {}")),
         numbers=(
-            _Field(name="brightness", kind="brightness", asked="the brightness", said="{} percent brightness"),
-            _Field(name="warmth", kind=(12, 29), asked="the temperature", said="{} degrees"),
+            _number("brightness", "brightness", "{} percent brightness"),
+            _number("warmth", (12, 29), "{} degrees", title="the temperature"),
         ),
     ),
 )
@@ -125,179 +148,149 @@ def generated_answers(num_samples: int, *, seed: int) -> AnswerSource:
     """Questions about a few records, each with its answer.
 
     The records are the result of a tool's call, a table in the question, or lines before it. Values are copied from
-    two fields of one record, or found by another value; numbers are compared, subtracted or added up. One wording of
-    a question has one wording of its answer. Half of the lines have a rejected answer, with a value of another record
-    or a number that is off; a fifth have a quality: 1 for the whole answer, less for half of it or a wrong one.
+    two fields of one record, or found by another value; numbers are compared, subtracted or added up. Each wording
+    of a question has exactly one wording of its answer. Half of the lines have a rejected answer, with a value of
+    another record or a wrong number; a fifth have a quality: 1 for the full answer, less for a partial or wrong one.
 
     Args:
-        num_samples: Lines.
-        seed: The same one makes the same lines.
+        num_samples: Number of lines.
+        seed: Seed of the generator; the same seed gives the same lines.
     """
     rng = Random(seed)  # noqa: S311 - it makes exercises, not secrets
-    samples = [_sample(number, rng) for number in range(1, num_samples + 1)]
-    digest = hashlib.sha256(json.dumps(samples).encode()).hexdigest()
-    return AnswerSource(samples=samples, sha256=digest, path=None)
+    return AnswerSource.generated([_sample(number, rng) for number in range(1, num_samples + 1)])
 
 
-def _sample(number: int, rng: Random) -> dict[str, Any]:
+def _sample(number: int, rng: Random) -> dict[str, object]:
+    table = _draw_table(rng)
+    exercise = rng.choice(_EXERCISES)(table, rng)
+    answer, judgement = _judged_answer(exercise, rng)
+    before = rng.choice((_after_a_call, _with_a_table, _after_lines))(table, exercise.question, number)
+    if isinstance(before, str):
+        return {"prompt": before, "answer": answer, **judgement, "line": number}
+    return {"messages": [*before, {"role": "assistant", "content": answer}], **judgement, "line": number}
+
+
+def _draw_table(rng: Random) -> _Table:
     topic = rng.choice(_TOPICS)
-    records = _records(topic, rng)
-    exercise = rng.choice(_EXERCISES)(topic, records, rng)
-    right, wrong = exercise.answer.format(**exercise.values), _wrong(exercise, rng)
-    lot = rng.random()
-    judged: dict[str, Any] = {}
-    if lot < _SHARE_WITH_REJECTED:
-        answer, judged = right, {"rejected": wrong}
-    elif lot < _SHARE_WITH_REJECTED + _SHARE_WITH_QUALITY:
-        answer, quality = rng.choice(
-            ((right, 1.0), (exercise.half, _HALF_AN_ANSWER), (wrong, rng.choice(_LOW_QUALITIES)))
-        )
-        judged = {"quality": quality}
-    else:
-        answer = right
-    asked = rng.choice((_after_a_call, _with_a_table, _behind_lines))
-    return asked(topic, records, exercise.question, answer, number) | judged | {"line": number}
-
-
-def _records(topic: _Topic, rng: Random) -> list[dict[str, Any]]:
     num_records = rng.randint(_FEWEST_RECORDS, _MOST_RECORDS)
-    keys: dict[Any, None] = {}
+    keys: dict[str, None] = {}
     while len(keys) < num_records:
         keys[KINDS[topic.key].draw(rng)] = None
     fields = [rng.choice(topic.texts), *topic.numbers]
-    return [{topic.key: key, **{field.name: _drawn(field, rng) for field in fields}} for key in keys]
+    records = [{topic.key: key, **{field.name: field.draw(rng) for field in fields}} for key in keys]
+    return _Table(topic=topic, records=records)
 
 
-def _drawn(field: _Field, rng: Random) -> Any:
-    return KINDS[field.kind].draw(rng) if isinstance(field.kind, str) else rng.randint(*field.kind)
+def _judged_answer(exercise: _Exercise, rng: Random) -> tuple[str, dict[str, object]]:
+    """The answer to learn, with what the line says about it: a rejected answer, a quality or nothing."""
+    right, wrong = exercise.answer.format(**exercise.values), _wrong_answer(exercise, rng)
+    lot = rng.random()
+    if lot < _SHARE_WITH_REJECTED:
+        return right, {"rejected": wrong}
+    if lot >= _SHARE_WITH_REJECTED + _SHARE_WITH_QUALITY:
+        return right, {}
+    low_quality = rng.choice(_LOW_QUALITIES)
+    answer, quality = rng.choice(((right, 1.0), (exercise.partial, _QUALITY_OF_PARTIAL), (wrong, low_quality)))
+    return answer, {"quality": quality}
 
 
-def _wrong(exercise: _Exercise, rng: Random) -> str:
-    """The answer with one value mistaken."""
+def _wrong_answer(exercise: _Exercise, rng: Random) -> str:
+    """The answer with one value replaced by a mistake."""
     right = exercise.answer.format(**exercise.values)
-    mistakes = [
-        exercise.answer.format(**{**exercise.values, name: value})
-        for name, others in exercise.wrong.items()
-        for value in others
+    answers = [
+        exercise.answer.format(**{**exercise.values, name: mistake})
+        for name, mistakes in exercise.mistakes.items()
+        for mistake in mistakes
     ]
-    return rng.choice([mistake for mistake in mistakes if mistake != right])
+    return rng.choice([answer for answer in answers if answer != right])
 
 
-def _fields_of(topic: _Topic, records: list[dict[str, Any]]) -> list[_Field]:
-    return [field for field in (*topic.texts, *topic.numbers) if field.name in records[0]]
-
-
-def _off(number: int) -> list[int]:
-    return [number + 1, number + 10, *([number - 1] if number > 1 else [])]
-
-
-def _two_fields(topic: _Topic, records: list[dict[str, Any]], rng: Random) -> _Exercise:
-    record = rng.choice(records)
-    first, second = rng.sample(_fields_of(topic, records), 2)
-    key = record[topic.key]
-    wordings = (
-        "What are {} and {} of {}?",
-        "Tell me {} and {} of {}.",
-        "I need {} and also {}, both of {}.",
-    )
-    others = [each for each in records if each is not record]
-    said = {"a": first.said.format(record[first.name]), "b": second.said.format(record[second.name])}
+def _two_fields(table: _Table, rng: Random) -> _Exercise:
+    record = rng.choice(table.records)
+    first, second = rng.sample(table.fields(), 2)
+    key, others = table.key(record), table.others(record)
+    wordings = ("What are {} and {} of {}?", "Tell me {} and {} of {}.", "I need {} and also {}, both of {}.")
     return _Exercise(
-        question=rng.choice(wordings).format(first.asked, second.asked, key),
+        question=rng.choice(wordings).format(first.title, second.title, key),
         answer="{key} has {a} and {b}.",
-        values={"key": key, **said},
-        wrong={
-            "a": [first.said.format(each[first.name]) for each in others],
-            "b": [second.said.format(each[second.name]) for each in others],
-            "key": [each[topic.key] for each in others],
+        values={"key": key, "a": first.say(record), "b": second.say(record)},
+        mistakes={
+            "a": [first.say(each) for each in others],
+            "b": [second.say(each) for each in others],
+            "key": [table.key(each) for each in others],
         },
-        half=f"{key} has {said['a']}.",
+        partial=f"{key} has {first.say(record)}.",
     )
 
 
-def _found_by_value(topic: _Topic, records: list[dict[str, Any]], rng: Random) -> _Exercise:
-    record = rng.choice(records)
-    given, wanted = rng.sample(_fields_of(topic, records), 2)
-    others = [each for each in records if each is not record]
-    if any(each[given.name] == record[given.name] for each in others):
+def _found_by_value(table: _Table, rng: Random) -> _Exercise:
+    record = rng.choice(table.records)
+    given, wanted = rng.sample(table.fields(), 2)
+    if not table.is_unique(given, record):
         # There would be two right answers.
-        return _two_fields(topic, records, rng)
-    known = given.said.format(record[given.name])
+        return _two_fields(table, rng)
+    key, others = table.key(record), table.others(record)
+    wordings = ("Which one has {}, and what is {} there?", "{}: which one is it, and what is {}?")
     return _Exercise(
-        question=rng.choice(
-            ("Which one has {}, and what is {} there?", "{}: which one is it, and what is {}?")
-        ).format(known, wanted.asked),
+        question=rng.choice(wordings).format(given.say(record), wanted.title),
         answer="It is {key}, with {b}.",
-        values={"key": record[topic.key], "b": wanted.said.format(record[wanted.name])},
-        wrong={
-            "key": [each[topic.key] for each in others],
-            "b": [wanted.said.format(each[wanted.name]) for each in others],
-        },
-        half=f"It is {record[topic.key]}.",
+        values={"key": key, "b": wanted.say(record)},
+        mistakes={"key": [table.key(each) for each in others], "b": [wanted.say(each) for each in others]},
+        partial=f"It is {key}.",
     )
 
 
-def _extreme(topic: _Topic, records: list[dict[str, Any]], rng: Random) -> _Exercise:
-    field = rng.choice(topic.numbers)
-    word, chosen = rng.choice((("highest", max), ("lowest", min)))
-    record = chosen(records, key=lambda each: each[field.name])
-    others = [each for each in records if each is not record]
-    if any(each[field.name] == record[field.name] for each in others):
-        return _two_fields(topic, records, rng)
+def _extreme(table: _Table, rng: Random) -> _Exercise:
+    field = rng.choice(table.topic.numbers)
+    word, choose = rng.choice((("highest", max), ("lowest", min)))
+    record = choose(table.records, key=field.number)
+    if not table.is_unique(field, record):
+        return _two_fields(table, rng)
+    key, others = table.key(record), table.others(record)
+    wordings = ("Which one has {} that is the {}?", "Of all of them, where is {} the {}?")
     return _Exercise(
-        question=rng.choice(("Which one has {} that is the {}?", "Of all of them, where is {} the {}?")).format(
-            field.asked, word
-        ),
-        answer=f"{field.asked.capitalize()} is {word} for {{key}}: {field.said}.".replace("{}", "{value}"),
-        values={"key": record[topic.key], "value": record[field.name]},
-        wrong={
-            "key": [each[topic.key] for each in others],
-            "value": [each[field.name] for each in others],
-        },
-        half=f"It is {record[topic.key]}.",
+        question=rng.choice(wordings).format(field.title, word),
+        answer=f"{field.title.capitalize()} is {word} for {{key}}: {{value}}.",
+        values={"key": key, "value": field.say(record)},
+        mistakes={"key": [table.key(each) for each in others], "value": [field.say(each) for each in others]},
+        partial=f"It is {key}.",
     )
 
 
-def _difference(topic: _Topic, records: list[dict[str, Any]], rng: Random) -> _Exercise:
-    field = rng.choice(topic.numbers)
-    first, second = rng.sample(records, 2)
-    a, b = first[field.name], second[field.name]
+def _difference(table: _Table, rng: Random) -> _Exercise:
+    field = rng.choice(table.topic.numbers)
+    first, second = rng.sample(table.records, 2)
+    a, b = field.number(first), field.number(second)
+    keys = {"first": table.key(first), "second": table.key(second)}
+    wordings = ("How far apart is {} of {first} and {second}?", "Compare {} of {first} and {second}.")
     return _Exercise(
-        question=rng.choice(("How far apart is {} of {} and {}?", "Compare {} of {} and {}.")).format(
-            field.asked, first[topic.key], second[topic.key]
-        ),
+        question=rng.choice(wordings).format(field.title, **keys),
         answer="{first} has {a} and {second} has {b}, a difference of {d}.",
-        values={
-            "first": first[topic.key],
-            "second": second[topic.key],
-            "a": field.said.format(a),
-            "b": field.said.format(b),
-            "d": abs(a - b),
+        values={**keys, "a": field.say(first), "b": field.say(second), "d": abs(a - b)},
+        mistakes={
+            "a": [field.phrase.format(number) for number in _near(a)],
+            "b": [field.phrase.format(number) for number in _near(b)],
+            "d": _near(abs(a - b)),
         },
-        wrong={
-            "a": [field.said.format(each) for each in _off(a)],
-            "b": [field.said.format(each) for each in _off(b)],
-            "d": _off(abs(a - b)),
-        },
-        half=f"The difference is {abs(a - b)}.",
+        partial=f"The difference is {abs(a - b)}.",
     )
 
 
-def _total(topic: _Topic, records: list[dict[str, Any]], rng: Random) -> _Exercise:
-    field = rng.choice(topic.numbers)
-    numbers = [record[field.name] for record in records]
-    keys = [str(record[topic.key]) for record in records]
-    listed = f"{', '.join(keys[:-1])} and {keys[-1]}"
+def _total(table: _Table, rng: Random) -> _Exercise:
+    field = rng.choice(table.topic.numbers)
+    total = sum(map(field.number, table.records))
+    *keys, last_key = map(table.key, table.records)
+    wordings = ("Add up {} of all of them.", "What is {} in total?")
     return _Exercise(
-        question=rng.choice(("Add up {} of all of them.", "What is {} in total?")).format(field.asked),
-        answer="{total} in total, over {listed}.",
-        values={"total": sum(numbers), "listed": listed},
-        wrong={"total": _off(sum(numbers)), "listed": [", ".join(keys[:-1])]},
-        half=f"{sum(numbers)} in total.",
+        question=rng.choice(wordings).format(field.title),
+        answer="{total} in total, over {keys}.",
+        values={"total": total, "keys": f"{', '.join(keys)} and {last_key}"},
+        mistakes={"total": _near(total), "keys": [", ".join(keys)]},
+        partial=f"{total} in total.",
     )
 
 
-_EXERCISES: tuple[Callable[[_Topic, list[dict[str, Any]], Random], _Exercise], ...] = (
+_EXERCISES: tuple[Callable[[_Table, Random], _Exercise], ...] = (
     _two_fields,
     _two_fields,
     _found_by_value,
@@ -307,39 +300,30 @@ _EXERCISES: tuple[Callable[[_Topic, list[dict[str, Any]], Random], _Exercise], .
 )
 
 
-def _after_a_call(
-    topic: _Topic, records: list[dict[str, Any]], question: str, answer: str, number: int
-) -> dict[str, Any]:
-    call = {
-        "id": f"call_{number}",
-        "type": "function",
-        "function": {"name": f"get_{topic.name}", "arguments": "{}"},
-    }
-    return {
-        "messages": [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": None, "tool_calls": [call]},
-            {"role": "tool", "tool_call_id": call["id"], "content": json.dumps(records)},
-            {"role": "assistant", "content": answer},
-        ]
-    }
+def _near(number: int) -> list[int]:
+    return [number + 1, number + 10, *([number - 1] if number > 1 else [])]
 
 
-def _with_a_table(
-    topic: _Topic, records: list[dict[str, Any]], question: str, answer: str, number: int
-) -> dict[str, Any]:
-    rows = [list(records[0]), *(list(record.values()) for record in records)]
-    table = "\n".join(" | ".join(map(str, row)) for row in rows)
-    return {
-        "messages": [
-            {"role": "user", "content": f"{table}\n\n{question}"},
-            {"role": "assistant", "content": answer},
-        ]
-    }
+def _after_a_call(table: _Table, question: str, number: int) -> list[_Message]:
+    call_id = f"call_{number}"
+    function = {"name": f"get_{table.topic.name}", "arguments": "{}"}
+    return [
+        {"role": "user", "content": question},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": call_id, "type": "function", "function": function}],
+        },
+        {"role": "tool", "tool_call_id": call_id, "content": json.dumps(table.records)},
+    ]
 
 
-def _behind_lines(
-    topic: _Topic, records: list[dict[str, Any]], question: str, answer: str, number: int
-) -> dict[str, Any]:
-    lines = "\n".join("- " + ", ".join(f"{name}: {value}" for name, value in record.items()) for record in records)
-    return {"prompt": f"{topic.name.capitalize()}\n{lines}\nQuestion: {question}\nAnswer:\n", "answer": answer}
+def _with_a_table(table: _Table, question: str, number: int) -> list[_Message]:
+    header = " | ".join(table.records[0])
+    rows = [" | ".join(map(str, record.values())) for record in table.records]
+    return [{"role": "user", "content": "\n".join([header, *rows, "", question])}]
+
+
+def _after_lines(table: _Table, question: str, number: int) -> str:
+    lines = ["- " + ", ".join(f"{name}: {value}" for name, value in record.items()) for record in table.records]
+    return "\n".join([table.topic.name.capitalize(), *lines, f"Question: {question}", "Answer:\n"])

@@ -1,14 +1,12 @@
-"""A task of calling tools, generated from a seed."""
+"""A generated task of calling tools."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from random import Random
-from typing import Any
 
 from crashproof.distillation.data.tool_conversations import ToolSource
-from crashproof.distillation.tasks.tools import TOOLS, TaskTool
+from crashproof.distillation.tasks.tools import TOOLS, ResultShape, TaskTool
 from crashproof.distillation.tasks.values import KINDS
 
 __all__ = ["generated_source"]
@@ -22,22 +20,21 @@ _CLOSINGS = (".", "", ".", ", please.", ". Thanks!")
 def generated_source(num_samples: int, *, seed: int, has_answers: bool) -> ToolSource:
     """Requests to an assistant that is offered some tools, and its call of one of them.
 
-    Half or more of what is offered beside the right tool comes from the same domain: names that begin alike, and
-    descriptions that differ in a word. Dates, times, amounts and units are said as people say them, and called as the
-    schema wants them.
+    At least half of the other tools offered come from the same domain: names that begin alike, and descriptions that
+    differ in a word. Dates, times, amounts and units are said as people say them, and called as the schema wants.
 
     Args:
-        num_samples: Lines.
-        seed: The same one makes the same lines.
-        has_answers: Let the tool's result and an answer that restates some of it follow the call.
+        num_samples: Number of lines.
+        seed: Seed of the generator; the same seed gives the same lines.
+        has_answers: Continue after the call with the tool's result and an answer that restates some of it.
     """
     rng = Random(seed)  # noqa: S311 - it makes exercises, not secrets
-    samples = [_sample(number, rng, has_answers=has_answers) for number in range(1, num_samples + 1)]
-    digest = hashlib.sha256(json.dumps(samples).encode()).hexdigest()
-    return ToolSource(samples=samples, sha256=digest, path=None)
+    return ToolSource.generated(
+        [_sample(number, rng, has_answers=has_answers) for number in range(1, num_samples + 1)]
+    )
 
 
-def _sample(number: int, rng: Random, *, has_answers: bool) -> dict[str, Any]:
+def _sample(number: int, rng: Random, *, has_answers: bool) -> dict[str, object]:
     tool = rng.choice(TOOLS)
     offered = _offered(tool, rng)
     given = [name for name in tool.optional if rng.random() < _SHARE_OF_OPTIONS]
@@ -51,12 +48,12 @@ def _sample(number: int, rng: Random, *, has_answers: bool) -> dict[str, Any]:
         "type": "function",
         "function": {"name": tool.name, "arguments": json.dumps(arguments)},
     }
-    messages = [
+    messages: list[dict[str, object]] = [
         {"role": "user", "content": rng.choice(_OPENINGS) + " ".join([request, *clauses]) + rng.choice(_CLOSINGS)},
         {"role": "assistant", "content": None, "tool_calls": [call]},
     ]
     if has_answers:
-        result, leaves = _drawn(tool.result, rng)
+        result, leaves = _draw_result(tool.result, rng)
         answer = rng.choice(tool.answers).format(**{**said, **leaves})
         messages += [
             {"role": "tool", "tool_call_id": call["id"], "content": json.dumps(result)},
@@ -73,7 +70,7 @@ def _offered(tool: TaskTool, rng: Random) -> list[TaskTool]:
     """The tool among others, most of them near misses."""
     near = [each for each in TOOLS if each.domain == tool.domain and each is not tool]
     far = [each for each in TOOLS if each.domain != tool.domain]
-    # Few are likelier than many: every schema is a hundred tokens.
+    # Few are likelier than many: every schema takes about a hundred tokens.
     num_others = min(rng.randint(_FEWEST_OFFERED, _MOST_OFFERED) for _ in range(2)) - 1
     num_near = min(len(near), (num_others + 1) // 2)
     offered = [tool, *rng.sample(near, num_near), *rng.sample(far, num_others - num_near)]
@@ -81,17 +78,17 @@ def _offered(tool: TaskTool, rng: Random) -> list[TaskTool]:
     return offered
 
 
-def _drawn(shape: Any, rng: Random) -> tuple[Any, dict[str, Any]]:
-    """A result of a shape, and its values by their own names, for an answer."""
+def _draw_result(shape: ResultShape, rng: Random) -> tuple[object, dict[str, object]]:
+    """A result of this shape, and its values by their own names, for the answer."""
     if isinstance(shape, str):
         return KINDS[shape].draw(rng), {}
     if isinstance(shape, list):
-        # An answer speaks of the first one.
-        drawn = [_drawn(shape[0], rng) for _ in range(rng.randint(1, 2))]
+        # An answer is about the first one.
+        drawn = [_draw_result(shape[0], rng) for _ in range(rng.randint(1, 2))]
         return [value for value, _ in drawn], drawn[0][1]
-    result: dict[str, Any] = {}
-    leaves: dict[str, Any] = {}
+    result: dict[str, object] = {}
+    leaves: dict[str, object] = {}
     for name, inner in shape.items():
-        result[name], more = _drawn(inner, rng)
-        leaves |= more if not isinstance(inner, str) else {name: result[name]}
+        result[name], inner_leaves = _draw_result(inner, rng)
+        leaves |= {name: result[name]} if isinstance(inner, str) else inner_leaves
     return result, leaves

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from crashproof.distillation.tasks.values import KINDS
 
-__all__ = ["TOOLS", "TaskTool"]
+__all__ = ["TOOLS", "ResultShape", "TaskTool"]
+
+ResultShape = str | list["ResultShape"] | Mapping[str, "ResultShape"]
+"""The name of a kind, or an array (of one shape) or an object of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskTool:
-    """A tool, how people ask for it, and what it gives."""
+    """A tool, how people request it, and what it returns."""
 
     domain: str
     name: str
     description: str
     required: Mapping[str, str]
-    """The kind of each parameter."""
-    optional: Mapping[str, str] = field(default_factory=dict)
+    """The kind of each required parameter."""
+    optional: Mapping[str, str]
     requests: tuple[str, ...]
-    """With the required parameters in them."""
-    result: Mapping[str, Any]
-    """Kinds of values, nested as they come."""
+    """Templates with a placeholder for each required parameter."""
+    result: ResultShape
     answers: tuple[str, ...]
-    """With parameters and values of the result in them."""
+    """Templates over the parameters and the values of the result."""
 
-    def function(self) -> dict[str, Any]:
-        """What is offered."""
+    def function(self) -> dict[str, object]:
+        """The `function` of the tool definition that is offered."""
         kinds = {**self.required, **self.optional}
         return {
             "name": self.name,
@@ -43,344 +44,276 @@ class TaskTool:
         }
 
 
+def _tool(
+    signature: str, description: str, *, requests: tuple[str, ...], result: ResultShape, answers: tuple[str, ...]
+) -> TaskTool:
+    """A tool from `domain.name(parameter, parameter: kind, optional?)`."""
+    domain, _, function = signature.removesuffix(")").partition(".")
+    name, _, parameters = function.partition("(")
+    kinds = _kinds(parameters)
+    return TaskTool(
+        domain=domain,
+        name=name,
+        description=description,
+        required={name: kind for name, kind in kinds.items() if not name.endswith("?")},
+        optional={name[:-1]: kind for name, kind in kinds.items() if name.endswith("?")},
+        requests=requests,
+        result=result,
+        answers=answers,
+    )
+
+
+def _kinds(fields: str) -> dict[str, str]:
+    """The kind of each of `name: kind, name`; by default its name."""
+    pairs = (field.partition(": ") for field in fields.split(", "))
+    return {name: kind or name.removesuffix("?") for name, _, kind in pairs}
+
+
 TOOLS: tuple[TaskTool, ...] = (
-    TaskTool(
-        domain="weather",
-        name="get_weather",
-        description="Weather of a city right now.",
-        required={"city": "city"},
-        optional={"unit": "unit"},
+    _tool(
+        "weather.get_weather(city, unit?)",
+        "Weather of a city right now.",
         requests=("How is the weather in {city}", "Is it cold in {city} right now", "Tell me the weather in {city}"),
-        result={"now": {"sky": "sky", "degrees": "degrees"}},
+        result={"now": _kinds("sky, degrees")},
         answers=("{sky}, {degrees} degrees.", "In {city} it is {degrees} degrees with {sky}."),
     ),
-    TaskTool(
-        domain="weather",
-        name="get_weather_forecast",
-        description="Weather of a city on the coming days.",
-        required={"city": "city", "days": "days"},
-        optional={"unit": "unit"},
+    _tool(
+        "weather.get_weather_forecast(city, days, unit?)",
+        "Weather of a city on the coming days.",
         requests=(
             "What will the weather be like in {city} over the next {days} days",
             "I go to {city} for {days} days, what weather do I get",
             "Give me a forecast of {days} days for {city}",
         ),
-        result={"forecast": {"summary": "sky", "highest": "degrees", "lowest": "degrees"}},
+        result={"forecast": _kinds("summary: sky, highest: degrees, lowest: degrees")},
         answers=("Expect {summary}, between {lowest} and {highest} degrees.", "{summary}, up to {highest} degrees."),
     ),
-    TaskTool(
-        domain="weather",
-        name="get_weather_history",
-        description="Weather of a city on a past day.",
-        required={"city": "city", "date": "day"},
-        optional={"unit": "unit"},
+    _tool(
+        "weather.get_weather_history(city, date: day, unit?)",
+        "Weather of a city on a past day.",
         requests=("How was the weather in {city} on {date}", "Did it rain in {city} on {date}"),
-        result={"records": [{"sky": "sky", "degrees": "degrees"}]},
+        result={"records": [_kinds("sky, degrees")]},
         answers=("It had {degrees} degrees and {sky}.", "On that day: {sky}, {degrees} degrees."),
     ),
-    TaskTool(
-        domain="weather",
-        name="get_weather_alerts",
-        description="Warnings of the weather service for a city.",
-        required={"city": "city"},
-        optional={"date": "day"},
+    _tool(
+        "weather.get_weather_alerts(city, date?: day)",
+        "Warnings of the weather service for a city.",
         requests=("Are there any weather warnings for {city}", "Is a storm coming to {city}", "Alerts for {city}"),
-        result={"alerts": [{"kind": "alert", "until": "time"}]},
+        result={"alerts": [_kinds("kind: alert, until: time")]},
         answers=("There is a {kind} until {until}.", "The service reports {kind}, valid until {until}."),
     ),
-    TaskTool(
-        domain="flights",
-        name="search_flights",
-        description="Flights between two cities on a day.",
-        required={"route": "way", "date": "day"},
-        optional={"cabin": "cabin"},
+    _tool(
+        "flights.search_flights(route: way, date: day, cabin?)",
+        "Flights between two cities on a day.",
         requests=("Find flights from {route} on {date}", "Which planes go from {route} on {date}"),
-        result={"flights": [{"flight": "flight", "departure": "time", "price": "amount"}]},
+        result={"flights": [_kinds("flight, departure: time, price: amount")]},
         answers=("{flight} leaves at {departure} and costs {price}.", "The best one is {flight} for {price}."),
     ),
-    TaskTool(
-        domain="flights",
-        name="search_flights_cheapest",
-        description="The cheapest day to fly between two cities in some days.",
-        required={"route": "way", "days": "days"},
+    _tool(
+        "flights.search_flights_cheapest(route: way, days)",
+        "The cheapest day to fly between two cities in some days.",
         requests=(
             "When is it cheapest to fly from {route} in the next {days} days",
             "Cheapest day for {route}, {days} days",
         ),
-        result={"best": {"date": "day", "price": "amount"}},
+        result={"best": _kinds("date: day, price: amount")},
         answers=("It is cheapest on {date}, for {price}.", "Fly on {date}: {price}."),
     ),
-    TaskTool(
-        domain="flights",
-        name="book_flight",
-        description="Book seats on a flight.",
-        required={"flight": "flight", "passengers": "people"},
-        optional={"cabin": "cabin", "note": "note"},
+    _tool(
+        "flights.book_flight(flight, passengers: people, cabin?, note?)",
+        "Book seats on a flight.",
         requests=("Book flight {flight} for {passengers}", "Get seats on {flight} for {passengers}"),
-        result={"booking": {"code": "order", "total": {"amount": "amount", "currency": "currency"}}},
+        result={"booking": _kinds("code: order") | {"total": _kinds("amount, currency")}},
         answers=("Booked as {code} for {amount} {currency}.", "Done, the code is {code}."),
     ),
-    TaskTool(
-        domain="flights",
-        name="cancel_flight",
-        description="Cancel a booked flight.",
-        required={"flight": "flight"},
-        optional={"note": "note"},
+    _tool(
+        "flights.cancel_flight(flight, note?)",
+        "Cancel a booked flight.",
         requests=(
             "Cancel flight {flight}",
             "We do not fly with {flight} any more",
             "Please drop our seats on {flight}",
         ),
-        result={"refund": {"amount": "amount", "currency": "currency"}},
+        result={"refund": _kinds("amount, currency")},
         answers=("It is cancelled; {amount} {currency} come back.", "You get {amount} {currency} back."),
     ),
-    TaskTool(
-        domain="flights",
-        name="get_flight_status",
-        description="Whether a flight is on time.",
-        required={"flight": "flight"},
-        optional={"date": "day"},
+    _tool(
+        "flights.get_flight_status(flight, date?: day)",
+        "Whether a flight is on time.",
         requests=("Is {flight} on time", "How late is flight {flight}", "What is the status of {flight}"),
-        result={"status": {"state": "state", "arrival": "time"}},
+        result={"status": _kinds("state, arrival: time")},
         answers=("{flight} is {state} and arrives at {arrival}.", "It is {state}."),
     ),
-    TaskTool(
-        domain="stays",
-        name="find_hotel",
-        description="Hotels in a city with free rooms.",
-        required={"city": "city", "arrival": "day", "nights": "nights"},
-        optional={"guests": "count"},
+    _tool(
+        "stays.find_hotel(city, arrival: day, nights, guests?: count)",
+        "Hotels in a city with free rooms.",
         requests=(
             "Find a hotel in {city} from {arrival} for {nights} nights",
             "I need {nights} nights in {city} from {arrival}",
         ),
-        result={"hotels": [{"name": "company", "price": "amount"}]},
+        result={"hotels": [_kinds("name: company, price: amount")]},
         answers=("{name} has a room for {price}.", "I found {name} at {price} a night."),
     ),
-    TaskTool(
-        domain="stays",
-        name="find_restaurant",
-        description="Restaurants in a city that serve a dish.",
-        required={"city": "city", "dish": "dish"},
-        optional={"guests": "count"},
+    _tool(
+        "stays.find_restaurant(city, dish, guests?: count)",
+        "Restaurants in a city that serve a dish.",
         requests=("Where can I eat {dish} in {city}", "Find a place for {dish} in {city}", "I want {dish} in {city}"),
-        result={"restaurants": [{"name": "company", "address": "address"}]},
+        result={"restaurants": [_kinds("name: company, address")]},
         answers=("Try {name}.", "{name} serves it."),
     ),
-    TaskTool(
-        domain="stays",
-        name="reserve_table",
-        description="Reserve a table at a restaurant.",
-        required={"restaurant": "company", "date": "day", "time": "time", "guests": "count"},
-        optional={"note": "note"},
+    _tool(
+        "stays.reserve_table(restaurant: company, date: day, time, guests: count, note?)",
+        "Reserve a table at a restaurant.",
         requests=(
             "Reserve a table for {guests} at {restaurant} on {date} at {time}",
             "A table at {restaurant}, {date}, {time}, {guests} people",
         ),
-        result={"reservation": {"code": "order", "held_until": "time"}},
+        result={"reservation": _kinds("code: order, held_until: time")},
         answers=("Reserved as {code}, held until {held_until}.", "The table is yours: {code}."),
     ),
-    TaskTool(
-        domain="stays",
-        name="reserve_taxi",
-        description="Order a taxi to an address.",
-        required={"pickup": "address", "time": "time"},
-        optional={"passengers": "count", "note": "note"},
+    _tool(
+        "stays.reserve_taxi(pickup: address, time, passengers?: count, note?)",
+        "Order a taxi to an address.",
         requests=("I need a taxi at {pickup} at {time}", "Send a cab to {pickup} for {time}"),
-        result={"taxi": {"driver": "person", "price": "amount"}},
+        result={"taxi": _kinds("driver: person, price: amount")},
         answers=("{driver} picks you up for {price}.", "Your driver is {driver}."),
     ),
-    TaskTool(
-        domain="calendar",
-        name="create_event",
-        description="Put one event into the calendar.",
-        required={"title": "title", "date": "day", "time": "time"},
-        optional={"guests": "people", "duration": "minutes"},
+    _tool(
+        "calendar.create_event(title, date: day, time, guests?: people, duration?: minutes)",
+        "Put one event into the calendar.",
         requests=("Put {title} into my calendar on {date} at {time}", "I have {title} on {date} at {time}, note it"),
-        result={"event": {"id": "order", "conflicts": "count"}},
+        result={"event": _kinds("id: order, conflicts: count")},
         answers=("Saved as {id} with {conflicts} conflicts.", "It is in: {id}."),
     ),
-    TaskTool(
-        domain="calendar",
-        name="create_event_series",
-        description="Put a repeating event into the calendar.",
-        required={"title": "title", "start": "day", "repeat": "repeat"},
-        optional={"duration": "minutes"},
+    _tool(
+        "calendar.create_event_series(title, start: day, repeat, duration?: minutes)",
+        "Put a repeating event into the calendar.",
         requests=("Add {title} {repeat} from {start} on", "From {start} on I have {title} {repeat}"),
-        result={"series": {"id": "order", "events": "count"}},
+        result={"series": _kinds("id: order, events: count")},
         answers=("The series {id} has {events} events.", "{events} events were added."),
     ),
-    TaskTool(
-        domain="calendar",
-        name="move_event",
-        description="Move an event to another time.",
-        required={"title": "title", "date": "day", "time": "time"},
+    _tool(
+        "calendar.move_event(title, date: day, time)",
+        "Move an event to another time.",
         requests=("Move {title} to {date} at {time}", "Could {title} be at {time} on {date} instead"),
-        result={"event": {"id": "order", "informed": "people"}},
+        result={"event": _kinds("id: order, informed: people")},
         answers=("Moved, it is {id} now.", "{id} was moved."),
     ),
-    TaskTool(
-        domain="calendar",
-        name="find_free_time",
-        description="When people are all free on a day.",
-        required={"people": "people", "date": "day"},
-        optional={"duration": "minutes"},
+    _tool(
+        "calendar.find_free_time(people, date: day, duration?: minutes)",
+        "When people are all free on a day.",
         requests=("When are {people} free on {date}", "Find a slot on {date} for {people}"),
-        result={"slots": [{"from": "time", "room": "room"}]},
+        result={"slots": [_kinds("from: time, room")]},
         answers=("They are free from {from} in the {room}.", "The first slot begins at {from}."),
     ),
-    TaskTool(
-        domain="calendar",
-        name="set_reminder",
-        description="Remind the user of something.",
-        required={"text": "title", "time": "time"},
-        optional={"date": "day", "priority": "priority"},
+    _tool(
+        "calendar.set_reminder(text: title, time, date?: day, priority?)",
+        "Remind the user of something.",
         requests=("Remind me of {text} at {time}", "Set a reminder for {text} at {time}"),
-        result={"reminder": {"id": "order", "in_minutes": "minutes"}},
+        result={"reminder": _kinds("id: order, in_minutes: minutes")},
         answers=("I will remind you in {in_minutes} minutes.", "Reminder {id} is set."),
     ),
-    TaskTool(
-        domain="shop",
-        name="order_items",
-        description="Order products and send them to an address.",
-        required={"items": "items", "address": "address"},
-        optional={"priority": "priority", "note": "note"},
+    _tool(
+        "shop.order_items(items, address, priority?, note?)",
+        "Order products and send them to an address.",
         requests=("Order {items} to {address}", "Send {items} to {address}", "I need {items} delivered to {address}"),
-        result={"order": {"number": "order", "total": {"amount": "amount", "currency": "currency"}}},
+        result={"order": _kinds("number: order") | {"total": _kinds("amount, currency")}},
         answers=("Order {number} costs {amount} {currency}.", "Ordered, {amount} {currency} in total."),
     ),
-    TaskTool(
-        domain="shop",
-        name="order_food",
-        description="Order a dish from a restaurant to an address.",
-        required={"dish": "dish", "quantity": "count", "address": "address"},
-        optional={"note": "note"},
+    _tool(
+        "shop.order_food(dish, quantity: count, address, note?)",
+        "Order a dish from a restaurant to an address.",
         requests=("Bring {quantity} times {dish} to {address}", "I want {dish} for {quantity} at {address}"),
-        result={"order": {"number": "order", "minutes": "minutes"}},
+        result={"order": _kinds("number: order, minutes")},
         answers=("{number} arrives in {minutes} minutes.", "It takes {minutes} minutes."),
     ),
-    TaskTool(
-        domain="shop",
-        name="get_order_status",
-        description="Where an order is.",
-        required={"order": "order"},
+    _tool(
+        "shop.get_order_status(order)",
+        "Where an order is.",
         requests=("Where is my order {order}", "Has {order} been sent yet", "Track order {order}"),
-        result={"status": {"state": "state", "expected": "day"}},
+        result={"status": _kinds("state, expected: day")},
         answers=("It is {state}, expected on {expected}.", "Order {order} is {state}."),
     ),
-    TaskTool(
-        domain="shop",
-        name="cancel_order",
-        description="Cancel an order that was not sent yet.",
-        required={"order": "order"},
-        optional={"note": "note"},
+    _tool(
+        "shop.cancel_order(order, note?)",
+        "Cancel an order that was not sent yet.",
         requests=("Cancel order {order}", "I do not want {order} any more", "Stop order {order}"),
-        result={"refund": {"amount": "amount", "days": "days"}},
+        result={"refund": _kinds("amount, days")},
         answers=("{amount} come back within {days} days.", "Cancelled; you get {amount}."),
     ),
-    TaskTool(
-        domain="money",
-        name="convert_currency",
-        description="Convert an amount between currencies.",
-        required={"amount": "amount", "source": "currency", "target": "currency"},
-        optional={"date": "day"},
+    _tool(
+        "money.convert_currency(amount, source: currency, target: currency, date?: day)",
+        "Convert an amount between currencies.",
         requests=("How much are {amount} {source} in {target}", "Convert {amount} {source} to {target}"),
-        result={"converted": {"value": "amount", "rate": "temperature"}},
+        result={"converted": _kinds("value: amount, rate: temperature")},
         answers=("That is {value}.", "At a rate of {rate} it is {value}."),
     ),
-    TaskTool(
-        domain="money",
-        name="get_exchange_rate",
-        description="The rate between two currencies.",
-        required={"source": "currency", "target": "currency"},
-        optional={"date": "day"},
+    _tool(
+        "money.get_exchange_rate(source: currency, target: currency, date?: day)",
+        "The rate between two currencies.",
         requests=("What is the rate of {source} to {target}", "How does {source} stand against {target}"),
-        result={"rate": {"value": "temperature", "changed": "percent"}},
+        result={"rate": _kinds("value: temperature, changed: percent")},
         answers=("The rate is {value}, changed by {changed} percent.", "It stands at {value}."),
     ),
-    TaskTool(
-        domain="money",
-        name="get_stock_price",
-        description="What a company's share costs.",
-        required={"company": "company"},
-        optional={"currency": "currency"},
+    _tool(
+        "money.get_stock_price(company, currency?)",
+        "What a company's share costs.",
         requests=(
             "What does a share of {company} cost",
             "How is {company} doing on the market",
             "Price of {company}",
         ),
-        result={"quote": {"price": "amount", "change": "percent"}},
+        result={"quote": _kinds("price: amount, change: percent")},
         answers=("{company} stands at {price}, a change of {change} percent.", "One share costs {price}."),
     ),
-    TaskTool(
-        domain="money",
-        name="transfer_money",
-        description="Send money to a person.",
-        required={"recipient": "person", "amount": "amount", "currency": "currency"},
-        optional={"date": "day", "note": "note"},
+    _tool(
+        "money.transfer_money(recipient: person, amount, currency, date?: day, note?)",
+        "Send money to a person.",
         requests=("Send {amount} {currency} to {recipient}", "Pay {recipient} {amount} {currency}"),
-        result={"transfer": {"id": "order", "balance": "amount"}},
+        result={"transfer": _kinds("id: order, balance: amount")},
         answers=("Sent as {id}; {balance} are left.", "Done, your balance is {balance}."),
     ),
-    TaskTool(
-        domain="home",
-        name="set_light",
-        description="Set the light of a room.",
-        required={"room": "room", "brightness": "brightness"},
-        optional={"color": "color"},
+    _tool(
+        "home.set_light(room, brightness, color?)",
+        "Set the light of a room.",
         requests=("Set the light in the {room} to {brightness} percent", "Dim the {room} to {brightness}"),
-        result={"light": {"room": "room", "watts": "percent"}},
+        result={"light": _kinds("room, watts: percent")},
         answers=("The light uses {watts} watts now.", "Done, {watts} watts."),
     ),
-    TaskTool(
-        domain="home",
-        name="set_light_timer",
-        description="Switch the light of a room at a time.",
-        required={"room": "room", "time": "time"},
-        optional={"color": "color", "repeat": "repeat"},
+    _tool(
+        "home.set_light_timer(room, time, color?, repeat?)",
+        "Switch the light of a room at a time.",
         requests=("Switch on the light in the {room} at {time}", "Light the {room} at {time}"),
-        result={"timer": {"id": "order", "in_minutes": "minutes"}},
+        result={"timer": _kinds("id: order, in_minutes: minutes")},
         answers=("Timer {id} runs in {in_minutes} minutes.", "It happens in {in_minutes} minutes."),
     ),
-    TaskTool(
-        domain="home",
-        name="set_thermostat",
-        description="Set the temperature of a room.",
-        required={"room": "room", "temperature": "temperature"},
-        optional={"until": "time"},
+    _tool(
+        "home.set_thermostat(room, temperature, until?: time)",
+        "Set the temperature of a room.",
         requests=("Make the {room} {temperature} degrees warm", "Heat the {room} to {temperature}"),
-        result={"thermostat": {"now": "temperature", "minutes": "minutes"}},
+        result={"thermostat": _kinds("now: temperature, minutes")},
         answers=("It has {now} degrees now and needs {minutes} minutes.", "It takes {minutes} minutes."),
     ),
-    TaskTool(
-        domain="music",
-        name="play_song",
-        description="Play one song.",
-        required={"song": "song"},
-        optional={"artist": "artist", "room": "room"},
+    _tool(
+        "music.play_song(song, artist?, room?)",
+        "Play one song.",
         requests=("Play {song}", "I want to hear {song}", "Put on {song}"),
-        result={"playing": {"song": "song", "minutes": "minutes"}},
+        result={"playing": _kinds("song, minutes")},
         answers=("Now playing {song}.", "{song} takes {minutes} minutes."),
     ),
-    TaskTool(
-        domain="music",
-        name="play_playlist",
-        description="Play music for some time.",
-        required={"mood": "title", "minutes": "minutes"},
-        optional={"room": "room"},
+    _tool(
+        "music.play_playlist(mood: title, minutes, room?)",
+        "Play music for some time.",
         requests=("Play {minutes} minutes of music for {mood}", "Music for {mood}, {minutes} minutes"),
-        result={"playlist": {"first": "song", "songs": "count"}},
+        result={"playlist": _kinds("first: song, songs: count")},
         answers=("It begins with {first}.", "{songs} songs, the first is {first}."),
     ),
-    TaskTool(
-        domain="music",
-        name="find_concerts",
-        description="Concerts in a city.",
-        required={"city": "city", "date": "day"},
-        optional={"artist": "artist"},
+    _tool(
+        "music.find_concerts(city, date: day, artist?)",
+        "Concerts in a city.",
         requests=("Which concerts are in {city} on {date}", "Any live music in {city} on {date}"),
-        result={"concerts": [{"artist": "person", "time": "time", "price": "amount"}]},
+        result={"concerts": [_kinds("artist: person, time, price: amount")]},
         answers=("{artist} plays at {time} for {price}.", "You can see {artist} at {time}."),
     ),
 )
-"""In several domains, some of them named or described nearly alike."""
+"""Grouped by domain; within a domain, names and descriptions are close to each other."""

@@ -1,4 +1,4 @@
-"""Values of the generated task, and how people say them."""
+"""Values of the generated tasks, and how people say them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from random import Random
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 __all__ = ["KINDS", "Kind"]
+
+ValueT = TypeVar("ValueT")
 
 _CITIES = (
     *("Amsterdam", "Athens", "Bergen", "Berlin", "Bogota", "Boston", "Cairo", "Chicago", "Cork", "Dakar", "Delhi"),
@@ -22,27 +24,12 @@ _PEOPLE = (
 )
 _STREETS = ("Elm Street", "Harbour Road", "High Street", "Mill Lane", "Oak Avenue", "Park Row", "Station Road")
 _THINGS = (
-    "batteries",
-    "candles",
-    "chairs",
-    "cups",
-    "desks",
-    "lamps",
-    "notebooks",
-    "pens",
-    "plants",
-    "rugs",
-    "towels",
+    *("batteries", "candles", "chairs", "cups", "desks", "lamps"),
+    *("notebooks", "pens", "plants", "rugs", "towels"),
 )
 _TITLES = (
-    "budget review",
-    "design meeting",
-    "dentist",
-    "lunch",
-    "piano lesson",
-    "planning",
-    "team call",
-    "yoga class",
+    *("budget review", "design meeting", "dentist", "lunch", "piano lesson", "planning"),
+    *("team call", "yoga class"),
 )
 _SONGS = ("Blue Train", "Clair de Lune", "Harvest Moon", "Night Drive", "Paper Boats", "River Song", "Winter Light")
 _DISHES = ("curry", "dumplings", "falafel", "noodles", "paella", "pizza", "ramen", "salad", "sushi", "tacos")
@@ -53,65 +40,51 @@ _SKIES = ("clear sky", "fog in the morning", "heavy rain", "light snow", "scatte
 _ALERTS = ("flood warning", "heat warning", "ice on the roads", "no warning", "storm warning")
 _STATES = ("confirmed", "delayed", "on its way", "ready for pickup", "waiting for payment")
 _FIRST_DAY = date(2026, 1, 1)
-_TEXT: dict[str, Any] = {"type": "string"}
+_TEXT = {"type": "string"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class Kind(Generic[ValueT]):
     """One kind of value."""
 
-    schema: dict[str, Any]
-    draw: Callable[[Random], Any]
-    say: Callable[[Any, Random], str]
+    schema: Mapping[str, object]
+    draw: Callable[[Random], ValueT]
+    say: Callable[[ValueT, Random], str] = lambda value, rng: str(value)
     """How a person says it; not always as it is written."""
     clause: str = "({})"
-    """What is added to a request that mentions it by the way."""
+    """What a request that mentions it in passing adds."""
 
 
-def _same(value: Any, rng: Random) -> str:
-    return str(value)
+def _one_of(values: tuple[str, ...], clause: str = "({})") -> Kind[str]:
+    return Kind(schema=_TEXT, draw=lambda rng: rng.choice(values), clause=clause)
 
 
-def _one_of(values: tuple[str, ...], clause: str = "({})") -> Kind:
-    return Kind(schema=_TEXT, draw=lambda rng: rng.choice(values), say=_same, clause=clause)
-
-
-def _named(said: Mapping[str, tuple[str, ...]], clause: str) -> Kind:
+def _enum(wordings: Mapping[str, tuple[str, ...]], clause: str) -> Kind[str]:
     """An enumeration, each value with what people say for it."""
     return Kind(
-        schema={"type": "string", "enum": list(said)},
-        draw=lambda rng: rng.choice(list(said)),
-        say=lambda value, rng: rng.choice(said[value]),
+        schema={"type": "string", "enum": list(wordings)},
+        draw=lambda rng: rng.choice(list(wordings)),
+        say=lambda value, rng: rng.choice(wordings[value]),
         clause=clause,
     )
 
 
-def _whole(low: int, high: int, clause: str = "({})") -> Kind:
-    return Kind(
-        schema={"type": "integer"},
-        draw=lambda rng: rng.randint(low, high),
-        say=_same,
-        clause=clause,
-    )
+def _integer(low: int, high: int, clause: str = "({})", **limits: int) -> Kind[int]:
+    return Kind(schema={"type": "integer", **limits}, draw=lambda rng: rng.randint(low, high), clause=clause)
 
 
-def _amount(low: int, high: int) -> Kind:
-    return Kind(
-        schema={"type": "number"},
-        draw=lambda rng: round(rng.uniform(low, high), rng.choice((0, 1, 2))),
-        say=_same,
-    )
+def _amount(low: int, high: int) -> Kind[float]:
+    return Kind(schema={"type": "number"}, draw=lambda rng: round(rng.uniform(low, high), rng.choice((0, 1, 2))))
 
 
-def _code(letters: str, digits: int) -> Kind:
+def _code(letters: str, digits: int) -> Kind[str]:
     return Kind(
         schema={"type": "string", "pattern": f"^{letters}"},
         draw=lambda rng: f"{letters}{rng.randrange(10**digits):0{digits}}",
-        say=_same,
     )
 
 
-def _object(fields: Mapping[str, Kind], say: str) -> Kind:
+def _object(fields: Mapping[str, Kind[Any]], wording: str) -> Kind[dict[str, Any]]:
     return Kind(
         schema={
             "type": "object",
@@ -119,24 +92,23 @@ def _object(fields: Mapping[str, Kind], say: str) -> Kind:
             "required": list(fields),
         },
         draw=lambda rng: {name: kind.draw(rng) for name, kind in fields.items()},
-        say=lambda value, rng: say.format(**{name: kind.say(value[name], rng) for name, kind in fields.items()}),
+        say=lambda value, rng: wording.format(**{name: kind.say(value[name], rng) for name, kind in fields.items()}),
     )
 
 
-def _several(kind: Kind, most: int, clause: str = "({})") -> Kind:
-    def draw(rng: Random) -> list[Any]:
-        found: list[Any] = []
+def _list_of(kind: Kind[ValueT], most: int, clause: str = "({})") -> Kind[list[ValueT]]:
+    def draw(rng: Random) -> list[ValueT]:
+        distinct: list[ValueT] = []
         for _ in range(rng.randint(1, most)):
             value = kind.draw(rng)
-            found += [value] if value not in found else []
-        return found
+            distinct += [value] if value not in distinct else []
+        return distinct
 
-    def say(values: list[Any], rng: Random) -> str:
-        said = [kind.say(value, rng) for value in values]
-        return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
+    def say(values: list[ValueT], rng: Random) -> str:
+        wordings = [kind.say(value, rng) for value in values]
+        return wordings[0] if len(wordings) == 1 else f"{', '.join(wordings[:-1])} and {wordings[-1]}"
 
-    schema = {"type": "array", "items": kind.schema}
-    return Kind(schema=schema, draw=draw, say=say, clause=clause)
+    return Kind(schema={"type": "array", "items": kind.schema}, draw=draw, say=say, clause=clause)
 
 
 def _say_day(value: str, rng: Random) -> str:
@@ -163,20 +135,18 @@ _TIME = Kind(
     clause="at {}",
 )
 _CITY = _one_of(_CITIES, "in {}")
-_ADDRESS = _object({"street": _one_of(_STREETS), "number": _whole(1, 99), "city": _CITY}, "{street} {number}, {city}")
-_ITEM = _object({"product": _one_of(_THINGS), "quantity": _whole(2, 9)}, "{quantity} {product}")
+_ADDRESS = _object(
+    {"street": _one_of(_STREETS), "number": _integer(1, 99), "city": _CITY}, "{street} {number}, {city}"
+)
+_ITEM = _object({"product": _one_of(_THINGS), "quantity": _integer(2, 9)}, "{quantity} {product}")
 
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, Kind[Any]] = {
     "address": _ADDRESS,
     "alert": _one_of(_ALERTS),
     "amount": _amount(5, 900),
     "artist": _one_of(_PEOPLE, "by {}"),
-    "brightness": Kind(
-        schema={"type": "integer", "maximum": 100},
-        draw=lambda rng: rng.randint(5, 100),
-        say=_same,
-    ),
-    "cabin": _named(
+    "brightness": _integer(5, 100, maximum=100),
+    "cabin": _enum(
         {
             "economy": ("economy", "the cheapest class"),
             "business": ("business", "business class"),
@@ -185,31 +155,31 @@ KINDS: dict[str, Kind] = {
         "in {}",
     ),
     "city": _CITY,
-    "color": _named({"warm": ("warm light",), "cool": ("cool light",), "red": ("red light",)}, "with {}"),
+    "color": _enum({"warm": ("warm light",), "cool": ("cool light",), "red": ("red light",)}, "with {}"),
     "company": _one_of(_COMPANIES),
-    "count": _whole(1, 12, "for {} people"),
-    "currency": _named(
+    "count": _integer(1, 12, "for {} people"),
+    "currency": _enum(
         {"USD": ("dollars", "USD"), "EUR": ("euros", "EUR"), "JPY": ("yen", "JPY")},
         "in {}",
     ),
     "day": _DAY,
-    "days": _whole(2, 14, "for {} days"),
-    "degrees": _whole(-15, 38),
+    "days": _integer(2, 14, "for {} days"),
+    "degrees": _integer(-15, 38),
     "dish": _one_of(_DISHES),
     "flight": _code("HF", 3),
-    "items": _several(_ITEM, 3),
-    "minutes": _whole(5, 120, "for {} minutes"),
-    "nights": _whole(1, 14, "for {} nights"),
+    "items": _list_of(_ITEM, 3),
+    "minutes": _integer(5, 120, "for {} minutes"),
+    "nights": _integer(1, 14, "for {} nights"),
     "note": _one_of(_NOTES, 'with the note "{}"'),
     "order": _code("A-", 5),
-    "people": _several(_one_of(_PEOPLE), 3, "together with {}"),
-    "percent": _whole(1, 99),
+    "people": _list_of(_one_of(_PEOPLE), 3, "together with {}"),
+    "percent": _integer(1, 99),
     "person": _one_of(_PEOPLE),
-    "priority": _named(
+    "priority": _enum(
         {"low": ("low priority", "no hurry"), "normal": ("normal priority",), "high": ("high priority", "urgent")},
         "({})",
     ),
-    "repeat": _named(
+    "repeat": _enum(
         {"daily": ("every day", "daily"), "weekly": ("every week", "weekly"), "monthly": ("every month", "monthly")},
         "{}",
     ),
@@ -220,7 +190,7 @@ KINDS: dict[str, Kind] = {
     "temperature": _amount(15, 26),
     "time": _TIME,
     "title": _one_of(_TITLES),
-    "unit": _named({"celsius": ("celsius", "C"), "fahrenheit": ("fahrenheit", "F")}, "in {}"),
+    "unit": _enum({"celsius": ("celsius", "C"), "fahrenheit": ("fahrenheit", "F")}, "in {}"),
     "way": _object({"from": _CITY, "to": _CITY}, "{from} to {to}"),
 }
 """By name."""

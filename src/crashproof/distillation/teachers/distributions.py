@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from crashproof.distillation.data.text_data import Batch
+from crashproof.distillation.losses.chunked import RowsLoss
 from crashproof.distillation.losses.divergences import forward_kl_rows
-from crashproof.distillation.losses.rows import RowsLoss
 from crashproof.distillation.losses.topk import topk_kl_rows
 from crashproof.distillation.models.split_model import SplitModel
 from crashproof.distillation.settings.loss import DivergenceConfig

@@ -1,4 +1,4 @@
-"""Conversations as text."""
+"""Chat templates: conversations as text."""
 
 from __future__ import annotations
 
@@ -11,22 +11,30 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from crashproof.distillation.text.chat_template import BUILTIN_TEMPLATE
 
-__all__ = ["BUILTIN_TEMPLATE", "Tools", "render_builtin", "render_chat", "render_question", "render_text"]
+__all__ = [
+    "BUILTIN_TEMPLATE",
+    "Tools",
+    "end_of_turn",
+    "render_builtin",
+    "render_chat",
+    "render_question",
+    "render_text",
+]
 
 Tools = list[dict[str, Any]]
-"""What is offered, as `{"type": "function", "function": {"name", "description", "parameters"}}`."""
+"""Tool definitions, `{"type": "function", "function": {"name", "description", "parameters"}}`."""
 
 
 def render_chat(
     messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast, *, tools: Tools | None = None
 ) -> tuple[str, list[tuple[int, int]]]:
-    """A conversation through the tokenizer's chat template, and the characters of the assistant's turns.
+    """Render a conversation, and locate the assistant's turns in the text.
 
-    A turn spans what the template adds for it behind the prompt for generation, its end mark included. The arguments
-    of a call are an object here, as templates expect them.
+    A turn spans what the template adds for it after the generation prompt, including its end mark. The arguments of a
+    call are an object, as templates expect them.
 
     Raises:
-        ValueError: the template refuses the messages, or does not only append.
+        ValueError: The template refuses the messages, or rewrites earlier ones.
     """
     text = render_text(messages, tokenizer, tools=tools)
     spans = []
@@ -41,10 +49,10 @@ def render_chat(
 def render_question(
     messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast, *, tools: Tools | None = None
 ) -> str:
-    """A conversation through the tokenizer's chat template, up to where the assistant's answer begins.
+    """Render a conversation up to the beginning of the assistant's answer.
 
     Raises:
-        ValueError: the template refuses the messages.
+        ValueError: The template refuses the messages.
     """
     return render_text(messages, tokenizer, tools=tools, adds_prompt=True)
 
@@ -56,15 +64,15 @@ def render_text(
     tools: Tools | None = None,
     adds_prompt: bool = False,
 ) -> str:
-    """A conversation through the tokenizer's chat template.
+    """Render a conversation with the tokenizer's chat template, or the built-in one.
 
     Raises:
-        ValueError: the template refuses the messages.
+        ValueError: The template refuses the messages.
     """
     try:
         rendered = tokenizer.apply_chat_template(
             messages,
-            tools=tools,  # type: ignore[arg-type]  # transformers leaves out plain lists of objects.
+            tools=tools,  # type: ignore[arg-type]  # Its type lacks plain lists of objects.
             chat_template=tokenizer.chat_template or BUILTIN_TEMPLATE,
             tokenize=False,
             add_generation_prompt=adds_prompt,
@@ -75,25 +83,25 @@ def render_text(
 
 
 def render_builtin(messages: list[dict[str, Any]], tools: Tools) -> str:
-    """A conversation through the built-in template, for which no tokenizer is needed."""
+    """Render a conversation with the built-in template, without a tokenizer."""
+    # A tuple of the texts and the positions of the assistant's turns, whatever its annotation says.
     rendered: Any = render_jinja_template([messages], tools=tools, chat_template=BUILTIN_TEMPLATE)  # type: ignore[arg-type]
-    # The texts, and where the assistant speaks in them.
     return str(rendered[0][0])
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerFast) -> str:
-    """The mark that the chat template writes behind an answer; empty where there is none to be seen."""
+    """The mark that the chat template writes after an answer; empty if there is none."""
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
     try:
         text = render_text(messages, tokenizer)
     except ValueError:
-        # It wants to be asked otherwise.
+        # The template needs other messages.
         return ""
     return text.rpartition("answer")[2].strip()
 
 
 def _last_words(message: dict[str, Any]) -> str:
-    """What stands last in a turn, before its end mark."""
+    """The last text of a turn before its end mark."""
     calls = message.get("tool_calls")
     if calls:
         return json.dumps(calls[-1]["function"]["arguments"], ensure_ascii=False)
@@ -101,7 +109,7 @@ def _last_words(message: dict[str, Any]) -> str:
 
 
 def _end_of_turn(text: str, before: str, after: str, content: str) -> int:
-    """Where a turn ends in the whole text; templates may write a turn otherwise while it is the last one."""
+    """The end of a turn in the whole text; templates may render the last turn differently."""
     if text.startswith(before):
         if text.startswith(after):
             return len(after)

@@ -1,4 +1,4 @@
-"""The chat template for tokenizers that bring none."""
+"""Chat template for tokenizers without one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ list of {{ kind(schema['items']) }}
 {%- endif %}
 {%- endmacro -%}
 """
-"""A JSON Schema in a few words where they say all of it, and as it is where they do not."""
+"""A JSON Schema, abbreviated if that loses nothing."""
 
 _TOOLS = """\
 {% if tools -%}
@@ -46,7 +46,7 @@ _MESSAGES = (
     "<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-"""Calls as Hermes models write them."""
+"""Calls in the format of Hermes models."""
 
 BUILTIN_TEMPLATE = _KIND + _TOOLS + _MESSAGES
 """Offers tools as `name {parameter: kind, optional?: kind} description`, in a third of the tokens of their JSON."""

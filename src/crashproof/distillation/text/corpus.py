@@ -1,4 +1,4 @@
-"""Real text without a network: what ships inside CPython."""
+"""Built-in corpus: text that ships with CPython."""
 
 from __future__ import annotations
 

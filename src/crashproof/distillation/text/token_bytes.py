@@ -1,7 +1,7 @@
-"""The bytes that each token stands for.
+"""The bytes of each token.
 
 Two tokenizers can spell the same token differently and different tokens alike: what a byte-level vocabulary calls
-`Ġthe`, a SentencePiece one calls `▁the`, and both mean the four bytes `b" the"`. So tokens are compared by these.
+`Ġthe`, a SentencePiece one calls `▁the`, and both mean the four bytes `b" the"`. So tokens are compared by bytes.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from crashproof.errors import ModelMismatch
 
 __all__ = ["BytesToIds", "TokenBytes", "TokenDifference", "first_difference", "token_bytes"]
 
+_SPACE_MARK = "▁"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBytes:
-    """What one token adds to a text."""
+    """The bytes that one token adds to a text."""
 
     content: bytes
-    """Exactly these bytes; of a special token, its name in UTF-8."""
+    """The bytes; for a special token, its name in UTF-8."""
     is_special: bool = False
-    """A mark such as the end of a text. A text that spells its name does not hold it."""
+    """A mark such as the end of text; text that spells its name does not contain it."""
     is_fallback: bool = False
-    """One byte, for where no other token reaches: `<0x0A>`."""
+    """A single byte that no other token covers, such as `<0x0A>`."""
 
     def __str__(self) -> str:
         if self.is_special:
@@ -38,7 +40,7 @@ class TokenBytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenDifference:
-    """A token id that means different things."""
+    """A token id with different meanings in two vocabularies."""
 
     token: int
     there: TokenBytes | None
@@ -49,10 +51,10 @@ class TokenDifference:
 
 
 class BytesToIds:
-    """From the bytes of a token to its id in one vocabulary."""
+    """Ids of one vocabulary by the bytes of their tokens."""
 
     def __init__(self, tokens: Sequence[TokenBytes | None]) -> None:
-        """Special tokens are left out; of others with the same bytes, the lowest id counts, a fallback's least."""
+        """Index the tokens but special ones; of equal bytes the lowest id wins, and fallbacks come last."""
         self._ids: dict[bytes, int] = {}
         for is_fallback in (False, True):
             for number, token in enumerate(tokens):
@@ -60,17 +62,17 @@ class BytesToIds:
                     self._ids.setdefault(token.content, number)
 
     def find(self, content: bytes) -> int | None:
-        """The id of the token that stands for exactly these bytes, or None."""
+        """The id of the token with exactly these bytes, or None."""
         return self._ids.get(content)
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerFast) -> list[TokenBytes | None]:
-    """What each id of a tokenizer stands for; None for an id that it does not use.
+    """The bytes of each id of a tokenizer; None for an unused id.
 
-    A SentencePiece decoder leaves out one space at the very beginning of a text; the bytes here have it.
+    A SentencePiece decoder drops one space at the beginning of a text; the bytes here include it.
 
     Raises:
-        ModelMismatch: the tokenizer is neither byte-level nor like SentencePiece's, so nobody can tell.
+        ModelMismatch: The tokenizer is neither byte-level nor SentencePiece, so the bytes are unknown.
     """
     backend = tokenizer.backend_tokenizer
     spelled = backend.get_vocab(with_added_tokens=True)
@@ -84,18 +86,15 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast) -> list[TokenBytes | None]:
 
 
 def first_difference(there: Sequence[TokenBytes | None], here: Sequence[TokenBytes | None]) -> TokenDifference | None:
-    """The lowest id that does not mean the same to both, or None."""
+    """The lowest id with different meanings, or None."""
     for number, (one, other) in enumerate(zip_longest(there, here)):
         if one != other:
             return TokenDifference(token=number, there=one, here=other)
     return None
 
 
-_SPACE_MARK = "▁"
-
-
 def _reader_of(tokenizer: dict[str, Any], name: str) -> Callable[[str], TokenBytes]:
-    """How this kind of tokenizer spells its tokens."""
+    """The function that decodes the spelling of this kind of tokenizer."""
     kinds = set(_kinds(tokenizer.get("pre_tokenizer"))) | set(_kinds(tokenizer.get("decoder")))
     has_fallback = "ByteFallback" in kinds or bool(tokenizer["model"].get("byte_fallback"))
     if "ByteLevel" in kinds:
@@ -103,14 +102,14 @@ def _reader_of(tokenizer: dict[str, Any], name: str) -> Callable[[str], TokenByt
     if "Metaspace" in kinds or has_fallback:
         return _read_piece_or_fallback if has_fallback else _read_piece
     raise ModelMismatch(
-        f"The tokenizer {name or 'in memory'} is neither byte-level nor like SentencePiece's: the bytes of its "
-        "tokens cannot be told.",
+        f"The tokenizer {name or 'in memory'} is neither byte-level nor SentencePiece, so the bytes of its "
+        "tokens are unknown.",
         hint="Use models with a byte-level or SentencePiece tokenizer.",
     )
 
 
 def _kinds(part: dict[str, Any] | None) -> Iterator[str]:
-    """The types of a pre-tokenizer or decoder, and of those that it is made of."""
+    """The types of a pre-tokenizer or decoder and of its parts."""
     if part is None:
         return
     yield part["type"]
@@ -131,7 +130,7 @@ _BYTE_OF_CHARACTER = _byte_of_characters()
 def _read_byte_level(text: str) -> TokenBytes:
     if all(character in _BYTE_OF_CHARACTER for character in text):
         return TokenBytes(content=bytes(_BYTE_OF_CHARACTER[character] for character in text))
-    # The decoder, too, takes such a token as it is written.
+    # The decoder leaves such a token as it is, too.
     return TokenBytes(content=text.encode())
 
 
@@ -140,7 +139,7 @@ def _read_piece_or_fallback(text: str) -> TokenBytes:
         try:
             return TokenBytes(content=bytes([int(text[3:5], 16)]), is_fallback=True)
         except ValueError:
-            pass  # A piece that only looks like one.
+            pass  # A piece that only looks like a fallback.
     return _read_piece(text)
 
 

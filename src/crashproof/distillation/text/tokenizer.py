@@ -1,10 +1,11 @@
-"""Text to token ids."""
+"""Tokenizers: training, loading and encoding."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -17,11 +18,15 @@ from crashproof.errors import ConfigError
 __all__ = [
     "END_OF_TEXT",
     "PADDING",
+    "EncodedText",
+    "encode_text",
+    "end_id",
     "is_kept_tokenizer",
     "keep_tokenizer",
     "load_tokenizer",
+    "padding_id",
     "tokenizer_hash",
-    "trained_tokenizer",
+    "train_tokenizer",
 ]
 
 END_OF_TEXT = "<|end|>"
@@ -29,10 +34,23 @@ PADDING = "<|pad|>"
 _ORIGIN_FILE = "crashproof.json"
 
 
-def trained_tokenizer(documents: list[str], *, vocab_size: int, folder: Path) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of the documents; trained once, then read from `folder`.
+class EncodedText(NamedTuple):
+    """The tokens of a text, without special tokens added."""
 
-    It is read back even the first time, so that the first start and every later one use the same bytes.
+    ids: list[int]
+    spans: list[tuple[int, int]]
+    """The characters that each token covers."""
+
+    def overlapping(self, spans: Iterable[tuple[int, int]]) -> list[bool]:
+        """Which tokens cover a character of one of these spans."""
+        wanted = list(spans)
+        return [any(start < wanted_end and end > begin for begin, wanted_end in wanted) for start, end in self.spans]
+
+
+def train_tokenizer(documents: list[str], *, vocab_size: int, folder: Path) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer on the documents, or load the one that `folder` already holds.
+
+    It is loaded from the folder even after training, so that the first start and every later one use the same bytes.
     """
     if not folder.is_dir():
         tokenizer = _train(documents, vocab_size)
@@ -42,37 +60,54 @@ def trained_tokenizer(documents: list[str], *, vocab_size: int, folder: Path) ->
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a local `transformers` folder.
+    """Load the tokenizer of a local `transformers` folder.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: The folder contains none.
     """
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{folder} holds no tokenizer that transformers can read.", hint="Pass a local model folder."
+            f"{folder} contains no tokenizer that transformers can load.", hint="Pass a local model folder."
         ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    result: PreTrainedTokenizerFast = tokenizer
-    return result
+    loaded: PreTrainedTokenizerFast = tokenizer
+    return loaded
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
-    """SHA-256 of everything that decides its output."""
+    """SHA-256 of everything that determines its output."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
+def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> EncodedText:
+    """The tokens of a text and the characters that each covers."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return EncodedText(encoded["input_ids"], encoded["offset_mapping"])
+
+
+def end_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The id of the end-of-text token."""
+    assert isinstance(tokenizer.eos_token_id, int)
+    return tokenizer.eos_token_id
+
+
+def padding_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The id of the padding token; 0 if the tokenizer has none."""
+    return int(tokenizer.pad_token_id or 0)
+
+
 def keep_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, *, disk: Disk = REAL_DISK) -> None:
-    """Write a tokenizer whole into a folder that does not exist, with the hash of the one that was given."""
+    """Write a tokenizer atomically to a new folder, together with its hash."""
     with write_folder_atomically(folder, disk=disk) as partial:
         tokenizer.save_pretrained(str(partial))
         write_bytes_atomically(partial / _ORIGIN_FILE, _origin(tokenizer), disk=disk)
 
 
 def is_kept_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether this very tokenizer was kept in a folder."""
+    """Whether `keep_tokenizer` wrote exactly this tokenizer to the folder."""
     try:
         return (folder / _ORIGIN_FILE).read_bytes() == _origin(tokenizer)
     except (FileNotFoundError, NotADirectoryError):

@@ -23,7 +23,7 @@ from crashproof.disk.atomic import remove_partials, write_atomically
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.lock import WriterLock
 from crashproof.distillation.data.captured_folder import CapturedFolder, CapturedFrom, CaptureManifest, ShardRecord
-from crashproof.distillation.data.shards import ShardPlan, packed, planned
+from crashproof.distillation.data.shards import ShardPlan, pack_shard, plan_shards
 from crashproof.distillation.data.text_data import Source, TokenizedData, TopK, load_source, tokenized
 from crashproof.distillation.display import ProgressDisplay, show_progress
 from crashproof.distillation.losses.divergences import IGNORED, next_token_targets
@@ -174,7 +174,7 @@ class _Capture:
         """Publish a shard, then the manifest that names it."""
         path = self.folder.root / name
         samples = self.tokens.part(plan.first_sample, plan.num_samples)
-        content = packed(samples, topk, vocab_size=self.manifest.captured_from.vocab_size)
+        content = pack_shard(samples, topk, vocab_size=self.manifest.captured_from.vocab_size)
         if path.exists() and path.read_bytes() != content:
             # Not in the manifest, and not the file that a kill between the two writes would leave.
             log.warning("%s does not belong to this capture; moved to %s.", path, self.folder.move_aside(path))
@@ -232,7 +232,7 @@ def _begin(
     )
     captured_from |= {"tokens_sha256": tokens.sha256(), "teacher_sha256": digest_of(teacher).sha256}
     _require_same(folder, found, captured_from)
-    plans = planned(tokens, settings.shard_tokens)
+    plans = plan_shards(tokens, settings.shard_tokens)
     manifest = CaptureManifest(
         captured_from=msgspec.convert(captured_from, CapturedFrom),
         tokenizer_files_sha256=folder.tokenizer_sha256(),

@@ -71,7 +71,7 @@ class TrainingLoop:
         step_data: StepData | None = None
         if counters.step < total_steps and not self.interrupts.is_requested:
             step_data = self._warm_up()
-        self.state.ranks.tell_whether_to_stop(self.interrupts.is_requested)
+        self.state.ranks.share_stop_request(self.interrupts.is_requested)
         while counters.step < total_steps and not self.state.ranks.is_stop_agreed:
             try:
                 self._step(step_data or self.batches.take())
@@ -89,7 +89,7 @@ class TrainingLoop:
             if self._is_due(self.progress.checkpoint_interval):
                 self.saver.save()
                 self._report_skipped()
-            self.state.ranks.tell_whether_to_stop(self.interrupts.is_requested)
+            self.state.ranks.share_stop_request(self.interrupts.is_requested)
         is_complete = counters.step >= total_steps
         if is_complete and self.progress.eval_every is not None:
             self._evaluate()
@@ -108,7 +108,7 @@ class TrainingLoop:
             taken.append(self.batches.take())
             self._accumulate_gradients(taken[0])
 
-        with self.state.ranks.meeting("warming up"):
+        with self.state.ranks.collective("warming up"):
             self.strategy.warm_up(run_first_pass)
         return taken[0] if taken else None
 
@@ -124,8 +124,8 @@ class TrainingLoop:
         )
         for group in self.state.optimizer.param_groups:
             group["lr"] = learning_rate
-        with self.state.ranks.meeting(f"computing step {counters.step + 1}"):
-            sums = self.state.ranks.add_up(self._accumulate_gradients(step_data))
+        with self.state.ranks.collective(f"computing step {counters.step + 1}"):
+            sums = self.state.ranks.all_reduce(self._accumulate_gradients(step_data))
             self._apply_gradients()
         counters.step += 1
         counters.samples += self.batches.samples_per_step
@@ -205,7 +205,7 @@ class TrainingLoop:
                 in_lockstep=self.strategy.works_in_lockstep,
             )
             own = self.evaluator.sums(self.recipe, self.device, place)
-        results = means(added(self.state.ranks.from_all(own, "evaluating")))
+        results = means(added(self.state.ranks.all_gather(own, "evaluating")))
         self.context.record_evaluation(step, results, seconds=time.monotonic() - started_at)
         if self.state.ranks.is_main:
             shown = ", ".join(f"{name} {value:.4g}" for name, value in results.items())

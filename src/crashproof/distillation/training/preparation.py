@@ -21,7 +21,7 @@ from crashproof.distillation.settings.models import StudentConfig
 from crashproof.distillation.settings.run import RunConfig
 from crashproof.distillation.settings.teacher import TeacherConfig
 from crashproof.distillation.text.token_bytes import first_difference, token_bytes
-from crashproof.distillation.text.tokenizer import load_tokenizer, tokenizer_hash, trained_tokenizer
+from crashproof.distillation.text.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
 from crashproof.distillation.training.lessons import LessonsSource, read_lessons
 from crashproof.errors import ModelMismatch
 from crashproof.pytorch.interrupts import Interrupts
@@ -83,7 +83,7 @@ def tokenizer_for(config: RunConfig, source: Source | PromptSource, cache: Path)
         return found[0]
     vocab_size = config.tokenizer.vocab_size
     folder = cache / f"tokenizer-{source.sha256[:16]}-{vocab_size}"
-    return trained_tokenizer(source.documents(), vocab_size=vocab_size, folder=folder)
+    return train_tokenizer(source.documents(), vocab_size=vocab_size, folder=folder)
 
 
 def new_student(config: StudentConfig, tokenizer: PreTrainedTokenizerFast, max_length: int) -> PreTrainedModel:

@@ -21,7 +21,7 @@ from crashproof.distillation.training.training_state import TrainingState
 from crashproof.errors import DiskFull, StorageError
 from crashproof.pytorch.background_task import BackgroundTask
 from crashproof.pytorch.checkpoint_file import save_checkpoint
-from crashproof.pytorch.ranks import ManyRanks, Ranks
+from crashproof.pytorch.ranks import DistributedRanks, Ranks
 from crashproof.pytorch.sharded_checkpoint import save_shards
 from crashproof.tracking.context import TrainingProgressContext
 
@@ -53,7 +53,7 @@ class CheckpointSaver:
         self._context = context
         self._output_dir = output_dir
         # The thread waits for other processes apart from the loop.
-        self._ranks = ranks.beside()
+        self._ranks = ranks.for_background_thread()
         self._in_background = in_background
         self._disk = disk
         self._background = BackgroundTask("crashproof-save")
@@ -105,7 +105,7 @@ class CheckpointSaver:
             RankLost: a process died while saving.
         """
         try:
-            self._background.tell()
+            self._background.raise_failure()
         except StorageError as error:
             self._report_skipped(error)
 
@@ -141,12 +141,12 @@ class CheckpointSaver:
         free = self._disk.free_bytes(self._output_dir)
         needed = round(num_bytes * (1 + _SPARE_SHARE))
         failure = (needed, free) if self._ranks.is_main and free < needed else None
-        if failure := self._ranks.from_main(failure, f"checking free space for {path.name}"):
+        if failure := self._ranks.broadcast(failure, f"checking free space for {path.name}"):
             raise DiskFull(path, needed_bytes=failure[0], free_bytes=failure[1])
 
     def _write(
         self, path: Path, tensors: dict[str, Any], own: dict[str, Any], shared: dict[str, Any]
     ) -> WholeFile | Digest:
-        if isinstance(self._ranks, ManyRanks):
+        if isinstance(self._ranks, DistributedRanks):
             return save_shards(path, tensors, own, shared, self._ranks, disk=self._disk)
         return save_checkpoint(path, {**shared, "tensors": tensors, "own": own}, disk=self._disk)

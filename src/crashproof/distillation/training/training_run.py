@@ -139,7 +139,7 @@ class TrainingRun:
         if self._config.train.schedule_steps is None:
             tracker = self.progress.tracker
             at_start = None if tracker is None else tracker.session.total_steps_at_start
-            horizon = self._ranks.from_main(at_start, "sharing the learning-rate horizon")
+            horizon = self._ranks.broadcast(at_start, "sharing the learning-rate horizon")
             self._state.counters.schedule_steps = horizon or self._config.train.steps
 
     def _end_preempted(self) -> None:
@@ -191,7 +191,7 @@ class TrainingRun:
         tracker = self.progress.tracker
         newest = tracker.get_recovery_checkpoint() if tracker is not None else None
         chosen = None if newest is None else newest.checkpoint_path
-        chosen = self._ranks.from_main(chosen, "choosing where to resume")
+        chosen = self._ranks.broadcast(chosen, "choosing where to resume")
         if chosen is None:
             return
         path = Path(chosen)

@@ -20,7 +20,7 @@ from crashproof.errors import CheckpointMismatch
 from crashproof.pytorch.checkpoint_file import load_checkpoint, require_fit
 from crashproof.pytorch.random_state import capture_random_state, restore_random_state, seed_everything
 from crashproof.pytorch.ranks import Ranks
-from crashproof.pytorch.sharded_checkpoint import load_rank_state, load_shared_state, load_tensors, names_in
+from crashproof.pytorch.sharded_checkpoint import load_rank_state, load_shared_state, load_tensors, tensor_shapes
 
 __all__ = ["Counters", "TrainingState", "require_checkpoint"]
 
@@ -88,7 +88,7 @@ class TrainingState:
         """
         if path.is_dir():
             shared, own = require_checkpoint(path), load_rank_state(path, self.ranks.rank)
-            self._require_fit(names_in(path), path)
+            self._require_fit(tensor_shapes(path), path)
             tensors: dict[str, Any] = dict(self.tensors())
             load_tensors(path, tensors, self.ranks)
         else:
@@ -109,7 +109,9 @@ class TrainingState:
             CheckpointDamaged, CheckpointMismatch: it cannot, or does not.
         """
         content = require_checkpoint(path)
-        found = names_in(path) if path.is_dir() else {name: each.shape for name, each in content["tensors"].items()}
+        found = (
+            tensor_shapes(path) if path.is_dir() else {name: each.shape for name, each in content["tensors"].items()}
+        )
         self._require_fit(found, path)
 
     def _saved_weights(self) -> dict[str, Tensor]:

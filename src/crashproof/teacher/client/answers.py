@@ -1,9 +1,9 @@
-"""What a teacher's answer says."""
+"""Parse and check a teacher's answer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -12,45 +12,47 @@ import msgspec
 import referencing.exceptions
 from referencing.jsonschema import EMPTY_REGISTRY
 
+from crashproof.answers.store import Answered
 from crashproof.records.requests import AnswerRecord
+from crashproof.rules.requests import JsonObject
 from crashproof.teacher.client.prices import Usage
 
-__all__ = ["Answer", "Check", "answer_in", "problem_with"]
+__all__ = ["Answer", "Check", "answer_in", "note_problem", "problem_with"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One chat completion, paid for and kept."""
+    """One chat completion, paid for and stored."""
 
     key: str
-    """It is kept under this."""
-    message: dict[str, Any]
-    """The assistant's, as it came: `content`, `tool_calls`, …"""
+    """The key under which it is stored."""
+    message: JsonObject
+    """The assistant's message as received: `content`, `tool_calls`, …"""
     finish_reason: str | None
-    logprobs: list[dict[str, Any]] | None
-    """By token, in OpenAI's form (`choices[0].logprobs.content`); None where none were asked for."""
+    logprobs: list[JsonObject] | None
+    """By token, in OpenAI's form (`choices[0].logprobs.content`); None if not requested."""
     usage: Usage | None
-    """None where the server's count contradicts itself."""
+    """None if the server reports none, or one that contradicts itself."""
     cost: Decimal
-    """US dollars, when it was paid."""
-    response: dict[str, Any]
-    """The whole body."""
+    """US dollars, at the price when it was paid."""
+    response: JsonObject
+    """The complete body."""
 
     @property
     def text(self) -> str:
-        """What it says; empty where it only calls tools."""
+        """The content; empty if it only calls tools."""
         return self.message.get("content") or ""
 
 
 Check = Callable[[Answer], str | None]
-"""A caller's own test of an answer: what is wrong with it, in words, or None."""
+"""A caller's own check of an answer: returns what is wrong with it, or None."""
 
 
 def answer_in(record: AnswerRecord) -> Answer:
-    """The answer in a record: its first choice.
+    """Parse the first choice of a record.
 
     Raises:
-        ValueError: it holds none; the text says why.
+        ValueError: it holds no answer; the message says why.
     """
     choices = record.response.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
@@ -76,8 +78,17 @@ def answer_in(record: AnswerRecord) -> Answer:
     )
 
 
-def problem_with(answer: Answer, body: Mapping[str, Any]) -> str | None:
-    """What is wrong with an answer by the request's own words: its response format, its tools; None where nothing."""
+def note_problem(answered: Answered) -> Answered:
+    """The same answer, with the reason if it cannot be parsed."""
+    try:
+        answer_in(answered.as_record(timestamp=0.0, session_id="", attempt=0))
+    except ValueError as error:
+        return replace(answered, problem=str(error))
+    return answered
+
+
+def problem_with(answer: Answer, body: JsonObject) -> str | None:
+    """How an answer violates the response format or the tools of its request; None if it does not."""
     problem = _problem_with_format(answer, body.get("response_format"))
     if problem is not None:
         return problem
@@ -96,7 +107,7 @@ def problem_with(answer: Answer, body: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _problem_with_format(answer: Answer, wanted: Any) -> str | None:
+def _problem_with_format(answer: Answer, wanted: object) -> str | None:
     if not isinstance(wanted, Mapping) or wanted.get("type") not in ("json_object", "json_schema"):
         return None
     if not answer.text and (answer.message.get("tool_calls") or answer.message.get("refusal")):
@@ -104,13 +115,13 @@ def _problem_with_format(answer: Answer, wanted: Any) -> str | None:
     try:
         content = msgspec.json.decode(answer.text)
     except (msgspec.DecodeError, RecursionError) as error:
-        return f"its content is no JSON ({error})"
+        return f"its content is not valid JSON ({error})"
     described = wanted.get("json_schema")
     schema = described.get("schema") if isinstance(described, Mapping) else None
     return _violation(content, schema, "its content")
 
 
-def _problem_with_call(call: Any, schemas: Mapping[str, Any]) -> str | None:
+def _problem_with_call(call: object, schemas: Mapping[str, object]) -> str | None:
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return "a tool call has no function with arguments"
@@ -120,20 +131,20 @@ def _problem_with_call(call: Any, schemas: Mapping[str, Any]) -> str | None:
     try:
         arguments = msgspec.json.decode(function["arguments"] or "{}")
     except (msgspec.DecodeError, RecursionError) as error:
-        return f"the arguments of {name} are no JSON ({error})"
+        return f"the arguments of {name} are not valid JSON ({error})"
     return _violation(arguments, schemas[name], f"the arguments of {name}")
 
 
-def _violation(content: Any, schema: Any, what: str) -> str | None:
+def _violation(content: Any, schema: object, what: str) -> str | None:
     if not isinstance(schema, dict):
         return None
     try:
         validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
         validator.check_schema(schema)
-        # What lies elsewhere is not fetched: checking an answer asks nobody.
+        # Remote references are not fetched: checking an answer needs no network.
         errors = validator(schema, registry=EMPTY_REGISTRY).iter_errors(content)
         error = jsonschema.exceptions.best_match(errors)
     except (jsonschema.SchemaError, referencing.exceptions.Unresolvable, RecursionError):
-        # The schema is the user's own, and the server took it: it says nothing about the answer.
+        # The user's schema is invalid although the server accepted it: the answer cannot be checked.
         return None
     return None if error is None else f"{what}, at {error.json_path}: {error.message[:200]}"

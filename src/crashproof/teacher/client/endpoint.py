@@ -1,4 +1,4 @@
-"""Where a teacher is asked, and with which key."""
+"""A teacher's base URL and API key."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Endpoint:
     """An OpenAI-compatible API.
 
     Raises:
-        ConfigError: no HTTP header can hold the key.
+        ConfigError: the key contains characters that an HTTP header cannot hold.
     """
 
     base_url: str = OPENAI_BASE_URL
     api_key: str | None = field(default=None, repr=False)
-    """None for a server that asks for none."""
+    """None for a server without authentication."""
 
     def __post_init__(self) -> None:
         if self.api_key is not None and _NO_HEADER.search(self.api_key):
             raise ConfigError(
-                "The API key holds a space, a line break or a character beyond ASCII.", hint="Check OPENAI_API_KEY."
+                "The API key contains a space, a line break or a non-ASCII character.", hint="Check OPENAI_API_KEY."
             )
 
     @classmethod
@@ -48,33 +48,33 @@ class Endpoint:
         api_key: str | None = None,
         needs_key: bool = True,
     ) -> Endpoint:
-        """As given, or as `OPENAI_BASE_URL` and `OPENAI_API_KEY` of an environment say.
+        """Fill in what is not given from `OPENAI_BASE_URL` and `OPENAI_API_KEY` of an environment.
 
         Raises:
-            ConfigError: no key for the provider's own address, or one that no HTTP header can hold.
+            ConfigError: OpenAI's own API without a key, or a key that an HTTP header cannot hold.
         """
         url = base_url or environment.get("OPENAI_BASE_URL") or OPENAI_BASE_URL
         key = (api_key or environment.get("OPENAI_API_KEY") or "").strip()
         if needs_key and not key and url.rstrip("/") == OPENAI_BASE_URL:
             raise ConfigError(
-                "There is no API key.", hint="Set OPENAI_API_KEY, or name another server with OPENAI_BASE_URL."
+                "No API key is set.", hint="Set OPENAI_API_KEY, or name another server with OPENAI_BASE_URL."
             )
         return cls(base_url=url, api_key=key or None)
 
     def hide_key(self, text: str, *, longest: int | None = None) -> str:
-        """A text of somebody else's, for a log or a file: without this key, nor anything that looks like one.
+        """Redact this key, and anything that looks like a key, from a foreign text before it is logged or stored.
 
-        It is cut to `longest` characters once the key is hidden: of half a key, nobody sees that it is one.
+        The text is cut to `longest` characters afterwards: half a key would not be recognized.
         """
         if self.api_key is not None and len(self.api_key) >= _LEAST_SECRET_LENGTH:
-            # Also as a page, an address or a JSON text spells it.
+            # Also as escaped in HTML, a URL or JSON.
             key_in_json = msgspec.json.encode(self.api_key).decode()[1:-1]
             for spelled in (self.api_key, html.escape(self.api_key), quote(self.api_key, safe=""), key_in_json):
                 text = text.replace(spelled, "***")
         return without_secrets(text[:longest])
 
     def without_key(self, body: bytes) -> bytes:
-        """The body of an answer, without this key where a server repeats it."""
+        """Redact this key from the body of a response."""
         if self.api_key is None or len(self.api_key) < _LEAST_SECRET_LENGTH:
             return body
         return body.replace(self.api_key.encode(), b"***")

@@ -1,7 +1,7 @@
-"""Share the store's waits for the disk.
+"""Batch concurrent calls of a store.
 
-A store blocks while the disk or the database works. One thread asks it, and takes along whatever has come up in the
-meantime: the more requests are under way, the more of them share one sync or one transaction.
+A store blocks for the disk or the database. One thread calls it, each time with everything that was queued meanwhile:
+the more requests are in flight, the more of them share one sync or one transaction.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 from crashproof.answers.store import Intent, Outcome, ResponseStore, Verdict
 from crashproof.errors import StorageError, TeacherClosed
@@ -24,20 +24,26 @@ __all__ = ["GroupCommit"]
 
 log = logging.getLogger("crashproof")
 
-_MOST_AT_ONCE = 256
-_SECONDS_BETWEEN_TRIES = 1.0
+_MAX_BATCH = 256
+_SECONDS_BETWEEN_RETRIES = 1.0
+
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+_Batch = Callable[[list[_Item]], Sequence[_Result]]
+"""Handles many items with one sync or transaction; returns one result for each."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    kind: str
-    item: Any
+    run: _Batch[Any, Any]
+    item: object
     loop: asyncio.AbstractEventLoop
     result: asyncio.Future[Any]
 
 
 class GroupCommit:
-    """Awaitable faces of a store's methods; close it when nothing is under way any more."""
+    """A store's methods as coroutines; close it once nothing is in flight."""
 
     def __init__(
         self,
@@ -47,7 +53,7 @@ class GroupCommit:
         full_disk_seconds: float = 120.0,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`full_disk_seconds` is how long a paid answer waits for space before its request fails."""
+        """`full_disk_seconds` is how long a paid answer is retried on a full disk before its request fails."""
         self._store = store
         self._budget = budget
         self._full_disk_seconds = full_disk_seconds
@@ -60,69 +66,64 @@ class GroupCommit:
 
     async def serve(self, key: str) -> AnswerRecord | None:
         """See `ResponseStore.serve`."""
-        answer: AnswerRecord | None = await self._ask("serve", key)
-        return answer
+        return await self._submit(self._serve_all, key)
 
     async def begin(self, intent: Intent) -> Verdict:
         """See `ResponseStore.begin`."""
-        verdict: Verdict = await self._ask("begin", intent)
-        return verdict
+        return await self._submit(self._begin_all, intent)
 
     async def finish(self, outcome: Outcome) -> None:
         """See `ResponseStore.finish`."""
-        await self._ask("finish", outcome)
+        await self._submit(self._finish_all, outcome)
 
     async def mark(self, key: str, problem: str) -> None:
         """See `ResponseStore.mark`."""
-        await self._ask("mark", (key, problem))
+        await self._submit(self._mark_all, (key, problem))
 
     def close(self) -> None:
-        """Do what is left, and stop; whoever asks from now on is told so."""
+        """Finish what is queued, and stop; later calls raise `TeacherClosed`."""
         with self._closing:
             self._is_closed = True
             self._jobs.put(None)
         self._thread.join()
 
-    async def _ask(self, kind: str, item: Any) -> Any:
+    async def _submit(self, run: _Batch[_Item, _Result], item: _Item) -> _Result:
         loop = asyncio.get_running_loop()
-        result = loop.create_future()
+        result: asyncio.Future[_Result] = loop.create_future()
         with self._closing:
-            # Behind the end of the queue nobody would ever look at it.
+            # Nobody reads the queue after its end marker.
             if self._is_closed:
                 raise TeacherClosed
-            self._jobs.put(_Job(kind, item, loop, result))
+            self._jobs.put(_Job(run, item, loop, result))
         return await result
 
     def _work(self) -> None:
         while True:
             batch = self._next_batch()
             jobs = [job for job in batch if job is not None]
-            # Answers first: they are paid for, and free money for the next requests.
-            self._answer(jobs, "finish", self._finish_all)
-            self._answer(jobs, "mark", self._mark_all)
-            self._answer(jobs, "serve", self._serve_all)
-            self._answer(jobs, "begin", self._begin_all)
+            # Outcomes first: they are paid for, and release budget for the next requests.
+            for run in (self._finish_all, self._mark_all, self._serve_all, self._begin_all):
+                self._run_batch(run, [job for job in jobs if job.run == run])
             if len(jobs) < len(batch):
                 return
 
     def _next_batch(self) -> list[_Job | None]:
         batch = [self._jobs.get()]
-        while batch[-1] is not None and len(batch) < _MOST_AT_ONCE:
+        while batch[-1] is not None and len(batch) < _MAX_BATCH:
             try:
                 batch.append(self._jobs.get_nowait())
             except queue.Empty:
                 break
         return batch
 
-    def _answer(self, all_jobs: list[_Job], kind: str, do: Callable[[list[Any]], Sequence[Any]]) -> None:
-        jobs = [job for job in all_jobs if job.kind == kind]
+    def _run_batch(self, run: _Batch[Any, object], jobs: list[_Job]) -> None:
         if not jobs:
             return
-        results: Sequence[Any]
+        results: Sequence[object]
         try:
-            results = do([job.item for job in jobs])
+            results = run([job.item for job in jobs])
         except BaseException as error:
-            # Whatever it is, it is for those who asked: without this thread they would wait for ever.
+            # Passed to the callers: if this thread died, they would wait forever.
             results = [error] * len(jobs)
         loop = jobs[0].loop
         pairs = [(job.result, result) for job, result in zip(jobs, results, strict=True)]
@@ -130,7 +131,7 @@ class GroupCommit:
 
     def _finish_all(self, outcomes: list[Outcome]) -> list[None]:
         waited = 0.0
-        pause = min(_SECONDS_BETWEEN_TRIES, self._full_disk_seconds / 10)
+        pause = min(_SECONDS_BETWEEN_RETRIES, self._full_disk_seconds / 10)
         while True:
             try:
                 self._store.finish(outcomes)
@@ -138,7 +139,9 @@ class GroupCommit:
                 if waited >= self._full_disk_seconds:
                     raise
                 if not waited:
-                    log.warning("%d ends of requests wait in memory: %s", len(outcomes), error)
+                    log.warning(
+                        "%d request outcomes wait in memory until they can be stored: %s", len(outcomes), error
+                    )
                 self._sleep(pause)
                 waited += pause
             else:
@@ -156,7 +159,7 @@ class GroupCommit:
         return [None] * len(marks)
 
 
-def _resolve(pairs: list[tuple[asyncio.Future[Any], Any]]) -> None:
+def _resolve(pairs: list[tuple[asyncio.Future[Any], object]]) -> None:
     for future, result in pairs:
         if future.cancelled():
             continue

@@ -1,4 +1,4 @@
-"""How many requests at once, and how many a minute."""
+"""Limit concurrency and request rate."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ _SECONDS_A_MINUTE = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a client holds to by itself."""
+    """Limits that the client enforces itself."""
 
     concurrency: int = 16
-    """Requests under way at most; fewer after a 429."""
+    """Maximum requests in flight; lowered after a 429 or 503."""
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
-    """Of prompts and answers together: an estimate until an answer tells."""
+    """Prompts and answers together; estimated until the usage is known."""
 
 
 class Gate:
-    """Lets requests through; for one event loop.
+    """Admits requests; for one event loop.
 
-    The number at once follows additive increase and multiplicative decrease (Chiu & Jain 1989): one more for each
-    round of answers, half of it for an overload. Requests that were already under way when it was halved say
-    nothing new, and do not halve it again.
+    Concurrency follows additive increase and multiplicative decrease (Chiu & Jain 1989): one more for each round of
+    answers, half for an overload. Requests that were already in flight when it was halved do not halve it again.
     """
 
     def __init__(self, limits: Limits, *, steady: Callable[[], float]) -> None:
@@ -45,12 +44,12 @@ class Gate:
 
     @property
     def allowed(self) -> int:
-        """Requests that may be under way now."""
+        """Requests that may be in flight now."""
         return max(1, int(self._allowed))
 
     @asynccontextmanager
     async def place(self, *, tokens: int) -> AsyncIterator[Place]:
-        """Wait for a place; `tokens` is the estimate for the limit per minute."""
+        """Wait for a slot; `tokens` is the estimate for the limit per minute."""
         await self._enter()
         try:
             await self._requests.take(1)
@@ -61,12 +60,12 @@ class Gate:
             self._let_in()
 
     def note_answer(self) -> None:
-        """An answer came: a little more may be under way."""
+        """Raise the concurrency a little after an answer."""
         self._allowed = min(self._most, self._allowed + 1.0 / self._allowed)
         self._let_in()
 
     def note_overload(self, place: Place) -> None:
-        """The server has too much to do."""
+        """Halve the concurrency after an overload of the server."""
         if place.entered_at > self._halved_at:
             self._allowed = max(1.0, self._allowed / 2)
             self._halved_at = self._steady()
@@ -101,18 +100,18 @@ class _Taken:
 
 @dataclass(slots=True, kw_only=True)
 class Place:
-    """One request's place inside the gate."""
+    """One admitted request."""
 
     entered_at: float
     taken: _Taken
 
     def used(self, tokens: int) -> None:
-        """Put the true number of tokens in place of the estimate."""
+        """Replace the estimate by the actual number of tokens."""
         self.taken.amount = tokens
 
 
 class _Window:
-    """Never more than an amount within any minute; what is larger than all of it goes alone."""
+    """At most an amount within any minute; a request above the whole amount goes alone."""
 
     def __init__(self, most: int | None, steady: Callable[[], float]) -> None:
         self._most = most

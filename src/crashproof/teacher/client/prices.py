@@ -1,4 +1,4 @@
-"""The price of a teacher's answers."""
+"""Prices of models."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from datetime import date
 from decimal import Context, Decimal, DecimalException, Inexact, InvalidOperation
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import yaml
 
 from crashproof.errors import ConfigError, UnknownPrice
+from crashproof.rules.requests import JsonObject
+from crashproof.rules.spending import as_dollars
 from crashproof.strict_yaml import TextLoader
 
 __all__ = ["UNPRICED", "Price", "PriceTable", "Usage", "is_plausible", "price_of"]
@@ -25,23 +27,23 @@ _EXACT = Context(prec=30, traps=[Inexact, InvalidOperation])
 _SIX_DECIMALS = Decimal("1e-6")
 
 _TOKENS_OF_A_CHAT = 64
-"""What a template may write before and behind all messages: a date, a default system prompt."""
+"""What a template may add around all messages: a date, a default system prompt."""
 _TOKENS_OF_A_MESSAGE = 16
-"""What a template writes around one message: its role, its marks."""
+"""What a template adds to one message: its role, its delimiters."""
 _TOKENS_AROUND_TOOLS = 256
-"""How a template tells a model to use tools."""
+"""Instructions that a template adds for tool use."""
 _MOST_BYTES_OF_A_TOKEN = 64
-"""Text has fewer bytes per token than this; an answer that has more was not counted by its server."""
+"""Upper bound of bytes per token: an answer with more was miscounted by its server."""
 
-_UNBOUNDED = "What a request can cost has no bound"
+_UNBOUNDED = "The cost of a request has no upper bound"
 _TEXT_PARTS = frozenset({"refusal", "text"})
 _PRICED_ELSEWHERE = ("audio", "prediction", "web_search_options")
 _TIERS_WITHIN_LIST_PRICE = (None, "auto", "default", "flex")
 
 _MOST_TOKENS = 10**12
-"""What no request has; so no sum of money outgrows anything."""
+"""More than any request has; bounds all sums of money."""
 
-_Kind = TypeVar("_Kind", bound=msgspec.Struct)
+_Struct = TypeVar("_Struct", bound=msgspec.Struct)
 _Count = Annotated[int, msgspec.Meta(ge=0, le=_MOST_TOKENS)]
 
 
@@ -71,14 +73,14 @@ class Usage:
 
     prompt_tokens: int
     cached_tokens: int = 0
-    """A part of the prompt's."""
+    """Included in `prompt_tokens`."""
     completion_tokens: int
     reasoning_tokens: int = 0
-    """A part of the completion's."""
+    """Included in `completion_tokens`."""
 
     @classmethod
-    def read(cls, response: Mapping[str, Any]) -> Usage | None:
-        """The usage that a response reports; None where it reports none, or one that contradicts itself."""
+    def read(cls, response: Mapping[str, object]) -> Usage | None:
+        """Read the usage that a response reports; None if it reports none, or one that contradicts itself."""
         try:
             reported = msgspec.convert(response, _Response).usage
         except msgspec.ValidationError:
@@ -100,9 +102,9 @@ class Usage:
 
 
 def is_plausible(usage: Usage, request_bytes: int, answer_bytes: int, most_completion_tokens: int | None) -> bool:
-    """Whether a server can have counted right: a request of so many bytes of JSON, an answer of so many of text.
+    """Whether a reported usage is possible for a request and an answer of these sizes in bytes.
 
-    For requests of text alone; `most_completion_tokens` is None where the request sets no bound.
+    For requests of text alone; `most_completion_tokens` is None if the request sets no limit.
     """
     # A message has at least 16 bytes of JSON, and tools count twice: so twice the bytes bound `worst_case`'s prompt.
     most_prompt_tokens = 2 * request_bytes + _TOKENS_OF_A_CHAT + _TOKENS_AROUND_TOOLS
@@ -112,14 +114,8 @@ def is_plausible(usage: Usage, request_bytes: int, answer_bytes: int, most_compl
 
 
 def _picodollars(dollars_per_million: Decimal) -> int:
-    """Of one token."""
+    """The price of one token."""
     return int(_EXACT.scaleb(_EXACT.quantize(dollars_per_million, _SIX_DECIMALS), 6))
-
-
-def _as_dollars(picodollars: int) -> Decimal:
-    # Made from text, because arithmetic would round to the precision of whoever calls.
-    digits = f"{picodollars:013d}"
-    return Decimal(f"{digits[:-12]}.{digits[-12:]}".rstrip("0").rstrip("."))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,9 +133,9 @@ class Price:
     output: Decimal
     reasoning: Decimal
     batch_share: Decimal = Decimal(1)
-    """The share of each price that is left in a batch."""
+    """The share of each price that is charged in a batch."""
     max_output_tokens: int | None = None
-    """The longest answer that the model gives, where known."""
+    """The longest answer that the model can give, if known."""
 
     def __post_init__(self) -> None:
         if not self.batch_share.is_finite() or not 0 < self.batch_share <= 1:
@@ -151,11 +147,11 @@ class Price:
 
     @property
     def is_free(self) -> bool:
-        """Whether every token costs nothing."""
+        """Whether all prices are 0."""
         return not any(getattr(self, kind) for kind in _KINDS)
 
     def in_batch(self) -> Price:
-        """The price within a batch, cached input discounted twice; some providers discount it once."""
+        """The price in a batch; cached input is discounted twice, although some providers discount it once."""
         return Price(
             input=_EXACT.multiply(self.input, self.batch_share),
             cached_input=_EXACT.multiply(self.cached_input, self.batch_share),
@@ -165,51 +161,53 @@ class Price:
         )
 
     def cost(self, usage: Usage) -> Decimal:
-        """Exactly what an answer cost, in dollars."""
-        return _as_dollars(
+        """The exact cost of an answer in dollars."""
+        return as_dollars(
             (usage.prompt_tokens - usage.cached_tokens) * _picodollars(self.input)
             + usage.cached_tokens * _picodollars(self.cached_input)
             + (usage.completion_tokens - usage.reasoning_tokens) * _picodollars(self.output)
             + usage.reasoning_tokens * _picodollars(self.reasoning)
         )
 
-    def worst_case(self, body: Mapping[str, Any]) -> Decimal:
+    def worst_case(self, body: JsonObject) -> Decimal:
         """The most that one chat completion can cost, in dollars, from the body of its request.
 
         The prompt has at most as many tokens as its JSON has UTF-8 bytes: a token of a byte-level tokenizer stands
         for one byte or more, and JSON only lengthens text. What a chat template adds is allowed for by constants, and
         tools count twice, because templates write them with spaces and indents. The answers have at most `n` times
-        `max_completion_tokens` or `max_tokens`, else the longest answer that the table knows.
+        `max_completion_tokens` or `max_tokens`, else the `max_output_tokens` of the table.
 
-        Not bounded by it: tokenizers that rewrite text into a longer one (as NFKC does with ligatures), templates
-        that add more than a few hundred tokens, servers that do not hold to `max_tokens` or do not count reasoning
-        in it. A model that is free costs nothing, whatever the body.
+        Not covered: tokenizers that rewrite text into a longer one (as NFKC does with ligatures), templates that add
+        more than a few hundred tokens, servers that ignore `max_tokens` or do not count reasoning in it. A free model
+        costs nothing, whatever the body.
 
         Raises:
-            ConfigError: nothing bounds the cost: no length, or a part that is not priced by its text.
+            ConfigError: nothing bounds the cost: no maximum length, or a part that is not priced as text.
         """
         if self.is_free:
             return Decimal(0)
         reason = _why_text_does_not_bound(body)
         if reason:
-            raise ConfigError(f"{_UNBOUNDED}: {reason}.", hint="Send text alone, or set no budget.")
+            raise ConfigError(f"{_UNBOUNDED}: {reason}.", hint="Send text only, or set no budget.")
         num_completion_tokens = self.most_completion_tokens(body)
         if num_completion_tokens is None:
-            raise ConfigError(f"{_UNBOUNDED}: it sets no length.", hint="Set max_tokens.")
+            raise ConfigError(f"{_UNBOUNDED}: it sets no maximum length.", hint="Set max_tokens.")
         dearest_input = max(_picodollars(self.input), _picodollars(self.cached_input))
         dearest_output = max(_picodollars(self.output), _picodollars(self.reasoning))
-        return _as_dollars(_most_prompt_tokens(body) * dearest_input + num_completion_tokens * dearest_output)
+        return as_dollars(_most_prompt_tokens(body) * dearest_input + num_completion_tokens * dearest_output)
 
-    def most_completion_tokens(self, body: Mapping[str, Any]) -> int | None:
-        """The most tokens that all answers to one request have together; None where nothing says.
+    def most_completion_tokens(self, body: JsonObject) -> int | None:
+        """The most tokens that all choices of one response can have together; None if unlimited.
 
         Raises:
-            ConfigError: `max_tokens` or `n` is no whole number above 0.
+            ConfigError: `max_tokens` or `n` is not a whole number above 0.
         """
-        # A server reads one of the two lengths, and not every server the same one.
-        lengths = [_whole(body, key) for key in ("max_completion_tokens", "max_tokens") if body.get(key) is not None]
+        # Servers differ in which of the two limits they read.
+        lengths = [
+            _whole_number(body, key) for key in ("max_completion_tokens", "max_tokens") if body.get(key) is not None
+        ]
         longest = max(lengths) if lengths else self.max_output_tokens
-        num_answers = 1 if body.get("n") is None else _whole(body, "n")
+        num_answers = 1 if body.get("n") is None else _whole_number(body, "n")
         return None if longest is None else longest * num_answers
 
     def _check(self, kind: str) -> None:
@@ -224,7 +222,7 @@ class Price:
 
 
 UNPRICED = Price(input=Decimal(0), cached_input=Decimal(0), output=Decimal(0), reasoning=Decimal(0))
-"""For runs without a budget: every answer costs nothing, every request has a bound."""
+"""For runs without a budget: every answer costs nothing."""
 
 
 class _Entry(msgspec.Struct, forbid_unknown_fields=True):
@@ -248,35 +246,35 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
 
 class _Table(msgspec.Struct, forbid_unknown_fields=True):
     as_of: date
-    models: dict[str, Any]
+    models: dict[str, object]
     source: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriceTable:
-    """What models cost, and since when."""
+    """Prices by model, and their date."""
 
     path: Path
     as_of: date
-    """The day on which the prices were read from their source."""
+    """The day when the prices were taken from their source."""
     source: str
     prices: Mapping[str, Price]
-    """By the name of the model."""
+    """By model name."""
 
     @classmethod
     def load(cls, path: Path | None = None) -> PriceTable:
         """Read a table; by default the one that comes with crashproof.
 
         Raises:
-            ConfigError: it cannot be read, or an entry is wrong; names the file and the model.
+            ConfigError: it cannot be read, or an entry is invalid; names the file and the model.
         """
         path = path or _SHIPPED_TABLE
-        table = _converted(_read(path), _Table, f"The price table {path}")
+        table = _convert(_read(path), _Table, f"The price table {path}")
         prices = {model: _price(entry, model, path) for model, entry in table.models.items()}
         return cls(path=path, as_of=table.as_of, source=table.source, prices=prices)
 
     def of(self, model: str) -> Price:
-        """The price under a model's name; that of a dated snapshot, `gpt-4o-mini-2024-07-18`, also without its date.
+        """The price of a model; a dated snapshot such as `gpt-4o-mini-2024-07-18` may be listed without its date.
 
         Raises:
             UnknownPrice: the table has neither.
@@ -289,20 +287,20 @@ class PriceTable:
 
 
 def price_of(model: str, table: PriceTable) -> Price:
-    """A model's price, or none where the table does not know it: only a budget needs one."""
+    """A model's price; `UNPRICED` if the table has none, since only a budget needs one."""
     try:
         return table.of(model)
     except UnknownPrice:
         return UNPRICED
 
 
-def _most_prompt_tokens(body: Mapping[str, Any]) -> int:
+def _most_prompt_tokens(body: JsonObject) -> int:
     tools = {key: body[key] for key in ("functions", "response_format", "tools") if body.get(key)}
     around_tools = _num_bytes(tools) + _TOKENS_AROUND_TOOLS if tools else 0
     return _num_bytes(body) + _TOKENS_OF_A_MESSAGE * len(body["messages"]) + _TOKENS_OF_A_CHAT + around_tools
 
 
-def _whole(body: Mapping[str, Any], key: str) -> int:
+def _whole_number(body: JsonObject, key: str) -> int:
     count = body[key]
     # Not isinstance: True is an int too.
     if type(count) is not int or not 1 <= count <= _MOST_TOKENS:
@@ -310,27 +308,27 @@ def _whole(body: Mapping[str, Any], key: str) -> int:
     return count
 
 
-def _num_bytes(body: Mapping[str, Any]) -> int:
+def _num_bytes(body: JsonObject) -> int:
     return len(msgspec.json.encode(body))
 
 
-def _why_text_does_not_bound(body: Mapping[str, Any]) -> str | None:
-    """The first thing in a request that is paid for otherwise than by its bytes, in words."""
+def _why_text_does_not_bound(body: JsonObject) -> str | None:
+    """The first part of a request that is not priced by its bytes, described; None if there is none."""
     if not isinstance(body.get("messages"), list):
         return "it has no list of messages"
     if body.get("service_tier") not in _TIERS_WITHIN_LIST_PRICE:
         return f"the service tier {body['service_tier']!r} has another price"
-    strange = next(_strange_parts(body), None)
-    return None if strange is None else f"{strange!r} is not priced by its text"
+    unpriced = next(_unpriced_parts(body), None)
+    return None if unpriced is None else f"{unpriced!r} is not priced as text"
 
 
-def _strange_parts(body: Mapping[str, Any]) -> Iterator[str]:
+def _unpriced_parts(body: JsonObject) -> Iterator[str]:
     yield from (key for key in _PRICED_ELSEWHERE if body.get(key) is not None)
     for message in body["messages"]:
-        yield from _strange_parts_of(message) if isinstance(message, Mapping) else [type(message).__name__]
+        yield from _unpriced_parts_of(message) if isinstance(message, Mapping) else [type(message).__name__]
 
 
-def _strange_parts_of(message: Mapping[str, Any]) -> Iterator[str]:
+def _unpriced_parts_of(message: Mapping[str, object]) -> Iterator[str]:
     if message.get("audio") is not None:
         yield "audio"
     content = message.get("content")
@@ -340,26 +338,26 @@ def _strange_parts_of(message: Mapping[str, Any]) -> Iterator[str]:
             yield str(kind)
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> object:
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=TextLoader)  # noqa: S506 - it makes text only
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=TextLoader)  # noqa: S506 - it creates text only
     except OSError as error:
         raise ConfigError(
             f"The price table {path} cannot be read ({error.strerror}).", hint="Check its path."
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The price table {path} is no YAML: {' '.join(str(error).split())}.") from error
+        raise ConfigError(f"The price table {path} is not valid YAML: {' '.join(str(error).split())}.") from error
 
 
-def _price(entry: Any, model: str, path: Path) -> Price:
+def _price(entry: object, model: str, path: Path) -> Price:
     where = f"The price of {model} in {path}"
     try:
-        return _converted(entry, _Entry, where).as_price()
+        return _convert(entry, _Entry, where).as_price()
     except ValueError as error:
         raise ConfigError(f"{where} cannot be used: {error}.", hint="Give dollars per million tokens.") from error
 
 
-def _converted(content: Any, kind: type[_Kind], where: str) -> _Kind:
+def _convert(content: object, kind: type[_Struct], where: str) -> _Struct:
     try:
         return msgspec.convert(content, kind, strict=False)
     except msgspec.ValidationError as error:

@@ -1,4 +1,4 @@
-"""How long to wait for a teacher, and how often to ask again."""
+"""Retries, backoff and timeouts."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
-__all__ = ["Patience", "seconds_asked_for"]
+__all__ = ["Patience", "parse_retry_after"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """Limits of one request; connecting, the first byte and the whole answer are waited for apart.
+    """The retry policy of one request: attempts, backoff and timeouts.
 
-    An answer that takes long is not cut off early and paid for again: the server works all the while.
+    The default timeouts are long: an answer that is cut off early is still computed, and would be paid for twice.
     """
 
     attempts: int = 8
@@ -22,34 +22,34 @@ class Patience:
     longest_wait_seconds: float = 60.0
     connect_seconds: float = 10.0
     first_byte_seconds: float = 900.0
-    """From the request sent to the first byte of the reply: without streaming, the time of the whole generation."""
+    """From sending the request to the first byte of the reply, which comes after the whole generation."""
     answer_seconds: float = 3600.0
-    """From the request sent to the last byte of the reply."""
+    """From sending the request to the last byte of the reply."""
     deadline_seconds: float = 7200.0
-    """Over all attempts and the waits between them; an attempt under way is cut off by `answer_seconds` alone."""
+    """For all attempts and the waits between them; a running attempt is limited by `answer_seconds` only."""
     full_disk_seconds: float = 120.0
-    """How long an answer that is paid for waits in memory for space, or for the shared store to be back."""
+    """How long a paid answer waits in memory while the disk is full or the shared store is unavailable."""
 
-    def wait_seconds(self, failures: int, *, asked_for: float | None, chance: random.Random) -> float:
-        """How long to wait after so many failures.
+    def wait_seconds(self, failures: int, *, retry_after: float | None, chance: random.Random) -> float:
+        """Seconds to wait after a number of failures.
 
         Full jitter (Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015): uniform between 0 and a
-        bound that doubles. What the server asks for is obeyed; jitter comes on top, so that not all return at once.
+        bound that doubles. A `Retry-After` is obeyed; jitter is added, so that clients do not all return at once.
         """
         doubled = self.first_wait_seconds * 2.0 ** min(failures - 1, 60)
-        if asked_for is not None:
-            return asked_for + chance.uniform(0.0, min(self.first_wait_seconds, doubled))
+        if retry_after is not None:
+            return retry_after + chance.uniform(0.0, min(self.first_wait_seconds, doubled))
         return chance.uniform(0.0, min(self.longest_wait_seconds, doubled))
 
 
-def seconds_asked_for(retry_after: str | None, *, now: float) -> float | None:
-    """What a `Retry-After` header says: seconds, or a date (RFC 9110, section 10.2.3); None where it says nothing.
+def parse_retry_after(header: str | None, *, now: float) -> float | None:
+    """Seconds to wait by a `Retry-After` header, which holds seconds or a date (RFC 9110, section 10.2.3), or None.
 
     `now` is in seconds since 1970.
     """
-    if retry_after is None:
+    if header is None:
         return None
-    text = retry_after.strip()
+    text = header.strip()
     try:
         seconds = float(text)
     except ValueError:

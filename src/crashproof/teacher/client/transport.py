@@ -1,4 +1,4 @@
-"""Send one request over HTTP, and say how it ended."""
+"""Send requests over HTTP."""
 
 from __future__ import annotations
 
@@ -6,59 +6,59 @@ import asyncio
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import httpx2
 import msgspec
 
 from crashproof.clock import SYSTEM_CLOCK, Clock
-from crashproof.rules.requests import TeacherRequest
+from crashproof.rules.requests import JsonObject, TeacherRequest
 from crashproof.teacher.client.endpoint import Endpoint
-from crashproof.teacher.client.retry import Patience, seconds_asked_for
+from crashproof.teacher.client.retry import Patience, parse_retry_after
 
-__all__ = ["Delivered", "Failed", "HttpTransport", "Reply", "Transport", "failure_said_in"]
+__all__ = ["Delivered", "Failed", "HttpTransport", "Reply", "Transport", "failure_in"]
 
 RETRIED = frozenset({408, 409, 425, 429})
 """Besides every 5xx."""
 
-PERHAPS_PAID = frozenset({408, 502, 504, 520, 524})
-"""Somebody in between gave up waiting; the model behind may have gone on, and charged."""
+MAY_BE_CHARGED = frozenset({408, 502, 504, 520, 524})
+"""A proxy gave up waiting; the model may have gone on, and charged."""
 
-_NEVER_BETTER = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
-"""429 as well, but no waiting helps."""
+_PERMANENT_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
+"""Codes of a 429 that a retry cannot help."""
 
-_OF_STREAMS = frozenset({"stream", "stream_options"})
+_STREAM_PARAMETERS = frozenset({"stream", "stream_options"})
 _STATUS = re.compile(r"[1-5]\d\d", re.ASCII)
 _LONGEST_REASON = 300
 _LONGEST_PAGE_BYTES = 64 << 10
-"""Of an error that is no JSON: more than is ever told of it."""
+"""How much of a non-JSON error is read; the reason is cut further."""
 _LONGEST_BODY_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivered:
-    """A whole body came with a status of success."""
+    """A complete body with a status of success."""
 
     body: bytes
     is_json: bool
-    """Whether the server calls it JSON, or it looks like it."""
+    """Whether it is declared as JSON, or looks like it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """No answer came."""
+    """No answer arrived."""
 
     reason: str
     status: int | None = None
-    """Of HTTP; None where no reply came."""
+    """The HTTP status; None without a reply."""
     is_retryable: bool
     may_have_been_paid: bool
-    asked_seconds: float | None = None
-    """What the server asks to wait."""
+    retry_after_seconds: float | None = None
+    """The `Retry-After` of the server, if any."""
 
     @property
     def is_overload(self) -> bool:
-        """Whether fewer requests at once might help."""
+        """Whether a lower concurrency might help."""
         return self.status in (429, 503)
 
 
@@ -66,23 +66,23 @@ Reply = Delivered | Failed
 
 
 class Transport(Protocol):
-    """The seam to the network."""
+    """Sends requests over a network."""
 
     async def send(self, request: TeacherRequest) -> Reply:
         """Send one chat completion."""
         ...
 
     async def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         ...
 
 
 class HttpTransport:
-    """HTTP/1.1 with kept connections; redirects are not followed, since they would carry the key elsewhere."""
+    """HTTP/1.1 with keep-alive; redirects are not followed, since they would send the key elsewhere."""
 
     def __init__(self, endpoint: Endpoint, patience: Patience, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._endpoint = endpoint
-        self._patience = patience
+        self._retry_policy = patience
         self._clock = clock
         headers = {"User-Agent": "crashproof", "Content-Type": "application/json"}
         if endpoint.api_key is not None:
@@ -95,27 +95,29 @@ class HttpTransport:
 
     async def send(self, request: TeacherRequest) -> Reply:
         """See `Transport`."""
-        # Whatever the caller's own program reads, here an answer comes in one piece.
-        content = msgspec.json.encode({name: each for name, each in request.body.items() if name not in _OF_STREAMS})
+        # Answers are always received in one piece, even if the request is for a stream.
+        content = msgspec.json.encode(
+            {name: each for name, each in request.body.items() if name not in _STREAM_PARAMETERS}
+        )
         headers = {"Idempotency-Key": request.idempotency_key}
         client = self._idle_clients.pop() if self._idle_clients else self._new_client()
         try:
             message = client.build_request("POST", self._url(request.base_url), content=content, headers=headers)
-            async with asyncio.timeout(self._patience.answer_seconds):
+            async with asyncio.timeout(self._retry_policy.answer_seconds):
                 return await self._exchange(client, message)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
-            reason = f"no connection to {request.base_url} ({self._said(error)})"
+            reason = f"no connection to {request.base_url} ({self._redact(error)})"
             return Failed(reason=reason, is_retryable=True, may_have_been_paid=False)
         except (httpx2.UnsupportedProtocol, httpx2.InvalidURL, httpx2.LocalProtocolError) as error:
-            return Failed(reason=self._said(error), is_retryable=False, may_have_been_paid=False)
+            return Failed(reason=self._redact(error), is_retryable=False, may_have_been_paid=False)
         except TimeoutError:
-            reason = f"no whole answer within {self._patience.answer_seconds:g} s"
+            reason = f"no complete answer within {self._retry_policy.answer_seconds:g} s"
             return Failed(reason=reason, is_retryable=True, may_have_been_paid=True)
         except httpx2.TransportError as error:
-            reason = f"the connection broke ({self._said(error)})"
+            reason = f"the connection was lost ({self._redact(error)})"
             return Failed(reason=reason, is_retryable=True, may_have_been_paid=True)
         except httpx2.DecodingError as error:
-            reason = f"the body could not be decompressed ({self._said(error)})"
+            reason = f"the body could not be decompressed ({self._redact(error)})"
             return Failed(reason=reason, is_retryable=True, may_have_been_paid=True)
         finally:
             self._idle_clients.append(client)
@@ -126,10 +128,10 @@ class HttpTransport:
             await client.aclose()
 
     def _new_client(self) -> httpx2.AsyncClient:
-        """One for each request under way: a pool looks at all its idle connections, twice for each request."""
+        """Make a client for one request in flight: a shared pool scans all its idle connections for every request."""
         client = httpx2.AsyncClient(
             headers=self._headers,
-            timeout=httpx2.Timeout(None, connect=self._patience.connect_seconds),
+            timeout=httpx2.Timeout(None, connect=self._retry_policy.connect_seconds),
             limits=httpx2.Limits(max_connections=1, max_keepalive_connections=1),
             follow_redirects=False,
             verify=self._tls,
@@ -144,10 +146,10 @@ class HttpTransport:
 
     async def _exchange(self, client: httpx2.AsyncClient, message: httpx2.Request) -> Reply:
         try:
-            async with asyncio.timeout(self._patience.first_byte_seconds):
+            async with asyncio.timeout(self._retry_policy.first_byte_seconds):
                 response = await client.send(message, stream=True)
         except TimeoutError:
-            reason = f"not a byte within {self._patience.first_byte_seconds:g} s"
+            reason = f"no first byte within {self._retry_policy.first_byte_seconds:g} s"
             return Failed(reason=reason, is_retryable=True, may_have_been_paid=True)
         try:
             body = bytearray()
@@ -163,41 +165,40 @@ class HttpTransport:
     def _reply(self, response: httpx2.Response, body: bytes) -> Reply:
         status = response.status_code
         if response.is_success:
-            # A server that echoes what it was sent would put the key into the run.
+            # A server that echoes the request would put the key into the run.
             body = self._endpoint.without_key(body)
             is_json = "json" in response.headers.get("content-type", "") or body.lstrip()[:1] in (b"{", b"[")
             return Delivered(body=body, is_json=is_json)
-        error = error_said_in(body)
-        asked = seconds_asked_for(response.headers.get("retry-after"), now=self._clock.now())
+        error = error_in(body)
         return Failed(
-            reason=f"HTTP {status}: {_in_words(error, self._endpoint) or response.reason_phrase}",
+            reason=f"HTTP {status}: {_describe(error, self._endpoint) or response.reason_phrase}",
             status=status,
-            is_retryable=(status in RETRIED or status >= 500) and not _is_hopeless(error),
-            may_have_been_paid=status in PERHAPS_PAID,
-            asked_seconds=asked,
+            is_retryable=(status in RETRIED or status >= 500) and not _is_permanent(error),
+            may_have_been_paid=status in MAY_BE_CHARGED,
+            retry_after_seconds=parse_retry_after(response.headers.get("retry-after"), now=self._clock.now()),
         )
 
-    def _said(self, error: Exception) -> str:
+    def _redact(self, error: Exception) -> str:
         return self._endpoint.hide_key(f"{error}" or type(error).__name__, longest=_LONGEST_REASON)
 
 
-def failure_said_in(response: Mapping[str, Any], endpoint: Endpoint) -> Failed | None:
-    """The error that some gateways send as a success: a body with `error` and without choices."""
+def failure_in(response: Mapping[str, object], endpoint: Endpoint) -> Failed | None:
+    """The failure in a body that a gateway sends with a status of success: `error` and no choices."""
     if response.get("choices") or not response.get("error"):
         return None
-    error = error_said_in(msgspec.json.encode(response))
+    error = error_in(msgspec.json.encode(response))
     code = str(error.get("code") or error.get("status"))
     status = int(code) if _STATUS.fullmatch(code) else None
     return Failed(
-        reason=f"an error instead of an answer: {_in_words(error, endpoint)}",
+        reason=f"an error instead of an answer: {_describe(error, endpoint)}",
         status=status,
-        is_retryable=(status is None or status in RETRIED or status >= 500) and not _is_hopeless(error),
-        may_have_been_paid=status is None or status in PERHAPS_PAID,
+        is_retryable=(status is None or status in RETRIED or status >= 500) and not _is_permanent(error),
+        may_have_been_paid=status is None or status in MAY_BE_CHARGED,
     )
 
 
-def error_said_in(body: bytes) -> dict[str, Any]:
-    """The `error` object of a body, in OpenAI's form or close to it; a message alone where it has none."""
+def error_in(body: bytes) -> JsonObject:
+    """The `error` object of a body, in OpenAI's form or similar; only a message if it has none."""
     try:
         content = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -210,14 +211,14 @@ def error_said_in(body: bytes) -> dict[str, Any]:
     return error
 
 
-def _is_hopeless(error: Mapping[str, Any]) -> bool:
-    return not _NEVER_BETTER.isdisjoint({str(error.get("code")), str(error.get("type"))})
+def _is_permanent(error: Mapping[str, object]) -> bool:
+    return not _PERMANENT_CODES.isdisjoint({str(error.get("code")), str(error.get("type"))})
 
 
-def _in_words(error: Mapping[str, Any], endpoint: Endpoint) -> str:
+def _describe(error: Mapping[str, object], endpoint: Endpoint) -> str:
     message = error.get("message") or error.get("detail") or error.get("code") or ""
     return endpoint.hide_key(_as_text(message), longest=_LONGEST_REASON)
 
 
-def _as_text(value: Any) -> str:
+def _as_text(value: object) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()

@@ -1,7 +1,7 @@
-"""Batch files of the providers.
+"""Read and write batch files.
 
-A provider takes a file of requests and gives, within a day, a file of results in any order, at a lower price. OpenAI,
-as of 2025, takes 50,000 requests and 200 MB a file, all to one model.
+A provider takes a file of requests and returns, within a day, a file of results in any order, at a lower price.
+OpenAI, as of 2025, takes 50,000 requests and 200 MB per file, all for one model.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import msgspec
 
 from crashproof.errors import DataError, InputError
 from crashproof.json_lines import read_objects
+from crashproof.rules.requests import JsonObject
 
 __all__ = ["MOST_BYTES", "MOST_LINES", "BatchFile", "BatchResult", "batch_line", "batches", "read_batch_results"]
 
@@ -26,39 +27,39 @@ _RESULT = 'A result is {"custom_id": …, "response": {"status_code": …, "body
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchFile:
-    """Requests that go into one file."""
+    """The requests of one file."""
 
     custom_ids: list[str]
     content: bytes
-    """The whole file."""
+    """The complete file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchResult:
-    """What became of one request: a body, or the reason why there is none."""
+    """The result of one request: a body, or the reason why there is none."""
 
     line: int
-    """Where in the file it stands, from 1."""
+    """Line number in the file, from 1."""
     custom_id: str
-    body: dict[str, Any] | None
+    body: JsonObject | None
     """The response, as it would have come over HTTP."""
     failure: str | None
     status: int | None
-    """The HTTP status; None where the request was never sent."""
+    """The HTTP status; None if the request was never sent."""
 
 
-def batch_line(custom_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """One request of a batch file."""
+def batch_line(custom_id: str, body: Mapping[str, object]) -> JsonObject:
+    """Build one line of a batch file."""
     return {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": dict(body)}
 
 
 def batches(
-    lines: Iterable[Mapping[str, Any]], most_lines: int = MOST_LINES, most_bytes: int = MOST_BYTES
+    lines: Iterable[JsonObject], most_lines: int = MOST_LINES, most_bytes: int = MOST_BYTES
 ) -> Iterator[BatchFile]:
-    """Requests from `batch_line` in as few files as their order allows; one file is in memory at a time.
+    """Split lines from `batch_line` into as few files as their order allows; one file is in memory at a time.
 
     Raises:
-        InputError: a request is longer than a whole file may be.
+        InputError: a request alone exceeds the size of a file.
     """
     custom_ids: list[str] = []
     content = bytearray()
@@ -67,7 +68,7 @@ def batches(
         if len(encoded) > most_bytes:
             raise InputError(
                 f"The request {line['custom_id']} has {len(encoded):,} bytes; a batch file takes {most_bytes:,}.",
-                hint="Shorten its messages, or ask it without a batch.",
+                hint="Shorten its messages, or send it without a batch.",
             )
         if custom_ids and (len(custom_ids) == most_lines or len(content) + len(encoded) > most_bytes):
             yield BatchFile(custom_ids=custom_ids, content=bytes(content))
@@ -79,10 +80,10 @@ def batches(
 
 
 def read_batch_results(path: Path) -> Iterator[BatchResult]:
-    """The results in a file of outputs or of errors, in the order of the file, one line at a time.
+    """Yield the results in a file of outputs or errors, in order, one line at a time.
 
     Raises:
-        DataError: the file cannot be read, or a line is no result; tells which.
+        DataError: the file cannot be read, or a line is malformed; names the line.
     """
     for number, content in read_objects(path):
         try:
@@ -91,11 +92,11 @@ def read_batch_results(path: Path) -> Iterator[BatchResult]:
             raise DataError(path, str(error), line=number, hint=_RESULT) from None
 
 
-def _result(number: int, content: dict[str, Any]) -> BatchResult:
-    """A line as a result; a ValueError says what is wrong with it."""
+def _result(number: int, content: JsonObject) -> BatchResult:
+    """Parse a line; raises ValueError with what is wrong with it."""
     custom_id, response, error = (content.get(key) for key in ("custom_id", "response", "error"))
     if not isinstance(custom_id, str) or not custom_id:
-        raise ValueError('a result needs a "custom_id" that is text')
+        raise ValueError('a result needs a "custom_id" that is a string')
     if error is None and response is None:
         raise ValueError('a result needs a "response" or an "error"')
     status, body = _status_and_body(response)
@@ -109,20 +110,19 @@ def _result(number: int, content: dict[str, Any]) -> BatchResult:
     )
 
 
-def _status_and_body(response: Any) -> tuple[int | None, Any]:
+def _status_and_body(response: object) -> tuple[int | None, Any]:
     if response is None:
         return None, None
-    status = response.get("status_code") if isinstance(response, dict) else None
-    if type(status) is not int:
-        raise ValueError('the "response" of a result needs a "status_code" that is a whole number')
+    if not isinstance(response, dict) or type(status := response.get("status_code")) is not int:
+        raise ValueError('the "response" of a result needs a "status_code" that is an integer')
     body = response.get("body")
     if status == 200 and not isinstance(body, dict):
         raise ValueError('a "response" with "status_code" 200 needs a "body" that is an object')
     return status, body
 
 
-def _failure(error: Any, status: int | None, body: Any) -> str:
-    """In words: the provider's own, where it gives any."""
+def _failure(error: object, status: int | None, body: object) -> str:
+    """The provider's own reason, if it gives one."""
     said = error if error is not None else body.get("error") if isinstance(body, dict) else body
     where = "" if status is None else f"HTTP {status}: "
     if isinstance(said, dict):

@@ -1,4 +1,4 @@
-"""Show how far a job has come."""
+"""Show a job's progress."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from crashproof.formatting import as_dollars_text, as_duration
 from crashproof.records.requests import Spending
 from crashproof.teacher.jobs.generation import JobProgress
 
-__all__ = ["shown_job"]
+__all__ = ["show_job"]
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_OF_PACE = 60.0
 
 
 @contextmanager
-def shown_job(*, stream: TextIO | None = None, clock: Clock = SYSTEM_CLOCK) -> Iterator[JobProgress]:
-    """A live bar on a terminal; elsewhere one plain line every ten seconds."""
+def show_job(*, stream: TextIO | None = None, clock: Clock = SYSTEM_CLOCK) -> Iterator[JobProgress]:
+    """Show a live bar on a terminal, or else a plain line every ten seconds."""
     stream = stream or sys.stderr
     console = Console(file=stream)
     pace = _Pace(clock.steady)
@@ -52,7 +52,7 @@ class _Bar:
         self._pace = pace
 
     def advance(self, done: int, num_questions: int, spending: Spending) -> None:
-        # Not before there is something to show: an error comes first.
+        # Started late, so that an early error is printed before the bar.
         self._bar.start()
         self._bar.update(self._task, completed=done, total=num_questions, facts=self._pace.facts(done, spending))
 
@@ -62,28 +62,28 @@ class _Lines:
         self._stream = stream
         self._pace = pace
         self._steady = steady
-        self._told_at = steady()
+        self._written_at = steady()
 
     def advance(self, done: int, num_questions: int, spending: Spending) -> None:
-        if self._steady() - self._told_at < _SECONDS_BETWEEN_LINES:
+        if self._steady() - self._written_at < _SECONDS_BETWEEN_LINES:
             return
-        self._told_at = self._steady()
+        self._written_at = self._steady()
         facts = self._pace.facts(done, spending)
-        seconds = (num_questions - done) / self._pace.a_second if self._pace.a_second else None
+        seconds = (num_questions - done) / self._pace.per_second if self._pace.per_second else None
         remaining = "" if seconds is None else f"  {as_duration(seconds)} left"
         self._stream.write(f"generate: {done:,} of {num_questions:,}  {facts}{remaining}\n")
         self._stream.flush()
 
 
 class _Pace:
-    """Of the last minute: what a restart finds in the store says nothing about the teacher."""
+    """Requests per second over the last minute; answers already stored say nothing about the teacher's speed."""
 
     def __init__(self, steady: Callable[[], float]) -> None:
         self._steady = steady
         self._points = deque([(steady(), 0)])
 
     @property
-    def a_second(self) -> float:
+    def per_second(self) -> float:
         (begun_at, had), (now, has) = self._points[0], self._points[-1]
         return (has - had) / max(1e-9, now - begun_at)
 
@@ -92,7 +92,7 @@ class _Pace:
         self._points.append((now, done))
         while len(self._points) > 2 and self._points[0][0] < now - _SECONDS_OF_PACE:
             self._points.popleft()
-        facts = [f"{self.a_second:.1f}/s"]
+        facts = [f"{self.per_second:.1f}/s"]
         if spending.spent:
             facts.append(f"{as_dollars_text(spending.spent)} spent")
         if spending.requests_in_doubt:

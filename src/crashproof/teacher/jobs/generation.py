@@ -1,7 +1,7 @@
-"""Run a generation job: ask, keep, write.
+"""Run a generation job.
 
-The job is a run of its own beside its output, with one writer. Killed at any moment and started again it goes on:
-answers are in the store, and the output is written from there once all are asked.
+The job is a run of its own beside its output, with one writer. Killed at any moment, it resumes when started again:
+answers are in the store, and the output is written from there once every request is done.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from crashproof.alerts.settings import AlertSettings
 from crashproof.answers.store import ResponseStore
 from crashproof.errors import AnswerUnusable, BudgetExhausted, TeacherError, TeacherRefused, TeacherUnreachable
 from crashproof.records.requests import Spending
+from crashproof.records.states import AttemptState, SessionKind
 from crashproof.teacher.client.client import AsyncTeacher, OnFailure
 from crashproof.teacher.client.endpoint import Endpoint
 from crashproof.teacher.client.limits import Limits
@@ -33,31 +34,31 @@ from crashproof.teacher.shared_store.fallback import SpooledStore
 from crashproof.tracking.settings import TrackerSettings
 from crashproof.tracking.tracker import ProgressTracker
 
-__all__ = ["Asked", "Engine", "JobProgress", "JobResult", "LocalEngine", "TeacherSettings", "run_job"]
+__all__ = ["Engine", "EngineResult", "JobProgress", "JobResult", "LocalEngine", "TeacherSettings", "run_job"]
 
 log = logging.getLogger("crashproof")
 
 FORBIDDEN = 403
 REFUSES_ALL = frozenset({301, 302, 303, 307, 308, 401, 402, 404, 405, 429})
-"""Refusals that no other prompt would escape; a 429 is refused for good only where no money is left."""
+"""Refusals that would hit every prompt; a 429 is final only if the account has no credit left."""
 _SECONDS_BETWEEN_REPORTS = 1.0
-_LEAST_UNREACHABLE = 4
-"""Questions in a row without any answer before a job stops: one alone may be at fault itself."""
+_MIN_UNREACHABLE = 4
+"""Consecutive questions without an answer before a job stops: the first may fail for reasons of their own."""
 _WINDOW = 4
-"""Questions taken up for each that may be under way: answers that are there already are found meanwhile."""
+"""Open questions per allowed request in flight, so that stored answers are looked up meanwhile."""
 
 
 class JobProgress(Protocol):
-    """Somebody who watches."""
+    """Displays the progress of a job."""
 
     def advance(self, done: int, num_questions: int, spending: Spending) -> None:
-        """So many questions of all have an end."""
+        """Report that `done` of all questions are finished."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherSettings:
-    """How the teacher is asked; nothing of it changes an answer."""
+    """How requests are sent; nothing here changes an answer."""
 
     endpoint: Endpoint
     prices: PriceTable
@@ -65,45 +66,59 @@ class TeacherSettings:
     limits: Limits = field(default_factory=Limits)
     patience: Patience = field(default_factory=Patience)
     asks_again: bool = False
-    """Whether answers that are kept and of no use are paid for once more."""
+    """Whether to pay once more for stored answers that are unusable."""
+
+    def open(self, model: str, store: ResponseStore, on_failure: OnFailure) -> AsyncTeacher:
+        """Open a teacher with these settings."""
+        return AsyncTeacher(
+            model,
+            store=store,
+            endpoint=self.endpoint,
+            prices=self.prices,
+            budget=self.budget,
+            limits=self.limits,
+            patience=self.patience,
+            asks_again=self.asks_again,
+            on_failure=on_failure,
+        )
 
 
 @dataclass(slots=True, kw_only=True)
-class Asked:
-    """How the asking went."""
+class EngineResult:
+    """The outcome of `Engine.ask_all`."""
 
     reasons: dict[str, str] = field(default_factory=dict)
-    """Why there is no answer that can be used, by key."""
+    """Why there is no usable answer, by key."""
     over_budget: BudgetExhausted | None = None
-    """What the budget did not allow."""
+    """The last request that the budget did not allow."""
     is_stopped: bool = False
-    """Whether somebody asked to stop before all questions had an end."""
+    """Whether the job was stopped before all questions were finished."""
     note: str = ""
-    """What else there is to say, as a sentence."""
+    """A further sentence for the user."""
 
 
 class Engine(Protocol):
-    """Where the asking is done."""
+    """Obtains the answers of a job."""
 
-    def ask_all(self, job: GenerationJob, store: ResponseStore, *, on_end: Callable[[int], None]) -> Asked:
-        """Bring an answer to every question into the store; `on_end` hears how many have an end.
+    def ask_all(self, job: GenerationJob, store: ResponseStore, *, on_end: Callable[[int], None]) -> EngineResult:
+        """Obtain an answer to every question into the store; `on_end` gets the number of finished questions.
 
-        What the budget did not allow has none: a larger budget goes on there.
+        Questions beyond the budget do not count as finished: a larger budget continues there.
 
         Raises:
-            TeacherError: no question could have an answer.
-            DiskFull, StoreUnavailable: what was paid for is kept; no more can be.
+            TeacherError: no question can be answered.
+            DiskFull, StoreUnavailable: paid answers are stored, but no further one can be.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobResult:
-    """What a job has come to."""
+    """The result of a job."""
 
-    asked: Asked
+    asked: EngineResult
     written: Written | None
-    """None where it was stopped: a part is no output."""
+    """None if it was stopped: no partial output is written."""
     num_questions: int
     spending: Spending
 
@@ -116,31 +131,33 @@ def run_job(
     shared_store: Callable[[str], ResponseStore] | None = None,
     alerts: AlertSettings | None = None,
 ) -> JobResult:
-    """Ask all questions that have no answer yet, then write the output.
+    """Obtain all answers that are missing, then write the output.
 
     Args:
-        job: What is asked.
-        engine: Makes the engine; what it is given hears of failed requests.
-        progress: Somebody who watches.
-        shared_store: Opens the store that other processes share, for the account that it is given; by default the run
-            keeps its answers itself.
+        job: The prompts and the output.
+        engine: Makes the engine from a callback for failed requests.
+        progress: Displays the progress.
+        shared_store: Opens a shared store for an account; by default the run stores its answers itself.
         alerts: Whom to alert, and of what; by default nobody.
 
     Raises:
         DataError: a prompt is malformed; nothing was sent.
         RunInUse: another process works on this output.
-        TeacherError, StorageError: in words; what was paid for is kept.
+        TeacherError, StorageError: the job cannot go on; paid answers are stored.
     """
     job.check_paths()
     num_questions = job.count()
     settings = TrackerSettings(alerts=alerts or AlertSettings())
-    tracker = ProgressTracker(job.folder.progress, job.config(), num_questions, settings=settings)
+    tracker = ProgressTracker(
+        job.folder.progress, job.config(), num_questions, kind=SessionKind.GENERATION, settings=settings
+    )
     try:
         result = _run(job, engine(tracker.record_connection_failure), tracker, num_questions, progress, shared_store)
     except BaseException as error:
-        tracker.close("raised", error)
+        tracker.close(AttemptState.RAISED, error)
         raise
-    tracker.close("preempted" if result.asked.is_stopped else "completed", result.asked.over_budget)
+    how = AttemptState.PREEMPTED if result.asked.is_stopped else AttemptState.COMPLETED
+    tracker.close(how, result.asked.over_budget)
     return result
 
 
@@ -152,17 +169,17 @@ def _run(
     progress: JobProgress,
     shared_store: Callable[[str], ResponseStore] | None,
 ) -> JobResult:
-    with _store_of(job, tracker, shared_store) as store:
+    with _open_store(job, tracker, shared_store) as store:
         report = _Report(tracker, store, progress, num_questions, is_shared=shared_store is not None)
         progress.advance(0, num_questions, store.spending())
         asked = engine.ask_all(job, store, on_end=report.note)
         written = None if asked.is_stopped else job.write(store, asked.reasons)
-        report.tell()
+        report.send()
         return JobResult(asked=asked, written=written, num_questions=num_questions, spending=store.spending())
 
 
 @contextmanager
-def _store_of(
+def _open_store(
     job: GenerationJob, tracker: ProgressTracker, shared_store: Callable[[str], ResponseStore] | None
 ) -> Iterator[ResponseStore]:
     if shared_store is None:
@@ -176,7 +193,7 @@ def _store_of(
 
 
 class _Report:
-    """Tells the run and whoever watches, now and then."""
+    """Reports progress to the run and the display at intervals."""
 
     def __init__(
         self,
@@ -193,15 +210,15 @@ class _Report:
         self._num_questions = num_questions
         self._is_shared = is_shared
         self._done = 0
-        self._told_at = time.monotonic()
+        self._reported_at = time.monotonic()
 
     def note(self, done: int) -> None:
         self._done = done
-        if time.monotonic() - self._told_at >= _SECONDS_BETWEEN_REPORTS:
-            self.tell()
+        if time.monotonic() - self._reported_at >= _SECONDS_BETWEEN_REPORTS:
+            self.send()
 
-    def tell(self) -> None:
-        self._told_at = time.monotonic()
+    def send(self) -> None:
+        self._reported_at = time.monotonic()
         spending = self._store.spending()
         self._tracker.record_job_progress(self._done)
         if self._is_shared:
@@ -211,32 +228,21 @@ class _Report:
 
 @dataclass(slots=True, kw_only=True)
 class LocalEngine:
-    """Asks from this process, many at once."""
+    """Sends requests from this process, many at once."""
 
     settings: TeacherSettings
     on_failure: OnFailure
 
-    def ask_all(self, job: GenerationJob, store: ResponseStore, *, on_end: Callable[[int], None]) -> Asked:
+    def ask_all(self, job: GenerationJob, store: ResponseStore, *, on_end: Callable[[int], None]) -> EngineResult:
         """See `Engine`."""
         return asyncio.run(self._ask_all(job, store, on_end))
 
-    async def _ask_all(self, job: GenerationJob, store: ResponseStore, on_end: Callable[[int], None]) -> Asked:
-        teacher = AsyncTeacher(
-            job.form.model,
-            store=store,
-            endpoint=self.settings.endpoint,
-            prices=self.settings.prices,
-            budget=self.settings.budget,
-            limits=self.settings.limits,
-            patience=self.settings.patience,
-            parameters=job.form.parameters,
-            asks_again=self.settings.asks_again,
-            on_failure=self.on_failure,
-        )
+    async def _ask_all(self, job: GenerationJob, store: ResponseStore, on_end: Callable[[int], None]) -> EngineResult:
+        teacher = self.settings.open(job.form.model, store, self.on_failure)
         concurrency = self.settings.limits.concurrency
-        most_unreachable = max(_LEAST_UNREACHABLE, concurrency)
-        asking = _Asking(teacher, store, most_unreachable=most_unreachable, on_end=on_end)
-        async with _signals() as signals:
+        max_unreachable = max(_MIN_UNREACHABLE, concurrency)
+        asking = _Asking(teacher, store, max_unreachable=max_unreachable, on_end=on_end)
+        async with _handle_signals() as signals:
             try:
                 await asking.ask_all(job.questions(), signals.stop, window=_WINDOW * concurrency)
             finally:
@@ -245,7 +251,7 @@ class LocalEngine:
 
 
 async def _close(teacher: AsyncTeacher, give_up: asyncio.Event) -> None:
-    """Wait for the answers to what is sent, which is paid for, until somebody asks to give it up."""
+    """Wait for the answers in flight, which are paid for, until a second signal gives them up."""
     closing = asyncio.create_task(teacher.close(waits=True))
     giving_up = asyncio.create_task(give_up.wait())
     await asyncio.wait({closing, giving_up}, return_when=asyncio.FIRST_COMPLETED)
@@ -262,48 +268,48 @@ class _Asking:
     """One pass over all questions."""
 
     def __init__(
-        self, teacher: AsyncTeacher, store: ResponseStore, *, most_unreachable: int, on_end: Callable[[int], None]
+        self, teacher: AsyncTeacher, store: ResponseStore, *, max_unreachable: int, on_end: Callable[[int], None]
     ) -> None:
-        self.asked = Asked()
+        self.asked = EngineResult()
         self._teacher = teacher
         self._store = store
-        self._most_unreachable = most_unreachable
+        self._max_unreachable = max_unreachable
         self._on_end = on_end
         self._num_ended = 0
         self._num_over_budget = 0
         self._num_unreachable = 0
-        """In a row: no other question has brought an answer from the teacher meanwhile."""
-        self._num_bought = 0
+        """Consecutive: no other question got an answer from the teacher meanwhile."""
+        self._num_answers = 0
         self._unreachable: TeacherError | None = None
         self._fatal: Exception | None = None
 
     async def ask_all(self, questions: Iterator[Question], stop: asyncio.Event, *, window: int) -> None:
         pending: set[asyncio.Task[None]] = set()
         stopping = asyncio.create_task(stop.wait())
-        are_all_taken_up = False
+        are_all_begun = False
         try:
             for question in questions:
                 if self._fatal is not None or stop.is_set():
                     break
                 pending.add(asyncio.create_task(self._ask(question)))
                 if len(pending) >= window:
-                    pending = await self._some_end(pending, stopping)
+                    pending = await self._wait_for_any(pending, stopping)
             else:
-                are_all_taken_up = True
+                are_all_begun = True
             while pending and self._fatal is None and not stop.is_set():
-                pending = await self._some_end(pending, stopping)
+                pending = await self._wait_for_any(pending, stopping)
         finally:
-            self.asked.is_stopped = stop.is_set() and not (are_all_taken_up and not pending)
+            self.asked.is_stopped = stop.is_set() and not (are_all_begun and not pending)
             for task in (*pending, stopping):
                 task.cancel()
             await asyncio.gather(*pending, stopping, return_exceptions=True)
         if self._fatal is None and self._num_unreachable == self._num_ended:
-            # Of a few questions, too, none could have an answer.
+            # A small job fails too if none of its questions got an answer.
             self._fatal = self._unreachable
         if self._fatal is not None:
             raise self._fatal
 
-    async def _some_end(
+    async def _wait_for_any(
         self, pending: set[asyncio.Task[None]], stopping: asyncio.Task[object]
     ) -> set[asyncio.Task[None]]:
         await asyncio.wait({*pending, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -314,7 +320,7 @@ class _Asking:
             await self._ask_one(question)
             self._num_ended += 1
             self._on_end(self._num_ended - self._num_over_budget)
-        except Exception as error:  # Whatever else it is, it ends the job.
+        except Exception as error:  # Any other error ends the job.
             self._fatal = self._fatal or error
             self._teacher.stop()
 
@@ -331,25 +337,25 @@ class _Asking:
             self.asked.over_budget = error
             self._num_over_budget += 1
         except TeacherUnreachable as error:
-            self._note_in_vain(key, error)
+            self._note_unanswered(key, error)
         except TeacherRefused as error:
             if error.status == FORBIDDEN:
-                # The key may do nothing, or this one prompt is what nobody may ask: the others tell.
-                self._note_in_vain(key, error)
+                # Either the key is not permitted, or this prompt is not allowed: other questions will show.
+                self._note_unanswered(key, error)
                 return
             self._num_unreachable = 0
             self.asked.reasons[key] = str(error)
             if error.status in REFUSES_ALL:
                 raise
 
-    def _note_in_vain(self, key: str, error: TeacherError) -> None:
+    def _note_unanswered(self, key: str, error: TeacherError) -> None:
         self.asked.reasons[key] = str(error)
-        num_bought = self._store.spending().answers
-        if num_bought != self._num_bought:
-            self._num_bought, self._num_unreachable = num_bought, 0
+        num_answers = self._store.spending().answers
+        if num_answers != self._num_answers:
+            self._num_answers, self._num_unreachable = num_answers, 0
         self._num_unreachable += 1
         self._unreachable = error
-        if self._num_unreachable >= self._most_unreachable:
+        if self._num_unreachable >= self._max_unreachable:
             raise error
 
 
@@ -360,8 +366,8 @@ class _Signals:
 
 
 @asynccontextmanager
-async def _signals() -> AsyncIterator[_Signals]:
-    """The first SIGINT or SIGTERM asks to stop, the second one to give up what is under way."""
+async def _handle_signals() -> AsyncIterator[_Signals]:
+    """Stop at the first SIGINT or SIGTERM; at the second, give up the requests in flight."""
     signals = _Signals(asyncio.Event(), asyncio.Event())
     loop = asyncio.get_running_loop()
 
@@ -369,12 +375,15 @@ async def _signals() -> AsyncIterator[_Signals]:
         if signals.stop.is_set():
             signals.give_up.set()
             return
-        log.warning("%s: no more requests; waiting for those that are sent. Once more to give them up.", number.name)
+        log.warning(
+            "%s: sending no more requests; waiting for those in flight. Repeat the signal to give them up.",
+            number.name,
+        )
         signals.stop.set()
 
-    # Python hands signals to its main thread alone.
-    is_ours = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if is_ours else ()
+    # Python delivers signals to its main thread only.
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if is_main_thread else ()
     for number in numbers:
         loop.add_signal_handler(number, note, number)
     try:

@@ -1,11 +1,10 @@
-"""What a generation job asks, and what it makes of the answers."""
+"""The prompts and output of a generation job."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -14,14 +13,14 @@ from crashproof.disk.atomic import write_atomically, write_bytes_atomically
 from crashproof.disk.files import REAL_DISK, storage_errors
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import ConfigError, DataError
-from crashproof.rules.requests import TeacherRequest
+from crashproof.rules.requests import JsonObject, TeacherRequest
 from crashproof.teacher.client.answers import answer_in, problem_with
 from crashproof.teacher.client.request_builder import RequestForm
 from crashproof.teacher.jobs.prompts import Prompt, problem_with_answer, read_prompts, trained_line
 
 __all__ = ["GenerationJob", "Question", "Written"]
 
-_NOT_ASKED = "not asked yet"
+_NOT_SENT = "not requested yet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +34,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """What came out."""
+    """The number of lines written."""
 
     num_answers: int
     num_failed: int
@@ -52,18 +51,17 @@ class GenerationJob:
 
     @property
     def folder(self) -> RunFolder:
-        """The run that keeps the job: beside the output, `D.run` for `D.jsonl`."""
+        """The job's run folder beside the output: `D.run` for `D.jsonl`."""
         return RunFolder.under(self._beside(".run"))
 
     @property
     def failed(self) -> Path:
-        """Where prompts without an answer are listed."""
+        """The file that lists prompts without an answer."""
         return self._beside(".failed.jsonl")
 
-    def config(self) -> dict[str, Any]:
-        """What makes it another job where it changes."""
+    def config(self) -> JsonObject:
+        """The config of the run: a change here makes it another job."""
         return {
-            "job": "generate",
             "base_url": self.form.base_url,
             "model": self.form.model,
             "parameters": dict(self.form.parameters),
@@ -71,39 +69,37 @@ class GenerationJob:
         }
 
     def check_paths(self) -> None:
-        """See that the prompts can be read more than once, and that the output does not replace them.
+        """Check that the prompts can be read repeatedly, and that the output does not replace them.
 
         Raises:
-            ConfigError: it cannot.
+            ConfigError: they cannot, or it would.
         """
         if self.prompts.is_fifo():
             raise ConfigError(
-                f"{self.prompts} is a pipe, and prompts are read several times.", hint="Write them to a file."
+                f"{self.prompts} is a pipe, but prompts are read several times.", hint="Write them to a file."
             )
         if self.out.is_dir():
-            raise ConfigError(f"{self.out} is a folder.", hint="Name a file with --out.")
+            raise ConfigError(f"{self.out} is a folder.", hint="Pass a file as --out.")
         for path in (self.out, self.failed):
             if path.resolve() == self.prompts.resolve():
-                raise ConfigError(
-                    f"The job would write over its own prompts in {path}.", hint="Choose another --out."
-                )
+                raise ConfigError(f"The job would overwrite its own prompts in {path}.", hint="Choose another --out.")
 
     def questions(self) -> Iterator[Question]:
-        """Every answer wanted, one prompt at a time.
+        """Yield every question, one prompt at a time.
 
         Raises:
-            ConfigError: a parameter of all requests is not for a job to send.
-            DataError: a line is malformed, asks another model, or sets such a parameter; tells which.
+            ConfigError: a common parameter is not supported in a job.
+            DataError: a line is malformed, names another model, or sets such a parameter; names the line.
         """
         problem = _problem_with_parameters(self.form.parameters)
         if problem is not None:
             raise ConfigError(f"{problem[0].upper()}{problem[1:]}.", hint="Leave it out.")
         for prompt in read_prompts(self.prompts):
             parameters = {name: value for name, value in prompt.parameters.items() if name != "model"}
-            asked = prompt.parameters.get("model", self.form.model)
-            if asked != self.form.model:
-                reason = f"it asks {asked!r}, the job asks {self.form.model!r}"
-                raise DataError(self.prompts, reason, line=prompt.line, hint="Make one job for each model.")
+            model = prompt.parameters.get("model", self.form.model)
+            if model != self.form.model:
+                reason = f"its model is {model!r}, the job's is {self.form.model!r}"
+                raise DataError(self.prompts, reason, line=prompt.line, hint="Run one job per model.")
             problem = _problem_with_parameters(parameters)
             if problem is not None:
                 raise DataError(self.prompts, problem, line=prompt.line, hint="Leave it out.")
@@ -112,25 +108,25 @@ class GenerationJob:
                 yield Question(prompt=prompt, sample=sample, request=request)
 
     def count(self) -> int:
-        """How many answers are wanted; reads, and so checks, every prompt."""
+        """Count the questions; reads, and so checks, every prompt."""
         return sum(1 for _ in self.questions())
 
     def write(self, store: ResponseStore, reasons: Mapping[str, str]) -> Written:
-        """Write all answers in order, then beside them what has none; each file whole or not at all.
+        """Write all answers in order, then the prompts without one to `failed`; each file atomically.
 
-        `reasons` says, by key, why there is none.
+        `reasons` gives, by key, why there is no answer.
 
         Raises:
-            DiskFull: what could not be written is as it was.
+            DiskFull: the file that did not fit is unchanged.
         """
-        failed: list[dict[str, Any]] = []
+        failed: list[JsonObject] = []
         num_answers = 0
 
         def write_lines(write: Callable[[bytes], object]) -> None:
             nonlocal num_answers
             for question in self.questions():
                 try:
-                    line = self._line(question, store, reasons)
+                    line = self._trained_line(question, store, reasons)
                 except ValueError as error:
                     failed.append(_failed_line(question, str(error), num_samples=self.num_samples))
                 else:
@@ -148,18 +144,18 @@ class GenerationJob:
     def _beside(self, ending: str) -> Path:
         return self.out.with_name(self.out.name.removesuffix(".jsonl") + ending)
 
-    def _line(self, question: Question, store: ResponseStore, reasons: Mapping[str, str]) -> dict[str, Any]:
-        """Raises ValueError with the reason why there is none."""
+    def _trained_line(self, question: Question, store: ResponseStore, reasons: Mapping[str, str]) -> JsonObject:
+        """Raises ValueError with the reason if there is none."""
         key = question.request.key
         record = store.read(key)
         if record is None:
-            raise ValueError(reasons.get(key, _NOT_ASKED))
+            raise ValueError(reasons.get(key, _NOT_SENT))
         if isinstance(record.problem, str):
-            raise ValueError(f"the answer is kept and cannot be used: {record.problem}")
+            raise ValueError(f"the answer is stored but unusable: {record.problem}")
         answer = answer_in(record)
         problem = problem_with(answer, question.request.body) or problem_with_answer(question.prompt, answer.message)
         if problem is not None:
-            raise ValueError(f"the answer is kept and cannot be used: {problem}")
+            raise ValueError(f"the answer is stored but unusable: {problem}")
         return trained_line(
             question.prompt,
             answer.message,
@@ -172,22 +168,22 @@ class GenerationJob:
 _encoder = msgspec.json.Encoder()
 
 
-def _problem_with_parameters(parameters: Mapping[str, Any]) -> str | None:
-    """Why a job cannot send them, or None: what it would pay for and not keep."""
+def _problem_with_parameters(parameters: Mapping[str, object]) -> str | None:
+    """Why a job does not support them, or None."""
     if parameters.get("stream"):
-        return '"stream" is set, and answers are kept whole'
+        return '"stream" is set, but answers are stored complete'
     if parameters.get("n") not in (None, 1):
-        return '"n" asks for several answers at once, of which one would be kept; --samples asks for several'
+        return '"n" requests several answers, of which only one would be used; pass --samples instead'
     return None
 
 
-def _failed_line(question: Question, reason: str, *, num_samples: int) -> dict[str, Any]:
+def _failed_line(question: Question, reason: str, *, num_samples: int) -> JsonObject:
     prompt = question.prompt
-    asked: dict[str, Any] = {"prompt": prompt.text} if prompt.text is not None else {"messages": prompt.messages}
+    asked: JsonObject = {"prompt": prompt.text} if prompt.text is not None else {"messages": prompt.messages}
     if prompt.tools:
         asked["tools"] = prompt.tools
-    told: dict[str, Any] = {"line": prompt.line, "reason": reason, "key": question.request.key}
+    details: JsonObject = {"line": prompt.line, "reason": reason, "key": question.request.key}
     if num_samples > 1:
-        told["failed_sample"] = question.sample
-    # Last, so that no field of the prompt's own hides the reason.
-    return asked | prompt.extra | told
+        details["failed_sample"] = question.sample
+    # Last, so that no field of the prompt hides the reason.
+    return asked | prompt.extra | details

@@ -1,4 +1,4 @@
-"""Who pays, in a store that many runs share."""
+"""A run's account in a shared store."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["account_of"]
 
 
 def account_of(folder: RunFolder) -> str:
-    """The name under which a shared store counts what a run spends: made once, kept in the run, moved along with it.
+    """The account name under which a shared store books a run's spending; created once, and stored in the run.
 
     Raises:
-        StorageUnwritable: the file is there and damaged; without it a budget would begin anew.
+        StorageUnwritable: the file is damaged; without it the budget would start over.
     """
     path = folder.progress / "account.json"
     try:
@@ -32,5 +32,5 @@ def account_of(folder: RunFolder) -> str:
         write_bytes_atomically(path, add_checksum(msgspec.json.encode({"v": FORMAT_VERSION, "account": account})))
         return account
     if not is_intact(content):
-        raise StorageUnwritable(path, reason="it is damaged; restore it, or remove it to begin a new account")
+        raise StorageUnwritable(path, reason="it is damaged; restore it, or remove it to start a new account")
     return str(msgspec.json.decode(content)["account"])

@@ -1,34 +1,35 @@
-"""The answers in a shared store: found, kept, set aside."""
+"""The answers table of a shared store."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, LargeBinary, and_, bindparam, cast, delete, insert, select
 
+from crashproof.answers.store import request_in
 from crashproof.errors import UnknownRecord
 from crashproof.records.checksummed_line import is_intact
 from crashproof.records.codec import decode
 from crashproof.records.requests import AnswerRecord
+from crashproof.rules.requests import JsonObject
 from crashproof.teacher.shared_store.database import Database, chunks
-from crashproof.teacher.shared_store.tables import ANSWERS, REQUESTS, SET_ASIDE, RequestRow
+from crashproof.teacher.shared_store.tables import ANSWERS, REQUESTS, SET_ASIDE, RequestRow, RequestState
 
 __all__ = [
     "RECORD",
     "DamagedAnswers",
     "Paid",
     "find_answers",
-    "find_useful",
+    "find_payer",
+    "find_usable",
     "keep_answers",
-    "lay_by",
-    "make_room",
-    "move_damaged",
-    "payer_of",
-    "problem_in",
-    "requests_asked",
+    "problem_with_record",
+    "quarantine_answers",
+    "quarantine_damaged",
+    "remove_unusable",
+    "scan_requests",
 ]
 
 
@@ -36,22 +37,17 @@ class _Key(msgspec.Struct):
     prompt_hash: str = ""
 
 
-class _Request(msgspec.Struct):
-    request: dict[str, Any] | None = None
-
-
 _decoder = msgspec.json.Decoder(AnswerRecord)
 _key_decoder = msgspec.json.Decoder(_Key)
-_request_decoder = msgspec.json.Decoder(_Request)
 
-# Where a file has rotted, SQLite may take the bytes for something else.
+# In a corrupt file SQLite may report another type for the bytes.
 RECORD = cast(ANSWERS.c.record, LargeBinary).label("record")
 
 _FIND = select(ANSWERS.c.key, RECORD).where(ANSWERS.c.key.in_(bindparam("keys", expanding=True)))
 
 
 class DamagedAnswers(Exception):
-    """Answers were looked for and found broken: by key, their bytes. The store sets them aside, and looks again."""
+    """Damaged answers were found: their bytes, by key. The store quarantines them and tries again."""
 
     def __init__(self, found: Mapping[str, bytes]) -> None:
         super().__init__()
@@ -60,34 +56,34 @@ class DamagedAnswers(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Paid:
-    """An answer as it is kept, and the request that brought it."""
+    """A paid answer as it is stored, and its request."""
 
     row: RequestRow
     record: bytes
 
 
-def problem_in(key: str, record: bytes | None) -> str | None:
-    """Why the bytes under a key are no answer to it; None where they are one."""
+def problem_with_record(key: str, record: bytes | None) -> str | None:
+    """Why the bytes under a key are not its answer, or None."""
     if record is None or not is_intact(record):
-        return "its bytes are not what was written"
+        return "its checksum does not match"
     if _key_decoder.decode(record).prompt_hash != key:
-        return "it answers another request"
+        return "it belongs to another request"
     return None
 
 
 def find_answers(connection: Connection, database: Database, keys: Collection[str]) -> dict[str, AnswerRecord]:
-    """The answers under these keys.
+    """Find the answers under these keys.
 
     Raises:
-        DamagedAnswers: some are broken.
-        UnknownRecord: one is whole, and says something that this version does not know.
+        DamagedAnswers: some are damaged.
+        UnknownRecord: one is intact, but in a format that this version does not know.
     """
     found = {}
     damaged = {}
     for some in chunks(keys):
         for key, record in connection.execute(_FIND, {"keys": some}):
-            if problem_in(key, record) is None:
-                found[key] = _decoded(record, database)
+            if problem_with_record(key, record) is None:
+                found[key] = _decode_answer(record, database)
             else:
                 damaged[key] = record
     if damaged:
@@ -95,24 +91,24 @@ def find_answers(connection: Connection, database: Database, keys: Collection[st
     return found
 
 
-def find_useful(connection: Connection, keys: Collection[str]) -> set[str]:
-    """Those of the keys whose answer nobody has found to be of no use."""
+def find_usable(connection: Connection, keys: Collection[str]) -> set[str]:
+    """Find the keys whose answer is not marked as unusable."""
     joined = ANSWERS.join(REQUESTS, ANSWERS.c.request_id == REQUESTS.c.request_id)
     found: set[str] = set()
     for some in chunks(keys):
-        useful = select(ANSWERS.c.key).select_from(joined)
-        useful = useful.where(ANSWERS.c.key.in_(some), REQUESTS.c.state == "answered")
-        found.update(connection.execute(useful).scalars())
+        usable = select(ANSWERS.c.key).select_from(joined)
+        usable = usable.where(ANSWERS.c.key.in_(some), REQUESTS.c.state == RequestState.ANSWERED)
+        found.update(connection.execute(usable).scalars())
     return found
 
 
-def payer_of(connection: Connection, key: str) -> str | None:
-    """The id of the request that brought an answer."""
+def find_payer(connection: Connection, key: str) -> str | None:
+    """Find the id of the request that paid for an answer."""
     return connection.scalar(select(ANSWERS.c.request_id).where(ANSWERS.c.key == key))
 
 
 def keep_answers(connection: Connection, database: Database, answers: Collection[Paid]) -> set[str]:
-    """Keep the first answer to each key; returns the ids of the requests whose answer is the one that is kept."""
+    """Store the first answer to each key; returns the ids of the requests whose answer was stored."""
     values = [
         {"key": each.row.key, "request_id": each.row.request_id, "record": each.record}
         for each in sorted(answers, key=lambda each: each.row.key)
@@ -128,31 +124,33 @@ def keep_answers(connection: Connection, database: Database, answers: Collection
     return set(connection.execute(keep, values).scalars())
 
 
-def lay_by(connection: Connection, database: Database, answers: Collection[Paid], *, why: str) -> None:
-    """Put answers that are paid and will not be given where they can still be found."""
+def quarantine_answers(connection: Connection, database: Database, answers: Collection[Paid], *, why: str) -> None:
+    """Move paid answers that will not be served to the quarantine table."""
     values = [{"key": each.row.key, "request_id": each.row.request_id, "record": each.record} for each in answers]
     if values:
         connection.execute(insert(SET_ASIDE).values(why=why, set_aside_at=database.now), values)
 
 
-def make_room(connection: Connection, database: Database, keys: Collection[str]) -> list[RequestRow]:
-    """Take useless answers out of the way of others; returns the requests that brought them, not yet changed."""
+def remove_unusable(connection: Connection, database: Database, keys: Collection[str]) -> list[RequestRow]:
+    """Quarantine unusable answers; returns the requests that paid for them, unchanged."""
     moved = []
     for some in chunks(keys):
         # The requests are locked before their answers, as everywhere.
         joined = ANSWERS.join(REQUESTS, ANSWERS.c.request_id == REQUESTS.c.request_id)
-        useless = select(REQUESTS, RECORD).select_from(joined).with_for_update(of=REQUESTS)
-        useless = useless.where(ANSWERS.c.key.in_(some), REQUESTS.c.state == "useless")
-        found = [Paid(RequestRow.read(row), row.record) for row in connection.execute(useless)]
-        lay_by(connection, database, found, why="replaced")
+        unusable = select(REQUESTS, RECORD).select_from(joined).with_for_update(of=REQUESTS)
+        unusable = unusable.where(ANSWERS.c.key.in_(some), REQUESTS.c.state == RequestState.USELESS)
+        found = [Paid(RequestRow.read(row), row.record) for row in connection.execute(unusable)]
+        quarantine_answers(connection, database, found, why="replaced")
         request_ids = [each.row.request_id for each in found]
         connection.execute(delete(ANSWERS).where(ANSWERS.c.request_id.in_(request_ids), ANSWERS.c.key.in_(some)))
         moved += [each.row for each in found]
     return moved
 
 
-def move_damaged(connection: Connection, database: Database, key: str, record: bytes, *, request_id: str) -> bool:
-    """Move a broken answer out of the way; False where it is not there any more."""
+def quarantine_damaged(
+    connection: Connection, database: Database, key: str, record: bytes, *, request_id: str
+) -> bool:
+    """Quarantine a damaged answer; returns False if it is not there any more."""
     is_it = and_(ANSWERS.c.key == key, cast(ANSWERS.c.record, LargeBinary) == record)
     if not connection.execute(delete(ANSWERS).where(is_it)).rowcount:
         return False
@@ -161,16 +159,16 @@ def move_damaged(connection: Connection, database: Database, key: str, record: b
     return True
 
 
-def requests_asked(connection: Connection) -> Generator[dict[str, Any]]:
-    """What was asked, of each whole answer, the newest first."""
+def scan_requests(connection: Connection) -> Generator[JsonObject]:
+    """Yield the request of each intact answer, newest first."""
     with connection.execute(select(RECORD).order_by(ANSWERS.c.created_at.desc())) as found:
         for (record,) in found:
-            request = _request_decoder.decode(record).request if is_intact(record) else None
+            request = request_in(record) if is_intact(record) else None
             if request is not None:
                 yield request
 
 
-def _decoded(record: bytes, database: Database) -> AnswerRecord:
+def _decode_answer(record: bytes, database: Database) -> AnswerRecord:
     try:
         return decode(record, _decoder)
     except msgspec.ValidationError as error:

@@ -1,4 +1,4 @@
-"""Reach a database, and say in words where it cannot be reached."""
+"""Transactions with retries."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from crashproof.clock import SYSTEM_CLOCK, Clock
-from crashproof.errors import ConfigError, DiskFull, MissingExtra, StorageError, StoreUnavailable
+from crashproof.errors import ConfigError, DiskFull, StorageError, StoreUnavailable
+from crashproof.optional_dependencies import missing_extra
 
 __all__ = ["Database", "Insert", "chunks"]
 
@@ -40,38 +41,38 @@ T = TypeVar("T")
 
 Insert = postgresql.Insert | sqlite.Insert
 
-_LONGEST_LIST = 500
+_MAX_LIST = 500
 _LONGEST_WAIT_SECONDS = 2.0
 _IDLE_SECONDS = 10
-"""How long a transaction may stand still: somebody who is stopped within one must not hold up all others."""
+"""How long a transaction may be idle: a suspended process must not block all others."""
 
 _CONNECT = {"connect_timeout": 10, "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
-"""A server that vanishes without a word is noticed within half a minute."""
+"""Detects a dead connection within half a minute."""
 
 _TRANSIENT_STATES = ("08", "40", "57P", "53300", "55P03", "25P03")
-"""SQLSTATEs, or how they begin: connection lost, deadlock, shutdown, too many clients, locked, slept too long."""
+"""SQLSTATEs or their prefixes: connection lost, deadlock, shutdown, too many clients, locked, idle for too long."""
 
 
 class Database:
-    """Transactions that are tried again where that helps, on SQLite or PostgreSQL.
+    """Transactions on SQLite or PostgreSQL, retried after transient errors.
 
-    What is done in one must come to the same when it is done twice: a connection can be lost after the commit.
+    A transaction must be idempotent: the connection can be lost after the commit.
     """
 
     def __init__(
-        self, url: str, *, patience_seconds: float, lock_seconds: float = 20.0, clock: Clock = SYSTEM_CLOCK
+        self, url: str, *, retry_seconds: float, lock_seconds: float = 20.0, clock: Clock = SYSTEM_CLOCK
     ) -> None:
-        """Nothing is reached yet; `lock_seconds` is how long a statement waits for another process's transaction.
+        """Configure without connecting; errors are retried for `retry_seconds`, locks awaited for `lock_seconds`.
 
         Raises:
-            ConfigError: the URL is none, or names another kind of database.
-            StoreUnavailable: the folder of a SQLite file is missing, or what is there is a part of a database.
+            ConfigError: the URL is invalid, or names another kind of database.
+            StoreUnavailable: the folder of a SQLite file is missing, or the database is incomplete.
         """
-        self._url = _parsed(url)
+        self._url = _parse_url(url)
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
         self.name = self._url.set(query={}).render_as_string(hide_password=True)
-        """The URL without what nobody should read."""
-        self._patience_seconds = patience_seconds
+        """The URL without secrets."""
+        self._retry_seconds = retry_seconds
         self._lock_seconds = lock_seconds
         self._clock = clock
         self._pid = os.getpid()
@@ -79,86 +80,86 @@ class Database:
         self._is_closed = False
         if self.is_sqlite:
             self._check_file()
-        self._engine = self._made_engine()
-        # SQLite has one writer at a time: threads of this process queue here, without its sleeps.
-        self._turn: AbstractContextManager[Any] = threading.Lock() if self.is_sqlite else nullcontext()
+        self._engine = self._create_engine()
+        # SQLite has one writer at a time: threads queue here instead of in its busy loop.
+        self._turn: AbstractContextManager[object] = threading.Lock() if self.is_sqlite else nullcontext()
         self._reader = (
             self._engine if self.is_sqlite else self._engine.execution_options(isolation_level="AUTOCOMMIT")
         )
         self._writer = self._engine.execution_options(crashproof_begin="BEGIN IMMEDIATE")
 
     def write(self, work: Callable[[Connection], T]) -> T:
-        """Do `work` in one transaction, which is durable when this returns.
+        """Run `work` in one transaction, which is durable when this returns.
 
         Raises:
-            DiskFull, StoreUnavailable: it cannot be done, also not after some waiting.
+            DiskFull, StoreUnavailable: it failed, also after retries.
         """
 
         def do() -> T:
             with self._turn, self._writer.begin() as connection:
                 return work(connection)
 
-        return self._patiently(do)
+        return self._with_retries(do)
 
     def read(self, work: Callable[[Connection], T]) -> T:
-        """Do one statement that changes nothing.
+        """Run one read-only statement.
 
         Raises:
-            StoreUnavailable: it cannot be done.
+            StoreUnavailable: it failed.
         """
 
         def do() -> T:
             with self._reader.connect() as connection:
                 return work(connection)
 
-        return self._patiently(do)
+        return self._with_retries(do)
 
     def scan(self, work: Callable[[Connection], T]) -> T:
-        """Read many rows, all as of one moment, without holding them in memory.
+        """Read many rows in one consistent snapshot, without holding them in memory.
 
         Raises:
-            StoreUnavailable: it cannot be done.
+            StoreUnavailable: it failed.
         """
-        one_moment: dict[str, Any] = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
+        snapshot: dict[str, str] = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
 
         def do() -> T:
             with self._engine.connect() as connection:
-                return work(connection.execution_options(yield_per=100, **one_moment))
+                return work(connection.execution_options(yield_per=100, **snapshot))
 
-        return self._patiently(do)
+        return self._with_retries(do)
 
     @property
     def now(self) -> ColumnElement[float]:
-        """Seconds since 1970 by the clock that all who share the database have in common."""
+        """Seconds since 1970 by the clock that all users of the database share."""
         if self.is_sqlite:
             return literal(self._clock.now(), Float(53))
         return cast(func.extract("epoch", func.clock_timestamp()), Float(53))
 
     def insert(self, table: Table) -> Insert:
-        """An INSERT that can be told what to do where a row is there already."""
+        """An INSERT that supports ON CONFLICT."""
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
     def unavailable(self, reason: str) -> StoreUnavailable:
-        """The error that says so."""
+        """The error for this database."""
         return StoreUnavailable(self.name, reason=reason)
 
     def close(self) -> None:
         """Close all connections."""
         self._is_closed = True
-        # In a forked child they are the parent's.
+        # In a forked child the connections belong to the parent.
         self._engine.dispose(close=os.getpid() == self._pid)
 
-    def _patiently(self, do: Callable[[], T]) -> T:
-        deadline = self._clock.steady() + self._patience_seconds
+    def _with_retries(self, do: Callable[[], T]) -> T:
+        deadline = self._clock.steady() + self._retry_seconds
         wait_seconds = 0.02
         while True:
             self._require_open()
             try:
                 result = do()
             except DBAPIError as error:
-                if not self._may_pass(error) or self._clock.steady() + wait_seconds > deadline:
-                    raise self._in_words(error) from error
-                log.debug("The store %s is asked again: %s", self.name, error.orig)
+                if not self._is_transient(error) or self._clock.steady() + wait_seconds > deadline:
+                    raise self._as_storage_error(error) from error
+                log.debug("Retrying the store %s: %s", self.name, error.orig)
                 time.sleep(wait_seconds)
                 wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
             except SQLAlchemyError as error:
@@ -171,18 +172,20 @@ class Database:
         if self._is_closed:
             raise self.unavailable("it is closed")
         if os.getpid() != self._pid:
-            raise self.unavailable(f"process {self._pid} has opened it, and this is a fork of it: open it anew here")
+            raise self.unavailable(
+                f"it was opened by process {self._pid}, of which this is a fork: open it again here"
+            )
 
-    def _may_pass(self, error: DBAPIError) -> bool:
+    def _is_transient(self, error: DBAPIError) -> bool:
         if self.is_sqlite:
             return _sqlite_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
         state = getattr(error.orig, "sqlstate", None)
         if state is None and isinstance(error, (InterfaceError, OperationalError)):
-            # The connection: a server that has answered before will come back; a wrong address will not.
+            # Connection lost: a server reached before will come back; a wrong address will not.
             return self._has_been_reached
         return str(state).startswith(_TRANSIENT_STATES)
 
-    def _in_words(self, error: DBAPIError) -> StorageError:
+    def _as_storage_error(self, error: DBAPIError) -> StorageError:
         if self.is_sqlite:
             if _sqlite_code(error) == sqlite3.SQLITE_FULL:
                 return DiskFull(Path(str(self._url.database)))
@@ -196,14 +199,14 @@ class Database:
     def _check_file(self) -> None:
         path = Path(str(self._url.database))
         if not path.parent.is_dir():
-            raise self.unavailable(f"there is no folder {path.parent}")
-        # Asked for first: SQLite makes it only when the file has its first page.
+            raise self.unavailable(f"the folder {path.parent} does not exist")
+        # Checked first: SQLite creates the log only after the file's first page.
         has_log = _size(Path(f"{path}-wal")) > 0
         if has_log and not _size(path):
-            # SQLite would take the file for a new one, and delete the log with all that is in it.
-            raise self.unavailable(f"{path} is empty and {path.name}-wal is not: restore both from a copy")
+            # SQLite would treat the file as new, and delete the log with all its content.
+            raise self.unavailable(f"{path} is empty but {path.name}-wal is not: restore both from a backup")
 
-    def _made_engine(self) -> Engine:
+    def _create_engine(self) -> Engine:
         if self.is_sqlite:
             engine = create_engine(self._url, hide_parameters=True, connect_args={"timeout": self._lock_seconds})
             event.listen(engine, "connect", _prepare_sqlite)
@@ -213,7 +216,7 @@ class Database:
         try:
             engine = create_engine(self._url, hide_parameters=True, connect_args=arguments, pool_size=8)
         except ImportError as error:
-            raise MissingExtra("shared-store") from error
+            raise missing_extra("shared-store") from error
         event.listen(engine, "connect", self._prepare_postgresql)
         return engine
 
@@ -229,24 +232,26 @@ class Database:
                 cursor.execute("SET synchronous_commit = on")
         connection.commit()
         if not self._has_been_reached:
-            self._tell_weakness(commit, sync)
+            self._warn_about_settings(commit, sync)
 
-    def _tell_weakness(self, commit: str, sync: str) -> None:
+    def _warn_about_settings(self, commit: str, sync: str) -> None:
         if commit == "off":
-            log.warning("The database %s has synchronous_commit off; it is on for crashproof.", self.name)
+            log.warning(
+                "The database %s has synchronous_commit off; crashproof turns it on for its connections.", self.name
+            )
         if sync == "off":
             log.warning("The database %s has fsync off: a power loss there can lose paid answers.", self.name)
 
 
 def chunks(values: Collection[str]) -> Iterator[list[str]]:
-    """Lists that are short enough for one statement, each sorted as all of them are."""
+    """Split values into sorted lists that are short enough for one statement."""
     ordered = sorted(values)
-    for start in range(0, len(ordered), _LONGEST_LIST):
-        yield ordered[start : start + _LONGEST_LIST]
+    for start in range(0, len(ordered), _MAX_LIST):
+        yield ordered[start : start + _MAX_LIST]
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
-    # Transactions begin where we say so.
+    # Transactions are begun explicitly.
     connection.isolation_level = None
     connection.execute("PRAGMA journal_mode = WAL").close()
     # A commit survives a power loss.
@@ -257,17 +262,17 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql(connection.get_execution_options().get("crashproof_begin", "BEGIN"))
 
 
-def _parsed(text: str) -> URL:
-    hint = "Such as sqlite:////data/answers.db or postgresql+psycopg://user:password@host/database."
+def _parse_url(text: str) -> URL:
+    hint = "For example sqlite:////data/answers.db or postgresql+psycopg://user:password@host/database."
     try:
         url = make_url(text)
     except (ArgumentError, ValueError) as error:
-        # Not shown: it may hold a password.
-        raise ConfigError("The store's URL cannot be read.", hint=hint) from error
+        # Not shown: it may contain a password.
+        raise ConfigError("The URL of the store cannot be parsed.", hint=hint) from error
     kind = url.drivername.partition("+")[0]
     if kind == "sqlite":
         if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
-            raise ConfigError("A shared SQLite store needs a file.", hint=hint)
+            raise ConfigError("A shared SQLite store must be a file.", hint=hint)
         return url.set(drivername="sqlite")
     if kind != "postgresql":
         raise ConfigError(f"A store in {url.drivername!r} is not supported.", hint=hint)
@@ -275,7 +280,7 @@ def _parsed(text: str) -> URL:
 
 
 def _sqlite_code(error: DBAPIError) -> int:
-    # The upper bits say more closely what it is.
+    # The upper bits are the extended code.
     return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
 
 

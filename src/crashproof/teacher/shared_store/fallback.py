@@ -1,7 +1,7 @@
-"""Keep what a shared store could not take.
+"""Fall back to the run's journal.
 
-An answer that is paid for while the shared store is away is kept in the run's own journal, and carried over the next
-time that its request is asked for.
+An answer that is paid for while the shared store is unavailable is stored in the run's own journal, and moved to the
+shared store the next time that its request is begun.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger("crashproof")
 
 
 class SpooledStore:
-    """A `ResponseStore` over a shared one, with the run's own behind it."""
+    """A shared `ResponseStore` with the run's own as a fallback."""
 
     def __init__(self, shared: ResponseStore, *, spool: RunResponses) -> None:
         self._shared = shared
@@ -37,22 +37,22 @@ class SpooledStore:
         return self._shared.read(key)
 
     def begin(self, intents: Sequence[Intent], *, budget: Decimal | None) -> list[Verdict]:
-        """See `ResponseStore`; what lies in the spool is carried over instead of being sent."""
+        """See `ResponseStore`; answers in the spool are moved to the shared store instead of requested again."""
         verdicts = self._shared.begin(intents, budget=budget)
         return [
-            self._carried_over(verdict) if isinstance(verdict, Granted) and not intent.replaces else verdict
+            self._carry_over(verdict) if isinstance(verdict, Granted) and not intent.replaces else verdict
             for intent, verdict in zip(intents, verdicts, strict=True)
         ]
 
     def finish(self, outcomes: Sequence[Outcome]) -> None:
-        """See `ResponseStore`; where the shared store is away, answers are kept in the run, and it is raised."""
+        """See `ResponseStore`; if the shared store fails, answers are stored in the run, and the error is raised."""
         try:
             self._shared.finish(outcomes)
         except StorageError:
             for outcome in outcomes:
                 if isinstance(outcome, Answered) and self._spool.read(outcome.granted.request.key) is None:
                     self._spool.keep_outcome(outcome)
-                    log.warning("An answer is kept in the run until the shared store is back.")
+                    log.warning("The shared store is unavailable; a paid answer was stored in the run instead.")
             raise
 
     def mark(self, key: str, problem: str) -> None:
@@ -71,7 +71,7 @@ class SpooledStore:
         """See `ResponseStore`."""
         self._shared.close()
 
-    def _carried_over(self, granted: Granted) -> Verdict:
+    def _carry_over(self, granted: Granted) -> Verdict:
         kept = self._spool.read(granted.request.key)
         if kept is None:
             return granted

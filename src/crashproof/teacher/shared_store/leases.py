@@ -1,4 +1,4 @@
-"""Keep requests ours while they are being sent."""
+"""Renew the leases of requests in flight."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ log = logging.getLogger("crashproof")
 
 
 class Leases:
-    """The requests of this process that are under way, and a thread that renews them."""
+    """The requests that this process has in flight, and a thread that renews their leases."""
 
     def __init__(self, renew: Callable[[list[str]], None], *, interval_seconds: float) -> None:
-        """`renew` is called from the thread with the requests' ids, again and again while there are any."""
+        """`renew` is called from the thread, at intervals, with the ids of the requests in flight."""
         self._renew = renew
         self._interval_seconds = interval_seconds
         self._lock = threading.Lock()
@@ -26,20 +26,20 @@ class Leases:
         self._thread: threading.Thread | None = None
 
     def hold(self, ids: Iterable[str]) -> None:
-        """Renew these from now on."""
+        """Renew these requests from now on."""
         with self._lock:
             self._ids.update(ids)
             if self._ids and self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="crashproof-leases", daemon=True)
                 self._thread.start()
 
-    def let_go(self, ids: Iterable[str]) -> None:
-        """These have ended."""
+    def release(self, ids: Iterable[str]) -> None:
+        """Renew these requests no longer."""
         with self._lock:
             self._ids.difference_update(ids)
 
     def close(self) -> None:
-        """Renew nothing any more."""
+        """Stop the thread."""
         self._has_to_stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -52,5 +52,5 @@ class Leases:
                 if ids:
                     self._renew(ids)
             except StorageError as error:
-                # Others may take them for lost; their answers are kept all the same.
-                log.warning("%d requests under way could not be renewed: %s", len(ids), error)
+                # Others may take them for lost; their answers are stored nevertheless.
+                log.warning("Could not renew the leases of %d requests in flight: %s", len(ids), error)

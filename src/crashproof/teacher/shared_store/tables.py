@@ -4,17 +4,18 @@
 
     crashproof_version    version                                              one row
     crashproof_answers    key, request_id, record, created_at                  record: the line of api_recovery.jsonl
-    crashproof_set_aside  key, record, why, …                                  paid answers that are not given
-    crashproof_requests   request_id, key, account, state, most, cost, …       one row for each ever begun
-    crashproof_accounts   account, sums over its requests                      one row for each that spends
+    crashproof_set_aside  key, record, why, …                                  quarantine: paid answers not served
+    crashproof_requests   request_id, key, account, state, most, cost, …       one row per request ever begun
+    crashproof_accounts   account, sums over its requests                      one row per account
 
-Money stands in whole pico-dollars (1e-12 US dollars), times in seconds since 1970. Rows that say who owes what end
-in a checksum of themselves, as answers do.
+Money is in whole pico-dollars (1e-12 US dollars), times are in seconds since 1970. Requests, accounts and answers end
+in a checksum.
 """
 
 from __future__ import annotations
 
 from decimal import ROUND_CEILING, Decimal
+from enum import StrEnum
 from typing import Any, Self
 from zlib import crc32
 
@@ -30,6 +31,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    Row,
     Table,
     Text,
     func,
@@ -41,19 +43,19 @@ from sqlalchemy import (
 
 from crashproof.answers.store import Answered, Lost, Outcome, Refused
 from crashproof.errors import NewerFormat
+from crashproof.rules.spending import PICO_DIGITS
 from crashproof.teacher.shared_store.database import Database
 
 __all__ = [
     "ACCOUNTS",
     "ANSWERS",
-    "IS_TO_BE_FOUND",
-    "PICO_DIGITS",
     "REQUESTS",
     "SET_ASIDE",
+    "STORED_STATES",
     "STORE_VERSION",
     "AccountRow",
     "RequestRow",
-    "as_dollars",
+    "RequestState",
     "as_pico",
     "make_ready",
 ]
@@ -95,7 +97,7 @@ REQUESTS = Table(
     Column("lease_until", Float(53), nullable=False),
     Column("crc", Text, nullable=False),
 )
-# The single flight: of each key, one request is under way.
+# Single flight: one open request per key.
 Index(
     "crashproof_one_under_way",
     REQUESTS.c.key,
@@ -115,77 +117,89 @@ ACCOUNTS = Table(
     Column("crc", Text, nullable=False),
 )
 
-PICO_DIGITS = 12
 _LONGEST_REASON = 500
 
-_IS_WASTED = frozenset({"useless", "replaced", "damaged", "surplus"})
-_WAS_PAID = _IS_WASTED | {"answered"}
-_WAS_KEPT = _WAS_PAID - {"surplus"}
-IS_TO_BE_FOUND = frozenset({"answered", "useless"})
+
+class RequestState(StrEnum):
+    """`open`, then one other; `lost` may change again; `surplus` is an answer after another one was stored."""
+
+    OPEN = "open"
+    ANSWERED = "answered"
+    USELESS = "useless"
+    REPLACED = "replaced"
+    DAMAGED = "damaged"
+    SURPLUS = "surplus"
+    REFUSED = "refused"
+    LOST = "lost"
+
+
+_WASTED = frozenset({RequestState.USELESS, RequestState.REPLACED, RequestState.DAMAGED, RequestState.SURPLUS})
+_PAID = _WASTED | {RequestState.ANSWERED}
+_KEPT = _PAID - {RequestState.SURPLUS}
+STORED_STATES = frozenset({RequestState.ANSWERED, RequestState.USELESS})
 """States of requests whose answer is in the store."""
-_IS_UNSETTLED = frozenset({"open", "lost"})
+_UNSETTLED = frozenset({RequestState.OPEN, RequestState.LOST})
 
 
-class SealedRow(Struct, frozen=True, kw_only=True):
-    """A row that ends in a checksum of these columns."""
+class ChecksummedRow(Struct, frozen=True, kw_only=True):
+    """A row with a checksum of these columns."""
 
     @classmethod
-    def read(cls, row: Any) -> Self:
-        """From a row that has at least these columns."""
+    def read(cls, row: Row[Any]) -> Self:
+        """Convert a row that has at least these columns."""
         return cls(**{name: getattr(row, name) for name in cls.__struct_fields__})
 
-    def values(self) -> dict[str, Any]:
+    def values(self) -> dict[str, str | int]:
         """The columns, checksum included."""
         return asdict(self) | {"crc": self._checksum()}
 
-    def is_whole(self, crc: str) -> bool:
-        """Whether it is what was written."""
+    def is_intact(self, crc: str) -> bool:
+        """Whether the row matches its checksum."""
         return crc == self._checksum()
 
     def _checksum(self) -> str:
         return f"{crc32(msgspec.json.encode(astuple(self))):08x}"
 
 
-class RequestRow(SealedRow, frozen=True, kw_only=True):
-    """One request that was begun, without its times."""
+class RequestRow(ChecksummedRow, frozen=True, kw_only=True):
+    """One request, without its times."""
 
     request_id: str
     key: str
     account: str
     holder: str
     state: str
-    """`open`, then one of: `answered`; `useless`, whose answer cannot be used, and then `replaced` by another one;
-    `damaged`; `surplus`, whose answer came when another was kept already; `refused`; `lost`, which may still turn
-    into any of these."""
+    """A `RequestState`; a damaged row may hold anything."""
     most: int
     cost: int = 0
     reason: str = ""
 
-    def turned(self, state: str, *, cost: int = 0, reason: str = "") -> Self:
-        """The same in another state."""
-        # Also a database that knows no more than ASCII takes it.
+    def with_state(self, state: RequestState, *, cost: int = 0, reason: str = "") -> Self:
+        """The row in another state."""
+        # The encoding of the database may be ASCII.
         plain = reason.encode("ascii", "backslashreplace").decode().replace("\0", "\\x00")
         return replace(self, state=state, cost=cost, reason=plain[:_LONGEST_REASON])
 
-    def ended(self, outcome: Outcome) -> Self | None:
-        """The same with its end; None where it has one already, or learns nothing new.
+    def with_end(self, outcome: Outcome) -> Self | None:
+        """The row with its outcome; None if that changes nothing.
 
-        One whose holder was silent for too long is lost; an answer that arrives all the same counts.
+        A request whose lease expired is lost, but an answer that arrives later still counts.
         """
-        if self.state not in _IS_UNSETTLED:
+        if self.state not in _UNSETTLED:
             return None
         match outcome:
             case Answered():
-                state = "answered" if outcome.problem is None else "useless"
-                return self.turned(state, cost=as_pico(outcome.cost), reason=outcome.problem or "")
+                state = RequestState.ANSWERED if outcome.problem is None else RequestState.USELESS
+                return self.with_state(state, cost=as_pico(outcome.cost), reason=outcome.problem or "")
             case Refused():
-                return self.turned("refused", reason=outcome.reason)
+                return self.with_state(RequestState.REFUSED, reason=outcome.reason)
             case Lost():
-                return self.turned("lost", reason=outcome.reason) if self.state == "open" else None
+                is_open = self.state == RequestState.OPEN
+                return self.with_state(RequestState.LOST, reason=outcome.reason) if is_open else None
 
 
-class AccountRow(SealedRow, frozen=True, kw_only=True):
-    """What was spent under one name: sums over its requests, and what it was served."""
+class AccountRow(ChecksummedRow, frozen=True, kw_only=True):
+    """Sums over the requests of one account, and the answers served to it."""
 
     account: str
     answers: int = 0
@@ -193,24 +207,24 @@ class AccountRow(SealedRow, frozen=True, kw_only=True):
     spent: int = 0
     wasted: int = 0
     unsettled: int = 0
-    """The most that requests open and lost can cost."""
+    """Worst-case cost of open and lost requests."""
     answers_served: int = 0
     saved: int = 0
 
     @property
     def committed(self) -> int:
-        """What a budget is held against."""
+        """The amount that a budget limits."""
         return self.spent + self.unsettled
 
     def with_requests(self, state: str, *, count: int, most: int, cost: int) -> Self:
-        """The sums with so many more requests in one state, or less where all three are negative."""
+        """The sums with more requests in one state, or fewer for negative numbers."""
         return replace(
             self,
-            answers=self.answers + (count if state in _WAS_KEPT else 0),
-            answers_bad=self.answers_bad + (count if state in _WAS_KEPT & _IS_WASTED else 0),
-            spent=self.spent + (cost if state in _WAS_PAID else 0),
-            wasted=self.wasted + (cost if state in _IS_WASTED else 0),
-            unsettled=self.unsettled + (most if state in _IS_UNSETTLED else 0),
+            answers=self.answers + (count if state in _KEPT else 0),
+            answers_bad=self.answers_bad + (count if state in _KEPT & _WASTED else 0),
+            spent=self.spent + (cost if state in _PAID else 0),
+            wasted=self.wasted + (cost if state in _WASTED else 0),
+            unsettled=self.unsettled + (most if state in _UNSETTLED else 0),
         )
 
     def with_request(self, row: RequestRow) -> Self:
@@ -223,31 +237,25 @@ class AccountRow(SealedRow, frozen=True, kw_only=True):
         return without.with_request(after)
 
     def with_served(self, count: int, saved: int) -> Self:
-        """The sums after answers were given from the store."""
+        """The sums after answers were served from the store."""
         return replace(self, answers_served=self.answers_served + count, saved=self.saved + saved)
 
 
 def as_pico(dollars: Decimal) -> int:
-    """Whole pico-dollars; what is finer than one counts as one."""
+    """Whole pico-dollars, rounded up."""
     return int(dollars.scaleb(PICO_DIGITS).to_integral_value(ROUND_CEILING))
 
 
-def as_dollars(pico: int) -> Decimal:
-    """US dollars, exact."""
-    whole, rest = divmod(pico, 10**PICO_DIGITS)
-    return Decimal(f"{whole}.{rest:0{PICO_DIGITS}}".rstrip("0").rstrip("."))
-
-
 def make_ready(connection: Connection, database: Database) -> None:
-    """Make the tables where there are none; refuse those that this version does not know.
+    """Create the tables if there are none; refuse those that this version does not know.
 
     Raises:
-        NewerFormat: a newer crashproof made them; nothing was changed.
+        NewerFormat: a newer crashproof created them; nothing was changed.
         StoreUnavailable: some are missing.
     """
     if not database.is_sqlite:
-        # Of two that come first, one makes the tables.
-        connection.execute(select(func.pg_advisory_xact_lock(0x686F6C6466617374)))
+        # Only one of several processes creates the tables.
+        connection.execute(select(func.pg_advisory_xact_lock(0x6372617368707266)))
     found = {name for name in inspect(connection).get_table_names() if name.startswith("crashproof_")}
     if not found:
         _TABLES.create_all(connection, checkfirst=False)
@@ -255,12 +263,12 @@ def make_ready(connection: Connection, database: Database) -> None:
         return
     version = _version(connection) if _VERSION.name in found else None
     if version is None:
-        raise database.unavailable("it has tables of crashproof and does not say of which version; restore it")
+        raise database.unavailable("its tables name no version; restore it from a backup")
     if version > STORE_VERSION:
         raise NewerFormat(database.name, found=version, known=STORE_VERSION)
     missing = sorted(_TABLES.tables.keys() - found)
     if missing:
-        raise database.unavailable(f"it has no table {', '.join(missing)}; restore it from a copy")
+        raise database.unavailable(f"the table {', '.join(missing)} is missing; restore it from a backup")
 
 
 def _version(connection: Connection) -> int | None:

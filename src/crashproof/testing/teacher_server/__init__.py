@@ -1,4 +1,4 @@
-"""A paid teacher for tests, which counts every cent and fails as real ones do."""
+"""A fake paid teacher with exact billing and injected faults."""
 
 from __future__ import annotations
 

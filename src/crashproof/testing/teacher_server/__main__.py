@@ -1,4 +1,4 @@
-"""Run a teacher's server in a process of its own, until SIGTERM or SIGINT."""
+"""Run a teacher server until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from crashproof.testing.teacher_server import Fault, Faults, FaultTimes, Teacher
 
 
 def main() -> None:
-    """Serve as the arguments say."""
+    """Run the server with the given arguments."""
     options = _parser().parse_args()
     stops = {signal.SIGINT, signal.SIGTERM}
-    # Before the server's thread starts, which inherits the mask: only this thread takes them.
+    # Before the server's thread starts, which inherits the mask: only this thread receives them.
     signal.pthread_sigmask(signal.SIG_BLOCK, stops)
     with _server(options) as server:
         if options.port_file is not None:
@@ -40,29 +40,37 @@ def _server(options: argparse.Namespace) -> TeacherServer:
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Those of the options that were given; for the others the classes know their own defaults."""
+    """The options that were given; the classes have their own defaults for the others."""
     return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m crashproof.testing.teacher_server", description=__doc__)
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free one (default)")
-    parser.add_argument("--port-file", type=Path, help="is written, whole, once the server listens: its port")
+    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 (default) picks a free one")
+    parser.add_argument("--port-file", type=Path, help="file to write the port to once the server listens")
     parser.add_argument(
-        "--state-file", type=Path, help="is written at the end: the counts, as GET /counts shows them"
+        "--state-file", type=Path, help="file to write the counts to at exit, as returned by GET /counts"
     )
-    parser.add_argument("--model", dest="models", action="append", help="a name served; may be given several times")
-    parser.add_argument("--api-key", help="what a client must bring")
-    parser.add_argument("--prices", type=Decimal, nargs=3, metavar=("PROMPT", "CACHED", "COMPLETION"))
-    parser.add_argument("--cached-share", type=float, help="how much of each prompt is charged as cached")
+    parser.add_argument("--model", dest="models", action="append", help="model name to serve; may be repeated")
+    parser.add_argument("--api-key", help="API key that clients must send")
+    parser.add_argument(
+        "--prices",
+        type=Decimal,
+        nargs=3,
+        metavar=("PROMPT", "CACHED", "COMPLETION"),
+        help="US dollars per million tokens",
+    )
+    parser.add_argument(
+        "--cached-share", type=float, help="share of each prompt that is charged as cached, from 0 to 1"
+    )
     parser.add_argument("--latency-seconds", type=float)
     parser.add_argument("--honours-idempotency-keys", action="store_true")
     faults = parser.add_argument_group("faults")
-    faults.add_argument("--script", type=_script, help="what the next requests suffer, as in: overloaded,none,stall")
-    faults.add_argument("--share", type=float, help="how likely a try is to suffer by chance, from 0 to 1")
-    faults.add_argument("--seed", type=int, help="decides who suffers by chance")
-    faults.add_argument("--kinds", type=_kinds, help="what they suffer, as in: rate_limited,drop_after")
-    faults.add_argument("--most-in-a-row", type=int, help="so many tries of one request may suffer by chance")
+    faults.add_argument("--script", type=_script, help="faults of the next requests, such as overloaded,none,stall")
+    faults.add_argument("--share", type=float, help="probability of a random fault per attempt, from 0 to 1")
+    faults.add_argument("--seed", type=int, help="seed of the random faults")
+    faults.add_argument("--kinds", type=_kinds, help="kinds of random faults, such as rate_limited,drop_after")
+    faults.add_argument("--most-in-a-row", type=int, help="maximum random faults in a row for one request")
     times = parser.add_argument_group("times of the faults")
     times.add_argument("--retry-after-seconds", type=int)
     times.add_argument("--stall-seconds", type=float)

@@ -1,4 +1,4 @@
-"""Answers in OpenAI's form, and what they cost."""
+"""Completions in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+from crashproof.rules.requests import JsonObject
 from crashproof.testing.teacher_server.http_stub import Response
 from crashproof.testing.teacher_server.questions import Question
 from crashproof.testing.teacher_server.tokens import num_tokens, some_logprobs, tokens_of
@@ -25,22 +26,22 @@ class Prices(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What is charged for."""
+    """The tokens that are charged."""
 
     prompt_tokens: int
     cached_tokens: int
-    """Those of the prompt that have their own price."""
+    """Included in `prompt_tokens`, at their own price."""
     completion_tokens: int
     reasoning_tokens: int
-    """Those of the completion that were only thought."""
+    """Included in `completion_tokens`, but not visible."""
 
     def dollars(self, prices: Prices) -> Decimal:
-        """The exact price."""
+        """The exact cost."""
         fresh = prices.prompt * (self.prompt_tokens - self.cached_tokens)
         millionths = fresh + prices.cached_prompt * self.cached_tokens + prices.completion * self.completion_tokens
         return millionths.scaleb(-6)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """The usage in OpenAI's form."""
         return {
             "prompt_tokens": self.prompt_tokens,
@@ -55,49 +56,50 @@ class Usage:
 class Choice:
     """One of the answers to a question."""
 
-    message: Mapping[str, Any]
+    message: JsonObject
     tokens: Sequence[str]
-    """Those of the message's content."""
-    logprobs: Sequence[Mapping[str, Any]] | None
-    """One for each token, where they were asked for."""
+    """The tokens of the message's content."""
+    logprobs: Sequence[Mapping[str, object]] | None
+    """One per token, if requested."""
     finish_reason: str
     reasoning_tokens: int
     completion_tokens: int
 
     @classmethod
-    def of(cls, said: str | Mapping[str, Any], question: Question) -> Choice:
-        """Bring what a teacher said into the form, the length and the detail that were asked for."""
-        told = _told(said)
-        message = {"role": "assistant", "content": None, **told["message"]}
-        given = (told.get("logprobs") or {}).get("content")
+    def of(cls, answer: str | Mapping[str, Any], question: Question) -> Choice:
+        """Build a choice from an answer, with the length and the detail that were requested."""
+        full = _as_full_answer(answer)
+        message: JsonObject = {"role": "assistant", "content": None, **full["message"]}
+        given = (full.get("logprobs") or {}).get("content")
         tokens = [entry["token"] for entry in given] if given else tokens_of(message["content"] or "")
-        thought = num_tokens([message.get("reasoning"), message.get("reasoning_content")])
-        wanted = thought + len(tokens) + num_tokens(message.get("tool_calls"))
+        num_thought = num_tokens([message.get("reasoning"), message.get("reasoning_content")])
+        wanted = num_thought + len(tokens) + num_tokens(message.get("tool_calls"))
         charged = min(wanted, question.most_tokens or wanted)
-        reasoning = min(thought, charged)
+        reasoning = min(num_thought, charged)
         if reasoning + len(tokens) > charged:
             tokens = tokens[: charged - reasoning]
             message["content"] = "".join(tokens)
+        usual_reason = "tool_calls" if message.get("tool_calls") else "stop"
         return cls(
             message=message,
             tokens=tokens,
             logprobs=_logprobs(given, tokens, question),
-            finish_reason="length" if charged < wanted else told.get("finish_reason") or _usual_reason(message),
+            finish_reason="length" if charged < wanted else full.get("finish_reason") or usual_reason,
             reasoning_tokens=reasoning,
             completion_tokens=charged,
         )
 
-    def as_json(self, index: int) -> dict[str, Any]:
+    def as_json(self, index: int) -> JsonObject:
         """The choice in OpenAI's form."""
         logprobs = None if self.logprobs is None else {"content": self.logprobs, "refusal": None}
         return {"index": index, "message": self.message, "logprobs": logprobs, "finish_reason": self.finish_reason}
 
-    def deltas(self, index: int) -> Iterator[dict[str, Any]]:
-        """The choice as a stream has it: the role, one token after the other, all else, the reason for the end."""
+    def deltas(self, index: int) -> Iterator[JsonObject]:
+        """The chunks of a stream: the role, each token, everything else, the finish reason."""
         yield _delta(index, {"role": self.message["role"], "content": ""})
         for place, token in enumerate(self.tokens):
             yield _delta(index, {"content": token}, self.logprobs[place] if self.logprobs else None)
-        rest = {name: value for name, value in self.message.items() if name not in {"role", "content"}}
+        rest: JsonObject = {name: value for name, value in self.message.items() if name not in {"role", "content"}}
         if rest.get("tool_calls"):
             rest["tool_calls"] = [{"index": number, **call} for number, call in enumerate(rest["tool_calls"])]
         if rest:
@@ -107,7 +109,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """All that was computed and charged for one request."""
+    """Everything that was computed and charged for one request."""
 
     identity: str
     created: int
@@ -115,8 +117,8 @@ class Completion:
     choices: Sequence[Choice]
     usage: Usage
 
-    def response(self, question: Question, *, usage: Mapping[str, Any] | None) -> Response:
-        """The answer as it was asked for, whole or as a stream, with a usage that may be wrong or, None, missing."""
+    def response(self, question: Question, *, usage: Mapping[str, object] | None) -> Response:
+        """The response as requested, complete or streamed; `usage` may be wrong, or None to omit it."""
         if question.is_streamed:
             lines = [json.dumps(chunk) for chunk in self._chunks(question, usage)]
             pieces = [f"data: {line}\n\n".encode() for line in [*lines, "[DONE]"]]
@@ -127,30 +129,30 @@ class Completion:
             body["usage"] = usage
         return Response(pieces=(json.dumps(body).encode(),))
 
-    def _chunks(self, question: Question, usage: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
+    def _chunks(self, question: Question, usage: Mapping[str, object] | None) -> Iterator[JsonObject]:
         frame = self._frame("chat.completion.chunk")
         shows_usage = question.includes_usage and usage is not None
-        unsaid = {"usage": None} if shows_usage else {}
+        no_usage = {"usage": None} if shows_usage else {}
         for index, choice in enumerate(self.choices):
             for delta in choice.deltas(index):
-                yield {**frame, "choices": [delta], **unsaid}
+                yield {**frame, "choices": [delta], **no_usage}
         if shows_usage:
             yield {**frame, "choices": [], "usage": usage}
 
-    def _frame(self, kind: str) -> dict[str, Any]:
+    def _frame(self, kind: str) -> JsonObject:
         return {"id": self.identity, "object": kind, "created": self.created, "model": self.model}
 
 
-def _told(said: str | Mapping[str, Any]) -> Mapping[str, Any]:
-    """What was said as the widest of the three forms: the message, its probabilities, the reason for its end."""
-    if isinstance(said, str):
-        return {"message": {"content": said}}
-    return said if "message" in said else {"message": said}
+def _as_full_answer(answer: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Convert an answer to its fullest form: message, logprobs, finish reason."""
+    if isinstance(answer, str):
+        return {"message": {"content": answer}}
+    return answer if "message" in answer else {"message": answer}
 
 
 def _logprobs(
-    given: Sequence[Mapping[str, Any]] | None, tokens: Sequence[str], question: Question
-) -> Sequence[Mapping[str, Any]] | None:
+    given: Sequence[Mapping[str, object]] | None, tokens: Sequence[str], question: Question
+) -> Sequence[Mapping[str, object]] | None:
     if question.num_top_logprobs is None:
         return None
     if given:
@@ -158,10 +160,6 @@ def _logprobs(
     return some_logprobs(tokens, question.request_hash, question.num_top_logprobs)
 
 
-def _usual_reason(message: Mapping[str, Any]) -> str:
-    return "tool_calls" if message.get("tool_calls") else "stop"
-
-
-def _delta(index: int, delta: dict[str, Any], logprobs: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def _delta(index: int, delta: JsonObject, logprobs: Mapping[str, object] | None = None) -> JsonObject:
     content = {"content": [logprobs], "refusal": None} if logprobs else None
     return {"index": index, "delta": delta, "logprobs": content, "finish_reason": None}

@@ -1,4 +1,4 @@
-"""What a teacher's server has been asked and paid for."""
+"""Count requests and charges."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from decimal import Decimal
-from typing import Any
 from urllib.parse import urljoin
 
 __all__ = ["Ledger", "SeenRequest", "TeacherCounts"]
@@ -21,56 +20,56 @@ _IS_SECRET = {"authorization", "proxy-authorization"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherCounts:
-    """What a server had counted at one moment."""
+    """A snapshot of a server's counts."""
 
     requests: int
-    """All POSTs, the refused ones too."""
+    """All POSTs, including refused ones."""
     answers_computed: int
-    """All that were charged, delivered or not."""
+    """All charged answers, delivered or not."""
     answers_delivered: int
-    """Whole answers that were sent to a client that was still there; slow ones, and ones with a wrong usage, too."""
+    """Complete answers sent to a client that was still connected, including slow ones and ones with a wrong usage."""
     dollars: Decimal
     by_prompt: Mapping[str, int]
-    """Times that an answer was computed, by `request_hash`."""
+    """Answers computed, by `request_hash`."""
     faults: Mapping[str, int]
-    """Times that a fault struck, by its kind."""
+    """Faults injected, by kind."""
     most_at_once: int
-    """The highest number of POSTs under way at one time."""
+    """The highest number of concurrent POSTs."""
     idempotency_keys: Mapping[str, int]
-    """Times that a key was seen."""
+    """Requests, by idempotency key."""
 
     @classmethod
     def of(cls, base_url: str) -> TeacherCounts:
-        """Ask a server, in this process or another."""
+        """Fetch the counts of a server, in this process or another."""
         with urllib.request.urlopen(urljoin(base_url, "/counts")) as response:  # noqa: S310 - the caller's own server
             return cls.from_json(response.read())
 
     @classmethod
     def from_json(cls, content: bytes) -> TeacherCounts:
-        """Read what `as_json` wrote."""
+        """Parse the output of `as_json`."""
         counts = json.loads(content)
         return cls(**counts | {"dollars": Decimal(counts["dollars"])})
 
     def as_json(self) -> bytes:
-        """The counts as JSON, the dollars as text."""
+        """The counts as JSON, with the dollars as a string."""
         return json.dumps(asdict(self) | {"dollars": str(self.dollars)}).encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeenRequest:
-    """A request as it came."""
+    """A request as received."""
 
-    body: Mapping[str, Any]
+    body: Mapping[str, object]
     headers: Mapping[str, str]
-    """By name in lower case, without those that carry secrets."""
+    """By lower-case name, without those that carry secrets."""
 
 
 class Ledger:
-    """Counts as they grow: written by the server's thread, read by any."""
+    """Running counts; written by the server's thread, read by any."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._num_under_way = 0
+        self._num_in_flight = 0
         self._most_at_once = 0
         self._requests = 0
         self._delivered = 0
@@ -81,20 +80,20 @@ class Ledger:
         self._seen: deque[SeenRequest] = deque(maxlen=_MOST_SEEN)
 
     @contextmanager
-    def under_way(self) -> Iterator[None]:
-        """Count a POST, and that it is under way."""
+    def in_flight(self) -> Iterator[None]:
+        """Count a POST, and track that it is in flight."""
         with self._lock:
             self._requests += 1
-            self._num_under_way += 1
-            self._most_at_once = max(self._most_at_once, self._num_under_way)
+            self._num_in_flight += 1
+            self._most_at_once = max(self._most_at_once, self._num_in_flight)
         try:
             yield
         finally:
             with self._lock:
-                self._num_under_way -= 1
+                self._num_in_flight -= 1
 
-    def see(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> None:
-        """Keep a request that was understood."""
+    def see(self, body: Mapping[str, object], headers: Mapping[str, str]) -> None:
+        """Record a valid request."""
         shown = {name: value for name, value in headers.items() if name not in _IS_SECRET}
         with self._lock:
             self._seen.append(SeenRequest(body=body, headers=shown))
@@ -102,32 +101,32 @@ class Ledger:
                 self._keys[key] += 1
 
     def charge(self, request_hash: str, dollars: Decimal) -> int:
-        """Count an answer that was computed; say how often this request's has been by now."""
+        """Count a computed answer; returns how often this request was computed so far."""
         with self._lock:
             self._dollars += dollars
             self._by_prompt[request_hash] += 1
             return self._by_prompt[request_hash]
 
     def deliver(self) -> None:
-        """Count an answer that was sent."""
+        """Count a delivered answer."""
         with self._lock:
             self._delivered += 1
 
     def strike(self, fault: str) -> int:
-        """Count a fault; say how often its kind struck before."""
+        """Count a fault; returns how often its kind occurred before."""
         with self._lock:
             self._faults[fault] += 1
             return self._faults[fault] - 1
 
     @property
     def seen(self) -> tuple[SeenRequest, ...]:
-        """The last requests that were understood, oldest first."""
+        """The last valid requests, oldest first."""
         with self._lock:
             return tuple(self._seen)
 
     @property
     def counts(self) -> TeacherCounts:
-        """All counts at this moment."""
+        """A snapshot of all counts."""
         with self._lock:
             return TeacherCounts(
                 requests=self._requests,

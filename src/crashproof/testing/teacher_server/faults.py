@@ -1,4 +1,4 @@
-"""What goes wrong with a request, and when."""
+"""Kinds and schedules of faults."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["Fault", "FaultPlan", "FaultTimes", "Faults"]
 
 
 class Fault(StrEnum):
-    """One way in which a teacher's server fails a client.
+    """One way in which a teacher server fails a client.
 
-    Where a fault `is_charged`, the answer was computed and costs its price, whatever of it arrives.
+    If a fault `is_charged`, the answer was computed and is charged, whether or not it arrives.
     """
 
     RATE_LIMITED = "rate_limited"
-    """429, and not a word about when to come back."""
+    """429 without `Retry-After`."""
     RATE_LIMITED_WITH_SECONDS = "rate_limited_with_seconds"
     """429 with `Retry-After` in seconds."""
     RATE_LIMITED_WITH_DATE = "rate_limited_with_date"
@@ -34,21 +34,21 @@ class Fault(StrEnum):
     TOO_EARLY = "too_early"
     """425."""
     GATEWAY_TIMEOUT = "gateway_timeout"
-    """504, charged: the gateway gave up, the model did not."""
+    """504, charged: the gateway gave up, but not the model."""
     DROP_BEFORE = "drop_before"
     """The connection is closed; nothing was computed."""
     DROP_AFTER = "drop_after"
-    """Charged; the connection is closed without a byte."""
+    """Charged; the connection is closed before the first byte."""
     DROP_MIDWAY = "drop_midway"
     """Charged; the connection is closed after half of the body."""
     STALL = "stall"
-    """Charged; not a byte comes, and at last the connection is closed."""
+    """Charged; nothing is sent until the connection is closed after a while."""
     SLOW_BODY = "slow_body"
-    """Charged; the body trickles, and is whole in the end."""
+    """Charged; the body arrives slowly, but complete."""
     GARBAGE = "garbage"
-    """200 with a proxy's page in HTML; nothing was computed."""
+    """200 with a proxy's HTML page; nothing was computed."""
     BROKEN_JSON = "broken_json"
-    """200, charged; half of the body, sent as if it were all."""
+    """200, charged; a truncated body with a matching length."""
     WRONG_USAGE = "wrong_usage"
     """200, charged; a good answer whose `usage` is negative, missing or zero, in turn."""
     ERROR_BODY = "error_body"
@@ -56,7 +56,7 @@ class Fault(StrEnum):
 
     @property
     def is_charged(self) -> bool:
-        """Whether the answer was computed, and is paid for, before things went wrong."""
+        """Whether the answer was computed and charged before the fault."""
         return self in _CHARGED
 
 
@@ -73,41 +73,41 @@ _CHARGED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaultTimes:
-    """How long the faults take that take time."""
+    """Durations of faults."""
 
     retry_after_seconds: int = 1
-    """What `Retry-After` says, as seconds or as a date."""
+    """The value of `Retry-After`, as seconds or as a date."""
     stall_seconds: float = 30.0
     slow_body_seconds: float = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """Which requests suffer, and from what: first those of the script, then some by chance.
+    """Which requests fail, and how: first by the script, then at random.
 
-    Chance is decided by the seed, the request and the number of its try, and by nothing else: however requests
-    arrive, each meets the same faults in every run.
+    Random faults depend only on the seed, the request and its attempt number: in whatever order requests arrive, each
+    meets the same faults in every run.
     """
 
     script: Sequence[Fault | None] = ()
-    """What the next requests suffer, in the order of their arrival; None is a good answer."""
+    """Faults of the next requests, in order of arrival; None is a good answer."""
     seed: int = 0
     share: float = 0.0
-    """How likely a try is to suffer by chance, from 0 to 1."""
+    """Probability of a random fault per attempt, from 0 to 1."""
     kinds: Sequence[Fault] = tuple(Fault)
-    """What it may suffer by chance."""
+    """Kinds of random faults."""
     most_in_a_row: int = 3
-    """So many tries of one request may suffer by chance; the next one is answered well."""
+    """Maximum random faults in a row for one request; the next attempt succeeds."""
     times: FaultTimes = FaultTimes()
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
-            raise ValueError(f"A share is from 0 to 1, not {self.share}.")
+            raise ValueError(f"share must be from 0 to 1, got {self.share}.")
         if self.share and not self.kinds:
-            raise ValueError("Faults by chance need kinds to choose from.")
+            raise ValueError("Random faults need at least one kind.")
 
     def by_chance(self, request_hash: str, try_number: int) -> Fault | None:
-        """What a try suffers, unless it is spared for having suffered enough."""
+        """The random fault of an attempt, before the limit `most_in_a_row`."""
         drawn = hashlib.sha256(f"{self.seed}:{request_hash}:{try_number}".encode()).digest()
         if int.from_bytes(drawn[:8]) >= self.share * 2**64:
             return None
@@ -115,7 +115,7 @@ class Faults:
 
 
 class FaultPlan:
-    """Faults as they strike, request by request."""
+    """Assigns faults to requests as they arrive."""
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
@@ -124,7 +124,7 @@ class FaultPlan:
         self._in_a_row: Counter[str] = Counter()
 
     def next_for(self, request_hash: str) -> Fault | None:
-        """What the request that has just arrived suffers."""
+        """Choose the fault of the request that has just arrived."""
         for fault in self._script:
             return fault
         try_number = self._tries[request_hash]

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on loopback, spoken well or badly."""
+"""An HTTP/1.1 server with faults."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _PIECES_OF_A_SLOW_BODY = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a client sent."""
+    """A request as received."""
 
     method: str
     path: str
     headers: Mapping[str, str]
-    """By name in lower case; of several with one name, the last."""
+    """By lower-case name; the last one of several with the same name."""
     body: bytes
     is_last: bool
     """Whether the client wants the connection closed afterwards."""
@@ -35,31 +35,31 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """What a client gets."""
+    """A response to send."""
 
     status: int = 200
     content_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
     pieces: Sequence[bytes] = ()
-    """The body; one HTTP chunk each where it is chunked."""
+    """The body; one HTTP chunk each if `is_chunked`."""
     is_chunked: bool = False
 
     def head(self) -> bytes:
-        """The status line and the headers, as they go over the wire."""
+        """The status line and headers as sent."""
         size = "transfer-encoding: chunked" if self.is_chunked else f"content-length: {sum(map(len, self.pieces))}"
         more = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
         status = f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}"
         return f"{status}\r\ncontent-type: {self.content_type}\r\n{size}\r\n{more}\r\n".encode("latin-1")
 
     def payload(self) -> bytes:
-        """The body as it goes over the wire."""
+        """The body as sent."""
         if not self.is_chunked:
             return b"".join(self.pieces)
         return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in self.pieces) + b"0\r\n\r\n"
 
 
 class Malformed(Exception):
-    """A client sent what is not HTTP, or not the part of it that is spoken here."""
+    """A client sent invalid HTTP, or a feature that is not supported here."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -67,7 +67,7 @@ class Malformed(Exception):
 
 
 class Connection:
-    """The server's end of one connection, for one answer after the other."""
+    """The server's end of one keep-alive connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.is_over = False
@@ -75,17 +75,17 @@ class Connection:
         self._writer = writer
 
     async def send(self, response: Response, *, on_delivery: Callable[[], None] | None = None) -> None:
-        """Send all of it.
+        """Send a complete response.
 
-        `on_delivery` is called just before the last bytes leave, so that whoever has them finds them counted;
-        not if the client has left.
+        `on_delivery` is called just before the last bytes are sent, so that whoever has them finds them counted; not
+        if the client has disconnected.
         """
         await self._write(response.head() + response.payload(), on_delivery)
 
     async def send_slowly(
         self, response: Response, *, seconds: float, on_delivery: Callable[[], None] | None = None
     ) -> None:
-        """Send all of it, but the body in small pieces."""
+        """Send a complete response, but its body in small pieces."""
         payload = response.payload()
         step = math.ceil(len(payload) / _PIECES_OF_A_SLOW_BODY)
         await self._write(response.head())
@@ -95,27 +95,27 @@ class Connection:
             await self._write(payload[start : start + step], on_delivery if is_last else None)
 
     async def send_half(self, response: Response) -> None:
-        """Send the head, which promises the whole, and half of the body; then close."""
+        """Send the head with the full length and half of the body, then close."""
         payload = response.payload()
         await self._write(response.head() + payload[: len(payload) // 2])
         self.drop()
 
     async def stall(self, *, seconds: float) -> None:
-        """Send nothing until the client goes away or the time is over; then close."""
+        """Send nothing until the client disconnects or the time is over, then close."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._reader.read()
         self.drop()
 
     def drop(self) -> None:
-        """Close without another byte."""
+        """Close without sending anything more."""
         self.is_over = True
 
     async def read_request(self) -> Request | None:
-        """The next request, or None where the client is done.
+        """Read the next request; None if the client is done.
 
         Raises:
-            Malformed: nothing more can be understood on this connection.
+            Malformed: the connection cannot be used any further.
         """
         try:
             head = await self._reader.readuntil(b"\r\n\r\n")
@@ -133,7 +133,7 @@ class Connection:
         return Request(method=method, path=path, headers=headers, body=body, is_last=is_last)
 
     async def linger(self) -> None:
-        """Take what a client still sends, so that it comes to read its answer."""
+        """Drain what a client still sends, so that it gets to read its response."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_SECONDS):
                 while await self._reader.read(_MOST_HEAD_BYTES):
@@ -141,10 +141,10 @@ class Connection:
 
     async def _read_body(self, headers: Mapping[str, str]) -> bytes:
         if "transfer-encoding" in headers:
-            raise Malformed(411, "Send the body's length: chunks are not understood here.")
+            raise Malformed(411, "Send a content-length: chunked requests are not supported here.")
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()):
-            raise Malformed(400, f"{length!r} is no length.")
+            raise Malformed(400, f"{length!r} is not a valid content-length.")
         if int(length) > MOST_BODY_BYTES:
             raise Malformed(413, f"The body is longer than {MOST_BODY_BYTES:,} bytes.")
         try:
@@ -160,7 +160,7 @@ class Connection:
 
 
 class HttpThread:
-    """A server on loopback with a thread of its own, which runs all its callbacks."""
+    """A server on loopback in its own thread, which runs all callbacks."""
 
     def __init__(
         self,
@@ -169,12 +169,12 @@ class HttpThread:
         *,
         port: int,
     ) -> None:
-        """Listen, from now on.
+        """Start to listen.
 
         Args:
-            answer: Is called for each request and answers it over the connection.
-            refuse: Words the answer to what was not understood.
-            port: 0 takes a free one.
+            answer: Called for each request; answers it over the connection.
+            refuse: Makes the response to a malformed request.
+            port: 0 picks a free one.
         """
         listener = socket.create_server(("127.0.0.1", port))
         self.port: int = listener.getsockname()[1]
@@ -187,7 +187,7 @@ class HttpThread:
         self._thread.start()
 
     def close(self) -> None:
-        """End every connection, answered or not, and the thread."""
+        """Abort every connection, and stop the thread."""
         self._loop.call_soon_threadsafe(self._is_closing.set)
         self._thread.join()
 
@@ -212,7 +212,7 @@ class HttpThread:
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = Connection(reader, writer)
-        # A client may leave at any moment.
+        # A client may disconnect at any moment.
         with contextlib.suppress(ConnectionError):
             try:
                 await self._answer_all(connection)

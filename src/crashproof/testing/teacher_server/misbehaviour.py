@@ -1,4 +1,4 @@
-"""How each fault looks to a client."""
+"""Carry out faults."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from email.utils import formatdate
-from typing import Any
 
 from crashproof.clock import Clock
 from crashproof.testing.teacher_server.completions import Usage
@@ -32,7 +31,7 @@ _STATUS = {
 
 
 async def refuse(fault: Fault, connection: Connection, times: FaultTimes, clock: Clock) -> None:
-    """Let a fault strike before anything is computed."""
+    """Inject a fault before anything is computed."""
     match fault:
         case Fault.DROP_BEFORE:
             connection.drop()
@@ -48,7 +47,7 @@ async def refuse(fault: Fault, connection: Connection, times: FaultTimes, clock:
 async def spoil(
     fault: Fault, connection: Connection, response: Response, times: FaultTimes, on_delivery: Callable[[], None]
 ) -> None:
-    """Let a fault strike an answer that was computed; `on_delivery` hears of one that arrives all the same."""
+    """Inject a fault into a computed answer; `on_delivery` is called if it arrives nevertheless."""
     match fault:
         case Fault.WRONG_USAGE:
             await connection.send(response, on_delivery=on_delivery)
@@ -67,8 +66,8 @@ async def spoil(
             await connection.send(error_response(504, f"Made to fail: {fault}.", code=fault))
 
 
-def wrong_usage(usage: Usage, number: int) -> Mapping[str, Any] | None:
-    """A usage that nobody can have been charged for: negative, then missing, then zero, then again."""
+def wrong_usage(usage: Usage, number: int) -> Mapping[str, object] | None:
+    """An impossible usage: negative, missing and zero in turn."""
     if number % 3 == 1:
         return None
     sign = -1 if number % 3 == 0 else 0

@@ -1,4 +1,4 @@
-"""What a request asks a teacher, or why it is refused."""
+"""Parse and validate requests."""
 
 from __future__ import annotations
 
@@ -6,30 +6,22 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from crashproof.rules.requests import JsonObject
 from crashproof.testing.teacher_server.http_stub import Response
 
 __all__ = ["Question", "Refused", "error_response", "request_hash"]
 
-_CHANGES_NO_ANSWER = {
-    *(
-        "metadata",
-        "prompt_cache_key",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "stream",
-        "stream_options",
-        "user",
-    ),
+_CANNOT_CHANGE_THE_ANSWER = {
+    *("metadata", "prompt_cache_key", "safety_identifier", "service_tier"),
+    *("store", "stream", "stream_options", "user"),
 }
 _MOST_TOP_LOGPROBS = 20
 _MOST_CHOICES = 128
 
 
 class Refused(Exception):
-    """A request that no teacher answers."""
+    """A request that is rejected."""
 
     def __init__(self, status: int, message: str, *, code: str | None = None) -> None:
         super().__init__(message)
@@ -39,26 +31,26 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A request that can be answered."""
+    """A valid request."""
 
-    body: dict[str, Any]
+    body: JsonObject
     request_hash: str
     model: str
     num_choices: int
     most_tokens: int | None
-    """What an answer is cut at."""
+    """The maximum tokens of an answer."""
     num_top_logprobs: int | None
-    """None where no probabilities are asked for."""
+    """None if log-probabilities are not requested."""
     is_streamed: bool
     includes_usage: bool
     """Whether a stream ends with the usage."""
 
     @classmethod
     def read(cls, content: bytes) -> Question:
-        """Understand the body of a request.
+        """Parse the body of a request.
 
         Raises:
-            Refused: it is not JSON, or asks for what nobody serves.
+            Refused: it is not JSON, or not supported.
         """
         try:
             body = json.loads(content)
@@ -81,9 +73,9 @@ class Question:
         )
 
 
-def request_hash(body: Mapping[str, Any]) -> str:
-    """The SHA-256 of all in a request that may change its answer, whatever the order of its keys."""
-    asked = {name: value for name, value in body.items() if name not in _CHANGES_NO_ANSWER}
+def request_hash(body: Mapping[str, object]) -> str:
+    """SHA-256 of everything in a request that may change its answer, independent of key order."""
+    asked = {name: value for name, value in body.items() if name not in _CANNOT_CHANGE_THE_ANSWER}
     return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -96,17 +88,17 @@ def error_response(
     return Response(status=status, headers=headers or {}, pieces=(json.dumps({"error": error}).encode(),))
 
 
-def _num_top_logprobs(body: Mapping[str, Any]) -> int | None:
+def _num_top_logprobs(body: Mapping[str, object]) -> int | None:
     num_top = _whole_number(body, "top_logprobs", 0, _MOST_TOP_LOGPROBS) or 0
     return num_top if body.get("logprobs") is True else None
 
 
-def _includes_usage(body: Mapping[str, Any]) -> bool:
+def _includes_usage(body: Mapping[str, object]) -> bool:
     options = body.get("stream_options")
     return isinstance(options, dict) and options.get("include_usage") is True
 
 
-def _whole_number(body: Mapping[str, Any], name: str, least: int, most: int | None = None) -> int | None:
+def _whole_number(body: Mapping[str, object], name: str, least: int, most: int | None = None) -> int | None:
     value = body.get(name)
     if value is None:
         return None

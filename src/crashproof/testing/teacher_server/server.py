@@ -1,4 +1,4 @@
-"""A teacher's server for tests: honest, counting, and faulty on request."""
+"""A fake teacher server."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from crashproof.clock import SYSTEM_CLOCK, Clock
+from crashproof.rules.requests import JsonObject
 from crashproof.testing.teacher_server.completions import Choice, Completion, Prices, Usage
 from crashproof.testing.teacher_server.counts import Ledger, SeenRequest, TeacherCounts
 from crashproof.testing.teacher_server.faults import Fault, FaultPlan, Faults
@@ -29,16 +29,16 @@ _USUAL_PRICES = Prices(Decimal("0.15"), Decimal("0.075"), Decimal("0.60"))
 class TeacherServer:
     """An OpenAI-compatible server on loopback, while its `with` block lasts.
 
-    Serves `POST /v1/chat/completions`, whole or streamed, `GET /v1/models`, and its own counts at `GET /counts`.
-    What it computes it charges, exactly, whether or not the answer arrives. `python -m
+    Serves `POST /v1/chat/completions`, complete or streamed, `GET /v1/models`, and its own counts at `GET /counts`.
+    Every computed answer is charged exactly, whether or not it arrives. `python -m
     crashproof.testing.teacher_server` runs one in a process of its own.
 
-    A request meets the fault that its header `X-Crashproof-Fault` names, or else the one that `faults` has for it.
+    A request gets the fault in its header `X-Crashproof-Fault`, or else the one that `faults` chooses.
     """
 
     def __init__(
         self,
-        answer: Callable[[dict[str, Any]], str | Mapping[str, Any]] | None = None,
+        answer: Callable[[JsonObject], str | Mapping[str, object]] | None = None,
         *,
         faults: Faults | None = None,
         prices: tuple[Decimal, Decimal, Decimal] = _USUAL_PRICES,
@@ -50,22 +50,21 @@ class TeacherServer:
         port: int = 0,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """Describe a server; entering it starts it.
+        """Configure a server; entering it starts it.
 
         Args:
-            answer: Is given a request's body and returns the text of the answer, or a whole message, or a dict of
-                the message and, if you like, its `logprobs` and `finish_reason`. Runs on the server's only thread,
-                once for each choice, so it may use anything and wait for nothing. None says some words that follow
-                from the request.
-            faults: What goes wrong, and when; None lets all go well.
+            answer: Called with a request's body; returns the text of the answer, or a complete message, or a dict of
+                the message and optionally its `logprobs` and `finish_reason`. Runs on the server's only thread,
+                once per choice, and must not block. By default, words derived from the request.
+            faults: Faults to inject; by default none.
             prices: Dollars per million prompt tokens, cached prompt tokens and completion tokens.
             cached_share: How much of each prompt is charged as cached, from 0 to 1.
-            models: Those served; another one is not found.
-            api_key: What a client must bring; None asks for nothing.
-            latency_seconds: Between an answer's computation and its delivery.
-            honours_idempotency_keys: Whether a key seen before is answered from memory, and free of charge.
-            port: 0 takes a free one.
-            clock: Dates answers, and `Retry-After`.
+            models: The models served; any other is not found.
+            api_key: The key that clients must send; None for no authentication.
+            latency_seconds: Time between computing and delivering an answer.
+            honours_idempotency_keys: Whether a repeated key gets the earlier answer, free of charge.
+            port: 0 picks a free one.
+            clock: Source of time for answers and `Retry-After`.
         """
         self._answer = answer
         self._faults = faults or Faults()
@@ -86,52 +85,50 @@ class TeacherServer:
         self._http = HttpThread(self._serve, _refusal_of_malformed, port=self._wanted_port)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._http is not None:
             self._http.close()
 
     @property
     def base_url(self) -> str:
-        """What a client is given as the base of its URLs; known once the server has been entered."""
+        """The base URL for clients; available once the server has been entered."""
         if self._http is None:
-            raise RuntimeError("The server has no address yet: enter it with `with`.")
+            raise RuntimeError("The server is not running: enter it with `with`.")
         return f"http://127.0.0.1:{self._http.port}/v1"
 
     @property
     def counts(self) -> TeacherCounts:
-        """What has been asked and charged up to now; also after the end."""
+        """Requests and charges so far; also after the server has stopped."""
         return self._ledger.counts
 
     @property
     def requests_seen(self) -> tuple[SeenRequest, ...]:
-        """The last 10,000 requests that were understood, oldest first."""
+        """The last 10,000 valid requests, oldest first."""
         return self._ledger.seen
 
     async def _serve(self, request: Request, connection: Connection) -> None:
         try:
             if request.method == "POST":
-                with self._ledger.under_way():
-                    await self._complete(self._understand(request), request, connection)
+                with self._ledger.in_flight():
+                    await self._complete(self._parse(request), request, connection)
             else:
-                await connection.send(self._look_up(request))
+                await connection.send(self._response_to_get(request))
         except Refused as refusal:
             await connection.send(error_response(refusal.status, str(refusal), code=refusal.code))
 
-    def _look_up(self, request: Request) -> Response:
+    def _response_to_get(self, request: Request) -> Response:
         if (request.method, request.path) == ("GET", "/counts"):
             return Response(pieces=(self.counts.as_json(),))
         self._check_key(request)
         if (request.method, request.path) != ("GET", "/v1/models"):
-            raise Refused(404, f"There is nothing to {request.method} at {request.path}.")
+            raise Refused(404, f"Not found: {request.method} {request.path}.")
         models = [{"id": name, "object": "model", "created": 0, "owned_by": "crashproof"} for name in self._models]
         return Response(pieces=(json.dumps({"object": "list", "data": models}).encode(),))
 
-    def _understand(self, request: Request) -> Question:
+    def _parse(self, request: Request) -> Question:
         self._check_key(request)
         if request.path != "/v1/chat/completions":
-            raise Refused(404, f"There is nothing to POST at {request.path}.")
+            raise Refused(404, f"Not found: POST {request.path}.")
         question = Question.read(request.body)
         if question.model not in self._models:
             message = f"The model {question.model!r} does not exist or you do not have access to it."
@@ -149,7 +146,7 @@ class TeacherServer:
         if fault is not None and not fault.is_charged:
             await refuse(fault, connection, self._faults.times, self._clock)
             return
-        completion = self._computed(question, request.headers.get("idempotency-key"))
+        completion = self._compute_or_recall(question, request.headers.get("idempotency-key"))
         await asyncio.sleep(self._latency_seconds)
         usage = completion.usage
         shown = wrong_usage(usage, number) if fault is Fault.WRONG_USAGE else usage.as_json()
@@ -168,8 +165,8 @@ class TeacherServer:
         except ValueError as error:
             raise Refused(400, f"{error}.") from None
 
-    def _computed(self, question: Question, key: str | None) -> Completion:
-        """Compute and charge an answer, or remember it."""
+    def _compute_or_recall(self, question: Question, key: str | None) -> Completion:
+        """Compute and charge an answer, or recall the one under the same idempotency key."""
         if key is None or not self._honours_idempotency_keys:
             return self._compute(question)
         if key not in self._remembered:
@@ -177,12 +174,12 @@ class TeacherServer:
         asked, completion = self._remembered[key]
         if asked != question.request_hash:
             raise Refused(
-                422, "This idempotency key came with another request before.", code="idempotency_key_reused"
+                422, "This idempotency key was used for another request before.", code="idempotency_key_reused"
             )
         return completion
 
     def _compute(self, question: Question) -> Completion:
-        choices = [self._say(question, number) for number in range(question.num_choices)]
+        choices = [self._choose(question, number) for number in range(question.num_choices)]
         prompt_tokens = num_tokens(question.body["messages"]) + num_tokens(question.body.get("tools"))
         usage = Usage(
             prompt_tokens=prompt_tokens,
@@ -199,15 +196,15 @@ class TeacherServer:
             usage=usage,
         )
 
-    def _say(self, question: Question, number: int) -> Choice:
+    def _choose(self, question: Question, number: int) -> Choice:
         if self._answer is None:
             return Choice.of(some_text(question.request_hash, number), question)
         try:
             return Choice.of(self._answer(question.body), question)
         except Exception as error:
-            # The test's own mistake: said where the test will look, while the server goes on.
-            log.exception("The teacher's answer failed.")
-            raise Refused(500, f"The teacher's answer failed: {error!r}") from error
+            # A bug in the test: reported in the response and the log, while the server keeps running.
+            log.exception("The answer function failed.")
+            raise Refused(500, f"The answer function failed: {error!r}") from error
 
 
 def _refusal_of_malformed(error: Malformed) -> Response:

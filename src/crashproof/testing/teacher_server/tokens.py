@@ -1,4 +1,4 @@
-"""Tokens of a made-up teacher: words and marks, their number, their probabilities."""
+"""A toy tokenizer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import hashlib
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+
+from crashproof.rules.requests import JsonObject
 
 __all__ = ["num_tokens", "some_logprobs", "some_text", "tokens_of"]
 
@@ -22,12 +23,12 @@ _WORDS = _VOCABULARY.split()
 
 
 def tokens_of(text: str) -> list[str]:
-    """Each word or mark with the space before it: none is shorter than a byte, and joined they are the text."""
+    """Split into words and marks, each with the space before it: none is empty, and joined they are the text."""
     return _TOKEN.findall(text)
 
 
-def num_tokens(said: Any) -> int:
-    """The tokens of a text, or of all texts within messages or tools; never more than the texts have bytes."""
+def num_tokens(said: object) -> int:
+    """Count the tokens of all texts in a value such as messages or tools; never more than their bytes."""
     if isinstance(said, str):
         return len(_TOKEN.findall(said))
     if isinstance(said, list):
@@ -38,26 +39,26 @@ def num_tokens(said: Any) -> int:
 
 
 def some_text(request_hash: str, choice: int) -> str:
-    """What the teacher says where nobody told it what to say: 20 to 31 words that follow from the request."""
+    """The default answer: 20 to 31 words derived from the request."""
     drawn = hashlib.sha256(f"{request_hash}:{choice}".encode()).digest()
     words = [_WORDS[byte % len(_WORDS)] for byte in drawn[1 : 21 + drawn[0] % 12]]
     return " ".join(words).capitalize() + "."
 
 
-def some_logprobs(tokens: Sequence[str], request_hash: str, num_top: int) -> list[dict[str, Any]]:
-    """OpenAI's `logprobs.content`, as it follows from the request; each token is the likeliest at its place."""
+def some_logprobs(tokens: Sequence[str], request_hash: str, num_top: int) -> list[JsonObject]:
+    """OpenAI's `logprobs.content`, derived from the request; each token is the most likely one at its place."""
     return [_logprobs_at(f"{request_hash}:{place}", token, num_top) for place, token in enumerate(tokens)]
 
 
-def _logprobs_at(place: str, token: str, num_top: int) -> dict[str, Any]:
+def _logprobs_at(place: str, token: str, num_top: int) -> JsonObject:
     drawn = hashlib.sha256(place.encode()).digest()
     chance = (128 + drawn[0] % 112) / 256
     others = [" " + _WORDS[(drawn[1] + step) % len(_WORDS)] for step in range(num_top)]
     ranked = [token, *(other for other in others if other != token)][:num_top]
-    # Each of the others takes half of what is left, so that all together stay below 1.
+    # Each of the others gets half of the rest, so that the sum stays below 1.
     top = [_entry(each, (1 - chance) / 2**rank if rank else chance) for rank, each in enumerate(ranked)]
     return {**_entry(token, chance), "top_logprobs": top}
 
 
-def _entry(token: str, chance: float) -> dict[str, Any]:
+def _entry(token: str, chance: float) -> JsonObject:
     return {"token": token, "logprob": math.log(chance), "bytes": list(token.encode(errors="surrogatepass"))}

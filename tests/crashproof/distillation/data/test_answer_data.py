@@ -142,23 +142,23 @@ def test_tokens_are_read_back_from_the_cache(data: MakeData, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "line, reason",
     [
-        ({"prompt": "x"}, '"answer" must be there'),
-        ({"answer": "x"}, '"prompt" must be there'),
-        (PLAIN | {"answer": " \n"}, '"answer" must be there and be text that is not empty'),
+        ({"prompt": "x"}, '"answer" must be non-empty text'),
+        ({"answer": "x"}, '"prompt" must be non-empty text'),
+        (PLAIN | {"answer": " \n"}, '"answer" must be non-empty text'),
         (PLAIN | {"quality": 1.5}, '"quality" must be a number from 0 to 1, and is 1.5'),
         (PLAIN | {"quality": -0.1}, "and is -0.1"),
         (PLAIN | {"quality": True}, "and is true"),
         (PLAIN | {"quality": "good"}, 'and is "good"'),
-        (PLAIN | {"rejected": " Four. "}, '"rejected" is the answer itself'),
-        (PLAIN | {"rejected": ""}, '"rejected" must be text that is not empty'),
+        (PLAIN | {"rejected": " Four. "}, '"rejected" is the same as the answer'),
+        (PLAIN | {"rejected": ""}, '"rejected" must be non-empty text'),
         (PAIR | {"quality": 0.5}, 'it has both "quality" and "rejected"'),
-        (CHAT | {"prompt": "x"}, 'it has "messages", and "prompt"'),
+        (CHAT | {"prompt": "x"}, 'it has "prompt" or "answer" beside "messages"'),
         ({"messages": []}, '"messages" must be a list'),
-        ({"messages": CHAT["messages"][:2]}, "the last message must be the assistant's answer in words"),
+        ({"messages": CHAT["messages"][:2]}, "the last message must be a text answer of the assistant"),
         ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}]}, "answer is empty"),
         ({"messages": [{"role": "user"}, {"role": "assistant", "content": "x"}]}, r"message 1 \(user\) must be text"),
         ({"messages": ["x", "y"]}, 'message 1 needs a "role"'),
-        (CHAT | {"tools": []}, '"tools" must be a list that is not empty'),
+        (CHAT | {"tools": []}, '"tools" must be a non-empty list'),
         (CHAT | {"tools": [WEATHER | {"function": WEATHER["function"] | {"name": "find"}}]}, "which is not offered"),
     ],
 )
@@ -170,16 +170,16 @@ def test_a_line_that_cannot_be_used_names_itself(tmp_path: Path, line: dict[str,
 
 
 @pytest.mark.parametrize("arguments", ["{", "[1]", None, 3], ids=["no JSON", "no object", "none", "a number"])
-def test_arguments_that_no_template_can_take_are_told(tmp_path: Path, arguments: Any) -> None:
+def test_arguments_that_no_template_accepts_are_refused(tmp_path: Path, arguments: Any) -> None:
     call = CALL | {"function": {"name": "search", "arguments": arguments}}
     messages = [CHAT["messages"][0], CHAT["messages"][1] | {"tool_calls": [call]}, *CHAT["messages"][2:]]
 
-    with pytest.raises(DataError, match="line 1: the arguments of search are no JSON"):
+    with pytest.raises(DataError, match=r"line 1: the arguments of search are not (text|valid JSON|a JSON object)"):
         read_answers(written(tmp_path, {"messages": messages}))
 
 
-def test_an_empty_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="it holds no samples"):
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="it contains no samples"):
         read_answers(written(tmp_path))
 
 
@@ -192,7 +192,9 @@ def test_an_empty_file_is_told(tmp_path: Path) -> None:
     ],
     ids=["answer", "rejected", "prompt"],
 )
-def test_a_line_that_is_too_long_is_told_and_not_cut(data: MakeData, line: dict[str, Any], reason: str) -> None:
+def test_a_line_that_is_too_long_is_refused_and_not_truncated(
+    data: MakeData, line: dict[str, Any], reason: str
+) -> None:
     with pytest.raises(DataError, match=f"{reason}.*Raise data.max_length"):
         data(PLAIN, line, max_length=32)
 

@@ -20,7 +20,7 @@ from crashproof.distillation.settings.load import load_config
 from crashproof.distillation.settings.models import ModelShape
 from crashproof.distillation.text.chat import BUILTIN_TEMPLATE
 from crashproof.distillation.text.corpus import builtin_documents
-from crashproof.distillation.text.tokenizer import load_tokenizer, trained_tokenizer
+from crashproof.distillation.text.tokenizer import load_tokenizer, train_tokenizer
 from crashproof.errors import ConfigError, DataError, ModelMismatch, TeacherRefused
 from crashproof.pytorch.interrupts import Interrupts, StopRequested
 from crashproof.teacher import AsyncTeacher, Endpoint, Patience, Teacher
@@ -33,7 +33,7 @@ TOP_K = 20
 def folder(tmp_path_factory):
     """A teacher with a chat template of its own."""
     folder = tmp_path_factory.mktemp("api")
-    tokenizer = trained_tokenizer(builtin_documents()[:50], vocab_size=300, folder=folder / "tokenizer")
+    tokenizer = train_tokenizer(builtin_documents()[:50], vocab_size=300, folder=folder / "tokenizer")
     tokenizer.chat_template = BUILTIN_TEMPLATE
     torch.manual_seed(0)
     model = new_model(ModelShape(d_model=16, num_layers=1, num_heads=2), tokenizer=tokenizer, max_length=256)
@@ -116,7 +116,7 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn_from_its_probabiliti
     assert kl_of(1.0) < 1e-4 < 1e-2 < kl_of(0.5)
 
 
-def test_the_answer_and_the_mark_behind_it_are_learned_and_the_question_is_not(folder, tokenizer, prompts, asked):
+def test_the_answer_and_its_end_mark_are_learned_and_the_question_is_not(folder, tokenizer, prompts, asked):
     with TeacherServer(lambda body: "Forty-two.") as server:
         data = data_of(prompts(CHAT, {"prompt": "Six times seven: "}), tokenizer)
         data.connect(asked(server), iter([0, 1]))
@@ -143,7 +143,7 @@ def test_the_same_answers_make_the_same_batch_in_whatever_order_they_came(folder
         assert torch.equal(one.topk.logprobs, other.topk.logprobs)
 
 
-def test_answers_are_asked_for_ahead_and_never_beyond_the_last_step(folder, tokenizer, prompts, asked):
+def test_answers_are_requested_ahead_and_never_beyond_the_last_step(folder, tokenizer, prompts, asked):
     source = prompts(*({"prompt": f"Number {number}: "} for number in range(9)))
     with TeacherServer() as server:
         data = data_of(source, tokenizer, ahead=4)
@@ -169,14 +169,14 @@ def test_a_loop_that_goes_on_only_after_its_answers_came_never_waits(folder, tok
     assert 0 == data.num_waits
 
 
-def test_an_answer_of_no_use_is_not_learned_from_and_told_once(folder, tokenizer, prompts, asked, caplog):
+def test_an_unusable_answer_is_skipped_and_reported_once(folder, tokenizer, prompts, asked, caplog):
     with TeacherServer(lambda body: "") as server:
         data = data_of(prompts({"prompt": "Say nothing: "}), tokenizer)
         data.connect(asked(server), iter([0, 0]))
         labels = [data.batch([0]).labels, data.batch([0]).labels]
 
     assert all(bool((each == IGNORED).all()) for each in labels)
-    assert 1 == sum("is not learned from" in message for message in caplog.messages)
+    assert 1 == sum("Skipping" in message for message in caplog.messages)
 
 
 def test_a_token_that_the_student_does_not_have_is_named(folder, tokenizer, prompts, asked):
@@ -212,7 +212,7 @@ def test_an_answer_without_probabilities_is_refused_where_they_are_needed(folder
     with TeacherServer() as server:
         data = data_of(prompts({"prompt": "A letter: "}), tokenizer, top_k=3)
         data.connect(asked(server), iter([0]))
-        with pytest.raises(ModelMismatch, match="brings no log-probabilities"):
+        with pytest.raises(ModelMismatch, match="has no log-probabilities"):
             data.batch([0])
 
 
@@ -231,7 +231,7 @@ def test_a_refusal_of_the_teacher_reaches_the_loop(folder, tokenizer, prompts, a
             data.batch([0])
 
 
-def test_a_stop_is_heard_while_a_batch_waits(folder, tokenizer, prompts, asked):
+def test_a_stop_request_ends_the_wait_for_a_batch(folder, tokenizer, prompts, asked):
     interrupts = Interrupts()
     interrupts.received = signal.SIGTERM
     with TeacherServer(latency_seconds=3.0) as server:
@@ -241,7 +241,7 @@ def test_a_stop_is_heard_while_a_batch_waits(folder, tokenizer, prompts, asked):
             data.batch([0])
 
 
-def test_a_faulty_teacher_is_asked_again(folder, tokenizer, prompts, asked, open_tracker):
+def test_a_request_to_a_faulty_teacher_is_retried(folder, tokenizer, prompts, asked, open_tracker):
     with TeacherServer(faults=Faults(script=[Fault.SERVER_ERROR])) as server:
         data = data_of(prompts({"prompt": "Hello: "}), tokenizer)
         data.connect(asked(server), iter([0]))
@@ -259,12 +259,12 @@ API = ["data.path=p.jsonl", "teacher.kind=api", "teacher.model=m", "loss.interme
         pytest.param([*API, "loss.kd=1"], "an answer is text alone", id="kd-without-logprobs"),
         pytest.param([*API, "teacher.logprobs=5"], "probabilities are not softened", id="temperature"),
         pytest.param([*API[1:], "loss.kd=0"], "set data.path to a file", id="no-prompts"),
-        pytest.param(["data.path=p.jsonl", "teacher.kind=api"], "needs the model's name", id="no-model"),
+        pytest.param(["data.path=p.jsonl", "teacher.kind=api"], "needs the name of the model", id="no-model"),
         pytest.param(["teacher.budget=5"], "budget belongs to kind: api", id="of-another-kind"),
         pytest.param([*API, "loss.kd=0", "loss.intermediate=1"], "has no hidden states", id="hidden-states"),
     ],
 )
-def test_a_config_that_cannot_be_meant_is_refused(overrides, said):
+def test_an_inconsistent_config_is_refused(overrides, said):
     with pytest.raises(ConfigError, match=said):
         load_config(KdConfig, [], overrides)
 

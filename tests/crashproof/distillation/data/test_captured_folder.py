@@ -39,7 +39,7 @@ def test_a_manifest_is_read_as_it_was_written(folder: CapturedFolder) -> None:
     assert (9, 4) == (MANIFEST.num_rows(), MANIFEST.num_bytes())
 
 
-def test_a_folder_without_one_says_nothing(folder: CapturedFolder, tmp_path: Path) -> None:
+def test_a_folder_without_a_manifest_has_none(folder: CapturedFolder, tmp_path: Path) -> None:
     assert None is folder.read_manifest()
     assert None is CapturedFolder(tmp_path / "nowhere").read_manifest()
 
@@ -66,10 +66,10 @@ def test_every_altered_byte_of_a_manifest_is_noticed(folder: CapturedFolder) -> 
             folder.read_manifest()
 
 
-def test_somebody_elses_sealed_line_is_no_manifest(folder: CapturedFolder) -> None:
+def test_a_checksummed_line_of_another_kind_is_not_a_manifest(folder: CapturedFolder) -> None:
     folder.manifest.write_bytes(encode({"v": 1, "step": 7}))
 
-    with pytest.raises(DataError, match="it is no manifest of captured logits"):
+    with pytest.raises(DataError, match="it is not a manifest of captured logits"):
         folder.read_manifest()
 
 
@@ -96,7 +96,7 @@ def test_what_was_captured_otherwise_is_named() -> None:
     ],
     ids=["whole", "altered", "short", "missing"],
 )
-def test_damage_to_a_shard_is_told(folder: CapturedFolder, content: bytes | None, problem: str | None) -> None:
+def test_damage_to_a_shard_is_reported(folder: CapturedFolder, content: bytes | None, problem: str | None) -> None:
     path = folder.root / SHARD.file
     path.write_bytes(b"whole")
     shard = msgspec.structs.replace(SHARD, num_bytes=5, sha256=digest_of(path).sha256)
@@ -107,7 +107,7 @@ def test_damage_to_a_shard_is_told(folder: CapturedFolder, content: bytes | None
     assert problem == folder.problem_with(shard)
 
 
-def test_what_is_moved_aside_never_takes_the_place_of_something(folder: CapturedFolder) -> None:
+def test_quarantine_overwrites_nothing(folder: CapturedFolder) -> None:
     path = folder.root / SHARD.file
     targets = []
     for content in (b"one", b"two"):

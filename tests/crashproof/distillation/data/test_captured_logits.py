@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from crashproof.disk.atomic import write_atomically
 from crashproof.distillation.data.captured_folder import CapturedFolder, CapturedFrom, CaptureManifest, ShardRecord
 from crashproof.distillation.data.captured_logits import CapturedLogits
-from crashproof.distillation.data.shards import ShardPlan, packed, planned
+from crashproof.distillation.data.shards import ShardPlan, pack_shard, plan_shards
 from crashproof.distillation.data.text_data import TokenizedData, TopK, load_source, tokenized
 from crashproof.distillation.losses.divergences import IGNORED, next_token_targets
 from crashproof.distillation.settings.data import DataConfig
@@ -55,7 +55,7 @@ def written(folder: CapturedFolder, number: int, plan: ShardPlan, tokens: Tokeni
         ]
     )
     topk = TopK(ids=ids, logprobs=torch.tensor([-0.5, -1.5]).expand(len(ids), 2))
-    content = packed(tokens.part(plan.first_sample, plan.num_samples), topk, vocab_size=270)
+    content = pack_shard(tokens.part(plan.first_sample, plan.num_samples), topk, vocab_size=270)
     path = folder.root / folder.shard_name(number)
     file = write_atomically(path, lambda file: file.write(content))
     return ShardRecord(
@@ -76,7 +76,7 @@ def captured(
     folder = CapturedFolder(tmp_path / "logits")
     tokens = read(*LINES)
     keep_tokenizer(tokenizer, folder.tokenizer)
-    plans = planned(tokens, 4)
+    plans = plan_shards(tokens, 4)
     records = [written(folder, number, plan, tokens) for number, plan in enumerate(plans)]
     captured_from = CapturedFrom(
         data_sha256="",
@@ -151,7 +151,7 @@ def test_the_tokens_that_were_captured_fit_however_their_lines_are_written(
         ),
         (LINES[:3], 64, "there are 4 samples there and 3 here"),
         ([*LINES, {"text": "one more"}], 64, "there are 4 samples there and 5 here"),
-        ([*LINES[:3], {"text": "two and two"}], 64, r"sample 4, token \d+ is only read there and learned here"),
+        ([*LINES[:3], {"text": "two and two"}], 64, r"sample 4, token \d+ is learned here but not there"),
         (LINES, 16, r"sample 1, which has \d+ tokens there and 16 here"),
     ],
     ids=["a word", "too few", "too many", "learned", "cut"],
@@ -203,7 +203,7 @@ def test_a_missing_shard_is_refused_by_its_name(captured: CapturedFolder, read: 
         CapturedLogits.open(captured.root).beside(read(*LINES))
 
 
-def test_a_damaged_shard_is_told_even_where_the_data_differ(
+def test_a_damaged_shard_is_reported_even_if_the_data_differ(
     captured: CapturedFolder, read: Callable[..., TokenizedData], tokenizer: PreTrainedTokenizerFast
 ) -> None:
     path = captured.root / captured.shard_name(0)
@@ -218,12 +218,12 @@ def test_a_capture_that_is_not_complete_is_refused(captured: CapturedFolder) -> 
     assert manifest is not None
     captured.write_manifest(msgspec.structs.replace(manifest, shards=manifest.shards[:1]))
 
-    with pytest.raises(DataError, match=rf"it is not complete, 1 of {manifest.num_shards} shards are captured\. Run"):
+    with pytest.raises(DataError, match=rf"it is incomplete, 1 of {manifest.num_shards} shards are captured\. Run"):
         CapturedLogits.open(captured.root)
 
 
 def test_a_folder_without_captured_logits_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"{tmp_path}: it holds no captured logits"):
+    with pytest.raises(DataError, match=f"{tmp_path}: it contains no captured logits"):
         CapturedLogits.open(tmp_path)
 
 

@@ -5,7 +5,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from crashproof.distillation.data.shards import ShardReader, packed, planned, rows_before_samples
+from crashproof.distillation.data.shards import ShardReader, pack_shard, plan_shards, rows_before_samples
 from crashproof.distillation.data.text_data import TokenizedData, TopK
 from crashproof.distillation.losses.divergences import IGNORED
 
@@ -32,7 +32,7 @@ def entries(num_rows: int, k: int, vocab_size: int) -> TopK:
 def shard_of(tmp_path: Path) -> Callable[..., Path]:
     def write(samples: TokenizedData, topk: TopK, vocab_size: int) -> Path:
         path = tmp_path / "shard.safetensors"
-        path.write_bytes(packed(samples, topk, vocab_size=vocab_size))
+        path.write_bytes(pack_shard(samples, topk, vocab_size=vocab_size))
         return path
 
     return write
@@ -41,7 +41,7 @@ def shard_of(tmp_path: Path) -> Callable[..., Path]:
 def test_plans_hold_every_sample_once_and_in_order() -> None:
     data = made_of(4, 6, 2, 8, 4, 4)
 
-    plans = planned(data, 5)
+    plans = plan_shards(data, 5)
 
     assert [0, 2, 4] == [plan.first_sample for plan in plans]
     assert [2, 2, 2] == [plan.num_samples for plan in plans]
@@ -51,7 +51,7 @@ def test_plans_hold_every_sample_once_and_in_order() -> None:
 
 @pytest.mark.parametrize("shard_tokens, num_shards", [(1, 6), (14, 1), (10**9, 1)], ids=["tiny", "exact", "huge"])
 def test_a_sample_is_never_split_and_the_last_shard_may_be_short(shard_tokens: int, num_shards: int) -> None:
-    plans = planned(made_of(4, 6, 2, 8, 4, 4), shard_tokens)
+    plans = plan_shards(made_of(4, 6, 2, 8, 4, 4), shard_tokens)
 
     assert num_shards == len(plans)
     assert 6 == sum(plan.num_samples for plan in plans)
@@ -75,7 +75,7 @@ def test_what_is_packed_is_read_again(shard_of: Callable[..., Path], vocab_size:
 
 
 def test_the_same_content_is_packed_into_the_same_bytes() -> None:
-    one, other = (packed(made_of(4, 6), entries(5, 3, 90_000), vocab_size=90_000) for _ in range(2))
+    one, other = (pack_shard(made_of(4, 6), entries(5, 3, 90_000), vocab_size=90_000) for _ in range(2))
 
     assert one == other
 
@@ -86,7 +86,7 @@ def test_an_entry_takes_at_most_six_bytes_with_all_that_stands_beside_it(vocab_s
     data = made_of(*[128] * 100)
     num_rows = int(data.is_predicted().sum())
 
-    num_bytes = len(packed(data, entries(num_rows, 32, vocab_size), vocab_size=vocab_size))
+    num_bytes = len(pack_shard(data, entries(num_rows, 32, vocab_size), vocab_size=vocab_size))
 
     print(f"vocabulary of {vocab_size:,}: {num_bytes / num_rows / 32:.2f} bytes per predicted token and entry")
     assert num_bytes / num_rows / 32 < expected

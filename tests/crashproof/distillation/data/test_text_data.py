@@ -159,16 +159,16 @@ def test_without_a_path_it_is_the_text_inside_python() -> None:
 @pytest.mark.parametrize(
     "line, reason",
     [
-        (b'{"text": ', "this is no JSON"),
-        (b'{"text": "\xff\xfe"}', "this is no JSON"),
-        (["text"], "a sample must be a JSON object"),
+        (b'{"text": ', "it is not valid JSON"),
+        (b'{"text": "\xff\xfe"}', "it is not valid UTF-8"),
+        (["text"], "it is not a JSON object"),
         ({}, 'it needs "text", or'),
         ({"txet": "a"}, 'it needs "text", or'),
         ({"text": 3}, 'it needs "text", or'),
-        ({"prompt": "a"}, '"prompt" and "teacher_text" must both be there'),
-        ({"prompt": "a", "teacher_text": None}, '"prompt" and "teacher_text" must both be there'),
-        ({"messages": []}, '"messages" must be a list that is not empty'),
-        ({"messages": "hello"}, '"messages" must be a list that is not empty'),
+        ({"prompt": "a"}, '"prompt" and "teacher_text" must both be present'),
+        ({"prompt": "a", "teacher_text": None}, '"prompt" and "teacher_text" must both be present'),
+        ({"messages": []}, '"messages" must be a non-empty list'),
+        ({"messages": "hello"}, '"messages" must be a non-empty list'),
         ({"messages": [{"role": "user"}]}, 'each message needs a "role" and a "content"'),
         ({"messages": [{"role": "user", "content": "a"}]}, 'no message has the role "assistant"'),
     ],
@@ -204,23 +204,27 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\n\n  \n"], ids=["no byte", "blank lines"])
 def test_an_empty_file_is_an_error(write: Write, content: bytes) -> None:
-    with pytest.raises(DataError, match="it holds no samples"):
+    with pytest.raises(DataError, match="it contains no samples"):
         load_source(DataConfig(path=write(content)))
 
 
 def test_a_file_with_nothing_to_learn_is_an_error(write: Write, tokens_of: Callable[..., TokenizedData]) -> None:
-    with pytest.raises(DataError, match="no sample has a token to learn from"):
+    with pytest.raises(DataError, match="no sample has a token to learn"):
         tokens_of(write({"text": ""}))
 
 
 def test_an_answer_out_of_reach_is_named(write: Write, tokens_of: Callable[..., TokenizedData]) -> None:
     path = write(LINES[0], {"prompt": "long " * 50, "teacher_text": "short"})
 
-    with pytest.raises(DataError, match=r"line 2: the answer begins behind the 16 tokens .* Raise data\.max_length"):
+    with pytest.raises(
+        DataError, match=r"line 2: the answer begins after the first 16 tokens, .* Raise data\.max_length"
+    ):
         tokens_of(path, max_length=16)
 
 
-def test_damaged_tokens_are_made_anew(write: Write, tokens_of: Callable[..., TokenizedData], tmp_path: Path) -> None:
+def test_damaged_tokens_are_computed_again(
+    write: Write, tokens_of: Callable[..., TokenizedData], tmp_path: Path
+) -> None:
     path = write(*LINES)
     first = tokens_of(path)
     (kept,) = (tmp_path / "cache").iterdir()
@@ -261,7 +265,7 @@ def test_a_part_holds_its_samples_and_no_others(write: Write, tokens_of: Callabl
     assert torch.equal(data.batch([2]).labels, part.batch([1]).labels)
 
 
-def test_what_a_teacher_says_moves_with_its_batch() -> None:
+def test_the_teachers_distributions_move_with_their_batch() -> None:
     tokens = torch.zeros(1, 2, dtype=torch.long)
     topk = TopK(ids=torch.zeros(1, 2, 3, dtype=torch.long), logprobs=torch.zeros(1, 2, 3))
     batch = Batch(input_ids=tokens, attention_mask=tokens, labels=tokens, topk=topk)

@@ -61,7 +61,7 @@ def test_arguments_stand_in_the_order_of_the_schema_however_deep() -> None:
 
 def test_a_tool_without_parameters_takes_none() -> None:
     assert {} == read(one_call("clock", {})).calls[0].arguments
-    with pytest.raises(DataError, match="the arguments of clock break its schema"):
+    with pytest.raises(DataError, match="the arguments of clock violate its schema"):
         read(one_call("clock", {"zone": "UTC"}))
 
 
@@ -78,6 +78,12 @@ def test_spans_that_are_given_are_kept() -> None:
     assert read(whole()).restated is None
 
 
+def test_an_empty_list_of_calls_is_no_call() -> None:
+    conversation = read(line(asking(), answering("21") | {"tool_calls": []}))
+
+    assert ([], answering("21")) == (conversation.calls, conversation.messages[-1])
+
+
 def bad(**function: Any) -> dict[str, Any]:
     return line(asking(), {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": function}]})
 
@@ -86,16 +92,20 @@ def bad(**function: Any) -> dict[str, Any]:
     "sample, reason",
     [
         pytest.param(one_call("find"), "it calls find, which is not offered. Offered are search, ", id="not-offered"),
-        pytest.param(bad(name="search", arguments="{"), "the arguments of search are no JSON", id="no-json"),
+        pytest.param(bad(name="search", arguments="{"), "the arguments of search are not valid JSON", id="no-json"),
         pytest.param(bad(name="search", arguments='{"days": NaN}'), "JSON has no NaN", id="nan"),
-        pytest.param(bad(name="search", arguments="[1]"), "the arguments of search are no JSON object", id="a-list"),
-        pytest.param(bad(name="search", arguments={"city": "Rome"}), "of search are no text", id="no-string"),
-        pytest.param(bad(name="search"), "the arguments of search are no text", id="no-arguments"),
-        pytest.param(bad(arguments="{}"), "a tool call must be", id="no-name"),
-        pytest.param(one_call(arguments={"days": 2}), r"break its schema, at \$: 'city' is a required", id="missing"),
+        pytest.param(
+            bad(name="search", arguments="[1]"), "the arguments of search are not a JSON object", id="a-list"
+        ),
+        pytest.param(bad(name="search", arguments={"city": "Rome"}), "of search are not text", id="no-string"),
+        pytest.param(bad(name="search"), "the arguments of search are not text", id="no-arguments"),
+        pytest.param(bad(arguments="{}"), "names no function", id="no-name"),
+        pytest.param(
+            one_call(arguments={"days": 2}), r"violate its schema, at \$: 'city' is a required", id="missing"
+        ),
         pytest.param(one_call(arguments={"city": "R", "days": 99}), r"at \$\.days: 99 is greater", id="out-of-range"),
         pytest.param(one_call(arguments={"city": "R", "town": "T"}), "Additional properties", id="unknown"),
-        pytest.param(line(asking(), tools=[]), '"tools" must be a list that is not empty', id="no-tools"),
+        pytest.param(line(asking(), tools=[]), '"tools" must be a non-empty list', id="no-tools"),
         pytest.param(line(asking(), tools=[WEATHER, WEATHER]), "two tools are named search", id="twice"),
         pytest.param(line(asking(), tools=["search"]), "a tool must be", id="tool-is-text"),
         pytest.param(line(asking(), tools=[tool("a b", None)]), "its name without spaces", id="name-with-space"),
@@ -105,11 +115,10 @@ def bad(**function: Any) -> dict[str, Any]:
             r'the schema of odd cannot be compiled: Unimplemented keys: \["not"\]',
             id="schema-not-compiled",
         ),
-        pytest.param({"tools": [CLOCK]}, '"messages" must be a list that is not empty', id="no-messages"),
-        pytest.param(line({"content": "x"}), 'each message needs a "role"', id="no-role"),
+        pytest.param({"tools": [CLOCK]}, '"messages" must be a non-empty list', id="no-messages"),
+        pytest.param(line({"content": "x"}), 'message 1 needs a "role"', id="no-role"),
         pytest.param(line({"role": "user"}), r'the "content" of message 1 \(user\) must be text', id="no-content"),
         pytest.param(line(calling(call("clock", {})) | {"role": "user"}), "of the assistant", id="the-user-calls"),
-        pytest.param(line(calling()), '"tool_calls" must be a list that is not empty', id="no-calls"),
         pytest.param(line(calling(call("clock", {})) | {"content": 1}), "must be null or text", id="odd-content"),
         pytest.param(line(asking(), result("1")), r"a tool's result \(call_1\) belongs to no call", id="no-call"),
         pytest.param(
@@ -118,8 +127,8 @@ def bad(**function: Any) -> dict[str, Any]:
             id="two-results",
         ),
         pytest.param(line({"role": "tool", "content": "1"}), "a tool's result belongs to no call", id="nameless"),
-        pytest.param(whole() | {"integration_spans": [[6, 400]]}, "lies not in an answer of 27", id="span-too-long"),
-        pytest.param(whole() | {"integration_spans": [[6, 6]]}, "lies not in an answer", id="span-empty"),
+        pytest.param(whole() | {"integration_spans": [[6, 400]]}, "is outside an answer of 27", id="span-too-long"),
+        pytest.param(whole() | {"integration_spans": [[6, 6]]}, "is outside an answer", id="span-empty"),
         pytest.param(whole() | {"integration_spans": 6}, '"integration_spans" must be a list', id="spans-no-list"),
         pytest.param(one_call() | {"integration_spans": []}, "the last message an answer", id="spans-of-no-answer"),
     ],
@@ -166,9 +175,9 @@ def test_a_share_of_the_lines_is_held_out_and_can_still_be_read(write: Write) ->
         (line(asking(), answering("21")), True, "line 1: it must have exactly one tool call, and has 0"),
         (line(asking(), answering("21")), False, "line 1: it must have at least one tool call, and has 0"),
         (line(calling(call("clock", {}), call("clock", {}, 2))), True, "exactly one tool call, and has 2"),
-        ("{", True, "line 1: this is no JSON"),
-        ("[]", True, "line 1: a line must be a JSON object"),
-        ("", True, "it holds no samples"),
+        ("{", True, "line 1: it is not valid JSON"),
+        ("[]", True, "line 1: it is not a JSON object"),
+        ("", True, "it contains no samples"),
     ],
 )
 def test_a_file_that_cannot_be_used_says_why(write: Write, sample: Any, has_one_call: bool, reason: str) -> None:
@@ -176,7 +185,7 @@ def test_a_file_that_cannot_be_used_says_why(write: Write, sample: Any, has_one_
         read_source(write(sample), has_one_call=has_one_call)
 
 
-def test_two_calls_are_welcome_where_one_is_not_asked_for(write: Write) -> None:
+def test_two_calls_are_accepted_unless_one_is_required(write: Write) -> None:
     source = read_source(write(line(calling(call("clock", {}), call("clock", {}, 2)))), has_one_call=False)
 
     assert 1 == len(source.samples)

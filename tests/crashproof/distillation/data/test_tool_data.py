@@ -60,7 +60,7 @@ def test_an_answer_that_restates_nothing_counts_nothing(data: MakeData) -> None:
     assert made.counts([0])["integration"] > 0
 
 
-def test_rows_are_shared_out_without_rest_and_without_overlap(data: MakeData) -> None:
+def test_rows_are_partitioned_without_rest_or_overlap(data: MakeData) -> None:
     batch = data(*LINES).batch([0, 2])
 
     together = torch.cat([batch.json_rows, batch.other_rows, batch.free_rows])
@@ -69,7 +69,7 @@ def test_rows_are_shared_out_without_rest_and_without_overlap(data: MakeData) ->
     assert min(map(len, (batch.json_rows, batch.other_rows, batch.free_rows))) > 0
 
 
-def test_a_row_speaks_of_the_token_that_it_predicts(data: MakeData, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_row_describes_the_token_that_it_predicts(data: MakeData, tokenizer: PreTrainedTokenizerFast) -> None:
     batch = data(*LINES).batch([2, 0])
 
     assert '{"query": "fox"}' in predicted(batch, batch.json_rows, tokenizer)

@@ -6,14 +6,14 @@ from tool_lines import LLAMA, QWEN, TEMPLATES, answering, asking, call, calling,
 from transformers import PreTrainedTokenizerFast
 
 from crashproof.distillation.data.tool_conversations import read_conversation
-from crashproof.distillation.data.tool_spans import RenderedChat, rendered
+from crashproof.distillation.data.tool_spans import RenderedChat, render_conversation
 
 TWO_CALLS = calling(call("search", {"city": "Rome"}, 1), call("search_web", {"query": 'a "b" {é}'}, 2))
 
 
 def chat_of(sample: dict[str, Any], tokenizer: PreTrainedTokenizerFast, template: str | None) -> RenderedChat:
     tokenizer.chat_template = template
-    return rendered(read_conversation(sample | {"line": 1}, Path("x")), tokenizer, min_words=3)
+    return render_conversation(read_conversation(sample | {"line": 1}, Path("x")), tokenizer, min_words=3)
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES.keys())
@@ -116,13 +116,13 @@ def test_an_answer_before_any_result_restates_nothing(tokenizer: PreTrainedToken
             "{% for m in messages %}>{{ m.content or m.tool_calls[0].function.name | upper }}"
             "{{ m.tool_calls[0].function.arguments | tojson if m.tool_calls }};{% endfor %}"
             "{% if add_generation_prompt %}>{% endif %}",
-            "cannot be followed",
+            "cannot be found in the text",
             id="another-name",
         ),
         pytest.param("{{ raise_exception('no tools here') }}", "no tools here", id="refused"),
     ],
 )
-def test_a_template_that_cannot_be_followed_says_so(
+def test_a_template_whose_calls_cannot_be_found_is_refused(
     tokenizer: PreTrainedTokenizerFast, template: str, reason: str
 ) -> None:
     with pytest.raises(ValueError, match=reason):

@@ -8,13 +8,13 @@ from tokenizers import AddedToken
 from tool_lines import TEMPLATES, WEATHER, WEB, asking, call, calling, line, one_call, result, whole
 from transformers import PreTrainedTokenizerFast
 
-from crashproof.distillation.data.name_choice import allowed_next
+from crashproof.distillation.data.name_trie import allowed_next
 from crashproof.distillation.data.tool_conversations import read_conversation
-from crashproof.distillation.data.tool_spans import rendered
+from crashproof.distillation.data.tool_spans import render_conversation
 from crashproof.distillation.data.tool_tokens import ARGUMENTS, INTEGRATION, JSON, SELECTION, ToolTokens, tool_tokens
 from crashproof.distillation.losses.tool_calls import allowed_entries
 from crashproof.distillation.text.json_grammar import JsonGrammars
-from crashproof.distillation.text.tokenizer import trained_tokenizer
+from crashproof.distillation.text.tokenizer import train_tokenizer
 
 Tokens = Callable[..., ToolTokens]
 
@@ -24,13 +24,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer that has seen calls, and merges across the ends of their parts."""
     texts = ['<tool_call>\n{"name": "search_web", "arguments": {"city": "Rome", "query": "x"}}\n</tool_call>'] * 50
     made = tmp_path_factory.mktemp("tokenizer") / "calls"
-    trained_tokenizer([*texts, *[json.dumps([WEATHER, WEB])] * 20], vocab_size=400, folder=made)
+    train_tokenizer([*texts, *[json.dumps([WEATHER, WEB])] * 20], vocab_size=400, folder=made)
     return made
 
 
 @pytest.fixture
 def tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    return trained_tokenizer([], vocab_size=400, folder=folder)
+    return train_tokenizer([], vocab_size=400, folder=folder)
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def tokens(tokenizer: PreTrainedTokenizerFast) -> Tokens:
     def made(sample: dict[str, Any], template: str | None = None, *, ends_with_call: bool = False) -> ToolTokens:
         tokenizer.chat_template = template
         conversation = read_conversation(sample | {"line": 1}, Path("x"))
-        chat = rendered(conversation, tokenizer, min_words=3)
+        chat = render_conversation(conversation, tokenizer, min_words=3)
         offered = conversation.offered()
         return tool_tokens(chat, offered, tokenizer, JsonGrammars(tokenizer), ends_with_call=ends_with_call)
 
@@ -167,5 +167,5 @@ def test_a_call_that_the_engine_reads_otherwise_says_where(tokens: Tokens) -> No
         "function": {"name": "day", "parameters": {"properties": {"on": {"type": "string", "format": "date"}}}},
     }
 
-    with pytest.raises(ValueError, match="does not allow its arguments to go on as they do behind"):
+    with pytest.raises(ValueError, match="does not allow what its arguments contain after"):
         tokens(line(asking(), calling(call("day", {"on": "tomorrow"})), tools=[tool]))

@@ -103,7 +103,7 @@ def test_layers_are_mapped_by_number(write: Write) -> None:
     [
         ("- train", "must be a mapping, not a list"),
         ("train", "must be a mapping, not a str"),
-        ("train: [", "is no YAML"),
+        ("train: [", "is not valid YAML"),
         ("trian: {steps: 1}", r"Unknown config key trian \(did you mean train\?\)"),
         ("train: {setps: 1}", r"Unknown config key train.setps \(did you mean train.steps\?\)"),
         ("train: {steps: 0}", "train.steps: .*greater than or equal to 1, got 0"),
@@ -122,7 +122,7 @@ def test_layers_are_mapped_by_number(write: Write) -> None:
     ],
     ids=lambda value: value if value.startswith(("- ", "tr", "lo", "da", "to", "te")) else "",
 )
-def test_a_bad_config_is_told_in_words(write: Write, text: str, message: str) -> None:
+def test_a_bad_config_is_explained(write: Write, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(KdConfig, [write(text)])
 
@@ -135,13 +135,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x9f")
 
-    with pytest.raises(ConfigError, match=r"binary\.yaml is no YAML"):
+    with pytest.raises(ConfigError, match=r"binary\.yaml is not valid YAML"):
         load_config(KdConfig, [tmp_path / "binary.yaml"])
 
 
 @pytest.mark.parametrize("override", ["train.steps", "=3", "train.steps=["], ids=["no value", "no key", "no YAML"])
 def test_a_bad_override_is_shown(override: str) -> None:
-    with pytest.raises(ConfigError, match=r"is no (override|YAML)"):
+    with pytest.raises(ConfigError, match=r"is not (an override|valid YAML)"):
         load_config(KdConfig, [], [override])
 
 
@@ -171,7 +171,7 @@ def test_captured_logits_are_a_teacher_without_hidden_states() -> None:
     assert (Path("there"), False) == (config.teacher.path, config.teacher.is_a_model)
 
 
-def test_files_are_told_from_overrides(write: Write, tmp_path: Path) -> None:
+def test_files_are_separated_from_overrides(write: Write, tmp_path: Path) -> None:
     odd = write(MINIMAL, "a=b.yaml")
 
     told = files_and_overrides([Path("c.yaml"), odd, "data.path=/some/where.jsonl", Path("train.steps=3")])
@@ -217,7 +217,7 @@ def test_a_budget_of_the_alerts_comes_before_the_teachers(write: Write) -> None:
     [
         pytest.param({}, "progress.alerts.webhook is env:HOOK, and HOOK is not set", id="unset"),
         pytest.param({"HOOK": ""}, "progress.alerts.webhook is env:HOOK, and HOOK is not set", id="empty"),
-        pytest.param({"HOOK": "very-secret"}, "webhook is no http", id="no-address"),
+        pytest.param({"HOOK": "very-secret"}, "webhook is not an http", id="no-address"),
     ],
 )
 def test_an_address_that_the_environment_lacks_is_an_error(
@@ -235,7 +235,8 @@ def test_an_address_that_the_environment_lacks_is_an_error(
     [
         pytest.param("webhok: https://e.org", r"webhok \(did you mean progress.alerts.webhook\?\)", id="key"),
         pytest.param("kinds: [crash]", "Did you mean crashed", id="kind"),
-        pytest.param("webhook: 'ftp://very-secret'", "webhook is no http", id="address"),
+        pytest.param("webhook: 'ftp://very-secret'", "webhook is not an http", id="address"),
+        pytest.param("command: [curl, very-secret, 1]", "command is not a program", id="command"),
         pytest.param("disk_low_bytes: -1", "progress.alerts.disk_low_bytes", id="bytes"),
     ],
 )

@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from crashproof.distillation.data.restated import restated_spans
+from crashproof.distillation.data.restated_spans import restated_spans
 from crashproof.distillation.tasks.tool_calls import generated_source
 from crashproof.distillation.tasks.tools import TOOLS
 

@@ -124,7 +124,7 @@ def test_a_tokenizer_of_another_kind_is_refused() -> None:
     tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "##ing": 1}, unk_token="[UNK]"))
     tokenizer.decoder = decoders.WordPiece()
 
-    with pytest.raises(ModelMismatch, match=r"in memory is neither byte-level nor like SentencePiece's"):
+    with pytest.raises(ModelMismatch, match=r"in memory is neither byte-level nor SentencePiece"):
         token_bytes(wrapped(tokenizer))
 
 
@@ -141,7 +141,7 @@ def test_a_tokenizer_differs_from_itself_nowhere(tokenizer: PreTrainedTokenizerF
     ],
     ids=["other bytes", "one more", "a hole"],
 )
-def test_the_first_token_that_differs_is_told(
+def test_the_first_token_that_differs_is_named(
     there: list[bytes | None], here: list[bytes | None], words: str
 ) -> None:
     one, other = (

@@ -29,7 +29,7 @@ from crashproof.distillation.training.strategy import choose_strategy
 from crashproof.errors import DiskFull
 from crashproof.pytorch.device import choose_device
 from crashproof.pytorch.interrupts import Interrupts
-from crashproof.pytorch.ranks import AloneRank
+from crashproof.pytorch.ranks import SingleRank
 
 MakeLoop = Callable[..., TrainingLoop]
 
@@ -90,7 +90,7 @@ def make_loop(
     ) -> TrainingLoop:
         progress = ProgressConfig(**settings.pop("progress", {"checkpoint_interval": 2}))
         train = TrainConfig(**({"steps": 4, "batch_size": 4, "warmup_steps": 1, "device": "cpu"} | settings))
-        device, ranks = choose_device(train.device, train.precision), AloneRank()
+        device, ranks = choose_device(train.device, train.precision), SingleRank()
         student, teacher = make_model(0).to(device.device), make_model(1).to(device.device)
         recipe = KdRecipe(student, teacher, KdLossConfig(), vocab_size=270).to(device.device)
         state = new_state(recipe, train, device, ranks)

@@ -126,12 +126,14 @@ def as_schema(schema: Any) -> dict[str, Any]:
         pytest.param("no JSON", {"type": "text"}, None, id="text wanted"),
         pytest.param("no JSON", "json", None, id="a format that nobody knows"),
         pytest.param('{"a": 1}', {"type": "json_object"}, None, id="JSON wanted and given"),
-        pytest.param("no JSON", {"type": "json_object"}, "its content is no JSON", id="JSON wanted and not given"),
-        pytest.param('```json\n{"a": 1}\n```', {"type": "json_object"}, "is no JSON", id="a fence around it"),
-        pytest.param('{"a": ', {"type": "json_object"}, "its content is no JSON", id="cut off"),
-        pytest.param("", {"type": "json_object"}, "its content is no JSON", id="empty"),
-        pytest.param("", as_schema(PERSON), "its content is no JSON", id="empty, with a schema"),
-        pytest.param("[" * 100_000, {"type": "json_object"}, "its content is no JSON", id="too deep"),
+        pytest.param(
+            "no JSON", {"type": "json_object"}, "its content is not valid JSON", id="JSON wanted and not given"
+        ),
+        pytest.param('```json\n{"a": 1}\n```', {"type": "json_object"}, "is not valid JSON", id="a fence around it"),
+        pytest.param('{"a": ', {"type": "json_object"}, "its content is not valid JSON", id="cut off"),
+        pytest.param("", {"type": "json_object"}, "its content is not valid JSON", id="empty"),
+        pytest.param("", as_schema(PERSON), "its content is not valid JSON", id="empty, with a schema"),
+        pytest.param("[" * 100_000, {"type": "json_object"}, "its content is not valid JSON", id="too deep"),
         pytest.param('{"age": 7}', as_schema(PERSON), None, id="schema kept"),
         pytest.param(
             '{"age": "7"}', as_schema(PERSON), "its content, at $.age: '7' is not of type", id="schema broken"
@@ -182,8 +184,8 @@ def test_a_call_or_a_refusal_needs_no_format(message):
         pytest.param([call(arguments="{}")], "the arguments of add, at $: 'a' is a required", id="argument missing"),
         pytest.param([call(arguments="")], "the arguments of add, at $: 'a' is a required", id="no arguments"),
         pytest.param([call(arguments='{"a": "2"}')], "the arguments of add, at $.a", id="argument of another kind"),
-        pytest.param([call(arguments='{"a": 2')], "the arguments of add are no JSON", id="cut off"),
-        pytest.param([call(arguments="[" * 100_000)], "the arguments of add are no JSON", id="too deep"),
+        pytest.param([call(arguments='{"a": 2')], "the arguments of add are not valid JSON", id="cut off"),
+        pytest.param([call(arguments="[" * 100_000)], "the arguments of add are not valid JSON", id="too deep"),
         pytest.param([call(arguments={"a": 2})], "a tool call has no function with", id="arguments as an object"),
         pytest.param([call(), call("sub")], "it calls 'sub'", id="the second one"),
         pytest.param([{"id": "c1"}], "a tool call has no function with arguments", id="no function"),

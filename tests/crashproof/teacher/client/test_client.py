@@ -347,7 +347,7 @@ def test_a_status_that_stays_is_raised_at_once(asked, tracker, folder, status):
     assert 0 == tracker.responses.spending().committed
 
 
-@pytest.mark.parametrize("status, hint", [(401, "OPENAI_API_KEY"), (403, "may do"), (404, "name of the model")])
+@pytest.mark.parametrize("status, hint", [(401, "OPENAI_API_KEY"), (403, "permissions"), (404, "model name")])
 def test_a_refusal_says_what_to_do(asked, tracker, status, hint):
     (error,) = asked(tracker.responses, FakeTransport(failed(status, is_retryable=False)))
 
@@ -379,7 +379,7 @@ def test_attempts_are_bounded_and_each_is_told(asked, tracker, folder):
     )
 
     assert isinstance(error, TeacherUnreachable)
-    assert f"{URL} gave no answer in 4 attempts" in str(error)
+    assert f"{URL}: no response after 4 attempts" in str(error)
     assert "HTTP 503" in str(error)
     assert 4 == len(transport.sent)
     assert [(1, "HTTP 503")] * 3 + [(0, "HTTP 503")] == told
@@ -434,7 +434,9 @@ def sent_at(
 
 @pytest.mark.parametrize("chance, expected", [(Least(), 30.0), (Most(), 30.5)], ids=["least", "most"])
 def test_what_the_server_asks_to_wait_is_waited(teacher_of, tracker, clock, chance, expected):
-    moments, found = sent_at(teacher_of, tracker.responses, clock, [failed(429, asked_seconds=30.0)], chance=chance)
+    moments, found = sent_at(
+        teacher_of, tracker.responses, clock, [failed(429, retry_after_seconds=30.0)], chance=chance
+    )
 
     assert [0.0, expected] == moments
     assert "4" == found.text
@@ -451,7 +453,7 @@ def test_no_attempt_begins_behind_the_deadline(teacher_of, tracker, clock):
         teacher_of,
         tracker.responses,
         clock,
-        [failed(429, asked_seconds=40.0)] * 9,
+        [failed(429, retry_after_seconds=40.0)] * 9,
         chance=Least(),
         patience=Patience(deadline_seconds=100.0),
     )
@@ -462,7 +464,9 @@ def test_no_attempt_begins_behind_the_deadline(teacher_of, tracker, clock):
 
 
 def test_a_server_that_asks_for_more_than_the_deadline_is_not_waited_for(teacher_of, tracker, clock):
-    moments, found = sent_at(teacher_of, tracker.responses, clock, [failed(429, asked_seconds=1e9)], chance=Least())
+    moments, found = sent_at(
+        teacher_of, tracker.responses, clock, [failed(429, retry_after_seconds=1e9)], chance=Least()
+    )
 
     assert [0.0] == moments
     assert isinstance(found, TeacherUnreachable)
@@ -527,7 +531,7 @@ def test_a_body_that_is_no_json_object_is_kept_to_the_letter_and_not_paid_for_ag
     second = asked(tracker.responses, transport, parameters={"max_tokens": 10})
 
     assert [AnswerUnusable] * 3 == [type(error) for error in first + second]
-    assert "its body is no JSON object" in str(first[0])
+    assert "its body is not a JSON object" in str(first[0])
     assert [] == transport.sent
     kept = tracker.responses.read(request_for(max_tokens=10).key)
     assert ({}, body.decode("utf-8", "backslashreplace")) == (kept.response, kept.raw)
@@ -617,8 +621,10 @@ CALL = {"id": "c", "type": "function", "function": {"name": "add", "arguments": 
 @pytest.mark.parametrize(
     "message, parameters, told",
     [
-        pytest.param("no JSON", {"response_format": {"type": "json_object"}}, "no JSON", id="format"),
-        pytest.param("", {"response_format": {"type": "json_object"}}, "no JSON", id="format, and nothing said"),
+        pytest.param("no JSON", {"response_format": {"type": "json_object"}}, "not valid JSON", id="format"),
+        pytest.param(
+            "", {"response_format": {"type": "json_object"}}, "not valid JSON", id="format, and nothing said"
+        ),
         pytest.param(
             '{"age": "x"}',
             {"response_format": {"type": "json_schema", "json_schema": {"schema": PERSON}}},
@@ -1254,7 +1260,7 @@ def test_counts_that_cannot_be_true_are_told_once(asked, tracker, caplog):
         parameters={"max_tokens": 10},
     )
 
-    assert 1 == sum("cannot be true" in message for message in caplog.messages)
+    assert 1 == sum("implausible usage" in message for message in caplog.messages)
 
 
 def test_real_answers_with_wrong_counts_book_no_less_than_was_charged(asked, tracker):

@@ -211,7 +211,7 @@ def test_an_end_waits_while_the_disk_is_full_and_is_kept_then(store, caplog):
 
     _, slept = using(store, lambda commits: commits.finish(lost(1)))
     assert ([1.0] * 5, 6) == (slept, len(store.calls))
-    assert ["1 ends of requests wait in memory: The disk is full."] == caplog.messages
+    assert ["1 request outcomes wait in memory until they can be stored: The disk is full."] == caplog.messages
 
 
 @pytest.mark.parametrize("seconds, pause", [(120.0, 1.0), (5.0, 0.5), (0.0, None)])

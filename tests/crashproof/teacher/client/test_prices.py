@@ -429,7 +429,7 @@ def test_an_entry_that_is_wrong_names_file_and_model(write, entry, expected):
 def test_a_model_that_is_written_twice_is_an_error(write):
     path = write("m: {input: 1, output: 1}\n  m: {input: 2, output: 2}")
 
-    with pytest.raises(ConfigError, match="'m' is written twice"):
+    with pytest.raises(ConfigError, match="duplicate key 'm'"):
         PriceTable.load(path)
 
 
@@ -439,7 +439,7 @@ def test_a_model_that_is_written_twice_is_an_error(write):
         pytest.param("source: me", "as_of", id="no-date"),
         pytest.param("as_of: yesterday", "as_of", id="no-such-date"),
         pytest.param("as_of: 2025-01-01\nprices: {}", "prices", id="unknown-key"),
-        pytest.param("as_of: [", "no YAML", id="no-yaml"),
+        pytest.param("as_of: [", "not valid YAML", id="no-yaml"),
     ],
 )
 def test_a_table_that_is_wrong_names_the_file(write, header, expected):

@@ -12,7 +12,7 @@ import pytest
 from teaching import completion, http_server, json_response, request_for
 
 from crashproof.teacher import Endpoint, Patience
-from crashproof.teacher.client.transport import Delivered, Failed, HttpTransport, Reply, failure_said_in
+from crashproof.teacher.client.transport import Delivered, Failed, HttpTransport, Reply, failure_in
 from crashproof.testing import FakeClock
 from crashproof.testing.teacher_server.http_stub import Connection, Request, Response
 
@@ -157,7 +157,7 @@ def test_no_waiting_helps_against_an_empty_account(status, code, name):
     content = error_body("You exceeded your current quota", **{name: code})
     reply = said(json_response(content, status=status))
     if isinstance(reply, Delivered):
-        reply = failure_said_in(json.loads(reply.body), Endpoint())
+        reply = failure_in(json.loads(reply.body), Endpoint())
 
     assert not reply.is_retryable
     assert "exceeded" in reply.reason
@@ -178,7 +178,9 @@ def test_a_redirect_is_not_followed_since_it_would_carry_the_key_elsewhere(recor
 
 @pytest.mark.parametrize("header, expected", [("7", 7.0), ("0", 0.0), ("soon", None)])
 def test_what_the_server_asks_to_wait_is_told(header, expected):
-    assert expected == said(json_response(error_body(), status=429, headers={"retry-after": header})).asked_seconds
+    assert (
+        expected == said(json_response(error_body(), status=429, headers={"retry-after": header})).retry_after_seconds
+    )
 
 
 def test_a_date_to_come_back_at_is_held_against_the_clock():
@@ -186,11 +188,11 @@ def test_a_date_to_come_back_at_is_held_against_the_clock():
     later = formatdate(clock.now() + 90, usegmt=True)
 
     reply = said(json_response(error_body(), status=503, headers={"retry-after": later}), clock=clock)
-    assert 90.0 == reply.asked_seconds
+    assert 90.0 == reply.retry_after_seconds
 
 
 def test_without_a_word_nothing_is_asked():
-    assert said(json_response(error_body(), status=429)).asked_seconds is None
+    assert said(json_response(error_body(), status=429)).retry_after_seconds is None
 
 
 @pytest.mark.parametrize(
@@ -290,7 +292,7 @@ def test_a_connection_that_breaks_may_have_cost_money(act):
     reply = said(act)
 
     assert (None, True, True) == (reply.status, reply.is_retryable, reply.may_have_been_paid)
-    assert "the connection broke" in reply.reason
+    assert "the connection was lost" in reply.reason
 
 
 def test_what_is_no_http_may_have_cost_money():
@@ -348,20 +350,20 @@ async def trickle_without_end(connection: Connection) -> None:
 def test_the_first_byte_is_waited_for_only_so_long():
     reply = said(stall, patience=Patience(first_byte_seconds=0.1))
 
-    assert (True, True, "not a byte within 0.1 s") == (reply.is_retryable, reply.may_have_been_paid, reply.reason)
+    assert (True, True, "no first byte within 0.1 s") == (reply.is_retryable, reply.may_have_been_paid, reply.reason)
 
 
 def test_the_whole_answer_is_waited_for_only_so_long():
     reply = said(trickle_without_end, patience=Patience(first_byte_seconds=5.0, answer_seconds=0.2))
 
     assert (True, True) == (reply.is_retryable, reply.may_have_been_paid)
-    assert "no whole answer within 0.2 s" == reply.reason
+    assert "no complete answer within 0.2 s" == reply.reason
 
 
 def test_the_limit_of_the_whole_holds_for_the_first_byte_too():
     reply = said(stall, patience=Patience(first_byte_seconds=5.0, answer_seconds=0.1))
 
-    assert "no whole answer within 0.1 s" == reply.reason
+    assert "no complete answer within 0.1 s" == reply.reason
 
 
 def test_a_slow_body_is_not_cut_off_by_the_limit_of_the_first_byte():
@@ -400,7 +402,7 @@ def test_a_transport_that_was_stopped_in_mid_answer_can_be_closed():
     ],
 )
 def test_an_error_that_is_sent_as_a_success_is_a_failure(response, status, retryable, paid):
-    failure = failure_said_in(response, Endpoint())
+    failure = failure_in(response, Endpoint())
 
     assert (status, retryable, paid) == (failure.status, failure.is_retryable, failure.may_have_been_paid)
     assert "an error instead of an answer: no" == failure.reason
@@ -411,12 +413,12 @@ def test_an_error_that_is_sent_as_a_success_is_a_failure(response, status, retry
     [completion(), completion() | {"error": None}, completion() | {"error": "a warning"}, {}, {"error": {}}],
 )
 def test_what_has_choices_or_no_error_is_no_failure(response):
-    assert failure_said_in(response, Endpoint()) is None
+    assert failure_in(response, Endpoint()) is None
 
 
 @pytest.mark.parametrize("length", [0, 280, 290, 299])
 def test_an_error_sent_as_a_success_does_not_tell_the_key(length):
-    failure = failure_said_in(error_body("x" * length + KEY), Endpoint(api_key=KEY))
+    failure = failure_in(error_body("x" * length + KEY), Endpoint(api_key=KEY))
 
     assert isinstance(failure, Failed)
     assert KEY[:8] not in failure.reason

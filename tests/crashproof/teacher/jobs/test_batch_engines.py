@@ -135,7 +135,7 @@ def test_a_failure_is_told_by_its_key(
 
     read = read_batch(job, store, [write(tmp_path / "R.jsonl", result(key, None, error={"code": "expired"}))], PRICE)
 
-    assert {key: "the batch says: expired"} == read.reasons
+    assert {key: "the batch reports: expired"} == read.reasons
     assert 0 == store.spending().answers
 
 
@@ -178,7 +178,7 @@ def test_where_nothing_bounds_it_nothing_is_booked(
 @pytest.mark.parametrize(
     "line, words",
     [
-        (result("nobody's", body()), "line 2: its custom_id \"nobody's\" is none of this job's"),
+        (result("nobody's", body()), 'line 2: its custom_id "nobody\'s" does not belong to this job'),
         ({"custom_id": "x"}, 'line 2: a result needs a "response" or an "error"'),
     ],
     ids=["another job", "malformed"],

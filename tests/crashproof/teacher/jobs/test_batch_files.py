@@ -138,7 +138,7 @@ def test_a_failure_says_why(write: Write, fields: dict[str, Any], expected: str)
 @pytest.mark.parametrize(
     "line, expected",
     [
-        pytest.param([], "must be a JSON object", id="no-object"),
+        pytest.param([], "it is not a JSON object", id="no-object"),
         pytest.param(result(custom_id=None, error=EXPIRED), '"custom_id"', id="no-name"),
         pytest.param(result(custom_id=5, error=EXPIRED), '"custom_id"', id="name-that-is-a-number"),
         pytest.param(result(), '"response" or an "error"', id="neither"),
@@ -164,5 +164,5 @@ def test_a_torn_last_line_is_an_error_after_the_whole_ones(write: Write) -> None
     results = read_batch_results(path)
 
     assert "one" == next(results).custom_id
-    with pytest.raises(DataError, match="line 2: this is no JSON"):
+    with pytest.raises(DataError, match="line 2: it is not valid JSON"):
         next(results)

@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 
 from crashproof.records.requests import Spending
-from crashproof.teacher.jobs.display import shown_job
+from crashproof.teacher.jobs.display import show_job
 from crashproof.testing import FakeClock
 
 SPENT = Spending(answers=3, spent=Decimal("1.25"))
@@ -21,7 +21,7 @@ class Terminal(io.StringIO):
 
 def lines_of(clock: FakeClock, *moments: tuple[float, int, Spending], num_questions: int = 100) -> list[str]:
     stream = io.StringIO()
-    with shown_job(stream=stream, clock=clock) as progress:
+    with show_job(stream=stream, clock=clock) as progress:
         for seconds, done, spending in moments:
             clock.advance(seconds)
             progress.advance(done, num_questions, spending)
@@ -65,7 +65,7 @@ def test_without_a_pace_no_time_is_promised(clock: FakeClock) -> None:
 def test_on_a_terminal_it_is_a_bar(clock: FakeClock) -> None:
     stream = Terminal()
 
-    with shown_job(stream=stream, clock=clock) as progress:
+    with show_job(stream=stream, clock=clock) as progress:
         clock.advance(10)
         progress.advance(20, 100, SPENT)
 
@@ -78,7 +78,7 @@ def test_on_a_terminal_it_is_a_bar(clock: FakeClock) -> None:
 def test_an_error_before_the_first_question_is_not_shown_below_a_bar(clock: FakeClock) -> None:
     stream = Terminal()
 
-    with pytest.raises(ValueError, match="malformed"), shown_job(stream=stream, clock=clock):
+    with pytest.raises(ValueError, match="malformed"), show_job(stream=stream, clock=clock):
         raise ValueError("malformed")
 
     assert "" == stream.getvalue()

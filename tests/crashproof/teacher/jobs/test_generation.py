@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from response_stores import SqliteBed
+from response_stores import SqliteFixture
 
 from crashproof.answers.store import ResponseStore
 from crashproof.errors import ConfigError, CrashproofError, StoreUnavailable, TeacherRefused
@@ -22,7 +22,7 @@ from crashproof.teacher.client.limits import Limits
 from crashproof.teacher.client.prices import PriceTable
 from crashproof.teacher.client.request_builder import RequestForm
 from crashproof.teacher.client.retry import Patience
-from crashproof.teacher.jobs.generation import Asked, Engine, JobResult, LocalEngine, TeacherSettings, run_job
+from crashproof.teacher.jobs.generation import Engine, EngineResult, JobResult, LocalEngine, TeacherSettings, run_job
 from crashproof.teacher.jobs.job import GenerationJob
 from crashproof.testing import Fault, Faults, TeacherServer
 from crashproof.testing.teacher_server.http_stub import Connection, HttpThread, Request
@@ -135,7 +135,7 @@ def test_somebody_who_watches_and_fails_stops_the_job(
     make_job: Callable[..., GenerationJob], prices: PriceTable, server: TeacherServer
 ) -> None:
     class Nervous(LocalEngine):
-        def ask_all(self, job: GenerationJob, store: ResponseStore, *, on_end: Callable[[int], None]) -> Asked:
+        def ask_all(self, job: GenerationJob, store: ResponseStore, *, on_end: Callable[[int], None]) -> EngineResult:
             def fail(done: int) -> None:
                 raise RuntimeError("no more")
 
@@ -212,7 +212,7 @@ def test_a_question_that_never_gets_through_does_not_stop_the_others(
     assert result.written is not None
     assert (19, 1) == (result.written.num_answers, result.written.num_failed)
     (reason,) = result.asked.reasons.values()
-    assert "gave no answer in 2 attempts" in reason
+    assert "no response after 2 attempts" in reason
 
 
 def test_failed_requests_stand_in_the_run(make_job: Callable[..., GenerationJob], prices: PriceTable) -> None:
@@ -227,12 +227,12 @@ def test_failed_requests_stand_in_the_run(make_job: Callable[..., GenerationJob]
 def test_a_shared_stores_account_stands_in_the_run(
     make_job: Callable[..., GenerationJob], prices: PriceTable, server: TeacherServer, tmp_path: Path
 ) -> None:
-    bed = SqliteBed(tmp_path / "shared")
+    stores = SqliteFixture(tmp_path / "shared")
     job = make_job()
 
-    result = run(job, prices, shared_store=lambda account: bed.open(account=account))
+    result = run(job, prices, shared_store=lambda account: stores.open(account=account))
 
-    bed.close()
+    stores.close()
     session = RunReader(job.folder).session()
     assert server.counts.dollars == result.spending.spent == session.api_cost
     assert (3, 0) == (session.api_responses_saved, (job.folder.answers).stat().st_size)
@@ -252,9 +252,9 @@ def test_a_shared_store_that_cannot_be_opened_leaves_nothing_sent(
 
 def test_an_engine_that_stops_writes_no_output(make_job: Callable[..., GenerationJob]) -> None:
     class Stopped:
-        def ask_all(self, job: GenerationJob, store: ResponseStore, *, on_end: Callable[[int], None]) -> Asked:
+        def ask_all(self, job: GenerationJob, store: ResponseStore, *, on_end: Callable[[int], None]) -> EngineResult:
             on_end(1)
-            return Asked(is_stopped=True)
+            return EngineResult(is_stopped=True)
 
     job = make_job()
     engine: Engine = Stopped()

@@ -117,7 +117,7 @@ def test_what_has_no_answer_is_listed_with_its_reason(
     messages = [{"role": "user", "content": "b"}]
     assert [
         {"messages": messages, "id": 2, "line": 2, "reason": "it was refused", "key": asked[1]},
-        {"prompt": "c", "line": 3, "reason": "not asked yet", "key": asked[2]},
+        {"prompt": "c", "line": 3, "reason": "not requested yet", "key": asked[2]},
     ] == lines_of(job.failed)
 
 
@@ -150,7 +150,7 @@ def test_a_reason_is_not_told_of_what_has_an_answer_by_now(
     [
         ({}, {"problem": "it is no JSON"}, "it is no JSON"),
         ({}, {"says": ""}, "it is empty"),
-        ({"response_format": {"type": "json_object"}}, {"says": "no JSON either"}, "its content is no JSON"),
+        ({"response_format": {"type": "json_object"}}, {"says": "no JSON either"}, "its content is not valid JSON"),
     ],
     ids=["marked", "empty", "not as asked"],
 )
@@ -167,7 +167,7 @@ def test_a_kept_answer_of_no_use_says_what_is_wrong_with_it(
     assert Written(num_answers=0, num_failed=1) == job.write(store, {})
 
     (failed,) = lines_of(job.failed)
-    assert failed["reason"].startswith(f"the answer is kept and cannot be used: {reason}")
+    assert failed["reason"].startswith(f"the answer is stored but unusable: {reason}")
 
 
 def test_the_list_of_failures_goes_once_all_is_answered(
@@ -202,7 +202,6 @@ def test_a_job_is_another_one_where_its_answers_would_be_others(make_job: Callab
 
     configs = [job.config() for job in jobs]
 
-    assert all(config["job"] == "generate" for config in configs)
     assert [0, 1, 2] == [configs.index(config) for config in configs]
 
 

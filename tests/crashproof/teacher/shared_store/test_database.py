@@ -48,12 +48,12 @@ def fails(server_store):
 @pytest.mark.parametrize(
     "url, expected",
     [
-        pytest.param("answers.db", "The store's URL cannot be read. Such as sqlite:////data", id="no-url"),
-        pytest.param("", "cannot be read", id="empty"),
-        pytest.param("postgresql://user:open@sesame:x/y", "cannot be read", id="no-port"),
+        pytest.param("answers.db", "The URL of the store cannot be parsed. For example sqlite:////data", id="no-url"),
+        pytest.param("", "cannot be parsed", id="empty"),
+        pytest.param("postgresql://user:open@sesame:x/y", "cannot be parsed", id="no-port"),
         pytest.param("mysql://user:sesame@host/x", "A store in 'mysql' is not supported", id="another-database"),
-        pytest.param("sqlite://", "needs a file", id="in-memory"),
-        pytest.param("sqlite:///:memory:", "needs a file", id="in-memory-by-name"),
+        pytest.param("sqlite://", "must be a file", id="in-memory"),
+        pytest.param("sqlite:///:memory:", "must be a file", id="in-memory-by-name"),
     ],
 )
 def test_a_url_that_names_no_store_is_refused(url, expected):
@@ -63,7 +63,7 @@ def test_a_url_that_names_no_store_is_refused(url, expected):
 
 
 def test_a_folder_that_is_missing_is_named(tmp_path):
-    with pytest.raises(StoreUnavailable, match=f"there is no folder {tmp_path}/missing"):
+    with pytest.raises(StoreUnavailable, match=f"the folder {tmp_path}/missing does not exist"):
         SharedStore.open(f"sqlite:///{tmp_path}/missing/answers.db", account="us")
 
 
@@ -89,7 +89,7 @@ def test_a_log_without_its_file_is_not_thrown_away(file_store, is_missing):
     if not is_missing:
         file_store.path.touch()
 
-    with pytest.raises(StoreUnavailable, match=r"answers.db is empty and answers.db-wal is not: restore both"):
+    with pytest.raises(StoreUnavailable, match=r"answers.db is empty but answers.db-wal is not: restore both"):
         file_store.open()
     assert b"all that was paid for" == log.read_bytes()
 
@@ -230,19 +230,17 @@ def test_letting_go_of_a_store_that_is_away_is_no_error(server_store, caplog):
     server_store.execute("ALTER TABLE crashproof_accounts RENAME TO elsewhere")
     store.close()
 
-    assert "How many answers were served could not be written down" in caplog.text
+    assert "Could not record how many answers were served" in caplog.text
 
 
 def test_a_server_that_does_not_wait_for_its_disk_is_told_to(server_store, caplog):
     url = server_store.url + "%20-csynchronous_commit%3Doff"
-    database = Database(url, patience_seconds=1.0, clock=SYSTEM_CLOCK)
+    database = Database(url, retry_seconds=1.0, clock=SYSTEM_CLOCK)
     told = database.read(lambda connection: connection.scalar(text("SHOW synchronous_commit")))
     database.close()
 
     assert "on" == told
-    assert ["has synchronous_commit off; it is on for crashproof." in message for message in caplog.messages] == [
-        True
-    ]
+    assert ["has synchronous_commit off; crashproof turns it on" in message for message in caplog.messages] == [True]
 
 
 def test_a_session_that_stands_still_within_a_transaction_lets_others_go_on(server_store):
@@ -264,7 +262,7 @@ def test_a_lease_that_cannot_be_renewed_is_told_and_tried_again(file_store, capl
         time.sleep(0.01)
     file_store.execute("ALTER TABLE elsewhere RENAME TO crashproof_requests")
 
-    assert "1 requests under way could not be renewed" in caplog.messages[0]
+    assert "Could not renew the leases of 1 requests" in caplog.messages[0]
 
 
 def test_long_lists_are_asked_for_in_parts():

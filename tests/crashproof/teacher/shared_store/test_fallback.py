@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from response_stores import SqliteBed, answered, granted, intent, key_of
+from response_stores import SqliteFixture, answered, granted, intent, key_of
 
 from crashproof.answers.run_store import RunResponses
 from crashproof.answers.store import Granted, Intent, Lost, Outcome, Refused, ResponseStore, Verdict
@@ -57,15 +58,14 @@ class StoreThatGoesAway:
 
 
 @pytest.fixture
-def bed(tmp_path: Path) -> Iterator[SqliteBed]:
-    bed = SqliteBed(tmp_path / "shared")
-    yield bed
-    bed.close()
+def stores(tmp_path: Path) -> Iterator[SqliteFixture]:
+    with closing(SqliteFixture(tmp_path / "shared")) as opened:
+        yield opened
 
 
 @pytest.fixture
-def shared(bed: SqliteBed) -> StoreThatGoesAway:
-    return StoreThatGoesAway(bed.open())
+def shared(stores: SqliteFixture) -> StoreThatGoesAway:
+    return StoreThatGoesAway(stores.open())
 
 
 @pytest.fixture
@@ -94,11 +94,11 @@ def test_what_the_shared_store_takes_is_nowhere_else(store: SpooledStore, spool:
 
 
 def test_an_answer_that_it_cannot_take_is_kept_in_the_run_and_carried_over_instead_of_being_bought_again(
-    store: SpooledStore, shared: StoreThatGoesAway, spool: RunResponses, bed: SqliteBed
+    store: SpooledStore, shared: StoreThatGoesAway, spool: RunResponses, stores: SqliteFixture
 ) -> None:
     keep_while_away(store, shared, "a")
     assert (None, True) == (store.read(key_of("a")), spool.read(key_of("a")) is not None)
-    bed.let_leases_run_out()
+    stores.let_leases_run_out()
 
     (verdict,) = store.begin([intent("a")], budget=None)
 
@@ -107,14 +107,14 @@ def test_an_answer_that_it_cannot_take_is_kept_in_the_run_and_carried_over_inste
     found = store.read(key_of("a"))
     assert found is not None
     assert (verdict.response, verdict.cost) == (found.response, found.cost)
-    assert [] == bed.open().problems()
+    assert [] == stores.open().problems()
 
 
 def test_what_is_carried_over_keeps_its_letter_and_its_problem(
-    store: SpooledStore, shared: StoreThatGoesAway, bed: SqliteBed
+    store: SpooledStore, shared: StoreThatGoesAway, stores: SqliteFixture
 ) -> None:
     keep_while_away(store, shared, "a", response={}, raw="<html>", problem="it is no JSON")
-    bed.let_leases_run_out()
+    stores.let_leases_run_out()
 
     store.begin([intent("a")], budget=None)
 
@@ -151,10 +151,10 @@ def test_what_brought_no_answer_is_not_kept(
 
 
 def test_an_answer_of_no_use_that_is_to_be_replaced_is_not_carried_over(
-    store: SpooledStore, shared: StoreThatGoesAway, bed: SqliteBed
+    store: SpooledStore, shared: StoreThatGoesAway, stores: SqliteFixture
 ) -> None:
     keep_while_away(store, shared, "a", problem="it is empty")
-    bed.let_leases_run_out()
+    stores.let_leases_run_out()
 
     (verdict,) = store.begin([dataclasses.replace(intent("a"), replaces=True)], budget=None)
 
@@ -170,7 +170,7 @@ def test_what_a_run_has_from_before_fills_a_new_shared_store(store: SpooledStore
     assert store.read(key_of("a")) is not None
 
 
-def test_all_else_is_asked_of_the_shared_store(store: SpooledStore, bed: SqliteBed) -> None:
+def test_all_else_is_asked_of_the_shared_store(store: SpooledStore, stores: SqliteFixture) -> None:
     store.finish([answered(granted(store, "a"))])
     store.mark(key_of("a"), "it is empty")
 

@@ -11,18 +11,20 @@ from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 
 import pytest
-from response_stores import CENT, SqliteBed, answered, granted, intent, keep, key_of
+from response_stores import CENT, SqliteFixture, answered, granted, intent, keep, key_of
 
 from crashproof.answers.store import Busy, Granted, Intent, Lost, OverBudget, Refused
 from crashproof.clock import SYSTEM_CLOCK
 from crashproof.errors import ConfigError, NewerFormat, StorageError, StoreUnavailable, UnknownRecord
+from crashproof.optional_dependencies import install_line
 from crashproof.records.checksummed_line import add_checksum
 from crashproof.records.codec import encode
 from crashproof.records.requests import AnswerRecord
+from crashproof.rules.spending import as_dollars
 from crashproof.teacher.shared_store.database import Database
-from crashproof.teacher.shared_store.ledger import Ledger, Served, SetAside
+from crashproof.teacher.shared_store.ledger import Ledger, Quarantined, Served
 from crashproof.teacher.shared_store.store import SharedStore
-from crashproof.teacher.shared_store.tables import as_dollars, as_pico
+from crashproof.teacher.shared_store.tables import as_pico
 
 
 class TwiceDatabase(Database):
@@ -90,7 +92,7 @@ def test_an_answer_that_is_being_committed_while_another_begins_is_found(shared)
     request = granted(first, "a")
     answer = answered(request)
     is_written, may_commit = threading.Event(), threading.Event()
-    database = Database(shared.url, patience_seconds=5.0, clock=SYSTEM_CLOCK)
+    database = Database(shared.url, retry_seconds=5.0, clock=SYSTEM_CLOCK)
     ledger = Ledger(database, account="one", holder="here", lease_seconds=60.0)
     record = encode(answer.as_record(timestamp=1.0, session_id="one", attempt=0))
 
@@ -115,7 +117,7 @@ def test_an_answer_that_is_being_committed_while_another_begins_is_found(shared)
 
 
 def test_whatever_is_done_again_after_a_lost_connection_comes_to_the_same(shared):
-    database = TwiceDatabase(shared.url, patience_seconds=5.0, clock=shared.clock)
+    database = TwiceDatabase(shared.url, retry_seconds=5.0, clock=shared.clock)
     with SharedStore(database, account="us", lease_seconds=60.0, clock=shared.clock) as store:
         requests = store.begin([intent(each) for each in "abc"], budget=3 * CENT)
         ends = [answered(requests[0], CENT), Refused(granted=requests[1], reason="no")]
@@ -223,11 +225,13 @@ def test_a_newer_store_is_refused_and_left_as_it_is(shared):
 @pytest.mark.parametrize(
     "statement, expected",
     [
-        pytest.param("DELETE FROM crashproof_version", "does not say of which version", id="no-version"),
-        pytest.param("UPDATE crashproof_version SET version = -3", "does not say of which version", id="garbled"),
-        pytest.param("INSERT INTO crashproof_version VALUES (2)", "does not say of which version", id="two-versions"),
-        pytest.param("DROP TABLE crashproof_version", "does not say of which version", id="no-table-of-versions"),
-        pytest.param("DROP TABLE crashproof_answers", "has no table crashproof_answers; restore", id="no-answers"),
+        pytest.param("DELETE FROM crashproof_version", "name no version", id="no-version"),
+        pytest.param("UPDATE crashproof_version SET version = -3", "name no version", id="garbled"),
+        pytest.param("INSERT INTO crashproof_version VALUES (2)", "name no version", id="two-versions"),
+        pytest.param("DROP TABLE crashproof_version", "name no version", id="no-table-of-versions"),
+        pytest.param(
+            "DROP TABLE crashproof_answers", "table crashproof_answers is missing; restore", id="no-answers"
+        ),
     ],
 )
 def test_a_store_that_was_there_never_starts_empty(shared, statement, expected):
@@ -246,9 +250,9 @@ def test_sums_that_were_altered_are_counted_anew(shared, caplog):
     spending = store.spending()
     keep(store, "c", cost=CENT)
 
-    assert ["The row of account us was altered."] == before
+    assert ["The row of account us does not match its checksum."] == before
     assert (2, 2 * CENT, 3 * CENT) == (spending.answers, spending.spent, store.spending().spent)
-    assert "The sums of account us were altered" in caplog.text
+    assert "The sums of account us do not match their checksum" in caplog.text
     assert [] == store.problems()
 
 
@@ -259,8 +263,8 @@ def test_a_request_that_was_altered_is_named_and_written_anew_at_its_end(shared,
     before = store.problems()
     store.finish([answered(request, CENT)])
 
-    assert f"The row of request {request.request_id} for {key_of('a')} was altered." in before
-    assert f"The row of request {request.request_id} was altered" in caplog.text
+    assert f"The row of request {request.request_id} for {key_of('a')} does not match its checksum." in before
+    assert f"The row of request {request.request_id} does not match its checksum" in caplog.text
     assert (CENT, 0) == (store.spending().spent, store.spending().reserved)
     assert [] == store.problems()
 
@@ -273,9 +277,9 @@ def test_damaged_and_missing_answers_are_named_with_their_price(shared):
     shared.execute(f"UPDATE crashproof_answers SET key = 'x' WHERE key = '{key_of('c')}'")
 
     assert {
-        f"The answer for {key_of('a')}: its bytes are not what was written ($0.01 had been paid for it).",
-        f"The answer for {key_of('b')} is missing ($0.01 had been paid for it).",
-        "The answer for x: it answers another request ($0.01 had been paid for it).",
+        f"The answer for {key_of('a')}: its checksum does not match ($0.01 was paid for it).",
+        f"The answer for {key_of('b')} is missing ($0.01 was paid for it).",
+        "The answer for x: it belongs to another request ($0.01 was paid for it).",
     } == set(store.problems())
 
 
@@ -295,7 +299,7 @@ def test_a_damaged_answer_whose_request_is_gone_tells_the_price_that_it_still_ho
     shared.execute("DELETE FROM crashproof_requests")
 
     assert store.read(key_of("a")) is None
-    assert "($0.25 had been paid for it)" in caplog.text
+    assert "($0.25 was paid for it)" in caplog.text
 
 
 def test_two_that_find_the_same_damage_set_it_aside_once(shared):
@@ -303,9 +307,9 @@ def test_two_that_find_the_same_damage_set_it_aside_once(shared):
     damaged = shared.flip(key_of("a"), 0.5, 1)
     with shared.database() as database:
         ledger = Ledger(database, account="us", holder="here", lease_seconds=60.0)
-        told = [database.write(lambda connection: ledger.set_aside(connection, key_of("a"), damaged)) for _ in "12"]
+        moved = [database.write(lambda connection: ledger.quarantine(connection, key_of("a"), damaged)) for _ in "12"]
 
-    assert [SetAside(key=key_of("a"), cost=CENT), None] == told
+    assert [Quarantined(key=key_of("a"), cost=CENT), None] == moved
     assert damaged == shared.set_aside()
 
 
@@ -326,7 +330,7 @@ def test_a_request_that_was_altered_and_that_nobody_renews_can_be_sent_by_others
     shared.let_leases_run_out()
 
     assert granted(shared.open("other"), "a")
-    assert "was altered; it counts as it is now" in caplog.text
+    assert "does not match its checksum; using it as it is" in caplog.text
 
 
 def test_an_answer_without_its_request_is_named(shared):
@@ -334,7 +338,7 @@ def test_an_answer_without_its_request_is_named(shared):
     keep(store, "a")
     shared.execute("DELETE FROM crashproof_requests")
 
-    assert f"The answer for {key_of('a')} belongs to no request." in store.problems()
+    assert f"The answer for {key_of('a')} has no request." in store.problems()
 
 
 def test_a_miss_is_explained_though_the_newest_answer_is_damaged(shared):
@@ -373,7 +377,7 @@ def test_a_file_with_any_byte_altered_gives_the_right_answers_or_none(file_store
     content = file_store.path.read_bytes()
     given = 0
     for number in range(60):
-        broken = SqliteBed(tmp_path / f"broken_{number}")
+        broken = SqliteFixture(tmp_path / f"broken_{number}")
         altered = bytearray(content)
         altered[chance.randrange(len(altered))] ^= 1 << chance.randrange(8)
         broken.path.write_bytes(altered)
@@ -402,4 +406,4 @@ def test_what_is_not_installed_names_its_extra():
     program = "import sys; sys.modules['sqlalchemy'] = None; import crashproof.teacher.shared_store.store"
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
 
-    assert "pip install 'crashproof[shared-store]'" in said.stderr
+    assert install_line("shared-store") in said.stderr

@@ -1,4 +1,4 @@
-"""What an answer says again of a tool's result."""
+"""Values of tool results that an answer restates."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 __all__ = ["restated_spans"]
 
 _WORD = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+")
 _SHORTEST_TEXT = 3
-"""Letters of a whole value that is found by itself: `is` and `a` are everywhere."""
+"""Minimum letters of a complete value that counts by itself: `is` and `a` are everywhere."""
 
 
 class _Word(NamedTuple):
-    said: str
-    """The same for whatever counts as the same."""
+    normal: str
+    """Normalized form, by which words are compared."""
     start: int
     end: int
 
@@ -25,17 +25,17 @@ class _Word(NamedTuple):
 def restated_spans(answer: str, results: Sequence[str], *, min_words: int) -> list[tuple[int, int]]:
     """The characters of an answer that restate values of tool results.
 
-    Both are read as words and numbers, whatever their case, the space and the punctuation between them, and however a
-    number is written (1,200.50 is 1200.5). From left to right the longest run of an answer's words that stands in one
-    value is taken, if it is the whole value or at least `min_words` long.
+    Both are compared as words and numbers, regardless of case, white space, punctuation and number format (1,200.50
+    is 1200.5). From left to right, the longest run of the answer's words that occurs in one value is taken if it is
+    the complete value or has at least `min_words`.
 
     Args:
-        answer: What the assistant says.
-        results: What the tools gave; values are the leaves where one is JSON, else it is one value itself.
-        min_words: The shortest run that is only a part of a value.
+        answer: The assistant's answer.
+        results: The tools' results; the values of JSON are its leaves, other text is one value.
+        min_words: Minimum words of a run that is only part of a value.
     """
     words = list(_words(answer))
-    values = [value for result in results for leaf in _leaves(_parsed(result)) if (value := _said(leaf))]
+    values = [value for result in results for leaf in _leaves(_parsed(result)) if (value := _normal_words(leaf))]
     places: dict[str, list[tuple[list[str], int]]] = defaultdict(list)
     for value in values:
         for place, word in enumerate(value):
@@ -43,7 +43,7 @@ def restated_spans(answer: str, results: Sequence[str], *, min_words: int) -> li
     spans: list[tuple[int, int]] = []
     at = 0
     while at < len(words):
-        length = max((_run(words, at, *where, min_words) for where in places[words[at].said]), default=0)
+        length = max((_run(words, at, *where, min_words) for where in places[words[at].normal]), default=0)
         if length:
             spans.append((words[at].start, words[at + length - 1].end))
         at += max(1, length)
@@ -51,22 +51,24 @@ def restated_spans(answer: str, results: Sequence[str], *, min_words: int) -> li
 
 
 def _run(words: list[_Word], at: int, value: list[str], place: int, min_words: int) -> int:
-    """How many words from `at` on stand in a value from `place` on; 0 where that is too few."""
+    """How many words from `at` on match a value from `place` on; 0 if too few."""
     length = 0
     while (
-        at + length < len(words) and place + length < len(value) and words[at + length].said == value[place + length]
+        at + length < len(words)
+        and place + length < len(value)
+        and words[at + length].normal == value[place + length]
     ):
         length += 1
-    is_whole = length == len(value) and _tells_something(value)
-    return length if is_whole or length >= min_words else 0
+    is_complete = length == len(value) and _is_specific(value)
+    return length if is_complete or length >= min_words else 0
 
 
-def _tells_something(value: list[str]) -> bool:
+def _is_specific(value: list[str]) -> bool:
     return any(word[0].isdigit() for word in value) or sum(map(len, value)) >= _SHORTEST_TEXT
 
 
-def _said(leaf: str) -> list[str]:
-    return [word.said for word in _words(leaf)]
+def _normal_words(leaf: str) -> list[str]:
+    return [word.normal for word in _words(leaf)]
 
 
 def _words(text: str) -> Iterator[_Word]:
@@ -84,15 +86,16 @@ def _normal(word: str) -> str:
     return (whole.lstrip("0") or "0") + (point + fraction if fraction else "")
 
 
-def _parsed(result: str) -> Any:
+def _parsed(result: str) -> object:
     try:
-        return json.loads(result)
+        value: object = json.loads(result)
     except (ValueError, RecursionError):
         return result
+    return value
 
 
-def _leaves(value: Any) -> Iterator[str]:
-    """Texts and numbers, however deep; truth values and null are said in too many ways."""
+def _leaves(value: object) -> Iterator[str]:
+    """Texts and numbers at any depth; booleans and null have too many wordings."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from crashproof.distillation.losses.chunked import values_of_rows
 from crashproof.distillation.losses.divergences import cross_entropy_rows
-from crashproof.distillation.losses.rows import values_of_rows
 from crashproof.distillation.models.split_model import SplitModel
 
 NUM_ROWS, WIDTH, VOCABULARY = 64, 6, 50

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from crashproof.distillation.data.restated import restated_spans
+from crashproof.distillation.data.restated_spans import restated_spans
 
 RESULT = json.dumps(
     {

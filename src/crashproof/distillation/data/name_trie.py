@@ -1,4 +1,4 @@
-"""The tokens that tell one offered name from the others."""
+"""Trie of the tokens of tool names."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ __all__ = ["allowed_next"]
 
 
 def allowed_next(chosen: Sequence[int], offered: Sequence[Sequence[int]]) -> list[list[int]]:
-    """What may follow, at each token of the chosen spelling, if only offered spellings may be written.
+    """The allowed ids at each token of the chosen name, if only offered names may be written.
 
-    This is the trie of the spellings, walked along one of them. The product over the tokens of p(token | what may
-    stand here) is then the probability of the chosen name among the offered ones.
+    This walks the trie of the names along one of them. The product over the tokens of p(token | allowed ids) is the
+    probability of the chosen name among the offered ones.
 
     Args:
         chosen: One of `offered`.
         offered: The tokens of the same text with each name in its place, each up to the token that ends the name:
-            no one may be the beginning of another.
+            none may be a prefix of another.
 
     Returns:
-        For each token of `chosen`, sorted ids; it is one of them.
+        For each token of `chosen`, sorted ids; the token is one of them.
     """
     alive = list(offered)
     allowed = []

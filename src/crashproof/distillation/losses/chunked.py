@@ -1,9 +1,9 @@
-"""Losses of single tokens, a few rows of logits at a time.
+"""Chunked losses of single tokens.
 
-The logits of a large vocabulary are the largest thing in a training step. Here a model's last hidden states are kept
-instead, and the logits of a few rows at a time are made from them, reduced to a number a row, and made again in the
-backward pass (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016). All losses of a step share one
-pass.
+The logits of a large vocabulary are the largest tensors of a training step. Here a model's last hidden states are
+kept instead: the logits of a few rows at a time are computed from them, reduced to one value per row, and recomputed
+in the backward pass (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016). All losses of a step share
+one pass.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 __all__ = ["RowsLoss", "values_of_rows"]
 
 RowsLoss = Callable[[Tensor, Tensor], Tensor]
-"""Takes logits (rows, vocabulary) in fp32 at least, and the rows' flat positions; returns a number a row, (rows,).
+"""Maps logits (rows, vocabulary), at least fp32, and the rows' flat positions to one value per row, (rows,).
 
-It is called again in the backward pass, so it must give the same each time.
+It is called again in the backward pass, so it must be deterministic.
 """
 
 
@@ -31,14 +31,14 @@ def values_of_rows(
     *,
     chunk_tokens: int,
 ) -> dict[str, Tensor]:
-    """What each loss gives for each row; gradients flow to the hidden states and to the head's weights.
+    """The value of each loss for each row; gradients flow to the hidden states and to the head's weights.
 
     Args:
-        hidden: (batch, length, width): what the head is given.
-        head: Takes (rows, width), returns logits (rows, vocabulary).
+        hidden: (batch, length, width): input of the head.
+        head: Maps (rows, width) to logits (rows, vocabulary).
         rows: (rows,) of int64: flat positions in batch times length.
         losses: By name.
-        chunk_tokens: Rows whose logits are alive at a time.
+        chunk_tokens: Rows whose logits are in memory at a time.
 
     Returns:
         (rows,) for each name, in the order of `rows`.
@@ -52,7 +52,7 @@ def values_of_rows(
         return torch.stack([loss(logits, positions) for loss in losses.values()])
 
     chosen = hidden.flatten(0, 1).index_select(0, rows)
-    # One chunk at least, so that a batch without any row has the gradient zero and not none.
+    # At least one chunk, so that a batch without rows has a zero gradient, not None.
     chunks = zip(torch.split(chosen, chunk_tokens), torch.split(rows, chunk_tokens), strict=True)
     values = [
         checkpoint(of_chunk, states, positions, use_reentrant=False, preserve_rng_state=False)

@@ -1,13 +1,13 @@
 import pytest
 
-from crashproof.distillation.data.name_choice import allowed_next
+from crashproof.distillation.data.name_trie import allowed_next
 
 
-def test_where_names_part_each_of_them_may_go_on() -> None:
+def test_where_names_diverge_each_may_continue() -> None:
     assert [[1], [2, 5], [3]] == allowed_next([1, 2, 3], [[1, 2, 3], [1, 5, 3]])
 
 
-def test_a_name_that_another_begins_with_is_told_by_what_ends_it() -> None:
+def test_a_name_that_is_a_prefix_of_another_is_recognized_by_its_end() -> None:
     search, search_web = [7, 1], [7, 8, 9, 1]
 
     assert [[7], [1, 8]] == allowed_next(search, [search, search_web])

@@ -1,0 +1,107 @@
+"""What a monitor wants to know, in one flat record."""
+
+from __future__ import annotations
+
+from msgspec import UNSET, Struct, UnsetType
+
+from crashproof.records.session import Goodput
+from crashproof.records.states import HealthState, LossVerdict, RunStatus
+
+__all__ = ["GoodputShare", "LossTrend", "ProgressSummary"]
+
+
+class LossTrend(Struct, frozen=True, kw_only=True):
+    """What the newest losses say."""
+
+    has_data: bool
+    current_loss: float | None
+    moving_avg_loss: float | None
+    """Exponential, over 100 finite losses."""
+    min_loss: float | None
+    """Of the finite losses in the window; likewise `max_loss`."""
+    max_loss: float | None
+    window_size: int
+    """Losses looked at."""
+    slope_per_update: float | None = None
+    slope_low: float | None = None
+    """With `slope_high`, the slope's 95 % interval."""
+    slope_high: float | None = None
+    noise: float | None = None
+    """Robust standard deviation around the slope."""
+    num_non_finite: int
+    is_improving: bool = False
+    verdict: LossVerdict = LossVerdict.UNKNOWN
+
+
+class GoodputShare(Goodput, kw_only=True):
+    """Where the wall time went, in seconds, and the productive share of it."""
+
+    goodput_fraction: float = 0.0
+
+
+class ProgressSummary(Struct, kw_only=True):
+    """The fields of `progress.json`; all of them are there from the first moment of a run."""
+
+    session_id: str
+    is_job: bool
+    """Whether its steps are requests of a generation job."""
+    status: RunStatus
+    health: HealthState
+    health_reason: str
+    seconds_since_update: float | None
+    patience_seconds: float | None
+    """So long without an update is a stall; None where nobody writes the run."""
+    alerts_active: list[str]
+    progress_pct: float
+    steps_completed: int
+    total_steps_target: int
+    samples_processed: int
+    tokens_processed: int
+    elapsed_wall_clock_hours: float
+    """Trained, without pauses and downtime."""
+    estimated_remaining_hours: float | None
+    estimated_remaining_hours_low: float | None
+    estimated_remaining_hours_high: float | None
+    estimated_finish_time: float | None
+    """Seconds since 1970."""
+    throughput_samples_per_sec: float | None
+    throughput_tokens_per_sec: float | None
+    learning_rate: float | None
+    loss_components: dict[str, float]
+    loss_trend: LossTrend
+    last_update_time: float | None
+    """Seconds since 1970."""
+    last_checkpoint_step: int | None
+    checkpoints_count: int
+    evaluation: dict[str, float]
+    """The newest results on held-out data, by name."""
+    evaluation_step: int | None
+    total_pause_duration_hours: float
+    api_responses_saved: int
+    api_responses_recovered: int
+    api_cost: float
+    """US dollars, as all sums here: floats to look at; the journals hold them exactly."""
+    api_cost_before: float
+    api_cost_saved: float
+    api_cost_in_doubt: float
+    api_cost_reserved: float
+    api_cost_wasted: float
+    api_requests_in_doubt: int
+    api_responses_bad: int
+    connection_failures: int
+    connection_retries: int
+    attempt: int
+    attempt_host: str | None
+    attempt_pid: int | None
+    steps_recomputed: int
+    replay_differed_at: int | None
+    damage_found: int
+    goodput_seconds: GoodputShare
+    lines_waiting: int | UnsetType = UNSET
+    """Lines that wait for space on the disk; only the run's writer knows."""
+
+    @property
+    def place(self) -> str:
+        """`step 1,200 of 5,000`; of a generation job, `request 1,200 of 5,000`."""
+        unit = "request" if self.is_job else "step"
+        return f"{unit} {self.steps_completed:,} of {self.total_steps_target:,}"
