@@ -10,7 +10,7 @@ SUITE := -n 2 --dist worksteal -m "not long"
 # Without its bytecode torch takes three times as long to import, in each of the processes that the tests start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check bench crash pictures site tools clean
+.PHONY: demo test check bench crash pictures site texts tools clean
 
 demo: .venv/.installed
 	$(BIN)/python -m training.distill_kd --config configs/quickstart.yaml --output-dir $(RUN)
@@ -19,10 +19,10 @@ demo: .venv/.installed
 	@echo "Look at $(RUN)/progress/progress.json, or kill the next run and start it again:"
 	@echo "  $(BIN)/python -m training.distill_kd --config configs/quickstart.yaml --output-dir runs/mine"
 
-# The crash tests stand apart: they start hundreds of processes, and would wait for the measuring in each. Those of the
-# house are in `check`.
+# The crash tests run apart: they start hundreds of processes, and measuring coverage in each would slow them down. The
+# architecture tests are in `check`.
 test: .venv/.installed tools
-	$(BIN)/python -m pytest $(SUITE) --ignore tests/crash --ignore tests/house --cov --cov-report=
+	$(BIN)/python -m pytest $(SUITE) --ignore tests/crash --ignore tests/architecture --cov --cov-report=
 	$(BIN)/coverage report --fail-under 100 --include 'src/crashproof/disk/*,src/crashproof/rules/*'
 	$(BIN)/coverage report --fail-under 95 --omit '*/distillation/*,*/pytorch/*,*/cli/*'
 	$(BIN)/python -m pytest $(SUITE) tests/crash
@@ -31,7 +31,7 @@ check: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/house
+	$(BIN)/python -m pytest -q tests/architecture
 
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks.run
@@ -48,6 +48,12 @@ pictures: .venv/.installed tools
 site: .venv/.installed
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs build/site
 	@echo "build/site/index.html"
+
+# Every text that a person reads (help, errors, log lines), in build/texts.txt, to be read aloud.
+texts: .venv/.installed
+	@mkdir -p build
+	$(BIN)/python tests/architecture/texts.py > build/texts.txt
+	@echo "build/texts.txt"
 
 tools:
 	@.ci/install-tools

@@ -70,8 +70,8 @@ def test_after_two_kills_every_tracker_has_each_step_once(tmp_path):
         subprocess.run(
             [sys.executable, str(PROGRAM), str(run), str(TOTAL_STEPS), "0.002", str(killed_at)], check=False
         )
-        for sink in (TensorBoardSink(tmp_path / "tb"), WandbSink(tmp_path / "w"), MLflowSink(uri)):
-            replay(run, sink)
+        for exporter in (TensorBoardSink(tmp_path / "tb"), WandbSink(tmp_path / "w"), MLflowSink(uri)):
+            replay(run, exporter)
 
     history = [(line.step, seen(line.loss)) for line in RunReader.open(run).history()]
     note = json.loads((tmp_path / "w" / "crashproof-wandb.json").read_bytes())

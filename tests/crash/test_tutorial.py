@@ -79,15 +79,15 @@ def test_every_command_of_the_tutorial_does_what_it_says(installed: Installed, t
         assert 0 == done.returncode, f"{block['content']}\n{done.stdout}"
         said += done.stdout
 
-    assert "runs/second: crashed: its process is gone and did not say good-bye" in said
+    assert "runs/second: crashed: the process exited without recording a shutdown" in said
     assert "exit code 5: crashed" in said
     assert "Resuming at step 10 (checkpoint_10.pt" in said
     assert "the same weights" in said
     assert f"The weight is {10.0 * 0.9**60:.6}"[:22] in said
     assert "Starting at step 21." in said
-    assert "is whole: 3 checkpoints and all journals." in said
+    assert "is intact: 3 checkpoints and all journals." in said
     assert "checkpoint-30" in said
-    assert "saved by the store" in said
+    assert "reused from the store" in said
     assert (tmp_path / "second-doctor.html").read_text().startswith("<!doctype html>")
 
 

@@ -31,7 +31,7 @@ from crashproof.records.requests import (
 )
 from crashproof.records.session import TrainingSession
 from crashproof.rules.requests import JsonObject, TeacherRequest
-from crashproof.rules.session import take_answer, take_request
+from crashproof.rules.session import apply_answer, apply_request
 from crashproof.rules.spending import Spending, spending_of
 
 __all__ = ["RunResponses"]
@@ -287,7 +287,7 @@ class RunResponses:
             line = kind(**head, request_id=outcome.granted.request_id, reason=outcome.reason)
             # May be queued while the disk is full: without this line the request counts as in doubt.
             self._run.requests.append(encode(line))
-            take_request(self._run.session, line)
+            apply_request(self._run.session, line)
             return None
         try:
             return self._write_answer(outcome)
@@ -305,12 +305,12 @@ class RunResponses:
         start = self._run.answers.journal.num_bytes
         offset = self._journal.append(answer)
         self._longest_bytes = max(self._longest_bytes, self._run.answers.journal.num_bytes - start)
-        take_answer(self._run.session, answer)
+        apply_answer(self._run.session, answer)
         return offset
 
     def _keep_line(self, line: RequestLine) -> None:
         self._run.requests.append_now(encode(line))
-        take_request(self._run.session, line)
+        apply_request(self._run.session, line)
 
     def _line_head(self, key: str) -> JsonObject:
         """The fields that every line begins with."""

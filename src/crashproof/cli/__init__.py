@@ -9,7 +9,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run `crashproof`; without the terminal extra, say how to get it."""
+    """Run `crashproof`; without the terminal extra, print how to install it."""
     try:
         require_modules("terminal", "rich", "typer")
     except MissingExtra as error:

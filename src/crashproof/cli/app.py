@@ -1,4 +1,4 @@
-"""Where the commands come together."""
+"""The command line application."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["run"]
 
 app = typer.Typer(
     name="crashproof",
-    help="Look after training runs: how they stand, whether they are whole, what a restart would do.",
+    help="Monitor, verify, repair and stop training runs; query teachers.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -52,11 +52,11 @@ app.command()(capture_logits)
 
 @app.callback()
 def _crashproof() -> None:
-    """Look after training runs."""
+    """Monitor, verify, repair and stop training runs; query teachers."""
 
 
 def run() -> None:
-    """Run the command line; an error that a user can meet is one line on stderr and exit code 2."""
+    """Run the command line; an expected error is one line on stderr and exit code 2."""
     try:
         app()
     except (CrashproofError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Arguments that many commands share."""
+"""Arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEVELS = 3
 
 
 def run_folders(incomplete: str) -> list[str]:
-    """The runs whose path begins so, as a shell completes them: also those some folders further down."""
+    """Complete a path to the runs that it may mean, some folders further down included."""
     typed_folder, _, beginning = incomplete.rpartition("/")
     prefix = f"{typed_folder}/" if "/" in incomplete else ""
     try:
@@ -41,4 +41,4 @@ def run_folders(incomplete: str) -> list[str]:
 
 
 Folder = Annotated[Path, typer.Argument(help="The run's output folder.", metavar="DIR", autocompletion=run_folders)]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]

@@ -1,4 +1,4 @@
-"""Write down what a teacher says."""
+"""Capture a teacher's logits."""
 
 from __future__ import annotations
 
@@ -18,26 +18,33 @@ log = logging.getLogger("crashproof")
 
 
 def capture_logits(
-    config: Annotated[list[Path], typer.Option("--config", help="Of a trainer; later files win.", metavar="YAML")],
-    out: Annotated[Path, typer.Option("--out", help="The folder to fill, or to go on filling.", metavar="DIR")],
+    config: Annotated[
+        list[Path],
+        typer.Option("--config", help="Config file of a trainer; may be repeated, later files win.", metavar="YAML"),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Output folder; an incomplete one is continued.", metavar="DIR")],
     more: Annotated[
         list[str] | None,
-        typer.Argument(help="More config files, and overrides of single keys.", metavar="key.path=value"),
+        typer.Argument(help="Further config files, and overrides of single keys.", metavar="key.path=value"),
     ] = None,
-    top_k: Annotated[int, typer.Option(help="Entries kept of each distribution, the largest ones.")] = 32,
+    top_k: Annotated[int, typer.Option(help="Number of entries to keep per distribution, largest first.")] = 32,
     temperature: Annotated[
-        float | None, typer.Option(help="Softens the distributions; by default the config's loss.temperature.")
+        float | None, typer.Option(help="Temperature of the distributions; by default the config's loss.temperature.")
     ] = None,
-    shard_tokens: Annotated[int, typer.Option(help="Predicted tokens of one file.")] = 1 << 18,
-    batch_size: Annotated[int, typer.Option(help="Samples of one forward pass.")] = 8,
+    shard_tokens: Annotated[int, typer.Option(help="Predicted tokens per output file.")] = 1 << 18,
+    batch_size: Annotated[int, typer.Option(help="Samples per forward pass.")] = 8,
 ) -> None:
-    """Keep the largest entries of a teacher's next-token distributions, for students to learn from without it.
+    """Capture the largest entries of a teacher's next-token distributions, to train students without the teacher.
 
-    Train with teacher.kind=logits teacher.path=DIR loss.intermediate=0. Kill it and start the same command again: it
-    goes on behind the last whole shard, and captures damaged ones anew. Exits with 75 if a signal stopped it.
+    Then train with teacher.kind=logits teacher.path=DIR loss.intermediate=0.
+    After a kill, start the same command again: it continues after the last
+    complete shard and captures damaged shards again.
+
+    Exit codes: 0 complete; 2 error; 75 stopped by a signal, start it again.
+
     Example: crashproof capture-logits --config configs/quickstart.yaml --out logits
     """
-    # The other commands start at once, and without PyTorch.
+    # Imported here so that the other commands start without PyTorch.
     from crashproof.distillation.display import hide_other_bars
     from crashproof.distillation.recipes.kd import KdConfig
     from crashproof.distillation.settings.load import files_and_overrides, load_config
@@ -64,5 +71,5 @@ def capture_logits(
     num_bytes, num_rows = manifest.num_bytes(), manifest.num_rows()
     say(
         f"{out} is complete: {top_k} entries of each of {num_rows:,} tokens in {as_bytes(num_bytes)}, "
-        f"{num_bytes / num_rows / top_k:.2f} bytes an entry."
+        f"{num_bytes / num_rows / top_k:.2f} bytes per entry."
     )

@@ -1,19 +1,19 @@
-"""Put runs side by side."""
+"""Compare runs."""
 
 from __future__ import annotations
 
-import shutil
 import time
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+from msgspec import Struct
 
 from crashproof.cli.arguments import AsJson, run_folders
-from crashproof.cli.output import print_json, say
+from crashproof.cli.output import print_json, say_lines
 from crashproof.cli.plots import LETTERS, plot_together
-from crashproof.cli.tables import aligned, compact
+from crashproof.cli.tables import aligned, compact, terminal_width
 from crashproof.errors import ConfigError
 from crashproof.formatting import as_dollars_text, as_duration
 from crashproof.reading.curves import CurveFollower
@@ -33,21 +33,21 @@ _MOST_VALUE_WIDTH = 28
 def compare(
     folders: Annotated[
         list[Path],
-        typer.Argument(help="Two or more runs' output folders.", metavar="DIR DIR…", autocompletion=run_folders),
+        typer.Argument(help="Output folders of two or more runs.", metavar="DIR DIR…", autocompletion=run_folders),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Put runs side by side: what differs in their configs, and what came of it.
+    """Compare runs: differences of their configs, and their results.
 
-    Losses are compared at equal steps: the loss there, and the mean of the
-    100 updates up to there. Works on live runs and changes nothing.
+    Losses are compared at equal steps: the loss of the step, and the mean of
+    the last 100 updates. Works on live runs and changes nothing.
 
     Example: crashproof compare runs/lr-1e-3 runs/lr-3e-4
     """
     if len(folders) < 2:
-        raise ConfigError("One run alone cannot be compared.", hint="Name two or more folders.")
+        raise ConfigError("A comparison needs two runs or more.", hint="Pass two or more folders.")
     if len(folders) > len(LETTERS):
-        raise ConfigError(f"At most {len(LETTERS)} runs can be compared.", hint="Name fewer folders.")
+        raise ConfigError(f"At most {len(LETTERS)} runs can be compared.", hint="Pass fewer folders.")
     now = time.time()
     readers = [RunReader.open(folder) for folder in folders]
     sides = [_Side(str(folder), reader, now) for folder, reader in zip(folders, readers, strict=True)]
@@ -56,8 +56,24 @@ def compare(
     if as_json:
         print_json(_as_object(sides, differences, steps))
         return
-    for line in _in_words(sides, differences, steps):
-        say(line)
+    say_lines(_in_words(sides, differences, steps))
+
+
+class _Best(Struct, frozen=True, kw_only=True):
+    """The lowest finite loss."""
+
+    step: int
+    loss: float
+
+
+class _AtStep(Struct, frozen=True, kw_only=True):
+    """The losses at one step."""
+
+    step: int
+    loss: float | None
+    """The newest at the step or before it."""
+    mean_of_100: float | None
+    """Of the finite losses of the last 100 updates."""
 
 
 class _Side:
@@ -73,8 +89,8 @@ class _Side:
     def curve(self, most_points: int, last_step: int | None = None) -> list[CurvePoint]:
         return self._follower.curve(most_points=most_points, last_step=last_step).points
 
-    def best(self) -> tuple[int, float] | None:
-        """The step of the lowest finite loss, and that loss."""
+    def best(self) -> _Best | None:
+        """The lowest finite loss; looks closer at its part of the curve until that is one update."""
         first: int | None = None
         last: int | None = None
         while True:
@@ -85,34 +101,32 @@ class _Side:
                 return None
             loss, point = min(finite, key=lambda each: each[0])
             if point.num_updates == 1 or (point.first_step, point.last_step) == (first, last):
-                return point.last_step, loss
+                return _Best(step=point.last_step, loss=loss)
             first, last = point.first_step, point.last_step
 
-    def at(self, step: int) -> dict[str, Any]:
-        """The newest loss at a step or before it, and the mean of the finite ones of the 100 updates up to it."""
+    def at(self, step: int) -> _AtStep:
         num_updates = sum(point.num_updates for point in self.curve(1))
         usual = max(1, self.session.steps_completed // max(1, num_updates))
         first = max(0, step - 2 * _AVERAGED * usual)
-        whole = self._follower.curve(most_points=1 << 20, first_step=first, last_step=step).points
-        near = whole[-_AVERAGED:]
+        near = self._follower.curve(most_points=1 << 20, first_step=first, last_step=step).points[-_AVERAGED:]
         buckets = [bucket for point in near if (bucket := point.series.get("loss")) is not None]
         means = [bucket.mean for bucket in buckets if bucket.mean is not None]
         last = None if not buckets else float("nan") if buckets[-1].num_non_finite else buckets[-1].last
-        return {"step": step, "loss": last, "mean_of_100": sum(means) / len(means) if means else None}
+        return _AtStep(step=step, loss=last, mean_of_100=sum(means) / len(means) if means else None)
 
     def seconds_a_step(self) -> float | None:
         estimate = estimate_remaining(self.session.pace, 1)
         return None if estimate is None else estimate.seconds
 
 
-def _as_object(sides: list[_Side], differences: list[Difference], steps: list[int]) -> dict[str, Any]:
+def _as_object(sides: list[_Side], differences: list[Difference], steps: list[int]) -> dict[str, object]:
     return {
-        "config_differences": [{"key": each.key, "values": list(each.values)} for each in differences],
+        "config_differences": differences,
         "runs": [
             {
                 "name": side.name,
                 "summary": side.summary,
-                "best": None if (best := side.best()) is None else {"step": best[0], "loss": best[1]},
+                "best": side.best(),
                 "seconds_a_step": side.seconds_a_step(),
                 "at_common_steps": [side.at(step) for step in steps],
             }
@@ -122,10 +136,10 @@ def _as_object(sides: list[_Side], differences: list[Difference], steps: list[in
 
 
 def _in_words(sides: list[_Side], differences: list[Difference], steps: list[int]) -> list[str]:
-    width = shutil.get_terminal_size((80, 24)).columns
+    width = terminal_width()
     letters = [LETTERS[number] for number in range(len(sides))]
     lines = [f"{letter}  {side.name}" for letter, side in zip(letters, sides, strict=True)]
-    lines += ["", "What differs in the configs:" if differences else "The configs are the same."]
+    lines += ["", "Differences of the configs:" if differences else "The configs are the same."]
     if differences:
         rows = [[each.key, *("(absent)" if v is None else _cut(v) for v in each.values)] for each in differences]
         lines += aligned([["", *letters], *rows], width=width)
@@ -134,10 +148,10 @@ def _in_words(sides: list[_Side], differences: list[Difference], steps: list[int
     if steps:
         at = [[side.at(step) for step in steps] for side in sides]
         rows = [[f"step {compact(step)}", *(_pair(side[number]) for side in at)] for number, step in enumerate(steps)]
-        lines += ["", "Loss at equal steps, and the mean of the 100 updates up to there:"]
+        lines += ["", "Loss at equal steps, and in parentheses the mean of the last 100 updates:"]
         lines += aligned([["", *letters], *rows], right=right, width=width)
     picture = plot_together([side.curve(width) for side in sides], width=min(width, 120), height=_PLOT_HEIGHT)
-    return lines + (["", "Loss, from lowest to highest (* is several runs):", *picture] if picture else [])
+    return lines + (["", "Range of the loss (* marks several runs):", *picture] if picture else [])
 
 
 def _side_by_side(sides: list[_Side]) -> list[list[str]]:
@@ -148,24 +162,24 @@ def _side_by_side(sides: list[_Side]) -> list[list[str]]:
         ["steps", *(f"{compact(e.steps_completed)}/{compact(e.total_steps_target)}" for e in summaries)],
         ["last loss", *(_number(each.loss_trend.current_loss) for each in summaries)],
         ["moving average", *(_number(each.loss_trend.moving_avg_loss) for each in summaries)],
-        ["best loss", *("-" if best is None else f"{best[1]:.5g} at {compact(best[0])}" for best in bests)],
+        ["best loss", *("-" if best is None else f"{best.loss:.5g} at {compact(best.step)}" for best in bests)],
         ["verdict", *(each.loss_trend.verdict.replace("_", " ") for each in summaries)],
     ]
     measured = sorted({name for each in summaries for name in each.evaluation})
     rows += [[name, *(_number(each.evaluation.get(name)) for each in summaries)] for name in measured]
     rows += [
-        ["seconds a step", *(_number(side.seconds_a_step()) for side in sides)],
-        ["tokens a second", *(_number(each.throughput_tokens_per_sec) for each in summaries)],
+        ["seconds per step", *(_number(side.seconds_a_step()) for side in sides)],
+        ["tokens per second", *(_number(each.throughput_tokens_per_sec) for each in summaries)],
         ["goodput", *(f"{100 * each.goodput_seconds.goodput_fraction:.1f} %" for each in summaries)],
         ["trained", *(as_duration(each.elapsed_wall_clock_hours * 3600) for each in summaries)],
         ["attempts", *(str(each.attempt) for each in summaries)],
-        ["paid to teachers", *(as_dollars_text(Decimal(repr(each.api_cost))) for each in summaries)],
+        ["teacher cost", *(as_dollars_text(Decimal(repr(each.api_cost))) for each in summaries)],
     ]
     return rows
 
 
-def _pair(at: dict[str, Any]) -> str:
-    return f"{_number(at['loss'])} ({_number(at['mean_of_100'])})"
+def _pair(at: _AtStep) -> str:
+    return f"{_number(at.loss)} ({_number(at.mean_of_100)})"
 
 
 def _number(value: float | None) -> str:

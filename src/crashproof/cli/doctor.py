@@ -37,16 +37,18 @@ _KERNEL_SECONDS = 10.0
 def doctor(
     folder: Folder,
     out: Annotated[
-        Path | None, typer.Option(help="Write it here; else NAME-doctor.html in the current folder.")
+        Path | None, typer.Option(help="Output file; by default NAME-doctor.html in the current folder.")
     ] = None,
-    log: Annotated[Path | None, typer.Option(help="The run's log; else the newest one that lies beside it.")] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="Log file of the run; by default the newest one in DIR or next to it.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find out what ended a run, and write it down as one HTML file.
+    """Diagnose what ended a run, and write a post-mortem as one HTML file.
 
-    Last steps, attempts, warnings, every checkpoint read back, damage, the end
-    of its log (secrets hidden), machine, disk, config, and how to go on. The
-    file needs nothing else and can be sent to somebody. Changes nothing in DIR.
+    Covers the last steps, attempts, warnings, every checkpoint (read back),
+    damage, the end of the log (secrets masked), machine, disk, config, and how
+    to continue. The file is self-contained. Changes nothing in DIR.
 
     Example: crashproof doctor runs/quickstart
     """
@@ -57,14 +59,14 @@ def doctor(
         return
     target = out or Path(f"{_name_of(folder)}-doctor.html")
     if reader.folder.is_inside(target):
-        raise ConfigError(f"{target} lies in the run.", hint="Pass --out with a path outside of it.")
+        raise ConfigError(f"{target} is inside the run.", hint="Pass --out with a path outside of it.")
     with storage_errors(target):
         write_bytes_atomically(target, post_mortem_page(found).encode())
     say(found.sentence)
     for clue in found.clues:
         say(f"  {clue}")
     say(found.next_step)
-    say(f"More is in {target}.")
+    say(f"Full report: {target}")
 
 
 def _name_of(folder: Path) -> str:
@@ -73,39 +75,39 @@ def _name_of(folder: Path) -> str:
 
 def _surroundings(folder: RunFolder, log: Path | None) -> Surroundings:
     if log is not None and not log.is_file():
-        raise ConfigError(f"There is no log {log}.", hint="Pass a file that exists, or leave --log out.")
-    found = log or _newest_log(folder)
+        raise ConfigError(f"The log {log} does not exist.", hint="Pass an existing file, or omit --log.")
+    found = log or _find_newest_log(folder)
     usage = shutil.disk_usage(folder.root)
     return Surroundings(
         host=socket.gethostname(),
         free_bytes=usage.free,
         disk_bytes=usage.total,
         log_name=None if found is None else str(found),
-        log_tail=() if found is None else _tail(found),
-        kernel_lines=_kernel_lines(),
+        log_tail=() if found is None else _read_tail(found),
+        kernel_lines=_read_kernel_lines(),
         facts={"system": platform.platform(), "python": platform.python_version(), "run": str(folder.root)},
     )
 
 
-def _newest_log(folder: RunFolder) -> Path | None:
-    """In the run's folder, or beside it under the run's own name."""
+def _find_newest_log(folder: RunFolder) -> Path | None:
+    """The newest log in the run's folder, or next to it under the run's name."""
     beside = [folder.root.with_name(f"{folder.root.name}{suffix}") for suffix in (".log", ".out", ".err")]
     inside = [each for pattern in _LOG_PATTERNS for each in folder.root.glob(pattern)]
     logs = [each for each in (*inside, *beside) if each.is_file()]
     return max(logs, key=lambda each: each.stat().st_mtime, default=None)
 
 
-def _tail(log: Path) -> Sequence[str]:
+def _read_tail(log: Path) -> Sequence[str]:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _LOG_BYTES))
         text = file.read().decode("utf-8", "replace")
     return [without_secrets(line) for line in text.splitlines()[-_LOG_LINES:]]
 
 
-def _kernel_lines() -> list[str] | None:
-    """What the kernel said of processes that it ended for want of memory; None where it may not be asked."""
+def _read_kernel_lines() -> list[str] | None:
+    """The kernel's messages about processes killed for lack of memory (OOM); None where dmesg is not permitted."""
     try:
-        told = subprocess.run(
+        messages = subprocess.run(
             ["dmesg", "--ctime"],  # noqa: S607 - whichever the system has
             capture_output=True,
             text=True,
@@ -115,10 +117,10 @@ def _kernel_lines() -> list[str] | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    if told.returncode != 0:
+    if messages.returncode != 0:
         return None
-    return list(_of_memory(told.stdout.splitlines()))[-_KERNEL_LINES:]
+    return list(_about_memory(messages.stdout.splitlines()))[-_KERNEL_LINES:]
 
 
-def _of_memory(lines: Sequence[str]) -> Iterator[str]:
+def _about_memory(lines: Sequence[str]) -> Iterator[str]:
     return (line for line in lines if "out of memory" in line.lower() or "oom-kill" in line.lower())

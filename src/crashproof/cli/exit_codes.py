@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from crashproof.records.states import HealthState
 
-__all__ = ["EXIT_CODES", "IN_WORDS", "exit_code_for"]
+__all__ = ["EXIT_CODES", "exit_code_for"]
 
 NOT_STARTED = 7
 
@@ -24,10 +24,6 @@ EXIT_CODES = {
     HealthState.ADOPTED: NOT_STARTED,
 }
 """By the `health` of a summary; 2 is an error."""
-
-IN_WORDS = """Exit codes: 0 running, starting or complete; 2 error; 3 stalled;
-4 diverging or non-finite loss; 5 crashed, or ended by an exception;
-6 ended before the last step, and can be started again; 7 not started."""
 
 
 def exit_code_for(health: HealthState) -> int:

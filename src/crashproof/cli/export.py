@@ -1,4 +1,4 @@
-"""Give a run's history to other tools."""
+"""Export a run's history to other tools."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+import msgspec
 import typer
 
 from crashproof.cli.arguments import AsJson, Folder
@@ -19,7 +20,7 @@ __all__ = ["export"]
 
 
 class Target(StrEnum):
-    """Where a history can go."""
+    """The tools that a history can be exported to."""
 
     CSV = "csv"
     PARQUET = "parquet"
@@ -30,69 +31,71 @@ class Target(StrEnum):
 
 def export(
     folder: Folder,
-    to: Annotated[Target, typer.Option(help="The tool.")],
+    to: Annotated[Target, typer.Option(help="Format or tool to export to.")],
     into: Annotated[
-        str, typer.Option(help="A file (csv, parquet), a folder (tensorboard, wandb), a tracking address (mlflow).")
+        str,
+        typer.Option(
+            help="Destination: a file (csv, parquet), a folder (tensorboard, wandb) or a tracking URI (mlflow)."
+        ),
     ],
-    project: Annotated[str, typer.Option(help="Of W&B, or the experiment of MLflow.")] = "crashproof",
-    follow: Annotated[bool, typer.Option("--follow", help="Go on while the run lives.")] = False,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Between two looks of --follow.")] = 10.0,
+    project: Annotated[str, typer.Option(help="Project in W&B, or experiment in MLflow.")] = "crashproof",
+    follow: Annotated[bool, typer.Option("--follow", help="Keep exporting while the run is live.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Interval of --follow, in seconds.")] = 10.0,
     as_json: AsJson = False,
 ) -> None:
-    """Replay a run's canonical history into a tracker or a table: each step once, whatever was killed and resumed.
+    """Export a run's canonical history to a tracker or a table: each step once, across kills and resumes.
 
-    Start it again at any time: it adds what is new, and a second time nothing.
-    With --follow it holds back the steps that a restart would compute again,
-    until the next checkpoint or the run's end; a tracker that fails is told of
-    once, and is caught up with later.
+    Run it again at any time: it adds only what is new. With --follow it holds
+    back the steps that a restart would recompute until the next checkpoint or
+    the end of the run. A failing tracker is reported once and caught up later.
 
-    W&B runs are written offline: `wandb sync` uploads them.
+    W&B runs are written offline; upload them with `wandb sync`.
 
     Example: crashproof export runs/mine --to tensorboard --into logs/mine
     """
     fill = _filler(folder, to, into, project)
     if follow:
         _follow(folder, lambda: fill(True), name=f"{to.value} ({into})", seconds=seconds)
-    # Of a run that died while it was followed, a restart is to be expected.
-    answer = fill(follow)
+    # A run that died while it was followed will probably be restarted.
+    exported = fill(follow)
     if as_json:
-        print_json({"run": str(folder), "to": to.value, "into": into, **answer})
+        print_json({"run": str(folder), "to": to.value, "into": into} | msgspec.to_builtins(exported))
         return
-    again = " It was filled anew: the run had gone back behind steps that it had." if answer["has_begun_anew"] else ""
+    again = " Rebuilt from the start: steps it had were superseded." if exported.has_begun_anew else ""
     what = "rows" if to in (Target.CSV, Target.PARQUET) else "updates added"
-    say(f"{into}: {answer['num_added']:,} {what}, up to step {answer['last_step']:,}.{again}")
+    say(f"{into}: {exported.num_added:,} {what}, up to step {exported.last_step:,}.{again}")
 
 
-def _filler(folder: Path, to: Target, into: str, project: str) -> Callable[[bool], dict[str, Any]]:
-    """What brings the target up to date; told whether to hold back what a restart would compute again."""
+def _filler(folder: Path, to: Target, into: str, project: str) -> Callable[[bool], Replayed]:
+    """A function that updates the target; its argument: hold back the steps that a restart would recompute."""
     match to:
         case Target.CSV | Target.PARQUET:
             from crashproof.exporters.tables import write_csv, write_parquet
 
             write = write_csv if to is Target.CSV else write_parquet
-            return lambda _: _table_answer(folder, write(folder, into))
+            return lambda _: _written_table(folder, write(folder, into))
         case Target.TENSORBOARD:
             from crashproof.exporters.tensorboard import TensorBoardSink
 
             board = TensorBoardSink(into)
-            return lambda holds_back: _answer(replay(folder, board, holds_back=holds_back))
+            return lambda holds_back: replay(folder, board, holds_back=holds_back)
         case Target.WANDB:
             from crashproof.exporters.wandb import WandbSink
 
             weights = WandbSink(into, project=project)
-            return lambda holds_back: _answer(replay(folder, weights, holds_back=holds_back))
+            return lambda holds_back: replay(folder, weights, holds_back=holds_back)
         case Target.MLFLOW:
             from crashproof.exporters.mlflow import MLflowSink
 
             flow = MLflowSink(into, experiment=project)
-            return lambda holds_back: _answer(replay(folder, flow, holds_back=holds_back))
+            return lambda holds_back: replay(folder, flow, holds_back=holds_back)
 
 
 def _follow(folder: Path, fill: Callable[[], object], *, name: str, seconds: float) -> None:
     reader = RunReader.open(folder)
     fill()
     with following(fill, name=name, seconds_between=seconds):
-        # Ctrl-C ends the following; what is there by then is added.
+        # Ctrl-C ends the following; what is there by then is still exported.
         try:
             while reader.holder() is not None:
                 time.sleep(min(seconds, 1.0))
@@ -100,14 +103,6 @@ def _follow(folder: Path, fill: Callable[[], object], *, name: str, seconds: flo
             return
 
 
-def _answer(replayed: Replayed) -> dict[str, Any]:
-    return {
-        "num_added": replayed.num_added,
-        "last_step": replayed.last_step,
-        "has_begun_anew": replayed.has_begun_anew,
-    }
-
-
-def _table_answer(folder: Path, num_rows: int) -> dict[str, Any]:
+def _written_table(folder: Path, num_rows: int) -> Replayed:
     steps = RunReader.open(folder).session().steps_completed
-    return {"num_added": num_rows, "last_step": steps, "has_begun_anew": False}
+    return Replayed(num_added=num_rows, last_step=steps, has_begun_anew=False)

@@ -1,4 +1,4 @@
-"""Ask a teacher for answers."""
+"""Generate answers with a teacher."""
 
 from __future__ import annotations
 
@@ -23,72 +23,95 @@ if TYPE_CHECKING:
     from crashproof.teacher.jobs.generation import Engine, JobResult, TeacherSettings
     from crashproof.teacher.jobs.job import GenerationJob
 
+    # Takes what to call with each failed request: its number of retries, and the error.
+    _EngineFactory = Callable[[Callable[[int, object], None]], Engine]
+
 __all__ = ["generate"]
 
 EXIT_SOME_FAILED = 1
 EXIT_OVER_BUDGET = 3
 EXIT_STOPPED = 75
 
-_SAID_OTHERWISE = {
+_SET_ELSEWHERE = {
     "model": "Pass --model.",
-    "messages": "They stand in the file of prompts.",
-    "tools": "They stand in the file of prompts.",
+    "messages": "Put them into the prompts file.",
+    "tools": "Put them into the prompts file.",
 }
 
 
 def generate(
-    prompts: Annotated[Path, typer.Option(help="JSONL: a prompt, messages, or a batch-file line on each line.")],
-    model: Annotated[str, typer.Option(help="The teacher's name at its API.")],
-    out: Annotated[Path, typer.Option(help="Where the answers go, in the prompts' order.")],
+    prompts: Annotated[
+        Path, typer.Option(help="JSONL file; each line has a prompt, messages, or a line of a batch file.")
+    ],
+    model: Annotated[str, typer.Option(help="Model name at the teacher's API.")],
+    out: Annotated[Path, typer.Option(help="Output file for the answers, in the order of the prompts.")],
     store: Annotated[
-        str | None, typer.Option(help="Share answers with other processes: sqlite:///PATH, postgresql+psycopg://…")
+        str | None,
+        typer.Option(help="Answer store shared with other processes: sqlite:///PATH, postgresql+psycopg://…"),
     ] = None,
-    budget: Annotated[str | None, typer.Option(help="US dollars that this job may spend, such as 5.00.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once, at most.")] = 16,
-    logprobs: Annotated[int | None, typer.Option(min=0, max=20, help="Top log-probabilities of each token.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Answers to each prompt.")] = 1,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Of one answer.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Maximum cost of this job in US dollars, such as 5.00.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Maximum number of concurrent requests.")] = 16,
+    logprobs: Annotated[
+        int | None, typer.Option(min=0, max=20, help="Number of top log-probabilities to request per token.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Answers per prompt.")] = 1,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Maximum tokens per completion.")] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0, help="Of the sampling; the API's own if not given.")
+        float | None, typer.Option(min=0, help="Sampling temperature; by default that of the API.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the first sample; each further one has the next.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed of the first sample; each further sample uses the next one.")
+    ] = None,
     parameter: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any other one of the request, its value as JSON.")
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Any other request parameter, its value as JSON; may be repeated."),
     ] = None,
-    base_url: Annotated[str | None, typer.Option(help="Of the API; else OPENAI_BASE_URL, else OpenAI's own.")] = None,
-    prices: Annotated[Path | None, typer.Option(help="A price table in YAML, in place of the one inside.")] = None,
-    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="As the API allows.")] = None,
-    tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="Prompts and answers together.")] = None,
-    attempts: Annotated[int, typer.Option(min=1, help="Tries of one request.")] = 8,
-    answer_seconds: Annotated[float, typer.Option(min=0.001, help="The longest that one answer may take.")] = 3600.0,
+    base_url: Annotated[
+        str | None, typer.Option(help="Base URL of the API; by default OPENAI_BASE_URL, or else that of OpenAI.")
+    ] = None,
+    prices: Annotated[Path | None, typer.Option(help="Price table in YAML that replaces the built-in one.")] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Rate limit in requests per minute.")] = None,
+    tokens_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Rate limit in tokens per minute, prompts and answers together.")
+    ] = None,
+    attempts: Annotated[int, typer.Option(min=1, help="Maximum attempts per request, retries included.")] = 8,
+    answer_seconds: Annotated[float, typer.Option(min=0.001, help="Timeout per request, in seconds.")] = 3600.0,
     ask_again: Annotated[
-        bool, typer.Option("--ask-again", help="Pay once more for answers that are kept and cannot be used.")
+        bool, typer.Option("--ask-again", help="Request unusable stored answers again, and pay for them again.")
     ] = False,
     alert_webhook: Annotated[
-        str | None, typer.Option(metavar="env:NAME", help="POST each alert to the address in that variable.")
+        str | None,
+        typer.Option(
+            metavar="env:NAME", help="Environment variable with a webhook URL; each alert is sent to it by POST."
+        ),
     ] = None,
     alert_slack: Annotated[
-        str | None, typer.Option(metavar="env:NAME", help="The same, as Slack's incoming webhooks take it.")
+        str | None,
+        typer.Option(
+            metavar="env:NAME", help="Environment variable with the URL of a Slack incoming webhook for alerts."
+        ),
     ] = None,
     alert_command: Annotated[
-        str | None, typer.Option(help="A line for the shell; it gets each alert as JSON on its input.")
+        str | None, typer.Option(help="Shell command to run for each alert; receives it as JSON on stdin.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="local, or ray: on the Ray cluster that is running.")] = "local",
+    engine: Annotated[str, typer.Option(help="Where to run: local, or ray for a running Ray cluster.")] = "local",
     write_batch: Annotated[
-        Path | None, typer.Option(help="Ask nothing; write a batch file of the requests without an answer.")
+        Path | None, typer.Option(help="Write a batch file of the unanswered requests instead of sending them.")
     ] = None,
     read_batch: Annotated[
-        list[Path] | None, typer.Option(help="Ask nothing; take a batch's results into the store.")
+        list[Path] | None, typer.Option(help="Import the results of a batch into the store; may be repeated.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end, for programs.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object at the end instead of text.")
+    ] = False,
 ) -> None:
-    """Ask a teacher every prompt of a file, once, and keep every answer.
+    """Send every prompt of a file to a teacher, once, and store every answer.
 
-    Kill it and start the same command again: it goes on, and no answer is paid
-    for twice. The key is read from OPENAI_API_KEY.
+    After a kill, start the same command again: it continues, and no answer is
+    paid for twice. The API key is read from OPENAI_API_KEY.
 
-    Exit codes: 0 every prompt has its answer; 1 some have none, listed in
-    OUT.failed.jsonl; 2 an error; 3 the budget is used up; 75 stopped by a
+    Exit codes: 0 every prompt has an answer; 1 some have none, listed in
+    OUT.failed.jsonl; 2 error; 3 the budget is used up; 75 stopped by a
     signal, start it again.
 
     Example: crashproof generate --prompts P.jsonl --model gpt-4.1-mini
@@ -102,12 +125,14 @@ def generate(
     from crashproof.teacher.jobs.generation import TeacherSettings
     from crashproof.teacher.jobs.job import GenerationJob
 
-    asks_nothing = write_batch is not None or bool(read_batch)
-    endpoint = Endpoint.of(os.environ, base_url=base_url, needs_key=not asks_nothing)
+    sends_nothing = write_batch is not None or bool(read_batch)
+    endpoint = Endpoint.of(os.environ, base_url=base_url, needs_key=not sends_nothing)
     given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     if logprobs is not None:
         given |= {"logprobs": True, "top_logprobs": logprobs}
-    parameters = {name: value for name, value in given.items() if value is not None} | _parsed(parameter or [])
+    parameters = {name: value for name, value in given.items() if value is not None} | _parse_parameters(
+        parameter or []
+    )
     job = GenerationJob(
         prompts=prompts,
         out=out,
@@ -132,23 +157,25 @@ def generate(
         command=alert_command,
         budget_dollars=settings.budget,
     )
-    chosen = _engine(engine, job, settings, store, write_batch, read_batch or [])
+    chosen = _choose_engine(engine, job, settings, store, write_batch, read_batch or [])
     _finish(_run(job, chosen, store, alerts), job, settings, write_batch, as_json=as_json)
 
 
-def _engine(
+def _choose_engine(
     name: str,
     job: GenerationJob,
     settings: TeacherSettings,
     store: str | None,
     write_batch: Path | None,
     read_batch: list[Path],
-) -> Callable[[Callable[[int, object], None]], Engine]:
+) -> _EngineFactory:
     from crashproof.teacher.jobs.batch_engines import ReadBatchEngine, WriteBatchEngine
     from crashproof.teacher.jobs.generation import LocalEngine
 
     if write_batch is not None and read_batch:
-        raise ConfigError("A batch is either written or read.", hint="Pass --write-batch or --read-batch.")
+        raise ConfigError(
+            "--write-batch and --read-batch cannot be combined.", hint="Pass --write-batch or --read-batch."
+        )
     if write_batch is not None:
         return lambda _: WriteBatchEngine(path=write_batch)
     if read_batch:
@@ -156,10 +183,10 @@ def _engine(
     if name == "local":
         return lambda on_failure: LocalEngine(settings=settings, on_failure=on_failure)
     if name != "ray":
-        raise ConfigError(f"There is no engine {name!r}.", hint="Pass --engine local or --engine ray.")
+        raise ConfigError(f"Unknown engine {name!r}.", hint="Pass --engine local or --engine ray.")
     if store is None:
         raise ConfigError(
-            "On a Ray cluster the answers must be kept where all its machines reach them.", hint="Pass --store."
+            "A job on a Ray cluster needs an answer store that all its machines can reach.", hint="Pass --store."
         )
     from crashproof.teacher.jobs.ray_engine import RayEngine
     from crashproof.teacher.shared_store.accounts import account_of
@@ -170,7 +197,7 @@ def _engine(
 
 def _run(
     job: GenerationJob,
-    engine: Callable[[Callable[[int, object], None]], Engine],
+    engine: _EngineFactory,
     store: str | None,
     alerts: AlertSettings,
 ) -> JobResult:
@@ -195,7 +222,7 @@ def _finish(
     if as_json:
         print_json(_summary(result, job))
     else:
-        for line in _in_words(result, job, settings, write_batch):
+        for line in _result_lines(result, job, settings, write_batch):
             typer.echo(line, err=True)
     if result.asked.is_stopped:
         raise typer.Exit(0 if write_batch is not None else EXIT_STOPPED)
@@ -205,7 +232,7 @@ def _finish(
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def _summary(result: JobResult, job: GenerationJob) -> dict[str, Any]:
+def _summary(result: JobResult, job: GenerationJob) -> dict[str, object]:
     spending = result.spending
     return {
         "prompts": str(job.prompts),
@@ -230,54 +257,56 @@ def _summary(result: JobResult, job: GenerationJob) -> dict[str, Any]:
     }
 
 
-def _in_words(
+def _result_lines(
     result: JobResult, job: GenerationJob, settings: TeacherSettings, write_batch: Path | None
 ) -> list[str]:
     if write_batch is not None:
-        return [f"{result.asked.note} Send it, then: crashproof generate … --read-batch RESULTS.jsonl"]
+        return [f"{result.asked.note} Submit it, then run: crashproof generate … --read-batch RESULTS.jsonl"]
     if result.asked.is_stopped:
-        first = f"Stopped: {result.spending.answers:,} answers are kept. Start the same command again."
+        first = f"Stopped: {result.spending.answers:,} answers are stored. Start the same command again."
     else:
         assert result.written is not None
         first = f"{result.written.num_answers:,} of {result.num_questions:,} answers are in {job.out}."
     lines = [f"{result.asked.note} {first}".strip()]
     if result.asked.over_budget is not None:
-        lines.append("The budget is used up. Start the same command with a larger one to go on.")
+        lines.append("The budget is used up. Start the same command with a larger one to continue.")
     if result.written is not None and result.written.num_failed:
-        lines.append(f"{result.written.num_failed:,} have none; {job.failed} says why.")
+        lines.append(f"{result.written.num_failed:,} have no answer: see {job.failed}.")
     return [*lines, _account(result.spending, job.form.model, settings.prices)]
 
 
 def _account(spending: Spending, model: str, prices: PriceTable) -> str:
     from crashproof.teacher.client.prices import UNPRICED, price_of
 
-    # Sums of 0 would say that it was free.
+    # Sums of 0 would mean that it was free.
     is_unpriced = not spending.spent and price_of(model, prices) is UNPRICED
     if is_unpriced:
-        paid = f"Bought: {spending.answers:,} answers, at a price that is not known for {model!r} (--prices)"
+        paid = (
+            f"Paid: an unknown price for {spending.answers:,} answers, {model!r} is not in the price table (--prices)"
+        )
     else:
         paid = f"Paid: {as_dollars_text(spending.spent)} for {spending.answers:,} answers"
     if spending.answers_served:
-        saved = "" if is_unpriced else f"{as_dollars_text(spending.saved)}, "
-        paid += f"; saved by the store: {saved}{spending.answers_served:,} times"
+        saved = "" if is_unpriced else f" ({as_dollars_text(spending.saved)} saved)"
+        paid += f"; reused from the store: {spending.answers_served:,} answers{saved}"
     if spending.requests_in_doubt:
         most = "" if is_unpriced else f", at most {as_dollars_text(spending.in_doubt)}"
         paid += f"; in doubt: {spending.requests_in_doubt:,} requests{most}"
     if spending.spent_before:
-        paid += f"; by earlier sessions of this job: {as_dollars_text(spending.spent_before)}"
+        paid += f"; earlier sessions of this job: {as_dollars_text(spending.spent_before)}"
     if spending.wasted:
         paid += f"; wasted: {as_dollars_text(spending.wasted)}"
     return f"{paid}."
 
 
-def _parsed(parameters: list[str]) -> dict[str, Any]:
+def _parse_parameters(parameters: list[str]) -> dict[str, Any]:
     parsed = {}
     for each in parameters:
         name, equals, text = each.partition("=")
         if not equals or not name:
-            raise ConfigError(f"{each!r} is no parameter.", hint="Write --parameter NAME=VALUE.")
-        if name in _SAID_OTHERWISE:
-            raise ConfigError(f"--parameter cannot set {name}.", hint=_SAID_OTHERWISE[name])
+            raise ConfigError(f"{each!r} is not a parameter.", hint="Pass --parameter NAME=VALUE.")
+        if name in _SET_ELSEWHERE:
+            raise ConfigError(f"--parameter cannot set {name}.", hint=_SET_ELSEWHERE[name])
         try:
             parsed[name] = json.loads(text)
         except ValueError:
@@ -289,8 +318,8 @@ def _address(named: str | None, option: str) -> str | None:
     if named is None:
         return None
     if not names_variable(named):
-        # The address is a secret, and the command line is for all to read.
-        raise ConfigError(f"{option} is no env:NAME.", hint="Put the address into a variable, and name that.")
+        # The address is a secret, and other users can read the command line.
+        raise ConfigError(f"{option} is not env:NAME.", hint="Put the URL into a variable, and pass its name.")
     return read_address(named, os.environ, where=option)
 
 
@@ -302,5 +331,5 @@ def _dollars(budget: str | None) -> Decimal | None:
     except InvalidOperation:
         dollars = Decimal("NaN")
     if not dollars.is_finite() or dollars <= 0:
-        raise ConfigError(f"The budget {budget!r} is no sum above 0.", hint="Such as --budget 5.00.")
+        raise ConfigError(f"The budget {budget!r} is not an amount above 0.", hint="Pass one, such as --budget 5.00.")
     return dollars

@@ -1,36 +1,34 @@
-"""Every update of a run."""
+"""The updates of a run."""
 
 from __future__ import annotations
 
 import csv
 import io
-import shutil
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import typer
 
 from crashproof.cli.arguments import Folder
 from crashproof.cli.output import clean, print_json_line, print_line, say
+from crashproof.cli.tables import local_clock, terminal_width
 from crashproof.disk.journal import scan_backwards
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import ConfigError
 from crashproof.reading.run_reader import RunReader
 from crashproof.records.codec import decode_line
-from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.metrics import COLUMNS, MetricsSnapshot
 from crashproof.rules.history import Rewinds
 
 __all__ = ["history"]
 
 _decoder = msgspec.json.Decoder(MetricsSnapshot)
-_PLAIN = ("step", "attempt", "timestamp", "wall_clock_hours", "loss", "learning_rate", "samples_processed")
-_BEHIND = ("tokens_processed", "throughput_samples_per_sec", "throughput_tokens_per_sec")
 _SUPERSEDED = "  superseded"
+_TIME = "%m-%d %H:%M:%S"
 _PLAIN_WIDTH = 55
 _COMPONENT_WIDTH = 11
 
@@ -47,7 +45,7 @@ class _Wanted:
 
     first: int | None
     last: int | None
-    apart: int
+    steps_apart: int
     newest: int | None
     has_superseded: bool
 
@@ -58,27 +56,28 @@ def history(
     last: Annotated[int | None, typer.Option("--to", metavar="STEP", help="End with this step.")] = None,
     every: Annotated[int, typer.Option(min=1, metavar="N", help="Show updates at least N steps apart.")] = 1,
     newest: Annotated[
-        int | None, typer.Option("--last", min=1, metavar="N", help="The newest N; read from the journal's end.")
+        int | None,
+        typer.Option(
+            "--last", min=1, metavar="N", help="Show the newest N updates, read from the end of the journal."
+        ),
     ] = None,
-    is_all: Annotated[
-        bool, typer.Option("--all", help="Also what was computed again later, marked as superseded.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON lines: one object per update.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values with a header.")] = False,
+    is_all: Annotated[bool, typer.Option("--all", help="Include recomputed updates, marked as superseded.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines: one object per update.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values with a header.")] = False,
 ) -> None:
-    """Print the history of a run: each step once, in order, the newest attempt's.
+    """Print the history of a run: each step once, in order, from the newest attempt.
 
-    Works on a live run and changes nothing. Memory does not grow with the run.
-    In JSON, NaN and infinities are null, their names are in "nonfinite".
+    Works on a live run, changes nothing, and needs constant memory. In JSON,
+    NaN and infinities are null, with their names in "nonfinite".
 
     Example: crashproof history runs/quickstart --last 20
 
     Example: crashproof history runs/quickstart --json | jq .loss
     """
     if as_json and as_csv:
-        raise ConfigError("--json and --csv exclude each other.", hint="Pass one of them.")
+        raise ConfigError("--json and --csv cannot be combined.", hint="Pass one of them.")
     reader = RunReader.open(folder)
-    wanted = _Wanted(first=first, last=last, apart=every, newest=newest, has_superseded=is_all)
+    wanted = _Wanted(first=first, last=last, steps_apart=every, newest=newest, has_superseded=is_all)
     if as_json:
         for row in _rows(reader, wanted):
             print_json_line(_as_object(row, marked=is_all))
@@ -92,14 +91,14 @@ def _rows(reader: RunReader, wanted: _Wanted) -> Iterator[_Row]:
     if wanted.newest is not None:
         return iter(_newest_rows(reader.folder, wanted))
     rows = _all_rows(reader) if wanted.has_superseded else (_Row(update=each) for each in reader.history())
-    return _apart(_between(rows, wanted), wanted.apart)
+    return _apart(_between(rows, wanted), wanted.steps_apart)
 
 
 def _newest_rows(folder: RunFolder, wanted: _Wanted) -> list[_Row]:
-    """The newest ones, in order; reads backwards, only as far as needed."""
+    """The newest rows, in order; reads backwards, only as far as needed."""
     assert wanted.newest is not None
     found: deque[_Row] = deque()
-    for row in _apart(_between(_backwards(folder, wanted), wanted), wanted.apart):
+    for row in _apart(_between(_backwards(folder, wanted), wanted), wanted.steps_apart):
         found.appendleft(row)
         if len(found) == wanted.newest:
             break
@@ -116,13 +115,13 @@ def _backwards(folder: RunFolder, wanted: _Wanted) -> Iterator[_Row]:
         lowest = min(lowest, update.step)
         if not is_superseded or wanted.has_superseded:
             yield _Row(update=update, is_superseded=is_superseded)
-        # An earlier line can only stand below the lowest step after it.
+        # An earlier line counts only where its step is below all later ones.
         if wanted.first is not None and lowest <= wanted.first and not wanted.has_superseded:
             return
 
 
 def _all_rows(reader: RunReader) -> Iterator[_Row]:
-    """In the order of writing; which ones still stand is known after a first pass."""
+    """In the order of writing; a first pass finds which ones are superseded."""
     rewinds = Rewinds()
     num_lines = 0
     for update in reader.all_updates():
@@ -141,7 +140,7 @@ def _between(rows: Iterable[_Row], wanted: _Wanted) -> Iterator[_Row]:
 
 
 def _apart(rows: Iterable[_Row], steps: int) -> Iterator[_Row]:
-    """Those at least so many steps from the one shown before, in either direction."""
+    """Rows at least so many steps apart, in either direction."""
     shown: int | None = None
     for row in rows:
         if shown is None or abs(row.update.step - shown) >= steps:
@@ -149,7 +148,7 @@ def _apart(rows: Iterable[_Row], steps: int) -> Iterator[_Row]:
             yield row
 
 
-def _as_object(row: _Row, *, marked: bool) -> dict[str, Any]:
+def _as_object(row: _Row, *, marked: bool) -> dict[str, object]:
     fields = {name: getattr(row.update, name) for name in MetricsSnapshot.__struct_fields__ if name != "nonfinite"}
     return fields | {"is_superseded": row.is_superseded} if marked else fields
 
@@ -160,14 +159,14 @@ def _print_csv(reader: RunReader, wanted: _Wanted) -> None:
         rows = list(rows)
         components = _component_names(rows)
     else:
-        # A header must know all names: one more pass, so that memory stays flat.
+        # The header needs all names: one more pass keeps memory constant.
         components = _component_names(rows)
         rows = _rows(reader, wanted)
     names = [f"loss_components.{name}" for name in components]
     marks = ["is_superseded"] if wanted.has_superseded else []
-    _print_csv_line([*_PLAIN, *_BEHIND, *names, *marks])
+    _print_csv_line([*COLUMNS, *names, *marks])
     for row in rows:
-        values = [getattr(row.update, name) for name in (*_PLAIN, *_BEHIND)]
+        values = [getattr(row.update, name) for name in COLUMNS]
         values += [row.update.loss_components.get(name) for name in components]
         _print_csv_line([*map(_csv_cell, values), *([str(row.is_superseded).lower()] if marks else [])])
 
@@ -193,13 +192,15 @@ def _print_table(rows: Iterator[_Row], *, marked: bool) -> None:
     if beginning is None:
         say("No updates.")
         return
-    room = shutil.get_terminal_size((80, 24)).columns - _PLAIN_WIDTH - marked * len(_SUPERSEDED)
+    room = terminal_width() - _PLAIN_WIDTH - marked * len(_SUPERSEDED)
     components = list(beginning.update.loss_components)[: max(0, room // _COMPONENT_WIDTH)]
     heads = "".join(f" {clean(name)[:10]:>10}" for name in components)
     say(f"{'step':>11} {'attempt':>7} {'time':<14} {'loss':>10} {'rate':>9}{heads}")
     for row in chain([beginning], rows):
         update = row.update
-        line = f"{update.step:>11,} {update.attempt:>7} {_time(update.timestamp):<14} {update.loss:>10.5g}"
+        line = (
+            f"{update.step:>11,} {update.attempt:>7} {local_clock(update.timestamp, _TIME):<14} {update.loss:>10.5g}"
+        )
         line += f" {update.learning_rate:>9.3g}"
         line += "".join(f" {_number(update.loss_components.get(name))}" for name in components)
         print_line(f"{line}{_SUPERSEDED}" if row.is_superseded else line)
@@ -207,10 +208,3 @@ def _print_table(rows: Iterator[_Row], *, marked: bool) -> None:
 
 def _number(value: float | None) -> str:
     return f"{'-':>10}" if value is None else f"{value:>10.5g}"
-
-
-def _time(moment: float) -> str:
-    try:
-        return time.strftime("%m-%d %H:%M:%S", time.localtime(moment))
-    except (OverflowError, ValueError, OSError):
-        return "?"

@@ -1,28 +1,33 @@
-"""What commands print, for people and for machines."""
+"""Print for people and programs."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import msgspec
 import typer
 
 from crashproof.records.codec import nonfinite_names
 
-__all__ = ["as_json_text", "clean", "print_json", "print_json_line", "print_line", "say"]
+__all__ = ["as_json_text", "clean", "print_json", "print_json_line", "print_line", "say", "say_lines"]
 
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What a terminal obeys instead of showing it, what turns text around, and half characters."""
+"""Control characters, bidirectional overrides and lone surrogates."""
 _PLAIN = str.maketrans({"…": "...", "→": "->", "·": "-"})
 
 
 def say(text: str = "") -> None:
-    """One line for people; whatever a folder's or a config's text holds, a terminal only shows it."""
+    """Print a line for people; control characters in a name or a config reach no terminal."""
     typer.echo(_fitting(clean(text)))
+
+
+def say_lines(lines: Iterable[str]) -> None:
+    """Several lines for people."""
+    for line in lines:
+        say(line)
 
 
 def clean(text: str) -> str:
@@ -30,14 +35,14 @@ def clean(text: str) -> str:
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def print_json(answer: Mapping[str, Any] | msgspec.Struct) -> None:
-    """One object for machines; NaN and infinities are null, with their names beside. Records become objects."""
+def print_json(answer: Mapping[str, object] | msgspec.Struct) -> None:
+    """Print one object for programs; NaN and infinities are null, with their names in `nonfinite`."""
     typer.echo(_fitting_json(as_json_text(answer, indent=2), indent=2))
 
 
-def print_json_line(answer: dict[str, Any] | msgspec.Struct) -> None:
-    """The same on one line; of many, not each is flushed."""
-    content: dict[str, Any] = msgspec.to_builtins(answer)
+def print_json_line(answer: dict[str, object] | msgspec.Struct) -> None:
+    """Print the same on one line, without a flush."""
+    content: dict[str, object] = msgspec.to_builtins(answer)
     names = nonfinite_names(content)
     text = msgspec.json.encode(content | {"nonfinite": names} if names else content).decode()
     is_plain = text.isascii() and "\x7f" not in text
@@ -45,16 +50,16 @@ def print_json_line(answer: dict[str, Any] | msgspec.Struct) -> None:
 
 
 def print_line(text: str) -> None:
-    """One of very many lines, clean already."""
+    """Print one of very many lines, cleaned already."""
     sys.stdout.write(_fitting(text) + "\n")
 
 
-def as_json_text(answer: Mapping[str, Any] | msgspec.Struct, *, indent: int | None = None) -> str:
-    """Strict JSON of an object, its control characters escaped; see `print_json`."""
-    plain: dict[str, Any] = msgspec.to_builtins(answer)
+def as_json_text(answer: Mapping[str, object] | msgspec.Struct, *, indent: int | None = None) -> str:
+    """The strict JSON of an object with control characters escaped; see `print_json`."""
+    plain: dict[str, object] = msgspec.to_builtins(answer)
     nonfinite = nonfinite_names(plain)
-    content = _without_nonfinite(plain) | ({"nonfinite": nonfinite} if nonfinite else {})
-    text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
+    marked = plain | {"nonfinite": nonfinite} if nonfinite else plain
+    text = json.dumps(_without_nonfinite(marked), indent=indent, ensure_ascii=False, allow_nan=False)
     return _escaped(text)
 
 
@@ -62,7 +67,7 @@ def _escaped(text: str) -> str:
     return _UNSAFE.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
 
 
-def _without_nonfinite(value: Any) -> Any:
+def _without_nonfinite(value: object) -> object:
     if isinstance(value, dict):
         return {key: _without_nonfinite(child) for key, child in value.items()}
     if isinstance(value, (list, tuple)):

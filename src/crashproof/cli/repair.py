@@ -1,12 +1,8 @@
-"""Mend a run and say what was set aside."""
+"""Quarantine damage and rebuild the snapshots."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
+from crashproof.cli.arguments import AsJson, Folder
 from crashproof.cli.output import print_json, say
 from crashproof.errors import RunInUse
 from crashproof.reading.run_reader import RunReader
@@ -15,13 +11,12 @@ from crashproof.tracking.repair import repair_run
 __all__ = ["repair"]
 
 
-def repair(
-    folder: Annotated[Path, typer.Argument(help="The run's output folder.", metavar="DIR")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
-) -> None:
-    """Move damaged journal lines and checkpoints aside and rebuild every snapshot from the journals.
+def repair(folder: Folder, as_json: AsJson = False) -> None:
+    """Quarantine damaged journal records and checkpoints, and rebuild every snapshot from the journals.
 
-    Nothing is deleted. Refuses while the run is being written. Example: crashproof repair runs/quickstart
+    Deletes nothing. Refuses while a process writes the run.
+
+    Example: crashproof repair runs/quickstart
     """
     reader = RunReader.open(folder)
     holder = reader.holder()
@@ -33,8 +28,5 @@ def repair(
         return
     for each in repairs:
         say(f"  {each}")
-    say(
-        f"{folder}: {len(repairs)} damaged piece(s) are in {reader.folder.quarantine}; snapshots are rebuilt."
-        if repairs
-        else f"{folder}: nothing was damaged; snapshots are rebuilt."
-    )
+    quarantined = f"{len(repairs)} damaged item(s) quarantined in {reader.folder.quarantine}"
+    say(f"{folder}: {quarantined if repairs else 'no damage found'}; snapshots rebuilt.")

@@ -2,58 +2,84 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import typer
 
-from crashproof.cli.output import print_json, say
-from crashproof.cli.tables import aligned, compact, short_duration
+from crashproof.cli.arguments import AsJson
+from crashproof.cli.output import print_json, say, say_lines
+from crashproof.cli.tables import aligned, compact, short_duration, terminal_width
 from crashproof.disk.lock import holder_of
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import CrashproofError, NotAFolder, NotARun
 from crashproof.formatting import as_dollars_text
 from crashproof.reading.discovery import find_runs
 from crashproof.reading.run_state import read_run
+from crashproof.records.progress import ProgressSummary
+from crashproof.records.states import RunStatus
 from crashproof.rules.summary import progress_summary
 
 __all__ = ["runs"]
 
 _HEADS = ("run", "state", "step", "loss", "verdict", "left", "cost", "age")
-_TO_THE_RIGHT = frozenset({2, 3, 5, 6, 7})
+_RIGHT = frozenset({2, 3, 5, 6, 7})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """One run of the list."""
+
+    name: str
+    path: str
+    seconds_since_sign_of_life: float | None
+    """None where it is unknown."""
+    error: str | None = None
+    """Why the run cannot be read."""
+    summary: ProgressSummary | None = None
+    """None where the run cannot be read."""
+    damaged_pieces: int = 0
+
+    def as_object(self) -> dict[str, object]:
+        """The row in JSON: the fields of `progress.json` beside its own."""
+        fields: dict[str, object] = msgspec.to_builtins(self)
+        del fields["summary"]
+        if self.summary is None:
+            del fields["damaged_pieces"]
+            return fields
+        summary: dict[str, object] = msgspec.to_builtins(self.summary)
+        return fields | summary
 
 
 def runs(
-    root: Annotated[Path, typer.Argument(help="The folder that the runs lie in.", metavar="ROOT")] = Path("."),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+    root: Annotated[Path, typer.Argument(help="The folder to search for runs.", metavar="ROOT")] = Path("."),
+    as_json: AsJson = False,
 ) -> None:
-    """List all runs under ROOT, the newest first. Works on live runs and changes nothing.
+    """List all runs under ROOT, newest first. Works on live runs and changes nothing.
 
-    A run that cannot be read is a row that says why. A `!` behind the state:
-    a journal is damaged, see `crashproof verify`.
+    A run that cannot be read is listed with the reason. A `!` after the state
+    means that a journal is damaged: see `crashproof verify`.
 
     Example: crashproof runs runs
     """
     if not root.is_dir():
         raise NotAFolder(root)
     now = time.time()
-    rows = sorted((_row(name, folder, now) for name, folder in find_runs(root)), key=_age)
+    rows = sorted((_read_row(name, folder, now) for name, folder in find_runs(root)), key=_age)
     if as_json:
-        print_json({"root": str(root.absolute()), "runs": rows})
+        print_json({"root": str(root.absolute()), "runs": [row.as_object() for row in rows]})
     elif not rows:
-        say(f"{root} holds no runs.")
+        say(f"No runs found under {root}.")
     else:
-        for line in _table(rows):
-            say(line)
+        say_lines(_table(rows))
 
 
-def _row(name: str, folder: RunFolder, now: float) -> dict[str, Any]:
-    known = {"name": name, "path": str(folder.root), "error": None, "seconds_since_sign_of_life": None}
+def _read_row(name: str, folder: RunFolder, now: float) -> _Row:
     try:
         state = read_run(folder)
         if state.session is None:
@@ -61,16 +87,20 @@ def _row(name: str, folder: RunFolder, now: float) -> dict[str, Any]:
         session = state.session
         is_alive = holder_of(folder.lock) is not None
         summary = progress_summary(session, now=now, wall_clock_hours=session.wall_clock_hours, is_alive=is_alive)
-    except CrashproofError as error:
-        return known | {"error": error.message, "seconds_since_sign_of_life": _seconds_since_written(folder, now)}
-    except OSError as error:
-        reason = error.strerror or str(error)
-        return known | {"error": reason, "seconds_since_sign_of_life": _seconds_since_written(folder, now)}
+    except (CrashproofError, OSError) as error:
+        reason = error.message if isinstance(error, CrashproofError) else error.strerror or str(error)
+        since = _seconds_since_written(folder, now)
+        return _Row(name=name, path=str(folder.root), seconds_since_sign_of_life=since, error=reason)
     last_seen = max((each.last_seen for each in session.attempts), default=session.start_time)
-    # The last line of a live run may be under way at this moment.
+    # The last line of a live run may be half written at this moment.
     damages = [each for pieces in state.damages.values() for each in pieces if not (is_alive and each.is_torn_tail)]
-    fields: dict[str, Any] = msgspec.to_builtins(summary)
-    return known | fields | {"seconds_since_sign_of_life": now - last_seen, "damaged_pieces": len(damages)}
+    return _Row(
+        name=name,
+        path=str(folder.root),
+        seconds_since_sign_of_life=now - last_seen,
+        summary=summary,
+        damaged_pieces=len(damages),
+    )
 
 
 def _seconds_since_written(folder: RunFolder, now: float) -> float | None:
@@ -80,33 +110,29 @@ def _seconds_since_written(folder: RunFolder, now: float) -> float | None:
         return None
 
 
-def _age(row: dict[str, Any]) -> float:
-    seconds = row["seconds_since_sign_of_life"]
-    return float("inf") if seconds is None else float(seconds)
+def _age(row: _Row) -> float:
+    since = row.seconds_since_sign_of_life
+    return float("inf") if since is None else since
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    width = shutil.get_terminal_size((80, 24)).columns
-    whole = [row for row in rows if row["error"] is None]
-    lines = aligned([_HEADS, *map(_cells, whole)], right=_TO_THE_RIGHT, width=width)
-    by_name = dict(zip([row["name"] for row in whole], lines[1:], strict=True))
-    shown = lines[:1] if whole else []
-    for row in rows:
-        shown.append(by_name.get(row["name"]) or f"{row['name']}: cannot be read: {row['error']}")
-    return shown
+def _table(rows: Sequence[_Row]) -> list[str]:
+    cells = [_cells(row, row.summary) for row in rows if row.summary is not None]
+    heads, *readable = aligned([_HEADS, *cells], right=_RIGHT, width=terminal_width())
+    lines = iter(readable)
+    shown = [next(lines) if row.summary is not None else f"{row.name}: cannot be read: {row.error}" for row in rows]
+    return [heads, *shown] if cells else shown
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    trend = row["loss_trend"]
-    state = row["health"].replace("_", " ") + ("!" if row["damaged_pieces"] else "")
-    left = row["estimated_remaining_hours"] if row["status"] == "running" else None
+def _cells(row: _Row, summary: ProgressSummary) -> list[str]:
+    trend = summary.loss_trend
+    hours = summary.estimated_remaining_hours if summary.status == RunStatus.RUNNING else None
     return [
-        row["name"],
-        state,
-        f"{compact(row['steps_completed'])}/{compact(row['total_steps_target'])}",
-        f"{trend['current_loss']:.4g}" if trend["has_data"] else "-",
-        trend["verdict"].replace("_", " "),
-        short_duration(None if left is None else left * 3600),
-        as_dollars_text(Decimal(repr(row["api_cost"]))) if row["api_cost"] else "-",
-        short_duration(row["seconds_since_sign_of_life"]),
+        row.name,
+        summary.health.replace("_", " ") + ("!" if row.damaged_pieces else ""),
+        f"{compact(summary.steps_completed)}/{compact(summary.total_steps_target)}",
+        f"{trend.current_loss:.4g}" if trend.has_data else "-",
+        trend.verdict.replace("_", " "),
+        short_duration(None if hours is None else hours * 3600),
+        as_dollars_text(Decimal(repr(summary.api_cost))) if summary.api_cost else "-",
+        short_duration(row.seconds_since_sign_of_life),
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -12,7 +11,7 @@ from rich.cells import cell_len, set_cell_size
 from crashproof.cli.output import clean
 from crashproof.cli.plots import plot
 from crashproof.cli.status import local_time
-from crashproof.cli.tables import compact, cut, short_duration
+from crashproof.cli.tables import compact, cut, local_clock, short_duration
 from crashproof.formatting import as_dollars_text, as_duration
 from crashproof.records.curves import CurvePoint
 from crashproof.records.events import (
@@ -35,6 +34,7 @@ from crashproof.records.events import (
     TargetChanged,
 )
 from crashproof.records.progress import ProgressSummary
+from crashproof.records.states import RunStatus
 
 __all__ = ["Seen", "event_in_words", "plain_line", "screen_lines"]
 
@@ -44,51 +44,51 @@ _LEAST_PLOT_HEIGHT = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What is known of a run at one look."""
+    """What is known of a run after one refresh."""
 
     name: str
     summary: ProgressSummary
     seconds_a_step: float | None
     points: Sequence[CurvePoint]
     curve_share: float
-    """How much of the journal is in the points; less than 1 while a long one is still being read."""
+    """The share of the journal in `points`; below 1 while a long one is still being read."""
     events: Sequence[tuple[float, str]]
-    """The newest, in order: moment and words."""
+    """The newest, in order: time and text."""
     trouble: str
-    """Why the newest look failed, if it did; the rest is what was seen before."""
+    """Why the newest refresh failed, or empty; the other fields are then those of the refresh before."""
     now: float
     """Seconds since 1970."""
 
 
 def screen_lines(seen: Seen, *, width: int, height: int, is_unicode: bool) -> list[str]:
-    """At most `height` lines of at most `width` columns; the curve gets the room that is left."""
+    """At most `height` lines of at most `width` columns; the curve fills the rest of the height."""
     summary = seen.summary
     above = [_title(seen, width), *_reason(summary), _bar(summary, width, is_unicode=is_unicode), _time(seen)]
     if not summary.is_job:
-        above += [*_loss(summary), *_rates(seen), *_kept(seen)]
+        above += [*_loss(summary), *_rates(seen), *_saved(seen)]
     above += _teacher(summary)
     below = [f"alert: {each}".replace("_", " ") for each in summary.alerts_active]
-    below += [f"{_clock(moment)} {words}" for moment, words in seen.events[-_NUM_EVENTS:]]
-    below += [f"cannot look: {seen.trouble}"] if seen.trouble else []
+    below += [f"{local_clock(moment)} {words}" for moment, words in seen.events[-_NUM_EVENTS:]]
+    below += [f"refresh failed: {seen.trouble}"] if seen.trouble else []
     room = height - len(above) - len(below)
     picture: list[str] = []
     if room >= _LEAST_PLOT_HEIGHT and seen.points:
         picture = plot(seen.points, width=width, height=room, is_unicode=is_unicode)
         if seen.curve_share < 1:
-            picture[-1] = f"{picture[-1].rstrip()}  (read {100 * seen.curve_share:.0f} % so far)"
+            picture[-1] = f"{picture[-1].rstrip()}  ({100 * seen.curve_share:.0f} % read so far)"
     return [_fitted(line, width, is_unicode=is_unicode) for line in [*above, *picture, *below][:height]]
 
 
 def plain_line(seen: Seen) -> str:
-    """The same in one line, for a log."""
+    """The same as one line, for a log."""
     summary, trend = seen.summary, seen.summary.loss_trend
     words = [
-        f"{_clock(seen.now)} {seen.name}: {summary.health.replace('_', ' ')}",
+        f"{local_clock(seen.now)} {seen.name}: {summary.health.replace('_', ' ')}",
         summary.place,
     ]
     if trend.has_data:
         words.append(f"loss {trend.current_loss:.4g} ({trend.verdict.replace('_', ' ')})")
-    if summary.status == "running" and summary.estimated_remaining_hours is not None:
+    if summary.status == RunStatus.RUNNING and summary.estimated_remaining_hours is not None:
         words.append(f"{short_duration(summary.estimated_remaining_hours * 3600)} left")
     if summary.health_reason:
         words.append(summary.health_reason)
@@ -96,41 +96,41 @@ def plain_line(seen: Seen) -> str:
 
 
 def event_in_words(event: Event) -> str | None:
-    """What happened, in a few words; None for what says nothing to somebody who watches."""
+    """A short description of an event; None for events of no interest to a viewer."""
     match event:
         case SessionStarted():
-            return f"session {event.session_id} began"
+            return f"session {event.session_id} started"
         case TargetChanged():
-            return f"it is to train {event.total_steps:,} steps now"
+            return f"target changed to {event.total_steps:,} steps"
         case AttemptStarted():
-            return f"attempt {event.attempt} began: process {event.pid} on {event.host}"
+            return f"attempt {event.attempt} started: process {event.pid} on {event.host}"
         case AttemptEnded():
             return f"attempt {event.attempt} ended: {event.how}" + (f", {event.error}" if event.error else "")
         case CheckpointRecorded():
             return f"checkpoint at step {event.checkpoint.checkpoint_step:,}: {event.checkpoint.checkpoint_path}"
         case CheckpointRemoved():
-            return f"{len(event.checkpoints)} checkpoint(s) not kept any more"
+            return f"{len(event.checkpoints)} checkpoint(s) removed by the retention rule"
         case CheckpointSetAside():
-            return f"checkpoint {event.checkpoint_path} set aside: {event.reason}"
+            return f"checkpoint {event.checkpoint_path} quarantined: {event.reason}"
         case EvaluationRecorded():
             results = ", ".join(f"{name} {value:.4g}" for name, value in event.results.items())
             return f"evaluation at step {event.step:,}: {results}"
         case ResumeChosen():
-            return f"resumes at step {event.step:,} from {event.checkpoint_path}"
+            return f"resuming at step {event.step:,} from {event.checkpoint_path}"
         case ConnectionFailed():
-            return f"teacher failed after {event.retry_count} retries: {event.error}"
+            return f"teacher request failed after {event.retry_count} retries: {event.error}"
         case Paused():
             return f"paused for {as_duration(event.seconds)}"
         case AnswersRecovered():
-            return f"{event.count:,} answers served again"
+            return f"{event.count:,} answers reused from the store"
         case ReplayDiffered():
-            return f"step {event.step:,} came out different when repeated"
+            return f"step {event.step:,} had a different loss when it was recomputed"
         case DamageFound():
-            return f"damage in {event.file} set aside: {event.reason}"
+            return f"damage in {event.file} quarantined: {event.reason}"
         case AlertRaised():
-            return f"alert, {event.kind.replace('_', ' ')}: {event.message}"
+            return f"alert {event.kind.replace('_', ' ')}: {event.message}"
         case AlertCleared():
-            return f"alert over: {event.kind.replace('_', ' ')}"
+            return f"alert {event.kind.replace('_', ' ')} cleared"
         case _:
             return None
 
@@ -138,11 +138,11 @@ def event_in_words(event: Event) -> str | None:
 def _title(seen: Seen, width: int) -> str:
     summary = seen.summary
     state = summary.health.replace("_", " ").upper()
-    if summary.status == "running":
+    if summary.status == RunStatus.RUNNING:
         state += f"  process {summary.attempt_pid} on {summary.attempt_host}"
     if summary.attempt > 1:
         state += f"  attempt {summary.attempt}"
-    state, clock = clean(state), _clock(seen.now)
+    state, clock = clean(state), local_clock(seen.now)
     name = cut(clean(seen.name), max(8, width - len(state) - len(clock) - 4))
     line = f"{name}  {state}"
     return f"{line}{clock:>{max(len(clock) + 2, width - len(line))}}"
@@ -163,7 +163,9 @@ def _bar(summary: ProgressSummary, width: int, *, is_unicode: bool) -> str:
 
 def _time(seen: Seen) -> str:
     summary = seen.summary
-    trained = f"{'asked for' if summary.is_job else 'trained'} {as_duration(summary.elapsed_wall_clock_hours * 3600)}"
+    trained = (
+        f"{'working' if summary.is_job else 'trained'} for {as_duration(summary.elapsed_wall_clock_hours * 3600)}"
+    )
     since = summary.seconds_since_update
     update = "no update yet" if since is None else f"last update {as_duration(max(0.0, since))} ago"
     if summary.steps_completed >= summary.total_steps_target:
@@ -173,7 +175,7 @@ def _time(seen: Seen) -> str:
     if hours is None or low is None or high is None:
         return f"time   remaining time unknown, {trained}, {update}"
     left = f"{short_duration(hours * 3600)} left ({short_duration(low * 3600)} to {short_duration(high * 3600)})"
-    if summary.status == "running":
+    if summary.status == RunStatus.RUNNING:
         left += f", done {local_time(summary.estimated_finish_time, seen.now)}"
     return f"time   {left}, {update}"
 
@@ -202,12 +204,16 @@ def _rates(seen: Seen) -> list[str]:
     return [f"pace   {', '.join(words)}"]
 
 
-def _kept(seen: Seen) -> list[str]:
+def _saved(seen: Seen) -> list[str]:
     summary = seen.summary
     step = summary.last_checkpoint_step
-    kept = "none yet" if step is None else f"step {step:,} is the newest of {summary.checkpoints_count}"
+    kept = (
+        "no checkpoint yet"
+        if step is None
+        else f"newest checkpoint at step {step:,} ({summary.checkpoints_count} in total)"
+    )
     if summary.steps_recomputed:
-        kept += f"; {summary.steps_recomputed:,} steps were computed again"
+        kept += f"; {summary.steps_recomputed:,} steps recomputed"
     lines = [f"saved  {kept}"]
     if summary.evaluation_step is not None:
         results = ", ".join(f"{name} {value:.4g}" for name, value in summary.evaluation.items())
@@ -220,7 +226,7 @@ def _teacher(summary: ProgressSummary) -> list[str]:
         return []
     paid = as_dollars_text(Decimal(repr(summary.api_cost)))
     words = f"{paid} for {summary.api_responses_saved:,} answers"
-    words += f", {summary.api_responses_recovered:,} served again, {summary.connection_failures:,} failures"
+    words += f", {summary.api_responses_recovered:,} reused, {summary.connection_failures:,} failures"
     return [f"cost   {words}"]
 
 
@@ -231,10 +237,3 @@ def _fitted(line: str, width: int, *, is_unicode: bool) -> str:
     if cell_len(line) <= width:
         return line
     return set_cell_size(line, width - 1) + ("…" if is_unicode else "~")
-
-
-def _clock(moment: float) -> str:
-    try:
-        return time.strftime("%H:%M:%S", time.localtime(moment))
-    except (OverflowError, ValueError, OSError):
-        return "??:??:??"

@@ -1,4 +1,4 @@
-"""Show all runs under a folder on a web page."""
+"""Serve a web page of all runs under a folder."""
 
 from __future__ import annotations
 
@@ -19,26 +19,29 @@ TOKEN_VARIABLE = "CRASHPROOF_TOKEN"  # noqa: S105 - the name of a variable, not 
 
 
 def serve(
-    root: Annotated[Path, typer.Argument(help="The folder that the runs lie in, or one run.", metavar="ROOT")] = Path(
-        "."
-    ),
+    root: Annotated[Path, typer.Argument(help="A folder of runs, or one run.", metavar="ROOT")] = Path("."),
     host: Annotated[
-        str, typer.Option(help="Bind to this address; beyond loopback a token is asked for.")
+        str, typer.Option(help="Address to bind to; outside loopback, clients need a token.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8765,
     allow_host: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A name that a proxy or a DNS entry gives this server.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Additional host name of this server, such as that of a proxy; may be repeated."
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Say where it listens as one JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the address as one JSON object instead of text.")
+    ] = False,
 ) -> None:
-    """Show all runs under ROOT on a web page, live. Reads only, and needs no lock.
+    """Serve a live web page of all runs under ROOT. Read-only, takes no lock.
 
-    On loopback nobody else reaches it; from another machine, forward the port:
-    ssh -L 8765:localhost:8765 HOST. Bound elsewhere, it asks for a token: the
-    one in CRASHPROOF_TOKEN, or one that it makes and prints. It speaks plain
-    HTTP: across networks, put it behind a proxy that speaks TLS.
+    On loopback, only this machine reaches it; from another machine, forward
+    the port: ssh -L 8765:localhost:8765 HOST. On any other address, clients
+    need a token: CRASHPROOF_TOKEN, or a generated one that is printed. Serves
+    plain HTTP: across networks, use a reverse proxy with TLS.
 
-    /metrics has the same numbers for Prometheus. Ctrl-C ends it.
+    /metrics serves the same numbers for Prometheus. Stop it with Ctrl-C.
 
     Example: crashproof serve runs
     """
@@ -48,25 +51,27 @@ def serve(
     if not root.is_dir():
         raise NotAFolder(root)
     access = Access.for_address(host, token=os.environ.get(TOKEN_VARIABLE) or None, more_names=allow_host or ())
-    listener = _listener(host, port)
+    listener = _listen(host, port)
     address = _address(host, listener.getsockname()[1])
-    # Ctrl-C is how it ends.
+    # Ctrl-C is the normal way to stop it.
     with suppress(KeyboardInterrupt):
         if as_json:
             print_json({"url": address, "token": access.token, "root": str(root.absolute())})
         elif access.token is None:
-            say(f"Runs under {root} are at {address} (Ctrl-C ends it).")
+            say(f"Serving the runs under {root} at {address} (Ctrl-C to stop).")
         else:
-            say(f"Runs under {root} are at {address}?token={access.token} (Ctrl-C ends it).")
-            say("Whoever has that address can look. It speaks plain HTTP: across networks, use a proxy with TLS.")
+            say(f"Serving the runs under {root} at {address}?token={access.token} (Ctrl-C to stop).")
+            say("Anyone with this address can view them. Plain HTTP: across networks, use a reverse proxy with TLS.")
         run_server(root, access, listener)
 
 
-def _listener(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
-        raise ConfigError(f"{host!r} is no address of this machine.", hint="Such as --host 127.0.0.1.") from error
+        raise ConfigError(
+            f"{host!r} is not an address of this machine.", hint="Pass one, such as --host 127.0.0.1."
+        ) from error
     family, _, _, _, place = found[0]
     try:
         return socket.create_server(place[:2], family=family, backlog=128)

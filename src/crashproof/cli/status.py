@@ -17,7 +17,7 @@ from msgspec import Struct
 from crashproof.checkpoints.select import choose_for
 from crashproof.cli.arguments import AsJson, Folder
 from crashproof.cli.exit_codes import exit_code_for
-from crashproof.cli.output import print_json, say
+from crashproof.cli.output import print_json, say_lines
 from crashproof.errors import NoUsableCheckpoint
 from crashproof.formatting import ago, as_dollars_text, as_duration
 from crashproof.reading.run_reader import RunReader
@@ -26,7 +26,7 @@ from crashproof.records.progress import GoodputShare, ProgressSummary
 from crashproof.records.session import TrainingSession
 from crashproof.records.states import LossVerdict, RunStatus
 
-__all__ = ["RestartPoint", "cost_in_words", "local_time", "restart_point", "status", "usual_seconds"]
+__all__ = ["RestartPoint", "local_time", "restart_point", "status"]
 
 _VERDICTS = {
     LossVerdict.PLATEAU: "plateau, neither falling nor rising",
@@ -54,10 +54,19 @@ class RestartPoint(Struct, frozen=True, kw_only=True):
     passed_over: list[tuple[str, str]]
     """Newer checkpoints that cannot be used: each path with the reason."""
 
+    @property
+    def in_words(self) -> str:
+        """What a restart does, such as `would resume at step 1,000 from checkpoint_1000.pt`."""
+        if self.checkpoint is not None:
+            return f"would resume at step {self.step:,} from {self.checkpoint}"
+        if self.step is None:
+            return "would end with an error: no checkpoint can be used"
+        return "would begin at step 0: no checkpoint was recorded"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Look:
-    """All that is printed of a run."""
+    """Everything that is printed about a run."""
 
     folder: Path
     summary: ProgressSummary
@@ -69,16 +78,16 @@ class _Look:
 
 
 def status(folder: Folder, as_json: AsJson = False) -> None:
-    """Print the state of a run and what a restart would resume. Works on a live run and changes nothing.
+    """Print the state of a run and where a restart would resume. Works on a live run and changes nothing.
 
-    Is the process alive (known by the lock it holds), is the loss improving,
-    when will it be done, what has it cost, and where would a restart resume?
+    Reports whether the process is alive (it holds a lock), whether the loss is
+    improving, the remaining time, the cost, and where a restart would resume.
 
     Exit codes: 0 running, starting or complete; 2 error; 3 stalled;
     4 diverging or non-finite loss; 5 crashed, or ended by an exception;
     6 ended before the last step, and can be started again; 7 not started.
 
-    Example: crashproof status runs/quickstart || echo "look at it"
+    Example: crashproof status runs/quickstart || echo "needs attention"
     """
     reader = RunReader.open(folder)
     now = time.time()
@@ -87,7 +96,7 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
         folder=folder,
         summary=reader.progress(now=now),
         restart=restart_point(reader, session),
-        usual_seconds=usual_seconds(session.metrics_history),
+        usual_seconds=_usual_seconds(session.metrics_history),
         now=now,
     )
     if as_json:
@@ -96,8 +105,7 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
             | {"resume": look.restart, "usual_seconds_between_updates": look.usual_seconds}
         )
     else:
-        for line in _job_lines(look) if session.is_job else _training_lines(look):
-            say(line)
+        say_lines(_job_lines(look) if session.is_job else _training_lines(look))
     raise typer.Exit(exit_code_for(look.summary.health))
 
 
@@ -118,7 +126,7 @@ def restart_point(reader: RunReader, session: TrainingSession) -> RestartPoint:
     )
 
 
-def usual_seconds(updates: Sequence[MetricsSnapshot]) -> float | None:
+def _usual_seconds(updates: Sequence[MetricsSnapshot]) -> float | None:
     """The usual time between two updates of the newest attempt; None before it has two."""
     own = [line for line in updates if line.attempt == updates[-1].attempt]
     intervals = [later.timestamp - earlier.timestamp for earlier, later in pairwise(own)]
@@ -139,7 +147,7 @@ def local_time(moment: float | None, now: float) -> str:
     return time.strftime("%a %d %b %H:%M" if then.tm_year == today.tm_year else "%d %b %Y", then)
 
 
-def cost_in_words(summary: ProgressSummary) -> str:
+def _cost(summary: ProgressSummary) -> str:
     """`2 h 10 min trained`, `$1.20 to teachers`, `$0.80 by earlier sessions`."""
     words = [f"{as_duration(summary.elapsed_wall_clock_hours * 3600)} trained"]
     if summary.api_cost or summary.api_responses_saved:
@@ -168,9 +176,9 @@ def _training_lines(look: _Look) -> list[str]:
     if summary.evaluation_step is not None:
         results = ", ".join(f"{name} {value:.4g}" for name, value in summary.evaluation.items())
         lines.append(f"  evaluation  step {summary.evaluation_step:,}: {results}")
-    lines.append(f"  cost        {cost_in_words(summary)}; goodput {_goodput(summary.goodput_seconds)}")
-    lines.append(f"  restart     {_restart(restart)}")
-    lines += [f"              passes over {path}: {reason}" for path, reason in restart.passed_over]
+    lines.append(f"  cost        {_cost(summary)}; goodput {_goodput(summary.goodput_seconds)}")
+    lines.append(f"  restart     {restart.in_words}")
+    lines += [f"              skips {path}: {reason}" for path, reason in restart.passed_over]
     if summary.attempt > 1:
         lines.append(f"  attempts    {summary.attempt}; {summary.steps_recomputed:,} steps recomputed")
     if summary.replay_differed_at is not None:
@@ -199,7 +207,7 @@ def _alerts(summary: ProgressSummary) -> list[str]:
 def _damage(summary: ProgressSummary) -> list[str]:
     if not summary.damage_found:
         return []
-    return [f"  warning     {summary.damage_found} damaged piece(s) of journals quarantined"]
+    return [f"  warning     {summary.damage_found} damaged journal record(s) quarantined"]
 
 
 def _teacher(summary: ProgressSummary) -> list[str]:
@@ -208,7 +216,7 @@ def _teacher(summary: ProgressSummary) -> list[str]:
         return []
     lines = [
         f"  teacher     {summary.api_responses_saved:,} answers paid ({_dollars(summary.api_cost)}), "
-        f"{summary.api_responses_recovered:,} served again ({_dollars(summary.api_cost_saved)} saved), "
+        f"{summary.api_responses_recovered:,} reused from the store ({_dollars(summary.api_cost_saved)} saved), "
         f"{summary.connection_failures:,} failures"
     ]
     if summary.api_requests_in_doubt:
@@ -218,7 +226,7 @@ def _teacher(summary: ProgressSummary) -> list[str]:
         )
     if summary.api_responses_bad or summary.api_cost_wasted:
         lines.append(
-            f"              {summary.api_responses_bad:,} answers cannot be used "
+            f"              {summary.api_responses_bad:,} unusable answers "
             f"({_dollars(summary.api_cost_wasted)} wasted)"
         )
     return lines
@@ -267,11 +275,3 @@ def _remaining(summary: ProgressSummary, now: float) -> str:
     if summary.status != RunStatus.RUNNING:
         return left
     return f"{left}, done {local_time(summary.estimated_finish_time, now)}"
-
-
-def _restart(restart: RestartPoint) -> str:
-    if restart.checkpoint is not None:
-        return f"would resume at step {restart.step:,} from {restart.checkpoint}"
-    if restart.step is None:
-        return "would end with an error: no checkpoint can be used"
-    return "would begin at step 0: no checkpoint was recorded"

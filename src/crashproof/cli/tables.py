@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Sequence
 from itertools import zip_longest
 
@@ -9,16 +11,16 @@ from rich.cells import cell_len, set_cell_size
 
 from crashproof.cli.output import clean
 
-__all__ = ["aligned", "compact", "cut", "short_duration"]
+__all__ = ["aligned", "compact", "cut", "local_clock", "short_duration", "terminal_width"]
 
 _LEAST_FLEXIBLE = 12
 _SPACE = "  "
 
 
 def aligned(rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset(), width: int = 0) -> list[str]:
-    """Rows as lines, each column as wide as its widest cell; those in `right` stand to the right.
+    """Rows as lines, each column as wide as its widest cell; those in `right` are right-aligned.
 
-    Where they are wider than `width`, the first column gives way: its cells keep their ends.
+    Where they are wider than `width`, the first column is shortened: its cells keep their ends.
     """
     cells = [[clean(cell) for cell in row] for row in rows]
     widths = [max(map(cell_len, column)) for column in zip_longest(*cells, fillvalue="")]
@@ -27,11 +29,24 @@ def aligned(rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset(
     lines = []
     for row in cells:
         parts = [
-            _padded(cut(cell, size) if number == 0 else cell, size, to_the_right=number in right)
+            _padded(cut(cell, size) if number == 0 else cell, size, is_right=number in right)
             for number, (cell, size) in enumerate(zip(row, widths, strict=False))
         ]
         lines.append(_SPACE.join(parts).rstrip())
     return lines
+
+
+def terminal_width() -> int:
+    """The columns of the terminal; 80 where the output is none."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def local_clock(moment: float, form: str = "%H:%M:%S") -> str:
+    """A moment (seconds since 1970) in local time; `?` beyond the calendar."""
+    try:
+        return time.strftime(form, time.localtime(moment))
+    except (OverflowError, ValueError, OSError):
+        return "?"
 
 
 def cut(text: str, width: int) -> str:
@@ -72,8 +87,8 @@ def short_duration(seconds: float | None) -> str:
     return f"{minutes}m" if minutes else f"{rest}s"
 
 
-def _padded(text: str, width: int, *, to_the_right: bool) -> str:
+def _padded(text: str, width: int, *, is_right: bool) -> str:
     missing = width - cell_len(text)
     if missing <= 0:
         return text if missing == 0 else set_cell_size(text, width)
-    return " " * missing + text if to_the_right else text + " " * missing
+    return " " * missing + text if is_right else text + " " * missing

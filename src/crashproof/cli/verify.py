@@ -2,74 +2,94 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
 
 import typer
+from msgspec import Struct
 
 from crashproof.checkpoints.delete import find_undeleted
 from crashproof.checkpoints.verify import problem_with
-from crashproof.cli.output import print_json, say
+from crashproof.cli.arguments import AsJson, Folder
+from crashproof.cli.output import print_json, say_lines
 from crashproof.formatting import as_bytes
 from crashproof.reading.run_reader import RunReader
 
 __all__ = ["verify"]
 
 
-def verify(
-    folder: Annotated[Path, typer.Argument(help="The run's output folder.", metavar="DIR")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
-) -> None:
-    """Read every byte of the journals and checkpoints and say what is broken. Changes nothing.
+class _Checked(Struct, frozen=True, kw_only=True):
+    """A checkpoint that was read back."""
 
-    Exits with 1 if anything is. Example: crashproof verify runs/quickstart
+    step: int
+    path: str
+    num_bytes: int | None
+    problem: str | None
+    """None where it is intact."""
+
+
+class _Audit(Struct, frozen=True, kw_only=True):
+    """What was found."""
+
+    is_whole: bool
+    is_live: bool
+    checkpoints: list[_Checked]
+    left_of_removals: list[str]
+    """Paths that the retention rule has removed and that are still there."""
+    journals: list[str]
+    """What is damaged in them."""
+
+
+def verify(folder: Folder, as_json: AsJson = False) -> None:
+    """Read every byte of the journals and checkpoints and report damage. Changes nothing.
+
+    Exit codes: 0 all is intact; 1 something is damaged; 2 error.
+
+    Example: crashproof verify runs/quickstart
     """
-    reader = RunReader.open(folder)
-    answer = audit(reader)
+    audit = _audit(RunReader.open(folder))
     if as_json:
-        print_json(answer)
+        print_json(audit)
     else:
-        _say(answer, folder)
-    if not answer["is_whole"]:
+        say_lines(_in_words(audit, folder))
+    if not audit.is_whole:
         raise typer.Exit(1)
 
 
-def audit(reader: RunReader) -> dict[str, Any]:
-    """Every checkpoint with its problem or None, and every damaged piece of a journal."""
+def _audit(reader: RunReader) -> _Audit:
     session = reader.session()
-    checkpoints = [
-        {
-            "step": checkpoint.checkpoint_step,
-            "path": checkpoint.checkpoint_path,
-            "num_bytes": checkpoint.num_bytes,
-            "problem": problem_with(checkpoint, reader.folder),
-        }
-        for checkpoint in sorted(
-            [*session.checkpoints.values(), *session.checkpoints_beside], key=lambda each: each.checkpoint_step
+    recorded = [*session.checkpoints.values(), *session.checkpoints_beside]
+    checked = [
+        _Checked(
+            step=each.checkpoint_step,
+            path=each.checkpoint_path,
+            num_bytes=each.num_bytes,
+            problem=problem_with(each, reader.folder),
         )
+        for each in sorted(recorded, key=lambda each: each.checkpoint_step)
     ]
     journals = reader.problems()
-    return {
-        "is_whole": not journals and all(each["problem"] is None for each in checkpoints),
-        "is_live": reader.holder() is not None,
-        "checkpoints": checkpoints,
-        "left_of_removals": [each.checkpoint_path for each in find_undeleted(session, reader.folder)],
-        "journals": journals,
-    }
-
-
-def _say(answer: dict[str, Any], folder: Path) -> None:
-    for each in answer["checkpoints"]:
-        size = "" if each["num_bytes"] is None else f" ({as_bytes(each['num_bytes'])})"
-        say(f"  step {each['step']:,}: {each['path']}{size}: {each['problem'] or 'whole'}")
-    for path in answer["left_of_removals"]:
-        say(f"  {path}: is not kept any more; the next start deletes what is left of it")
-    for problem in answer["journals"]:
-        say(f"  {problem}")
-    if answer["is_whole"]:
-        say(f"{folder} is whole: {len(answer['checkpoints'])} checkpoints and all journals.")
-        return
-    say(
-        f"{folder} is damaged. `crashproof repair {folder}` sets aside what is broken; what is missing can only come "
-        "back from a copy. A restart passes over both."
+    return _Audit(
+        is_whole=not journals and all(each.problem is None for each in checked),
+        is_live=reader.holder() is not None,
+        checkpoints=checked,
+        left_of_removals=[each.checkpoint_path for each in find_undeleted(session, reader.folder)],
+        journals=journals,
     )
+
+
+def _in_words(audit: _Audit, folder: Path) -> Iterator[str]:
+    for each in audit.checkpoints:
+        size = "" if each.num_bytes is None else f" ({as_bytes(each.num_bytes)})"
+        yield f"  step {each.step:,}: {each.path}{size}: {each.problem or 'intact'}"
+    for path in audit.left_of_removals:
+        yield f"  {path}: removed by the retention rule; the next start deletes what is left of it"
+    for problem in audit.journals:
+        yield f"  {problem}"
+    if audit.is_whole:
+        yield f"{folder} is intact: {len(audit.checkpoints)} checkpoints and all journals."
+    else:
+        yield (
+            f"{folder} is damaged, and a restart skips the damage. `crashproof repair {folder}` quarantines it; "
+            "restore missing files from a copy."
+        )

@@ -1,4 +1,4 @@
-"""A page to watch runs with: server and page over the reader; never writes."""
+"""The dashboard: a read-only server and its page."""
 
 from crashproof.optional_dependencies import require_modules
 

@@ -1,9 +1,9 @@
-"""Who may look, and what a browser may do with what it gets.
+"""Access control for the dashboard.
 
-Three guards around every answer. The `Host` that a request names must be one that this server is known by: a page of
-somebody else whose name is pointed at this machine (DNS rebinding) names its own. Where the server is reached from
-other machines, a token is asked for: in the address once (`?token=…`), which sets a cookie, or as `Authorization:
-Bearer …`. And a strict content-security policy: no script but the page's own files, no request to anywhere else.
+Every request passes three guards. Its `Host` must be one of the server's own names: a foreign page whose name was
+pointed at this machine (DNS rebinding) sends another one. A server that other machines reach requires a token: once
+in the address (`?token=…`), which sets a cookie, or as `Authorization: Bearer …`. A strict content-security policy
+allows only the page's own scripts, and requests to no other host.
 """
 
 from __future__ import annotations
@@ -39,70 +39,70 @@ _HEADERS = {
     "x-frame-options": "DENY",
 }
 
-_ASK = """<!doctype html><html lang="en"><meta charset="utf-8">
+_SIGN_IN = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>crashproof: token</title><link rel="stylesheet" href="page.css">
 <main class="ask"><h1>crashproof</h1><p>%s</p>
 <form method="get" action="./"><label>Token <input name="token" type="password" autocomplete="current-password"
-autofocus></label> <button>Look</button></form>
-<p>It stands in the address that <code>crashproof serve</code> printed when it started.</p></main>"""
+autofocus></label> <button>Open</button></form>
+<p>The token is part of the address that <code>crashproof serve</code> printed when it started.</p></main>"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """What a server asks of those who look."""
+    """What a server requires of a request."""
 
     token: str | None = None
-    """None: whoever reaches it may look."""
+    """None: no token is required."""
     host_names: frozenset[str] = _LOCAL_NAMES
-    """That a request may name."""
+    """The names allowed in `Host`."""
     takes_any_address: bool = False
-    """Whether it may name any IP address: a name that is pointed here can be none."""
+    """Whether `Host` may be any IP address, which DNS rebinding cannot forge."""
 
     def __post_init__(self) -> None:
         if self.token is not None and (len(self.token) < LEAST_TOKEN_CHARACTERS or not self.token.isascii()):
             raise ConfigError(
                 f"A token must have at least {LEAST_TOKEN_CHARACTERS} characters, all of them ASCII.",
-                hint="Leave it out and one is made.",
+                hint="Leave it out to have one generated.",
             )
 
     @classmethod
     def for_address(cls, host: str, *, token: str | None, more_names: Iterable[str] = ()) -> Access:
-        """For a server that binds to `host`; beyond loopback there is always a token."""
+        """Return the rules for a server bound to `host`; beyond loopback there is always a token."""
         names = _LOCAL_NAMES | {host.lower()} | {name.lower() for name in more_names}
         if is_loopback(host):
             return cls(token=token, host_names=names)
         return cls(token=token or secrets.token_urlsafe(24), host_names=names, takes_any_address=True)
 
     def knows_host(self, header: str) -> bool:
-        """Whether a request's `Host` is one of this server's."""
+        """Whether a request's `Host` is one of this server's names."""
         name = _without_port(header.strip().lower()).rstrip(".")
         return name in self.host_names or (self.takes_any_address and _is_address(name))
 
     def is_token(self, given: str) -> bool:
-        """Whether it is the right one; takes the same time whatever is wrong with it."""
+        """Whether `given` is the token, compared in constant time."""
         return self.token is not None and hmac.compare_digest(given.encode(), self.token.encode())
 
     @property
     def cookie(self) -> str:
-        """What a browser keeps in place of the token."""
+        """The cookie's value, which stands for the token."""
         return hashlib.sha256(f"crashproof:{self.token}".encode()).hexdigest()
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a server that binds to it is reached from this machine alone."""
+    """Whether only this machine reaches a server bound to `host`."""
     return host.lower() == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
 class AccessGuard:
-    """Lets through who may look, and puts the headers on every answer."""
+    """Refuses requests without access, and adds the security headers to every response."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
         self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -115,14 +115,13 @@ class AccessGuard:
                 headers.setdefault("cache-control", "no-store")
             await send(message)
 
-        answer = self._refusal(scope)
-        await (answer or self._app)(scope, receive, send_guarded)
+        await (self._refusal(scope) or self._app)(scope, receive, send_guarded)
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
         if not self._access.knows_host(headers.get("host", "")):
             return PlainTextResponse(
-                "This server is not known by that name. Use the address that it printed, or start it with "
+                "This server does not answer to that host name. Use the address that it printed, or start it with "
                 "--allow-host NAME.\n",
                 status_code=421,
             )
@@ -131,20 +130,20 @@ class AccessGuard:
         given = QueryParams(scope["query_string"]).get("token")
         if given is not None and scope["path"] == "/":
             if not self._access.is_token(given):
-                return HTMLResponse(_ASK % "That is not the token.", status_code=401)
-            # Away from the address bar and the history.
+                return HTMLResponse(_SIGN_IN % "Wrong token.", status_code=401)
+            # Keeps the token out of the address bar and the history.
             answer = RedirectResponse("./", status_code=303)
             answer.set_cookie(
                 _COOKIE, self._access.cookie, httponly=True, samesite="strict", secure=scope["scheme"] == "https"
             )
             return answer
-        if self._may_look(headers) or scope["path"] == "/page.css":
+        if self._has_access(headers) or scope["path"] == "/page.css":
             return None
         if scope["path"] == "/":
-            return HTMLResponse(_ASK % "This server asks for a token.", status_code=401)
-        return PlainTextResponse("A token is needed.\n", status_code=401, headers={"www-authenticate": "Bearer"})
+            return HTMLResponse(_SIGN_IN % "This server requires a token.", status_code=401)
+        return PlainTextResponse("A token is required.\n", status_code=401, headers={"www-authenticate": "Bearer"})
 
-    def _may_look(self, headers: Headers) -> bool:
+    def _has_access(self, headers: Headers) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self._access.is_token(given.strip()):
             return True

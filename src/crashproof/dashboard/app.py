@@ -1,4 +1,4 @@
-"""The server's answers."""
+"""The server's routes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import time
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from anyio import to_thread
@@ -23,6 +22,8 @@ from crashproof.dashboard.prometheus import metrics_page
 from crashproof.dashboard.watched_run import WatchedRun
 from crashproof.dashboard.watched_runs import WatchedRuns
 from crashproof.errors import CrashproofError
+from crashproof.records.progress import ProgressSummary
+from crashproof.rules.comparing import config_differences
 
 __all__ = ["Page", "app_for"]
 
@@ -41,7 +42,7 @@ _FILES = {
 
 
 def app_for(root: Path, access: Access, *, now: Callable[[], float] = time.time) -> Starlette:
-    """The application that shows all runs under `root` to those whom `access` lets look."""
+    """Return the application that serves all runs under `root` to requests that `access` allows."""
     page = Page(WatchedRuns(root.absolute()), now=now)
     static = [Route(address, _file(name, kind), methods=["GET"]) for address, (name, kind) in _FILES.items()]
     return Starlette(
@@ -64,7 +65,7 @@ def app_for(root: Path, access: Access, *, now: Callable[[], float] = time.time)
 
 
 class Page:
-    """What the page asks for."""
+    """The handlers of the page's requests."""
 
     def __init__(self, runs: WatchedRuns, *, now: Callable[[], float]) -> None:
         self._runs = runs
@@ -72,19 +73,19 @@ class Page:
         self.is_closing = False
 
     async def runs(self, request: Request) -> Response:
-        """A line for each run."""
+        """List all runs."""
         now = self._now()
         rows = await to_thread.run_sync(lambda: [run.row(now=now) for run in self._runs.all()])
         return _json({"root": str(self._runs.root), "now": now, "runs": rows})
 
     async def run(self, request: Request) -> Response:
-        """All about one run but its curves."""
-        run = await self._asked_for(request)
+        """Return everything about one run except its curves."""
+        run = await self._requested_run(request)
         return _json(await to_thread.run_sync(lambda: run.detail(now=self._now())))
 
     async def curve(self, request: Request) -> Response:
-        """Its curves between two steps."""
-        run = await self._asked_for(request)
+        """Return a run's curves between two steps."""
+        run = await self._requested_run(request)
         points = min(_MOST_POINTS, _number(request, "points") or _USUAL_POINTS)
         first, last = _number(request, "from"), _number(request, "to")
         answer = await to_thread.run_sync(
@@ -93,64 +94,61 @@ class Page:
         return _json(answer)
 
     async def tail(self, request: Request) -> Response:
-        """What is new behind an offset, for a page that hears no events."""
-        run = await self._asked_for(request)
+        """Return what is new after an offset, for a page that receives no events."""
+        run = await self._requested_run(request)
         after = _number(request, "after") or 0
         return _json(await to_thread.run_sync(lambda: run.tail(after=after)))
 
     async def live(self, request: Request) -> Response:
-        """The same as it comes."""
-        run = await self._asked_for(request)
-        heard = request.headers.get("last-event-id", "")
-        after = int(heard) if heard.isdecimal() and len(heard) < _MOST_DIGITS else _number(request, "after") or 0
+        """Stream what is new as server-sent events."""
+        run = await self._requested_run(request)
+        last = request.headers.get("last-event-id", "")
+        after = int(last) if last.isdecimal() and len(last) < _MOST_DIGITS else _number(request, "after") or 0
         events = live_events(run, after=after, now=self._now, stops=lambda: self.is_closing)
         return StreamingResponse(
             events, media_type="text/event-stream", headers={"cache-control": "no-store", "x-accel-buffering": "no"}
         )
 
     async def compare(self, request: Request) -> Response:
-        """The config keys in which two runs differ, with both values."""
-        run = await self._asked_for(request)
-        other = await self._named(request.query_params.get("other", ""))
-        mine, others = await to_thread.run_sync(lambda: (run.config(), other.config()))
-        differences = [
-            {"key": key, "this": mine.get(key), "other": others.get(key)}
-            for key in sorted(mine.keys() | others.keys())
-            if mine.get(key) != others.get(key)
-        ]
+        """Return the config keys in which two runs differ, with both values."""
+        run = await self._requested_run(request)
+        other = await self._run_named(request.query_params.get("other", ""))
+        found = await to_thread.run_sync(lambda: config_differences([run.config(), other.config()]))
+        differences = [{"key": each.key, "this": each.values[0], "other": each.values[1]} for each in found]
         return _json({"name": run.name, "other": other.name, "differences": differences})
 
     async def metrics(self, request: Request) -> Response:
-        """Numbers for Prometheus."""
+        """Return the metrics for Prometheus."""
         now = self._now()
-        summaries = await to_thread.run_sync(lambda: [_summary_or_why(run, now) for run in self._runs.all()])
+        summaries = await to_thread.run_sync(lambda: {run.name: _summary(run, now) for run in self._runs.all()})
         content, kind = metrics_page(summaries, accept=request.headers.get("accept", ""))
         return Response(content, headers={"content-type": kind})
 
-    async def _asked_for(self, request: Request) -> WatchedRun:
-        return await self._named(request.query_params.get("name", ""))
+    async def _requested_run(self, request: Request) -> WatchedRun:
+        return await self._run_named(request.query_params.get("name", ""))
 
-    async def _named(self, name: str) -> WatchedRun:
+    async def _run_named(self, name: str) -> WatchedRun:
         run = await to_thread.run_sync(lambda: self._runs.find(name))
         if run is None:
-            raise _Unanswerable(404, "There is no such run here (any more).")
+            raise _BadRequest(404, "This run does not exist (any more).")
         return run
 
 
 _MOST_DIGITS = 18
 
 
-class _Unanswerable(CrashproofError):
+class _BadRequest(CrashproofError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
 
 
-def _summary_or_why(run: WatchedRun, now: float) -> dict[str, Any]:
+def _summary(run: WatchedRun, now: float) -> ProgressSummary | None:
     try:
         return run.summary(now=now)
     except (CrashproofError, OSError):
-        return {"name": run.name, "health": "unreadable"}
+        # An unreadable run is a state of its own, and must not hide the others.
+        return None
 
 
 def _number(request: Request, name: str) -> int | None:
@@ -158,7 +156,7 @@ def _number(request: Request, name: str) -> int | None:
     if text is None:
         return None
     if not text.isascii() or not text.isdecimal() or len(text) > _MOST_DIGITS:
-        raise _Unanswerable(400, f"{name} must be a whole number of at least 0.")
+        raise _BadRequest(400, f"{name} must be an integer of at least 0.")
     return int(text)
 
 
@@ -166,17 +164,17 @@ def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
     content = files("crashproof.dashboard").joinpath("page", name).read_bytes()
 
     async def answer(request: Request) -> Response:
-        # Named by no version: after an upgrade the old one must not be shown.
+        # The address has no version in it: after an upgrade the old file must not be shown.
         return Response(content, headers={"content-type": kind, "cache-control": "no-cache"})
 
     return answer
 
 
-def _json(answer: dict[str, Any], status: int = 200) -> Response:
+def _json(answer: object, status: int = 200) -> Response:
     # NaN and infinities become null.
     return Response(msgspec.json.encode(answer), status_code=status, headers={"content-type": "application/json"})
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    status = error.status if isinstance(error, _Unanswerable) else 409
+    status = error.status if isinstance(error, _BadRequest) else 409
     return _json({"error": str(error)}, status)

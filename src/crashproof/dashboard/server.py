@@ -1,4 +1,4 @@
-"""Serve the page until somebody ends it."""
+"""Serve the page until interrupted."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _SECONDS_TO_CLOSE = 1
 
 
 def run_server(root: Path, access: Access, listener: socket.socket) -> None:
-    """Answer on a listening socket until SIGINT or SIGTERM comes."""
+    """Serve on a listening socket until SIGINT or SIGTERM."""
     uvicorn.Server(server_config(root, access)).run(sockets=[listener])
 
 
 def server_config(root: Path, access: Access, *, now: Callable[[], float] = time.time) -> uvicorn.Config:
-    """How all runs under `root` are served."""
+    """Return the server's settings for all runs under `root`."""
     return uvicorn.Config(
         app_for(root, access, now=now),
-        # An access log would have tokens in it.
+        # An access log would contain tokens.
         access_log=False,
         log_level="warning",
         server_header=False,
-        # Pages listen to a stream for as long as they are open.
+        # Open pages hold a stream open.
         timeout_graceful_shutdown=_SECONDS_TO_CLOSE,
-        # A proxy's word for the scheme; the client's address is used for nothing.
+        # Only the scheme is taken from a proxy; the client's address is not used.
         proxy_headers=True,
         lifespan="off",
     )

@@ -1,7 +1,6 @@
 """All runs under one folder.
 
-A run is asked for by the name it was found under. Names are looked up, never joined to a path, so no name leads out
-of the folder.
+Requests name a run as it was found. Names are looked up, never joined to a path, so no name leads out of the folder.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ __all__ = ["WatchedRuns"]
 
 _SECONDS_BETWEEN_SEARCHES = 3.0
 _SECONDS_BEFORE_A_NEW_NAME = 0.5
-"""A name that nobody knows costs no more searches than that, however often it is asked for."""
+"""Limits the searches that requests for an unknown name cause."""
 
 
 class WatchedRuns:
-    """Finds runs, and keeps what was read of each; may be asked from any thread."""
+    """Finds runs, and caches what was read of each. Thread-safe."""
 
     def __init__(self, root: Path, *, steady: Callable[[], float] = time.monotonic) -> None:
         self.root = root
@@ -32,14 +31,14 @@ class WatchedRuns:
         self._searched_at: float | None = None
 
     def all(self) -> list[WatchedRun]:
-        """Every run there is now, or was a few seconds ago."""
+        """Return every run, as of at most a few seconds ago."""
         with self._lock:
             if self._is_older_than(_SECONDS_BETWEEN_SEARCHES):
                 self._search()
             return list(self._runs.values())
 
     def find(self, name: str) -> WatchedRun | None:
-        """The run of this name, or None."""
+        """Return the run of this name, or None."""
         with self._lock:
             if name not in self._runs and self._is_older_than(_SECONDS_BEFORE_A_NEW_NAME):
                 self._search()

@@ -1,1 +1,1 @@
-"""The history of a run in the trackers that people already use: one file per tracker."""
+"""Export a run's history to other trackers: one file per tracker."""

@@ -1,4 +1,4 @@
-"""What a tracker must be able to do to be filled from a run."""
+"""The interface of an exporter."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any, Protocol
 
 import msgspec
 
-from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.metrics import MEASURED, MetricsSnapshot
 from crashproof.records.snapshots import JournalMark
 
-__all__ = ["RunFacts", "Sent", "Sink", "named_values"]
+__all__ = ["Exporter", "RunFacts", "Sent", "named_values"]
 
 
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Which run it is."""
+    """What identifies a run."""
 
     name: str
-    """Of its folder."""
+    """The name of its folder."""
     session_id: str
     start_time: float
     """Seconds since 1970."""
@@ -25,49 +25,45 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sent(msgspec.Struct, frozen=True, kw_only=True):
-    """How far into the run's journal a tracker has been filled."""
+    """How much of the run's journal a tracker has received."""
 
     mark: JournalMark = JournalMark()
     last_step: int = 0
-    """The highest step that it has; 0 where it has none."""
+    """The highest step that it has; 0 if none."""
     reached: int = 0
-    """The highest step that it may have beyond that, of a replay that was cut off and that it goes on with."""
+    """The highest step that an interrupted replay, which it continues, may have sent beyond that."""
 
 
-class Sink(Protocol):
-    """One tracker, filled with one run. Whoever replays into it opens, asks, forgets or adds, and closes."""
+class Exporter(Protocol):
+    """Exports one run to one tracker: opened, perhaps told to forget, given updates, closed."""
 
     def open(self, run: RunFacts) -> Sent:
-        """Get ready; returns what is there already of this run.
+        """Connect to the tracker; returns what it already has of this run.
 
         Raises:
             MissingExtra: the tracker is not installed.
-            OtherRun: what lies there belongs to another run.
+            OtherRun: the destination holds another run.
         """
         ...
 
     def forget(self) -> None:
-        """Have nothing of the run any more: steps that it has were superseded."""
+        """Remove the run from the tracker: some of the steps it has were superseded."""
         ...
 
     def add(self, updates: Sequence[MetricsSnapshot], mark: JournalMark) -> None:
-        """Take updates in the order of their steps, and remember `mark` with them: both or neither."""
+        """Send updates, in the order of their steps, and store `mark` with them: both or neither."""
         ...
 
     def close(self) -> None:
-        """Let go of the tracker; what was added stays."""
+        """Disconnect; what was added stays."""
         ...
 
 
 def named_values(update: MetricsSnapshot) -> Iterator[tuple[str, float]]:
-    """Every number of an update by the name it has in a tracker, such as `loss` or `loss_components/kd`."""
-    yield "loss", update.loss
+    """Yield every value of an update under its name in a tracker, such as `loss` or `loss_components/kd`."""
+    for name in MEASURED:
+        value = getattr(update, name)
+        if value is not None:
+            yield name, float(value)
     for name, value in update.loss_components.items():
         yield f"loss_components/{name}", value
-    yield "learning_rate", update.learning_rate
-    yield "samples_processed", float(update.samples_processed)
-    yield "tokens_processed", float(update.tokens_processed)
-    if update.throughput_samples_per_sec is not None:
-        yield "throughput_samples_per_sec", update.throughput_samples_per_sec
-    if update.throughput_tokens_per_sec is not None:
-        yield "throughput_tokens_per_sec", update.throughput_tokens_per_sec

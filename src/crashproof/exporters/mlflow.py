@@ -1,12 +1,11 @@
-"""Fill an MLflow run from a run.
+"""Export a run to MLflow.
 
-MLflow keeps every point it was ever given and takes none back, so how far it was filled is asked of MLflow itself,
-and a run whose steps were superseded is deleted there (it can be restored) and filled anew under the same name.
+MLflow cannot delete single points, so the exporter asks MLflow which steps it has. A run with superseded steps is
+deleted there (it can be restored) and exported again under the same name.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,11 +13,12 @@ from crashproof.exporters.exporter import RunFacts, Sent, named_values
 from crashproof.optional_dependencies import is_installed, missing_extra, require_versions
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.snapshots import JournalMark
+from crashproof.rules.identity import config_leaves
 
 __all__ = ["MLflowSink"]
 
 _MOST_METRICS = 1000
-"""That MLflow takes in one batch."""
+"""MLflow's limit per batch."""
 _MOST_PARAMETERS = 100
 _LONGEST_PARAMETER = 500
 _SESSION, _BYTES, _CRC, _STEP = (
@@ -35,7 +35,7 @@ class MLflowSink:
 
     def __init__(self, tracking_uri: str, *, experiment: str = "crashproof") -> None:
         """`tracking_uri`: such as `sqlite:///mlflow.db`, or a server's address."""
-        self._mlflow, self._entities = _imported()
+        self._mlflow, self._entities = _import_mlflow()
         self._client = self._mlflow.MlflowClient(tracking_uri=tracking_uri)
         self._experiment = experiment
         self._facts: RunFacts | None = None
@@ -43,7 +43,7 @@ class MLflowSink:
         self._last_steps: dict[str, int] = {}
 
     def open(self, run: RunFacts) -> Sent:
-        """See `Sink`."""
+        """See `Exporter`."""
         self._facts = run
         self._last_steps = {}
         experiment_id = self._experiment_id()
@@ -51,7 +51,7 @@ class MLflowSink:
             [experiment_id], filter_string=f"tags.`{_SESSION}` = '{run.session_id}'", max_results=1
         )
         if not found:
-            self._begin(experiment_id, run)
+            self._create_run(experiment_id, run)
             return Sent()
         self._run_id = found[0].info.run_id
         for metric in found[0].data._metric_objs:
@@ -61,14 +61,14 @@ class MLflowSink:
         return Sent(mark=mark, last_step=int(tags.get(_STEP, 0)), reached=max(self._last_steps.values(), default=0))
 
     def forget(self) -> None:
-        """See `Sink`."""
+        """See `Exporter`."""
         assert self._facts is not None
         self._client.delete_run(self._run_id)
         self._last_steps = {}
-        self._begin(self._experiment_id(), self._facts)
+        self._create_run(self._experiment_id(), self._facts)
 
     def add(self, updates: Sequence[MetricsSnapshot], mark: JournalMark) -> None:
-        """See `Sink`."""
+        """See `Exporter`."""
         metrics: list[Any] = []
         for metric in self._metrics(updates):
             metrics.append(metric)
@@ -83,13 +83,13 @@ class MLflowSink:
         )
 
     def close(self) -> None:
-        """See `Sink`."""
+        """See `Exporter`."""
         if self._run_id is not None:
             self._client.set_terminated(self._run_id)
             self._run_id = None
 
     def _metrics(self, updates: Sequence[MetricsSnapshot]) -> Iterator[Any]:
-        """Those that a replay which was killed has not sent yet: it sends in this order."""
+        """Yield what an interrupted replay, which sends in this order, has not sent yet."""
         for update in updates:
             for name, value in named_values(update):
                 key = _key(name)
@@ -103,34 +103,26 @@ class MLflowSink:
         found = self._client.get_experiment_by_name(self._experiment)
         return str(found.experiment_id if found else self._client.create_experiment(self._experiment))
 
-    def _begin(self, experiment_id: str, run: RunFacts) -> None:
+    def _create_run(self, experiment_id: str, run: RunFacts) -> None:
         created = self._client.create_run(
             experiment_id, start_time=int(run.start_time * 1000), run_name=run.name, tags={_SESSION: run.session_id}
         )
         self._run_id = created.info.run_id
         parameters = [
             self._entities.Param(_key(name), str(value)[:_LONGEST_PARAMETER])
-            for name, value in _leaves(run.config, "")
+            for name, value in config_leaves(run.config)
         ]
         for start in range(0, len(parameters), _MOST_PARAMETERS):
             self._client.log_batch(self._run_id, params=parameters[start : start + _MOST_PARAMETERS])
 
 
 def _key(name: str) -> str:
-    """A name as MLflow allows it."""
+    """Replace the characters that MLflow does not allow in a name."""
     return "".join(each if (each.isascii() and each.isalnum()) or each in _ALLOWED else "_" for each in name)[:250]
 
 
-def _leaves(config: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(config, dict) and config:
-        for key, value in config.items():
-            yield from _leaves(value, f"{name}.{key}" if name else str(key))
-    elif name:
-        yield name, config if not isinstance(config, float) or math.isfinite(config) else str(config)
-
-
-def _imported() -> tuple[Any, Any]:
-    # Whoever has all of MLflow has no package of the smaller name.
+def _import_mlflow() -> tuple[Any, Any]:
+    # The full package replaces `mlflow-skinny`.
     require_versions("mlflow", {"mlflow" if is_installed("mlflow") else "mlflow-skinny": "3.1"})
     try:
         import mlflow

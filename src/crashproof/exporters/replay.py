@@ -1,11 +1,11 @@
-"""Fill a tracker with a run's canonical history, each step once.
+"""Replay a run's history into a tracker.
 
-What a tracker has already is asked first, so a second replay adds nothing. Where the run went back behind a step that
-the tracker has (a resume after a kill), that step and those after it were superseded; as most trackers cannot take
-back a single point, the tracker then forgets the run and is filled anew.
+The tracker first reports what it already has, so a second replay adds nothing. If the run resumed before a step that
+the tracker has, that step and those after it were superseded; as most trackers cannot delete single points, the
+tracker then forgets the run and receives it again.
 
-So that this stays rare, a replay beside a live run holds back the steps that a restart would compute again: those
-behind the newest checkpoint. They follow with the next checkpoint, or when the run is complete.
+To keep this rare, a replay beside a live run can hold back the steps that a restart would recompute: those after the
+newest checkpoint. They follow with the next checkpoint, or when the run is complete.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from crashproof.disk.journal import Line, line_continues, line_crc, scan
-from crashproof.exporters.exporter import RunFacts, Sent, Sink
+from crashproof.exporters.exporter import Exporter, RunFacts, Sent
 from crashproof.reading.run_reader import RunReader
 from crashproof.records.codec import decode_line
 from crashproof.records.metrics import MetricsSnapshot
@@ -37,28 +37,28 @@ _decoder = msgspec.json.Decoder(MetricsSnapshot)
 
 
 class Replayed(msgspec.Struct, frozen=True, kw_only=True):
-    """What a replay has done."""
+    """The result of a replay."""
 
     num_added: int
     last_step: int
     """The highest step that the tracker has now."""
     has_begun_anew: bool
-    """Whether it had steps that were superseded since."""
+    """Whether it started over, because it had superseded steps."""
 
 
-def replay(run_dir: str | Path, sink: Sink, *, holds_back: bool = False) -> Replayed:
+def replay(run_dir: str | Path, exporter: Exporter, *, holds_back: bool = False) -> Replayed:
     """Bring a tracker up to date with a run; the run may be live, and is not changed.
 
     Args:
         run_dir: The run's output folder.
-        sink: The tracker, such as `TensorBoardSink("logs")`.
-        holds_back: Leave out, while the run is not complete, the steps behind its newest checkpoint.
+        exporter: The tracker's, such as `TensorBoardSink("logs")`.
+        holds_back: Leave out the steps after the newest checkpoint until the run is complete.
 
     Raises:
-        NotARun: there is none.
-        NewerFormat: it was written by a newer version.
+        NotARun: the folder holds no run.
+        NewerFormat: a newer version wrote the run.
         MissingExtra: the tracker is not installed.
-        OtherRun: the tracker's folder belongs to another run.
+        OtherRun: the destination holds another run.
     """
     reader = RunReader.open(Path(run_dir))
     session = reader.session()
@@ -68,18 +68,18 @@ def replay(run_dir: str | Path, sink: Sink, *, holds_back: bool = False) -> Repl
         start_time=session.start_time,
         config=session.config,
     )
-    sent = sink.open(facts)
+    sent = exporter.open(facts)
     try:
-        return _brought_up_to_date(reader, sink, sent, highest=_highest(session) if holds_back else None)
+        return _bring_up_to_date(reader, exporter, sent, highest=_highest(session) if holds_back else None)
     finally:
-        sink.close()
+        exporter.close()
 
 
 @contextmanager
 def following(fill: Callable[[], object], *, name: str, seconds_between: float = 10.0) -> Iterator[None]:
-    """Call `fill` again and again beside a loop, from a thread, and once more at the end.
+    """Call `fill` periodically from a thread beside a loop, and once more at the end.
 
-    Where it fails, that is told once in the log, with `name`; the loop goes on, and the next call catches up.
+    A failure is logged once, with `name`; the loop goes on, and the next call catches up.
 
     Example: `with following(lambda: replay("run", TensorBoardSink("logs"), holds_back=True), name="TensorBoard"):`
     """
@@ -110,10 +110,10 @@ class _Attempts:
         try:
             self._fill()
         except Exception as error:
-            # Whatever a tracker's library raises: it must not end a training.
+            # A tracker's library may raise anything; it must not end a training run.
             if not self._has_failed:
                 log.warning(
-                    "%s cannot be filled (%s: %s); the run goes on, and it catches up later.",
+                    "Export to %s failed (%s: %s). The run goes on; the next export catches up.",
                     self._name,
                     type(error).__name__,
                     without_secrets(str(error)),
@@ -121,32 +121,32 @@ class _Attempts:
             self._has_failed = True
         else:
             if self._has_failed:
-                log.warning("%s is filled again.", self._name)
+                log.warning("Export to %s works again.", self._name)
             self._has_failed = False
 
 
 def _highest(session: TrainingSession) -> int:
-    """The step behind which a restart computes again."""
+    """The step after which a restart recomputes."""
     if session.steps_completed >= session.total_steps_target:
         return session.steps_completed
     return session.last_checkpoint_step or 0
 
 
-def _brought_up_to_date(reader: RunReader, sink: Sink, sent: Sent, *, highest: int | None) -> Replayed:
+def _bring_up_to_date(reader: RunReader, exporter: Exporter, sent: Sent, *, highest: int | None) -> Replayed:
     has_begun_anew = _is_superseded(reader, sent)
     if has_begun_anew:
-        sink.forget()
+        exporter.forget()
         sent = Sent()
     num_added, last_step = 0, sent.last_step
     for updates, mark in _standing(reader, sent, highest):
-        sink.add(updates, mark)
+        exporter.add(updates, mark)
         num_added += len(updates)
         last_step = updates[-1].step
     return Replayed(num_added=num_added, last_step=last_step, has_begun_anew=has_begun_anew)
 
 
 def _is_superseded(reader: RunReader, sent: Sent) -> bool:
-    """Whether the run went back behind a step that was sent, or its journal is another one by now."""
+    """Whether the run resumed before a step that was sent, or its journal was replaced."""
     has = max(sent.last_step, sent.reached)
     if not line_continues(reader.folder.metrics, sent.mark):
         return has > 0
@@ -161,7 +161,7 @@ def _is_superseded(reader: RunReader, sent: Sent) -> bool:
 def _standing(
     reader: RunReader, sent: Sent, highest: int | None
 ) -> Iterator[tuple[list[MetricsSnapshot], JournalMark]]:
-    """What is to be added, in portions, each with where the journal is behind it."""
+    """Yield the updates to add in batches, each with the journal's mark after it."""
     rewinds = Rewinds()
     end = sent.mark.num_bytes
     for line, update in _updates(reader, sent.mark.num_bytes):

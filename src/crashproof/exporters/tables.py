@@ -1,6 +1,6 @@
-"""Write a run's canonical history as one table: CSV or Parquet.
+"""Write a run's history as CSV or Parquet.
 
-Each is written whole under a temporary name and then renamed: whoever reads it finds the old table or the new.
+A table is written atomically: its readers find the old one or the new one.
 """
 
 from __future__ import annotations
@@ -18,30 +18,22 @@ from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.optional_dependencies import missing_extra, require_versions
 from crashproof.reading.curves import CurveFollower
 from crashproof.reading.run_reader import RunReader
-from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.metrics import COLUMNS, COMPONENT, INTEGERS, MetricsSnapshot
 
-__all__ = ["COLUMNS", "column_names", "write_csv", "write_parquet"]
+__all__ = ["column_names", "write_csv", "write_parquet"]
 
-COLUMNS = (
-    *("step", "attempt", "timestamp", "wall_clock_hours", "loss", "learning_rate", "samples_processed"),
-    *("tokens_processed", "throughput_samples_per_sec", "throughput_tokens_per_sec"),
-)
-"""Of every table; the components of the loss follow, as `loss_components.kd`."""
-
-_WHOLE_NUMBERS = frozenset({"step", "attempt", "samples_processed", "tokens_processed"})
-_COMPONENT = "loss_components."
 _ROWS_AT_ONCE = 65_536
 
 
 def write_csv(run_dir: str | Path, path: str | Path, *, disk: Disk = REAL_DISK) -> int:
     """Write the history as CSV with a header; returns the number of rows.
 
-    A value that is not finite is `NaN`, `inf` or `-inf`, as pandas and NumPy spell them; one that there is not is
-    empty. Floats have all their digits.
+    A non-finite value is `NaN`, `inf` or `-inf`, as pandas and NumPy spell them; a missing one is empty. Floats
+    have all their digits.
 
     Raises:
-        NotARun: there is none.
-        DiskFull, StorageUnwritable: the old file stays.
+        NotARun: the folder holds no run.
+        DiskFull, StorageUnwritable: the old table stays.
     """
     reader = RunReader.open(Path(run_dir))
     names = column_names(reader)
@@ -71,8 +63,8 @@ def write_parquet(run_dir: str | Path, path: str | Path, *, disk: Disk = REAL_DI
 
     Raises:
         MissingExtra: pyarrow is not installed.
-        NotARun: there is none.
-        DiskFull, StorageUnwritable: the old file stays.
+        NotARun: the folder holds no run.
+        DiskFull, StorageUnwritable: the old table stays.
     """
     require_versions("parquet", {"pyarrow": "18.0"})
     try:
@@ -82,13 +74,13 @@ def write_parquet(run_dir: str | Path, path: str | Path, *, disk: Disk = REAL_DI
         raise missing_extra("parquet") from None
     reader = RunReader.open(Path(run_dir))
     names = column_names(reader)
-    kinds = [pyarrow.int64() if name in _WHOLE_NUMBERS else pyarrow.float64() for name in names]
+    kinds = [pyarrow.int64() if name in INTEGERS else pyarrow.float64() for name in names]
     schema = pyarrow.schema(list(zip(names, kinds, strict=True)))
     num_rows = 0
 
     def fill(file: BinaryIO) -> None:
         nonlocal num_rows
-        with parquet.ParquetWriter(_Sink(file), schema) as writer:
+        with parquet.ParquetWriter(_PyarrowFile(file), schema) as writer:
             history = reader.history()
             while portion := list(islice(history, _ROWS_AT_ONCE)):
                 rows = zip(*(_values(update, names) for update in portion), strict=True)
@@ -102,39 +94,39 @@ def write_parquet(run_dir: str | Path, path: str | Path, *, disk: Disk = REAL_DI
 
 
 def column_names(reader: RunReader) -> list[str]:
-    """`COLUMNS`, and every component that any update has."""
+    """The columns of a run's table: the fields of an update, then each component as `loss_components.kd`."""
     follower = CurveFollower(reader.folder)
     follower.refresh()
     series = dict.fromkeys(name for point in follower.points() for name in point.series)
-    return [*COLUMNS, *(name for name in series if name.startswith(_COMPONENT))]
+    return [*COLUMNS, *(name for name in series if name.startswith(COMPONENT))]
 
 
-class _Sink(io.RawIOBase):
-    """A file as pyarrow wants it: one that knows where it is."""
+class _PyarrowFile(io.RawIOBase):
+    """A file that reports its position, as pyarrow requires."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._place = 0
+        self._position = 0
 
     def writable(self) -> bool:
         return True
 
     def write(self, content: Any) -> int:
         self._file.write(bytes(content))
-        self._place += len(content)
+        self._position += len(content)
         return len(content)
 
     def tell(self) -> int:
-        return self._place
+        return self._position
 
 
-def _values(update: MetricsSnapshot, names: list[str]) -> Iterator[Any]:
+def _values(update: MetricsSnapshot, names: list[str]) -> Iterator[float | None]:
     components = update.loss_components
     return (
-        components.get(name.removeprefix(_COMPONENT)) if name.startswith(_COMPONENT) else getattr(update, name)
+        components.get(name.removeprefix(COMPONENT)) if name.startswith(COMPONENT) else getattr(update, name)
         for name in names
     )
 
 
-def _spelled(value: float | None) -> Any:
+def _spelled(value: float | None) -> float | str | None:
     return "NaN" if isinstance(value, float) and math.isnan(value) else value

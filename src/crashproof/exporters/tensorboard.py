@@ -1,8 +1,8 @@
-"""Fill a TensorBoard log folder from a run.
+"""Export a run to a TensorBoard log folder.
 
-One event file per run, `events.out.tfevents.<start>.<session>.crashproof`, and beside it a note of how far it goes.
-What a kill has left behind that note is cut off before more is added, so no point stands twice. A file that begins
-anew tells TensorBoard, in its first record, to drop what it has read of the old one.
+One event file per run, `events.out.tfevents.<start>.<session>.crashproof`, and beside it a note of its valid length.
+What an interrupted replay has written beyond that length is truncated first, so no point appears twice. The first
+record of a file that is written again tells TensorBoard to discard what it has read of the old one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FILE_VERSION = "brain.Event:2"
 
 
 class _Note(msgspec.Struct, frozen=True, kw_only=True):
-    """How far an event file goes."""
+    """The valid length of an event file."""
 
     session_id: str
     file: str
@@ -43,12 +43,12 @@ class TensorBoardSink:
     def __init__(self, log_dir: str | Path, *, disk: Disk = REAL_DISK) -> None:
         self._folder = Path(log_dir)
         self._disk = disk
-        self._protos = _imported()
+        self._protos = _import_tensorboard()
         self._file: int | None = None
         self._note: _Note | None = None
 
     def open(self, run: RunFacts) -> Sent:
-        """See `Sink`."""
+        """See `Exporter`."""
         self._disk.make_folders(self._folder)
         note = self._read_note()
         if note is not None and note.session_id != run.session_id:
@@ -58,7 +58,7 @@ class TensorBoardSink:
         path = self._folder / self._note.file
         with storage_errors(path):
             self._file = self._disk.open_to_append(path)
-            # What lies behind the note was cut off by a kill: it is added again.
+            # A killed replay left what is beyond the note: it is added again.
             found = os.fstat(self._file).st_size
             if found < self._note.num_bytes:
                 self._note = _Note(session_id=run.session_id, file=name, num_bytes=0, sent=Sent())
@@ -66,7 +66,7 @@ class TensorBoardSink:
         return self._note.sent
 
     def forget(self) -> None:
-        """See `Sink`."""
+        """See `Exporter`."""
         assert self._file is not None
         assert self._note is not None
         self._note = msgspec.structs.replace(self._note, num_bytes=0, sent=Sent())
@@ -74,7 +74,7 @@ class TensorBoardSink:
         self._disk.truncate(self._file, 0)
 
     def add(self, updates: Sequence[MetricsSnapshot], mark: JournalMark) -> None:
-        """See `Sink`."""
+        """See `Exporter`."""
         assert self._file is not None
         assert self._note is not None
         events, summaries, writer = self._protos
@@ -106,7 +106,7 @@ class TensorBoardSink:
         )
 
     def close(self) -> None:
-        """See `Sink`."""
+        """See `Exporter`."""
         if self._file is not None:
             self._disk.close(self._file)
             self._file = None
@@ -117,7 +117,7 @@ class TensorBoardSink:
         except FileNotFoundError:
             return None
         except msgspec.DecodeError:
-            # Written whole, so somebody else's; what it stood for is found out by filling anew.
+            # Ours is written atomically, so another program wrote this one: export everything again.
             return None
 
     def _write_note(self, note: _Note) -> None:
@@ -126,7 +126,7 @@ class TensorBoardSink:
 
 
 class _Target:
-    """A file as TensorBoard's writer of records wants it."""
+    """The file interface that TensorBoard's record writer needs."""
 
     def __init__(self) -> None:
         self.content = bytearray()
@@ -135,7 +135,7 @@ class _Target:
         self.content += content
 
 
-def _imported() -> tuple[Any, Any, Any]:
+def _import_tensorboard() -> tuple[Any, Any, Any]:
     require_versions("tensorboard", {"tensorboard": "2.19"})
     try:
         from tensorboard.compat.proto import event_pb2, summary_pb2

@@ -1,9 +1,9 @@
-"""Fill an offline W&B run from a run.
+"""Export a run to offline W&B folders.
 
-W&B takes a step once and drops it when it comes again, so a run that went back would show the old, superseded
-losses. Each replay writes one offline folder (`wandb sync` uploads them, in order, into one W&B run) and a note of
-how far all of them go. A folder that a kill has cut off is removed and written again; a run whose steps were
-superseded begins anew under another id, with the same name and group.
+W&B ignores a step that it already has, so after a resume it would show the old, superseded losses. Each replay
+writes one offline folder (`wandb sync` uploads them, in order, into one W&B run) and a note of how far all of them
+go. An incomplete folder is removed and written again; a run with superseded steps starts over under another id, with
+the same name and group.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ _NOTE = "crashproof-wandb.json"
 
 
 class _Note(msgspec.Struct, frozen=True, kw_only=True):
-    """What of the run lies in the folder."""
+    """How much of the run is in the folder."""
 
     session_id: str
     generation: int = 1
-    """How often it was begun anew."""
+    """Counts how often the export started over."""
     sent: Sent = Sent()
     folders: tuple[str, ...] = ()
-    """Offline folders that are whole, in the order to be uploaded."""
+    """Complete offline folders, in the order of upload."""
     unfinished: str = ""
-    """One that is being written; what a kill leaves of it is removed."""
+    """The folder being written; removed at the next start if the replay is killed."""
 
 
 class WandbSink:
-    """An offline W&B run below a folder."""
+    """An offline W&B run inside a folder."""
 
     def __init__(self, folder: str | Path, *, project: str = "crashproof", disk: Disk = REAL_DISK) -> None:
-        """`folder`: where W&B puts its folder `wandb`."""
-        self._wandb = _imported()
+        """`folder`: where W&B creates its folder `wandb`."""
+        self._wandb = _import_wandb()
         self._folder = Path(folder)
         self._project = project
         self._disk = disk
@@ -55,7 +55,7 @@ class WandbSink:
         self._run: Any = None
 
     def open(self, run: RunFacts) -> Sent:
-        """See `Sink`."""
+        """See `Exporter`."""
         self._disk.make_folders(self._folder)
         self._facts = run
         note = self._read_note() or _Note(session_id=run.session_id)
@@ -68,7 +68,7 @@ class WandbSink:
         return note.sent
 
     def forget(self) -> None:
-        """See `Sink`."""
+        """See `Exporter`."""
         note = self._note
         assert note is not None
         self._write_note(_Note(session_id=note.session_id, generation=note.generation + 1))
@@ -76,17 +76,17 @@ class WandbSink:
             self._remove(each)
 
     def add(self, updates: Sequence[MetricsSnapshot], mark: JournalMark) -> None:
-        """See `Sink`; what was added is kept when the sink is closed."""
-        # Where this fails half-way, the folder counts as unfinished.
+        """See `Exporter`; what was added counts once the exporter is closed."""
+        # If this fails half-way, the folder counts as unfinished.
         self._pending = None
         if self._run is None:
-            self._run = self._begun()
+            self._run = self._start_run()
         for update in updates:
             self._run.log({**dict(named_values(update)), "_timestamp": update.timestamp}, step=update.step)
         self._pending = Sent(mark=mark, last_step=updates[-1].step)
 
     def close(self) -> None:
-        """See `Sink`."""
+        """See `Exporter`."""
         if self._run is None:
             return
         run, self._run = self._run, None
@@ -101,7 +101,7 @@ class WandbSink:
             )
             self._pending = None
 
-    def _begun(self) -> Any:
+    def _start_run(self) -> Any:
         facts, note = self._facts, self._note
         assert facts is not None
         assert note is not None
@@ -119,7 +119,7 @@ class WandbSink:
                 console="off", silent=True, x_disable_stats=True, x_disable_meta=True, save_code=False
             ),
         )
-        # W&B names the folder by the second; it is known only now, and nothing of the run is in it yet.
+        # The folder's name has a time in it, known only now; nothing of the run is in it yet.
         self._write_note(msgspec.structs.replace(note, unfinished=Path(run.dir).parent.name))
         return run
 
@@ -139,7 +139,7 @@ class WandbSink:
         self._note = note
 
 
-def _imported() -> Any:
+def _import_wandb() -> Any:
     require_versions("wandb", {"wandb": "0.20"})
     try:
         import wandb

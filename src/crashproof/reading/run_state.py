@@ -20,7 +20,7 @@ from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.requests import AnswerRecord, RequestLine
 from crashproof.records.session import TrainingSession
 from crashproof.records.snapshots import JournalMark, Manifest, ProgressFile, SessionFile
-from crashproof.rules.session import begin_session, take_answer, take_event, take_metrics, take_request
+from crashproof.rules.session import apply_answer, apply_event, apply_metrics, apply_request, begin_session
 from crashproof.rules.spending import spending_of
 
 __all__ = [
@@ -135,8 +135,8 @@ def read_total_cost(folder: RunFolder) -> Decimal:
     """Add up what all sessions of a folder have paid teachers, in US dollars, including uncertain payments."""
     ledger = begin_session(_unknown_beginning())
     state = RunState(session=ledger)
-    _read_journal(folder.requests, state, {}, _request_decoder, lambda line: take_request(ledger, line))
-    _read_journal(folder.answers, state, {}, _answer_decoder, lambda answer: take_answer(ledger, answer))
+    _read_journal(folder.requests, state, {}, _request_decoder, lambda line: apply_request(ledger, line))
+    _read_journal(folder.answers, state, {}, _answer_decoder, lambda answer: apply_answer(ledger, answer))
     return spending_of(ledger).committed
 
 
@@ -146,19 +146,19 @@ def read_tails(
     """Bring a session up to date with the lines of the journals behind `marks`."""
     state = RunState(session=session, read_from_snapshot=read_from_snapshot)
 
-    def take_own_answer(answer: AnswerRecord) -> None:
+    def apply_own_answer(answer: AnswerRecord) -> None:
         if answer.session_id == session.session_id:
-            take_answer(session, answer)
+            apply_answer(session, answer)
 
-    def take_own_request(line: RequestLine) -> None:
+    def apply_own_request(line: RequestLine) -> None:
         if line.session_id == session.session_id:
-            take_request(session, line)
+            apply_request(session, line)
 
-    _read_journal(folder.events, state, marks, EVENT_DECODER, lambda event: take_event(session, event))
-    _read_journal(folder.metrics, state, marks, METRICS_DECODER, lambda update: take_metrics(session, update))
+    _read_journal(folder.events, state, marks, EVENT_DECODER, lambda event: apply_event(session, event))
+    _read_journal(folder.metrics, state, marks, METRICS_DECODER, lambda update: apply_metrics(session, update))
     # An answer settles a request, which must be known by then.
-    _read_journal(folder.requests, state, marks, _request_decoder, take_own_request)
-    _read_journal(folder.answers, state, marks, _answer_decoder, take_own_answer)
+    _read_journal(folder.requests, state, marks, _request_decoder, apply_own_request)
+    _read_journal(folder.answers, state, marks, _answer_decoder, apply_own_answer)
     return state
 
 

@@ -1,1 +1,1 @@
-"""Everything that reaches the disk, as typed data."""
+"""Typed records of everything that reaches the disk."""

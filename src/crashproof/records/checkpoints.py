@@ -1,4 +1,4 @@
-"""What is kept of a checkpoint."""
+"""Records of checkpoints."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class CheckpointMetadata(Struct, frozen=True, kw_only=True):
 
     checkpoint_step: int
     checkpoint_path: str
-    """Relative to the run folder where it lies inside it, absolute otherwise and where it is offered."""
+    """Relative to the run folder if it lies inside, otherwise absolute; absolute too in what recovery returns."""
     created_at: float
     """Seconds since 1970."""
     metrics: MetricsSnapshot | None
@@ -37,19 +37,19 @@ class CheckpointMetadata(Struct, frozen=True, kw_only=True):
     """Why it is kept: `periodic`, `best_loss`, …"""
     attempt: int
     num_bytes: int | None = None
-    """Size of the file, or of all files of the folder; None where it could not be seen when recorded."""
+    """Size of the file, or of all files of the folder; None if there was no such path when it was recorded."""
     sha256: str | None = None
     """SHA-256 of the file, or of the folder's sorted listing of digests; None until computed."""
     files: dict[str, FileDigest] | None = None
     """Each file of a folder by its relative name; None for a single file."""
     evaluation: dict[str, float] | None = None
-    """What its own attempt has measured at its step on held-out data; None where nothing was."""
+    """Results on held-out data that its own attempt measured at its step; None if there are none."""
     nonfinite: dict[str, str] | UnsetType = UNSET
-    """As in a line of metrics, of `evaluation`."""
+    """Non-finite values of `evaluation`, as in a line of metrics."""
 
     @property
     def is_verifiable(self) -> bool:
-        """Whether damage to it can be told."""
+        """Whether damage to it can be detected."""
         return self.sha256 is not None
 
 
@@ -62,7 +62,7 @@ class RefusedCheckpoint(Struct, frozen=True, kw_only=True):
 
 
 class RemovedCheckpoint(Struct, frozen=True, kw_only=True):
-    """A checkpoint that was not to be kept."""
+    """A checkpoint that the retention rule does not keep."""
 
     step: int
     checkpoint_path: str

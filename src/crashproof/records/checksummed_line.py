@@ -61,7 +61,7 @@ def salvage(damaged: bytes) -> Iterator[bytes]:
     ends = [found.end() for found in _RECORD_END.finditer(damaged)]
     reached = 0
     for start in (found.start() for found in _RECORD_START.finditer(damaged)):
-        # What begins inside a saved line is a part of it, such as the metrics of a checkpoint.
+        # A start inside a recovered line is a part of it, such as the metrics of a checkpoint.
         if start < reached:
             continue
         for end in ends[bisect_right(ends, start) :]:

@@ -1,6 +1,7 @@
-"""Records as sealed lines.
+"""Encode and decode records.
 
-NaN and infinities, which JSON cannot hold, are null in a line, with their names beside; reading restores them.
+Each record is one checksummed line of JSON. NaN and infinities, which JSON cannot hold, are written as null, with
+their names in the field `nonfinite`; reading restores them.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from crashproof.records.version import FORMAT_VERSION
 
 __all__ = ["decode", "decode_line", "encode", "nonfinite_names", "refuse_newer"]
 
-# A sum of money stands in a line as the number that it is, digit for digit.
+# An amount of money is written as an exact number, digit for digit.
 _encoder = msgspec.json.Encoder(decimal_format="number")
 _exact_decoder = msgspec.json.Decoder(float_hook=Decimal)
 
 T = TypeVar("T")
 
 
-def encode(record: Any) -> bytes:
-    """One sealed line. NaN and infinities become null; see `nonfinite_names`."""
+def encode(record: object) -> bytes:
+    """One checksummed line. NaN and infinities become null; see `nonfinite_names`."""
     return add_checksum(_encoder.encode(record))
 
 
 def decode(line: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """The record in a whole line, its NaN and infinities restored.
+    """The record in an intact line, its NaN and infinities restored.
 
     Raises:
         msgspec.ValidationError: the line holds another kind of record.
@@ -43,7 +44,7 @@ def decode(line: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def decode_line(path: Path, line: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """The record in a whole line of a journal.
+    """The record in an intact line of a journal.
 
     Raises:
         NewerFormat: it was written by a newer version.
@@ -60,10 +61,10 @@ def decode_line(path: Path, line: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def refuse_newer(path: Path, content: bytes) -> None:
-    """Stop at what a newer version has sealed.
+    """Refuse an intact line or snapshot that a newer version has written.
 
     Raises:
-        NewerFormat: it names a version above this one's.
+        NewerFormat: its version is above the one that this code knows.
     """
     found = version_of(content)
     if found > FORMAT_VERSION:
@@ -71,22 +72,22 @@ def refuse_newer(path: Path, content: bytes) -> None:
 
 
 _PERHAPS_NONFINITE = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")
-"""In MessagePack: a float of 64 bits whose exponent has all its bits set. Other bytes may look like it."""
+"""In MessagePack: a 64-bit float whose exponent bits are all set. Other bytes may look the same."""
 
 
-def nonfinite_names(value: Any) -> dict[str, str]:
+def nonfinite_names(value: object) -> dict[str, str]:
     """Every NaN and infinity in `value`, by its dotted name: `{"loss_components.kd": "NaN"}`."""
     try:
-        # Far faster than looking at each value, and nearly always enough: an answer may have 10,000 of them.
+        # Far faster than checking each value, and nearly always enough: an answer may have 10,000 of them.
         if _PERHAPS_NONFINITE.search(msgspec.msgpack.encode(value)) is None:
             return {}
     except (OverflowError, TypeError, ValueError):
-        # What MessagePack cannot hold, JSON may.
+        # JSON can hold values that MessagePack cannot.
         pass
     return _nonfinite_names(value, "")
 
 
-def _nonfinite_names(value: Any, name: str) -> dict[str, str]:
+def _nonfinite_names(value: object, name: str) -> dict[str, str]:
     if isinstance(value, float):
         return {} if math.isfinite(value) else {name: _spelling(value)}
     if isinstance(value, dict):
@@ -108,10 +109,10 @@ def _spelling(value: float) -> str:
 
 
 _OWN_TO_THE_USER = frozenset({"config", "evaluation", "loss_components", "request", "response", "results"})
-"""Fields whose insides have names of their own: "nonfinite" in there is no word of ours."""
+"""Fields whose content has names of the user's choosing: a "nonfinite" in there is not ours."""
 
 
-def _with_nonfinite_restored(value: Any) -> Any:
+def _with_nonfinite_restored(value: object) -> object:
     if isinstance(value, list):
         return [_with_nonfinite_restored(child) for child in value]
     if not isinstance(value, dict):
@@ -125,8 +126,8 @@ def _with_nonfinite_restored(value: Any) -> Any:
     return restored
 
 
-def _with_floats(value: Any) -> Any:
-    """What a user has put in, read as exactly as sums of money are, as JSON usually is."""
+def _with_floats(value: object) -> object:
+    """A user's JSON with its numbers as floats again; the decoder reads all of them as decimals."""
     if isinstance(value, dict):
         return {key: _with_floats(child) for key, child in value.items()}
     if isinstance(value, list):
@@ -134,7 +135,7 @@ def _with_floats(value: Any) -> Any:
     return float(value) if isinstance(value, Decimal) else value
 
 
-def _put(container: Any, name: str, value: float) -> None:
+def _put(container: dict[str, Any] | list[Any], name: str, value: float) -> None:
     """Set the value at a dotted name; a key may itself contain dots."""
     if isinstance(container, list):
         head, _, rest = name.partition(".")

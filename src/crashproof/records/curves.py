@@ -1,4 +1,4 @@
-"""Many updates in a few numbers."""
+"""Aggregates of many updates, for plots."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ __all__ = [
 
 
 class Bucket(Struct, frozen=True, array_like=True, gc=False):
-    """Several values of one series that follow each other; an array of these fields in this order."""
+    """Consecutive values of one series; in JSON an array of these fields in this order."""
 
     low: float | None
-    """The lowest finite one; None where none is finite."""
+    """The lowest finite value; None if none is finite."""
     high: float | None
     mean: float | None
-    """Of the finite ones."""
+    """Of the finite values."""
     last: float | None
-    """The newest; None where that is not finite."""
+    """The newest value; None if it is not finite."""
     num_finite: int
     num_non_finite: int
 
 
 class CurvePoint(Struct, frozen=True, kw_only=True, gc=False):
-    """What some updates that follow each other, step by step, have in common."""
+    """Consecutive updates, aggregated."""
 
     first_step: int
     last_step: int
     num_updates: int
     attempt: int
-    """Of the last of them."""
+    """Of the last update."""
     timestamp: float
-    """The same, in seconds since 1970."""
+    """Of the last update, in seconds since 1970."""
     wall_clock_hours: float
-    """The same: hours trained."""
+    """Hours trained up to the last update."""
     series: dict[str, Bucket]
-    """By a field's name; a component of the loss as `loss_components.kd`."""
+    """By field name; a component of the loss as `loss_components.kd`."""
 
 
 class CurveBlock(CurvePoint, frozen=True, kw_only=True, gc=False, tag_field="v", tag=FORMAT_VERSION):
-    """Some lines of `metrics.jsonl`: one line of `curves.jsonl`."""
+    """Consecutive lines of `metrics.jsonl`, aggregated: one line of `curves.jsonl`."""
 
     offset: int
-    """Where the first of them begins, in bytes."""
+    """Where the first line begins, in bytes."""
     end: int
-    """Where the last of them ends."""
+    """Where the last line ends, in bytes."""
     last_line_crc: str
-    """Of that one; tells whether the journal is still the same file."""
+    """Checksum of the last line; it shows whether the journal is still the same file."""

@@ -1,4 +1,4 @@
-"""Everything rare that happens to a run."""
+"""Events of a run: everything that happens rarely."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ __all__ = [
 
 
 class Stamp(TypedDict):
-    """What every event has."""
+    """The fields that a writer gives to every event."""
 
     timestamp: float
     attempt: int
 
 
 class EventRecord(Struct, frozen=True, tag_field="event"):
-    """What every line of `events.jsonl` has."""
+    """The fields of every line of `events.jsonl`."""
 
     timestamp: float
     """Seconds since 1970."""
@@ -56,7 +56,7 @@ class EventRecord(Struct, frozen=True, tag_field="event"):
 
 
 class SessionStarted(EventRecord, frozen=True, kw_only=True, tag="session_started"):
-    """A session begins; the first line of a run's events."""
+    """A session began; the first line of a run's events."""
 
     session_id: str
     config: dict[str, Any]
@@ -65,17 +65,17 @@ class SessionStarted(EventRecord, frozen=True, kw_only=True, tag="session_starte
     """What its steps are."""
     total_steps: int
     api_cost_before: Decimal = Decimal(0)
-    """What earlier sessions in this folder have paid teachers, in US dollars, those in doubt at their most."""
+    """US dollars that earlier sessions in this folder paid to teachers; requests in doubt count at their maximum."""
 
 
 class TargetChanged(EventRecord, frozen=True, kw_only=True, tag="target_changed"):
-    """The same run is to train for another number of steps."""
+    """The number of steps to train was changed."""
 
     total_steps: int
 
 
 class ConfigContinued(EventRecord, frozen=True, kw_only=True, tag="config_continued"):
-    """The config changed and the caller asked to go on with the session."""
+    """The config changed, and the caller chose to continue the session."""
 
     config: dict[str, Any]
     config_hash: str
@@ -83,17 +83,17 @@ class ConfigContinued(EventRecord, frozen=True, kw_only=True, tag="config_contin
 
 
 class AttemptStarted(EventRecord, frozen=True, kw_only=True, tag="attempt_started"):
-    """A process takes the run up."""
+    """A process opened the run."""
 
     host: str
     pid: int
     git_commit: str | None
     wall_clock_hours: float
-    """Trained by the attempts before it."""
+    """Hours trained by earlier attempts."""
 
 
 class AttemptEnded(EventRecord, frozen=True, kw_only=True, tag="attempt_ended"):
-    """A process lets go of the run in good order."""
+    """A process closed the run in an orderly way."""
 
     how: AttemptState
     error: str | None
@@ -109,7 +109,7 @@ class CheckpointRecorded(EventRecord, frozen=True, kw_only=True, tag="checkpoint
 
 
 class CheckpointHashed(EventRecord, frozen=True, kw_only=True, tag="checkpoint_hashed"):
-    """A large checkpoint's digest, computed behind the step."""
+    """The digest of a large checkpoint was computed in the background."""
 
     step: int
     checkpoint_path: str
@@ -119,23 +119,23 @@ class CheckpointHashed(EventRecord, frozen=True, kw_only=True, tag="checkpoint_h
 
 
 class CheckpointRemoved(EventRecord, frozen=True, kw_only=True, tag="checkpoint_removed"):
-    """Checkpoints are not kept any more; on disk before the first of them is deleted."""
+    """Checkpoints are not kept any more; durable before the first of them is deleted."""
 
     checkpoints: list[RemovedCheckpoint]
-    """All that is to be gone, those included whose deletion was cut off before."""
+    """All that are to be deleted, including those whose deletion was interrupted before."""
     verified: str
-    """The path of the newer one that had been read back whole."""
+    """The path of the newer checkpoint that was read back and found intact."""
 
 
 class CheckpointsDeleted(EventRecord, frozen=True, kw_only=True, tag="checkpoints_deleted"):
-    """What the newest removal named is deleted: a file that has one of these names later is another one."""
+    """The checkpoints of the newest removal are deleted: a later file of the same name is a different one."""
 
     left: list[RemovedCheckpoint]
-    """Those whose deletion failed; it is tried again."""
+    """Those that could not be deleted; the next start tries again."""
 
 
 class CheckpointSetAside(EventRecord, frozen=True, kw_only=True, tag="checkpoint_set_aside"):
-    """A checkpoint was found damaged and is not offered any more."""
+    """A checkpoint was found damaged and quarantined; it is not offered any more."""
 
     step: int
     checkpoint_path: str
@@ -144,7 +144,7 @@ class CheckpointSetAside(EventRecord, frozen=True, kw_only=True, tag="checkpoint
 
 
 class EvaluationRecorded(EventRecord, frozen=True, kw_only=True, tag="evaluation_recorded"):
-    """What was measured on held-out data."""
+    """Results were measured on held-out data."""
 
     step: int
     results: dict[str, float]
@@ -155,7 +155,7 @@ class EvaluationRecorded(EventRecord, frozen=True, kw_only=True, tag="evaluation
 
 
 class ResumeChosen(EventRecord, frozen=True, kw_only=True, tag="resume_chosen"):
-    """The checkpoint that this attempt was told to start from."""
+    """A checkpoint was chosen for this attempt to resume from."""
 
     step: int
     checkpoint_path: str
@@ -170,34 +170,34 @@ class ConnectionFailed(EventRecord, frozen=True, kw_only=True, tag="connection_f
 
 
 class Paused(EventRecord, frozen=True, kw_only=True, tag="paused"):
-    """Training stood still on purpose."""
+    """Training was paused on purpose."""
 
     seconds: float
 
 
 class AnswersRecovered(EventRecord, frozen=True, kw_only=True, tag="answers_recovered"):
-    """Teacher answers were given from the disk instead of being paid for again."""
+    """Teacher answers were served from the store instead of being paid for again."""
 
     count: int
     cost: Decimal = Decimal(0)
-    """What they had cost, in US dollars: saved this time."""
+    """US dollars that they cost originally, saved this time."""
 
 
 class JobAdvanced(EventRecord, frozen=True, kw_only=True, tag="job_advanced"):
-    """How far a generation job has come."""
+    """A generation job has completed more requests."""
 
     done: int
-    """Requests completed, of the session's total steps."""
+    """Requests completed, out of the session's total steps."""
 
 
 class SpendingReported(EventRecord, frozen=True, kw_only=True, tag="spending_reported"):
-    """What a shared store says of this run, all told: the answers are kept there."""
+    """A shared store reported the totals of this run, whose answers are kept there."""
 
     spending: Spending
 
 
 class ReplayDiffered(EventRecord, frozen=True, kw_only=True, tag="replay_differed"):
-    """A recomputed step has another loss than the journalled one."""
+    """A recomputed step has a different loss from the journalled one."""
 
     step: int
     loss_before: float | None
@@ -205,7 +205,7 @@ class ReplayDiffered(EventRecord, frozen=True, kw_only=True, tag="replay_differe
 
 
 class DamageFound(EventRecord, frozen=True, kw_only=True, tag="damage_found"):
-    """Broken bytes were moved out of a journal."""
+    """Damaged bytes were moved out of a journal into quarantine."""
 
     file: str
     offset: int
@@ -213,22 +213,22 @@ class DamageFound(EventRecord, frozen=True, kw_only=True, tag="damage_found"):
     reason: str
     moved_to: str
     cost: Decimal | None = None
-    """What had been paid for a broken answer, in US dollars, where that can still be read."""
+    """US dollars paid for a damaged answer, if its price can still be read."""
 
 
 class AlertRaised(EventRecord, frozen=True, kw_only=True, tag="alert_raised"):
-    """Something that a person may want to know of at once."""
+    """An alert was raised."""
 
     kind: AlertKind
     message: str
     about_attempt: int
-    """Of a crash, the attempt that is gone; the one that says so is another."""
+    """The attempt that the alert is about; a crash is recorded by a later attempt or by another process."""
     step: int
     """Optimizer steps done at that moment."""
 
 
 class AlertCleared(EventRecord, frozen=True, kw_only=True, tag="alert_cleared"):
-    """What an alert told of is over; the same kind may be raised again."""
+    """The condition of an alert is over; the same kind may be raised again."""
 
     kind: AlertKind
 

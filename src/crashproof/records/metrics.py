@@ -4,27 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType, structs
 
 from crashproof.records.version import FORMAT_VERSION
 
-__all__ = ["MetricsSnapshot", "Numbers", "Update", "snapshot_of"]
+__all__ = [
+    "COLUMNS",
+    "COMPONENT",
+    "INTEGERS",
+    "MEASURED",
+    "SERIES",
+    "MetricsSnapshot",
+    "Numbers",
+    "Update",
+    "snapshot_of",
+]
 
 
 class Update(Struct, frozen=True, kw_only=True, gc=False):
-    """What a training loop reports of one step, as it was handed over."""
+    """What a training loop reports for one step, unconverted."""
 
     step: int
     """Optimizer steps done, this one included."""
     loss: object
-    """A number: of Python, NumPy, or a 0-d tensor that may still be computed on a device."""
+    """A Python number, a NumPy scalar, or a 0-d tensor whose value may not be computed yet."""
     loss_components: Mapping[str, object]
-    """Likewise, by name."""
+    """By name; each as `loss`."""
     learning_rate: object
     samples_processed: int
     tokens_processed: int
     throughput_samples_per_sec: float | None = None
-    """Computed over a sliding window where it is None; likewise of tokens."""
+    """None: computed over a sliding window; likewise for tokens."""
     throughput_tokens_per_sec: float | None = None
 
 
@@ -55,7 +65,21 @@ class MetricsSnapshot(Struct, frozen=True, kw_only=True, tag_field="v", tag=FORM
     throughput_samples_per_sec: float | None = None
     throughput_tokens_per_sec: float | None = None
     nonfinite: dict[str, str] | UnsetType = UNSET
-    """Names of values that JSON cannot hold: `loss` with `NaN`, for one; absent where there are none."""
+    """Values that JSON cannot hold, by name, such as `{"loss": "NaN"}`; absent if there are none."""
+
+
+_PLACE = ("step", "attempt", "timestamp", "wall_clock_hours")
+_KINDS = (int, float, float | None)
+_NUMBERS = {each.name: each.type for each in structs.fields(MetricsSnapshot) if each.type in _KINDS}
+
+COLUMNS = (*_PLACE, *(name for name in _NUMBERS if name not in _PLACE))
+"""The fields that are one number each: where and when the update was, then what it measured."""
+MEASURED = COLUMNS[len(_PLACE) :]
+INTEGERS = frozenset(name for name in COLUMNS if _NUMBERS[name] is int)
+SERIES = tuple(name for name in MEASURED if name not in INTEGERS)
+"""Those that curves are drawn of: no counters."""
+COMPONENT = "loss_components."
+"""Begins the name of a component's column or series, such as `loss_components.kd`."""
 
 
 def snapshot_of(
@@ -68,7 +92,7 @@ def snapshot_of(
     samples_per_sec: float | None,
     tokens_per_sec: float | None,
 ) -> MetricsSnapshot:
-    """The line of an update; the last two are what it is given as throughput."""
+    """The line of an update, with the throughput given or measured."""
     return MetricsSnapshot(
         attempt=attempt,
         step=update.step,

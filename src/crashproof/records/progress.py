@@ -1,4 +1,4 @@
-"""What a monitor wants to know, in one flat record."""
+"""The summary of a run for monitors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["GoodputShare", "LossTrend", "ProgressSummary"]
 
 
 class LossTrend(Struct, frozen=True, kw_only=True):
-    """What the newest losses say."""
+    """The trend of the newest losses."""
 
     has_data: bool
     current_loss: float | None
@@ -21,7 +21,7 @@ class LossTrend(Struct, frozen=True, kw_only=True):
     """Of the finite losses in the window; likewise `max_loss`."""
     max_loss: float | None
     window_size: int
-    """Losses looked at."""
+    """Losses in the window."""
     slope_per_update: float | None = None
     slope_low: float | None = None
     """With `slope_high`, the slope's 95 % interval."""
@@ -40,7 +40,7 @@ class GoodputShare(Goodput, kw_only=True):
 
 
 class ProgressSummary(Struct, kw_only=True):
-    """The fields of `progress.json`; all of them are there from the first moment of a run."""
+    """The fields of `progress.json`; all of them are present from the first moment of a run."""
 
     session_id: str
     is_job: bool
@@ -50,7 +50,7 @@ class ProgressSummary(Struct, kw_only=True):
     health_reason: str
     seconds_since_update: float | None
     patience_seconds: float | None
-    """So long without an update is a stall; None where nobody writes the run."""
+    """After this long without an update, a run is stalled; None if no process writes it."""
     alerts_active: list[str]
     progress_pct: float
     steps_completed: int
@@ -58,7 +58,7 @@ class ProgressSummary(Struct, kw_only=True):
     samples_processed: int
     tokens_processed: int
     elapsed_wall_clock_hours: float
-    """Trained, without pauses and downtime."""
+    """Training time, without pauses and downtime."""
     estimated_remaining_hours: float | None
     estimated_remaining_hours_low: float | None
     estimated_remaining_hours_high: float | None
@@ -80,7 +80,7 @@ class ProgressSummary(Struct, kw_only=True):
     api_responses_saved: int
     api_responses_recovered: int
     api_cost: float
-    """US dollars, as all sums here: floats to look at; the journals hold them exactly."""
+    """US dollars, like all amounts here: floats for display; the journals hold them exactly."""
     api_cost_before: float
     api_cost_saved: float
     api_cost_in_doubt: float
@@ -98,7 +98,7 @@ class ProgressSummary(Struct, kw_only=True):
     damage_found: int
     goodput_seconds: GoodputShare
     lines_waiting: int | UnsetType = UNSET
-    """Lines that wait for space on the disk; only the run's writer knows."""
+    """Lines that wait for space on the disk; only the run's writer reports it."""
 
     @property
     def place(self) -> str:

@@ -27,7 +27,7 @@ _COST = re.compile(rb'"cost":(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)[,}]')
 
 
 def price_left_in(damaged: bytes) -> Decimal | None:
-    """The price that a broken answer's line still names, or None."""
+    """The price that can still be read in the line of a damaged answer, or None."""
     found = _COST.search(damaged)
     return None if found is None else Decimal(found.group(1).decode())
 
@@ -39,24 +39,24 @@ class AnswerRecord(Struct, frozen=True, kw_only=True, tag_field="v", tag=FORMAT_
     session_id: str
     attempt: int
     prompt_hash: str
-    """The key that it is asked for by: of a teacher's answer, the SHA-256 of the request."""
+    """The key to look it up by; for a teacher's answer, the SHA-256 of the request."""
     cost: Decimal
     """US dollars, exact."""
     response: dict[str, Any]
-    """As it came; empty where the body was no JSON object."""
+    """As received; empty if the body was not a JSON object."""
     nonfinite: dict[str, str] | UnsetType = UNSET
     request_id: str | UnsetType = UNSET
-    """The request in `api_requests.jsonl` that it settles; absent where the caller asked the teacher by itself."""
+    """The request in `api_requests.jsonl` that it answers; absent if the caller sent the request by itself."""
     request: dict[str, Any] | UnsetType = UNSET
-    """What was asked: `base_url`, `body`, `sample`."""
+    """What was requested: `base_url`, `body`, `sample`."""
     raw: str | UnsetType = UNSET
-    """The body to the letter, where it was no JSON object."""
+    """The body verbatim, if it was not a JSON object."""
     problem: str | UnsetType = UNSET
-    """Why it cannot be used; it is kept all the same, and not paid for again."""
+    """Why the answer is unusable; it is kept all the same, and not paid for again."""
 
 
 class RequestEvent(Struct, frozen=True, kw_only=True, tag_field="event"):
-    """What every line of `api_requests.jsonl` has."""
+    """The fields of every line of `api_requests.jsonl`."""
 
     timestamp: float
     """Seconds since 1970."""
@@ -67,36 +67,36 @@ class RequestEvent(Struct, frozen=True, kw_only=True, tag_field="event"):
 
 
 class RequestSent(RequestEvent, frozen=True, kw_only=True, tag="request_sent"):
-    """A request is about to be sent; on disk before its first byte leaves.
+    """A request is about to be sent; durable before its first byte leaves.
 
-    Without an answer or one of the two lines below it is in doubt: perhaps it was paid for.
+    Until an answer, a refusal or a loss is recorded, the request is in doubt: it may have been paid for.
     """
 
     request_id: str
     model: str
     most: Decimal
-    """The most that it can cost, in US dollars; 0 where no price is known."""
+    """The most that it can cost, in US dollars; 0 if no price is known."""
 
 
 class RequestRefused(RequestEvent, frozen=True, kw_only=True, tag="request_refused"):
-    """The teacher said no, or was never reached: nothing was paid."""
+    """The teacher refused the request or could not be reached: nothing was paid."""
 
     request_id: str
     reason: str
 
 
 class RequestLost(RequestEvent, frozen=True, kw_only=True, tag="request_lost"):
-    """No answer came, and one may have been computed: in doubt."""
+    """No answer arrived, although one may have been computed: the request is in doubt."""
 
     request_id: str
     reason: str
 
 
 class AnswerMarked(RequestEvent, frozen=True, kw_only=True, tag="answer_marked"):
-    """A kept answer turned out to be of no use."""
+    """A kept answer turned out to be unusable."""
 
     request_id: str = ""
-    """The request that brought it; empty where the caller asked the teacher by itself."""
+    """The request that it answered; empty if the caller sent the request by itself."""
     problem: str
     cost: Decimal
     """What was paid for it, in US dollars."""
@@ -106,36 +106,36 @@ RequestLine = RequestSent | RequestRefused | RequestLost | AnswerMarked
 
 
 class Spending(Struct, frozen=True, kw_only=True):
-    """What was paid to teachers; sums are exact, in US dollars."""
+    """What was paid to teachers; amounts are exact, in US dollars."""
 
     answers: int = 0
     """Paid for and kept."""
     answers_served: int = 0
-    """Given from the store instead of being paid for again."""
+    """Served from the store instead of being paid for again."""
     answers_bad: int = 0
-    """Of those kept, the ones that cannot be used."""
+    """Kept, but unusable."""
     requests_in_doubt: int = 0
-    """Perhaps paid for, and never received."""
+    """Possibly paid for, and never received."""
     spent: Decimal = Decimal(0)
     saved: Decimal = Decimal(0)
     in_doubt: Decimal = Decimal(0)
     """The most that the requests in doubt can have cost."""
     wasted: Decimal = Decimal(0)
-    """The part of `spent` that went into answers of no use."""
+    """The part of `spent` that went into unusable answers."""
     reserved: Decimal = Decimal(0)
-    """The most that the requests under way can cost."""
+    """The most that the requests in flight can cost."""
     spent_before: Decimal = Decimal(0)
-    """By earlier sessions in the same folder, what they left in doubt included."""
+    """By earlier sessions in the same folder, including their requests in doubt."""
 
     @property
     def committed(self) -> Decimal:
-        """The most that has been spent once all that is under way is paid: what a budget is held against."""
+        """The most that is spent once all requests in flight are paid for; a budget limits this."""
         return self.spent_before + self.spent + self.in_doubt + self.reserved
 
 
 class OpenRequest(Struct, frozen=True, kw_only=True):
-    """A request that was about to be sent and has no end yet."""
+    """A request that was about to be sent, with no outcome yet."""
 
     attempt: int
     most: Decimal
-    """US dollars."""
+    """The most that it can cost, in US dollars."""

@@ -1,4 +1,4 @@
-"""All that is known of a session."""
+"""The state of a session."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ __all__ = [
 
 
 class AttemptRecord(Struct, kw_only=True):
-    """One process life, as far as the journals tell it."""
+    """One process life, as far as the journals record it."""
 
     attempt: int
     host: str = ""
     pid: int = 0
     git_commit: str | None = None
     start: float | None = None
-    """Seconds since 1970; None where the journal does not tell."""
+    """Seconds since 1970; None if the journal does not have it."""
     last_seen: float = 0.0
     """When its newest line was written."""
     end: float | None = None
@@ -42,34 +42,34 @@ class AttemptRecord(Struct, kw_only=True):
     wall_clock_hours: float | None = None
     """The training hours at its newest update; before its first, those at its start."""
     alerted: tuple[AlertKind, ...] = ()
-    """What of its end was told of in an alert: `crashed`, `raised`, `preempted` or `complete`."""
+    """Alerts already raised about its end: `crashed`, `raised`, `preempted` or `complete`."""
 
 
 class PacePoint(Struct, frozen=True, gc=False, array_like=True):
-    """How far the training had come at one moment of training time."""
+    """The number of steps computed at one moment of training time."""
 
     seconds: float
-    """Spent between updates, over all attempts; no pause, no downtime, no start-up."""
+    """Time between updates, over all attempts; without pauses, downtime and startup."""
     steps: int
-    """Optimizer steps computed, those computed twice counted twice."""
+    """Optimizer steps computed; a recomputed step counts again."""
 
 
 class Goodput(Struct, kw_only=True):
     """Where the wall time went, in seconds."""
 
     productive: float = 0.0
-    """In `session.json` with what stood between the steps, which the summary takes out."""
+    """In `session.json`, checkpoints and evaluations between the steps are included; the summary subtracts them."""
     recomputed: float = 0.0
     checkpointing: float = 0.0
     evaluating: float = 0.0
     paused: float = 0.0
     down: float = 0.0
     starting: float = 0.0
-    """From the start of an attempt to its first step done."""
+    """From the start of an attempt to its first completed step."""
 
 
 class Evaluation(Struct, frozen=True, kw_only=True):
-    """What was measured on held-out data at one step."""
+    """Results on held-out data at one step."""
 
     step: int
     attempt: int
@@ -81,74 +81,74 @@ class Evaluation(Struct, frozen=True, kw_only=True):
 
 
 class RaisedAlert(Struct, frozen=True, kw_only=True):
-    """An alert of the past."""
+    """An alert that was raised."""
 
     kind: AlertKind
     message: str
     timestamp: float
     """Seconds since 1970."""
     attempt: int
-    """That it is about."""
+    """The attempt that it is about."""
     step: int
 
 
 class TrainingSession(Struct, kw_only=True):
-    """All that is known of a session; its fields are those of `session.json`."""
+    """The state of a session; its fields are those of `session.json`."""
 
     session_id: str
     start_time: float
     """Seconds since 1970."""
     config: dict[str, Any]
-    """Whole, without secrets."""
+    """The full config, without secrets."""
     config_hash: str
     """SHA-256 over canonical JSON."""
     kind: SessionKind = SessionKind.TRAINING
     """What its steps are."""
     total_steps_target: int
     total_steps_at_start: int = 0
-    """What the target was when the session began."""
+    """The target when the session began."""
     steps_completed: int = 0
     samples_processed: int = 0
     tokens_processed: int = 0
     checkpoints: dict[int, CheckpointMetadata] = msgspec.field(default_factory=dict)
     """By step."""
     checkpoints_beside: list[CheckpointMetadata] = msgspec.field(default_factory=list)
-    """Others recorded at a step that has a newer one, such as a periodic one beside the best."""
+    """Older ones at a step that has a newer one, such as a periodic one beside the best."""
     checkpoints_superseded: list[int] = msgspec.field(default_factory=list)
-    """Steps whose checkpoint belongs to a timeline that a later attempt left; offered only after all others."""
+    """Steps whose checkpoint a later attempt has superseded; offered only after all others."""
     checkpoints_set_aside: list[RefusedCheckpoint] = msgspec.field(default_factory=list)
-    """Damaged ones that were moved out of the way."""
+    """Damaged ones, quarantined."""
     checkpoints_removing: list[RemovedCheckpoint] = msgspec.field(default_factory=list)
-    """Named by a removal and not deleted yet: where a kill cut that off, the next start finishes it."""
+    """Removed but not deleted yet; if a kill interrupted the deletion, the next start finishes it."""
     lowest_loss_removed: float | None = None
-    """Of the checkpoints that were removed: a later one is not the best for their absence."""
+    """The lowest loss of the removed checkpoints: a later one is only the best if it is below that as well."""
     last_checkpoint_step: int | None = None
     evaluations: list[Evaluation] = msgspec.field(default_factory=list)
-    """The newest few: a checkpoint that is written behind the training may be recorded after a later one."""
+    """The newest few: an asynchronous save may be recorded after the evaluation of a later step."""
     metrics_history: list[MetricsSnapshot] = msgspec.field(default_factory=list)
-    """The last 1,000 of the canonical history."""
+    """The last 1,000 updates of the canonical history."""
     moving_avg_loss: float | None = None
     """Exponential moving average over 100 finite losses."""
     api_responses_saved: int = 0
     api_responses_recovered: int = 0
     api_cost: Decimal = Decimal(0)
-    """US dollars paid for the answers saved, those of no use included."""
+    """US dollars paid for the answers saved, including unusable ones."""
     api_cost_before: Decimal = Decimal(0)
-    """The same of earlier sessions in this folder, and what they left in doubt; a budget counts it."""
+    """US dollars that earlier sessions in this folder paid or left in doubt; a budget counts them."""
     api_cost_saved: Decimal = Decimal(0)
-    """US dollars that answers served from the disk did not cost again."""
+    """US dollars that answers served from the store did not cost again."""
     api_cost_wasted: Decimal = Decimal(0)
-    """US dollars paid for answers that cannot be used, or were damaged since."""
+    """US dollars paid for answers that are unusable or have been damaged since."""
     api_responses_bad: int = 0
-    """Answers that cannot be used."""
+    """Unusable answers."""
     api_responses_marked: list[str] = msgspec.field(default_factory=list)
-    """Those that turned out so only when they were read: by the request that brought each, else by its key."""
+    """Answers found unusable only when they were read: by the id of the request, else by the key."""
     api_requests_in_doubt: int = 0
-    """Requests that may have been paid for and brought no answer; `rules/spending.py` adds those still open."""
+    """Requests that may have been paid for but got no answer; `rules/spending.py` adds those still open."""
     api_cost_in_doubt: Decimal = Decimal(0)
     """The most that they can have cost, in US dollars."""
     api_requests_open: dict[str, OpenRequest] = msgspec.field(default_factory=dict)
-    """Requests without an end, by their id; those of earlier attempts are in doubt."""
+    """Requests without an outcome, by their id; those of earlier attempts are in doubt."""
     pause_times: list[float] = msgspec.field(default_factory=list)
     """When each pause was recorded, in seconds since 1970."""
     total_pause_duration: float = 0.0
@@ -157,26 +157,26 @@ class TrainingSession(Struct, kw_only=True):
     connection_failures: int = 0
     attempts: list[AttemptRecord] = msgspec.field(default_factory=list)
     highest_step: int = 0
-    """The highest step ever computed, also by an attempt that was superseded."""
+    """The highest step ever computed, including superseded ones."""
     steps_recomputed: int = 0
     wall_clock_hours: float = 0.0
-    """Trained so far, without pauses and downtime."""
+    """Training time so far, without pauses and downtime."""
     goodput: Goodput = msgspec.field(default_factory=Goodput)
     busy_seconds: float = 0.0
-    """Spent between updates: what pace is measured in."""
+    """Time between updates; the pace is measured in it."""
     steps_computed: int = 0
-    """Optimizer steps in that time; those computed twice count twice."""
+    """Optimizer steps in that time; a recomputed step counts again."""
     pace: list[PacePoint] = msgspec.field(default_factory=list)
     replay_differed_at: int | None = None
-    """The first recomputed step whose loss came out different, or None."""
+    """The first recomputed step whose loss differs, or None."""
     damage_found: int = 0
-    """Broken pieces of journals set aside so far."""
+    """Damaged parts of journals quarantined so far."""
     alerts_active: dict[AlertKind, float] = msgspec.field(default_factory=dict)
-    """What was raised and is not over: since when, by kind."""
+    """When each condition that is not over yet was raised, by kind."""
     alerts: list[RaisedAlert] = msgspec.field(default_factory=list)
     """The newest 100."""
 
     @property
     def is_job(self) -> bool:
-        """Whether it asks a teacher and trains nothing: its steps are requests completed."""
+        """Whether it is a generation job, whose steps are completed requests."""
         return self.kind == SessionKind.GENERATION

@@ -1,4 +1,4 @@
-"""The snapshots that other programs read."""
+"""Contents of the snapshot files."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = [
 
 
 class JournalMark(Struct, frozen=True, kw_only=True):
-    """How much of a journal a snapshot has taken in."""
+    """The position in a journal up to which a snapshot includes it."""
 
     num_bytes: int = 0
     num_lines: int = 0
     last_line_crc: str = ""
-    """Of the line that ends there; tells whether the journal is still the same file."""
+    """Checksum of the line that ends there; it shows whether the journal is still the same file."""
 
 
 class SessionFile(TrainingSession, kw_only=True, tag_field="v", tag=FORMAT_VERSION):
-    """`session.json`: the session and how much of the journals it has taken in."""
+    """`session.json`: the session, and the position in each journal up to which it includes them."""
 
     saved_at: float
     journals: dict[str, JournalMark]
@@ -42,6 +42,6 @@ class Manifest(Struct, frozen=True, kw_only=True, tag_field="v", tag=FORMAT_VERS
 
 
 class ProgressFile(Struct, frozen=True, kw_only=True, tag_field="v", tag=FORMAT_VERSION):
-    """`progress.json` is this beside the fields of the summary."""
+    """The fields of `progress.json` besides those of the summary."""
 
     saved_at: float

@@ -1,6 +1,6 @@
-"""The words for how things stand.
+"""Enumerations of states and choices.
 
-Their values reach the disk, `--json` and other programs: none changes its meaning.
+Their values are part of the file format and of `--json`: none may change its meaning.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ class SessionKind(StrEnum):
     TRAINING = "training"
     """Optimizer steps."""
     GENERATION = "generation"
-    """Requests of a job that asks a teacher and trains nothing."""
+    """Requests of a generation job, which trains nothing."""
 
 
 class AttemptState(StrEnum):
-    """How one process life stands, or ended."""
+    """The state of one process life, or how it ended."""
 
     RUNNING = "running"
     COMPLETED = "completed"
@@ -29,21 +29,21 @@ class AttemptState(StrEnum):
     RAISED = "raised"
     """An exception ended it."""
     REPLACED = "replaced"
-    """Another tracker of the same process took the run over."""
+    """Another tracker of the same process took over the run."""
     ADOPTED = "adopted"
-    """It took up checkpoints of other code and trained nothing."""
+    """It adopted checkpoints of other code and trained nothing."""
     CRASHED = "crashed"
     """It exited without recording a shutdown."""
 
 
 class RunStatus(StrEnum):
-    """How a run stands by its records and by whether a process writes it."""
+    """The status of a run, by its records and by whether a process writes it."""
 
     NOT_STARTED = "not_started"
     RUNNING = "running"
     COMPLETED = "completed"
     ENDED_EARLY = "ended_early"
-    """Closed in good order before its last step."""
+    """Closed before its last step."""
     PREEMPTED = "preempted"
     RAISED = "raised"
     REPLACED = "replaced"
@@ -52,7 +52,7 @@ class RunStatus(StrEnum):
 
 
 class HealthState(StrEnum):
-    """The status of a run, and of a live one how it fares."""
+    """The status of a run; for a live one, its health."""
 
     STARTING = "starting"
     RUNNING = "running"
@@ -68,7 +68,7 @@ class HealthState(StrEnum):
     ADOPTED = "adopted"
     NOT_STARTED = "not_started"
     UNREADABLE = "unreadable"
-    """Its files cannot be read; only a list of runs says so."""
+    """Its files cannot be read; only used in lists of runs."""
 
     @property
     def is_live(self) -> bool:
@@ -88,7 +88,7 @@ _LIVE = frozenset(
 
 
 class LossVerdict(StrEnum):
-    """What the newest losses say."""
+    """How the loss has developed lately."""
 
     IMPROVING = "improving"
     PLATEAU = "plateau"
@@ -96,11 +96,11 @@ class LossVerdict(StrEnum):
     UNSTABLE = "unstable"
     NON_FINITE = "non_finite"
     UNKNOWN = "unknown"
-    """Too few updates to tell."""
+    """Too few updates for a verdict."""
 
 
 class AlertKind(StrEnum):
-    """What somebody may be alerted of."""
+    """What an alert is about."""
 
     STALLED = "stalled"
     DIVERGING = "diverging"
@@ -115,9 +115,11 @@ class AlertKind(StrEnum):
 
 
 class OnConfigChange(StrEnum):
-    """What to do where the config differs from the one that the session began with."""
+    """What to do if the config differs from that of the session."""
 
     ARCHIVE = "archive"
     """Move the old session to the archive and begin a new one."""
     CONTINUE = "continue"
+    """Continue the session with the new config."""
     ERROR = "error"
+    """Raise `ConfigChanged`."""

@@ -1,8 +1,8 @@
-"""When to alert somebody.
+"""When to raise and clear alerts.
 
-A condition (a stall, a disk that fills up) is raised when it begins and cleared when it is over, late enough that one
-which comes and goes is reported once. A happening (a crash, the end of the run) is reported once per attempt. Both
-stand in the session, so a restart neither repeats an alert nor forgets one.
+A condition (a stall, a full disk) is raised when it begins and cleared when it is over, late enough that one which
+comes and goes is reported once. A happening (a crash, the end of the run) is reported once per attempt. Both are
+recorded in the session, so a restart neither repeats an alert nor forgets one.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _KIND_OF_STATE = {
 
 _FINE_SECONDS = 600.0
 _FINE_UPDATES = 20
-"""For so long, and so many updates, a loss must have looked well before its alert is over."""
+"""An alert about the loss is over once the loss has been fine for this long and this many updates."""
 _WELL_ABOVE = 1.5
-"""So many times the limit must be free before a disk is called roomy again."""
+"""An alert about the disk is over once this many times the limit is free."""
 _SHARES = {AlertKind.BUDGET_80: Decimal("0.8"), AlertKind.BUDGET_100: Decimal(1)}
 _LEAST_FREE_BYTES = 1 << 30
 _CHECKPOINTS_AHEAD = 2
@@ -51,7 +51,7 @@ _CHECKPOINTS_AHEAD = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """What is known of a live run at one moment."""
+    """The observations of a live run at one moment."""
 
     now: float
     """Seconds since 1970."""
@@ -59,45 +59,45 @@ class Observed:
     health_reason: str
     """Both as in the summary."""
     verdict: LossVerdict
-    """Of the loss trend."""
+    """The verdict on the loss."""
     looked_at: float = math.inf
-    """When the look before this one was; a loss that was not finite for a moment since then is told too."""
+    """When the previous check was; a non-finite loss since then counts even if it has recovered."""
     free_bytes: int | None = None
-    """On the run's disk; None where nobody could say."""
+    """On the run's disk; None if unknown."""
     least_free_bytes: int = _LEAST_FREE_BYTES
-    """Below it, the disk is low."""
+    """The disk is low below this limit."""
     spent: Decimal = Decimal(0)
-    """US dollars paid to teachers in the folder, those in doubt included."""
+    """US dollars paid to teachers by all sessions of the folder, including requests in doubt."""
     budget: Decimal | None = None
-    """None where none was set."""
+    """None if none is set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """What a look at the conditions comes to."""
+    """The alerts to raise and to clear after one check."""
 
     raised: dict[AlertKind, str] = field(default_factory=dict)
     """The message by kind."""
     cleared: list[AlertKind] = field(default_factory=list)
     fine_since: dict[str, float] = field(default_factory=dict)
-    """Of active kinds that look well, since when; handed to the next look."""
+    """When each active kind became fine again; an input of the next check."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Finding:
-    """One kind at one moment; neither bad nor fine where nothing can be said."""
+    """The finding for one kind at one moment; neither bad nor fine if that is unknown."""
 
     is_bad: bool = False
     is_fine: bool = False
     message: str = ""
     has_to_last: bool = False
-    """Whether it must be fine for a while before its alert is over."""
+    """Whether it must stay fine for a while before its alert is over."""
 
 
 def changes_of(session: TrainingSession, observed: Observed, fine_since: Mapping[str, float]) -> Changes:
-    """What begins and what is over, against what the session says is active.
+    """Compare what is observed with the alerts that are active in the session.
 
-    `fine_since` is that of the look before; after a restart it is empty, and an alert stays active the longer.
+    `fine_since` is that of the previous check; after a restart it is empty, and an alert stays active longer.
     """
     changes = Changes()
     for kind, finding in _findings(session, observed).items():
@@ -114,22 +114,19 @@ def changes_of(session: TrainingSession, observed: Observed, fine_since: Mapping
 
 
 def end_of(session: TrainingSession, attempt: AttemptRecord) -> tuple[AlertKind, str] | None:
-    """The kind and the message of an attempt's end that is yet to be told, or None.
+    """The kind and the message of an attempt's end; None if there is nothing to report, or it was reported already.
 
-    An attempt without a recorded end counts as crashed, so its process must be gone.
+    An attempt without a recorded end counts as crashed, so call this only once its process is gone.
     """
     kind = _kind_of_end(session, attempt)
     if kind is None or kind in attempt.alerted:
         return None
     if kind == AlertKind.COMPLETE:
         done = session.steps_completed
-        # Whoever starts a complete run again is told nothing new.
-        is_told = any((each.kind, each.step) == (kind, done) for each in session.alerts)
-        return (
-            None
-            if is_told
-            else (kind, f"all {done:,} {'requests completed' if session.is_job else 'steps are done'}")
-        )
+        # Starting a complete run again is no news.
+        if any((each.kind, each.step) == (kind, done) for each in session.alerts):
+            return None
+        return kind, f"all {done:,} {'requests completed' if session.is_job else 'steps are done'}"
     if kind == AlertKind.PREEMPTED:
         return kind, f"asked to stop, and saved; {_how_far(session)}"
     if kind == AlertKind.RAISED:
@@ -146,14 +143,14 @@ def untold_crashes(session: TrainingSession) -> list[tuple[AttemptRecord, str]]:
 
 
 def least_free_bytes(session: TrainingSession) -> int:
-    """Below it, a disk is low where nobody has set a limit: the larger of 1 GiB and two of the newest checkpoint."""
+    """The default limit of a low disk: 1 GiB, or twice the size of the newest checkpoint if that is more."""
     step = session.last_checkpoint_step
     newest = None if step is None else session.checkpoints.get(step)
     return max(_LEAST_FREE_BYTES, _CHECKPOINTS_AHEAD * ((newest.num_bytes or 0) if newest else 0))
 
 
 def is_good_news(kind: str) -> bool:
-    """Whether nothing has to be done about it."""
+    """Whether it needs no action."""
     return kind in (AlertKind.PREEMPTED, AlertKind.COMPLETE)
 
 
@@ -164,13 +161,13 @@ def _findings(session: TrainingSession, observed: Observed) -> dict[AlertKind, _
     return {
         AlertKind.STALLED: _Finding(
             is_bad=observed.health == HealthState.STALLED,
-            # A stall flaps by itself only after a silence, and the patience grows with the longest of those.
+            # It cannot flap: each stall lengthens the interval that counts as usual from then on.
             is_fine=observed.health != HealthState.STALLED,
             message=observed.health_reason,
         ),
         AlertKind.DIVERGING: _Finding(
             is_bad=verdict == LossVerdict.DIVERGING,
-            # A loss that is not finite says nothing of its slope.
+            # A non-finite loss has no slope.
             is_fine=verdict not in (LossVerdict.DIVERGING, LossVerdict.NON_FINITE, LossVerdict.UNKNOWN),
             message=f"the loss rises by more than its noise{_place(history)}",
             has_to_last=True,
@@ -207,7 +204,7 @@ def _budget_finding(observed: Observed, share: Decimal) -> _Finding:
     is_reached = observed.spent >= share * observed.budget
     return _Finding(
         is_bad=is_reached,
-        # What is spent stays spent: only a larger budget makes this true again.
+        # Only a larger budget makes this true again.
         is_fine=not is_reached,
         message=f"{as_dollars_text(observed.spent)} of {as_dollars_text(observed.budget)} spent",
     )

@@ -10,12 +10,9 @@ import math
 from collections.abc import Sequence
 
 from crashproof.records.curves import Bucket, CurvePoint
-from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.metrics import COMPONENT, SERIES, MetricsSnapshot
 
 __all__ = ["folded", "joined", "merged", "point_of"]
-
-COMPONENT = "loss_components."
-_PLAIN = ("loss", "learning_rate", "throughput_samples_per_sec", "throughput_tokens_per_sec")
 
 
 def folded(updates: Sequence[MetricsSnapshot]) -> dict[str, Bucket]:
@@ -23,7 +20,7 @@ def folded(updates: Sequence[MetricsSnapshot]) -> dict[str, Bucket]:
     components = [update.loss_components for update in updates]
     # As a rule all updates have the same ones, in the same order.
     names = dict.fromkeys(name for each in components for name in each) if len(updates) > 1 else components[0]
-    columns: dict[str, list[float | None]] = {name: [getattr(update, name) for update in updates] for name in _PLAIN}
+    columns: dict[str, list[float | None]] = {name: [getattr(update, name) for update in updates] for name in SERIES}
     columns |= {COMPONENT + name: [each.get(name) for each in components] for name in names}
     return {name: bucket for name, values in columns.items() if (bucket := _bucket(values)) is not None}
 

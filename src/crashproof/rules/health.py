@@ -1,4 +1,4 @@
-"""Whether a run is healthy."""
+"""The health of a run."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ __all__ = ["Health", "health_of", "last_update_time", "patience_seconds"]
 
 _LEAST_PATIENCE_SECONDS = 120.0
 _MEDIANS = 20.0
-"""So many usual intervals without an update are no slow step any more."""
+"""After this many median intervals without an update, it is more than a slow step."""
 _LONGEST = 3.0
-"""So many times the longest recent interval: a save or an evaluation is among those."""
+"""Likewise of the longest recent interval, which may include a save or an evaluation."""
 _FIRST_UPDATE_SECONDS = 900.0
-"""What loading, compiling and a first step may take."""
+"""Loading, compiling and the first step may take this long."""
 _CLOCK_SECONDS = 60.0
-"""Two clocks that differ by less are called right."""
+"""Clocks of two machines may differ by this much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """What to call a run, and why."""
+    """The state of a run, and the reason for it."""
 
     state: HealthState
     reason: str
     seconds_since_update: float | None
     patience_seconds: float | None
-    """So long without an update is a stall; None where nobody writes the run."""
+    """After this long without an update, a run is stalled; None if no process writes it."""
 
 
 def health_of(
@@ -41,10 +41,10 @@ def health_of(
     """Judge a run by its records.
 
     Args:
-        session: What is known of it.
-        attempt: Its newest one for training.
-        status: How it stands by its records and its lock: `running` only where its process is alive.
-        verdict: That of its loss trend.
+        session: The state of its session.
+        attempt: Its newest attempt for training.
+        status: By its records and its lock: `running` only if its process is alive.
+        verdict: The verdict on its loss.
         now: Seconds since 1970.
     """
     seen = last_update_time(session, attempt)
@@ -62,30 +62,30 @@ def health_of(
     patience = patience_seconds(own)
     waited = now - max(attempt.start or 0.0, attempt.last_seen)
     if since is not None and since < -_CLOCK_SECONDS:
-        state, reason = _by_the_loss(verdict) or (HealthState.RUNNING, "")
+        state, reason = _judge_loss(verdict) or (HealthState.RUNNING, "")
         clock = f"the newest update is dated {-since:.0f} s in the future: a clock is wrong"
         reason = f"{reason}; {clock}" if reason else clock
     elif waited > patience:
         waiting = f"no update for {waited:.0f} s" if has_begun else f"no update in the {waited:.0f} s since the start"
         state, reason = HealthState.STALLED, f"{waiting}; at most {patience:.0f} s is usual"
     else:
-        state, reason = _by_the_loss(verdict) or (
+        state, reason = _judge_loss(verdict) or (
             (HealthState.RUNNING, "") if has_begun else (HealthState.STARTING, "no update yet")
         )
     return Health(state=state, reason=reason, seconds_since_update=since, patience_seconds=patience)
 
 
 def last_update_time(session: TrainingSession, attempt: AttemptRecord | None) -> float | None:
-    """When the newest update was written, in seconds since 1970; of a job, its newest sign of life."""
+    """When the newest update was written, in seconds since 1970; for a job, when its newest record was written."""
     if session.is_job:
         return attempt.last_seen if attempt is not None else None
     return session.metrics_history[-1].timestamp if session.metrics_history else None
 
 
 def patience_seconds(updates: Sequence[MetricsSnapshot]) -> float:
-    """How long the next update of an attempt may take before that is called a stall.
+    """How long the next update of an attempt may take before the run counts as stalled.
 
-    Where a clock has gone backwards between two updates, their interval says nothing and is left out.
+    An interval during which the clock was set back is ignored.
     """
     intervals = [
         later.timestamp - earlier.timestamp
@@ -97,7 +97,7 @@ def patience_seconds(updates: Sequence[MetricsSnapshot]) -> float:
     return max(_LEAST_PATIENCE_SECONDS, _MEDIANS * median(intervals), _LONGEST * max(intervals))
 
 
-def _by_the_loss(verdict: LossVerdict) -> tuple[HealthState, str] | None:
+def _judge_loss(verdict: LossVerdict) -> tuple[HealthState, str] | None:
     if verdict == LossVerdict.DIVERGING:
         return HealthState.DIVERGING, "the loss rises by more than its noise"
     if verdict == LossVerdict.NON_FINITE:

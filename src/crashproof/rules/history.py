@@ -1,4 +1,4 @@
-"""One honest history out of many attempts.
+"""The canonical history of many attempts.
 
 A resumed attempt computes steps again that an earlier one had reached. In the order of the journal, **a line for
 step *s* supersedes every earlier line for step *s* or beyond**; what is left is the canonical history: each step
@@ -9,38 +9,38 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Rewinds", "canonical_indices", "losses_agree", "superseded_from"]
+__all__ = ["CanonicalFilter", "Rewinds", "losses_agree", "superseded_from"]
 
 
 @dataclass(slots=True)
 class Rewinds:
-    """Where a journal goes back to an earlier step; feed it every line's step, then ask.
+    """The places where a journal goes back to an earlier step; `feed` it the step of every line first.
 
     Memory grows with the number of rewinds, not of lines.
     """
 
     _places: list[tuple[int, int]] = field(default_factory=list)
-    """(index of the line, its step) of each line that does not go beyond the one before it."""
+    """(index of the line, its step) of each line whose step is not above that of the line before it."""
     _num_lines: int = 0
     _newest: float = -math.inf
 
     def feed(self, step: int) -> None:
-        """Take in the next line."""
+        """Add the next line."""
         if step <= self._newest:
             self._places.append((self._num_lines, step))
         self._newest = step
         self._num_lines += 1
 
     def canonical(self) -> CanonicalFilter:
-        """What tells, in a second pass, which lines still stand."""
+        """The filter for a second pass over the same lines."""
         return CanonicalFilter(self._places)
 
 
 class CanonicalFilter:
-    """Tells for line after line, in order, whether it stands."""
+    """Decides, line by line in order, which lines belong to the canonical history."""
 
     def __init__(self, places: Sequence[tuple[int, int]]) -> None:
         self._indices = [index for index, _ in places]
@@ -57,16 +57,6 @@ class CanonicalFilter:
             self._next += 1
         self._line += 1
         return step < self._lowest[self._next]
-
-
-def canonical_indices(steps: Iterable[int]) -> list[int]:
-    """The positions of the lines that stand, for the steps of a journal's lines."""
-    steps = list(steps)
-    rewinds = Rewinds()
-    for step in steps:
-        rewinds.feed(step)
-    canonical = rewinds.canonical()
-    return [index for index, step in enumerate(steps) if canonical.stands(step)]
 
 
 def superseded_from(canonical_steps: Sequence[int], step: int) -> int:

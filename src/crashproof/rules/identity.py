@@ -1,4 +1,4 @@
-"""Which run a config belongs to."""
+"""The identity of a run: its config."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["canonical_config", "changed_keys", "config_hash", "without_secrets"]
+__all__ = ["canonical_config", "changed_keys", "config_hash", "config_leaves", "without_secrets"]
 
 _CANNOT_CHANGE_THE_RESULT = frozenset({"progress", "logging", "log", "output_dir", "run_name", "resume"})
-"""Top-level sections that say where to write, how to log, and when to save."""
+"""Top-level sections about where to write, how to log, and when to save."""
 
 _LENGTHS = frozenset({"steps", "total_steps", "max_steps", "num_steps", "train_steps"})
-"""How long to train: a run may be made longer, or ended earlier, and stays the same run."""
+"""The length of the training: a run that is extended or shortened stays the same run."""
 
 _SECRETS = (
     "access_key",
@@ -42,12 +42,12 @@ _SECRETS = (
     "webhook_url",
 )
 _SECRET_ALONE = frozenset({"auth", "token"})
-"""Secrets under this very name; `pad_token` is none."""
+"""Secrets only under exactly this name; `pad_token` is not one."""
 _HIDDEN = "(secret)"
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _CAMEL_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _ADDRESS_PASSWORDS = re.compile(r"(?<=://)[^/\s@]+:[^/\s@]+(?=@)")
-# From the beginning of a word alone: tried at each of its letters, a long one would take for ever.
+# Only from the beginning of a word: tried at each letter, a long word would take quadratic time.
 _ASSIGNED = re.compile(
     r"""(?ix) (?<! [\w-] )
         ( [\w-]* (?: api[-_]?key | access[-_]?key | password | passwd | secret | token | authorization ) [\w-]*
@@ -60,37 +60,20 @@ _KEY_SHAPES = re.compile(
 """API keys as providers spell them, bearer tokens, and passwords in addresses."""
 
 
-def canonical_config(config: Any) -> Any:
+def canonical_config(config: Mapping[str, object]) -> dict[str, Any]:
     """The config as plain JSON values, as it will be read back; secrets are hidden.
 
     Paths, enums and other objects become text; tuples and sets become lists; NaN and infinities become text.
     """
-    if isinstance(config, Mapping):
-        return {
-            _spelled_out(str(key)): _HIDDEN if _is_secret(str(key), value) else canonical_config(value)
-            for key, value in config.items()
-        }
-    if isinstance(config, (set, frozenset)):
-        return sorted((canonical_config(value) for value in config), key=str)
-    if isinstance(config, Sequence) and not isinstance(config, (str, bytes)):
-        return [canonical_config(value) for value in config]
-    if isinstance(config, float):
-        return config if math.isfinite(config) else str(config)
-    if isinstance(config, str):
-        # Names of models look like keys, so only addresses are searched; keys are known by where they stand.
-        return _spelled_out(_ASSIGNED.sub(rf"\1{_HIDDEN}", _ADDRESS_PASSWORDS.sub(_HIDDEN, config)))
-    if config is None or isinstance(config, (bool, int)):
-        return config
-    if hasattr(config, "item"):
-        # A NumPy scalar or a 0-d tensor.
-        return canonical_config(config.item())
-    # Where an object lies in memory differs in every process.
-    return _spelled_out(_ADDRESS.sub("", str(config)))
+    return {
+        _escape_surrogates(str(key)): _HIDDEN if _is_secret(str(key), value) else _canonical(value)
+        for key, value in config.items()
+    }
 
 
 def without_secrets(text: str) -> str:
     """Text with whatever looks like an API key hidden, for errors that are journalled."""
-    return _spelled_out(_ASSIGNED.sub(rf"\1{_HIDDEN}", _KEY_SHAPES.sub(_HIDDEN, text)))
+    return _escape_surrogates(_ASSIGNED.sub(rf"\1{_HIDDEN}", _KEY_SHAPES.sub(_HIDDEN, text)))
 
 
 def config_hash(config: dict[str, Any]) -> str:
@@ -99,8 +82,8 @@ def config_hash(config: dict[str, Any]) -> str:
 
 
 def changed_keys(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """What makes two canonical configs two runs: `train.batch_size: 32 → 64`, sorted by key."""
-    old, new = dict(_leaves(before)), dict(_leaves(after))
+    """The changes that make two canonical configs different runs: `train.batch_size: 32 → 64`, sorted by key."""
+    old, new = dict(config_leaves(before)), dict(config_leaves(after))
     return [
         f"{name}: {_show(old, name)} → {_show(new, name)}"
         for name in sorted(old.keys() | new.keys())
@@ -108,19 +91,49 @@ def changed_keys(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     ]
 
 
+def config_leaves(config: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """Each value of a config that is not a section, with its dotted key: `train.batch_size`."""
+    if isinstance(config, dict) and (config or not name):
+        for key, value in config.items():
+            yield from config_leaves(value, f"{name}.{key}" if name else key)
+    else:
+        yield name, config
+
+
 _ABSENT = object()
 
 
-def _is_secret(key: str, value: Any) -> bool:
-    """By its name; a number is a setting (`max_token`), and an empty value tells nothing."""
+def _canonical(value: object) -> object:
+    if isinstance(value, Mapping):
+        return canonical_config(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted((_canonical(each) for each in value), key=str)
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return [_canonical(each) for each in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, str):
+        # Names of models look like keys, so only addresses are searched; keys are recognized by what is before them.
+        return _escape_surrogates(_ASSIGNED.sub(rf"\1{_HIDDEN}", _ADDRESS_PASSWORDS.sub(_HIDDEN, value)))
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if hasattr(value, "item"):
+        # A NumPy scalar or a 0-d tensor.
+        return _canonical(value.item())
+    # The memory address of an object differs in every process.
+    return _escape_surrogates(_ADDRESS.sub("", str(value)))
+
+
+def _is_secret(key: str, value: object) -> bool:
+    """Whether it is a secret by its name; a number is a setting (`max_token`), and an empty value hides nothing."""
     if not isinstance(value, (str, bytes, Mapping, Sequence)) or not value:
         return False
     name = _CAMEL_HUMP.sub("_", key).lower().replace("-", "_")
     return name in _SECRET_ALONE or any(name == word or name.endswith(f"_{word}") for word in _SECRETS)
 
 
-def _spelled_out(text: str) -> str:
-    """Without half characters, as in file names of another encoding: JSON cannot hold them."""
+def _escape_surrogates(text: str) -> str:
+    """Escape lone surrogates, such as in file names of another encoding: JSON cannot hold them."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -132,13 +145,5 @@ def _matters(name: str) -> bool:
     return not is_a_length
 
 
-def _leaves(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(config, dict) and (config or not name):
-        for key, value in config.items():
-            yield from _leaves(value, f"{name}.{key}" if name else key)
-    else:
-        yield name, config
-
-
-def _show(leaves: dict[str, Any], name: str) -> str:
+def _show(leaves: dict[str, object], name: str) -> str:
     return msgspec.json.encode(leaves[name]).decode() if name in leaves else "(absent)"

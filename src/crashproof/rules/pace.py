@@ -1,4 +1,4 @@
-"""How fast it goes, and when it will be done."""
+"""Throughput, pace and remaining time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 
 MAX_PACE_POINTS = 240
 _RECENT_SECONDS = 2 * 3600.0
-"""How far back the pace looks: several checkpoints and evaluations, so that their stalls are in it evenly."""
+"""The pace is that of this period, long enough to average over several checkpoints and evaluations."""
 _BLOCKS = 12
 _STANDARD_ERRORS = 2.0
 
@@ -29,9 +29,9 @@ _STANDARD_ERRORS = 2.0
 class ThroughputWindow:
     """Samples and tokens per second over a sliding window of wall time.
 
-    It begins anew with each attempt: the time between two attempts is in no window. Until it has two updates of
-    its own, it answers with what the attempt before it measured; in the first attempt, with the pace of the first
-    update since `started_at`.
+    Each attempt begins a new one: the time between two attempts is in no window. Until it has two updates of its own,
+    it returns what the attempt before it measured; in the first attempt, the pace from `started_at` to the first
+    update.
     """
 
     def __init__(
@@ -49,15 +49,15 @@ class ThroughputWindow:
         self._points: deque[tuple[float, int, int]] = deque()
 
     def add(self, seconds: float, samples: int, tokens: int) -> tuple[float | None, float | None]:
-        """Take in the counts at a moment of steady time; return samples and tokens per second, if known."""
+        """Add the counts at a moment of the steady clock; return samples and tokens per second, if known."""
         points = self._points
         if points and (samples < points[-1][1] or tokens < points[-1][2]):
             # The loop went back to an earlier step.
             points.clear()
         if not points:
             points.append((seconds, samples, tokens))
-            return self._first_answer(seconds, samples, tokens)
-        # Two updates are kept however slow the steps are; fast ones are thinned.
+            return self._first_pace(seconds, samples, tokens)
+        # Two updates are kept however slow the steps are; frequent ones are thinned.
         while len(points) > 1 and points[1][0] <= seconds - self._window_seconds:
             points.popleft()
         then, samples_then, tokens_then = points[0]
@@ -69,11 +69,11 @@ class ThroughputWindow:
         return (samples - samples_then) / elapsed, (tokens - tokens_then) / elapsed
 
     def shift(self, seconds: float) -> None:
-        """Leave out a pause: the points before it move up to its end."""
+        """Leave out a pause, by moving the points before it up to its end."""
         self._started_at += seconds
         self._points = deque((then + seconds, samples, tokens) for then, samples, tokens in self._points)
 
-    def _first_answer(self, seconds: float, samples: int, tokens: int) -> tuple[float | None, float | None]:
+    def _first_pace(self, seconds: float, samples: int, tokens: int) -> tuple[float | None, float | None]:
         elapsed = seconds - self._started_at
         if self._before == (None, None) and elapsed > 0:
             self._before = (samples / elapsed, tokens / elapsed)
@@ -82,7 +82,7 @@ class ThroughputWindow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """How much training time is left."""
+    """The remaining training time."""
 
     seconds: float
     low_seconds: float
@@ -95,16 +95,16 @@ def is_pace_point_due(points: Sequence[PacePoint], seconds: float) -> bool:
 
 
 def add_pace_point(points: list[PacePoint], point: PacePoint) -> None:
-    """Add a point, keeping the list short: when it is full, points too close together are dropped."""
+    """Add a point; when the list is full, drop points that are old or close together."""
     points.append(point)
     if len(points) > MAX_PACE_POINTS:
         _thin(points)
 
 
 def estimate_remaining(points: Sequence[PacePoint], remaining_steps: int) -> Estimate | None:
-    """Time for the remaining steps at the recent pace, stalls included; None before two points.
+    """Time for the remaining steps at the recent pace, including stalls; None with fewer than two points.
 
-    The range is two standard errors of the pace, from the scatter between blocks of the recent past.
+    The range is two standard errors of the pace, estimated from the variation between blocks of the recent past.
     """
     if remaining_steps <= 0:
         return Estimate(seconds=0.0, low_seconds=0.0, high_seconds=0.0)
@@ -121,7 +121,7 @@ def estimate_remaining(points: Sequence[PacePoint], remaining_steps: int) -> Est
 
 
 def _standard_error(points: Sequence[PacePoint], pace: float) -> float:
-    """Of the mean seconds a step, by the scatter of block means around it, weighted by their steps."""
+    """The standard error of the mean seconds per step, from block means weighted by their steps."""
     size = max(1, (len(points) - 1) // _BLOCKS)
     ends = [*points[:-1:size], points[-1]]
     blocks = [
@@ -130,7 +130,7 @@ def _standard_error(points: Sequence[PacePoint], pace: float) -> float:
         if later.steps > earlier.steps
     ]
     if len(blocks) < 2:
-        # One block tells nothing of the scatter: say that it may be half or twice as fast.
+        # One block has no variation to measure: assume a range of ±50 %.
         return pace / (2 * _STANDARD_ERRORS)
     total = sum(steps for _, steps in blocks)
     variance = sum(steps * (seconds / steps - pace) ** 2 for seconds, steps in blocks) / total
@@ -138,7 +138,7 @@ def _standard_error(points: Sequence[PacePoint], pace: float) -> float:
 
 
 def _thin(points: list[PacePoint]) -> None:
-    """Drop what is too old, else every second point of the older half."""
+    """Drop the points that are too old; if there are none, every second point of the older half."""
     oldest = points[-1].seconds - _RECENT_SECONDS
     too_old = sum(point.seconds < oldest for point in points)
     if too_old:

@@ -22,17 +22,17 @@ __all__ = [
 ]
 
 ADOPTED = "adopted"
-"""The tag of checkpoints that another system wrote and `crashproof adopt` took up: they are not ours to remove."""
+"""The tag of checkpoints that other code wrote and `crashproof adopt` recorded; they are never removed."""
 
 
 class RetentionRule(ABC):
-    """Says which checkpoints stay; two combined by `|` keep what either keeps."""
+    """Decides which checkpoints to keep; two rules combined by `|` keep what either of them keeps."""
 
     __slots__ = ()
 
     @abstractmethod
     def choose(self, checkpoints: Iterable[CheckpointMetadata]) -> set[int]:
-        """The steps of those that stay."""
+        """The steps of the checkpoints to keep."""
 
     def __or__(self, other: RetentionRule) -> RetentionRule:
         return _KeepAny((self, other))
@@ -40,7 +40,7 @@ class RetentionRule(ABC):
 
 @dataclass(frozen=True, slots=True)
 class KeepLatest(RetentionRule):
-    """The newest ones."""
+    """Keep the newest checkpoints."""
 
     count: int
 
@@ -48,13 +48,13 @@ class KeepLatest(RetentionRule):
         _require_positive(self, self.count)
 
     def choose(self, checkpoints: Iterable[CheckpointMetadata]) -> set[int]:
-        """Those with the highest steps."""
+        """The highest steps."""
         return set(sorted({each.checkpoint_step for each in checkpoints})[-self.count :])
 
 
 @dataclass(frozen=True, slots=True)
 class KeepBest(RetentionRule):
-    """The best ones by a number that was reported at their step."""
+    """Keep the best checkpoints by a number that was reported at their step."""
 
     count: int
     by: str = "loss"
@@ -65,7 +65,7 @@ class KeepBest(RetentionRule):
         _require_positive(self, self.count)
 
     def choose(self, checkpoints: Iterable[CheckpointMetadata]) -> set[int]:
-        """Those with the lowest number, of equal ones the earlier; one without it, or with NaN, is never best."""
+        """The steps with the best number, of equal ones the earlier; one without it, or with NaN, is never best."""
         sign = -1.0 if self.higher_is_better else 1.0
         ranked = sorted(
             {
@@ -79,7 +79,7 @@ class KeepBest(RetentionRule):
 
 @dataclass(frozen=True, slots=True)
 class KeepEvery(RetentionRule):
-    """Those at whole multiples of a number of steps."""
+    """Keep the checkpoints at multiples of a number of steps."""
 
     steps: int
 
@@ -87,22 +87,22 @@ class KeepEvery(RetentionRule):
         _require_positive(self, self.steps)
 
     def choose(self, checkpoints: Iterable[CheckpointMetadata]) -> set[int]:
-        """Those whose step it divides."""
+        """The multiples."""
         return {each.checkpoint_step for each in checkpoints if each.checkpoint_step % self.steps == 0}
 
 
 @dataclass(frozen=True, slots=True)
 class KeepMilestones(RetentionRule):
-    """Those at steps named beforehand."""
+    """Keep the checkpoints at the given steps."""
 
     steps: Iterable[int]
 
     def __post_init__(self) -> None:
-        # A generator would be empty at the second question.
+        # A generator would be empty at the second call.
         object.__setattr__(self, "steps", frozenset(self.steps))
 
     def choose(self, checkpoints: Iterable[CheckpointMetadata]) -> set[int]:
-        """Those at one of the steps."""
+        """The given steps that have a checkpoint."""
         return {each.checkpoint_step for each in checkpoints} & set(self.steps)
 
 
@@ -116,14 +116,14 @@ class _KeepAny(RetentionRule):
 
 
 def stale_checkpoints(session: TrainingSession, rule: RetentionRule) -> list[CheckpointMetadata]:
-    """Those of a session that a rule does not keep, the oldest first; the newest is never among them.
+    """The checkpoints of a session that a rule does not keep, oldest first; the newest is never among them.
 
-    The rule is asked about the timeline that training is on. Checkpoints of one that a later attempt left stay
-    until training has come as far again. Adopted ones always stay.
+    The rule only sees checkpoints that are not superseded; superseded ones stay until training has passed their step
+    again. Adopted ones always stay.
     """
     everything = [*session.checkpoints.values(), *session.checkpoints_beside]
-    left = set(session.checkpoints_superseded)
-    standing = [each for each in everything if each.checkpoint_step not in left]
+    superseded = set(session.checkpoints_superseded)
+    standing = [each for each in everything if each.checkpoint_step not in superseded]
     if not standing:
         return []
     newest = max(each.checkpoint_step for each in standing)
@@ -152,5 +152,5 @@ def _require_positive(rule: RetentionRule, count: int) -> None:
     if count < 1:
         raise ConfigError(
             f"{type(rule).__name__} needs a number of at least 1, got {count}.",
-            hint="Leave the rule out, or give it one.",
+            hint="Pass a positive number, or leave the rule out.",
         )

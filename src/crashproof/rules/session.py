@@ -1,30 +1,18 @@
-"""A session, as its journals tell it.
+"""Apply records to a session.
 
-Starting and recovering are the same: these functions take one record after the other into a session, whether it
-was written this instant or read back after a crash. Records of different journals may arrive in any order among
-each other, so that each journal can be read on its own; only an answer comes after the request that it settles.
+Starting and recovering are the same: these functions apply one record after the other, whether it was just written or
+is read back after a crash. Records of different journals may be applied in any order relative to each other, so that
+each journal can be read on its own; only an answer must come after the request that it settles.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-
-import msgspec
-
-from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint
-from crashproof.records.codec import nonfinite_names
 from crashproof.records.events import (
     AlertCleared,
     AlertRaised,
     AnswersRecovered,
     AttemptEnded,
     AttemptStarted,
-    CheckpointHashed,
-    CheckpointRecorded,
-    CheckpointRemoved,
-    CheckpointsDeleted,
-    CheckpointSetAside,
     ConfigContinued,
     ConnectionFailed,
     DamageFound,
@@ -52,18 +40,15 @@ from crashproof.records.states import AttemptState
 from crashproof.rules.alerts import CONDITIONS
 from crashproof.rules.history import superseded_from
 from crashproof.rules.pace import add_pace_point, is_pace_point_due
+from crashproof.rules.session_checkpoints import (
+    CheckpointEvent,
+    apply_checkpoint_event,
+    supersede_checkpoints,
+    with_evaluation,
+)
 from crashproof.rules.trends import moved_average
 
-__all__ = [
-    "HISTORY_LENGTH",
-    "begin_session",
-    "take_answer",
-    "take_event",
-    "take_metrics",
-    "take_request",
-    "update_at",
-    "with_evaluation",
-]
+__all__ = ["HISTORY_LENGTH", "apply_answer", "apply_event", "apply_metrics", "apply_request", "begin_session"]
 
 HISTORY_LENGTH = 1000
 _NUM_EVALUATIONS = 8
@@ -72,7 +57,7 @@ _SECONDS_AN_HOUR = 3600.0
 
 
 def begin_session(record: SessionStarted) -> TrainingSession:
-    """A session of which nothing but its beginning is known."""
+    """A session that has just begun."""
     return TrainingSession(
         session_id=record.session_id,
         start_time=record.timestamp,
@@ -85,8 +70,8 @@ def begin_session(record: SessionStarted) -> TrainingSession:
     )
 
 
-def take_metrics(session: TrainingSession, line: MetricsSnapshot) -> None:
-    """Take in one update; a step already passed supersedes what is at or beyond it."""
+def apply_metrics(session: TrainingSession, line: MetricsSnapshot) -> None:
+    """Apply one update; a step already passed supersedes everything at or beyond it."""
     attempt = _attempt(session, line.attempt)
     seconds = _seconds_since_last_update(attempt, line)
     if line.step <= session.steps_completed:
@@ -109,8 +94,8 @@ def take_metrics(session: TrainingSession, line: MetricsSnapshot) -> None:
     attempt.wall_clock_hours = line.wall_clock_hours
 
 
-def take_answer(session: TrainingSession, record: AnswerRecord) -> None:
-    """Take in one paid answer of this session."""
+def apply_answer(session: TrainingSession, record: AnswerRecord) -> None:
+    """Apply one paid answer of this session."""
     session.api_responses_saved += 1
     session.api_cost += record.cost
     if isinstance(record.problem, str):
@@ -122,8 +107,8 @@ def take_answer(session: TrainingSession, record: AnswerRecord) -> None:
     attempt.last_seen = max(attempt.last_seen, record.timestamp)
 
 
-def take_request(session: TrainingSession, line: RequestLine) -> None:
-    """Take in how a request to a teacher of this session began or ended without an answer."""
+def apply_request(session: TrainingSession, line: RequestLine) -> None:
+    """Apply the beginning of a request of this session, or its end without an answer."""
     match line:
         case RequestSent():
             session.api_requests_open[line.request_id] = OpenRequest(attempt=line.attempt, most=line.most)
@@ -141,14 +126,14 @@ def take_request(session: TrainingSession, line: RequestLine) -> None:
     attempt.last_seen = max(attempt.last_seen, line.timestamp)
 
 
-def take_event(session: TrainingSession, event: Event) -> None:
-    """Take in one rare event."""
+def apply_event(session: TrainingSession, event: Event) -> None:
+    """Apply one event."""
     if isinstance(event, SessionStarted):
-        _take_beginning(session, event)
+        _apply_beginning(session, event)
         return
     if isinstance(event, AlertRaised | AlertCleared):
-        # No sign of life: a stall is raised while nothing moves, and a crash by somebody else.
-        _take_alert(session, event)
+        # No sign of life: a stall is raised while nothing moves, and a crash by another process.
+        _apply_alert(session, event)
         return
     attempt = _attempt(session, event.attempt)
     attempt.last_seen = max(attempt.last_seen, event.timestamp)
@@ -162,14 +147,8 @@ def take_event(session: TrainingSession, event: Event) -> None:
             session.total_steps_target = event.total_steps
         case ConfigContinued():
             session.config, session.config_hash = event.config, event.config_hash
-        case CheckpointRecorded() | CheckpointHashed() | CheckpointSetAside():
-            _take_checkpoint_event(session, event)
-        case CheckpointRemoved():
-            _take_removal(session, event)
-        case CheckpointsDeleted():
-            session.checkpoints_removing = event.left
         case EvaluationRecorded():
-            _take_evaluation(session, event)
+            _apply_evaluation(session, event)
         case ConnectionFailed():
             session.connection_failures += 1
             session.connection_retries += event.retry_count
@@ -181,37 +160,22 @@ def take_event(session: TrainingSession, event: Event) -> None:
             session.api_responses_recovered += event.count
             session.api_cost_saved += event.cost
         case JobAdvanced():
-            _take_job_progress(session, attempt, event)
+            _apply_job_progress(session, attempt, event)
         case SpendingReported():
-            _take_spending(session, event.spending)
+            _apply_spending(session, event.spending)
         case ReplayDiffered():
             if session.replay_differed_at is None:
                 session.replay_differed_at = event.step
         case DamageFound():
             session.damage_found += 1
             session.api_cost_wasted += event.cost or 0
-        # `ResumeChosen` is for the reader of the events; it counts nothing.
-
-
-def update_at(session: TrainingSession, step: int) -> MetricsSnapshot | None:
-    """The update of a step, or the newest one before it; None where the history does not reach back to it."""
-    # From the end: a checkpoint is recorded at the newest step, or a few behind it.
-    return next((line for line in reversed(session.metrics_history) if line.step <= step), None)
-
-
-def with_evaluation(checkpoint: CheckpointMetadata, evaluations: Iterable[Evaluation]) -> CheckpointMetadata:
-    """The checkpoint with what its own attempt has measured at its step, where it has."""
-    for evaluation in evaluations:
-        if (evaluation.step, evaluation.attempt) == (checkpoint.checkpoint_step, checkpoint.attempt):
-            names = nonfinite_names({"evaluation": evaluation.results})
-            checkpoint = msgspec.structs.replace(
-                checkpoint, evaluation=evaluation.results, nonfinite=names or msgspec.UNSET
-            )
-    return checkpoint
+        case _ if isinstance(event, CheckpointEvent):
+            apply_checkpoint_event(session, event)
+        # `ResumeChosen` is for readers of the events; it changes no state.
 
 
 def _attempt(session: TrainingSession, number: int) -> AttemptRecord:
-    """The attempt's record; made here where its start was never journalled or is yet to be read."""
+    """The record of an attempt; a new one if its start was never journalled or has not been read yet."""
     attempts = session.attempts
     if attempts and attempts[-1].attempt == number:
         return attempts[-1]
@@ -230,13 +194,13 @@ def _begin_attempt(session: TrainingSession, attempt: AttemptRecord, event: Atte
     if attempt.wall_clock_hours is None:
         attempt.wall_clock_hours = event.wall_clock_hours
     for earlier in session.attempts:
-        # Whoever ends in good order says so; a successor means that this one did not.
+        # An orderly end is journalled before the next attempt can begin.
         if earlier.attempt < attempt.attempt and earlier.end is None:
             earlier.how = AttemptState.CRASHED
 
 
-def _take_beginning(session: TrainingSession, event: SessionStarted) -> None:
-    """How the session came to be is known already, save for the config of one that was adopted."""
+def _apply_beginning(session: TrainingSession, event: SessionStarted) -> None:
+    """Complete a session that was adopted and had no config; of any other, the beginning is known already."""
     if session.config_hash or not event.config_hash:
         return
     session.session_id, session.start_time = event.session_id, event.timestamp
@@ -245,8 +209,25 @@ def _take_beginning(session: TrainingSession, event: SessionStarted) -> None:
     session.api_cost_before = event.api_cost_before
 
 
-def _take_job_progress(session: TrainingSession, attempt: AttemptRecord, event: JobAdvanced) -> None:
-    """Its pace is that of questions which had no end before: answers that are kept are passed in no time."""
+def _apply_evaluation(session: TrainingSession, event: EvaluationRecorded) -> None:
+    session.goodput.evaluating += event.seconds
+    evaluation = Evaluation(
+        step=event.step,
+        attempt=event.attempt,
+        timestamp=event.timestamp,
+        results=event.results,
+        nonfinite=event.nonfinite,
+    )
+    session.evaluations.append(evaluation)
+    del session.evaluations[:-_NUM_EVALUATIONS]
+    known = session.checkpoints.get(event.step)
+    # A recomputed step is measured again: the result of an earlier attempt does not belong to this checkpoint.
+    if known is not None and known.attempt == event.attempt:
+        session.checkpoints[event.step] = with_evaluation(known, [evaluation])
+
+
+def _apply_job_progress(session: TrainingSession, attempt: AttemptRecord, event: JobAdvanced) -> None:
+    """Count the requests completed; only new ones count towards the pace, as stored answers take no time."""
     seconds = _SECONDS_AN_HOUR * (attempt.wall_clock_hours or 0.0)
     seconds += max(0.0, event.timestamp - (attempt.start or event.timestamp))
     session.steps_completed = event.done
@@ -258,17 +239,17 @@ def _take_job_progress(session: TrainingSession, attempt: AttemptRecord, event: 
         add_pace_point(session.pace, PacePoint(session.busy_seconds, session.steps_computed))
 
 
-def _take_spending(session: TrainingSession, told: Spending) -> None:
-    """A shared store counts by itself; the newest report says it all."""
-    session.api_responses_saved = told.answers
-    session.api_responses_recovered = told.answers_served
-    session.api_responses_bad = told.answers_bad
-    session.api_requests_in_doubt = told.requests_in_doubt
-    session.api_cost, session.api_cost_saved = told.spent, told.saved
-    session.api_cost_in_doubt, session.api_cost_wasted = told.in_doubt, told.wasted
+def _apply_spending(session: TrainingSession, reported: Spending) -> None:
+    """Replace the totals: a shared store counts by itself, and its newest report is complete."""
+    session.api_responses_saved = reported.answers
+    session.api_responses_recovered = reported.answers_served
+    session.api_responses_bad = reported.answers_bad
+    session.api_requests_in_doubt = reported.requests_in_doubt
+    session.api_cost, session.api_cost_saved = reported.spent, reported.saved
+    session.api_cost_in_doubt, session.api_cost_wasted = reported.in_doubt, reported.wasted
 
 
-def _take_alert(session: TrainingSession, event: AlertRaised | AlertCleared) -> None:
+def _apply_alert(session: TrainingSession, event: AlertRaised | AlertCleared) -> None:
     if isinstance(event, AlertCleared):
         session.alerts_active.pop(event.kind, None)
         return
@@ -289,78 +270,6 @@ def _take_alert(session: TrainingSession, event: AlertRaised | AlertCleared) -> 
     del session.alerts[:-_NUM_ALERTS]
 
 
-def _take_checkpoint_event(
-    session: TrainingSession, event: CheckpointRecorded | CheckpointHashed | CheckpointSetAside
-) -> None:
-    if isinstance(event, CheckpointRecorded):
-        step, path = event.checkpoint.checkpoint_step, event.checkpoint.checkpoint_path
-        # A file that is written over every time holds the newest checkpoint only.
-        for earlier in [key for key, known in session.checkpoints.items() if known.checkpoint_path == path]:
-            _drop_checkpoint(session, earlier)
-        session.checkpoints_beside = [each for each in session.checkpoints_beside if each.checkpoint_path != path]
-        session.checkpoints_removing = [each for each in session.checkpoints_removing if each.checkpoint_path != path]
-        if step in session.checkpoints:
-            session.checkpoints_beside.append(session.checkpoints[step])
-        if step in session.checkpoints_superseded:
-            session.checkpoints_superseded.remove(step)
-        session.checkpoints[step] = event.checkpoint
-        session.last_checkpoint_step = step
-        session.goodput.checkpointing += event.seconds
-        return
-    known = session.checkpoints.get(event.step)
-    if known is None or known.checkpoint_path != event.checkpoint_path:
-        return
-    if isinstance(event, CheckpointHashed):
-        session.checkpoints[event.step] = msgspec.structs.replace(
-            known, num_bytes=event.num_bytes, sha256=event.sha256, files=event.files
-        )
-        return
-    _drop_checkpoint(session, event.step)
-    session.checkpoints_set_aside.append(
-        RefusedCheckpoint(checkpoint_step=event.step, checkpoint_path=event.checkpoint_path, reason=event.reason)
-    )
-    session.last_checkpoint_step = max(session.checkpoints, default=None)
-
-
-def _take_removal(session: TrainingSession, event: CheckpointRemoved) -> None:
-    gone = {(each.step, each.checkpoint_path) for each in event.checkpoints}
-    known = [*session.checkpoints.values(), *session.checkpoints_beside]
-    removed = [each for each in known if (each.checkpoint_step, each.checkpoint_path) in gone]
-    losses = [each.metrics.loss for each in removed if each.metrics and math.isfinite(each.metrics.loss)]
-    if session.lowest_loss_removed is not None:
-        losses.append(session.lowest_loss_removed)
-    session.lowest_loss_removed = min(losses, default=None)
-    for each in removed:
-        if session.checkpoints.get(each.checkpoint_step) is each:
-            _drop_checkpoint(session, each.checkpoint_step)
-    session.checkpoints_beside = [each for each in session.checkpoints_beside if each not in removed]
-    session.checkpoints_removing = event.checkpoints
-
-
-def _take_evaluation(session: TrainingSession, event: EvaluationRecorded) -> None:
-    session.goodput.evaluating += event.seconds
-    evaluation = Evaluation(
-        step=event.step,
-        attempt=event.attempt,
-        timestamp=event.timestamp,
-        results=event.results,
-        nonfinite=event.nonfinite,
-    )
-    session.evaluations.append(evaluation)
-    del session.evaluations[:-_NUM_EVALUATIONS]
-    known = session.checkpoints.get(event.step)
-    # A step that was computed again is measured again: what an earlier attempt has measured is not of this one.
-    if known is not None and known.attempt == event.attempt:
-        session.checkpoints[event.step] = with_evaluation(known, [evaluation])
-
-
-def _drop_checkpoint(session: TrainingSession, step: int) -> None:
-    del session.checkpoints[step]
-    # Read back from the journals, it would be gone before a later line could supersede it.
-    if step in session.checkpoints_superseded:
-        session.checkpoints_superseded.remove(step)
-
-
 def _seconds_since_last_update(attempt: AttemptRecord, line: MetricsSnapshot) -> float:
     if attempt.wall_clock_hours is None:
         return 0.0
@@ -368,13 +277,9 @@ def _seconds_since_last_update(attempt: AttemptRecord, line: MetricsSnapshot) ->
 
 
 def _go_back(session: TrainingSession, newer: MetricsSnapshot) -> None:
-    """Drop what a line supersedes, and compute anew what was derived from it."""
-    step = newer.step
-    for checkpoint in session.checkpoints.values():
-        left = checkpoint.checkpoint_step >= step and checkpoint.attempt < newer.attempt
-        if left and checkpoint.checkpoint_step not in session.checkpoints_superseded:
-            session.checkpoints_superseded.append(checkpoint.checkpoint_step)
-    history = session.metrics_history
+    """Drop what a line supersedes, and recompute what was derived from it."""
+    step, history = newer.step, session.metrics_history
+    supersede_checkpoints(session, step=step, attempt=newer.attempt)
     del history[superseded_from([line.step for line in history], step) :]
     session.moving_avg_loss = None
     for line in history:
@@ -385,7 +290,7 @@ def _go_back(session: TrainingSession, newer: MetricsSnapshot) -> None:
 def _count_time(
     session: TrainingSession, attempt: AttemptRecord, line: MetricsSnapshot, seconds: float, steps: int
 ) -> None:
-    """Book the time since the last update: to starting, to work done again, or to new work."""
+    """Book the time since the last update as starting, recomputed or productive."""
     is_new = line.step > session.highest_step
     if is_new:
         session.highest_step = line.step
@@ -394,7 +299,7 @@ def _count_time(
     if attempt.first_step is None:
         attempt.first_step = line.step
         session.goodput.starting += seconds
-        # The start-up is not pace: the line of points goes on with the second update of the attempt.
+        # Startup is not part of the pace: the next point comes with the second update of the attempt.
         if not session.pace:
             session.pace.append(PacePoint(0.0, 0))
         return

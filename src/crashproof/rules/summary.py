@@ -1,4 +1,4 @@
-"""Sum up a session for monitors."""
+"""Summarize a session for monitors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _SECONDS_AN_HOUR = 3600.0
 def progress_summary(
     session: TrainingSession, *, now: float, wall_clock_hours: float, is_alive: bool = True
 ) -> ProgressSummary:
-    """What `progress.json` says of a session.
+    """The summary of a session, as in `progress.json`.
 
-    `now` is in seconds since 1970; `wall_clock_hours` is the training time up to now; `is_alive` says whether
-    a process still writes the run.
+    `now` is in seconds since 1970; `wall_clock_hours` is the training time up to now; `is_alive` is whether a process
+    still writes the run.
     """
     done, target = session.steps_completed, session.total_steps_target
     remaining = estimate_remaining(session.pace, target - done)
@@ -90,17 +90,14 @@ def progress_summary(
 
 
 def goodput_seconds(session: TrainingSession) -> GoodputShare:
-    """Where the wall time went.
-
-    Down is the time from an attempt's last sign of life to the start of the next.
-    """
+    """Where the wall time went; an attempt is down from the last record before it to its start."""
     raw = session.goodput
     down = sum(
         max(0.0, later.start - (earlier.end or earlier.last_seen))
         for earlier, later in pairwise(each for each in session.attempts if each.how != AttemptState.ADOPTED)
         if later.start is not None
     )
-    # Taken out here and not record by record: sums of floats depend on the order of their terms.
+    # Subtracted here and not record by record: sums of floats depend on the order of their terms.
     productive = max(0.0, raw.productive - raw.checkpointing - raw.evaluating)
     parts = (productive, raw.recomputed, raw.checkpointing, raw.evaluating, raw.paused, down, raw.starting)
     total = sum(parts)
@@ -117,13 +114,12 @@ def goodput_seconds(session: TrainingSession) -> GoodputShare:
 
 
 def _newest(attempts: Sequence[AttemptRecord]) -> AttemptRecord | None:
-    """The newest attempt that was for training; the one that adopted checkpoints only where there is no other."""
+    """The newest attempt that was for training; one that adopted checkpoints only if there is no other."""
     trained = [each for each in attempts if each.how != AttemptState.ADOPTED]
     return trained[-1] if trained else attempts[-1] if attempts else None
 
 
 def _status(session: TrainingSession, attempt: AttemptRecord | None, *, is_alive: bool) -> RunStatus:
-    """How the run stands by its own records, and by whether a process still writes it."""
     if attempt is None:
         return RunStatus.NOT_STARTED
     if attempt.how == AttemptState.RUNNING and not is_alive:

@@ -1,8 +1,8 @@
-"""Is it learning?
+"""The trend of the loss.
 
-The slope is Theil and Sen's median of pairwise slopes with Sen's confidence interval (P. K. Sen, "Estimates of the
-regression coefficient based on Kendall's tau", J. Am. Stat. Assoc. 63, 1968): one spike moves neither. The moving
-average is exponential over finite losses only.
+The slope is the Theil-Sen estimator, the median of pairwise slopes, with Sen's confidence interval (P. K. Sen,
+"Estimates of the regression coefficient based on Kendall's tau", J. Am. Stat. Assoc. 63, 1968): a single spike
+changes neither. The moving average is exponential over finite losses only.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ _Z_95 = 1.959964
 _MOST_POINTS = 128
 """A longer window is thinned to this many block medians: pairs grow with the square."""
 _FEWEST_POINTS = 8
-"""With fewer, no verdict is certain."""
+"""With fewer, there is no verdict."""
 _FEWEST_POINTS_FOR_NOISE = 30
-"""With fewer, half a window tells too little of its noise to be compared with the other half."""
+"""With fewer, the noise of half a window cannot be estimated well enough."""
 _MAD_TO_SIGMA = 1.4826
 _SPIKE_SIGMAS = 8.0
 _SPIKE_SHARE = 0.05
 _NOISE_GROWTH = 4.0
 _RISE_IN_NOISE = 2.0
-"""A rise over the window must be so many times the noise: with frequent looks, one in forty is a false alarm."""
+"""The rise over the window must be this many times the noise: by the slope's 95 % interval alone, frequent checks
+would raise too many false alarms."""
 _NON_FINITE_SHARE = 0.1
 _LEAST_CHANGE = 1e-9
-"""Relative to the loss: below it, a change is rounding."""
+"""Relative to the loss; a smaller change is a rounding error."""
 
 
 def moved_average(average: float | None, loss: float) -> float | None:
-    """The moving average after one more loss; a loss that is not finite leaves it alone."""
+    """The moving average after one more loss; a non-finite loss does not change it."""
     if not math.isfinite(loss):
         return average
     # Weighted apart: the difference of two finite losses may be infinite.
@@ -49,7 +50,7 @@ def moved_average(average: float | None, loss: float) -> float | None:
 
 
 def loss_trend(losses: Sequence[float], *, moving_avg_loss: float | None, window_size: int = 100) -> LossTrend:
-    """What the newest losses say, of which at most `window_size` are looked at."""
+    """The trend of the newest losses, of which at most `window_size` are used."""
     window = list(losses[-window_size:]) if window_size > 0 else []
     finite = [(float(place), loss) for place, loss in enumerate(window) if math.isfinite(loss)]
     trend = LossTrend(
@@ -104,7 +105,7 @@ def _verdict(window: list[float], finite: list[tuple[float, float]], trend: Loss
     assert trend.noise is not None
     smallest = _LEAST_CHANGE * max(abs(trend.min_loss), abs(trend.max_loss))
     rise_over_window = trend.slope_per_update * len(window)
-    # Losses that fall can be as noisy as they like; only a rise must stand out of the noise to be called one.
+    # A falling loss may be noisy; a rise only counts if it exceeds the noise.
     if trend.slope_low > 0 and rise_over_window > max(_RISE_IN_NOISE * trend.noise, smallest):
         return LossVerdict.DIVERGING
     if _is_unstable(finite, trend.slope_per_update):
@@ -115,9 +116,9 @@ def _verdict(window: list[float], finite: list[tuple[float, float]], trend: Loss
 
 
 def _is_unstable(finite: list[tuple[float, float]], slope: float) -> bool:
-    """Whether spikes are frequent, or the noise of the second half dwarfs that of the first.
+    """Whether spikes are frequent, or the noise of the second half is far above that of the first.
 
-    Noise is measured between neighbours, so that a curve that bends is not mistaken for a noisy one.
+    Noise is measured between neighbours, so that a curved loss is not mistaken for a noisy one.
     """
     if len(finite) < _FEWEST_POINTS_FOR_NOISE:
         return False

@@ -1,1 +1,1 @@
-"""Hear what a training loop reports, and keep it."""
+"""Record what a training loop reports."""

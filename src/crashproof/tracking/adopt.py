@@ -1,8 +1,7 @@
-"""Build a run around checkpoints that other code wrote."""
+"""Adopt checkpoints that other code wrote."""
 
 from __future__ import annotations
 
-import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from crashproof.records.states import AttemptState, OnConfigChange, SessionKind
 from crashproof.rules.retention import ADOPTED
 from crashproof.tracking.checkpoint_recorder import CheckpointRecorder, Stale
 from crashproof.tracking.open_run import open_run
-from crashproof.tracking.requested_session import Identity
+from crashproof.tracking.requested_session import RequestedSession, new_session_id
 from crashproof.tracking.run_writer import RunWriter
 from crashproof.tracking.settings import TrackerSettings
 
@@ -36,7 +35,7 @@ __all__ = ["Adoption", "TornCheckpoint", "adopt_checkpoints"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TornCheckpoint:
-    """One that is not whole, left where and as it is."""
+    """A damaged or incomplete checkpoint, left as it is."""
 
     step: int
     path: str
@@ -46,16 +45,16 @@ class TornCheckpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adoption:
-    """What became of the checkpoints in a folder."""
+    """The result for the checkpoints in a folder."""
 
     adopted: list[CheckpointMetadata]
     torn: list[TornCheckpoint]
     unchecked: dict[str, tuple[str, ...]]
-    """By the path of one that was adopted: its files whose format has no checksum."""
+    """By the path of an adopted checkpoint: its files whose format has no checksum."""
     num_known: int
-    """Recorded before."""
+    """Already recorded before."""
     forgotten: list[str]
-    """Paths of those that had been adopted, were taken away since, and are recorded no more."""
+    """Paths of checkpoints that were adopted earlier, no longer exist, and are not recorded any more."""
 
 
 def adopt_checkpoints(
@@ -66,14 +65,14 @@ def adopt_checkpoints(
     clock: Clock = SYSTEM_CLOCK,
     disk: Disk = REAL_DISK,
 ) -> Adoption:
-    """Record every whole checkpoint in a folder that is not recorded yet; nothing of it is moved or changed.
+    """Record every intact checkpoint in a folder that is not recorded yet; none is moved or changed.
 
-    The run has no config until its first start, which takes it up whatever its config is. With `forgets_gone`, those
-    that were adopted earlier and have been taken away are recorded no more, where a newer one is whole.
+    The run has no config until its first start, which continues it whatever its config is. With `forgets_gone`,
+    checkpoints that were adopted earlier and no longer exist are not recorded any more, if a newer one is intact.
 
     Raises:
         NothingToAdopt: there is no such folder, it cannot be read, nothing in it is named like a checkpoint, or none
-            is whole.
+            is intact.
         RunInUse: a live process writes the run.
         StorageUnwritable, DiskFull: the run could not be written; what was recorded stays.
     """
@@ -93,20 +92,20 @@ def adopt_checkpoints(
         for each, finding in findings
         if finding.problem is not None
     ]
-    whole = [(each, finding) for each, finding in findings if finding.problem is None]
+    intact = [(each, finding) for each, finding in findings if finding.problem is None]
     if torn and len(torn) == len(candidates) and not may_forget:
         listing = "; ".join(f"{each.path}: {each.reason}" for each in torn)
-        raise NothingToAdopt(folder.root, reason=f"none is whole. {listing}", hint="Restore one from a copy.")
+        raise NothingToAdopt(folder.root, reason=f"none is intact. {listing}", hint="Restore one from a backup.")
     adopted: list[CheckpointMetadata] = []
     forgotten: list[CheckpointMetadata] = []
-    if whole or may_forget:
-        with _attempt(folder, session, [each.step for each, _ in whole], clock, disk) as (writer, recorder):
-            adopted = [_recorded(recorder, *each, samples_per_step or 0) for each in whole]
-            forgotten = _forgotten(recorder, writer.session, folder) if may_forget else []
+    if intact or may_forget:
+        with _attempt(folder, session, [each.step for each, _ in intact], clock, disk) as (writer, recorder):
+            adopted = [_record(recorder, *each, samples_per_step or 0) for each in intact]
+            forgotten = _forget_gone(recorder, writer.session, folder) if may_forget else []
     return Adoption(
         adopted=adopted,
         torn=torn,
-        unchecked={each.path.name: finding.unchecked for each, finding in whole if finding.unchecked},
+        unchecked={each.path.name: finding.unchecked for each, finding in intact if finding.unchecked},
         num_known=len(candidates) - len(new),
         forgotten=[each.checkpoint_path for each in forgotten],
     )
@@ -126,7 +125,7 @@ def _known_paths(session: TrainingSession | None) -> set[str]:
     if session is None:
         return set()
     recorded = {each.checkpoint_path for each in [*session.checkpoints.values(), *session.checkpoints_beside]}
-    # What is being deleted is not to be taken up again.
+    # A checkpoint that is being deleted must not be adopted again.
     return recorded | {each.checkpoint_path for each in session.checkpoints_removing}
 
 
@@ -134,11 +133,11 @@ def _known_paths(session: TrainingSession | None) -> set[str]:
 def _attempt(
     folder: RunFolder, session: TrainingSession | None, new_steps: list[int], clock: Clock, disk: Disk
 ) -> Iterator[tuple[RunWriter, CheckpointRecorder]]:
-    """An attempt of its own, which trains nothing: it takes the run up as any other does."""
-    run = open_run(folder, _identity(session, max(new_steps, default=0)), clock=clock, disk=disk)
+    """Open the run for an attempt of its own, which trains nothing."""
+    run = open_run(folder, _requested_session(session, max(new_steps, default=0)), clock=clock, disk=disk)
     try:
         writer = RunWriter(run, settings=TrackerSettings(), clock=clock, disk=disk)
-        # However large, each is digested before it is recorded: nobody is kept waiting.
+        # However large, each is digested before it is recorded: no training waits for it.
         yield writer, CheckpointRecorder(writer, large_checkpoint_bytes=sys.maxsize, clock=clock, disk=disk)
         hours = writer.session.wall_clock_hours
         writer.keep_durably(
@@ -150,22 +149,22 @@ def _attempt(
         run.close()
 
 
-def _recorded(
+def _record(
     recorder: CheckpointRecorder, candidate: Candidate, finding: Finding, samples_per_step: int
 ) -> CheckpointMetadata:
-    described = recorder.described(
+    checkpoint = recorder.describe(
         candidate.step, candidate.path, candidate.step * samples_per_step, [ADOPTED], written=None
     )
     if finding.evaluation:
         names = nonfinite_names({"evaluation": finding.evaluation})
-        described = msgspec.structs.replace(
-            described, evaluation=finding.evaluation, nonfinite=names or msgspec.UNSET
+        checkpoint = msgspec.structs.replace(
+            checkpoint, evaluation=finding.evaluation, nonfinite=names or msgspec.UNSET
         )
-    return recorder.record(described, seconds=0.0)
+    return recorder.record(checkpoint, seconds=0.0)
 
 
 def _gone(session: TrainingSession, folder: RunFolder) -> list[CheckpointMetadata]:
-    """Those that were adopted and have been taken away."""
+    """Checkpoints that were adopted earlier and no longer exist."""
     return [
         each
         for each in [*session.checkpoints.values(), *session.checkpoints_beside]
@@ -173,8 +172,10 @@ def _gone(session: TrainingSession, folder: RunFolder) -> list[CheckpointMetadat
     ]
 
 
-def _forgotten(recorder: CheckpointRecorder, session: TrainingSession, folder: RunFolder) -> list[CheckpointMetadata]:
-    """Only where a newer one was read back whole: a run never forgets that it has been somewhere."""
+def _forget_gone(
+    recorder: CheckpointRecorder, session: TrainingSession, folder: RunFolder
+) -> list[CheckpointMetadata]:
+    """Take checkpoints that no longer exist out of the manifest, if a newer one is read back and intact."""
     verified = newest_intact(session, folder)
     if verified is None:
         return []
@@ -184,10 +185,10 @@ def _forgotten(recorder: CheckpointRecorder, session: TrainingSession, folder: R
     return gone
 
 
-def _identity(session: TrainingSession | None, highest_step: int) -> Identity:
-    """The session's own, where there is one; else one that waits for its config."""
-    return Identity(
-        session_id=f"training_{secrets.token_hex(6)}",
+def _requested_session(session: TrainingSession | None, highest_step: int) -> RequestedSession:
+    """The session that exists, or a new one that waits for its config."""
+    return RequestedSession(
+        session_id=new_session_id(),
         config={} if session is None else session.config,
         config_hash="" if session is None else session.config_hash,
         total_steps=max(1, highest_step) if session is None else session.total_steps_target,

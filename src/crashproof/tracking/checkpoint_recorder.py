@@ -1,4 +1,4 @@
-"""Acknowledge checkpoints, and offer the newest whole one."""
+"""Record checkpoints, offer them for recovery, and remove old ones."""
 
 from __future__ import annotations
 
@@ -30,9 +30,8 @@ from crashproof.records.events import (
     ResumeChosen,
 )
 from crashproof.records.session import TrainingSession
-from crashproof.rules.best import has_lowest_loss
 from crashproof.rules.retention import RetentionRule, stale_checkpoints
-from crashproof.rules.session import update_at, with_evaluation
+from crashproof.rules.session_checkpoints import has_lowest_loss, update_at, with_evaluation
 from crashproof.scalars import as_int
 from crashproof.tracking.run_writer import RunWriter
 
@@ -45,15 +44,15 @@ BEST = "best_loss"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stale:
-    """Checkpoints that are not kept, and the newer one that makes them superfluous."""
+    """Checkpoints to remove, and the newer one that replaces them."""
 
     checkpoints: list[CheckpointMetadata]
     verified: CheckpointMetadata
-    """Read back from the disk, and what was recorded."""
+    """Read back from the disk, and found intact."""
 
 
 class CheckpointRecorder:
-    """Keeps the manifest. Not thread-safe: its owner locks, save around `described`, which takes long."""
+    """Keeps the manifest. Not thread-safe: its owner locks, except around calls that say that they need no lock."""
 
     def __init__(self, writer: RunWriter, *, large_checkpoint_bytes: int, clock: Clock, disk: Disk) -> None:
         self._writer = writer
@@ -62,7 +61,7 @@ class CheckpointRecorder:
         self._disk = disk
         self._digests = BackgroundDigests(writer.run.folder)
 
-    def described(
+    def describe(
         self,
         step: int,
         checkpoint_path: str | Path,
@@ -70,7 +69,7 @@ class CheckpointRecorder:
         recovery_tags: Iterable[str] | None,
         written: WholeFile | Digest | None,
     ) -> CheckpointMetadata:
-        """What the manifest will say of a checkpoint, which is durable when this returns."""
+        """Make a checkpoint durable, and return its entry for the manifest; takes long, and needs no lock."""
         path = Path(checkpoint_path)
         folder = self._writer.run.folder
         if folder.progress.resolve().is_relative_to(path.resolve()):
@@ -96,7 +95,7 @@ class CheckpointRecorder:
                 files=written.files if isinstance(written, Digest) else None,
             )
         if lies_elsewhere or not path.exists():
-            log.warning("%s is not there now: it is recorded, but cannot be verified.", checkpoint_path)
+            log.warning("%s is not on this disk: it is recorded, but cannot be verified.", checkpoint_path)
             return checkpoint
         make_durable(path, disk=self._disk)
         num_bytes = size_of(path)
@@ -110,7 +109,7 @@ class CheckpointRecorder:
     def record(
         self, checkpoint: CheckpointMetadata, *, seconds: float, is_best: bool | None = False
     ) -> CheckpointMetadata:
-        """Name a durable checkpoint in the journal and the manifest, with what its step has reported."""
+        """Add a durable checkpoint to the journal and the manifest, with the metrics of its step."""
         session = self._writer.session
         metrics = update_at(session, checkpoint.checkpoint_step)
         checkpoint = with_evaluation(msgspec.structs.replace(checkpoint, metrics=metrics), session.evaluations)
@@ -126,14 +125,14 @@ class CheckpointRecorder:
         return checkpoint
 
     def offer(self, choice: Choice) -> CheckpointMetadata:
-        """Set aside what was refused, and give the chosen one with its absolute path."""
+        """Quarantine the refused checkpoints, and return the chosen one with its absolute path."""
         chosen = choice.checkpoint
         if chosen.num_bytes is None:
-            log.warning("%s was never verified; nothing better was recorded.", chosen.checkpoint_path)
+            log.warning("%s was never verified, but no better checkpoint was recorded.", chosen.checkpoint_path)
         elif chosen.sha256 is None:
             self._digests.start(chosen)
         for checkpoint, reason in choice.refused:
-            self._set_aside(checkpoint, reason)
+            self._quarantine(checkpoint, reason)
         self._writer.keep(
             ResumeChosen(
                 **self._writer.stamp(),
@@ -148,7 +147,7 @@ class CheckpointRecorder:
         return msgspec.structs.replace(chosen, checkpoint_path=str(path))
 
     def keep_digests(self, *, wait: bool) -> None:
-        """Tell the manifest what was digested behind the training."""
+        """Record the digests that were computed in the background."""
         if wait:
             self._digests.wait()
         finished = self._digests.take_finished()
@@ -167,20 +166,20 @@ class CheckpointRecorder:
             self._writer.write_manifest()
 
     def stale(self, session: TrainingSession, rule: RetentionRule) -> Stale | None:
-        """What a session's rule does not keep and may go, now that a newer one is read back; None for nothing.
+        """The checkpoints that a rule does not keep and that may be removed, or None.
 
-        Takes as long as reading a checkpoint: to be asked without the owner's lock, about a session as of now.
+        Reads a whole checkpoint back, and needs no lock: pass the session as of now.
         """
         return self._superfluous(session, stale_checkpoints(session, rule))
 
     def unwanted(self, session: TrainingSession, checkpoint_path: Path) -> Stale | None:
-        """The same for one that somebody else's rule does not keep."""
+        """Like `stale`, for one checkpoint that the caller does not keep."""
         spelled = self._writer.run.folder.recorded_path(checkpoint_path)
         known = [*session.checkpoints.values(), *session.checkpoints_beside]
         return self._superfluous(session, [each for each in known if each.checkpoint_path == spelled])
 
     def forget(self, stale: Stale) -> TrainingSession:
-        """Take checkpoints out of the journal and the manifest; gives the session that names what to delete.
+        """Take checkpoints out of the session and the manifest; return the session, which names what to delete.
 
         Raises:
             DiskFull: they stay.
@@ -193,7 +192,7 @@ class CheckpointRecorder:
             if each in known
         ]
         if stale.verified in known and removed:
-            # The event first, durable, so that nothing offers what is about to go; then the manifest, then the bytes.
+            # The event first, durable, so that nothing offers what is deleted; then the manifest, then the files.
             self._writer.keep_durably(
                 CheckpointRemoved(
                     **self._writer.stamp(),
@@ -205,17 +204,17 @@ class CheckpointRecorder:
         return self._writer.session_as_of_now()
 
     def delete_removed(self, session: TrainingSession) -> None:
-        """Delete what a session as of now names as removed; takes its time, and needs no lock."""
+        """Delete the files of removed checkpoints; takes long, and needs no lock: pass the session as of now."""
         delete_removed(session, self._writer.run.folder, disk=self._disk)
 
     def keep_deletion(self) -> None:
-        """Say that it is done, so that a file which gets one of these names later is not taken for a leftover."""
+        """Record that the files are deleted, so that a later file of the same name is not deleted too."""
         left = find_undeleted(self._writer.session, self._writer.run.folder)
         if left != self._writer.session.checkpoints_removing:
             self._writer.keep(CheckpointsDeleted(**self._writer.stamp(), left=left))
 
     def close(self) -> None:
-        """End the thread that digests."""
+        """Stop computing digests."""
         self._digests.close()
 
     def _superfluous(self, session: TrainingSession, unkept: list[CheckpointMetadata]) -> Stale | None:
@@ -226,8 +225,8 @@ class CheckpointRecorder:
         gone = [each for each in unkept if each.checkpoint_step < verified.checkpoint_step]
         return Stale(checkpoints=gone, verified=verified) if gone else None
 
-    def _set_aside(self, checkpoint: CheckpointMetadata, reason: str) -> None:
-        log.warning("Passing over %s: %s.", checkpoint.checkpoint_path, reason)
+    def _quarantine(self, checkpoint: CheckpointMetadata, reason: str) -> None:
+        log.warning("Skipping %s: %s.", checkpoint.checkpoint_path, reason)
         folder = self._writer.run.folder
         if not is_damaged(checkpoint, folder):
             return

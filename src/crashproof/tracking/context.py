@@ -1,6 +1,6 @@
-"""The training loop's side of a run.
+"""The context around a training loop.
 
-Everything here is silent off the main process: no file, no folder, no thread.
+Off the main process, everything here does nothing: no file, no folder, no thread.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ log = logging.getLogger("crashproof")
 
 
 class TrainingProgressContext:
-    """A run around a training loop: enter it, report, leave it.
+    """A run as a context around a training loop.
 
-    Leaving it in good order ends the attempt as `completed`; an exception ends it as `raised` and goes on.
+    Leaving it normally ends the attempt as `completed`; an exception ends it as `raised` and is raised further.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class TrainingProgressContext:
         clock: Clock = SYSTEM_CLOCK,
         disk: Disk = REAL_DISK,
     ) -> None:
-        """Touches no disk yet; the arguments are those of `ProgressTracker`, save that `progress/` lies under
-        `output_dir`, and that nothing at all happens where `is_main_process` is false.
+        """Touches no disk yet; the arguments are those of `ProgressTracker`, except that `progress/` lies under
+        `output_dir`, and that nothing is done if `is_main_process` is false.
         """
         self.tracker: ProgressTracker | None = None
         """The run's writer while the context is entered on the main process."""
@@ -78,7 +78,7 @@ class TrainingProgressContext:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """What the run is, as it was given."""
+        """The config, as given."""
         return self._config
 
     @property
@@ -132,10 +132,10 @@ class TrainingProgressContext:
             self._final_summary = tracker.get_progress_summary()
 
     def _open_tracker(self) -> ProgressTracker | None:
-        """The writer; None off the main process, where everything is silent.
+        """The writer; None off the main process.
 
         Raises:
-            RunClosed: on the main process, the context was not entered or was left: nothing could be kept.
+            RunClosed: on the main process, if the context was not entered, or was left.
         """
         if self.tracker is None and self._is_main_process:
             why = "was left" if "session_id" in self._final_summary else "was not entered yet"
@@ -168,7 +168,7 @@ class TrainingProgressContext:
     ) -> None:
         """See `ProgressTracker.record_checkpoint`; the best one so far is also tagged `best_loss`.
 
-        With `is_best=None` the losses decide which one that is.
+        With `is_best=None`, the losses decide.
         """
         tracker = self._open_tracker()
         if tracker is not None:
@@ -196,7 +196,7 @@ class TrainingProgressContext:
             tracker.record_connection_failure(retry_count, error)
 
     def get_progress_summary(self) -> dict[str, Any]:
-        """The fields of `progress.json`; `{"status": "not_initialized"}` where the context was never entered."""
+        """The fields of `progress.json`; `{"status": "not_initialized"}` if the context was never entered."""
         return self._final_summary if self.tracker is None else self.tracker.get_progress_summary()
 
     def get_remaining_seconds(self) -> float | None:
@@ -204,7 +204,7 @@ class TrainingProgressContext:
         return None if self.tracker is None else self.tracker.get_remaining_seconds()
 
     def end_as(self, how: AttemptState | str) -> None:
-        """Say how the attempt ends when the context is left, such as `preempted`."""
+        """Set how the attempt ends when the context is left, such as `preempted`."""
         self._ends_as = AttemptState(how)
 
 
@@ -219,44 +219,44 @@ def setup_progress_tracking(
     is_main_process: bool = True,
     session_id: str | None = None,
 ) -> TrainingProgressContext:
-    """A context that is yet to be entered, for loops that cannot be indented."""
+    """A context to enter later, for loops that cannot be indented."""
     return TrainingProgressContext(config, output_dir, total_steps, is_main_process, session_id)
 
 
 def get_recovery_checkpoint(
     output_dir: str | Path, config: Mapping[str, Any] | None = None
 ) -> tuple[Path, int] | None:
-    """Where to resume: the newest whole checkpoint and the samples consumed at it, or None for a fresh start.
+    """The checkpoint to resume from and the samples consumed at it, or None for a fresh start.
 
-    Changes nothing, needs no lock, and may be called on every process. With `config`, a run of another config
-    has no checkpoint to offer, as it is about to be archived.
+    Changes nothing, needs no lock, and may be called in every process. With `config`, a run with another config has
+    no checkpoint to offer, as it is about to be archived.
 
     Raises:
-        NoUsableCheckpoint: some were recorded and none can be used.
+        NoUsableCheckpoint: some were recorded, but none can be used.
         NewerFormat: the run was written by a newer version.
     """
     folder = RunFolder.under(Path(output_dir))
     session = read_run(folder).session
     if session is None:
         return None
-    # Of a session that was adopted no config is known yet: the next start takes it up, whatever its config.
+    # An adopted session has no config yet: the next start continues it, whatever its config.
     if config is not None and session.config_hash and changed_keys(session.config, canonical_config(config)):
         return None
     choice = choose_for(session, folder)
     if choice is None:
         return None
     for checkpoint, reason in choice.refused:
-        log.warning("Passing over %s: %s.", checkpoint.checkpoint_path, reason)
+        log.warning("Skipping %s: %s.", checkpoint.checkpoint_path, reason)
     return folder.find(choice.checkpoint.checkpoint_path), choice.checkpoint.dataset_position
 
 
 def calculate_metrics_from_step(
-    loss: Any, loss_dict: Mapping[str, Any] | None = None, scheduler: Any = None
+    loss: object, loss_dict: Mapping[str, object] | None = None, scheduler: Any = None
 ) -> tuple[float, dict[str, float], float]:
     """Plain numbers of a step: the loss, its components by name, and the learning rate.
 
     Without `loss_dict` the components are `{"total": loss}`; without `scheduler` the learning rate is 0.0. A
-    tensor on a device is waited for here: hand tensors to `update_metrics` themselves to avoid that.
+    tensor on a device is waited for here; to avoid that, pass it to `update_metrics` itself.
     """
     total = as_float(loss, "loss")
     components = {name: as_float(value, name) for name, value in (loss_dict or {"total": total}).items()}

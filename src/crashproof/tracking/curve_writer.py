@@ -1,8 +1,8 @@
-"""Keep what pictures of a run are drawn from.
+"""Aggregate metrics for plots while they are written.
 
-A run of ten million steps has gigabytes of metrics; a picture of it needs thousands of numbers. So every 256 updates
-one line is added to `curves.jsonl`: the range of the journal that it stands for, and a bucket of each series. The
-file is derived and never synced: whoever reads it checks it against the journal, and reads there what it lacks.
+A run of ten million steps has gigabytes of metrics; a plot of it needs thousands of numbers. So every 256 updates one
+line is added to `curves.jsonl`: the range of the journal that it covers, and a bucket of each series. The file is
+derived and never synced: readers check it against the journal, and read from the journal what it lacks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _decoder = msgspec.json.Decoder(CurveBlock)
 
 
 class CurveWriter:
-    """Takes every update that was written, and adds a block for each 256. Not thread-safe: its owner locks."""
+    """Adds a block for every 256 updates. Not thread-safe: its owner locks."""
 
     def __init__(self, folder: RunFolder, metrics: Journal, *, disk: Disk = REAL_DISK) -> None:
         self._folder = folder
@@ -42,37 +42,33 @@ class CurveWriter:
         self._journal: Journal | None = None
         self._has_failed = False
 
-    def take(self, update: MetricsSnapshot, *, is_waiting: bool) -> None:
-        """Take an update that has just been journalled, or that waits for space there."""
+    def add(self, update: MetricsSnapshot, *, is_waiting: bool) -> None:
+        """Add an update that has just been journalled, or that waits for space on the disk."""
         updates = self._updates
         if is_waiting:
-            # Where it will lie is not known; readers find these lines in the journal.
+            # Its offset is not known yet; readers find such lines in the journal.
             updates.clear()
             self._start = JournalMark()
             return
         if updates and update.step <= updates[-1].step:
-            # The loop went back: a block holds steps in order.
-            self._begin_after(update)
+            # The loop went back, and a block needs steps in order: readers find these updates in the journal.
+            updates.clear()
+            self._start = self._metrics.mark
             return
         updates.append(update)
         if len(updates) >= UPDATES_A_BLOCK:
             self._add_block()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._journal is not None:
             self._journal.close()
             self._journal = None
 
-    def _begin_after(self, update: MetricsSnapshot) -> None:
-        """Leave the updates so far to the readers; the next block begins behind this one."""
-        self._updates.clear()
-        self._start = self._metrics.mark
-
     def _add_block(self) -> None:
         updates, self._updates = self._updates, []
         start, self._start = self._start, self._metrics.mark
-        # Where lines had waited for space, they are in the journal between the two, or before them.
+        # Lines that had waited for space may lie in between.
         if self._has_failed or self._start.num_lines - start.num_lines != len(updates):
             return
         block = CurveBlock(
@@ -89,15 +85,15 @@ class CurveWriter:
         )
         try:
             if self._journal is None:
-                self._journal = self._opened()
+                self._journal = self._open_journal()
             self._journal.append(encode(block))
         except (StorageError, OSError) as error:
-            # It is a picture's matter: training and its records go on.
-            log.warning("%s gets no more lines in this attempt: %s", self._folder.curves, error)
+            # Only plots depend on it: training and its records go on.
+            log.warning("No more lines are written to %s in this attempt: %s", self._folder.curves, error)
             self._has_failed = True
 
-    def _opened(self) -> Journal:
-        """The file, cut back to where it agrees with the journal."""
+    def _open_journal(self) -> Journal:
+        """Open the file, truncated to the part that agrees with the metrics."""
         path = self._folder.curves
         num_bytes = 0
         if path.exists():
@@ -111,7 +107,7 @@ class CurveWriter:
         return Journal(path, mark=JournalMark(num_bytes=num_bytes), disk=self._disk)
 
     def _agreed_bytes(self) -> int:
-        """Where the newest block ends that ends where the journal still has the line it ended with."""
+        """The end of the newest block whose last line is still where it was in the metrics."""
         path = self._folder.curves
         for line in scan_backwards(path, end=path.stat().st_size):
             try:

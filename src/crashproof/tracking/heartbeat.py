@@ -1,4 +1,4 @@
-"""Do something regularly, beside the training loop."""
+"""Regular work in a background thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger("crashproof")
 
 
 class Heartbeat:
-    """A daemon thread that calls `beat` until stopped; a beat that fails is logged, and the next one comes."""
+    """A daemon thread that calls `beat` until stopped; one that fails is logged, and does not stop it."""
 
     def __init__(self, beat: Callable[[], None], *, interval_seconds: float) -> None:
         self._beat = beat
@@ -22,7 +22,7 @@ class Heartbeat:
         self._thread.start()
 
     def stop(self) -> None:
-        """Wait for a beat under way; none comes after it."""
+        """Stop calling, and wait for a call in progress."""
         self._stopped.set()
         if self._thread is not threading.current_thread():
             self._thread.join()
@@ -32,5 +32,5 @@ class Heartbeat:
             try:
                 self._beat()
             except Exception:
-                # Training must not end because a snapshot could not be written; the log says so each time.
-                log.exception("Housekeeping failed; it is tried again in %g s.", self._interval_seconds)
+                # Training must not end because a snapshot could not be written.
+                log.exception("Housekeeping failed; trying again in %g s.", self._interval_seconds)

@@ -1,4 +1,4 @@
-"""Turn reports of the loop into lines of the journal."""
+"""Turn updates into lines of the journal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MOST_EXPECTED_LOSSES = 200_000
 
 
 class MetricsRecorder:
-    """Times each update, writes it once its numbers are here, and compares what is computed again.
+    """Times each update, writes it once its numbers have arrived, and compares recomputed steps.
 
     Not thread-safe: its owner locks.
     """
@@ -45,7 +45,7 @@ class MetricsRecorder:
         self._pending = PendingUpdates(self._write)
         self._journal_end_at_opening = writer.run.metrics.journal.num_bytes
         self._expected_losses: dict[int, float] | None = None
-        """What earlier attempts journalled for the steps ahead; None until the first update shows where it begins."""
+        """What earlier attempts journalled for the next steps; None until the first update is known."""
 
     @property
     def num_pending(self) -> int:
@@ -53,11 +53,11 @@ class MetricsRecorder:
         return len(self._pending)
 
     def hours_trained(self) -> float:
-        """Up to now, without pauses and downtime."""
+        """Training time up to now, without pauses and downtime."""
         return self._stopwatch.hours(self._clock.steady())
 
     def record(self, update: Update) -> None:
-        """Write one update, or let it wait for its numbers; see `ProgressTracker.update_metrics`."""
+        """Write one update, or queue it until its numbers arrive; see `ProgressTracker.update_metrics`."""
         moment = Moment(int(self._clock.now() * 1e3) / 1e3, self._clock.steady())
         numbers = numbers_on_host(update)
         if numbers is not None and not self._pending:
@@ -75,7 +75,7 @@ class MetricsRecorder:
         self._pending.write_all()
 
     def record_pause(self, seconds: float) -> None:
-        """Leave a pause that ends now out of the training time."""
+        """Record a pause that ends now, and leave it out of the training time."""
         # Updates from before the pause are timed before it; the device has had the pause to finish.
         self._pending.write_all()
         left_out = self._stopwatch.leave_out(seconds, self._clock.steady())
@@ -93,7 +93,7 @@ class MetricsRecorder:
             samples_per_sec=_given_or_rounded(update.throughput_samples_per_sec, measured[0]),
             tokens_per_sec=_given_or_rounded(update.throughput_tokens_per_sec, measured[1]),
         )
-        # A sum is not finite as soon as one of its parts is not; looking closer costs time only then.
+        # A sum is non-finite if one of its terms is; only then is it worth checking each of them.
         total = numbers.loss + numbers.learning_rate + sum(numbers.components.values())
         total += (update.throughput_samples_per_sec or 0.0) + (update.throughput_tokens_per_sec or 0.0)
         if not -_HUGE < total < _HUGE:
@@ -104,7 +104,7 @@ class MetricsRecorder:
         self._writer.keep_update(line)
 
     def _check_replay(self, line: MetricsSnapshot) -> None:
-        """Compare a recomputed step with what the attempts before this one have journalled."""
+        """Compare a recomputed step with what earlier attempts journalled."""
         if self._expected_losses is None:
             self._expected_losses = self._losses_to_repeat(line.step)
         before = self._expected_losses.pop(line.step, None)
@@ -125,7 +125,7 @@ class MetricsRecorder:
         )
 
     def _losses_to_repeat(self, first_step: int) -> dict[int, float]:
-        """What earlier attempts journalled from the first step of this one on; nothing where they ended before."""
+        """The losses of earlier attempts from the first step of this one on; empty if they ended before."""
         if first_step > self._writer.session.steps_completed:
             return {}
         end = self._journal_end_at_opening

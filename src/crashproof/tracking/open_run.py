@@ -1,6 +1,6 @@
 """Open a run, whatever state it is in.
 
-There is one way to start: read what is there, set damage aside, and go on. A new folder is a run with nothing in
+There is one way to start: read what is there, quarantine damage, and continue. A new folder is a run with nothing in
 it yet.
 """
 
@@ -22,7 +22,7 @@ from crashproof.disk.journal import Damage, Journal, repair_journal
 from crashproof.disk.lock import WriterLock
 from crashproof.disk.queueing_journal import QueueingJournal
 from crashproof.disk.run_folder import RunFolder
-from crashproof.errors import ConfigChanged, ConfigError
+from crashproof.errors import ConfigChanged
 from crashproof.reading.damage import damage_event
 from crashproof.reading.run_state import UNKNOWN_SESSION, RunState, read_run, read_total_cost
 from crashproof.records.checkpoints import CheckpointMetadata
@@ -40,8 +40,8 @@ from crashproof.records.session import TrainingSession
 from crashproof.records.snapshots import JournalMark
 from crashproof.records.states import OnConfigChange
 from crashproof.rules.identity import changed_keys
-from crashproof.rules.session import take_event
-from crashproof.tracking.requested_session import Identity
+from crashproof.rules.session import apply_event
+from crashproof.tracking.requested_session import RequestedSession
 
 __all__ = [
     "OpenRun",
@@ -69,44 +69,60 @@ class OpenRun:
         return {each.journal.path.name: each.journal.mark for each in self.journals()}
 
     def journals(self) -> tuple[QueueingJournal, ...]:
-        """All four."""
+        """All of them."""
         return self.events, self.metrics, self.requests, self.answers
 
     def close(self) -> None:
-        """Let go of the files and of the right to write them."""
+        """Close the files and release the lock."""
         self.close_files()
         self.lock.release()
 
     def close_files(self) -> None:
-        """Let go of the files alone."""
+        """Close the files, but keep the lock."""
         for each in self.journals():
             each.journal.close()
 
 
-def open_run(folder: RunFolder, identity: Identity, *, clock: Clock, disk: Disk) -> OpenRun:
-    """Take a run up and begin an attempt; see `ProgressTracker` for what can be raised."""
-    _check(identity)
+def open_run(folder: RunFolder, requested: RequestedSession, *, clock: Clock, disk: Disk) -> OpenRun:
+    """Open a run and begin an attempt; see `ProgressTracker` for what is raised."""
     with storage_errors(folder.progress):
         disk.make_folders(folder.progress)
     lock = WriterLock(folder.lock, disk=disk, now=clock.now)
     try:
-        state, changed, damages = _found(folder, identity, clock=clock, disk=disk)
-        run = _opened(folder, lock, state, disk)
+        state, changed, damages = _find_session(folder, requested, clock=clock, disk=disk)
+        run = _open_journals(folder, lock, state, disk)
     except BaseException:
         lock.release()
         raise
     try:
-        _write_opening_events(run, identity, changed, damages, state.remembered, now=clock.now())
+        _write_opening_events(run, requested, changed, damages, state.remembered, now=clock.now())
     except BaseException:
         run.close()
         raise
     return run
 
 
-def _found(
-    folder: RunFolder, identity: Identity, *, clock: Clock, disk: Disk
+def _find_session(
+    folder: RunFolder, requested: RequestedSession, *, clock: Clock, disk: Disk
 ) -> tuple[RunState, list[str], dict[str, list[Damage]]]:
-    """The session to go on with, the config keys that changed, and the damage that was set aside."""
+    """Read the run, and begin a session if needed; return the state, the changed config keys and the damage."""
+    state, damages = _recover(folder, disk)
+    changed: list[str] = []
+    if state.session is not None and state.session.config_hash:
+        changed = changed_keys(state.session.config, requested.config)
+    if state.session is not None and _begins_anew(folder, state.session, requested, changed):
+        _archive(folder, state.session.session_id, state.session, disk)
+        state, changed = RunState(session=None), []
+    # A session without a config (adopted, or its first line was lost) gets that of the first start that has one.
+    if state.session is None or (requested.config_hash and not state.session.config_hash):
+        _write_beginning(folder, requested, state.session, clock, disk)
+        remembered, state = state.remembered, read_run(folder, trust_snapshot=False)
+        state.remembered = remembered
+    return state, changed, damages
+
+
+def _recover(folder: RunFolder, disk: Disk) -> tuple[RunState, dict[str, list[Damage]]]:
+    """Finish what a crash has interrupted, repair the journals, and read the run."""
     _finish_archiving(folder, disk)
     state = read_run(folder)
     remove_partials(folder.progress, disk=disk)
@@ -114,29 +130,15 @@ def _found(
     if state.session is not None:
         # Before anything else may take one of these names.
         delete_removed(state.session, folder, disk=disk)
-    damages = _mended(folder, state, disk)
-    remembered = state.remembered
+    damages = _repair_journals(folder, state, disk)
     if state.session is None or damages:
-        # Lines that had run together were taken apart, and offsets may have moved.
-        state = read_run(folder)
-        remembered = remembered or state.remembered
-    changed: list[str] = []
-    if state.session is not None:
-        if state.session.config_hash:
-            changed = changed_keys(state.session.config, identity.config)
-        if _begins_anew(folder, state.session, identity, changed):
-            _archive(folder, state.session.session_id, state.session, disk)
-            state, changed, remembered = RunState(session=None), [], []
-    # A session whose config nobody has told yet (it was adopted, or its first line was lost) gets it from the first
-    # start that has one.
-    if state.session is None or (identity.config_hash and not state.session.config_hash):
-        _write_beginning(folder, identity, state.session, clock, disk)
-        state = read_run(folder, trust_snapshot=False)
-    state.remembered = remembered
-    return state, changed, damages
+        # A repair separates lines that were joined, and moves offsets.
+        remembered, state = state.remembered, read_run(folder)
+        state.remembered = remembered or state.remembered
+    return state, damages
 
 
-def _opened(folder: RunFolder, lock: WriterLock, state: RunState, disk: Disk) -> OpenRun:
+def _open_journals(folder: RunFolder, lock: WriterLock, state: RunState, disk: Disk) -> OpenRun:
     def journal(path: Path) -> QueueingJournal:
         return QueueingJournal(Journal(path, mark=state.marks[path.name], disk=disk))
 
@@ -153,22 +155,8 @@ def _opened(folder: RunFolder, lock: WriterLock, state: RunState, disk: Disk) ->
     )
 
 
-def _check(identity: Identity) -> None:
-    if identity.total_steps < 1:
-        raise ConfigError(
-            f"A run needs at least 1 step, got total_steps = {identity.total_steps}.",
-            hint="Set the number of optimizer steps to train.",
-        )
-    name = identity.session_id
-    if not name.strip() or name.startswith(".") or "/" in name or "\0" in name:
-        raise ConfigError(
-            f"A session_id names a folder of the archive, got {name!r}.",
-            hint="Use letters, digits, dashes and underscores.",
-        )
-
-
-def _mended(folder: RunFolder, state: RunState, disk: Disk) -> dict[str, list[Damage]]:
-    """Set aside what is broken in the journals; returns it by the journal's name."""
+def _repair_journals(folder: RunFolder, state: RunState, disk: Disk) -> dict[str, list[Damage]]:
+    """Quarantine the damaged parts of journals; return them by the journal's name."""
     damages = {}
     for name, pieces in state.damages.items():
         side_file = folder.quarantine / name
@@ -176,7 +164,7 @@ def _mended(folder: RunFolder, state: RunState, disk: Disk) -> dict[str, list[Da
             folder.progress / name, quarantine=side_file, start=pieces[0].offset, disk=disk
         )
         log.warning(
-            "%s was damaged: %d piece(s), the first at byte %d (%s). They are kept in %s; every whole line stays.",
+            "%s had %d damaged part(s), the first at byte %d (%s). They are in %s now; all intact lines are kept.",
             folder.progress / name,
             len(damages[name]),
             damages[name][0].offset,
@@ -186,19 +174,23 @@ def _mended(folder: RunFolder, state: RunState, disk: Disk) -> dict[str, list[Da
     return damages
 
 
-def _begins_anew(folder: RunFolder, session: TrainingSession, identity: Identity, changed: list[str]) -> bool:
-    if identity.is_fresh:
-        log.warning("Beginning anew as asked; session %s goes to %s.", session.session_id, folder.archive)
+def _begins_anew(
+    folder: RunFolder, session: TrainingSession, requested: RequestedSession, changed: list[str]
+) -> bool:
+    if requested.is_fresh:
+        log.warning(
+            "A new session begins, as requested; session %s is moved to %s.", session.session_id, folder.archive
+        )
         return True
     if not changed:
         return False
-    if identity.on_config_change == OnConfigChange.ERROR:
+    if requested.on_config_change == OnConfigChange.ERROR:
         raise ConfigChanged(folder.root, changed=changed)
-    if identity.on_config_change == OnConfigChange.CONTINUE:
-        log.warning("The config has changed (%s); session %s goes on.", "; ".join(changed), session.session_id)
+    if requested.on_config_change == OnConfigChange.CONTINUE:
+        log.warning("The config has changed (%s); session %s continues.", "; ".join(changed), session.session_id)
         return False
     log.warning(
-        "The config has changed (%s). Session %s goes to %s with its checkpoints; a new one begins.",
+        "The config has changed (%s). Session %s is moved to %s with its checkpoints; a new one begins.",
         "; ".join(changed),
         session.session_id,
         folder.archive,
@@ -218,18 +210,20 @@ def _finish_archiving(folder: RunFolder, disk: Disk) -> None:
 
 
 def _write_beginning(
-    folder: RunFolder, identity: Identity, known: TrainingSession | None, clock: Clock, disk: Disk
+    folder: RunFolder, requested: RequestedSession, known: TrainingSession | None, clock: Clock, disk: Disk
 ) -> None:
-    """Begin the session on disk; it is then read like any other."""
-    name = None if known is None or known.session_id == UNKNOWN_SESSION else known.session_id
+    """Journal the beginning of the session, which is then read like any other."""
+    session_id = requested.session_id
+    if known is not None and known.session_id != UNKNOWN_SESSION:
+        session_id = known.session_id
     beginning = SessionStarted(
         timestamp=clock.now(),
         attempt=1,
-        session_id=identity.session_id if name is None else name,
-        config=identity.config,
-        config_hash=identity.config_hash,
-        kind=identity.kind,
-        total_steps=identity.total_steps,
+        session_id=session_id,
+        config=requested.config,
+        config_hash=requested.config_hash,
+        kind=requested.kind,
+        total_steps=requested.total_steps,
         api_cost_before=read_total_cost(folder),
     )
     journal = Journal(folder.events, mark=JournalMark(), disk=disk)
@@ -242,7 +236,7 @@ def _write_beginning(
 
 def _write_opening_events(
     run: OpenRun,
-    identity: Identity,
+    requested: RequestedSession,
     changed: list[str],
     damages: dict[str, list[Damage]],
     remembered: list[CheckpointMetadata],
@@ -261,17 +255,17 @@ def _write_opening_events(
         )
     ]
     if run.folder.events.name in damages or run.events.journal.num_bytes == 0:
-        # The line that was lost may have been the one that says which session this is.
-        events.append(_beginning_again(session, run.attempt))
-    if session.total_steps_target != identity.total_steps:
-        events.append(TargetChanged(timestamp=now, attempt=run.attempt, total_steps=identity.total_steps))
+        # The lost line may have been the one that identifies the session.
+        events.append(_restate_beginning(session, run.attempt))
+    if session.total_steps_target != requested.total_steps:
+        events.append(TargetChanged(timestamp=now, attempt=run.attempt, total_steps=requested.total_steps))
     if changed:
         events.append(
             ConfigContinued(
                 timestamp=now,
                 attempt=run.attempt,
-                config=identity.config,
-                config_hash=identity.config_hash,
+                config=requested.config,
+                config_hash=requested.config_hash,
                 changed=changed,
             )
         )
@@ -284,15 +278,15 @@ def _write_opening_events(
         for each in pieces
     ]
     for checkpoint in remembered:
-        log.warning("The event of %s was lost; a snapshot still names it.", checkpoint.checkpoint_path)
+        log.warning("The event of %s was lost; it is restored from a snapshot.", checkpoint.checkpoint_path)
         events.append(CheckpointRecorded(timestamp=now, attempt=run.attempt, checkpoint=checkpoint, seconds=0.0))
     for event in events:
         run.events.append_now(encode(event))
-        take_event(session, event)
+        apply_event(session, event)
     run.events.journal.sync()
 
 
-def _beginning_again(session: TrainingSession, attempt: int) -> SessionStarted:
+def _restate_beginning(session: TrainingSession, attempt: int) -> SessionStarted:
     return SessionStarted(
         timestamp=session.start_time,
         attempt=attempt,
@@ -306,9 +300,9 @@ def _beginning_again(session: TrainingSession, attempt: int) -> SessionStarted:
 
 
 def _git_commit() -> str | None:
-    """The commit of the code that is training, where it is in a git checkout."""
+    """The commit of the working folder, if it is in a git checkout."""
     try:
-        found = subprocess.run(
+        completed = subprocess.run(
             ["git", "rev-parse", "HEAD"],  # noqa: S607 - whichever git the user has
             capture_output=True,
             text=True,
@@ -317,4 +311,4 @@ def _git_commit() -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return completed.stdout.strip() or None

@@ -1,4 +1,4 @@
-"""Updates whose numbers are still on a device."""
+"""Updates that wait for numbers from a device."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class PendingUpdates:
         self._pending.append((moment, update, copies))
 
     def write_ready(self) -> None:
-        """Write those at the front whose numbers have arrived."""
+        """Write the oldest ones whose numbers have arrived."""
         while self._pending and self._pending[0][2].are_ready():
             self._write_first()
 
@@ -81,7 +81,7 @@ class _Copies:
 
 
 def numbers_on_host(update: Update) -> Numbers | None:
-    """The numbers as floats, or None where reading one would make the host wait for a device.
+    """The numbers as floats, or None if reading one would make the host wait for a device.
 
     Raises:
         InvalidMetric: a value is not a number, or `loss_components` is not a mapping of names to numbers.
@@ -90,7 +90,7 @@ def numbers_on_host(update: Update) -> Numbers | None:
     if not isinstance(components, Mapping):
         raise InvalidMetric(
             f"loss_components must be a mapping, got {type(components).__name__}.",
-            hint="Pass {} where there are none.",
+            hint="Pass {} if there are none.",
         )
     if type(loss) is float and type(learning_rate) is float:
         copied = dict(components)
@@ -98,7 +98,7 @@ def numbers_on_host(update: Update) -> Numbers | None:
             if type(value) is not float:
                 break
         else:
-            return Numbers(loss, copied, learning_rate)  # type: ignore[arg-type]  # All are floats, as just seen.
+            return Numbers(loss, copied, learning_rate)  # type: ignore[arg-type]  # All are floats, as just checked.
     if is_on_device(loss) or is_on_device(learning_rate) or any(map(is_on_device, components.values())):
         return None
     return Numbers(

@@ -1,4 +1,4 @@
-"""Mend a run that nobody is writing."""
+"""Repair a run that no process writes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["repair_run"]
 
 
 def repair_run(folder: RunFolder, *, clock: Clock = SYSTEM_CLOCK, disk: Disk = REAL_DISK) -> list[str]:
-    """Set aside whatever is damaged, rebuild all snapshots, and say what was set aside.
+    """Quarantine whatever is damaged, rebuild all snapshots, and return a description of each damage.
 
     Raises:
         RunInUse: a live process writes the run.
@@ -43,16 +43,16 @@ def repair_run(folder: RunFolder, *, clock: Clock = SYSTEM_CLOCK, disk: Disk = R
             for name, pieces in damages.items()
             for piece in pieces
         ]
-        events += _damaged_checkpoints(folder, state.session, clock, disk)
-        _write(folder, events, disk)
+        events += _quarantine_checkpoints(folder, state.session, clock, disk)
+        _append(folder, events, disk)
         _rebuild_snapshots(folder, clock, disk)
     finally:
         lock.release()
-    return [_in_words(event) for event in events]
+    return [_description(event) for event in events]
 
 
-def _damaged_checkpoints(folder: RunFolder, session: TrainingSession, clock: Clock, disk: Disk) -> list[Event]:
-    """Move aside what is there and is not what was recorded; a missing checkpoint may come back by itself."""
+def _quarantine_checkpoints(folder: RunFolder, session: TrainingSession, clock: Clock, disk: Disk) -> list[Event]:
+    """Quarantine damaged checkpoints; a missing one may come back, so it stays recorded."""
     events: list[Event] = []
     for step, checkpoint in sorted(session.checkpoints.items()):
         problem = problem_with(checkpoint, folder)
@@ -74,7 +74,7 @@ def _damaged_checkpoints(folder: RunFolder, session: TrainingSession, clock: Clo
     return events
 
 
-def _write(folder: RunFolder, events: list[Event], disk: Disk) -> None:
+def _append(folder: RunFolder, events: list[Event], disk: Disk) -> None:
     if not events:
         return
     mark = read_run(folder, trust_snapshot=False).marks[folder.events.name]
@@ -97,7 +97,7 @@ def _last_attempt(session: TrainingSession) -> int:
     return max((each.attempt for each in session.attempts), default=1)
 
 
-def _in_words(event: Event) -> str:
+def _description(event: Event) -> str:
     if isinstance(event, DamageFound):
         price = "" if event.cost is None else f" (${event.cost} had been paid for it)"
         return f"{event.file}, byte {event.offset:,}: {event.reason}{price}; kept in {event.moved_to}"

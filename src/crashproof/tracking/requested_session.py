@@ -1,4 +1,4 @@
-"""Which session the caller wants."""
+"""The session that a caller requests."""
 
 from __future__ import annotations
 
@@ -12,43 +12,46 @@ from crashproof.records.states import OnConfigChange, SessionKind
 from crashproof.rules.identity import canonical_config, config_hash
 from crashproof.scalars import as_int
 
-__all__ = [
-    "Identity",
-]
+__all__ = ["RequestedSession", "new_session_id"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """Which session the caller wants to write."""
+class RequestedSession:
+    """The session that a caller wants to write.
+
+    Raises:
+        ConfigError: `total_steps` is below 1, or `session_id` cannot name a folder.
+    """
 
     session_id: str
-    """For a session that is new."""
+    """For a new session; one that exists keeps its own."""
     config: dict[str, Any]
     """Canonical, without secrets."""
-    kind: SessionKind
-    """Of a session that is new."""
     config_hash: str
-    """Empty where the caller has no config: the session goes on with its own, or waits for one."""
+    """Empty if the caller has no config: the session keeps its own, or waits for one."""
+    kind: SessionKind
+    """For a new session."""
     total_steps: int
     on_config_change: OnConfigChange
     is_fresh: bool
-    """Begin anew even where the config is the same."""
+    """Whether to begin a new session even if the config is the same."""
 
     @classmethod
-    def of(
+    def from_arguments(
         cls,
-        config: Any,
-        total_steps: Any,
+        config: object,
+        total_steps: object,
         *,
         session_id: str | None,
         on_config_change: OnConfigChange | str,
         is_fresh: bool,
-        kind: SessionKind = SessionKind.TRAINING,
-    ) -> Identity:
-        """What a caller's arguments mean.
+        kind: SessionKind,
+    ) -> RequestedSession:
+        """Check the arguments of a `ProgressTracker`.
 
         Raises:
-            ConfigError: `config` is no mapping, or `total_steps` no whole number.
+            ConfigError: `config` is not a mapping, `total_steps` not a whole number of at least 1, `session_id`
+                cannot name a folder, or `on_config_change` is not one of the choices.
         """
         if not isinstance(config, Mapping):
             raise ConfigError(
@@ -61,18 +64,36 @@ class Identity:
             raise ConfigError(error.message, hint="Set the number of optimizer steps to train.") from error
         canonical = canonical_config(config)
         return cls(
-            session_id=session_id or f"training_{secrets.token_hex(6)}",
+            session_id=session_id or new_session_id(),
             config=canonical,
-            kind=kind,
             config_hash=config_hash(canonical),
+            kind=kind,
             total_steps=num_steps,
-            on_config_change=_on_config_change(on_config_change),
+            on_config_change=_parse_on_config_change(on_config_change),
             is_fresh=is_fresh,
         )
 
+    def __post_init__(self) -> None:
+        if self.total_steps < 1:
+            raise ConfigError(
+                f"A run needs at least 1 step, got total_steps = {self.total_steps}.",
+                hint="Set the number of optimizer steps to train.",
+            )
+        name = self.session_id
+        if not name.strip() or name.startswith(".") or "/" in name or "\0" in name:
+            raise ConfigError(
+                f"A session_id must be able to name a folder of the archive, got {name!r}.",
+                hint="Use letters, digits, dashes and underscores.",
+            )
 
-def _on_config_change(wanted: OnConfigChange | str) -> OnConfigChange:
+
+def new_session_id() -> str:
+    """A random name for a new session."""
+    return f"training_{secrets.token_hex(6)}"
+
+
+def _parse_on_config_change(choice: OnConfigChange | str) -> OnConfigChange:
     try:
-        return OnConfigChange(wanted)
+        return OnConfigChange(choice)
     except ValueError:
-        raise ConfigError(f"on_config_change must be one of {', '.join(OnConfigChange)}, got {wanted!r}.") from None
+        raise ConfigError(f"on_config_change must be one of {', '.join(OnConfigChange)}, got {choice!r}.") from None

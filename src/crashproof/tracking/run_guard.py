@@ -1,4 +1,4 @@
-"""Who may write the run now."""
+"""The guard of a run's writer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["GuardState", "RunGuard"]
 
 
 class GuardState(StrEnum):
-    """Whether a run's writer may still write; the values complete the sentence "the tracker …"."""
+    """Whether a run's writer may still write; each value completes the sentence "the tracker …"."""
 
     OPEN = "is open"
     CLOSED = "is closed"
@@ -23,10 +23,10 @@ class GuardState(StrEnum):
 
 
 class RunGuard:
-    """One thread at a time, and only while the run is open.
+    """Lets one thread at a time write, and only while the run is open.
 
-    `with guard:` is for calls that write: it holds the lock, and raises `RunClosed` where the run is not open any
-    more. `with guard.lock:` holds the lock whatever the state.
+    `with guard:` is for calls that write: it holds the lock, and raises `RunClosed` if the run is not open any more.
+    `with guard.lock:` holds the lock whatever the state.
     """
 
     def __init__(self, root: Path, writer_lock: WriterLock) -> None:
@@ -62,10 +62,10 @@ class RunGuard:
             raise RunClosed(self._root, why=self.state)
 
     def watch(self, *, on_takeover: Callable[[], None], on_fork: Callable[[], None]) -> None:
-        """Call back when another tracker of this process takes the run over, and in a forked child.
+        """Call back when another tracker of this process takes over the run, and in a forked child.
 
-        A takeover calls back first, while the run is open, so that it can be closed in good order. In a child the
-        locks are new ones by then: a thread of the parent may have held the old ones at the fork.
+        On a takeover, the run is still open during the call, so that it can be closed normally. In a child, the locks
+        are new by then: a thread of the parent may have held the old ones at the fork.
         """
 
         def take_over() -> None:

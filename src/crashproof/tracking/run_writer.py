@@ -1,4 +1,4 @@
-"""Write records of a run, and apply them."""
+"""The writer of a run's records."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from crashproof.records.events import Event, Stamp
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import TrainingSession
-from crashproof.rules.session import take_event, take_metrics
+from crashproof.rules.session import apply_event, apply_metrics
 from crashproof.rules.summary import progress_summary
 from crashproof.tracking.curve_writer import CurveWriter
 from crashproof.tracking.open_run import OpenRun
@@ -26,7 +26,7 @@ __all__ = [
 
 
 class RunWriter:
-    """Journal first, session second, snapshots now and then. Not thread-safe: its owner locks."""
+    """Journals a record first, then applies it to the session. Not thread-safe: its owner locks."""
 
     def __init__(self, run: OpenRun, *, settings: TrackerSettings, clock: Clock, disk: Disk) -> None:
         self.run = run
@@ -40,7 +40,7 @@ class RunWriter:
 
     @property
     def folder(self) -> RunFolder:
-        """Where everything of the run lies."""
+        """The run's files."""
         return self.run.folder
 
     @property
@@ -60,7 +60,7 @@ class RunWriter:
 
     @property
     def newest_update(self) -> MetricsSnapshot | None:
-        """The last of the canonical history."""
+        """The last update of the canonical history."""
         history = self.session.metrics_history
         return history[-1] if history else None
 
@@ -70,33 +70,33 @@ class RunWriter:
         return sum(each.num_queued for each in self.run.journals())
 
     def stamp(self) -> Stamp:
-        """When and by whom, for an event of this moment."""
+        """Time and attempt, for an event of this moment."""
         return Stamp(timestamp=self._clock.now(), attempt=self.run.attempt)
 
     def keep_update(self, line: MetricsSnapshot) -> None:
-        """One line of metrics, now or as soon as the disk has space."""
+        """Write one line of metrics, now or as soon as the disk has space."""
         self.run.metrics.append(encode(line))
-        take_metrics(self.session, line)
-        self._curves.take(line, is_waiting=self.run.metrics.num_queued > 0)
+        apply_metrics(self.session, line)
+        self._curves.add(line, is_waiting=self.run.metrics.num_queued > 0)
 
     def keep(self, event: Event) -> None:
-        """An event, now or as soon as the disk has space."""
+        """Write an event, now or as soon as the disk has space."""
         self.run.events.append(encode(event))
-        take_event(self.session, event)
+        apply_event(self.session, event)
 
     def keep_durably(self, event: Event) -> None:
-        """An event that survives a power loss when this returns, with the metrics before it.
+        """Write an event that survives a power loss when this returns, with the metrics before it.
 
         Raises:
-            DiskFull: it is not kept.
+            DiskFull: it is not written.
         """
         self.run.metrics.journal.sync()
         self.run.events.append_now(encode(event))
         self.run.events.journal.sync()
-        take_event(self.session, event)
+        apply_event(self.session, event)
 
     def write_queued(self) -> bool:
-        """Try to write what waits for space; says whether nothing waits any more."""
+        """Try to write the lines that wait for space; return whether none is left."""
         for each in self.run.journals():
             each.write_queued()
         return self.num_queued == 0
@@ -108,23 +108,23 @@ class RunWriter:
                 each.journal.sync()
 
     def close(self) -> None:
-        """Let go of the run and its files."""
+        """Close the files and release the lock."""
         self._curves.close()
         self.run.close()
 
     def close_files(self) -> None:
-        """Let go of the files alone."""
+        """Close the files, but keep the lock."""
         self._curves.close()
         self.run.close_files()
 
     def summary(self, session: TrainingSession, *, wall_clock_hours: float, num_pending: int) -> ProgressSummary:
-        """What `progress.json` should say."""
+        """The summary for `progress.json`."""
         summary = progress_summary(session, now=self._clock.now(), wall_clock_hours=wall_clock_hours)
         summary.lines_waiting = self.num_queued + num_pending
         return summary
 
     def session_as_of_now(self) -> TrainingSession:
-        """A session that later records do not change, so that it can be thought about without a lock."""
+        """A copy of the session that later records do not change, for use without the lock."""
         session = copy.copy(self.session)
         session.metrics_history = list(session.metrics_history)
         session.pace = list(session.pace)
@@ -152,14 +152,14 @@ class RunWriter:
 
     @property
     def is_session_file_due(self) -> bool:
-        """Whether `session.json` has fallen behind far enough."""
+        """Whether `session.json` is old enough to be replaced."""
         num_lines = self.run.metrics.journal.mark.num_lines - self._lines_at_session_file
         if num_lines >= self._settings.session_interval_lines:
             return True
         return self._clock.steady() - self._session_written_at >= self._settings.session_interval_seconds
 
     def session_content(self) -> bytes | None:
-        """What `session.json` should say now; None while lines wait that are in no journal yet."""
+        """The content for `session.json`; None while lines wait for space and are in no journal."""
         if self.num_queued:
             return None
         marks = self.run.marks()
@@ -168,6 +168,6 @@ class RunWriter:
         return session_bytes(self.session, marks, now=self._clock.now())
 
     def write_session(self, content: bytes | None) -> None:
-        """Replace `session.json`; may be done without the owner's lock, as an old one is still a true one."""
+        """Replace `session.json`, unless the content is None; needs no lock, as an older one is valid too."""
         if content is not None:
             self._snapshots.write_session(content)

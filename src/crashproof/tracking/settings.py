@@ -1,4 +1,4 @@
-"""How often a run is written."""
+"""Settings of a tracker."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackerSettings:
-    """How often, and from which size on."""
+    """Intervals, limits, retention and alerts of a tracker."""
 
     sync_interval_seconds: float = 1.0
     """Metrics older than this survive a power loss."""
     summary_interval_seconds: float = 1.0
-    """How old `progress.json` may get."""
+    """The greatest age of `progress.json`."""
     session_interval_seconds: float = 15.0
-    """How old `session.json` may get: what came after it is read from the journals at the next start."""
+    """The greatest age of `session.json`: newer records are read from the journals at the next start."""
     session_interval_lines: int = 4096
     """The same, in lines of metrics."""
     large_checkpoint_bytes: int = 64 << 20
-    """From this size on, a file that somebody else wrote is digested behind the training."""
+    """A file of at least this size that other code wrote is digested in the background."""
     throughput_window_seconds: float = 60.0
     keep: RetentionRule | None = None
-    """Which checkpoints stay once a newer one has been read back whole; None keeps all."""
+    """Which checkpoints to keep once a newer one was read back intact; None keeps all."""
     alerts: AlertSettings = field(default_factory=AlertSettings)
-    """Whom to alert, and of what."""
     has_heartbeat: bool = True
-    """Without it nothing happens between calls: `save` syncs and writes the snapshots."""
+    """Without it, nothing happens between calls: `save` syncs and writes the snapshots."""

@@ -1,9 +1,10 @@
-"""The three snapshots, derived from the session."""
+"""Write the three snapshots of a run."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,20 +25,20 @@ log = logging.getLogger("crashproof")
 
 
 class SnapshotWriter:
-    """Replaces snapshots whole; a full disk leaves the old ones and is told once."""
+    """Replaces snapshots atomically; if one cannot be written, the old one stays, and the log says so once."""
 
     def __init__(self, folder: RunFolder, *, disk: Disk = REAL_DISK) -> None:
         self._folder = folder
         self._disk = disk
-        self._has_told = False
+        self._has_warned = False
         # The heartbeat and the caller's thread write the same names.
         self._lock = threading.Lock()
 
-    def write_session(self, session_file: bytes) -> bool:
-        """Replace `session.json`; see `session_bytes`. Says whether it could."""
-        return self._write(self._folder.session, session_file)
+    def write_session(self, session_file: bytes) -> None:
+        """Replace `session.json`; `session_bytes` makes the content."""
+        self._write(self._folder.session, session_file)
 
-    def write_manifest(self, session: TrainingSession, *, now: float) -> bool:
+    def write_manifest(self, session: TrainingSession, *, now: float) -> None:
         """Replace `checkpoints.json`."""
         manifest = Manifest(
             session_id=session.session_id,
@@ -45,28 +46,27 @@ class SnapshotWriter:
             last_checkpoint_step=session.last_checkpoint_step,
             saved_at=now,
         )
-        return self._write(self._folder.manifest, encode(manifest))
+        self._write(self._folder.manifest, encode(manifest))
 
-    def write_summary(self, summary: ProgressSummary, *, now: float) -> bool:
+    def write_summary(self, summary: ProgressSummary, *, now: float) -> None:
         """Replace `progress.json`."""
         fields = msgspec.to_builtins(summary)
         content: dict[str, Any] = {"v": FORMAT_VERSION, "saved_at": now} | fields
         if nonfinite := nonfinite_names(fields):
             content["nonfinite"] = nonfinite
-        return self._write(self._folder.summary, encode(content))
+        self._write(self._folder.summary, encode(content))
 
-    def _write(self, path: Any, content: bytes) -> bool:
+    def _write(self, path: Path, content: bytes) -> None:
         try:
             with self._lock:
                 write_bytes_atomically(path, content, disk=self._disk)
         except (StorageError, OSError) as error:
-            # The journals hold everything that a snapshot says; it can be old.
-            if not self._has_told:
-                log.warning("%s stays as it was: %s", path, error)
-            self._has_told = True
-            return False
-        self._has_told = False
-        return True
+            # The journals hold everything that is in a snapshot, so that it may be old.
+            if not self._has_warned:
+                log.warning("%s could not be replaced, and the old one stays: %s", path, error)
+            self._has_warned = True
+        else:
+            self._has_warned = False
 
 
 def session_bytes(session: TrainingSession, marks: dict[str, JournalMark], *, now: float) -> bytes:

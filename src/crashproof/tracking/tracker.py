@@ -1,4 +1,4 @@
-"""Hear what a training loop reports, and keep it."""
+"""The tracker of a run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from crashproof.tracking.checkpoint_recorder import CheckpointRecorder, Stale
 from crashproof.tracking.heartbeat import Heartbeat
 from crashproof.tracking.metrics_recorder import MetricsRecorder
 from crashproof.tracking.open_run import open_run
-from crashproof.tracking.requested_session import Identity
+from crashproof.tracking.requested_session import RequestedSession
 from crashproof.tracking.run_guard import GuardState, RunGuard
 from crashproof.tracking.run_writer import RunWriter
 from crashproof.tracking.settings import TrackerSettings
@@ -57,8 +57,8 @@ log = logging.getLogger("crashproof")
 class ProgressTracker:
     """The writer of one run.
 
-    Whatever a method has returned from survives the death of the process at any instruction; what is promised
-    against power loss, full disks and damage stands in `docs/DURABILITY.md`. Every method may be called from any
+    What a method has recorded when it returns survives the death of the process at any instruction;
+    `docs/DURABILITY.md` has the promises about power loss, full disks and damage. Every method may be called from any
     thread.
     """
 
@@ -76,36 +76,36 @@ class ProgressTracker:
         clock: Clock = SYSTEM_CLOCK,
         disk: Disk = REAL_DISK,
     ) -> None:
-        """Begin a run in a progress folder, or take it up where it was left.
+        """Begin a run in a progress folder, or continue the one in it.
 
         Args:
             output_dir: The progress folder itself.
-            config: What the run is; see `rules/identity.py` for the keys that do not matter.
+            config: The identity of the run; `rules/identity.py` has the keys that do not matter.
             total_steps: Optimizer steps to train, at least 1.
             session_id: Name of a new session; one that exists keeps its own.
-            on_config_change: `archive` (set the old session aside and begin anew), `continue` or `error`.
-            fresh: Set the old session aside even where the config is the same.
+            on_config_change: `archive` (archive the old session and begin a new one), `continue` or `error`.
+            fresh: Begin a new session even if the config is the same.
             kind: What the steps of a new session are.
-            settings: How often things are written.
-            clock: Where the time comes from.
-            disk: Where bytes go.
+            settings: Intervals, limits, retention and alerts.
+            clock: The source of time.
+            disk: The file operations.
 
         Raises:
             RunInUse: another live process writes this run.
             ConfigChanged: the config differs and `on_config_change` is `error`.
             NewerFormat: the run was written by a newer version; nothing was changed.
-            ConfigError: `config` is no mapping, `total_steps` no whole number of at least 1, or `session_id` no
-                name that a folder can have.
+            ConfigError: `config` is not a mapping, `total_steps` not a whole number of at least 1, or `session_id`
+                cannot name a folder.
             DiskFull, StorageUnwritable: the folder cannot be written.
         """
         self._settings = settings or TrackerSettings()
         self._clock = clock
         self._disk = disk
         self._folder = RunFolder(Path(output_dir))
-        identity = Identity.of(
+        requested = RequestedSession.from_arguments(
             config, total_steps, session_id=session_id, on_config_change=on_config_change, is_fresh=fresh, kind=kind
         )
-        run = open_run(self._folder, identity, clock=clock, disk=disk)
+        run = open_run(self._folder, requested, clock=clock, disk=disk)
         self._guard = RunGuard(self._folder.root, run.lock)
         self._writer = RunWriter(run, settings=self._settings, clock=clock, disk=disk)
         self._responses = RunResponses(self._writer, self._guard, disk=disk)
@@ -119,12 +119,12 @@ class ProgressTracker:
         self._alerts.report_earlier_crashes()
         self._write_snapshots()
         self._guard.watch(on_takeover=self._close_replaced, on_fork=self._leave_to_parent)
-        self._heartbeat = self._started_heartbeat()
+        self._heartbeat = self._start_heartbeat()
         atexit.register(self._close_at_exit)
 
     @property
     def session(self) -> TrainingSession:
-        """All that is known of the session, as of now."""
+        """The state of the session, as of now."""
         if self._guard.is_open():
             self._responses.tell_served()
         return self._writer.session
@@ -170,10 +170,10 @@ class ProgressTracker:
         throughput_samples_per_sec: float | None = None,
         throughput_tokens_per_sec: float | None = None,
     ) -> None:
-        """Keep what one optimizer step has reported; it is in the journal when this returns.
+        """Record one optimizer step; it is in the journal when this returns.
 
-        Numbers may be floats, NumPy scalars or 0-d tensors. One that lies on a CUDA device is not waited for: its
-        line is written once the number has arrived, in step order. While the disk is full, lines wait in memory.
+        Numbers may be floats, NumPy scalars or 0-d tensors. One on a CUDA device is not waited for: its line is
+        written once the number has arrived, in step order. While the disk is full, lines wait in memory.
 
         Args:
             step: Optimizer steps done, this one included.
@@ -182,13 +182,13 @@ class ProgressTracker:
             learning_rate: As used in this step.
             samples_processed: Since the beginning of the run.
             tokens_processed: Since the beginning of the run.
-            throughput_samples_per_sec: Computed over a sliding window where it is not given.
-            throughput_tokens_per_sec: The same.
+            throughput_samples_per_sec: By default, measured over a sliding window.
+            throughput_tokens_per_sec: Likewise.
 
         Raises:
-            InvalidMetric: a value is no number, or a count is negative; nothing was kept.
+            InvalidMetric: a value is not a number, or a count is negative; nothing was recorded.
             RunClosed: the tracker was closed or replaced.
-            DiskFull: the disk has been full for so long that no more lines can wait.
+            DiskFull: the disk has been full for so long that no more lines fit into memory.
         """
         update = Update(
             step=as_int(step, "step"),
@@ -214,48 +214,48 @@ class ProgressTracker:
         seconds: float | None = None,
         is_best: bool | None = False,
     ) -> CheckpointMetadata:
-        """Acknowledge a checkpoint: when this returns it is whole on disk and the manifest names it.
+        """Acknowledge a checkpoint: when this returns it is durable and the manifest names it.
 
-        A file or folder that somebody else's code wrote is synced, sized and digested here; a large one is
-        digested behind the training, and offered for recovery once that is done. A path that does not exist now
-        is recorded as unverified. A save behind the training may be recorded from its own thread, after updates
-        of later steps: beside it stands the update of its own step.
+        A file or folder that other code wrote is synced, sized and digested here; a large one is digested in the
+        background, and can be verified once that is done. A path that does not exist now is recorded as unverified.
+        An asynchronous save may be recorded from its own thread, after updates of later steps: it gets the metrics of
+        its own step.
 
-        Where the settings have a rule of what to `keep`, the checkpoint is then read back, and only if it is whole
-        those that are not kept are removed.
+        With a retention rule in the settings (`keep`), the checkpoint is then read back, and only if it is intact are
+        those that the rule does not keep removed.
 
         Args:
             step: Optimizer steps done at the checkpoint.
             checkpoint_path: The file, or the folder of a sharded one.
             dataset_position: Samples of the training data consumed so far.
-            recovery_tags: Why it is kept; `["periodic"]` where not given.
-            written: What `write_atomically` returned, where it wrote the file, or `digest_of_files` of a durable
-                folder whose files were digested on their way to the disk: nothing is read again.
-            seconds: How long training stood still for the save; where not given, the time spent here.
-            is_best: Whether to add the tag `best_loss`; None: where its loss is below that of every checkpoint
-                recorded before it.
+            recovery_tags: Why it is kept; `["periodic"]` by default.
+            written: What `write_atomically` returned for the file, or the `digest_of_files` of a durable folder whose
+                files were digested while they were written: nothing is read again.
+            seconds: How long training stood still for the save; by default, the time spent here.
+            is_best: Whether to add the tag `best_loss`; None: if its loss is below that of every checkpoint recorded
+                before it.
 
         Raises:
             DiskFull, StorageUnwritable: it is not recorded.
-            InvalidMetric: a count or `seconds` is no number of at least 0.
+            InvalidMetric: a count or `seconds` is not a number of at least 0.
             RunClosed: the tracker was closed or replaced.
         """
         self._guard.require_open()
-        begun_at = self._clock.steady()
-        told_seconds = None if seconds is None else as_amount(seconds, "seconds", unit="seconds")
-        checkpoint = self._checkpoints.described(step, checkpoint_path, dataset_position, recovery_tags, written)
+        started_at = self._clock.steady()
+        given_seconds = None if seconds is None else as_amount(seconds, "seconds", unit="seconds")
+        checkpoint = self._checkpoints.describe(step, checkpoint_path, dataset_position, recovery_tags, written)
         with self._guard:
             self._metrics.write_all()
-            spent = self._clock.steady() - begun_at if told_seconds is None else told_seconds
-            recorded = self._checkpoints.record(checkpoint, seconds=spent, is_best=is_best)
+            stood_still = self._clock.steady() - started_at if given_seconds is None else given_seconds
+            recorded = self._checkpoints.record(checkpoint, seconds=stood_still, is_best=is_best)
         self._remove_stale()
         return recorded
 
     def remove_checkpoint(self, checkpoint_path: str | Path) -> bool:
-        """Remove a recorded checkpoint that somebody else's rule does not keep; says whether it is gone.
+        """Remove a recorded checkpoint that the caller does not keep; return whether it is removed.
 
-        The same as where the settings have a rule: only once a newer one is read back whole, and only inside the
-        run's folder. Where it has to stay, ask again after the next checkpoint.
+        As with a retention rule in the settings, it is only removed if it lies in the run's folder and a newer one is
+        read back and intact. If it has to stay, try again after the next checkpoint.
 
         Raises:
             RunClosed: the tracker was closed or replaced.
@@ -265,17 +265,18 @@ class ProgressTracker:
         return self._remove(lambda session: self._checkpoints.unwanted(session, path))
 
     def record_evaluation(self, step: int, results: Mapping[str, Any], seconds: float | None = None) -> None:
-        """Keep what was measured on held-out data.
+        """Record results on held-out data.
 
-        A checkpoint of the same step has it beside it, whichever of the two is recorded first.
+        A checkpoint at the same step gets them too, whichever of the two is recorded first.
 
         Args:
             step: Optimizer steps done.
             results: Numbers by name, such as `{"perplexity": 12.5}`.
-            seconds: How long training stood still for it; it is no productive time.
+            seconds: How long training stood still for it; this does not count as productive time.
 
         Raises:
-            InvalidMetric: a result is no number, a name no text, or `step` or `seconds` no number of at least 0.
+            InvalidMetric: a result is not a number, a name is not text, or `step` or `seconds` is not a number of at
+                least 0.
             RunClosed: the tracker was closed or replaced.
         """
         num_steps = as_int(step, "step")
@@ -295,12 +296,12 @@ class ProgressTracker:
                 self._writer.write_manifest()
 
     def get_recovery_checkpoint(self) -> CheckpointMetadata | None:
-        """The newest whole checkpoint with its absolute path, or None where none was ever recorded.
+        """The newest intact checkpoint with its absolute path, or None if none was ever recorded.
 
         Every byte of a candidate is read. Damaged ones inside the run folder are moved to `set_aside/`.
 
         Raises:
-            NoUsableCheckpoint: some were recorded and none can be used.
+            NoUsableCheckpoint: some were recorded, but none can be used.
         """
         with self._guard:
             self._checkpoints.keep_digests(wait=True)
@@ -312,17 +313,17 @@ class ProgressTracker:
         with self._guard:
             return self._checkpoints.offer(choice)
 
-    def record_api_response(self, prompt_hash: str, response: Any, cost: float = 0.0) -> None:
-        """Keep a paid answer; it survives a power loss when this returns.
+    def record_api_response(self, prompt_hash: str, response: Mapping[str, Any], cost: float = 0.0) -> None:
+        """Record a paid answer; it survives a power loss when this returns.
 
         Args:
-            prompt_hash: The key it will be asked for by.
+            prompt_hash: The key to look it up by.
             response: Any JSON object.
             cost: US dollars.
 
         Raises:
-            DiskFull: it is not kept.
-            InvalidMetric: it is no JSON object, the key is no text, or the cost is no number of at least 0.
+            DiskFull: it is not recorded.
+            InvalidMetric: it is not a JSON object, the key is not text, or the cost is not a number of at least 0.
             RunClosed: the tracker was closed or replaced.
         """
         if not isinstance(response, Mapping):
@@ -333,7 +334,7 @@ class ProgressTracker:
         self._responses.keep(prompt_hash, response, dollars)
 
     def get_api_response(self, prompt_hash: str) -> dict[str, Any] | None:
-        """The answer kept under a key, by this session or one before it in this folder; None where there is none.
+        """The answer recorded under a key by this session or an earlier one in this folder; None if there is none.
 
         Raises:
             RunClosed: the tracker was closed or replaced.
@@ -342,7 +343,7 @@ class ProgressTracker:
         return None if answer is None else answer.response
 
     def record_connection_failure(self, retry_count: int, error: object) -> None:
-        """Keep that a request failed and how often it had been tried again; keys in the error are hidden."""
+        """Record a failed request and its number of retries; API keys in the error are hidden."""
         with self._guard:
             self._writer.keep(
                 ConnectionFailed(
@@ -353,27 +354,27 @@ class ProgressTracker:
             )
 
     def record_job_progress(self, done: int) -> None:
-        """Keep how many questions of a generation job have an end."""
+        """Record how many requests of a generation job are completed."""
         with self._guard:
             self._writer.keep(JobAdvanced(**self._writer.stamp(), done=as_int(done, "done")))
 
     def record_spending(self, spending: Spending) -> None:
-        """Keep what a shared store of answers says of this run; the run's own store counts by itself."""
+        """Record the totals that a shared store reports for this run; the run's own store counts by itself."""
         with self._guard:
             self._writer.keep(SpendingReported(**self._writer.stamp(), spending=spending))
 
     def record_pause(self, duration: float) -> None:
-        """Keep that training has just stood still on purpose for `duration` seconds; pauses are no training time.
+        """Record a deliberate pause of `duration` seconds that ends now; it does not count as training time.
 
         Raises:
-            InvalidMetric: `duration` is negative or no number.
+            InvalidMetric: `duration` is negative or not a number.
         """
         seconds = as_amount(duration, "duration", unit="seconds")
         with self._guard:
             self._metrics.record_pause(seconds)
 
     def get_loss_trend(self, window_size: int = 100) -> dict[str, Any]:
-        """What the newest losses (at most 1,000) say; see `LossTrend` for the names."""
+        """The trend of the newest losses, at most 1,000; `LossTrend` has the names."""
         with self._guard.lock:
             losses = [line.loss for line in self.session.metrics_history]
             average = self.session.moving_avg_loss
@@ -383,12 +384,12 @@ class ProgressTracker:
         return trend
 
     def get_progress_summary(self) -> dict[str, Any]:
-        """The fields of `progress.json`, as of now; see `ProgressSummary` for the names."""
+        """The fields of `progress.json`, as of now; `ProgressSummary` has the names."""
         summary: dict[str, Any] = msgspec.to_builtins(self._summary())
         return summary
 
     def get_remaining_seconds(self) -> float | None:
-        """Training time to the last step at the recent pace; None while that is unknown."""
+        """Training time left at the recent pace, in seconds; None while that is unknown."""
         with self._guard.lock:
             session = self.session
             estimate = estimate_remaining(session.pace, session.total_steps_target - session.steps_completed)
@@ -407,11 +408,11 @@ class ProgressTracker:
             self._finish_writing()
 
     def close(self, how: AttemptState | str = AttemptState.COMPLETED, error: BaseException | None = None) -> None:
-        """End the attempt in good order; a second call does nothing.
+        """End the attempt and close the run; a second call does nothing.
 
         Args:
             how: `completed`, `preempted` or `raised`.
-            error: What was raised.
+            error: The exception that ended it, if any.
 
         Raises:
             DiskFull: the last lines could not be written.
@@ -441,14 +442,14 @@ class ProgressTracker:
         return self._writer.summary(session, wall_clock_hours=hours, num_pending=num_pending)
 
     def _remove_stale(self) -> None:
-        """Remove the checkpoints that are not kept; whatever refuses is logged, and they stay a while longer."""
+        """Remove the checkpoints that the retention rule does not keep; those that cannot be removed stay for now."""
         rule = self._settings.keep
         if rule is None:
             return
         self._remove(lambda session: self._checkpoints.stale(session, rule))
 
     def _remove(self, choose: Callable[[TrainingSession], Stale | None]) -> bool:
-        """Remove what `choose` finds superfluous; says whether the manifest has forgotten it."""
+        """Remove the checkpoints that `choose` returns; return whether any were taken out of the manifest."""
         with self._guard.removal_lock:
             with self._guard.lock:
                 session = self._writer.session_as_of_now()
@@ -462,7 +463,7 @@ class ProgressTracker:
                         return False
                     session = self._checkpoints.forget(stale)
             except (StorageError, OSError) as error:
-                log.warning("No checkpoint is removed: %s", error)
+                log.warning("No checkpoint was removed: %s", error)
                 return False
             self._checkpoints.delete_removed(session)
             with self._guard.lock:
@@ -483,7 +484,7 @@ class ProgressTracker:
                 wall_clock_hours=self._metrics.hours_trained(),
             )
         )
-        # Whoever finds the end and no alert of it tells of it: so the end comes first.
+        # The end is recorded first: if there is no alert about it then, the alert process sends one.
         self._alerts.report_end(error)
         self._finish_writing()
         self._responses.save_index()
@@ -496,14 +497,14 @@ class ProgressTracker:
         if not has_written_all:
             raise DiskFull(self._folder.progress)
 
-    def _started_heartbeat(self) -> Heartbeat | None:
+    def _start_heartbeat(self) -> Heartbeat | None:
         if not self._settings.has_heartbeat:
             return None
         interval = min(self._settings.sync_interval_seconds, self._settings.summary_interval_seconds)
         return Heartbeat(self._beat, interval_seconds=interval)
 
     def _beat(self) -> None:
-        """Housekeeping beside the training: what is slow happens outside the lock."""
+        """Do regular work in the background; what is slow happens outside the lock."""
         with self._guard.lock:
             if not self._guard.is_open():
                 return
@@ -527,7 +528,7 @@ class ProgressTracker:
         self._writer.write_session(content)
 
     def _check_alerts(self) -> None:
-        """What has begun since the last heartbeat; without a heartbeat, what has begun at all."""
+        """Check for alerts between heartbeats, or if there is no heartbeat."""
         self._alerts.check(self._summary(), self._alerts.free_bytes(), is_moving=True)
 
     def _write_snapshots(self) -> None:
@@ -536,17 +537,17 @@ class ProgressTracker:
         self._writer.write_session(self._writer.session_content())
 
     def _close_replaced(self) -> None:
-        """Another tracker of this process is about to take the run over."""
+        """Close, because another tracker of this process is about to take over the run."""
         self.close(AttemptState.REPLACED)
 
     def _leave_to_parent(self) -> None:
-        """The lock and the heartbeat are the parent's; of the files, a forked child has copies of its own."""
+        """Release what a forked child has copies of; the lock and the heartbeat are the parent's."""
         self._responses.leave_to_parent()
         self._alerts.leave_to_parent()
         self._writer.close_files()
 
     def _close_at_exit(self) -> None:
-        """Whoever forgets to close still ends in good order, unless the process was killed."""
+        """Close a tracker that was left open when the interpreter exits."""
         error = getattr(sys, "last_value", None)
         self.close(AttemptState.COMPLETED if error is None else AttemptState.RAISED, error)
 
@@ -555,7 +556,7 @@ def _float_or_none(value: object, name: str) -> float | None:
     return None if value is None else as_float(value, name)
 
 
-def _numbers_by_name(results: Any) -> dict[str, float]:
+def _numbers_by_name(results: object) -> dict[str, float]:
     if not isinstance(results, Mapping) or not all(isinstance(name, str) for name in results):
         raise InvalidMetric(
             f"results must be a mapping of names to numbers, got {results!r:.60}.",

@@ -1,1 +1,1 @@
-"""A run for people: notebook, tables, post-mortem."""
+"""Views of a run: notebook, data frames, post-mortem."""

@@ -1,4 +1,4 @@
-"""A run as tables, for analysis."""
+"""A run as data frames."""
 
 from __future__ import annotations
 
@@ -12,23 +12,21 @@ import msgspec
 from crashproof.errors import ConfigError
 from crashproof.optional_dependencies import is_installed, missing_extra, require_versions
 from crashproof.reading.run_reader import RunReader
-from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.metrics import COLUMNS, COMPONENT, MetricsSnapshot
 
 __all__ = ["LoadedRun", "load"]
 
 _ENGINES = {"pandas": "2.2", "polars": "1.30"}
-"""By the oldest version that fits."""
-_COMPONENT = "loss_components."
-_LEFT_OUT = frozenset({"loss_components", "nonfinite", "v"})
+"""The oldest supported version of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedRun:
-    """What a run's files say, as frames and plain values; read when they are first asked for."""
+    """A run as frames and plain values, each read on first access."""
 
     reader: RunReader
     engine: str
-    """`pandas` or `polars`: whose frames."""
+    """The library of the frames: `pandas` or `polars`."""
 
     @cached_property
     def metrics(self) -> Any:
@@ -36,11 +34,11 @@ class LoadedRun:
 
         NaN and infinities are as they were reported.
         """
-        return self._frame([_flat(update) for update in self.reader.history()])
+        return self._frame([_row(update) for update in self.reader.history()])
 
     @cached_property
     def evaluations(self) -> Any:
-        """What was measured on held-out data: a row each, with `step`, `attempt`, `timestamp` and the results."""
+        """The results on held-out data: a row per evaluation with `step`, `attempt`, `timestamp` and the results."""
         found = [msgspec.to_builtins(each) for each in self.reader.events()]
         return self._frame(
             [
@@ -52,7 +50,7 @@ class LoadedRun:
 
     @cached_property
     def checkpoints(self) -> Any:
-        """Those that are recorded: `step`, `path`, `created_at`, `num_bytes`, `sha256`, `attempt`."""
+        """The recorded checkpoints: `step`, `path`, `created_at`, `num_bytes`, `sha256`, `attempt`."""
         return self._frame(
             [
                 {
@@ -69,12 +67,12 @@ class LoadedRun:
 
     @cached_property
     def attempts(self) -> Any:
-        """Every process life: when, where, which steps, how it ended."""
+        """Every attempt: when, where, which steps, how it ended."""
         return self._frame([msgspec.to_builtins(each) for each in self.reader.session().attempts])
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """As the run was started with, without secrets."""
+        """The config that the run was started with, without secrets."""
         return self.reader.session().config
 
     def _frame(self, rows: list[dict[str, Any]]) -> Any:
@@ -94,11 +92,11 @@ def load(run_dir: str | Path, *, engine: str | None = None) -> LoadedRun:
 
     Args:
         run_dir: The run's output folder; the run may be live.
-        engine: `pandas` or `polars`; the one that is installed where not given, pandas first.
+        engine: `pandas` or `polars`; by default the one that is installed, pandas first.
 
     Raises:
-        NotARun: there is none.
-        MissingExtra: neither is installed, or not the one that was asked for.
+        NotARun: the folder holds no run.
+        MissingExtra: the requested library is not installed, or neither is.
     """
     chosen = _engine(engine)
     return LoadedRun(reader=RunReader.open(Path(run_dir)), engine=chosen)
@@ -114,6 +112,6 @@ def _engine(wanted: str | None) -> str:
     raise missing_extra(wanted or "pandas")
 
 
-def _flat(update: MetricsSnapshot) -> dict[str, Any]:
-    row = {name: getattr(update, name) for name in MetricsSnapshot.__struct_fields__ if name not in _LEFT_OUT}
-    return row | {f"{_COMPONENT}{name}": value for name, value in update.loss_components.items()}
+def _row(update: MetricsSnapshot) -> dict[str, float | None]:
+    row = {name: getattr(update, name) for name in MetricsSnapshot.__struct_fields__ if name in COLUMNS}
+    return row | {f"{COMPONENT}{name}": value for name, value in update.loss_components.items()}

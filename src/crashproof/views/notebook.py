@@ -1,4 +1,4 @@
-"""A run at a glance, for a notebook."""
+"""A run at a glance in a notebook."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from crashproof.formatting import ago, as_dollars_text, as_duration
 from crashproof.reading.curves import CurveFollower
 from crashproof.reading.run_reader import RunReader
 from crashproof.records.progress import ProgressSummary
+from crashproof.records.states import RunStatus
 from crashproof.views.svg import CurveMarks, curve_svg
 
 __all__ = ["Glance", "escaped", "marked_curve", "show"]
@@ -23,7 +24,7 @@ _STYLE = "font-family:system-ui,sans-serif;max-width:780px;line-height:1.5"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Glance:
-    """How a run stood when it was looked at; a notebook draws it, a terminal prints it."""
+    """The state of a run at one moment; notebooks draw it, terminals print it."""
 
     name: str
     lines: tuple[str, ...]
@@ -38,13 +39,13 @@ class Glance:
 
 
 def show(run_dir: str | Path) -> Glance:
-    """Look at a run in a notebook: its state, its loss curve, what it has cost; run the cell again to look again.
+    """Show a run in a notebook: state, loss curve and cost, as of now.
 
     Needs no lock, no server and no script, and changes nothing.
 
     Raises:
-        NotARun: there is none.
-        NewerFormat: it was written by a newer version.
+        NotARun: the folder holds no run.
+        NewerFormat: a newer version wrote the run.
     """
     reader = RunReader.open(Path(run_dir))
     now = time.time()
@@ -53,16 +54,16 @@ def show(run_dir: str | Path) -> Glance:
 
 
 def marked_curve(reader: RunReader) -> str:
-    """The loss of the whole run as SVG, with its attempts, checkpoints and what was computed again.
+    """Draw the loss of the whole run as SVG, with attempts, checkpoints and recomputed steps.
 
-    Of a long journal that no picture was kept of, as much as is read in ten seconds.
+    Of a long journal without `curves.jsonl`, only what is read in ten seconds is drawn.
     """
     follower = CurveFollower(reader.folder)
     follower.refresh(most_seconds=_MOST_READING_SECONDS)
     session = reader.session()
-    begun = [(each.attempt, each.first_step) for each in session.attempts if each.first_step is not None]
+    starts = [(each.attempt, each.first_step) for each in session.attempts if each.first_step is not None]
     marks = CurveMarks(
-        attempts=begun if len(begun) > 1 else (),
+        attempts=starts if len(starts) > 1 else (),
         checkpoints=sorted(session.checkpoints),
         recomputed=[(each.first_step, each.last_step) for each in follower.recomputed],
     )
@@ -70,7 +71,7 @@ def marked_curve(reader: RunReader) -> str:
 
 
 def escaped(text: object) -> str:
-    """Text for HTML; what is no character there is spelled out."""
+    """Escape text for HTML; spell out unprintable characters."""
     visible = "".join(each if each.isprintable() or each in "\n\t" else f"\\x{ord(each):02x}" for each in str(text))
     return escape(visible)
 
@@ -84,10 +85,10 @@ def _lines(summary: ProgressSummary, now: float) -> list[str]:
     ]
     if trend.has_data:
         lines.append(f"loss {trend.current_loss:.4f}: {trend.verdict.replace('_', ' ')}")
-    if summary.status == "running" and summary.estimated_remaining_hours is not None:
+    if summary.status == RunStatus.RUNNING and summary.estimated_remaining_hours is not None:
         lines.append(f"{as_duration(summary.estimated_remaining_hours * 3600)} remain")
     if summary.attempt > 1:
-        lines.append(f"attempt {summary.attempt}; {summary.steps_recomputed:,} steps were computed again")
+        lines.append(f"attempt {summary.attempt}; {summary.steps_recomputed:,} steps recomputed")
     if summary.last_checkpoint_step is not None:
         lines.append(f"newest checkpoint: step {summary.last_checkpoint_step:,}")
     if summary.api_cost:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
 
@@ -12,8 +11,10 @@ from crashproof.formatting import as_bytes, as_duration
 from crashproof.records.events import Event
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.session import AttemptRecord
+from crashproof.records.states import HealthState
+from crashproof.rules.identity import config_leaves
 from crashproof.views.notebook import escaped
-from crashproof.views.post_mortem import PostMortem, Surroundings
+from crashproof.views.post_mortem import ExaminedCheckpoint, PostMortem, Surroundings
 
 __all__ = ["post_mortem_page"]
 
@@ -32,24 +33,24 @@ pre { overflow-x: auto; padding: .8em; border: 1px solid #8886; border-radius: 6
 
 
 def post_mortem_page(found: PostMortem) -> str:
-    """One HTML file that needs nothing else: no script, no request to anywhere."""
+    """Return a self-contained HTML page: no scripts, no requests."""
     around = found.surroundings
-    kind = "well" if found.state in ("complete", "running", "starting") else ""
+    kind = "well" if found.state in (HealthState.COMPLETE, HealthState.RUNNING, HealthState.STARTING) else ""
     sections = [
         f"<h1>{escaped(found.name)}: {escaped(found.state.replace('_', ' '))}</h1>",
         f'<div class="first {kind}"><p><b>{escaped(found.sentence)}</b></p>{_list(found.clues)}'
         f"<p>{escaped(found.next_step)}</p></div>",
-        f"<p>Looked at {_moment(found.examined_at)} on {escaped(around.host)}.</p>",
+        f"<p>Examined {_moment(found.examined_at)} on {escaped(around.host)}.</p>",
         _section("Loss", found.curve or "<p>No loss was reported.</p>"),
         _section("Last steps", _updates(found.last_updates)),
         _section("Attempts", _attempts(found.attempts)),
-        _section("What the newest attempt told, the last first", _events(found.events)),
+        _section("Events of the newest attempt, newest first", _events(found.events)),
         _section("Checkpoints", _checkpoint_table(found.checkpoints)),
-        _section("Damage", _list(found.damage) or "<p>Every line of its journals is whole.</p>"),
+        _section("Damage", _list(found.damage) or "<p>Every line of its journals is intact.</p>"),
         _section("Machine", _machine(around)),
         _section("Log", _log(around)),
-        _section("Summary", _pairs(_flat(found.summary))),
-        _section("Config", _pairs(_flat(found.config))),
+        _section("Summary", _pairs(dict(config_leaves(msgspec.to_builtins(found.summary))))),
+        _section("Config", _pairs(dict(config_leaves(found.config)))),
     ]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -69,7 +70,7 @@ def _list(lines: Sequence[str]) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[object]], *, num_numbers: int = 0) -> str:
-    """The first `num_numbers` columns stand to the right."""
+    """Return a table whose first `num_numbers` columns are right-aligned."""
 
     def cells(tag: str, values: Sequence[object]) -> str:
         kinds = (' class="number"' if place < num_numbers else "" for place in range(len(values)))
@@ -108,7 +109,7 @@ def _attempts(attempts: Sequence[AttemptRecord]) -> str:
         ]
         for each in reversed(attempts)
     ]
-    return _table(["attempt", "began", "steps", "ended", "where", "commit"], rows, num_numbers=1)
+    return _table(["attempt", "started", "steps", "end", "process", "commit"], rows, num_numbers=1)
 
 
 def _events(events: Sequence[Event]) -> str:
@@ -116,46 +117,46 @@ def _events(events: Sequence[Event]) -> str:
         return "<p>Nothing.</p>"
     rows = []
     for each in events:
-        fields = {name: value for name, value in msgspec.to_builtins(each).items() if name not in _SAID_ELSEWHERE}
+        fields = {name: value for name, value in msgspec.to_builtins(each).items() if name not in _SHOWN_ELSEWHERE}
         text = ", ".join(f"{name} {value}" for name, value in fields.items())
         rows.append([_moment(each.timestamp), str(each.__struct_config__.tag).replace("_", " "), text])
-    return _table(["when", "what", "more"], rows)
+    return _table(["when", "event", "details"], rows)
 
 
-_SAID_ELSEWHERE = frozenset({"attempt", "config", "config_hash", "event", "timestamp", "v"})
+_SHOWN_ELSEWHERE = frozenset({"attempt", "config", "config_hash", "event", "timestamp", "v"})
 
 
-def _checkpoint_table(checkpoints: Sequence[dict[str, Any]]) -> str:
+def _checkpoint_table(checkpoints: Sequence[ExaminedCheckpoint]) -> str:
     if not checkpoints:
         return "<p>None was recorded.</p>"
     rows = [
         [
-            f"{each['step']:,}",
-            each["path"],
-            "unknown" if each["num_bytes"] is None else as_bytes(each["num_bytes"]),
-            each["problem"] or "whole",
+            f"{each.step:,}",
+            each.path,
+            "unknown" if each.num_bytes is None else as_bytes(each.num_bytes),
+            each.problem or "intact",
         ]
         for each in reversed(checkpoints)
     ]
-    return _table(["step", "path", "size", "read back"], rows, num_numbers=1)
+    return _table(["step", "path", "size", "integrity"], rows, num_numbers=1)
 
 
 def _machine(around: Surroundings) -> str:
     disk = "unknown"
     if around.free_bytes is not None and around.disk_bytes is not None:
-        disk = f"{as_bytes(around.free_bytes)} of {as_bytes(around.disk_bytes)} are free"
+        disk = f"{as_bytes(around.free_bytes)} of {as_bytes(around.disk_bytes)} free"
     kernel = _list(around.kernel_lines or []) or (
-        "<p>The kernel's log may not be read from here; <code>dmesg -T | grep -i oom</code> as root tells whether it "
-        "ended the process for want of memory.</p>"
+        "<p>The kernel's log cannot be read without root; <code>dmesg -T | grep -i oom</code> as root shows whether "
+        "the process was killed for lack of memory (OOM).</p>"
         if around.kernel_lines is None
-        else "<p>The kernel tells of no process that it ended for want of memory.</p>"
+        else "<p>The kernel's log has no process killed for lack of memory (OOM).</p>"
     )
     return _pairs({"host": around.host, "disk": disk, **around.facts}) + kernel
 
 
 def _log(around: Surroundings) -> str:
     if around.log_name is None:
-        return "<p>No log was found beside the run; pass one with <code>--log</code>.</p>"
+        return "<p>No log was found beside the run. Pass one with <code>--log</code>.</p>"
     lines = "\n".join(around.log_tail)
     return f"<p>{escaped(around.log_name)}, its last {len(around.log_tail)} lines:</p><pre>{escaped(lines)}</pre>"
 
@@ -164,20 +165,11 @@ def _pairs(pairs: Mapping[str, object]) -> str:
     return _table(["", ""], [[name, value] for name, value in pairs.items()])
 
 
-def _flat(value: Any, name: str = "") -> dict[str, object]:
-    if not isinstance(value, dict) or not value:
-        return {name: value} if name else {}
-    flat: dict[str, object] = {}
-    for key, child in value.items():
-        flat |= _flat(child, f"{name}.{key}" if name else str(key))
-    return flat
-
-
 def _moment(seconds: float | None) -> str:
     if seconds is None:
         return "unknown"
     try:
         return datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     except (OverflowError, OSError, ValueError):
-        # A clock that was set to nonsense must not hide all else.
+        # A nonsensical clock must not hide the rest.
         return f"{as_duration(seconds)} after 1970"

@@ -1,4 +1,4 @@
-"""Draw a curve as SVG, for pages without a script."""
+"""Draw a curve as SVG."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ _WIDTH, _HEIGHT = 760, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 14, 28
 _TICKS = 5
 
-# Readable on white and on black; told apart by people who see fewer colours, and by their shapes.
+# Readable on white and on black, distinguishable by people with a colour vision deficiency.
 _LINE, _ALARM, _SOFT = "#2b83ba", "#d55e00", "#808890"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurveMarks:
-    """What is shown along a curve, by step."""
+    """What is marked along a curve, by step."""
 
     attempts: Sequence[tuple[int, int]] = ()
-    """Number of an attempt and its first step."""
+    """The number and first step of each attempt."""
     checkpoints: Sequence[int] = ()
     recomputed: Sequence[tuple[int, int]] = ()
-    """First and last step of what was computed more than once."""
+    """The first and last step of each recomputed range."""
 
 
 def curve_svg(points: Sequence[CurvePoint], *, series: str = "loss", marks: CurveMarks | None = None) -> str:
-    """A self-contained picture of one series: a band from lowest to highest, the mean in it, NaN marked.
+    """Draw one series: a band from lowest to highest, the mean in it, non-finite values marked.
 
-    Empty where no update has a finite value.
+    Returns an empty string if no value is finite.
     """
     shown = [(point, bucket) for point in points if (bucket := point.series.get(series)) is not None]
     lows = [bucket.low for _, bucket in shown if bucket.low is not None]
@@ -92,7 +92,7 @@ def _grid(plane: _Plane) -> str:
 
 
 def _bands(plane: _Plane, values: Sequence[tuple[int, float | None, float | None]]) -> Iterable[str]:
-    """From lowest to highest, a hair wider than its line: a spike of one step is a stroke."""
+    """Draw each point's range, a hair wider than the line: a spike of one step is a visible stroke."""
     for step, low, high in values:
         if low is not None and high is not None and high > low:
             yield (
@@ -102,7 +102,7 @@ def _bands(plane: _Plane, values: Sequence[tuple[int, float | None, float | None
 
 
 def _lines(plane: _Plane, values: Sequence[tuple[int, float | None]]) -> Iterable[str]:
-    """The mean; interrupted where nothing is finite."""
+    """Draw the mean, interrupted where nothing is finite."""
     pieces: list[list[str]] = [[]]
     for step, value in values:
         if value is None or not math.isfinite(value):

@@ -16,7 +16,7 @@ from crashproof.errors import NothingToAdopt
 runner = CliRunner()
 
 
-def told(*arguments: str, exit_code: int = 0) -> str:
+def adopt(*arguments: str, exit_code: int = 0) -> str:
     result = runner.invoke(app, ["adopt", *arguments], catch_exceptions=False)
     assert exit_code == result.exit_code, result.output
     return result.output
@@ -31,40 +31,40 @@ def old(run_dir: Path) -> Path:
     return run_dir
 
 
-def test_it_says_what_was_adopted_and_where_a_start_resumes(old: Path) -> None:
-    output = told(str(old), "--samples-per-step", "256")
+def test_it_reports_what_was_adopted_and_where_a_start_resumes(old: Path) -> None:
+    output = adopt(str(old), "--samples-per-step", "256")
 
     assert "  step 1,000: checkpoint_1000.pt (" in output
-    assert "checkpoint_2000.pt: no checksum inside, only the size could be checked" in output
-    assert f"{old}: 3 checkpoints adopted, 0 known before, 0 torn." in output
+    assert "checkpoint_2000.pt: no checksum inside, only the size was checked" in output
+    assert f"{old}: 3 checkpoints adopted, 0 already known, 0 torn." in output
     assert f"The next start in {old} resumes from checkpoint-3000." in output
     assert "unknown" not in output
 
 
-def test_it_says_that_the_position_in_the_data_is_unknown(old: Path) -> None:
-    assert "Where in the data they stand is unknown" in told(str(old))
+def test_it_reports_that_the_position_in_the_data_is_unknown(old: Path) -> None:
+    assert "Their position in the data is unknown" in adopt(str(old))
 
 
 def test_a_second_time_adds_nothing(old: Path) -> None:
-    told(str(old))
+    adopt(str(old))
 
-    assert "0 checkpoints adopted, 3 known before, 0 torn." in told(str(old))
+    assert "0 checkpoints adopted, 3 already known, 0 torn." in adopt(str(old))
 
 
 def test_some_torn_ones_are_named_and_are_exit_code_1(old: Path) -> None:
     (old / "checkpoint-3000" / "model.safetensors").unlink()
 
-    output = told(str(old), exit_code=1)
+    output = adopt(str(old), exit_code=1)
 
     assert "  step 3,000: checkpoint-3000: it has no weights" in output
-    assert "; left as it is" in output
+    assert "; skipped" in output
     assert "resumes from checkpoint_2000.pt" in output
 
 
 def test_in_json_it_is_one_object(old: Path) -> None:
     (old / "checkpoint_4000.pt").write_bytes(b"")
 
-    answer = json.loads(told(str(old), "--json", exit_code=1))
+    answer = json.loads(adopt(str(old), "--json", exit_code=1))
 
     assert [1000, 2000, 3000] == [each["checkpoint_step"] for each in answer["adopted"]]
     assert [{"step": 4000, "path": "checkpoint_4000.pt", "reason": "it is empty"}] == answer["torn"]
@@ -76,7 +76,7 @@ def test_in_json_it_is_one_object(old: Path) -> None:
 
 def test_where_nothing_can_be_adopted_it_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NothingToAdopt):
-        told(str(tmp_path / "nowhere"))
+        adopt(str(tmp_path / "nowhere"))
 
     done = subprocess.run(
         [sys.executable, "-c", "from crashproof.cli import main; main()", "adopt", str(tmp_path)],

@@ -97,7 +97,7 @@ def test_a_killed_run_is_looked_at_by_all(
 
     assert [] == [name for name, each in said.items() if each.errors]
     assert (5, 5, 5) == (said["status"].code, said["watch"].code, said["watch-lines"].code)
-    assert "nobody writes" in said["stop"].output.lower()
+    assert "no process writes" in said["stop"].output.lower()
     assert "checkpoint_29.pt" in said["checkpoints"].output
 
 

@@ -58,7 +58,7 @@ def test_it_says_what_was_captured_and_how_large_it_is(config: Path, tmp_path: P
     said = capture(config, "--out", str(tmp_path / "logits"), "--top-k", "8")
 
     assert f"{tmp_path / 'logits'} is complete: 8 entries of each of " in said
-    assert "bytes an entry." in said
+    assert "bytes per entry" in said
 
 
 def test_later_files_and_overrides_may_stand_behind_the_first_file(config: Path, tmp_path: Path) -> None:

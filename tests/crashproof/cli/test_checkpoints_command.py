@@ -28,7 +28,7 @@ def run(open_tracker, update, save_checkpoint, run_dir):
     return run_dir
 
 
-def test_the_one_that_a_restart_resumes_is_read_and_the_others_looked_at(crashproof, run):
+def test_only_the_one_that_a_restart_resumes_is_read(crashproof, run):
     assert {"checkpoint_2.pt": "recorded", "checkpoint_4.pt": "recorded", "checkpoint_6.pt": "whole"} == states(
         crashproof, run
     )
@@ -54,14 +54,12 @@ def test_a_table_for_people(crashproof, run):
 
     assert max(map(len, said.lines)) <= 80
     assert ["path", "step", "size", "age", "loss", "attempt", "state", "tags"] == said.lines[0].split()
-    assert "whole *" in said.lines[3]
+    assert "intact *" in said.lines[3]
     assert "accuracy 0.75" in said.output
-    assert said.lines[-1] == "A restart would resume (*) at step 6 from checkpoint_6.pt."
+    assert said.lines[-1] == "A restart would resume at step 6 from checkpoint_6.pt (*)."
 
 
-def test_what_was_removed_or_left_by_a_later_attempt_is_told(
-    crashproof, open_tracker, update, save_checkpoint, run_dir
-):
+def test_removed_and_superseded_checkpoints_are_listed(crashproof, open_tracker, update, save_checkpoint, run_dir):
     tracker = open_tracker(settings=TrackerSettings(has_heartbeat=False, keep=KeepLatest(2)))
     for step in (1, 2, 3, 4):
         update(tracker, step)
@@ -94,5 +92,5 @@ def test_no_checkpoints_and_none_that_can_be_used(crashproof, train, run, tmp_pa
     for path in run.glob("checkpoint_*"):
         path.unlink()
 
-    assert "no checkpoint was recorded; a restart would begin at step 0" in crashproof("checkpoints", new).output
-    assert "A restart would stop with an error" in crashproof("checkpoints", run).output
+    assert "a restart would begin at step 0: no checkpoint was recorded" in crashproof("checkpoints", new).output
+    assert "A restart would end with an error" in crashproof("checkpoints", run).output

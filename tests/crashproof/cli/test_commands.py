@@ -35,52 +35,52 @@ def run(open_tracker: Callable[..., Any], update: Callable[..., None], run_dir: 
     return run_dir
 
 
-def told(*arguments: str, exit_code: int = 0) -> str:
+def crashproof(*arguments: str, exit_code: int = 0) -> str:
     result = runner.invoke(app, list(arguments), catch_exceptions=False)
     assert exit_code == result.exit_code, result.output
     return result.output
 
 
-def test_status_says_how_a_run_stands_and_what_a_restart_resumes(run: Path) -> None:
-    output = told("status", str(run), exit_code=6)
+def test_status_reports_progress_and_where_a_restart_resumes(run: Path) -> None:
+    output = crashproof("status", str(run), exit_code=6)
 
     assert "step 4 of 100" in output
     assert "would resume at step 4 from checkpoint_4.pt" in output
 
 
 def test_status_in_json_has_the_fields_of_the_summary(run: Path) -> None:
-    answer = json.loads(told("status", str(run), "--json", exit_code=6))
+    answer = json.loads(crashproof("status", str(run), "--json", exit_code=6))
 
     assert {"step": 4, "checkpoint": "checkpoint_4.pt", "passed_over": []} == answer["resume"]
     assert 4 == answer["steps_completed"]
 
 
-def test_status_names_what_a_restart_passes_over(run: Path) -> None:
+def test_status_names_what_a_restart_skips(run: Path) -> None:
     (run / "checkpoint_4.pt").write_bytes(b"weights" * 3)
 
-    output = told("status", str(run), exit_code=6)
+    output = crashproof("status", str(run), exit_code=6)
 
     assert "would resume at step 2" in output
-    assert "passes over checkpoint_4.pt: it has 21 bytes instead of 28" in output
+    assert "skips checkpoint_4.pt: it has 21 bytes instead of 28" in output
 
 
 def test_status_says_when_no_checkpoint_can_be_used(run: Path) -> None:
     for path in run.glob("checkpoint_*"):
         path.unlink()
 
-    assert "would stop with an error" in told("status", str(run), exit_code=6)
+    assert "would end with an error" in crashproof("status", str(run), exit_code=6)
 
 
 def test_status_of_a_run_without_checkpoints(open_tracker: Callable[..., Any], run_dir: Path) -> None:
     open_tracker().close()
 
-    assert "would begin at step 0" in told("status", str(run_dir), exit_code=6)
+    assert "would begin at step 0" in crashproof("status", str(run_dir), exit_code=6)
 
 
 def test_status_of_a_live_run_names_its_process(open_tracker: Callable[..., Any], run_dir: Path) -> None:
     open_tracker(clock=SYSTEM_CLOCK)
 
-    assert f"starting as process {os.getpid()} on " in told("status", str(run_dir))
+    assert f"starting as process {os.getpid()} on " in crashproof("status", str(run_dir))
 
 
 def test_status_shows_the_newest_evaluation(
@@ -91,31 +91,31 @@ def test_status_shows_the_newest_evaluation(
     tracker.record_evaluation(1200, {"perplexity": 12.3456789, "json_valid_rate": float("nan")})
     tracker.close()
 
-    assert "evaluation  step 1,200: perplexity 12.35, json_valid_rate nan" in told("status", str(run_dir))
-    answer = json.loads(told("status", str(run_dir), "--json"))
+    assert "evaluation  step 1,200: perplexity 12.35, json_valid_rate nan" in crashproof("status", str(run_dir))
+    answer = json.loads(crashproof("status", str(run_dir), "--json"))
     assert {"perplexity": 12.3456789, "json_valid_rate": None} == answer["evaluation"]
     assert "NaN" == answer["nonfinite"]["evaluation.json_valid_rate"]
 
 
-def test_verify_finds_a_whole_run_whole(run: Path) -> None:
-    assert "2 checkpoints and all journals" in told("verify", str(run))
-    assert json.loads(told("verify", str(run), "--json"))["is_whole"]
+def test_verify_finds_an_intact_run_intact(run: Path) -> None:
+    assert "2 checkpoints and all journals" in crashproof("verify", str(run))
+    assert json.loads(crashproof("verify", str(run), "--json"))["is_whole"]
 
 
-def test_verify_names_what_is_broken_and_repair_sets_it_aside(run: Path) -> None:
+def test_verify_names_damage_and_repair_quarantines_it(run: Path) -> None:
     (run / "checkpoint_4.pt").write_bytes(b"Weights" + b"weights" * 3)
     with (run / "progress" / "metrics.jsonl").open("ab") as file:
         file.write(b"torn")
 
-    found = told("verify", str(run), exit_code=1)
-    mended = told("repair", str(run))
+    found = crashproof("verify", str(run), exit_code=1)
+    repaired = crashproof("repair", str(run))
 
     assert "checkpoint_4.pt (28 bytes): its bytes differ" in found
     assert "metrics.jsonl, byte" in found
-    assert "2 damaged piece(s)" in mended
+    assert "2 damaged item(s)" in repaired
     assert b"torn\n" == (run / "progress" / "set_aside" / "metrics.jsonl").read_bytes()
-    assert "is whole" in told("verify", str(run))
-    assert "nothing was damaged" in told("repair", str(run))
+    assert "is intact" in crashproof("verify", str(run))
+    assert "no damage found" in crashproof("repair", str(run))
 
 
 def test_verify_names_what_the_next_start_deletes(
@@ -130,16 +130,18 @@ def test_verify_names_what_the_next_start_deletes(
         save_checkpoint(tracker, step)
     tracker.close()
 
-    assert "checkpoint_1.pt: is not kept any more; the next start deletes" in told("verify", str(run_dir))
-    answer = json.loads(told("verify", str(run_dir), "--json"))
+    assert "checkpoint_1.pt: removed by the retention rule; the next start deletes" in crashproof(
+        "verify", str(run_dir)
+    )
+    answer = json.loads(crashproof("verify", str(run_dir), "--json"))
     assert (True, ["checkpoint_1.pt"]) == (answer["is_whole"], answer["left_of_removals"])
 
 
-def test_repair_rebuilds_snapshots_and_speaks_json(run: Path) -> None:
+def test_repair_rebuilds_snapshots_and_prints_json(run: Path) -> None:
     for name in ("session.json", "progress.json", "checkpoints.json"):
         (run / "progress" / name).write_text("garbled")
 
-    assert [] == json.loads(told("repair", str(run), "--json"))["set_aside"]
+    assert [] == json.loads(crashproof("repair", str(run), "--json"))["set_aside"]
     assert 4 == json.loads((run / "progress" / "progress.json").read_text())["steps_completed"]
     assert ["2", "4"] == list(json.loads((run / "progress" / "checkpoints.json").read_text())["checkpoints"])
 
@@ -148,12 +150,12 @@ def test_repair_leaves_a_live_run_alone(open_tracker: Callable[..., Any], run_di
     open_tracker()
 
     with pytest.raises(RunInUse):
-        told("repair", str(run_dir))
+        crashproof("repair", str(run_dir))
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotARun):
-        told("status", str(tmp_path))
+        crashproof("status", str(tmp_path))
 
 
 def test_an_error_is_one_line_and_exit_code_2(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_for_people_it_is_tables_and_curves_on_common_axes(crashproof, pair):
     assert ["train.lr", "1", "2"] in [line.split() for line in said.lines]
     assert ["state", "complete", "ended", "early"] in [line.split() for line in said.lines]
     assert ["NaN,", "inf", "!"] in [line.split() for line in said.lines]
-    picture = said.lines[said.lines.index("Loss, from lowest to highest (* is several runs):") + 1 :]
+    picture = said.lines[said.lines.index("Range of the loss (* marks several runs):") + 1 :]
     assert {"a", "b", "*"} <= set("".join(picture[1:-1]))
 
 

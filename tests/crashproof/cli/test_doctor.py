@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from crashproof import RunReader
 from crashproof.cli.app import app
-from crashproof.cli.doctor import _of_memory
+from crashproof.cli.doctor import _about_memory
 from crashproof.records.codec import encode
 from crashproof.views.post_mortem import Surroundings, examine
 from crashproof.views.post_mortem_page import post_mortem_page
@@ -67,14 +67,16 @@ def test_a_killed_run_is_told_from_its_end(doctored, killed):
     text = Seen(page).text
 
     assert 0 == code
-    assert "is gone and did not say good-bye" in said
-    assert "Start the same command again: it resumes at step 10 from checkpoint_10.pt, and computes 20 steps" in said
-    assert f"More is in {killed.name}-doctor.html." in said
-    assert "It passes over 1 newer one(s) that cannot be used." in text
-    assert "1 of the last 30 losses are not finite." in text
-    assert "Requests to a teacher had failed: 1." in text
+    assert "exited without recording a shutdown" in said
+    assert (
+        "Start the same command again: it resumes at step 10 from checkpoint_10.pt, and recomputes 20 steps." in said
+    )
+    assert f"Full report: {killed.name}-doctor.html" in said
+    assert "It skips 1 newer checkpoint(s) that cannot be used." in text
+    assert "1 of the last 30 losses are non-finite." in text
+    assert "1 requests to a teacher failed." in text
     assert "checkpoint_10.pt" in text
-    assert "Every line of its journals is whole." in text
+    assert "Every line of its journals is intact." in text
 
 
 def test_the_page_needs_nothing_else_and_holds_no_secret(doctored, killed):
@@ -100,7 +102,7 @@ def test_looking_changes_nothing_in_the_run(doctored, killed):
 def test_it_refuses_to_write_into_the_run(doctored, killed):
     answer = CliRunner().invoke(app, ["doctor", str(killed), "--out", str(killed / "post.html")])
 
-    assert "lies in the run" in str(answer.exception)
+    assert "is inside the run" in str(answer.exception)
 
 
 def test_programs_are_told_in_strict_json(doctored, killed, read_json, tmp_path):
@@ -121,8 +123,8 @@ def test_programs_are_told_in_strict_json(doctored, killed, read_json, tmp_path)
     [
         ("raised", ValueError("the loss is a cow"), "ended with an exception at step 5 of 100"),
         ("preempted", None, "was asked to stop, saved, and ended at step 5 of 100"),
-        ("completed", None, "closed the run in good order before its last step"),
-        ("completed", ValueError("the loss is a cow"), "closed the run in good order before its last step"),
+        ("completed", None, "closed the run before its end"),
+        ("completed", ValueError("the loss is a cow"), "closed the run before its end"),
     ],
 )
 def test_each_end_has_its_sentence(open_tracker, update, run_dir, doctored, how, error, said):
@@ -143,14 +145,14 @@ def test_a_complete_run_needs_nothing(open_tracker, update, run_dir, doctored):
 
     said = doctored(run_dir)[1]
 
-    assert "has done all its steps" in said
+    assert "completed all steps" in said
     assert "Nothing needs to be done." in said
 
 
 def test_a_live_run_is_not_called_dead(open_tracker, update, run_dir, doctored):
     update(open_tracker(), 1)
 
-    assert "It is not dead." in doctored(run_dir)[1]
+    assert "The run is still active." in doctored(run_dir)[1]
 
 
 def test_a_damaged_run_is_told_with_its_damage(killed, doctored):
@@ -159,7 +161,7 @@ def test_a_damaged_run_is_told_with_its_damage(killed, doctored):
 
     _, said, page = doctored(killed)
 
-    assert "Its journals have 1 damaged piece(s)" in said
+    assert "The journals have 1 damaged record(s)" in said
     assert "metrics.jsonl, byte" in Seen(page).text
 
 
@@ -181,7 +183,7 @@ def test_the_newest_log_is_taken_or_the_one_that_is_named(killed, doctored, tmp_
 
     assert 200 == newest.count(f"line of {new.name}")
     assert 200 == asked_for.count("line of named.txt")
-    assert "There is no log nowhere" in str(
+    assert "The log nowhere does not exist" in str(
         CliRunner().invoke(app, ["doctor", str(killed), "--log", "nowhere"]).exception
     )
 
@@ -197,15 +199,15 @@ def test_clues_of_the_machine_are_told(killed):
     found = examine(RunReader.open(killed), around, name="mine", now=1e9)
     page = Seen(post_mortem_page(found)).text
 
-    assert "The kernel has ended processes for want of memory; its lines are below." in found.clues
-    assert "The disk is nearly full: 1.0 MB are free." in found.clues
+    assert "The kernel has killed processes for lack of memory (OOM); its messages are below." in found.clues
+    assert "The disk is nearly full: 1.0 MB free." in found.clues
     assert "Killed process 77" in page
 
 
 def test_the_kernels_lines_about_memory_are_found():
     lines = ["[1] usb 1-1: new device", "[2] oom-kill:constraint=X", "[3] Out of memory: Killed process 7 (python)"]
 
-    assert lines[1:] == list(_of_memory(lines))
+    assert lines[1:] == list(_about_memory(lines))
 
 
 def test_a_time_that_is_nonsense_hides_nothing(killed):

@@ -272,11 +272,11 @@ def test_what_was_paid_is_told_by_the_servers_own_count(job: Job, server: Teache
 def test_a_price_that_is_not_known_is_not_called_free(job: Job) -> None:
     said = job.invoke()
 
-    assert "Bought: 2 answers, at a price that is not known for 'teacher' (--prices)" in said
+    assert "Paid: an unknown price for 2 answers, 'teacher' is not in the price table (--prices)" in said
     assert "$" not in said
 
 
-def test_an_answer_of_no_use_is_listed_with_its_reason_and_not_asked_for_again(
+def test_an_unusable_answer_is_listed_with_its_reason_and_not_requested_again(
     job: Job, serve: Callable[..., TeacherServer]
 ) -> None:
     strange = serve(lambda body: "" if "mast" in body["messages"][0]["content"] else "It is.")
@@ -288,13 +288,11 @@ def test_an_answer_of_no_use_is_listed_with_its_reason_and_not_asked_for_again(
     assert [(2, "What is a mast?", 1)] == [(line["line"], line["prompt"], line["id"]) for line in failed]
     assert "it is empty" in failed[0]["reason"]
     assert ["What is a keel?"] * 2 == [line["prompt"] for line in lines_of(job.out)]
-    assert all(f"1 have none; {job.failed} says why." in each for each in said)
+    assert all(f"1 have no answer: see {job.failed}." in each for each in said)
     assert 2 == strange.counts.requests
 
 
-def test_what_is_kept_and_of_no_use_is_paid_for_again_where_asked(
-    job: Job, serve: Callable[..., TeacherServer]
-) -> None:
+def test_ask_again_requests_unusable_answers_again(job: Job, serve: Callable[..., TeacherServer]) -> None:
     said = iter(["", "It is.", "It is.", "It is."])
     strange = serve(lambda body: next(said))
     job.base_url = strange.base_url
@@ -321,7 +319,7 @@ def test_broken_json_is_kept_marked_and_not_bought_again(job: Job, serve: Callab
     assert 1 == RunReader.open(job.run).session().api_responses_bad
 
 
-def test_a_prompts_own_fields_do_not_hide_why_it_has_no_answer(job: Job, serve: Callable[..., TeacherServer]) -> None:
+def test_fields_of_a_prompt_do_not_hide_why_it_has_no_answer(job: Job, serve: Callable[..., TeacherServer]) -> None:
     job.base_url = serve(lambda body: "").base_url
     write(job.prompts, {"prompt": "What is a keel?", "reason": "of mine", "line": "ten"})
 
@@ -354,7 +352,7 @@ def batch_lines(*bodies: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-# What stops a job before anything is sent.
+# Errors before anything is sent.
 
 
 @pytest.mark.parametrize(
@@ -363,7 +361,7 @@ def batch_lines(*bodies: Mapping[str, Any]) -> list[dict[str, Any]]:
         ("{", "it is not valid JSON"),
         ('{"text": "x"}', 'it has neither "prompt" nor "messages"'),
         ('{"prompt": ""}', '"prompt" must be a non-empty string'),
-        ('{"prompt": "x", "teacher_text": "y"}', "call that field otherwise"),
+        ('{"prompt": "x", "teacher_text": "y"}', "rename that field"),
         (json.dumps(batch_lines({"model": "other"})[0]), "its model is 'other', the job's is 'teacher'"),
         (json.dumps(batch_lines({"stream": True})[0]), '"stream" is set'),
         (json.dumps(batch_lines({"n": 2})[0]), "--samples"),
@@ -388,13 +386,13 @@ def test_a_malformed_prompt_names_its_file_and_line_and_nothing_is_sent(
     "options, error, words",
     [
         (["--budget", "1"], UnknownPrice, "has no price for the model 'teacher'"),
-        (["--budget", "much"], ConfigError, "The budget 'much' is no sum above 0"),
-        (["--budget", "-1"], ConfigError, "is no sum above 0"),
-        (["--budget", "NaN"], ConfigError, "is no sum above 0"),
-        (["--parameter", "top_p"], ConfigError, "'top_p' is no parameter"),
+        (["--budget", "much"], ConfigError, "The budget 'much' is not an amount above 0"),
+        (["--budget", "-1"], ConfigError, "is not an amount above 0"),
+        (["--budget", "NaN"], ConfigError, "is not an amount above 0"),
+        (["--parameter", "top_p"], ConfigError, "'top_p' is not a parameter"),
         (["--parameter", "model=other"], ConfigError, "Pass --model."),
-        (["--parameter", "messages=[]"], ConfigError, "They stand in the file of prompts."),
-        (["--parameter", "tools=[]"], ConfigError, "They stand in the file of prompts."),
+        (["--parameter", "messages=[]"], ConfigError, "Put them into the prompts file."),
+        (["--parameter", "tools=[]"], ConfigError, "Put them into the prompts file."),
         (["--parameter", "stream=true"], ConfigError, '"stream" is set, but answers are stored complete'),
         (["--parameter", "n=2"], ConfigError, "--samples"),
         (["--parameter", "top_p=NaN"], RequestError, "top_p is nan, which JSON cannot represent"),
@@ -402,11 +400,11 @@ def test_a_malformed_prompt_names_its_file_and_line_and_nothing_is_sent(
         (["--engine", "cloud"], ConfigError, "Pass --engine local or --engine ray"),
         (["--engine", "ray"], ConfigError, "Pass --store"),
         (["--base-url", "ftp://x"], RequestError, "is not an HTTP URL"),
-        (["--base-url", "http://user:word@x"], RequestError, "holds a user or a password"),
+        (["--base-url", "http://user:word@x"], RequestError, "contains a user name or password"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_an_option_that_cannot_be_is_told_and_nothing_is_sent(
+def test_an_invalid_option_is_an_error_and_nothing_is_sent(
     job: Job, server: TeacherServer, options: list[str], error: type[CrashproofError], words: str
 ) -> None:
     with pytest.raises(error, match=r".+") as told:
@@ -469,7 +467,7 @@ def test_a_job_does_not_write_over_its_own_prompts(job: Job, server: TeacherServ
 
     for out, prompts in ((job.prompts, job.prompts), (job.out, job.failed)):
         prompts.write_bytes(content)
-        with pytest.raises(ConfigError, match="would write over its own prompts"):
+        with pytest.raises(ConfigError, match="would overwrite its own prompts"):
             Job(prompts=prompts, out=out, base_url=job.base_url).invoke()
 
     assert (0, content) == (server.counts.requests, job.prompts.read_bytes())
@@ -487,7 +485,7 @@ def test_an_output_of_any_name_has_a_run_of_its_own(job: Job, server: TeacherSer
     assert (job.out.parent / f"{name}.run" / "progress").is_dir()
 
 
-# A teacher that does not want.
+# Unreachable and refusing teachers.
 
 
 def test_an_unreachable_server_is_an_error_also_for_a_few_prompts(job: Job) -> None:
@@ -610,7 +608,7 @@ def test_a_budget_that_is_used_up_is_an_exit_code_of_its_own(job: Job, server: T
     assert not job.failed.exists()
 
 
-def test_what_a_budget_did_not_allow_is_no_work_that_is_done(job: Job, prices: Path) -> None:
+def test_requests_over_budget_do_not_count_as_completed(job: Job, prices: Path) -> None:
     options = ("--prices", prices, "--max-tokens", 5, "--concurrency", 1)
 
     job.invoke("--budget", "0.0042", *options, exit_code=3)
@@ -623,7 +621,7 @@ def test_what_a_budget_did_not_allow_is_no_work_that_is_done(job: Job, prices: P
     assert ("completed", None, 3) == (after.attempts[1].how, after.attempts[1].error, after.steps_completed)
 
 
-def test_a_job_is_watched_by_its_questions(job: Job, prices: Path) -> None:
+def test_status_watch_and_doctor_count_the_requests_of_a_job(job: Job, prices: Path) -> None:
     job.invoke("--budget", "0.0042", "--prices", prices, "--max-tokens", 5, "--concurrency", 1, exit_code=3)
 
     said = CliRunner().invoke(app, ["status", str(job.run)])
@@ -632,16 +630,16 @@ def test_a_job_is_watched_by_its_questions(job: Job, prices: Path) -> None:
 
     assert [6, 6, 0] == [each.exit_code for each in (said, watched, doctored)]
     assert "ended early: BudgetExhausted: The budget of $0.0042 does not allow" in said.output
-    assert "2 of 3 questions have an end (66.7 %), last sign of life " in said.output
-    assert "question 2 of 3" in watched.output
-    assert "at question 2 of 3" in doctored.output
-    assert "it asks what has no answer yet" in doctored.output
+    assert "2 of 3 requests completed (66.7 %), last activity " in said.output
+    assert "request 2 of 3" in watched.output
+    assert "at request 2 of 3" in doctored.output
+    assert "requests the answers that are missing" in doctored.output
 
 
 # Alerts.
 
 
-def test_whoever_pays_is_told_of_the_budget_and_of_the_end(job: Job, prices: Path) -> None:
+def test_a_used_up_budget_and_completion_raise_alerts(job: Job, prices: Path) -> None:
     options = ("--prices", prices, "--max-tokens", 5, "--concurrency", 1, "--alert-webhook", "env:HOOK")
     with AlertReceiver() as receiver:
         job.environment["HOOK"] = receiver.address
@@ -656,7 +654,7 @@ def test_whoever_pays_is_told_of_the_budget_and_of_the_end(job: Job, prices: Pat
     assert PATH not in "".join(job.words)
 
 
-def test_slack_and_a_command_are_told_too(job: Job, tmp_path: Path) -> None:
+def test_slack_and_a_command_receive_alerts(job: Job, tmp_path: Path) -> None:
     with AlertReceiver() as receiver:
         job.environment["SLACK"] = receiver.address
         job.invoke("--alert-slack", "env:SLACK", "--alert-command", f"cat > {tmp_path}/told.json")
@@ -670,7 +668,7 @@ def test_slack_and_a_command_are_told_too(job: Job, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "named, words",
     [
-        pytest.param("http://127.0.0.1/secret", "--alert-webhook is no env:NAME", id="the-address-itself"),
+        pytest.param("http://127.0.0.1/secret", "--alert-webhook is not env:NAME", id="the-address-itself"),
         pytest.param("env:HOOK", "--alert-webhook is env:HOOK, and HOOK is not set", id="not-set"),
         pytest.param("env:", "--alert-webhook is env:, and that variable is not set", id="no-name"),
     ],
@@ -809,7 +807,7 @@ def test_a_batch_is_written_into_a_folder_that_is_not_there_yet(job: Job, tmp_pa
 
 
 def test_a_batch_is_either_written_or_read(job: Job, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"A batch is either written or read"):
+    with pytest.raises(ConfigError, match=r"--write-batch and --read-batch cannot be combined"):
         job.invoke("--write-batch", tmp_path / "B.jsonl", "--read-batch", job.prompts)
 
 

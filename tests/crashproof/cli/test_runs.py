@@ -72,7 +72,7 @@ def test_a_last_line_under_way_is_no_damage(crashproof, open_tracker, update, tm
 
 
 def test_a_folder_without_runs_says_so(crashproof, tmp_path):
-    assert (0, f"{tmp_path} holds no runs.\n") == (lambda said: (said.code, said.output))(
+    assert (0, f"No runs found under {tmp_path}.\n") == (lambda said: (said.code, said.output))(
         crashproof("runs", tmp_path)
     )
 

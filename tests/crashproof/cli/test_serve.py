@@ -22,7 +22,7 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-c", "from crashproof.cli import main; main()", "serve", *arguments]
 
 
-def told(*arguments: str, environment: dict[str, str] | None = None) -> tuple[int, str, str]:
+def serve(*arguments: str, environment: dict[str, str] | None = None) -> tuple[int, str, str]:
     answer = subprocess.run(
         command(*arguments), capture_output=True, text=True, timeout=60, env=os.environ | (environment or {})
     )
@@ -50,20 +50,20 @@ def get(url: str, **headers: str) -> bytes:
     return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10).read()
 
 
-def test_it_says_where_the_page_is_and_ends_quietly(tmp_path, open_tracker):
+def test_it_prints_the_address_and_ends_quietly(tmp_path, open_tracker):
     open_tracker(output_dir=tmp_path / "a")
 
     with serving(str(tmp_path)) as (_, line):
-        url = line.split(" are at ")[1].split(" ")[0]
+        url = line.split(" at ")[1].split(" ")[0]
         runs = json.loads(get(f"{url}api/runs"))["runs"]
 
     assert url.startswith("http://127.0.0.1:")
     assert ["a"] == [run["name"] for run in runs]
 
 
-def test_bound_elsewhere_it_makes_a_token_and_asks_for_it(tmp_path):
+def test_outside_loopback_it_generates_and_requires_a_token(tmp_path):
     with serving(str(tmp_path), "--host", "0.0.0.0") as (_, line):
-        address = line.split(" are at ")[1].split(" ")[0]
+        address = line.split(" at ")[1].split(" ")[0]
         _, _, token = address.partition("?token=")
         url = f"http://127.0.0.1:{address.rpartition(':')[2].partition('/')[0]}/api/runs"
         with pytest.raises(urllib.error.HTTPError, match="401") as refused:
@@ -82,7 +82,7 @@ def test_a_token_of_ones_own_comes_from_the_environment(tmp_path):
         assert "?token=one-of-my-own-tokens" in line
 
 
-def test_programs_are_told_in_json(tmp_path):
+def test_json_has_the_address(tmp_path):
     process = subprocess.Popen(
         command("--port", "0", "--json", str(tmp_path)), stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL
     )
@@ -97,10 +97,10 @@ def test_programs_are_told_in_json(tmp_path):
     assert said["url"].startswith("http://127.0.0.1:")
 
 
-def test_a_port_in_use_is_said_in_words(tmp_path):
+def test_a_port_in_use_is_an_error_in_words(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        code, _, error = told(str(tmp_path), "--port", port)
+        code, _, error = serve(str(tmp_path), "--port", port)
 
     assert 2 == code
     assert (
@@ -113,14 +113,14 @@ def test_a_port_in_use_is_said_in_words(tmp_path):
     "arguments, said",
     [
         pytest.param(["nowhere"], "nowhere is not a folder. Pass the folder that the runs lie in.", id="no-folder"),
-        pytest.param([".", "--host", "no such host"], "is no address of this machine", id="no-host"),
+        pytest.param([".", "--host", "no such host"], "is not an address of this machine", id="no-host"),
         pytest.param([".", "--host", "192.0.2.1"], "Cannot listen on 192.0.2.1", id="foreign-host"),
     ],
 )
-def test_what_cannot_be_served_is_said_in_words(arguments, said, tmp_path, monkeypatch):
+def test_what_cannot_be_served_is_an_error_in_words(arguments, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    code, _, error = told(*arguments)
+    code, _, error = serve(*arguments)
 
     assert 2 == code
     assert said in error
@@ -128,7 +128,7 @@ def test_what_cannot_be_served_is_said_in_words(arguments, said, tmp_path, monke
 
 
 def test_a_token_that_is_too_short_is_refused(tmp_path):
-    code, _, error = told(str(tmp_path), environment={"CRASHPROOF_TOKEN": "short"})
+    code, _, error = serve(str(tmp_path), environment={"CRASHPROOF_TOKEN": "short"})
 
     assert (2, True) == (code, "at least 16 characters" in error)
     assert "short\n" not in error.split("16")[0]
@@ -148,5 +148,5 @@ def test_a_run_itself_can_be_served(tmp_path, open_tracker):
     open_tracker(output_dir=tmp_path / "a")
 
     with serving(str(Path(tmp_path) / "a")) as (_, line):
-        url = line.split(" are at ")[1].split(" ")[0]
+        url = line.split(" at ")[1].split(" ")[0]
         assert ["."] == [run["name"] for run in json.loads(get(f"{url}api/runs"))["runs"]]

@@ -11,7 +11,7 @@ from crashproof.cli.status import local_time
 from crashproof.testing import FakeClock
 
 
-def test_a_complete_run_is_well(crashproof, train, run_dir):
+def test_a_complete_run_is_healthy(crashproof, train, run_dir):
     train(run_dir, range(1, 11), total_steps=10)
 
     said = crashproof("status", run_dir)
@@ -21,7 +21,7 @@ def test_a_complete_run_is_well(crashproof, train, run_dir):
     assert "nothing remains" in said.output
 
 
-def test_a_live_run_is_well_and_says_when_it_is_done(crashproof, open_tracker, update, run_dir):
+def test_a_live_run_is_healthy_with_its_estimated_finish(crashproof, open_tracker, update, run_dir):
     now = FakeClock(time.time() - 60)
     tracker = open_tracker(clock=now)
     for step in range(1, 31):
@@ -32,11 +32,11 @@ def test_a_live_run_is_well_and_says_when_it_is_done(crashproof, open_tracker, u
 
     assert 0 == said.code
     assert "running as process" in said.lines[0]
-    assert "usually one every 2 s; none for 2 min 0 s would be a stall" in said.output
-    assert "2 min 20 s remain" in said.output
+    assert "usually one every 2 s; stalled after 2 min 0 s without one" in said.output
+    assert "2 min 20 s remaining" in said.output
     assert ", done " in said.output
     assert max(map(len, said.lines[1:])) <= 80
-    assert "it falls: improving" in said.output
+    assert ": improving" in said.output
     assert "would begin at step 0" in said.output
     assert "goodput 9" in said.output
 
@@ -75,7 +75,7 @@ def test_a_killed_run_is_an_alarm(crashproof, open_tracker, update, run_dir, lef
     said = crashproof("status", left_by_a_kill(run_dir))
 
     assert 5 == said.code
-    assert "crashed: its process is gone" in said.output
+    assert "crashed: the process exited without recording a shutdown" in said.output
 
 
 @pytest.mark.parametrize("how, code", [("raised", 5), ("preempted", 6), ("replaced", 6)])
@@ -105,14 +105,14 @@ def test_no_state_looks_like_an_error_or_is_left_out():
     assert 7 == exit_code_for("a word of a later version")
 
 
-def test_the_help_says_what_the_exit_codes_are_and_gives_an_example(crashproof):
+def test_the_help_lists_the_exit_codes_and_an_example(crashproof):
     said = crashproof("status", "--help")
 
-    for words in ("0 it runs", "3 stalled", "5 crashed", "7 not started", "Example: crashproof status"):
+    for words in ("0 running", "3 stalled", "5 crashed", "7 not started", "Example: crashproof status"):
         assert words in " ".join(said.output.replace("│", " ").split())
 
 
-def test_what_a_run_has_cost_is_said(crashproof, open_tracker, update, run_dir):
+def test_the_cost_of_a_run_is_printed(crashproof, open_tracker, update, run_dir):
     tracker = open_tracker()
     update(tracker, 1)
     tracker.record_api_response("p", {"text": "a"}, 1.25)
@@ -131,7 +131,7 @@ def test_active_alerts_are_named(crashproof, open_tracker, update, run_dir):
 
 
 @pytest.mark.parametrize("moment", [None, 1e300, float("inf"), float("nan")])
-def test_a_moment_that_is_none_is_said_in_words(moment):
+def test_an_impossible_time_is_printed_in_words(moment):
     assert local_time(moment, 0.0) in ("unknown", "beyond any calendar")
 
 

@@ -75,7 +75,7 @@ def test_a_loop_that_listens_saves_and_ends(start):
     assert 75 == process.wait()
     assert "preempted" == summary["status"]
     assert f"Ended at step {summary['steps_completed']:,} of 100,000." in answer.output
-    assert f"A restart resumes at step {summary['steps_completed']:,}" in answer.output
+    assert f"A restart would resume at step {summary['steps_completed']:,}" in answer.output
 
 
 def test_a_loop_that_does_not_listen_ends_and_keeps_what_it_reported(start):
@@ -89,26 +89,26 @@ def test_a_loop_that_does_not_listen_ends_and_keeps_what_it_reported(start):
     assert [] == RunReader.open(out).problems()
 
 
-def test_one_that_does_not_end_is_said_after_the_wait(start):
+def test_a_run_that_does_not_end_is_reported_after_the_wait(start):
     process, out = start(LISTENING.format(listens=False))
 
     answer = invoke(str(out), "--seconds", "0.3")
 
     assert (1, None) == (answer.exit_code, process.poll())
-    assert "It still runs, at step" in answer.output
+    assert "Still running, at step" in answer.output
 
 
-def test_one_need_not_wait(start):
+def test_no_wait_returns_at_once(start):
     process, out = start(LISTENING.format(listens=True))
 
     answer = invoke(str(out), "--no-wait")
 
     assert 0 == answer.exit_code
-    assert f"Asked process {process.pid} to save and end; it runs on" in answer.output
+    assert f"Asked process {process.pid} to save and exit. Still running, at step" in answer.output
     assert 75 == process.wait()
 
 
-def test_a_run_that_nobody_writes_is_said(open_tracker, update, run_dir):
+def test_a_run_without_a_process_is_reported(open_tracker, update, run_dir):
     tracker = open_tracker()
     update(tracker, 1)
     tracker.close()
@@ -116,13 +116,15 @@ def test_a_run_that_nobody_writes_is_said(open_tracker, update, run_dir):
     answer = invoke(str(run_dir))
 
     assert 0 == answer.exit_code
-    assert "it ended at step 1 of 100. A restart begins at step 0: no checkpoint was recorded." in answer.output
+    assert "it ended at step 1 of 100. A restart would begin at step 0: no checkpoint was recorded." in answer.output
 
 
 @pytest.mark.parametrize(
     "holder, said",
     [
-        pytest.param(Holder(host="node7", pid=4242, since=0.0), "process 4242 on node7 writes it", id="other-host"),
+        pytest.param(
+            Holder(host="node7", pid=4242, since=0.0), "process 4242 writes it on host node7", id="other-host"
+        ),
         pytest.param(
             Holder(host=socket.gethostname(), pid=os.getppid(), since=0.0), "another container", id="other-process"
         ),
@@ -153,5 +155,5 @@ def test_a_process_is_known_by_the_file_that_it_holds(open_tracker, run_dir, tmp
     assert _has_open(7, lock, processes=tmp_path)
 
 
-def test_what_is_no_run_is_said(tmp_path):
+def test_a_folder_without_a_run_is_an_error(tmp_path):
     assert "holds no run" in str(invoke(str(tmp_path)).exception)

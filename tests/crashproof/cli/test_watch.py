@@ -44,16 +44,23 @@ def test_one_screen_has_all_at_80_by_24_without_colour(crashproof, live, monkeyp
     assert "\x1b" not in said.output
     for words in ("RUNNING  process", "40.0 %  40 of 100", "loss   1, average", "kd 1.5", "learning rate 0.001"):
         assert words in said.output
-    for words in ("goodput", "step 40 is the newest of 1", "perplexity 7.5", "$1.50 for 1 answers", "NaN, inf", "!"):
+    for words in (
+        "goodput",
+        "newest checkpoint at step 40 (1 in total)",
+        "perplexity 7.5",
+        "$1.50 for 1 answers",
+        "NaN, inf",
+        "!",
+    ):
         assert words in said.output
     assert "checkpoint at step 40" in said.output
-    assert "teacher failed after 3 retries: no route" in said.output
+    assert "teacher request failed after 3 retries: no route" in said.output
 
 
 @pytest.mark.parametrize("width, height", [(80, 24), (40, 12), (60, 8), (200, 60), (20, 3)])
 @pytest.mark.parametrize("is_unicode", [True, False])
 def test_a_screen_keeps_its_size(live, width, height, is_unicode):
-    seen = _Watched(str(live), RunFolder.under(live)).look()
+    seen = _Watched(str(live), RunFolder.under(live)).refresh()
 
     lines = screen_lines(seen, width=width, height=height, is_unicode=is_unicode)
 
@@ -123,22 +130,28 @@ def test_ctrl_c_ends_it_quietly(live):
     assert (0, "") == (process.returncode, errors)
 
 
-def test_looks_read_on_through_a_kill_and_a_restart(open_tracker, update, save_checkpoint, run_dir, left_by_a_kill):
+def test_refreshes_read_on_through_a_kill_and_a_restart(
+    open_tracker, update, save_checkpoint, run_dir, left_by_a_kill
+):
     tracker = open_tracker(clock=SYSTEM_CLOCK)
     for step in range(1, 9):
         update(tracker, step)
     run = left_by_a_kill(run_dir)
     watched = _Watched("run", RunFolder.under(run))
-    killed = watched.look()
+    killed = watched.refresh()
 
     again = open_tracker(output_dir=run, clock=SYSTEM_CLOCK)
     for step in range(6, 12):
         update(again, step)
-    restarted = watched.look()
+    restarted = watched.refresh()
 
-    assert ("crashed", 8) == (killed.summary["health"], killed.summary["steps_completed"])
-    assert ("running", 11, 2) == tuple(restarted.summary[name] for name in ("health", "steps_completed", "attempt"))
-    assert [f"attempt 2 began: process {os.getpid()} on {restarted.summary['attempt_host']}"] == [
+    assert ("crashed", 8) == (killed.summary.health, killed.summary.steps_completed)
+    assert ("running", 11, 2) == (
+        restarted.summary.health,
+        restarted.summary.steps_completed,
+        restarted.summary.attempt,
+    )
+    assert [f"attempt 2 started: process {os.getpid()} on {restarted.summary.attempt_host}"] == [
         words for _, words in restarted.events if words.startswith("attempt 2")
     ]
 
@@ -149,13 +162,13 @@ def test_only_what_is_new_is_read_again(open_tracker, update, run_dir, monkeypat
     tracker = open_tracker(clock=SYSTEM_CLOCK)
     update(tracker, 1)
     watched = _Watched("run", RunFolder.under(run_dir))
-    watched.look()
+    watched.refresh()
     starts = []
     scan = module.scan
     monkeypatch.setattr(module, "scan", lambda path, *, start=0: (starts.append(start), scan(path, start=start))[1])
 
     tracker.record_pause(3.0)
-    seen = watched.look()
+    seen = watched.refresh()
 
     assert "paused for 3 s" == seen.events[-1][1]
     assert [True] == [start > 0 for start in starts]
@@ -164,13 +177,13 @@ def test_only_what_is_new_is_read_again(open_tracker, update, run_dir, monkeypat
 def test_a_folder_that_goes_away_leaves_what_was_seen_with_a_note(train, run_dir):
     train(run_dir, range(1, 4))
     watched = _Watched("run", RunFolder.under(run_dir))
-    watched.look()
+    watched.refresh()
     run_dir.rename(run_dir.with_name("moved"))
 
-    seen = watched.look()
+    seen = watched.refresh()
 
-    assert 3 == seen.summary["steps_completed"]
-    assert any("cannot look" in line for line in screen_lines(seen, width=80, height=24, is_unicode=True))
+    assert 3 == seen.summary.steps_completed
+    assert any("refresh failed" in line for line in screen_lines(seen, width=80, height=24, is_unicode=True))
 
 
 def test_another_session_in_the_folder_is_seen(open_tracker, update, run_dir):
@@ -179,28 +192,28 @@ def test_another_session_in_the_folder_is_seen(open_tracker, update, run_dir):
         update(tracker, step)
     tracker.close()
     watched = _Watched("run", RunFolder.under(run_dir))
-    before = watched.look()
+    before = watched.refresh()
 
     update(open_tracker({"lr": 2}), 1)
-    after = watched.look()
+    after = watched.refresh()
 
-    assert (8, 1) == (before.summary["steps_completed"], after.summary["steps_completed"])
-    assert before.summary["session_id"] != after.summary["session_id"]
+    assert (8, 1) == (before.summary.steps_completed, after.summary.steps_completed)
+    assert before.summary.session_id != after.summary.session_id
     assert 1 == sum(point.num_updates for point in after.points)
-    assert 1 == sum("began" in words and "session" in words for _, words in after.events)
+    assert 1 == sum("started" in words and "session" in words for _, words in after.events)
 
 
 def test_a_clock_that_went_back_says_so(open_tracker, update, run_dir):
     tracker = open_tracker(clock=FakeClock(time.time() + 9000))
     update(tracker, 1)
 
-    seen = _Watched("run", RunFolder.under(run_dir)).look()
+    seen = _Watched("run", RunFolder.under(run_dir)).refresh()
 
     assert "a clock is wrong" in plain_line(seen)
     assert any("last update 0 s ago" in line for line in screen_lines(seen, width=80, height=24, is_unicode=True))
 
 
-def test_every_event_that_says_something_has_words(run_dir, live):
+def test_events_are_described(run_dir, live):
     from crashproof import RunReader
 
     words = [event_in_words(event) for event in RunReader.open(live).events()]

@@ -89,10 +89,10 @@ def test_bound_elsewhere_it_knows_addresses_and_the_names_it_was_given(guarded, 
         pytest.param({"Cookie": "crashproof="}, id="empty-cookie"),
     ],
 )
-def test_without_the_token_nothing_is_told(guarded, path, headers):
+def test_without_the_token_every_request_is_refused(guarded, path, headers):
     answer = guarded.get(path, **headers)
 
-    assert (401, b"A token is needed.\n", "Bearer") == (
+    assert (401, b"A token is required.\n", "Bearer") == (
         answer.status,
         answer.body,
         answer.headers["www-authenticate"],
@@ -118,22 +118,22 @@ def test_the_printed_address_sets_a_cookie_and_leaves_no_token_in_the_address_ba
     assert 200 == guarded.get("/api/runs", Cookie=cookie.partition(";")[0]).status
 
 
-def test_a_wrong_token_in_the_address_is_said_and_not_shown(guarded):
+def test_a_wrong_token_in_the_address_is_reported_and_not_shown(guarded):
     answer = guarded.get("/?token=wrong-token-wrong-token")
 
     assert 401 == answer.status
-    assert b"That is not the token." in answer.body
+    assert b"Wrong token." in answer.body
     assert b"wrong-token" not in answer.body
 
 
-def test_whoever_comes_without_a_token_is_asked_for_it(guarded):
+def test_without_a_token_the_page_is_a_form_for_it(guarded):
     answer = guarded.get("/")
 
     assert (401, "text/html; charset=utf-8") == (answer.status, answer.headers["content-type"])
     assert b"<form" in answer.body
 
 
-def test_every_answer_tells_the_browser_to_be_strict(local, guarded):
+def test_every_response_has_the_security_headers(local, guarded):
     for answer in (local.get("/"), local.get("/nothing"), guarded.get("/"), local.get("/", Host="evil.example")):
         policy = answer.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")

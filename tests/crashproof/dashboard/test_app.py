@@ -99,7 +99,7 @@ def test_a_run_that_begins_later_is_found(serve, train):
     assert ([], 200) == (before, found)
 
 
-def test_a_run_tells_all_about_itself(serve, train, save_checkpoint, tmp_path):
+def test_the_detail_of_a_run_has_everything_but_its_curves(serve, train, save_checkpoint, tmp_path):
     tracker = train("one")
     save_checkpoint(tracker, 20, path=tmp_path / "one" / "checkpoint_20.pt")
     tracker.record_evaluation(20, {"perplexity": math.inf}, seconds=1.0)
@@ -161,7 +161,7 @@ def test_what_is_new_comes_behind_what_was_seen(serve, train):
 
 
 @pytest.mark.parametrize("first, after", [(5, None), (11, 10**9)], ids=["went-back", "beyond-the-end"])
-def test_a_page_that_cannot_go_on_is_told_so(serve, train, first, after):
+def test_a_page_that_cannot_append_is_told_to_load_its_curve_again(serve, train, first, after):
     train("one", 1, 10)
     served = serve()
     end = served.get(asked("curve", name="one")).json["end"]
@@ -195,7 +195,7 @@ def test_no_name_leads_out_of_the_folder(serve, train, tmp_path, name):
 
     for path in ("run", "curve", "tail", "live"):
         answer = served.get(asked(path, name=name))
-        assert (404, "There is no such run here (any more).") == (answer.status, answer.json["error"])
+        assert (404, "This run does not exist (any more).") == (answer.status, answer.json["error"])
     assert 404 == served.get(asked("compare", name="one", other=name)).status
 
 
@@ -215,13 +215,13 @@ def test_no_file_is_served_but_the_pages_own(serve, path):
 
 @pytest.mark.parametrize("value", ["-1", "1e9", "x", "", "9" * 40, "1.5", "٣"])
 @pytest.mark.parametrize("name", ["points", "from", "to", "after"])
-def test_a_number_that_is_none_is_refused_in_words(serve, train, name, value):
+def test_an_invalid_number_is_refused(serve, train, name, value):
     train("one")
     path = "tail" if name == "after" else "curve"
 
     answer = serve().get(asked(path, name="one", **{name: value}))
 
-    assert (400, f"{name} must be a whole number of at least 0.") == (answer.status, answer.json["error"])
+    assert (400, f"{name} must be an integer of at least 0.") == (answer.status, answer.json["error"])
 
 
 def test_hostile_text_comes_as_json_and_never_as_a_page(serve, train):
@@ -247,7 +247,7 @@ def test_the_whole_page_is_less_than_100_kb_compressed(serve):
     assert b"</html>" in gzip.decompress(answers[0].body)
 
 
-def test_the_page_asks_nobody_else(serve):
+def test_the_page_refers_to_no_other_host(serve):
     served = serve()
     own = [served.get(path).body for path in ("/", "/page.css", "/page.js", "/charts.js", "/words.js")]
 

@@ -48,7 +48,7 @@ def listen():
         each.close()
 
 
-def test_what_is_journalled_is_heard_with_where_to_go_on(serve, listen, open_tracker, update, tmp_path):
+def test_new_updates_are_streamed_with_the_offset_to_continue_from(serve, listen, open_tracker, update, tmp_path):
     tracker = open_tracker(output_dir=tmp_path / "run", total_steps=100)
     update(tracker, 1)
     served = serve()
@@ -82,7 +82,7 @@ def test_a_browser_that_connects_again_misses_nothing_and_hears_nothing_twice(
     assert [2] == told["step"]
 
 
-def test_the_state_is_told_again_and_again(serve, listen, open_tracker, update, tmp_path):
+def test_the_state_is_sent_repeatedly(serve, listen, open_tracker, update, tmp_path):
     tracker = open_tracker(output_dir=tmp_path / "run", total_steps=100)
     update(tracker, 1)
     listener = listen(f"{serve().url}api/live?name=run&after=0")

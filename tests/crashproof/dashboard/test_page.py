@@ -117,7 +117,7 @@ def test_an_empty_folder_says_that_a_run_will_appear(serve, look, tmp_path):
 
 
 @pytest.mark.timeout(180)
-def test_a_live_run_is_killed_and_resumed_before_ones_eyes(serve, look, tmp_path):
+def test_a_live_run_is_followed_through_a_kill_and_a_resume(serve, look, tmp_path):
     run = tmp_path / "mine"
     process = start(run, 260, 0.03, killed_at=190)
     while not (run / "progress" / "metrics.jsonl").exists():
@@ -130,24 +130,24 @@ def test_a_live_run_is_killed_and_resumed_before_ones_eyes(serve, look, tmp_path
     page.wait_for_function("(first) => document.querySelector('#head dd').textContent !== first", arg=first)
     process.wait()
     page.wait_for_selector(".state:has-text('crashed')")
-    assert "its process is gone and did not say good-bye" in page.locator("#head").inner_text()
+    assert "the process exited without recording a shutdown" in page.locator("#head").inner_text()
 
     process = start(run, 260, 0.03)
     page.wait_for_selector(".state:has-text('running')")
     process.wait()
     page.wait_for_selector(".state:has-text('complete')")
     page.wait_for_function(
-        "() => document.getElementById('decimation').textContent.startsWith('260 updates, each one')"
+        "() => document.getElementById('decimation').textContent.startsWith('260 updates, all shown')"
     )
 
-    assert "1 loss is not finite" in page.locator("#decimation").inner_text()
+    assert "1 non-finite loss" in page.locator("#decimation").inner_text()
     assert ["161 to 260", "1 to 190"] == page.locator("#attempts tbody td:nth-child(3)").all_inner_texts()
-    assert "computed again" in page.locator("#time").inner_text()
+    assert "recomputed" in page.locator("#time").inner_text()
     assert ["complete", "crashed", "non finite"] == page.locator("#alerts td:nth-child(2)").all_inner_texts()
     assert not page.locator("#alarms").inner_text()
     assert "6 for $0.08" in page.locator("#teacher").inner_text()
     assert "checkpoint_240.txt" in page.locator("#checkpoints").inner_text()
-    # The spike, the NaN and what was computed again, where they belong.
+    # The spike and the NaN are drawn where they belong.
     assert min(heights(page, "#chart-loss", place_of(90, 260), is_blue)) < 0.2
     assert min(heights(page, "#chart-loss", place_of(60, 260), is_blue)) > 0.3
     assert heights(page, "#chart-loss", place_of(150, 260), is_orange)
@@ -167,8 +167,10 @@ def test_one_spike_and_one_nan_among_many_steps_are_seen(serve, look, made_run):
     nan = heights(page, "#chart-loss", place_of(100_000, 150_000), is_orange)
     quiet = heights(page, "#chart-loss", place_of(75_000, 150_000), is_blue)
 
-    assert re.match(r"150,000 updates in \d+ points: each shows the lowest, highest and mean of about \d+\.", note)
-    assert "1 loss is not finite" in note
+    assert re.match(
+        r"150,000 updates in \d+ points: each shows the lowest, highest and mean of about \d+ updates\.", note
+    )
+    assert "1 non-finite loss" in note
     assert min(spike) < 0.15
     assert nan
     assert min(quiet) > 0.8
@@ -186,7 +188,7 @@ def test_dragging_shows_a_part_step_by_step_and_a_double_click_all(serve, look, 
     page.mouse.down()
     page.mouse.move(box["x"] + 0.505 * box["width"], middle, steps=5)
     page.mouse.up()
-    page.wait_for_function("() => /each one shown/.test(document.getElementById('decimation').textContent)")
+    page.wait_for_function("() => /all shown/.test(document.getElementById('decimation').textContent)")
     near = page.locator("#decimation").inner_text()
     page.locator("#chart-loss .u-over").dblclick()
     page.wait_for_function("() => /^80,000 updates/.test(document.getElementById('decimation').textContent)")
@@ -248,8 +250,8 @@ def test_a_job_that_trains_nothing_shows_no_curves(serve, look, open_tracker, cl
     page.wait_for_selector("main[data-ready]")
 
     head = page.locator("#head").inner_text()
-    assert "Questions with an end\n120 of 300 (40.0 %)" in head
-    assert "Remains\n4 min" in head
+    assert "Requests completed\n120 of 300 (40.0 %)" in head
+    assert "Remaining\n4 min" in head
     assert [False] * 4 == [
         page.locator(each).is_visible() for each in ("#charts", "#learning", "#time", "#checkpoints")
     ]
@@ -257,7 +259,7 @@ def test_a_job_that_trains_nothing_shows_no_curves(serve, look, open_tracker, cl
 
 
 @pytest.mark.parametrize("width", [320, 390, 768])
-def test_on_a_phone_nothing_sticks_out(serve, look, made_run, save_checkpoint, width):
+def test_on_a_phone_nothing_overflows(serve, look, made_run, save_checkpoint, width):
     made_run("experiments/a_rather_long_name_of_a_run/seed_1234567890", 300, spike_at=200)
     served = serve()
     for url in (served.url, address(served, "experiments/a_rather_long_name_of_a_run/seed_1234567890")):
@@ -282,7 +284,7 @@ def test_dark_and_light_follow_the_system(serve, look, made_run):
     picture(page, "dark")
 
 
-def test_behind_a_proxy_that_holds_the_stream_back_the_page_asks(serve, look, open_tracker, update, tmp_path):
+def test_behind_a_proxy_that_buffers_the_stream_the_page_polls(serve, look, open_tracker, update, tmp_path):
     tracker = open_tracker(output_dir=tmp_path / "run", total_steps=100)
     for step in range(1, 11):
         update(tracker, step)
@@ -296,7 +298,7 @@ def test_behind_a_proxy_that_holds_the_stream_back_the_page_asks(serve, look, op
     page.wait_for_function("() => /^11 updates/.test(document.getElementById('decimation').textContent)")
 
 
-def test_a_server_that_is_gone_is_said_and_what_was_seen_stays(serve, look, made_run):
+def test_an_unreachable_server_is_reported_on_the_page(serve, look, made_run):
     made_run("run", 30)
     page = look(address(serve(), "run"), complains="Failed to load resource")
     page.wait_for_selector("main[data-ready]")
@@ -305,14 +307,14 @@ def test_a_server_that_is_gone_is_said_and_what_was_seen_stays(serve, look, made
 
     page.wait_for_selector("#trouble:visible")
 
-    assert "The server does not answer. Trying again." == page.locator("#trouble").inner_text()
+    assert "The server does not respond. Retrying." == page.locator("#trouble").inner_text()
 
 
-def test_a_run_that_is_gone_is_said(serve, look):
+def test_a_run_that_is_gone_is_reported(serve, look):
     page = look(address(serve(), "nowhere"), complains="404")
 
     page.wait_for_selector("#trouble:visible")
-    assert "There is no such run here (any more)." == page.locator("#trouble").inner_text()
+    assert "This run does not exist (any more)." == page.locator("#trouble").inner_text()
 
 
 def test_the_token_is_asked_for_and_taken(serve, look, made_run):
@@ -322,7 +324,7 @@ def test_the_token_is_asked_for_and_taken(serve, look, made_run):
 
     page.fill("input", "not-this-one-not-this-one")
     page.click("button")
-    page.wait_for_selector("text=That is not the token.")
+    page.wait_for_selector("text=Wrong token.")
     page.fill("input", TOKEN)
     page.click("button")
     page.wait_for_selector("text=1 run")

@@ -71,9 +71,9 @@ def test_name_and_config_are_there(train, uri):
     assert {"model.d_model": "128", "train.batch_size": "2", "train.steps": "100"} == run.data.params
 
 
-def test_a_replay_that_was_killed_between_two_batches_is_gone_on_with(train, canonical, uri, monkeypatch):
+def test_a_replay_that_was_killed_between_two_batches_is_continued(train, canonical, uri, monkeypatch):
     run = train((1, 300))
-    sink = MLflowSink(uri)
+    exporter = MLflowSink(uri)
     real, calls = MlflowClient.log_batch, []
 
     def log_batch(self, *arguments, **given):
@@ -84,7 +84,7 @@ def test_a_replay_that_was_killed_between_two_batches_is_gone_on_with(train, can
 
     monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
     with pytest.raises(ConnectionError):
-        replay(run, sink)
+        replay(run, exporter)
     partly = len(points(uri))
     replay(run, MLflowSink(uri))
 
@@ -93,7 +93,7 @@ def test_a_replay_that_was_killed_between_two_batches_is_gone_on_with(train, can
     assert 300 == len(points(uri, "tokens_processed"))
 
 
-def test_names_that_mlflow_does_not_allow_are_spelled_otherwise(open_tracker, update, run_dir, uri):
+def test_characters_that_mlflow_does_not_allow_are_replaced(open_tracker, update, run_dir, uri):
     update(open_tracker(), 1, loss_components={"a+b=ü": 1.0})
 
     replay(run_dir, MLflowSink(uri))

@@ -49,19 +49,19 @@ class Remembering:
 
 
 @pytest.fixture
-def sink() -> Remembering:
+def exporter() -> Remembering:
     return Remembering()
 
 
-def test_the_whole_history_is_replayed_and_a_second_time_nothing(train, sink):
+def test_the_whole_history_is_replayed_and_a_second_time_nothing(train, exporter):
     run = train((1, 2500))
 
-    first, second = replay(run, sink), replay(run, sink)
+    first, second = replay(run, exporter), replay(run, exporter)
 
-    assert list(range(1, 2501)) == sink.steps
+    assert list(range(1, 2501)) == exporter.steps
     assert (2500, 0, 2500) == (first.num_added, second.num_added, second.last_step)
-    assert 0 == sink.num_open
-    assert "run" == sink.facts.name
+    assert 0 == exporter.num_open
+    assert "run" == exporter.facts.name
 
 
 @pytest.mark.parametrize(
@@ -73,68 +73,68 @@ def test_the_whole_history_is_replayed_and_a_second_time_nothing(train, sink):
         pytest.param([(1, 50), (31, 45), (41, 60), (11, 70)], id="often"),
     ],
 )
-def test_a_replay_after_every_attempt_leaves_each_step_once(train, sink, canonical, attempts):
+def test_a_replay_after_every_attempt_leaves_each_step_once(train, exporter, canonical, attempts):
     for attempt in attempts:
         run = train(attempt)
-        replay(run, sink)
-        assert [step for step, _ in canonical(run)] == sink.steps
+        replay(run, exporter)
+        assert [step for step, _ in canonical(run)] == exporter.steps
 
-    assert 0 == replay(run, sink).num_added
+    assert 0 == replay(run, exporter).num_added
 
 
-def test_only_a_run_that_went_back_behind_what_was_sent_begins_anew(train, sink):
+def test_only_a_run_that_went_back_behind_what_was_sent_begins_anew(train, exporter):
     run = train((1, 50))
-    replay(run, sink)
+    replay(run, exporter)
     train((51, 60))
-    went_on = replay(run, sink)
+    went_on = replay(run, exporter)
     train((41, 70))
-    went_back = replay(run, sink)
+    went_back = replay(run, exporter)
 
     assert (False, 10) == (went_on.has_begun_anew, went_on.num_added)
-    assert (True, 70, 1) == (went_back.has_begun_anew, went_back.num_added, sink.num_forgotten)
+    assert (True, 70, 1) == (went_back.has_begun_anew, went_back.num_added, exporter.num_forgotten)
 
 
-def test_beside_a_live_run_what_a_restart_computes_again_is_held_back(train, sink, canonical):
+def test_beside_a_live_run_what_a_restart_recomputes_is_held_back(train, exporter, canonical):
     run = train((1, 50), saves=(20, 40))
-    first = replay(run, sink, holds_back=True)
+    first = replay(run, exporter, holds_back=True)
     train((41, 90), saves=(60, 80))
-    second = replay(run, sink, holds_back=True)
+    second = replay(run, exporter, holds_back=True)
 
     assert (40, 80) == (first.last_step, second.last_step)
-    assert 0 == sink.num_forgotten
-    assert list(range(1, 81)) == sink.steps
+    assert 0 == exporter.num_forgotten
+    assert list(range(1, 81)) == exporter.steps
 
 
-def test_when_it_is_complete_nothing_is_held_back(train, sink):
+def test_when_it_is_complete_nothing_is_held_back(train, exporter):
     run = train((1, 50), total_steps=50, saves=(20,))
 
-    assert 50 == replay(run, sink, holds_back=True).last_step
+    assert 50 == replay(run, exporter, holds_back=True).last_step
 
 
-def test_before_the_first_checkpoint_everything_is_held_back(train, sink):
-    assert 0 == replay(train((1, 50)), sink, holds_back=True).num_added
+def test_before_the_first_checkpoint_everything_is_held_back(train, exporter):
+    assert 0 == replay(train((1, 50)), exporter, holds_back=True).num_added
 
 
-def test_a_journal_that_was_mended_is_replayed_anew(train, sink, canonical):
+def test_a_repaired_journal_is_replayed_again(train, exporter, canonical):
     run = train((1, 50))
-    replay(run, sink)
+    replay(run, exporter)
     metrics = run / "progress" / "metrics.jsonl"
     lines = metrics.read_bytes().splitlines(keepends=True)
     metrics.write_bytes(b"".join([*lines[:20], *lines[21:]]))
 
-    assert replay(run, sink).has_begun_anew
-    assert [step for step, _ in canonical(run)] == sink.steps
-    assert 49 == len(sink.steps)
+    assert replay(run, exporter).has_begun_anew
+    assert [step for step, _ in canonical(run)] == exporter.steps
+    assert 49 == len(exporter.steps)
 
 
-def test_what_a_killed_replay_had_sent_beyond_its_note_is_forgotten_where_it_was_superseded(train, sink):
+def test_what_a_killed_replay_had_sent_beyond_its_note_is_forgotten_where_it_was_superseded(train, exporter):
     run = train((1, 50))
-    replay(run, sink)
+    replay(run, exporter)
     train((51, 60))
-    sink.sent = Sent(mark=sink.sent.mark, last_step=sink.sent.last_step, reached=60)
+    exporter.sent = Sent(mark=exporter.sent.mark, last_step=exporter.sent.last_step, reached=60)
     train((56, 70))
 
-    assert replay(run, sink).has_begun_anew
+    assert replay(run, exporter).has_begun_anew
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -143,7 +143,7 @@ def test_whenever_it_is_replayed_the_end_is_the_canonical_history(
     tmp_path_factory, open_tracker, update, canonical, attempts
 ):
     run = tmp_path_factory.mktemp("run")
-    sink = Remembering()
+    exporter = Remembering()
     first = 1
     for length, back, is_replayed in attempts:
         tracker = open_tracker(output_dir=run)
@@ -151,49 +151,49 @@ def test_whenever_it_is_replayed_the_end_is_the_canonical_history(
             update(tracker, step)
         first = max(1, first + length - back)
         if is_replayed:
-            replay(run, sink)
-    replay(run, sink)
+            replay(run, exporter)
+    replay(run, exporter)
 
-    assert [step for step, _ in canonical(run)] == sink.steps
+    assert [step for step, _ in canonical(run)] == exporter.steps
 
 
-def test_a_tracker_that_fails_is_told_of_once_and_caught_up_with(train, sink, caplog):
+def test_a_failing_tracker_is_logged_once_and_caught_up_later(train, exporter, caplog):
     run = train((1, 30))
-    sink.fails_at = 1
+    exporter.fails_at = 1
     num_tried = threading.Semaphore(0)
 
     def fill() -> None:
         num_tried.release()
-        replay(run, sink)
+        replay(run, exporter)
 
     with following(fill, name="the tracker", seconds_between=0.01):
         for _ in range(5):
             num_tried.acquire()
-        sink.fails_at = None
+        exporter.fails_at = None
 
-    assert list(range(1, 31)) == sink.steps
-    told = [message for message in caplog.messages if "cannot be filled" in message]
-    assert 1 == len(told)
-    assert "ConnectionError: the tracker is away" in told[0]
-    assert "sk-abc" not in told[0]
-    assert "the tracker is filled again." in caplog.messages
+    assert list(range(1, 31)) == exporter.steps
+    warnings = [message for message in caplog.messages if "failed" in message]
+    assert 1 == len(warnings)
+    assert "ConnectionError: the tracker is away" in warnings[0]
+    assert "sk-abc" not in warnings[0]
+    assert "Export to the tracker works again." in caplog.messages
 
 
-def test_the_sink_is_closed_also_where_it_fails(train, sink):
-    sink.fails_at = 1
+def test_the_exporter_is_closed_also_where_it_fails(train, exporter):
+    exporter.fails_at = 1
 
     with pytest.raises(ConnectionError):
-        replay(train((1, 5)), sink)
+        replay(train((1, 5)), exporter)
 
-    assert 0 == sink.num_open
+    assert 0 == exporter.num_open
 
 
-def test_a_run_without_an_update_adds_nothing(open_tracker, run_dir, sink):
+def test_a_run_without_an_update_adds_nothing(open_tracker, run_dir, exporter):
     open_tracker()
 
-    assert (0, 0) == (replay(run_dir, sink).num_added, replay(run_dir, sink).last_step)
+    assert (0, 0) == (replay(run_dir, exporter).num_added, replay(run_dir, exporter).last_step)
 
 
-def test_what_is_no_run_is_said(tmp_path, sink):
+def test_a_folder_without_a_run_is_refused(tmp_path, exporter):
     with pytest.raises(NotARun):
-        replay(tmp_path, sink)
+        replay(tmp_path, exporter)

@@ -8,7 +8,8 @@ import pytest
 
 from crashproof import RunReader
 from crashproof.errors import DiskFull
-from crashproof.exporters.tables import COLUMNS, write_csv, write_parquet
+from crashproof.exporters.tables import write_csv, write_parquet
+from crashproof.records.metrics import COLUMNS
 from crashproof.testing import FaultyDisk
 
 

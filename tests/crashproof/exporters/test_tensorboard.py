@@ -49,7 +49,7 @@ def test_after_a_resume_no_curve_is_doubled(train, canonical, tmp_path, again):
     assert canonical(run) == points(tmp_path / "logs")
 
 
-def test_a_tensorboard_that_was_looking_drops_what_was_superseded(train, canonical, tmp_path):
+def test_a_running_tensorboard_drops_superseded_steps(train, canonical, tmp_path):
     run = train((1, 120))
     replay(run, TensorBoardSink(tmp_path / "logs"))
     reader = EventAccumulator(str(tmp_path / "logs"), size_guidance={"scalars": 0})
@@ -100,7 +100,7 @@ def test_events_of_other_writers_beside_it_are_left_alone(train, canonical, tmp_
     assert b"" == own.read_bytes()
 
 
-def test_without_tensorboard_the_install_line_is_told(monkeypatch, tmp_path):
+def test_without_tensorboard_the_error_has_the_install_command(monkeypatch, tmp_path):
     real = builtins.__import__
     monkeypatch.setattr(
         builtins,

@@ -94,12 +94,12 @@ def test_wandb_reads_each_step_once_through_kills_and_keeps_nan(train, canonical
 
 def test_a_folder_that_a_kill_cut_off_is_written_again(train, canonical, tmp_path):
     run = train((1, 30))
-    sink = WandbSink(tmp_path / "w")
-    real = sink.close
-    sink.close = lambda: None  # type: ignore[method-assign]  # Dead before it could say that it is done.
-    replay(run, sink)
+    exporter = WandbSink(tmp_path / "w")
+    real = exporter.close
+    exporter.close = lambda: None  # type: ignore[method-assign]  # Dead before it could say that it is done.
+    replay(run, exporter)
     unfinished = json.loads((tmp_path / "w" / "crashproof-wandb.json").read_bytes())["unfinished"]
-    sink._pending = None
+    exporter._pending = None
     real()
     replay(run, WandbSink(tmp_path / "w"))
 

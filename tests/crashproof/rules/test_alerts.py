@@ -22,7 +22,7 @@ from crashproof.rules.alerts import (
     least_free_bytes,
     untold_crashes,
 )
-from crashproof.rules.session import take_event
+from crashproof.rules.session import apply_event
 
 NOW = 10_000.0
 GIB = 1 << 30
@@ -290,9 +290,9 @@ def test_every_kind_is_a_condition_or_a_happening() -> None:
 
 def test_a_condition_is_active_until_it_is_cleared() -> None:
     run = session()
-    take_event(run, raised("stalled"))
+    apply_event(run, raised("stalled"))
     active = dict(run.alerts_active)
-    take_event(run, AlertCleared(timestamp=60.0, attempt=2, kind="stalled"))
+    apply_event(run, AlertCleared(timestamp=60.0, attempt=2, kind="stalled"))
 
     assert ({"stalled": 50.0}, {}) == (active, run.alerts_active)
     assert [("stalled", 50.0, 1, 7)] == [(each.kind, each.timestamp, each.attempt, each.step) for each in run.alerts]
@@ -300,7 +300,7 @@ def test_a_condition_is_active_until_it_is_cleared() -> None:
 
 def test_a_happening_is_kept_with_its_attempt_and_is_not_active() -> None:
     run = session(attempts=[attempt(how="crashed")])
-    take_event(run, raised("crashed"))
+    apply_event(run, raised("crashed"))
 
     assert ({}, ("crashed",)) == (run.alerts_active, run.attempts[0].alerted)
 
@@ -308,8 +308,8 @@ def test_a_happening_is_kept_with_its_attempt_and_is_not_active() -> None:
 def test_an_alert_is_no_sign_of_life() -> None:
     run = session(attempts=[attempt(last_seen=9.0), attempt(attempt=2, last_seen=9.0)])
     for kind in ALERT_KINDS:
-        take_event(run, raised(kind, timestamp=5000.0))
-        take_event(run, AlertCleared(timestamp=5000.0, attempt=2, kind=kind))
+        apply_event(run, raised(kind, timestamp=5000.0))
+        apply_event(run, AlertCleared(timestamp=5000.0, attempt=2, kind=kind))
 
     assert [9.0, 9.0] == [each.last_seen for each in run.attempts]
 
@@ -317,6 +317,6 @@ def test_an_alert_is_no_sign_of_life() -> None:
 def test_the_newest_hundred_are_kept() -> None:
     run = session()
     for number in range(130):
-        take_event(run, raised("stalled", timestamp=float(number)))
+        apply_event(run, raised("stalled", timestamp=float(number)))
 
     assert [float(number) for number in range(30, 130)] == [each.timestamp for each in run.alerts]

@@ -48,17 +48,16 @@ from crashproof.records.requests import (
 from crashproof.records.session import PacePoint, TrainingSession
 from crashproof.records.snapshots import SessionFile
 from crashproof.records.states import SessionKind
-from crashproof.rules.history import canonical_indices
+from crashproof.rules.history import superseded_from
 from crashproof.rules.session import (
     HISTORY_LENGTH,
+    apply_answer,
+    apply_event,
+    apply_metrics,
+    apply_request,
     begin_session,
-    take_answer,
-    take_event,
-    take_metrics,
-    take_request,
-    update_at,
-    with_evaluation,
 )
+from crashproof.rules.session_checkpoints import update_at, with_evaluation
 from crashproof.rules.summary import goodput_seconds, progress_summary
 from crashproof.rules.trends import moved_average
 
@@ -105,19 +104,19 @@ def recorded(step: int, *, path: str | None = None, attempt: int = 1, seconds: f
 def session_of(*records: Any) -> TrainingSession:
     session = begin_session(BEGINNING)
     for record in records:
-        take(session, record)
+        apply(session, record)
     return session
 
 
-def take(session: TrainingSession, record: Any) -> None:
-    taker: Callable[[TrainingSession, Any], None] = take_event
+def apply(session: TrainingSession, record: Any) -> None:
+    function: Callable[[TrainingSession, Any], None] = apply_event
     if isinstance(record, MetricsSnapshot):
-        taker = take_metrics
+        function = apply_metrics
     elif isinstance(record, AnswerRecord):
-        taker = take_answer
+        function = apply_answer
     elif isinstance(record, RequestLine):
-        taker = take_request
-    taker(session, record)
+        function = apply_request
+    function(session, record)
 
 
 def answer(cost: str = "0.5", *, attempt: int = 1, **more: Any) -> AnswerRecord:
@@ -149,11 +148,11 @@ def marked(cost: str = "0.5", *, attempt: int = 1) -> AnswerMarked:
 
 
 def as_bytes(session: TrainingSession) -> bytes:
-    """All of a session, NaN and infinities told apart."""
+    """All of a session, with NaN and infinities distinct."""
     return msgspec.json.encode(session) + repr([each.loss for each in session.metrics_history]).encode()
 
 
-def test_a_session_begins_with_what_its_first_event_says():
+def test_a_session_begins_with_the_fields_of_its_first_event():
     session = session_of()
 
     assert ("training_1", 1000.0, {"lr": 0.1}, "abc", 100) == (
@@ -331,7 +330,7 @@ def test_attempts_stand_in_order_however_they_arrive():
         ),
     ],
 )
-def test_an_event_changes_what_it_is_about_and_nothing_else(event, expected):
+def test_an_event_changes_only_what_it_is_about(event, expected):
     session = session_of(started(), event)
     before = session_of(started())
 
@@ -384,7 +383,7 @@ def test_answers_are_counted_with_their_cost():
         ),
     ],
 )
-def test_what_is_told_of_requests_changes_what_it_is_about_and_nothing_else(record, expected):
+def test_a_record_of_a_request_changes_only_what_it_is_about(record, expected):
     session, before = session_of(started(), record), session_of(started())
 
     fields = set(TrainingSession.__struct_fields__) - {"attempts"}
@@ -413,7 +412,7 @@ def test_checkpoints_are_known_by_step():
     assert 10 == session.last_checkpoint_step
 
 
-def test_a_file_written_over_holds_the_newest_checkpoint_only():
+def test_an_overwritten_file_holds_the_newest_checkpoint_only():
     session = session_of(recorded(5, path="last.pt"), recorded(10, path="last.pt"))
 
     assert [10] == list(session.checkpoints)
@@ -433,26 +432,26 @@ def test_a_digest_computed_later_makes_a_checkpoint_verifiable():
     "step, path",
     [pytest.param(6, "checkpoint_5.pt", id="another-step"), pytest.param(5, "old.pt", id="another-path")],
 )
-def test_news_of_a_checkpoint_that_is_not_known_any_more_are_passed_over(step, path):
+def test_events_of_a_checkpoint_that_is_not_known_any_more_are_ignored(step, path):
     hashed = CheckpointHashed(
         timestamp=1.0, attempt=1, step=step, checkpoint_path=path, num_bytes=9, sha256="d1", files=None
     )
     aside = CheckpointSetAside(
-        timestamp=1.0, attempt=1, step=step, checkpoint_path=path, reason="rotten", moved_to=None
+        timestamp=1.0, attempt=1, step=step, checkpoint_path=path, reason="corrupt", moved_to=None
     )
 
     assert as_bytes(session_of(recorded(5))) == as_bytes(session_of(recorded(5), hashed, aside))
 
 
-def test_a_checkpoint_set_aside_is_not_offered_and_not_forgotten():
+def test_a_quarantined_checkpoint_is_not_offered_and_not_forgotten():
     aside = CheckpointSetAside(
-        timestamp=1.0, attempt=1, step=10, checkpoint_path="checkpoint_10.pt", reason="rotten", moved_to="x"
+        timestamp=1.0, attempt=1, step=10, checkpoint_path="checkpoint_10.pt", reason="corrupt", moved_to="x"
     )
     session = session_of(recorded(5), recorded(10), aside)
 
     assert ([5], 5) == (list(session.checkpoints), session.last_checkpoint_step)
     assert [
-        RefusedCheckpoint(checkpoint_step=10, checkpoint_path="checkpoint_10.pt", reason="rotten")
+        RefusedCheckpoint(checkpoint_step=10, checkpoint_path="checkpoint_10.pt", reason="corrupt")
     ] == session.checkpoints_set_aside
 
 
@@ -464,11 +463,11 @@ def test_another_checkpoint_at_one_step_stands_beside_the_first():
 
 
 def superseded_at_5() -> list[Any]:
-    """A checkpoint of a timeline that a second attempt has left."""
+    """A checkpoint that a second attempt has superseded."""
     return [started(1), line(5), recorded(5), started(2), line(4, attempt=2)]
 
 
-def test_a_checkpoint_of_a_timeline_that_was_left_is_superseded():
+def test_a_checkpoint_beyond_the_step_of_a_later_attempt_is_superseded():
     assert [5] == session_of(*superseded_at_5()).checkpoints_superseded
 
 
@@ -477,12 +476,12 @@ def test_a_checkpoint_of_a_timeline_that_was_left_is_superseded():
     [
         pytest.param(recorded(5, attempt=2), id="recorded again"),
         pytest.param(recorded(5, path="other.pt", attempt=2), id="recorded elsewhere"),
-        pytest.param(recorded(9, path="checkpoint_5.pt", attempt=2), id="written over"),
+        pytest.param(recorded(9, path="checkpoint_5.pt", attempt=2), id="overwritten"),
         pytest.param(
             CheckpointSetAside(
-                timestamp=1.0, attempt=2, step=5, checkpoint_path="checkpoint_5.pt", reason="rotten", moved_to=None
+                timestamp=1.0, attempt=2, step=5, checkpoint_path="checkpoint_5.pt", reason="corrupt", moved_to=None
             ),
-            id="set aside",
+            id="quarantined",
         ),
     ],
 )
@@ -532,7 +531,7 @@ def test_steps_computed_again_are_no_productive_time():
     assert 3 == session.steps_recomputed
 
 
-def test_downtime_and_start_up_do_not_distort_the_estimate():
+def test_downtime_and_startup_do_not_distort_the_estimate():
     records: list[Any] = [started(1, at=0.0)]
     records += [line(step, hours=step * 10 / 3600, at=step * 10.0) for step in range(1, 51)]
     # Down for a day, then 10 minutes of start-up until the first step is done.
@@ -585,7 +584,7 @@ def draw_record(draw: st.DrawFn, attempt: int, step: int, hours: float, now: flo
             attempt=attempt,
             step=step,
             checkpoint_path=f"checkpoint_{step}.pt",
-            reason="rotten",
+            reason="corrupt",
             moved_to=None,
         )
     if kind == "pause":
@@ -661,7 +660,7 @@ def with_names(records: list[Any]) -> list[Any]:
 
 @settings(max_examples=80)
 @given(lives())
-def test_a_session_read_from_its_journals_is_the_one_that_was_lived(records):
+def test_a_session_read_from_its_journals_equals_the_live_one(records):
     assert as_bytes(session_of(*records)) == as_bytes(session_of(*journals_in_turn(records)))
 
 
@@ -672,7 +671,7 @@ def test_a_snapshot_and_the_tails_behind_it_say_the_same_as_all(records, data):
     cut = data.draw(st.integers(0, len(records)))
     restored = through_the_disk(session_of(*records[:cut]))
     for record in journals_in_turn(records[cut:]):
-        take(restored, record)
+        apply(restored, record)
 
     assert as_bytes(session_of(*records)) == as_bytes(restored)
 
@@ -680,8 +679,9 @@ def test_a_snapshot_and_the_tails_behind_it_say_the_same_as_all(records, data):
 @settings(max_examples=40)
 @given(lives())
 def test_the_kept_history_is_the_canonical_one(records):
-    updates = [each for each in records if isinstance(each, MetricsSnapshot)]
-    canonical = [updates[index].step for index in canonical_indices([each.step for each in updates])]
+    canonical: list[int] = []
+    for step in (each.step for each in records if isinstance(each, MetricsSnapshot)):
+        canonical = [*canonical[: superseded_from(canonical, step)], step]
 
     assert canonical == [each.step for each in session_of(*records).metrics_history]
 
@@ -713,7 +713,7 @@ def test_an_evaluation_goes_to_the_checkpoint_of_its_step_and_attempt():
     assert [{"perplexity": 9.0}, None] == [each.evaluation for each in session.checkpoints.values()]
 
 
-def test_a_checkpoint_says_which_results_of_an_evaluation_are_not_finite():
+def test_a_checkpoint_names_the_non_finite_results_of_its_evaluation():
     session = session_of(recorded(4), evaluated(4, math.inf))
 
     read_back = msgspec.json.decode(msgspec.json.encode(session.checkpoints[4]))
@@ -749,7 +749,7 @@ def removed(*gone: tuple[int, str]) -> CheckpointRemoved:
     )
 
 
-def test_removed_checkpoints_are_named_no_more_save_for_their_deletion():
+def test_removed_checkpoints_are_only_named_for_their_deletion():
     session = session_of(
         recorded(4),
         recorded(6),
@@ -772,7 +772,7 @@ def test_only_the_newest_removal_is_remembered():
     assert [RemovedCheckpoint(step=6, checkpoint_path="checkpoint_6.pt")] == session.checkpoints_removing
 
 
-def test_once_they_are_deleted_only_those_that_refused_are_remembered():
+def test_after_the_deletion_only_failed_ones_are_remembered():
     refused = RemovedCheckpoint(step=6, checkpoint_path="checkpoint_6.pt")
     session = session_of(
         recorded(4),
@@ -785,7 +785,7 @@ def test_once_they_are_deleted_only_those_that_refused_are_remembered():
     assert [refused] == session.checkpoints_removing
 
 
-def test_a_name_that_is_used_again_is_not_deleted_any_more():
+def test_a_path_that_is_used_again_is_not_deleted_any_more():
     session = session_of(recorded(4), recorded(8), removed((4, "checkpoint_4.pt")), recorded(4))
 
     assert [] == session.checkpoints_removing
@@ -803,7 +803,7 @@ def test_the_lowest_loss_of_removed_checkpoints_is_remembered():
     session = session_of(*known, removed((2, "checkpoint_2.pt"), (4, "checkpoint_4.pt")))
     without_any = session.lowest_loss_removed
     for step in (1, 3, 5):
-        take(session, removed((step, f"checkpoint_{step}.pt")))
+        apply(session, removed((step, f"checkpoint_{step}.pt")))
 
     assert (None, 2.0) == (without_any, session.lowest_loss_removed)
 
@@ -818,7 +818,7 @@ def test_the_update_at_a_step_is_its_own_or_the_newest_before_it(step, expected)
     assert expected == (found and found.step)
 
 
-def test_a_checkpoint_takes_only_what_was_measured_at_its_step_by_its_attempt():
+def test_a_checkpoint_gets_only_the_results_of_its_step_and_attempt():
     session = session_of(evaluated(2, 9.0), evaluated(4, 8.0), evaluated(4, 7.0, attempt=2))
     checkpoint = recorded(4).checkpoint
 
@@ -832,7 +832,7 @@ def test_a_session_without_a_config_gets_it_from_the_first_beginning_that_has_on
     later = msgspec.structs.replace(BEGINNING, config={"lr": 0.2}, config_hash="def")
     session = begin_session(waiting)
     for event in (waiting, recorded(4), told, later):
-        take_event(session, event)
+        apply_event(session, event)
 
     assert ({"lr": 0.1}, "abc", 50, 50, 2000.0) == (
         session.config,
@@ -848,7 +848,7 @@ JOB = msgspec.structs.replace(BEGINNING, kind=SessionKind.GENERATION, total_step
 
 
 def job_events(attempt: int, start: float, hours: float, *done: int) -> list[Event]:
-    """An attempt of a job, told of every ten seconds."""
+    """An attempt of a job, that reports every ten seconds."""
     return [
         AttemptStarted(timestamp=start, attempt=attempt, host="box", pid=1, git_commit=None, wall_clock_hours=hours),
         *(
@@ -858,14 +858,14 @@ def job_events(attempt: int, start: float, hours: float, *done: int) -> list[Eve
     ]
 
 
-def test_a_job_is_done_when_its_questions_at_the_pace_of_those_that_were_new_have_an_end():
+def test_a_job_is_estimated_by_the_pace_of_its_new_requests():
     session = begin_session(JOB)
     for event in job_events(1, 1000.0, 0.0, 50, 100):
-        take_event(session, event)
+        apply_event(session, event)
     before = progress_summary(session, now=1020.0, wall_clock_hours=0.0)
     # A day later: what is kept has its end at once.
     for event in job_events(2, 90_000.0, session.wall_clock_hours, 100, 150):
-        take_event(session, event)
+        apply_event(session, event)
     after = progress_summary(session, now=90_020.0, wall_clock_hours=0.0)
 
     assert 40.0 == pytest.approx(3600 * before.estimated_remaining_hours)
@@ -878,6 +878,6 @@ def test_a_job_is_done_when_its_questions_at_the_pace_of_those_that_were_new_hav
 def test_a_clock_that_goes_back_gives_a_job_no_time_back():
     session = begin_session(JOB)
     for event in [*job_events(1, 1000.0, 0.0, 50), JobAdvanced(timestamp=500.0, attempt=1, done=60)]:
-        take_event(session, event)
+        apply_event(session, event)
 
     assert (60, 10.0) == (session.steps_completed, session.busy_seconds)

@@ -25,7 +25,7 @@ from crashproof.records.requests import (
     Spending,
 )
 from crashproof.records.session import TrainingSession
-from crashproof.rules.session import begin_session, take_answer, take_event, take_request
+from crashproof.rules.session import apply_answer, apply_event, apply_request, begin_session
 from crashproof.rules.spending import spending_of
 
 BEGINNING = SessionStarted(
@@ -72,11 +72,11 @@ def spent(*records: Any) -> Spending:
 
 def take(session: TrainingSession, record: Any) -> None:
     if isinstance(record, RequestLine):
-        take_request(session, record)
+        apply_request(session, record)
     elif isinstance(record, AnswerRecord):
-        take_answer(session, record)
+        apply_answer(session, record)
     else:
-        take_event(session, record)
+        apply_event(session, record)
 
 
 def test_a_session_begins_with_what_those_before_it_have_spent():

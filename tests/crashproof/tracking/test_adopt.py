@@ -256,7 +256,7 @@ def only_torn_ones(run_dir: Path) -> None:
         pytest.param(nothing_like_one, r"nothing in it is named like one \(checkpoint_<step>", id="nothing like one"),
         pytest.param(
             only_torn_ones,
-            r"none is whole. checkpoint_1.pt: it is empty; checkpoint_2.json: it is no JSON. Restore",
+            r"none is intact. checkpoint_1.pt: it is empty; checkpoint_2.json: it is no JSON. Restore",
             id="all torn",
         ),
     ],

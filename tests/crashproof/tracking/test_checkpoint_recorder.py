@@ -226,7 +226,7 @@ def test_a_damaged_new_checkpoint_removes_nothing(
     update(tracker, 3)
     path = run_dir / "checkpoint_3.pt"
     path.write_bytes(b"weights of step 3")
-    # Told by its bytes on their way to a disk that did not keep them.
+    # Digested while it was written, to a disk that did not keep the bytes.
     written = digest_of(path)
     harm(path)
     tracker.record_checkpoint(3, path, 24, written=written)
@@ -330,7 +330,7 @@ def test_nothing_is_removed_that_shares_its_bytes_with_what_stays(
 
 
 class DiskThatRefuses(FaultyDisk):
-    """Refuses some of its operations while it is told to."""
+    """Refuses some of its operations while it is switched to fail."""
 
     refusal: int | None = None
     refused: tuple[str, ...] = ()
@@ -431,7 +431,7 @@ def test_on_a_full_disk_nothing_is_removed_that_the_journal_cannot_tell(
     train(tracker, 4)
 
     assert ({"checkpoint_1.pt", "checkpoint_2.pt", "checkpoint_3.pt"}, [1, 2, 3]) == kept
-    assert "No checkpoint is removed: The disk is full" in caplog.text
+    assert "No checkpoint was removed: The disk is full" in caplog.text
     assert {"checkpoint_3.pt", "checkpoint_4.pt"} == files_in(run_dir)
 
 

@@ -246,7 +246,7 @@ def test_recovering_passes_over_damage_aloud_and_changes_nothing(saved, caplog):
     recovered = get_recovery_checkpoint(saved)
 
     assert (saved / "checkpoint_1.pt", 8) == recovered
-    assert ["Passing over checkpoint_2.pt: it has 4 bytes instead of 7."] == caplog.messages
+    assert ["Skipping checkpoint_2.pt: it has 4 bytes instead of 7."] == caplog.messages
     assert before == {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
 
 

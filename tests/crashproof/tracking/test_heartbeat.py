@@ -28,7 +28,7 @@ def test_a_beat_that_fails_is_told_and_the_next_one_comes(caplog):
     heartbeat.stop()
 
     assert [True] * 2 == has_beaten
-    assert {("crashproof", logging.ERROR, "Housekeeping failed; it is tried again in 0.001 s.")} == set(
+    assert {("crashproof", logging.ERROR, "Housekeeping failed; trying again in 0.001 s.")} == set(
         caplog.record_tuples
     )
 

@@ -114,7 +114,7 @@ def test_all_snapshots_deleted_are_rebuilt_as_they_were(open_tracker, ended_run,
     ]
 
 
-def test_a_torn_last_line_is_set_aside_and_training_goes_on(open_tracker, update, ended_run, caplog):
+def test_a_torn_last_line_is_quarantined_and_training_continues(open_tracker, update, ended_run, caplog):
     metrics = ended_run / "progress" / "metrics.jsonl"
     torn = metrics.read_bytes()[:-40]
     metrics.write_bytes(torn)
@@ -123,7 +123,7 @@ def test_a_torn_last_line_is_set_aside_and_training_goes_on(open_tracker, update
 
     assert 17 == tracker.session.steps_completed
     assert torn.splitlines()[-1] + b"\n" == (ended_run / "progress" / "set_aside" / "metrics.jsonl").read_bytes()
-    assert [True] == [f"{metrics} was damaged: 1 piece(s)" in message for message in caplog.messages]
+    assert [True] == [f"{metrics} had 1 damaged part(s)" in message for message in caplog.messages]
     assert [("metrics.jsonl", "the last write was cut off")] == [
         (event.file, event.reason) for event in RunReader.open(ended_run).events() if isinstance(event, DamageFound)
     ]
@@ -257,12 +257,12 @@ def test_a_config_that_was_gone_on_with_is_the_config_from_then_on(open_tracker,
     assert 17 == open_tracker(OTHER, on_config_change="error").session.steps_completed
 
 
-def test_a_fresh_start_sets_the_old_session_aside_though_the_config_is_the_same(open_tracker, ended_run, caplog):
+def test_a_fresh_start_archives_the_old_session_even_if_the_config_is_the_same(open_tracker, ended_run, caplog):
     tracker = open_tracker(CONFIG, fresh=True)
 
     assert 0 == tracker.session.steps_completed
     assert 1 == len(list((ended_run / "progress" / "archive").iterdir()))
-    assert [True] == ["Beginning anew as asked" in message for message in caplog.messages]
+    assert [True] == ["A new session begins, as requested" in message for message in caplog.messages]
 
 
 @pytest.mark.parametrize(

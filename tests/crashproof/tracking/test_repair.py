@@ -86,14 +86,14 @@ def test_an_altered_checkpoint_is_set_aside_and_a_missing_one_may_come_back(ende
 
 
 @pytest.mark.parametrize(
-    "is_rotten, expected",
+    "is_corrupt, expected",
     [
         pytest.param(False, [], id="whole"),
-        pytest.param(True, ["data.pkl in it is damaged"], id="rotten"),
+        pytest.param(True, ["data.pkl in it is damaged"], id="corrupt"),
     ],
 )
 def test_an_archive_whose_digest_was_cut_off_is_held_against_itself(
-    open_tracker, run_dir, left_by_a_kill, clock, is_rotten, expected
+    open_tracker, run_dir, left_by_a_kill, clock, is_corrupt, expected
 ):
     tracker = open_tracker(settings=TrackerSettings(has_heartbeat=False, large_checkpoint_bytes=1))
     path = run_dir / "checkpoint_5.pt"
@@ -101,13 +101,13 @@ def test_an_archive_whose_digest_was_cut_off_is_held_against_itself(
         archive.writestr("data.pkl", b"weights" * 50)
     tracker.record_checkpoint(5, path, 40)
     left = left_by_a_kill(run_dir)
-    if is_rotten:
+    if is_corrupt:
         content = (left / path.name).read_bytes()
         (left / path.name).write_bytes(content.replace(b"weights", b"weightS", 1))
     done = repair_run(RunFolder.under(left), clock=clock)
 
     assert expected == [line.partition(": ")[2].partition(";")[0] for line in done]
-    assert is_rotten is not (left / path.name).exists()
+    assert is_corrupt is not (left / path.name).exists()
 
 
 def test_a_checkpoint_of_somebody_elses_folder_stays_where_it_is(

@@ -12,7 +12,7 @@ from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.states import SessionKind
 from crashproof.testing import FaultyDisk
 from crashproof.tracking.open_run import open_run
-from crashproof.tracking.requested_session import Identity
+from crashproof.tracking.requested_session import RequestedSession
 from crashproof.tracking.run_writer import RunWriter
 
 
@@ -35,7 +35,7 @@ def disk(run_dir, tmp_path):
 
 @pytest.fixture
 def writer(run_dir, clock, disk):
-    identity = Identity(
+    requested = RequestedSession(
         session_id="training_1",
         config={},
         kind=SessionKind.TRAINING,
@@ -44,7 +44,7 @@ def writer(run_dir, clock, disk):
         on_config_change="archive",
         is_fresh=False,
     )
-    run = open_run(RunFolder.under(run_dir), identity, clock=clock, disk=disk)
+    run = open_run(RunFolder.under(run_dir), requested, clock=clock, disk=disk)
     settings = TrackerSettings(session_interval_lines=10, session_interval_seconds=15.0)
     yield RunWriter(run, settings=settings, clock=clock, disk=disk)
     run.close()

@@ -433,9 +433,12 @@ def test_a_path_that_is_not_there_is_recorded_as_unverified(open_tracker, caplog
     assert (None, None) == (checkpoint.num_bytes, checkpoint.sha256)
     assert 5 == offered.checkpoint_step
     assert offered.checkpoint_path.endswith(path)
-    assert ["it is recorded, but cannot be verified", "was never verified; nothing better was recorded"] == [
-        message.removeprefix(path).strip(".").removeprefix(" is not there now: ").strip()
-        if "is not there" in message
+    assert [
+        "it is recorded, but cannot be verified",
+        "was never verified, but no better checkpoint was recorded",
+    ] == [
+        message.removeprefix(path).strip(".").removeprefix(" is not on this disk: ").strip()
+        if "is not on this disk" in message
         else message.removeprefix(checkpoint.checkpoint_path).strip(". ")
         for message in caplog.messages
     ]
@@ -463,9 +466,9 @@ def test_damaged_checkpoints_are_passed_over_aloud_and_moved_aside(open_tracker,
 
     assert 1 == chosen.checkpoint_step
     assert [
-        "Passing over checkpoint_4.pt: it has 4 bytes instead of 17.",
-        "Passing over checkpoint_3.pt: its bytes differ from those that were saved.",
-        "Passing over checkpoint_2.pt: it is missing.",
+        "Skipping checkpoint_4.pt: it has 4 bytes instead of 17.",
+        "Skipping checkpoint_3.pt: its bytes differ from those that were saved.",
+        "Skipping checkpoint_2.pt: it is missing.",
     ] == caplog.messages
     assert ["checkpoint_3.pt", "checkpoint_4.pt"] == sorted(
         path.name for path in (run_dir / "progress" / "set_aside").iterdir()
@@ -571,7 +574,7 @@ def test_an_evaluation_is_kept_beside_the_checkpoint_of_its_step(open_tracker, u
     tracker.record_evaluation(4, {"perplexity": 9, "f1": 0.5}, seconds=3)
     tracker.record_evaluation(6, {"perplexity": 8.0, "f1": 0.75})
     update(tracker, 8)
-    # Recorded late, by a save behind the training.
+    # Recorded late, by an asynchronous save.
     save_checkpoint(tracker, 6)
 
     checkpoints = read_json(tracker.checkpoint_manifest)["checkpoints"]
@@ -904,7 +907,7 @@ def test_the_replay_check_speaks_once_with_the_first_step_that_differs(open_trac
         update(tracker, step, loss=1.0 / step if step < 7 else math.nextafter(1.0 / step, 2.0))
 
     assert 1 == len(caplog.messages)
-    assert caplog.messages[0].startswith("Step 7 was computed again and its loss came out different")
+    assert caplog.messages[0].startswith("Step 7 was recomputed with a different loss")
     assert [(7, 1 / 7)] == [(event.step, event.loss_before) for event in events_of(killed_at_ten, ReplayDiffered)]
     assert 7 == tracker.get_progress_summary()["replay_differed_at"]
 

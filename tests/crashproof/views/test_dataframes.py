@@ -37,7 +37,7 @@ def test_the_metrics_are_a_frame_with_each_step_once(run, engine):
 
 
 @pytest.mark.parametrize("engine", FRAMES)
-def test_all_else_is_there_too(run, engine):
+def test_evaluations_checkpoints_attempts_and_config_are_loaded(run, engine):
     pytest.importorskip(engine)
     loaded = crashproof.load(run, engine=engine)
 
@@ -55,18 +55,18 @@ def test_a_run_without_updates_has_an_empty_frame(open_tracker, run_dir, engine)
     assert 0 == len(crashproof.load(run_dir, engine=engine).metrics)
 
 
-def test_what_is_no_run_is_said(tmp_path):
+def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(NotARun):
         crashproof.load(tmp_path)
 
 
-def test_an_unknown_engine_is_said(run):
+def test_an_unknown_engine_is_refused(run):
     with pytest.raises(ConfigError, match="no engine 'excel'"):
         crashproof.load(run, engine="excel")
 
 
 @pytest.mark.parametrize("engine, extra", [(None, "pandas"), ("polars", "polars")])
-def test_without_a_library_the_install_line_is_told(run, monkeypatch, engine, extra):
+def test_without_a_library_the_error_has_the_install_command(run, monkeypatch, engine, extra):
     monkeypatch.setattr("crashproof.views.dataframes.is_installed", lambda name: False)
 
     with pytest.raises(MissingExtra, match=re.escape(install_line(extra))):

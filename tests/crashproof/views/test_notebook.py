@@ -52,12 +52,12 @@ def test_a_killed_and_resumed_run_is_shown_with_its_attempts(open_tracker, updat
 
     glance = show(run)
 
-    assert "preempted (it was asked to stop, and saved)" in repr(glance)
-    assert "attempt 2; 10 steps were computed again" in repr(glance)
+    assert "preempted (asked to stop, and saved)" in repr(glance)
+    assert "attempt 2; 10 steps recomputed" in repr(glance)
     assert "attempt 2</text>" in glance._repr_html_()
 
 
-def test_a_folder_without_a_run_is_said(tmp_path):
+def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(NotARun, match="holds no run"):
         show(tmp_path)
 

@@ -53,7 +53,7 @@ def test_what_is_not_finite_is_marked_and_interrupts_the_line():
     assert 1 == sum(1 for _ in picture.iter(f"{SVG}circle"))
 
 
-def test_attempts_checkpoints_and_what_was_computed_again_are_drawn():
+def test_attempts_checkpoints_and_recomputed_steps_are_drawn():
     picture = drawn(
         *(point(step, low=1.0 / step) for step in range(1, 100)),
         attempts=[(1, 1), (2, 60)],

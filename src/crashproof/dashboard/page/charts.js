@@ -1,4 +1,4 @@
-// Curves with nothing hidden: a band from lowest to highest, the mean in it, the smoothed mean on top.
+// Draws curves: a band from lowest to highest, the mean in it, the smoothed mean on top.
 /* global uPlot */
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -11,7 +11,7 @@ export function columnOf(series, kind) {
   return series[kind] ?? series.last;
 }
 
-// Behind the last point: what has come since, as single updates or as points of several.
+// Append new points, which stand for one update or several.
 export function append(curve, tail) {
   const before = curve.step.length;
   for (const name of ["first_step", "step", "time", "hours", "attempt"]) curve[name].push(...tail[name]);
@@ -41,7 +41,7 @@ export function smoothed(values, weight) {
   });
 }
 
-// Where a step lies on the axis that is shown, by the points around it.
+// The position of a step on the shown axis, interpolated between the points around it.
 export function placeOf(curve, axis, step) {
   if (axis === "step" || !curve.step.length) return step;
   const xs = curve[axis];
@@ -95,9 +95,9 @@ export class Chart {
       const lows = columnOf(series, "low").filter((value) => value != null);
       const highs = columnOf(series, "high").filter((value) => value != null);
       const bad = series.non_finite.reduce((sum, [, many]) => sum + many, 0);
-      if (!lows.length) return `${key}: ${bad} updates, none finite`;
+      if (!lows.length) return `${key}: ${bad} updates, all non-finite`;
       const extremes = `from ${lows.reduce((a, b) => Math.min(a, b))} to ${highs.reduce((a, b) => Math.max(a, b))}`;
-      return `${key}: ${extremes}${bad ? `, ${bad} updates not finite` : ""}`;
+      return `${key}: ${extremes}${bad ? `, ${bad} updates non-finite` : ""}`;
     });
     return `${this.label}. ${parts.join("; ")}`;
   }
@@ -237,7 +237,7 @@ export class Chart {
       context.lineTo(x, y + size);
       context.lineTo(x - size, y);
       context.closePath();
-      if (each.isWhole) context.fill(); else context.stroke();
+      if (each.isVerifiable) context.fill(); else context.stroke();
     }
     context.fillStyle = context.strokeStyle = css("--bad");
     for (const [index, key] of this.keys.entries()) {

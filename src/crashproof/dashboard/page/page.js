@@ -9,8 +9,8 @@ const POLL_MS = 3000;
 const AXES = ["step", "hours", "time"];
 const AXIS_WORDS = { step: "steps", hours: "hours trained", time: "clock" };
 const GOODPUT = [
-  ["productive", "productive", "--green"], ["recomputed", "computed again", "--orange"],
-  ["checkpointing", "saving", "--blue"], ["evaluating", "evaluating", "--sky"],
+  ["productive", "productive", "--green"], ["recomputed", "recomputed", "--orange"],
+  ["checkpointing", "checkpointing", "--blue"], ["evaluating", "evaluating", "--sky"],
   ["starting", "starting", "--yellow"], ["paused", "paused", "--pink"], ["down", "down", "--soft"],
 ];
 
@@ -72,18 +72,18 @@ function say(message) {
   trouble.textContent = message ?? "";
 }
 
-async function ask(address) {
+async function load(address) {
   const started = performance.now();
-  let answer;
+  let response;
   try {
-    answer = await fetch(address, { headers: { accept: "application/json" } });
+    response = await fetch(address, { headers: { accept: "application/json" } });
   } catch {
-    throw new Error("The server does not answer. Trying again.");
+    throw new Error("The server does not respond. Retrying.");
   }
-  if (answer.status === 401) throw new Error("The token is not taken any more. Open the address that the server printed.");
-  const content = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(content.error ?? `The server answers ${answer.status}.`);
-  performance.measure(`ask ${address.split("?")[0]}`, { start: started });
+  if (response.status === 401) throw new Error("The token is no longer valid. Open the address that the server printed.");
+  const content = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(content.error ?? `The server returned ${response.status}.`);
+  performance.measure(`load ${address.split("?")[0]}`, { start: started });
   return content;
 }
 
@@ -102,7 +102,7 @@ function refill(section, shown, make) {
 class AllRuns {
   constructor() {
     this.selected = null;
-    this.body = el("section", { "aria-label": "Runs" }, el("p", { class: "soft" }, "Looking for runs…"));
+    this.body = el("section", { "aria-label": "Runs" }, el("p", { class: "soft" }, "Loading runs…"));
     main.replaceChildren(this.body);
     where.textContent = "";
     document.title = "crashproof";
@@ -116,7 +116,7 @@ class AllRuns {
 
   async look() {
     try {
-      const answer = await ask("api/runs");
+      const answer = await load("api/runs");
       if (this.isClosed) return;
       say(null);
       link.textContent = "";
@@ -132,13 +132,13 @@ class AllRuns {
     runs.sort((one, other) => (other.last_update_time ?? 0) - (one.last_update_time ?? 0));
     this.runs = runs;
     const heads = [
-      { name: "Run" }, { name: "State" }, { name: "Step", kind: "number" }, { name: "Done", kind: "number" },
-      { name: "Loss", kind: "number" }, { name: "Remains", kind: "number" }, { name: "Paid", kind: "number" },
+      { name: "Run" }, { name: "State" }, { name: "Step", kind: "number" }, { name: "Progress", kind: "number" },
+      { name: "Loss", kind: "number" }, { name: "Remaining", kind: "number" }, { name: "Cost", kind: "number" },
       { name: "Last update", kind: "number" },
     ];
     if (!runs.length) {
       this.body.replaceChildren(el("h2", {}, "No runs yet"),
-        el("p", {}, "There is no run under ", el("code", {}, root), ". One appears here as soon as it has begun."));
+        el("p", {}, "There is no run under ", el("code", {}, root), ". A run appears here as soon as it starts."));
       return;
     }
     this.body.replaceChildren(el("h2", {}, `${words.count(runs.length)} ${runs.length === 1 ? "run" : "runs"}`),
@@ -202,7 +202,7 @@ class OneRun {
     const part = (id, label) => (this[id] = el("section", { id, "aria-label": label }));
     this.scaleButton = el("button", { type: "button", "aria-pressed": "false", title: "l", onclick: () => this.setLog(!this.isLog) }, "Logarithmic");
     this.axisButton = el("button", { type: "button", title: "x", onclick: () => this.nextAxis() });
-    this.resetButton = el("button", { type: "button", title: "0", disabled: true, onclick: () => this.zoomTo(null) }, "Whole history");
+    this.resetButton = el("button", { type: "button", title: "0", disabled: true, onclick: () => this.zoomTo(null) }, "Full history");
     this.smooth = el("input", { type: "range", min: 0, max: 0.99, step: 0.01, value: this.weight, "aria-label": "Smoothing",
       oninput: () => this.setWeight(Number(this.smooth.value)) });
     this.smoothText = el("output", {}, this.weight.toFixed(2));
@@ -239,7 +239,7 @@ class OneRun {
 
   async begin() {
     try {
-      const [detail] = await Promise.all([ask(`api/run?${query({ name: this.name })}`), this.loadCurve()]);
+      const [detail] = await Promise.all([load(`api/run?${query({ name: this.name })}`), this.loadCurve()]);
       if (this.isClosed) return;
       say(null);
       this.take(detail);
@@ -254,7 +254,7 @@ class OneRun {
   }
 
   async loadCurve() {
-    const curve = await ask(`api/curve?${query({ name: this.name, points: POINTS })}`);
+    const curve = await load(`api/curve?${query({ name: this.name, points: POINTS })}`);
     if (this.isClosed) return;
     this.curve = curve;
     clearTimeout(this.reading);
@@ -264,27 +264,27 @@ class OneRun {
 
   async loadZoom() {
     const { from, to } = this.zoom;
-    const curve = await ask(`api/curve?${query({ name: this.name, points: POINTS, from, to })}`);
+    const curve = await load(`api/curve?${query({ name: this.name, points: POINTS, from, to })}`);
     if (this.isClosed || this.zoom?.from !== from || this.zoom?.to !== to) return;
     this.zoom.curve = curve;
     this.draw();
   }
 
-  // -- hearing what is new
+  // -- live updates
 
   listen() {
     this.source?.close();
     const after = this.curve.end;
     this.source = new EventSource(`api/live?${query({ name: this.name, after })}`);
-    this.source.addEventListener("tail", (event) => { this.heard("live"); this.takeTail(JSON.parse(event.data)); });
-    this.source.addEventListener("detail", (event) => { this.heard("live"); this.take(JSON.parse(event.data)); });
-    this.source.addEventListener("summary", (event) => { this.heard("live"); this.take({ ...this.detail, ...JSON.parse(event.data) }); });
-    this.source.addEventListener("trouble", (event) => { this.heard("live"); say(JSON.parse(event.data).error); });
-    this.source.addEventListener("error", () => { link.textContent = "connecting again…"; });
+    this.source.addEventListener("tail", (event) => { this.received("live"); this.takeTail(JSON.parse(event.data)); });
+    this.source.addEventListener("detail", (event) => { this.received("live"); this.take(JSON.parse(event.data)); });
+    this.source.addEventListener("summary", (event) => { this.received("live"); this.take({ ...this.detail, ...JSON.parse(event.data) }); });
+    this.source.addEventListener("trouble", (event) => { this.received("live"); say(JSON.parse(event.data).error); });
+    this.source.addEventListener("error", () => { link.textContent = "reconnecting…"; });
     this.wait();
   }
 
-  heard(how) {
+  received(how) {
     link.textContent = how;
     say(null);
     this.wait();
@@ -292,16 +292,16 @@ class OneRun {
 
   wait() {
     clearTimeout(this.watchdog);
-    // Some proxies hold a stream back until it ends: then ask, as long as it takes.
-    this.watchdog = setTimeout(() => { this.source.close(); this.askOn(); }, SILENCE_MS);
+    // Some proxies buffer a stream until it ends: then poll.
+    this.watchdog = setTimeout(() => { this.source.close(); this.pollNow(); }, SILENCE_MS);
   }
 
-  async askOn() {
+  async pollNow() {
     if (this.isClosed) return;
     try {
       const [tail, detail] = await Promise.all([
-        ask(`api/tail?${query({ name: this.name, after: this.curve.end })}`),
-        ask(`api/run?${query({ name: this.name })}`),
+        load(`api/tail?${query({ name: this.name, after: this.curve.end })}`),
+        load(`api/run?${query({ name: this.name })}`),
       ]);
       if (this.isClosed) return;
       say(null);
@@ -313,13 +313,13 @@ class OneRun {
       link.textContent = "";
       say(error.message);
     }
-    this.poll = setTimeout(() => this.askOn(), POLL_MS);
+    this.poll = setTimeout(() => this.pollNow(), POLL_MS);
   }
 
   takeTail(tail) {
     const newest = this.curve.step.at(-1) ?? -1;
     if (tail.is_stale || (tail.step.length && tail.step[0] <= newest)) {
-      // Steps are computed again, or the page is far behind.
+      // Steps were recomputed, or the page is far behind.
       this.loadCurve().then(() => this.source?.readyState !== EventSource.CLOSED && this.listen()).catch((error) => say(error.message));
       return;
     }
@@ -339,12 +339,12 @@ class OneRun {
   draw() {
     const curve = this.shown;
     const components = Object.keys(curve.series).filter((key) => key.startsWith("loss_components."));
-    const rates = ["throughput_tokens_per_sec", "throughput_samples_per_sec"].filter((key) => curve.series[key]);
+    const others = Object.keys({ ...words.TITLES, ...curve.series }).filter((key) => curve.series[key] && !components.includes(key) && !["loss", "learning_rate"].includes(key));
     const wanted = [
-      { id: "loss", title: "Loss", keys: ["loss"], height: 300, isLog: this.isLog },
+      { id: "loss", title: words.titleOf("loss"), keys: ["loss"], height: 300, isLog: this.isLog },
       components.length && { id: "components", title: "Loss components", keys: components, height: 200, isLog: this.isLog },
-      { id: "rate", title: "Learning rate", keys: ["learning_rate"], height: 130 },
-      ...rates.map((key) => ({ id: key, title: key.includes("tokens") ? "Tokens per second" : "Samples per second", keys: [key], height: 130 })),
+      { id: "rate", title: words.titleOf("learning_rate"), keys: ["learning_rate"], height: 130 },
+      ...others.map((key) => ({ id: key, title: words.titleOf(key), keys: [key], height: 130 })),
     ].filter(Boolean);
     const shape = JSON.stringify([wanted, this.axis, document.documentElement.dataset.theme]);
     if (shape !== this.shape) {
@@ -390,7 +390,7 @@ class OneRun {
     const diamond = sign(svg("path", { d: "M18 0l6 6-6 6-6-6z", fill: css("--soft") }));
     const triangle = sign(svg("path", { d: "M11 1h14l-7 10z", fill: css("--bad") }));
     const border = sign(svg("path", { d: "M18 0v12", stroke: css("--soft"), "stroke-dasharray": "3 3" }));
-    return [[band, "lowest to highest, mean"], [diamond, "checkpoint"], [border, "attempt begins"], [shade, "computed again"], [triangle, "not finite"]]
+    return [[band, "lowest to highest, mean"], [diamond, "checkpoint"], [border, "attempt begins"], [shade, "recomputed"], [triangle, "non-finite"]]
       .map(([picture, text]) => el("li", {}, picture, text));
   }
 
@@ -400,20 +400,20 @@ class OneRun {
       recomputed: this.curve?.recomputed ?? [],
       attempts: attempts.length > 1 ? attempts.map((each) => ({ step: each.first_step, attempt: each.attempt })) : [],
       checkpoints: (this.detail?.checkpoints ?? []).filter((each) => each.state !== "set aside")
-        .map((each) => ({ step: each.step, isWhole: each.state === "recorded whole" })),
+        .map((each) => ({ step: each.step, isVerifiable: each.state === "recorded whole" })),
     };
   }
 
   sayDecimation(curve) {
     const parts = [];
-    if (!curve.is_complete) parts.push(`Reading the journal: ${Math.floor((100 * curve.end) / Math.max(1, curve.num_bytes))} % so far; newer steps follow.`);
+    if (!curve.is_complete) parts.push(`Reading the journal: ${Math.floor((100 * curve.end) / Math.max(1, curve.num_bytes))} % read; newer steps follow.`);
     if (!curve.step.length) parts.push("No updates yet.");
     else if (curve.is_decimated) {
       const many = Math.ceil(curve.num_updates / curve.step.length);
-      parts.push(`${words.count(curve.num_updates)} updates in ${words.count(curve.step.length)} points: each shows the lowest, highest and mean of about ${words.count(many)}. Drag over a chart to see it closer.`);
-    } else parts.push(`${words.count(curve.num_updates)} updates, each one shown.`);
+      parts.push(`${words.count(curve.num_updates)} updates in ${words.count(curve.step.length)} points: each shows the lowest, highest and mean of about ${words.count(many)} updates. Drag over a chart to zoom in.`);
+    } else parts.push(`${words.count(curve.num_updates)} updates, all shown.`);
     const bad = curve.series.loss?.non_finite.reduce((sum, [, many]) => sum + many, 0);
-    if (bad) parts.push(`${words.count(bad)} ${bad === 1 ? "loss is" : "losses are"} not finite (▼).`);
+    if (bad) parts.push(`${words.count(bad)} non-finite ${bad === 1 ? "loss" : "losses"} (▼).`);
     this.notes.textContent = parts.join(" ");
   }
 
@@ -490,7 +490,7 @@ class OneRun {
     return true;
   }
 
-  // -- what stands around the curves
+  // -- everything beside the curves
 
   take(detail) {
     const isFirst = !this.detail;
@@ -499,7 +499,7 @@ class OneRun {
     const { summary, now } = detail;
     main.dataset.kind = summary.is_job ? "job" : "training";
     this.showHead(summary, now);
-    this.showAlarms(summary, detail.events, now);
+    this.showAlarms(summary, detail.events);
     this.showLearning(summary);
     this.showTime(summary.goodput_seconds);
     this.showTeacher(summary);
@@ -520,10 +520,10 @@ class OneRun {
       summary.health_reason ? el("p", { class: "soft" }, summary.health_reason) : "",
       bar(summary.progress_pct),
       facts([
-        [summary.is_job ? "Questions with an end" : "Step", `${words.count(summary.steps_completed)} of ${words.count(summary.total_steps_target)} (${summary.progress_pct.toFixed(1)} %)`],
-        summary.status === "completed" ? null : ["Remains", words.remaining(summary)],
-        finish && ["Done by", finish],
-        [summary.is_job ? "Asked for" : "Trained", words.hoursLong(summary.elapsed_wall_clock_hours)],
+        [summary.is_job ? "Requests completed" : "Step", `${words.count(summary.steps_completed)} of ${words.count(summary.total_steps_target)} (${summary.progress_pct.toFixed(1)} %)`],
+        summary.status === "completed" ? null : ["Remaining", words.remaining(summary)],
+        finish && ["Estimated finish", finish],
+        [summary.is_job ? "Time spent" : "Training time", words.hoursLong(summary.elapsed_wall_clock_hours)],
         ["Last update", words.ago(summary.last_update_time, now)],
         ["Attempt", summary.attempt_host ? `${summary.attempt} on ${summary.attempt_host}, process ${summary.attempt_pid}` : String(summary.attempt)],
         !summary.is_job && ["Newest checkpoint", summary.last_checkpoint_step == null ? "none" : `step ${words.count(summary.last_checkpoint_step)}`],
@@ -531,17 +531,17 @@ class OneRun {
       ]));
   }
 
-  // On top stands what is so now; what was told in the past has a table of its own.
-  showAlarms(summary, events, now) {
+  // The top shows the current alerts; past ones are in a table of their own.
+  showAlarms(summary, events) {
     const current = summary.status === "running" ? summary.alerts_active.map((kind) => kind.replaceAll("_", " ")) : [];
-    if (summary.replay_differed_at != null) current.push(`step ${words.count(summary.replay_differed_at)} came out different when it was repeated`);
-    if (summary.damage_found) current.push(`${words.count(summary.damage_found)} damaged pieces of journals were set aside`);
+    if (summary.replay_differed_at != null) current.push(`step ${words.count(summary.replay_differed_at)} had a different loss when it was recomputed`);
+    if (summary.damage_found) current.push(`${words.count(summary.damage_found)} damaged journal records were quarantined`);
     this.alarms.replaceChildren(...(current.length ? [el("div", { class: "card alarm" }, el("h3", {}, "Alerts"), el("ul", {}, current.map((each) => el("li", {}, each))))] : []));
-    const told = events.filter((event) => event.event === "alert_raised").reverse();
-    refill(this.alerts, told, () => (told.length
-      ? table([{ name: "When" }, { name: "Kind" }, { name: "What" }], told.map((event) =>
+    const raised = events.filter((event) => event.event === "alert_raised").reverse();
+    refill(this.alerts, raised, () => (raised.length
+      ? table([{ name: "When" }, { name: "Kind" }, { name: "Message" }], raised.map((event) =>
         el("tr", {}, cell(words.moment(event.timestamp)), cell(event.kind.replaceAll("_", " ")), cell(event.message, { kind: "text" }))))
-      : el("p", {}, "None was raised.")));
+      : el("p", {}, "None.")));
   }
 
   showLearning(summary) {
@@ -550,7 +550,7 @@ class OneRun {
       facts([
         ["Loss", trend.has_data ? words.number(trend.current_loss) : "none yet"],
         ["Moving average", trend.moving_avg_loss == null ? "unknown" : words.number(trend.moving_avg_loss)],
-        ["Slope an update (95 %)", trend.slope_per_update == null ? "unknown" : `${words.number(trend.slope_per_update, 3)} (${words.number(trend.slope_low, 3)} to ${words.number(trend.slope_high, 3)})`],
+        ["Slope per update (95 %)", trend.slope_per_update == null ? "unknown" : `${words.number(trend.slope_per_update, 3)} (${words.number(trend.slope_low, 3)} to ${words.number(trend.slope_high, 3)})`],
         ["Learning rate", summary.learning_rate == null ? "unknown" : words.number(summary.learning_rate)],
         ...Object.entries(summary.evaluation).map(([name, value]) => [`${name} (step ${words.count(summary.evaluation_step)})`, words.number(value)]),
       ])));
@@ -569,31 +569,31 @@ class OneRun {
       el("li", {}, svg("svg", { viewBox: "0 0 36 12" }, svg("rect", { width: 36, height: 12, fill: css(color) })),
         `${text} ${words.duration(goodput[name])} (${((100 * goodput[name]) / total).toFixed(1)} %)`));
     this.time.replaceChildren(el("div", { class: "card" }, el("h3", {}, "Where the time went"),
-      el("p", { id: "goodput" }, total ? `${(100 * goodput.goodput_fraction).toFixed(1)} % of the wall time was new work.` : "Nothing yet."),
+      el("p", { id: "goodput" }, total ? `${(100 * goodput.goodput_fraction).toFixed(1)} % of the wall time was productive.` : "Nothing yet."),
       el("div", { class: "bar", role: "img", "aria-label": shares.map((each) => each.textContent).join(", ") }, picture),
       el("ul", { class: "keys" }, shares)));
   }
 
   showTeacher(summary) {
-    const hasAsked = summary.api_responses_saved || summary.api_requests_in_doubt || summary.connection_failures || summary.api_responses_recovered;
-    this.teacher.replaceChildren(...(hasAsked
+    const hasRequests = summary.api_responses_saved || summary.api_requests_in_doubt || summary.connection_failures || summary.api_responses_recovered;
+    this.teacher.replaceChildren(...(hasRequests
       ? [el("div", { class: "card" }, el("h3", {}, "Teacher"), facts([
-        ["Answers paid", `${words.count(summary.api_responses_saved)} for ${words.dollars(summary.api_cost)}`],
-        ["Served again", `${words.count(summary.api_responses_recovered)}, ${words.dollars(summary.api_cost_saved)} saved`],
-        summary.api_requests_in_doubt && ["In doubt", `${words.count(summary.api_requests_in_doubt)} requests, at most ${words.dollars(summary.api_cost_in_doubt)}`],
-        summary.api_responses_bad && ["Of no use", `${words.count(summary.api_responses_bad)}, ${words.dollars(summary.api_cost_wasted)} wasted`],
-        summary.api_cost_before && ["Earlier sessions", words.dollars(summary.api_cost_before)],
-        ["Failures", `${words.count(summary.connection_failures)}, ${words.count(summary.connection_retries)} retries`],
+        ["Paid answers", `${words.count(summary.api_responses_saved)} for ${words.dollars(summary.api_cost)}`],
+        ["Reused", `${words.count(summary.api_responses_recovered)}, ${words.dollars(summary.api_cost_saved)} saved`],
+        summary.api_requests_in_doubt && ["Outcome unknown", `${words.count(summary.api_requests_in_doubt)} requests, at most ${words.dollars(summary.api_cost_in_doubt)}`],
+        summary.api_responses_bad && ["Unusable answers", `${words.count(summary.api_responses_bad)}, ${words.dollars(summary.api_cost_wasted)} wasted`],
+        summary.api_cost_before && ["Cost of earlier sessions", words.dollars(summary.api_cost_before)],
+        ["Failed requests", `${words.count(summary.connection_failures)}, ${words.count(summary.connection_retries)} retries`],
       ]))]
       : []));
   }
 
   showConfig(detail) {
     const entries = Object.entries(detail.config);
-    const chosen = el("select", { "aria-label": "Compare with", onchange: () => this.compare(chosen.value) }, el("option", { value: "" }, "compare with…"));
+    const chosen = el("select", { "aria-label": "Compare with", onchange: () => this.compare(chosen.value) }, el("option", { value: "" }, "Compare with…"));
     const differences = el("div", { id: "differences" });
     this.differences = differences;
-    ask("api/runs").then(({ runs }) => chosen.append(...runs.filter((run) => run.name !== this.name).map((run) => el("option", { value: run.name }, run.name)))).catch((error) => say(error.message));
+    load("api/runs").then(({ runs }) => chosen.append(...runs.filter((run) => run.name !== this.name).map((run) => el("option", { value: run.name }, run.name)))).catch((error) => say(error.message));
     this.config.replaceChildren(
       el("p", {}, chosen), differences,
       table([{ name: "Key" }, { name: "Value" }], entries.map(([key, value]) => el("tr", {}, cell(key, { kind: "mono" }), cell(value, { kind: "text mono" })))),
@@ -603,10 +603,10 @@ class OneRun {
   async compare(other) {
     if (!other) { this.differences.replaceChildren(); return; }
     try {
-      const answer = await ask(`api/compare?${query({ name: this.name, other })}`);
+      const answer = await load(`api/compare?${query({ name: this.name, other })}`);
       const rows = answer.differences.map((each) => el("tr", {}, cell(each.key, { kind: "mono" }),
         cell(each.this ?? "(absent)", { kind: "text mono" }), cell(each.other ?? "(absent)", { kind: "text mono" })));
-      this.differences.replaceChildren(rows.length ? table([{ name: "Differs" }, { name: this.name }, { name: other }], rows) : el("p", {}, "The configs are the same."));
+      this.differences.replaceChildren(rows.length ? table([{ name: "Key" }, { name: this.name }, { name: other }], rows) : el("p", {}, "The configs are identical."));
     } catch (error) {
       say(error.message);
     }
@@ -621,7 +621,7 @@ function throughput(summary) {
 }
 
 function attemptTable(attempts) {
-  const heads = [{ name: "#", kind: "number" }, { name: "Began" }, { name: "Steps" }, { name: "Ended" }, { name: "Where" }, { name: "Commit" }];
+  const heads = [{ name: "#", kind: "number" }, { name: "Started" }, { name: "Steps" }, { name: "End" }, { name: "Process" }, { name: "Commit" }];
   return table(heads, [...attempts].reverse().map((each) => el("tr", {},
     cell(String(each.attempt), heads[0]), cell(words.moment(each.start)),
     cell(each.first_step == null ? "none" : `${words.count(each.first_step)} to ${words.count(each.last_step)}`),
@@ -631,23 +631,23 @@ function attemptTable(attempts) {
 
 function checkpointTable(checkpoints) {
   if (!checkpoints.length) return el("p", {}, "None recorded.");
-  const heads = [{ name: "Step", kind: "number" }, { name: "Path" }, { name: "State" }, { name: "Loss", kind: "number" }, { name: "Size", kind: "number" }, { name: "Tags" }, { name: "Written" }];
+  const heads = [{ name: "Step", kind: "number" }, { name: "Path" }, { name: "State" }, { name: "Loss", kind: "number" }, { name: "Size", kind: "number" }, { name: "Tags" }, { name: "Saved" }];
   return [table(heads, [...checkpoints].reverse().map((each) => el("tr", {},
     cell(words.count(each.step), heads[0]), cell(each.path, { kind: "text mono" }),
-    cell(each.reason ? `${each.state}: ${each.reason}` : each.state, { kind: "text" }),
+    cell(words.checkpointState(each), { kind: "text" }),
     cell(each.loss == null ? "" : words.number(each.loss), heads[3]), cell(each.num_bytes == null ? "" : words.bytes(each.num_bytes), heads[4]),
     cell((each.tags ?? []).join(", ")), cell(each.created_at ? words.moment(each.created_at) : "")))),
-    el("p", { class: "note" }, "Recorded whole: its digest was taken when it was saved. ", el("code", {}, "crashproof verify DIR"), " reads every byte again.")];
+    el("p", { class: "note" }, "The checksum of a checkpoint is recorded when it is saved. ", el("code", {}, "crashproof verify DIR"), " reads every byte and compares it.")];
 }
 
 function eventTable(events) {
-  const heads = [{ name: "When" }, { name: "Attempt", kind: "number" }, { name: "What" }, { name: "More" }];
+  const heads = [{ name: "When" }, { name: "Attempt", kind: "number" }, { name: "Event" }, { name: "Details" }];
   return table(heads, [...events].reverse().map(({ timestamp, attempt, event, ...more }) => el("tr", {},
     cell(words.moment(timestamp)), cell(String(attempt), heads[1]), cell(event.replaceAll("_", " ")),
     cell(Object.entries(more).map(([name, value]) => `${name} ${typeof value === "object" ? JSON.stringify(value) : value}`).join(", "), { kind: "text mono" }))));
 }
 
-// ---- the whole page
+// ---- page
 
 function route() {
   view?.close();
@@ -657,7 +657,7 @@ function route() {
   delete main.dataset.kind;
   const [, kind, name] = /^#\/(run)\/(.+)$/.exec(location.hash) ?? [];
   let run = null;
-  try { run = kind ? decodeURIComponent(name) : null; } catch { say("The address of that run is broken."); }
+  try { run = kind ? decodeURIComponent(name) : null; } catch { say("The address of this run is malformed."); }
   view = run == null ? new AllRuns() : new OneRun(run);
 }
 
@@ -676,7 +676,7 @@ preferred.addEventListener("change", () => { if (!remembered()) setTheme(preferr
 
 function switchTheme() {
   const theme = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
-  try { localStorage.setItem("crashproof-theme", theme); } catch { /* A browser that keeps nothing forgets it with the page. */ }
+  try { localStorage.setItem("crashproof-theme", theme); } catch { /* Without storage the choice lasts as long as the page. */ }
   setTheme(theme);
 }
 

@@ -1,11 +1,11 @@
-// Numbers in the words of people, and the state of a run as a word, a sign and a kind.
+// Formats numbers and states for people.
 
 const whole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
 
 export const count = (value) => (value == null ? "unknown" : whole.format(value));
 
 export function number(value, digits = 4) {
-  if (value == null) return "not finite";
+  if (value == null) return "non-finite";
   const size = Math.abs(value);
   if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(Math.max(0, digits - 2));
   return String(Number(value.toPrecision(digits + 1)));
@@ -57,16 +57,29 @@ export function stateOf(health) {
   return { sign, kind, word: String(health).replaceAll("_", " ") };
 }
 
+export const TITLES = {
+  loss: "Loss", learning_rate: "Learning rate", throughput_tokens_per_sec: "Tokens per second", throughput_samples_per_sec: "Samples per second",
+};
+
+export const titleOf = (series) => TITLES[series] ?? series.replaceAll("_", " ");
+
+const CHECKPOINT_STATES = { "recorded whole": "checksum recorded", "set aside": "quarantined" };
+
+export function checkpointState({ state, reason }) {
+  const word = CHECKPOINT_STATES[state] ?? state;
+  return reason ? `${word}: ${reason}` : word;
+}
+
 const VERDICTS = {
-  improving: "The loss falls.", plateau: "The loss neither falls nor rises.", diverging: "The loss rises.",
-  unstable: "The loss is unstable: spikes are frequent, or its noise has grown.",
-  non_finite: "The loss is not finite.", unknown: "There is too little to tell yet.",
+  improving: "The loss is falling.", plateau: "The loss has plateaued.", diverging: "The loss is rising.",
+  unstable: "The loss is unstable: frequent spikes or growing noise.",
+  non_finite: "The loss is non-finite.", unknown: "Too few updates to tell.",
 };
 
 export const verdict = (name) => VERDICTS[name] ?? name;
 
 export function remaining(summary) {
-  if (summary.steps_completed >= summary.total_steps_target) return "nothing remains";
+  if (summary.steps_completed >= summary.total_steps_target) return "none";
   if (summary.estimated_remaining_hours == null) return "unknown";
   const range = [summary.estimated_remaining_hours_low, summary.estimated_remaining_hours_high].map(hoursLong);
   const span = range[0] === range[1] ? "" : ` (${range[0]} to ${range[1]})`;

@@ -7,7 +7,7 @@ import pytest
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.session import TrainingSession
-from crashproof.rules.best import has_lowest_loss
+from crashproof.rules.session_checkpoints import has_lowest_loss
 
 
 def checkpoint(step: int, loss: float | None) -> CheckpointMetadata:
@@ -67,7 +67,7 @@ def test_the_best_has_the_lowest_loss(loss, losses_before, expected):
     assert expected == has_lowest_loss(checkpoint(10, loss), session(*before))
 
 
-def test_one_recorded_beside_another_of_its_step_counts_too():
+def test_an_older_checkpoint_at_the_same_step_counts_too():
     known = session(checkpoint(1, 2.0), checkpoints_beside=[checkpoint(1, 1.0)])
 
     assert not has_lowest_loss(checkpoint(2, 1.5), known)
@@ -79,7 +79,7 @@ def test_a_step_that_is_computed_again_is_as_good_as_it_was():
     assert has_lowest_loss(checkpoint(6, 1.5), known)
 
 
-def test_one_that_was_removed_still_counts():
+def test_a_removed_checkpoint_still_counts():
     known = session(checkpoint(4, 2.0), lowest_loss_removed=1.0)
 
     assert (False, True) == tuple(has_lowest_loss(checkpoint(6, loss), known) for loss in (1.5, 0.5))
