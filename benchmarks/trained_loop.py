@@ -13,10 +13,9 @@ from crashproof.distillation.recipes.recipe import Recipe
 from crashproof.distillation.settings.progress import ProgressConfig
 from crashproof.distillation.settings.train import TrainConfig
 from crashproof.distillation.training.batches import StepBatches
-from crashproof.distillation.training.loop import TrainingLoop, new_optimizer
+from crashproof.distillation.training.loop import TrainingLoop, new_state
 from crashproof.distillation.training.saving import CheckpointSaver
-from crashproof.distillation.training.strategy import chosen_strategy
-from crashproof.distillation.training.training_state import TrainingState
+from crashproof.distillation.training.strategy import choose_strategy
 from crashproof.pytorch.device import choose_device
 from crashproof.pytorch.interrupts import Interrupts
 from crashproof.pytorch.ranks import SingleRank
@@ -49,20 +48,13 @@ def trained_loop(
 ) -> Iterator[TrainingLoop]:
     """A loop of one process on the CPU, at its beginning."""
     device, ranks = choose_device("cpu"), SingleRank()
-    state = TrainingState(
-        module=recipe,
-        optimizer=new_optimizer(recipe, train),
-        scaler=device.grad_scaler(),
-        ranks=ranks,
-        seed=train.seed,
-    )
-    state.counters.schedule_steps = train.steps
+    state = new_state(recipe, train, device, ranks)
     batches = StepBatches(data, train, ranks, first_sample=0, ahead_steps=2)
-    saver = CheckpointSaver(state, context, folder, ranks, is_behind=progress.saves_behind)
+    saver = CheckpointSaver(state, context, folder, ranks, in_background=progress.saves_behind)
     try:
         yield TrainingLoop(
             recipe=recipe,
-            strategy=chosen_strategy(recipe, train.strategy, ranks, device.device),
+            strategy=choose_strategy(recipe, train.strategy, ranks, device.device),
             batches=batches,
             state=state,
             saver=saver,
@@ -71,7 +63,6 @@ def trained_loop(
             progress=progress,
             device=device,
             context=context,
-            ranks=ranks,
             interrupts=Interrupts(),
         )
     finally:

@@ -1,4 +1,4 @@
-"""The training loop's side of the tracker."""
+"""The tracker's context for a training loop."""
 
 from crashproof.tracking.context import (
     TrainingProgressContext,

@@ -1,4 +1,4 @@
-"""The tracker and what it keeps."""
+"""The tracker and its records."""
 
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.metrics import MetricsSnapshot

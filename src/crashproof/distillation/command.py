@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crashproof.distillation.display import hide_other_bars
-from crashproof.distillation.recipes.recipe import Task
 from crashproof.distillation.recipes.registry import TASKS
+from crashproof.distillation.recipes.task import AnyTask
 from crashproof.distillation.settings.load import files_and_overrides, load_config
 from crashproof.distillation.settings.run import RunConfig
 from crashproof.distillation.training.preparation import Prepared, prepare
@@ -27,13 +27,13 @@ log = logging.getLogger("crashproof")
 
 
 def main(recipe: str, arguments: Sequence[str] | None = None) -> int:
-    """Train; returns the exit code: 0 complete, 2 an error in words, 75 start me again.
+    """Train, and return the exit code: 0 complete, 2 a reported error, 75 start the same command again.
 
-    Anything unexpected goes on as an exception, with its traceback.
+    An unexpected exception is not caught: it ends the process with its traceback.
     """
     options = _parser(recipe).parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    # It tells of every request at the level of information.
+    # It logs every request as INFO.
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     hide_other_bars()
     try:
@@ -41,7 +41,7 @@ def main(recipe: str, arguments: Sequence[str] | None = None) -> int:
             return _train(TASKS[recipe], options, interrupts)
     except CrashproofError as error:
         sys.stderr.write(f"{recipe}: {error}\n")
-        # What is away may be back; whatever else it is, starting again alone does not help.
+        # A lost rank or teacher may be back at the next start; any other error needs a change first.
         return EXIT_PREEMPTED if isinstance(error, (RankLost, TeacherUnreachable)) else 2
     except StopRequested:
         log.info("Stopped before training began. Start the same command again.")
@@ -51,18 +51,18 @@ def main(recipe: str, arguments: Sequence[str] | None = None) -> int:
 def _parser(recipe: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m training.distill_{recipe}",
-        description="Train, keep everything, and go on where it was left: kill it and start the same command again.",
-        epilog="Exit codes: 0 complete, 2 an error, 75 stopped by a signal or by a teacher that is away (start the "
-        "same command again).",
+        description="Train a student. After a crash or a kill, start the same command again: it resumes exactly.",
+        epilog="Exit codes: 0 complete, 2 error, 75 stopped by a signal, a lost rank or an unreachable teacher "
+        "(start the same command again).",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="overrides of single config keys")
-    parser.add_argument("--config", nargs="+", type=Path, default=[], metavar="YAML", help="later files win")
-    parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="where the run is kept")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="override single config keys")
+    parser.add_argument("--config", nargs="+", type=Path, default=[], metavar="YAML", help="configs; later files win")
+    parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument(
         "--resume",
         default="auto",
         metavar="auto|never|PATH",
-        help="from the newest whole checkpoint; anew, setting the old session aside; or from this checkpoint",
+        help="auto: from the newest intact checkpoint; never: archive the old session, start anew; or a checkpoint",
     )
     parser.add_argument("--steps", type=int, default=None, help="optimizer steps of the whole run (train.steps)")
     parser.add_argument(
@@ -70,13 +70,13 @@ def _parser(recipe: str) -> argparse.ArgumentParser:
         type=int,
         default=None,
         metavar="N",
-        help="steps between two evaluations on held-out data (progress.eval_every; see data.held_out)",
+        help="optimizer steps between evaluations on held-out data (progress.eval_every; see data.held_out)",
     )
     return parser
 
 
-def _train(task: Task, options: argparse.Namespace, interrupts: Interrupts) -> int:
-    config = _config(task, options)
+def _train(task: AnyTask, options: argparse.Namespace, interrupts: Interrupts) -> int:
+    config = _load_config(task, options)
     compute_deterministically()
     device = choose_device(config.train.device, config.train.precision)
     with join_ranks(device_type=device.device.type, limit_seconds=config.train.limit_seconds) as ranks:
@@ -85,8 +85,8 @@ def _train(task: Task, options: argparse.Namespace, interrupts: Interrupts) -> i
         _require_trainable(config, options.output_dir, ranks)
         if options.resume not in ("auto", "never"):
             require_checkpoint(Path(options.resume))
-        prepared = _prepared(task, config, options.output_dir / "cache", ranks, interrupts)
-        with TrainingRun(
+        prepared = _prepare(task, config, options.output_dir / "cache", ranks, interrupts)
+        run = TrainingRun(
             task,
             config,
             prepared,
@@ -95,21 +95,20 @@ def _train(task: Task, options: argparse.Namespace, interrupts: Interrupts) -> i
             ranks=ranks,
             interrupts=interrupts,
             resume=options.resume,
-        ) as run:
-            is_complete = run.train()
-        if not is_complete:
+        )
+        if not run.train():
             return EXIT_PREEMPTED
         run.save_student()
     return 0
 
 
-def _config(task: Task, options: argparse.Namespace) -> RunConfig:
+def _load_config(task: AnyTask, options: argparse.Namespace) -> RunConfig:
     files, overrides = files_and_overrides(options.config)
     overrides += options.overrides
     for name, value in (("train.steps", options.steps), ("progress.eval_every", options.eval_every)):
         if value is not None:
             overrides.append(f"{name}={value}")
-    config = load_config(task.config, files, overrides)
+    config: RunConfig = load_config(task.config, files, overrides)
     if config.progress.eval_every is not None and config.data.held_out == 0 and config.data.eval_path is None:
         raise ConfigError(
             "progress.eval_every is set, and nothing is held out to evaluate on.",
@@ -119,25 +118,25 @@ def _config(task: Task, options: argparse.Namespace) -> RunConfig:
 
 
 def _require_trainable(config: RunConfig, output_dir: Path, ranks: Ranks) -> None:
-    """All that can be said before anything is read or written."""
+    """Refuse what cannot be trained, before anything is read or written."""
     if config.train.batch_size % ranks.num_ranks:
         raise ConfigError(
             f"train.batch_size is {config.train.batch_size}, and {ranks.num_ranks} processes cannot share that "
             "evenly.",
-            hint="Start a number of processes that divides it, or change it.",
+            hint="Change train.batch_size or the number of processes.",
         )
     if ranks.num_ranks > 1 and config.teacher.kind == "api":
         raise ConfigError(
-            f"teacher.kind api asks from one process, and there are {ranks.num_ranks}.",
-            hint="Let `crashproof generate` ask for all answers first, and train on the file that it writes.",
+            f"teacher.kind api supports one process, and there are {ranks.num_ranks}.",
+            hint="Generate all answers with `crashproof generate` first, and train on the file that it writes.",
         )
     if ranks.is_main:
         alert_settings(config)
         _refuse_foreign_folder(output_dir)
 
 
-def _prepared(task: Task, config: RunConfig, cache: Path, ranks: Ranks, interrupts: Interrupts) -> Prepared:
-    """The main process fills the cache; the others read it afterwards."""
+def _prepare(task: AnyTask, config: RunConfig, cache: Path, ranks: Ranks, interrupts: Interrupts) -> Prepared:
+    """Prepare on the main process, which fills the cache, then on the others, which read it."""
     prepared = None
     failure: BaseException | None = None
     with ranks.main_process_first("preparing data and models"):
@@ -150,7 +149,7 @@ def _prepared(task: Task, config: RunConfig, cache: Path, ranks: Ranks, interrup
     if failure is not None:
         raise failure
     if has_failed:
-        # The main process says why.
+        # The main process reports why.
         raise SystemExit(2)
     if prepared is None:
         if not cache.is_dir():
@@ -163,7 +162,7 @@ def _prepared(task: Task, config: RunConfig, cache: Path, ranks: Ranks, interrup
 
 
 def _refuse_foreign_folder(output_dir: Path) -> None:
-    """Checkpoints without a run beside them are somebody else's, and would be written over."""
+    """Refuse checkpoints without a run beside them: they are not ours, and would be overwritten."""
     if output_dir.exists() and not output_dir.is_dir():
         raise ConfigError(f"{output_dir} is a file, not a folder.", hint="Pass a folder as --output-dir.")
     if (output_dir / "progress").is_dir() or not output_dir.is_dir():

@@ -1,4 +1,4 @@
-"""What a person sees while it trains."""
+"""Progress on the terminal."""
 
 from __future__ import annotations
 
@@ -12,32 +12,31 @@ import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-__all__ = ["ShownProgress", "hide_other_bars", "shown_progress"]
+__all__ = ["ProgressDisplay", "hide_other_bars", "show_progress"]
 
 _SECONDS_BETWEEN_LINES = 10.0
 
+LazyNumber = Callable[[], float | None]
+"""Called only when something is drawn: the newest loss, or the remaining seconds; None while unknown."""
 
-Asked = Callable[[], float | None]
-"""Asked only when something is drawn: the newest loss, or the seconds to the end; None while that is unknown."""
 
+class ProgressDisplay(Protocol):
+    """A progress bar, or lines."""
 
-class ShownProgress(Protocol):
-    """A bar, or lines."""
-
-    def advance(self, step: int, *, loss: Asked | None = None, remaining: Asked | None = None) -> None:
+    def advance(self, step: int, *, loss: LazyNumber | None = None, remaining: LazyNumber | None = None) -> None:
         """Show that a step is done."""
         ...
 
 
 class _Hidden:
-    """Off the main process."""
+    """Shows nothing, off the main process."""
 
-    def advance(self, step: int, *, loss: Asked | None = None, remaining: Asked | None = None) -> None:
+    def advance(self, step: int, *, loss: LazyNumber | None = None, remaining: LazyNumber | None = None) -> None:
         return
 
 
 @contextmanager
-def shown_progress(
+def show_progress(
     title: str,
     *,
     total_steps: int,
@@ -45,8 +44,8 @@ def shown_progress(
     unit: str = "step",
     stream: TextIO | None = None,
     is_shown: bool = True,
-) -> Iterator[ShownProgress]:
-    """A live bar on a terminal; elsewhere one plain line every ten seconds, and the last."""
+) -> Iterator[ProgressDisplay]:
+    """Show a live bar on a terminal; elsewhere a line every ten seconds, and one at the end."""
     if not is_shown:
         yield _Hidden()
         return
@@ -67,7 +66,7 @@ def shown_progress(
 
 
 def hide_other_bars() -> None:
-    """Keep `transformers` from drawing bars of its own, for as long as this process lives."""
+    """Keep `transformers` from drawing its own progress bars in this process."""
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it so.
 
 
@@ -77,7 +76,7 @@ class _Bar:
         self._task = task
         self._pace = pace
 
-    def advance(self, step: int, *, loss: Asked | None = None, remaining: Asked | None = None) -> None:
+    def advance(self, step: int, *, loss: LazyNumber | None = None, remaining: LazyNumber | None = None) -> None:
         facts = self._pace.facts(step, loss, remaining)
         self._progress.update(self._task, completed=step, facts=facts)
 
@@ -90,7 +89,7 @@ class _Lines:
         self._pace = pace
         self._last_line_at = -_SECONDS_BETWEEN_LINES
 
-    def advance(self, step: int, *, loss: Asked | None = None, remaining: Asked | None = None) -> None:
+    def advance(self, step: int, *, loss: LazyNumber | None = None, remaining: LazyNumber | None = None) -> None:
         now = time.monotonic()
         if step < self._total_steps and now - self._last_line_at < _SECONDS_BETWEEN_LINES:
             return
@@ -101,15 +100,15 @@ class _Lines:
 
 
 class _Pace:
-    """Steps a second since this display began."""
+    """Steps per second since this display started."""
 
     def __init__(self, first_step: int, unit: str) -> None:
         self.unit = unit
         self._first_step = first_step
-        self._began_at = time.monotonic()
+        self._started_at = time.monotonic()
 
-    def facts(self, step: int, loss: Asked | None, remaining: Asked | None) -> str:
-        elapsed = max(1e-9, time.monotonic() - self._began_at)
+    def facts(self, step: int, loss: LazyNumber | None, remaining: LazyNumber | None) -> str:
+        elapsed = max(1e-9, time.monotonic() - self._started_at)
         pace = (step - self._first_step) / elapsed
         facts = f"{pace:.1f} {self.unit}s/s"
         newest_loss = loss() if loss is not None else None

@@ -14,7 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from crashproof.distillation.data.messages import InvalidSample, Message, check_message, parse_arguments
-from crashproof.distillation.data.text_data import Batch, Source, TokenizedData, answer_tokens, tokens_end_to_end
+from crashproof.distillation.data.text_data import (
+    Batch,
+    Source,
+    TaskData,
+    TokenizedData,
+    answer_tokens,
+    tokens_end_to_end,
+)
 from crashproof.distillation.data.token_cache import cached_state
 from crashproof.distillation.data.tool_conversations import read_conversation
 from crashproof.distillation.losses.divergences import IGNORED
@@ -110,7 +117,7 @@ class AnswerBatch(Batch):
         return sums.index_add(0, self.sequence_of_row, -cross_entropies) / self.num_tokens
 
 
-class AnswerData:
+class AnswerData(TaskData):
     """All samples of a source."""
 
     def __init__(

@@ -6,9 +6,10 @@ import hashlib
 import logging
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from crashproof.distillation.data.text_data import Batch, Sample, TokenizedData, TopK
+from crashproof.distillation.data.text_data import Batch, Sample, TokenizedData, TopK, TrainingData
 from crashproof.distillation.losses.divergences import IGNORED
 from crashproof.distillation.text.chat import render_chat
 from crashproof.distillation.text.token_bytes import BytesToIds, token_bytes
@@ -28,6 +29,7 @@ from crashproof.pytorch.interrupts import Interrupts, StopRequested
 from crashproof.rules.requests import TeacherRequest
 from crashproof.teacher import Answer, Teacher
 from crashproof.teacher.jobs.prompts import Prompt, problem_with_answer, read_prompts
+from crashproof.tracking.tracker import ProgressTracker
 
 __all__ = ["ApiData", "PromptSource", "load_prompts"]
 
@@ -59,11 +61,14 @@ def load_prompts(path: Path) -> PromptSource:
     return PromptSource(path=path, prompts=prompts, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-class ApiData:
+class ApiData(TrainingData):
     """One sample for each prompt, requested ahead of the training loop.
 
     The same answers give the same batches, whenever they arrived.
     """
+
+    is_prefetchable = False
+    """Answers are asked for ahead, not batches made: only their arrival takes long."""
 
     def __init__(
         self,
@@ -73,9 +78,10 @@ class ApiData:
         max_length: int,
         top_k: int | None,
         ahead_samples: int,
+        open_teacher: Callable[[ProgressTracker], AbstractContextManager[Teacher]],
         interrupts: Interrupts,
     ) -> None:
-        """Prepare the prompts; requests begin with `connect`.
+        """Prepare the prompts; requests begin with `attach`.
 
         Raises:
             DataError: A prompt leaves no room for an answer.
@@ -90,6 +96,7 @@ class ApiData:
         self._ids_of_bytes = BytesToIds(token_bytes(tokenizer)) if top_k is not None else None
         self._teacher: Teacher | None = None
         self._ahead_samples = ahead_samples
+        self._open_teacher = open_teacher
         self._coming: Iterator[int] = iter(())
         self._asked: deque[tuple[int, Future[Answer]]] = deque()
         self._reported: set[int] = set()
@@ -98,6 +105,14 @@ class ApiData:
 
     def __len__(self) -> int:
         return len(self._source.prompts)
+
+    @contextmanager
+    def attach(self, tracker: ProgressTracker | None, upcoming: Iterator[int]) -> Iterator[None]:
+        """Open the teacher, and ask it ahead until the loop is done."""
+        assert tracker is not None, "the only process asks a paid teacher"
+        with self._open_teacher(tracker) as teacher:
+            self.connect(teacher, upcoming)
+            yield
 
     def connect(self, teacher: Teacher, coming: Iterator[int]) -> None:
         """Request answers from this teacher; `coming` are the samples in the order of the training loop."""

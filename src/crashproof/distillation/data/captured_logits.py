@@ -14,14 +14,14 @@ from transformers import PreTrainedTokenizerFast
 
 from crashproof.distillation.data.captured_folder import CAPTURE_AGAIN, CapturedFolder, CaptureManifest, ShardRecord
 from crashproof.distillation.data.shards import ShardReader, rows_before_samples
-from crashproof.distillation.data.text_data import Batch, Sample, TokenizedData, TopK
+from crashproof.distillation.data.text_data import Batch, Sample, TokenizedData, TopK, TrainingData
 from crashproof.distillation.text.token_bytes import TokenBytes, token_bytes
 from crashproof.errors import ConfigError, DataError, ModelMismatch
 
 __all__ = ["CapturedLogits", "LogitsData"]
 
 
-class LogitsData:
+class LogitsData(TrainingData):
     """Tokens with the teacher's captured distributions."""
 
     def __init__(

@@ -6,10 +6,11 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from crashproof.distillation.text.corpus import builtin_documents, text_hash
 from crashproof.distillation.text.tokenizer import encode_text, end_id, padding_id, tokenizer_hash
 from crashproof.errors import DataError
 from crashproof.json_lines import read_objects
+from crashproof.tracking.tracker import ProgressTracker
 
 __all__ = [
     "Batch",
@@ -93,7 +95,17 @@ class Batch:
 
 
 class TrainingData(Protocol):
-    """What a loop draws its batches from."""
+    """What a loop draws its batches from; implementations are subclasses, for the defaults."""
+
+    is_prefetchable: ClassVar[bool] = True
+    """Whether a thread may make batches some steps before the loop takes them."""
+
+    def attach(self, tracker: ProgressTracker | None, upcoming: Iterator[int]) -> AbstractContextManager[object]:
+        """Hold what batches need while the loop runs, such as a connection; by default nothing.
+
+        `tracker` is None off the main process; `upcoming` are the samples in the order in which the loop takes them.
+        """
+        return nullcontext()
 
     def __len__(self) -> int:
         """How many samples there are."""
@@ -180,7 +192,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenizedData:
+class TokenizedData(TaskData):
     """All samples, end to end."""
 
     input_ids: Tensor

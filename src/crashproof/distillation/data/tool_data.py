@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from crashproof.distillation.data.text_data import Batch, TokenizedData, tokens_end_to_end
+from crashproof.distillation.data.text_data import Batch, TaskData, TokenizedData, tokens_end_to_end
 from crashproof.distillation.data.token_cache import cached_state
 from crashproof.distillation.data.tool_conversations import ToolSource
 from crashproof.distillation.data.tool_spans import render_conversation
@@ -23,9 +23,9 @@ from crashproof.distillation.settings.data import DataConfig
 from crashproof.distillation.text.chat import BUILTIN_TEMPLATE
 from crashproof.distillation.text.json_grammar import JsonGrammars
 from crashproof.distillation.text.tokenizer import tokenizer_hash
-from crashproof.errors import ConfigError, DataError
+from crashproof.errors import DataError
 
-__all__ = ["ToolBatch", "ToolData", "ToolDataConfig", "require_length", "tool_data"]
+__all__ = ["ToolBatch", "ToolData", "ToolDataConfig", "tool_data"]
 
 _FORMAT = 1
 _COUNTED = {"selection": SELECTION, "arguments": ARGUMENTS, "json": JSON, "integration": INTEGRATION}
@@ -72,7 +72,7 @@ class ToolBatch(Batch):
         return ((self.parts.flatten()[rows] & part) != 0).to(torch.float32)
 
 
-class ToolData:
+class ToolData(TaskData):
     """All samples of a source."""
 
     def __init__(self, tokens: TokenizedData, state: Mapping[str, Any], *, grammars: JsonGrammars | None) -> None:
@@ -189,20 +189,6 @@ def tool_data(
     )
     tokens = TokenizedData.from_state(state, tokenizer)
     return ToolData(tokens, state, grammars=grammars if has_masks else None)
-
-
-def require_length(model: PreTrainedModel, title: str, config: DataConfig) -> None:
-    """Require that a model accepts samples of `data.max_length`.
-
-    Raises:
-        ConfigError: It does not.
-    """
-    most = getattr(model.config, "max_position_embeddings", None)
-    if most is not None and config.max_length > most:
-        raise ConfigError(
-            f"data.max_length is {config.max_length:,}, and the {title} takes {most:,} tokens.",
-            hint=f"Set data.max_length to {most} or less; a line that is longer is then an error that names it.",
-        )
 
 
 def _tokenize(

@@ -1,1 +1,5 @@
-"""What a student can do with data it never saw."""
+"""Measures of a student on held-out data.
+
+`evaluator` holds the protocol and the perplexity; `held_out_answers` and `held_out_calls` measure generated text,
+with the scores of `answer_scores` and `call_scores`.
+"""

@@ -1,4 +1,4 @@
-"""How close an answer comes to the right one."""
+"""Score an answer against the expected one."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def answer_f1(answer: str, expected: str) -> float:
-    """The harmonic mean of precision and recall over words, in [0, 1].
+    """The F1 over words, in [0, 1]: the harmonic mean of precision and recall.
 
     As in SQuAD (Rajpurkar et al., "SQuAD: 100,000+ Questions for Machine Comprehension of Text", 2016): case,
     punctuation and articles do not count.
     """
-    said, wanted = _words(answer), _words(expected)
-    if not said or not wanted:
-        return float(said == wanted)
-    num_common = sum((Counter(said) & Counter(wanted)).values())
-    return 2 * num_common / (len(said) + len(wanted))
+    found, wanted = _words(answer), _words(expected)
+    if not found or not wanted:
+        return float(found == wanted)
+    num_common = sum((Counter(found) & Counter(wanted)).values())
+    return 2 * num_common / (len(found) + len(wanted))
 
 
 def is_exact_answer(answer: str, expected: str) -> bool:

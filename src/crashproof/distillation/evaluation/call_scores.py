@@ -1,4 +1,4 @@
-"""How close a generated call comes to the right one."""
+"""Score a generated tool call against the expected one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 import jsonschema
 from referencing.jsonschema import EMPTY_REGISTRY
 
-__all__ = ["CallScore", "SaidCall", "read_call", "score_call"]
+__all__ = ["CallScore", "GeneratedCall", "read_call", "score_call"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SaidCall:
+class GeneratedCall:
     """A call that a model has written."""
 
     name: str
@@ -37,46 +37,51 @@ class CallScore:
     """Leaves of both, added up: twice the right ones over these is the F1."""
 
 
-def read_call(text: str, offered: Iterable[str] = ()) -> SaidCall | None:
-    """The first call in a text; None where there is none.
+def read_call(text: str, offered: Iterable[str] = ()) -> GeneratedCall | None:
+    """The first call in a text, or None.
 
-    Models write `{"name": …, "arguments": {…}}`, some `parameters` instead, or the arguments as a JSON string; what
-    stands around it does not matter. Some write an offered name and an object behind it, with marks between them.
+    Models write `{"name": …, "arguments": {…}}`, some with `parameters` instead, or with the arguments as a JSON
+    string; text around it is ignored. Some write an offered name and then an object, with marks between them.
     """
     names = list(offered)
-    bare: SaidCall | None = None
+    bare: GeneratedCall | None = None
     for start, value in _objects_in(text):
         arguments = _object(value.get("arguments", value.get("parameters")))
-        if isinstance(value.get("name"), str) and arguments is not None:
-            return SaidCall(name=value["name"], arguments=arguments)
-        # No quotes between them: it is not the inner part of a call that was cut off.
+        name = value.get("name")
+        if isinstance(name, str) and arguments is not None:
+            return GeneratedCall(name=name, arguments=arguments)
+        # Only after the last quote: before it, the name and the object may be parts of a call that was cut off.
         before = text[:start].rpartition('"')[2]
         found = [(before.rfind(name) + len(name), len(name), name) for name in names if name in before]
         if bare is None and found:
-            bare = SaidCall(name=max(found)[2], arguments=value)
+            bare = GeneratedCall(name=max(found)[2], arguments=value)
     return bare
 
 
 def score_call(
-    said: SaidCall | None, *, name: str, arguments: Mapping[str, Any], schemas: Mapping[str, Mapping[str, Any]]
+    call: GeneratedCall | None,
+    *,
+    name: str,
+    arguments: Mapping[str, object],
+    schemas: Mapping[str, Mapping[str, object]],
 ) -> CallScore:
-    """Hold a call against the right one.
+    """Compare a call with the right one.
 
     Args:
-        said: None where no call could be read.
+        call: None if the text holds no call.
         name: The right tool.
         arguments: The right arguments.
-        schemas: What each offered tool takes.
+        schemas: The JSON Schema of each offered tool's arguments.
     """
     wanted = Counter(_leaves(arguments, ""))
-    if said is None:
+    if call is None:
         return CallScore(
             is_valid=False, has_right_tool=False, is_exact=False, num_right_fields=0, num_fields=wanted.total()
         )
-    found = Counter(_leaves(said.arguments, ""))
-    has_right_tool = said.name == name
+    found = Counter(_leaves(call.arguments, ""))
+    has_right_tool = call.name == name
     return CallScore(
-        is_valid=_fits(said, schemas),
+        is_valid=_fits(call, schemas),
         has_right_tool=has_right_tool,
         is_exact=has_right_tool and found == wanted,
         # Fields of another tool are not the same fields.
@@ -86,7 +91,7 @@ def score_call(
 
 
 def _objects_in(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Where each JSON object begins, and the object."""
+    """Each JSON object in a text, with where it begins."""
     decoder = json.JSONDecoder()
     place = text.find("{")
     while place >= 0:
@@ -100,8 +105,8 @@ def _objects_in(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         place = text.find("{", end)
 
 
-def _object(value: Any) -> dict[str, Any] | None:
-    """An object, or the one that a text holds."""
+def _object(value: object) -> dict[str, Any] | None:
+    """A JSON object, given as such or as text; None otherwise."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -110,8 +115,8 @@ def _object(value: Any) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Each value that holds no other, with the path to it; 1 and 1.0 are one value, true is not 1."""
+def _leaves(value: object, path: str) -> Iterator[tuple[str, str]]:
+    """Each leaf value with its path; 1 and 1.0 are equal, true and 1 are not."""
     if isinstance(value, Mapping) and value:
         for name, child in value.items():
             yield from _leaves(child, f"{path}.{name}")
@@ -119,13 +124,14 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
         for place, child in enumerate(value):
             yield from _leaves(child, f"{path}[{place}]")
     else:
-        is_whole = isinstance(value, float) and value.is_integer()
-        yield path, json.dumps(int(value) if is_whole else value, sort_keys=True)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        yield path, json.dumps(value, sort_keys=True)
 
 
-def _fits(said: SaidCall, schemas: Mapping[str, Mapping[str, Any]]) -> bool:
-    schema = schemas.get(said.name)
+def _fits(call: GeneratedCall, schemas: Mapping[str, Mapping[str, object]]) -> bool:
+    schema = schemas.get(call.name)
     if schema is None:
         return False
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-    return bool(kind(schema, registry=EMPTY_REGISTRY).is_valid(said.arguments))
+    return bool(kind(schema, registry=EMPTY_REGISTRY).is_valid(call.arguments))

@@ -1,4 +1,4 @@
-"""What a student can do with data that it never saw."""
+"""Measure a student on held-out data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 Sums = dict[str, tuple[float, float]]
-"""A sum and what it is divided by, for each name: those of several processes are added up before the division."""
+"""By name, a sum and what it is divided by; the sums of all processes are added up before the division."""
 
 NATS = "nats"
 _BATCH_SIZE = 8
@@ -43,10 +43,10 @@ class Place:
     """The model is sharded: every process must run it equally often."""
 
     def batches(self, num_samples: int, batch_size: int = _BATCH_SIZE) -> Iterator[tuple[list[int], list[bool]]]:
-        """This process's samples, some at a time, each with whether it counts.
+        """Batches of this process's samples, each sample with whether it counts.
 
-        In lockstep every process gets equally many batches; what it has no sample for is filled with one that does
-        not count.
+        In lockstep every process gets the same number of batches; a sample that does not count fills up where one has
+        fewer.
         """
         own = list(range(self.rank, num_samples, self.num_ranks))
         counts = [True] * len(own)
@@ -59,7 +59,7 @@ class Place:
 
 
 class EvaluatedStudent(Protocol):
-    """What an evaluator may ask of a student; a recipe is one."""
+    """What an evaluator needs of a student; a recipe provides it."""
 
     student: PreTrainedModel
     """The model itself."""
@@ -69,7 +69,7 @@ class EvaluatedStudent(Protocol):
         """Whether dropout is on."""
         ...
 
-    def train(self, mode: bool = True) -> Any:
+    def train(self, mode: bool = True) -> object:
         """Switch dropout on or off."""
         ...
 
@@ -77,20 +77,16 @@ class EvaluatedStudent(Protocol):
         """Minus log p of each predicted token of a batch, in nats, in the order of `Batch.rows`."""
         ...
 
-    def generate(self, input_ids: Tensor, attention_mask: Tensor, **settings: Any) -> Tensor:
+    def generate(self, input_ids: Tensor, attention_mask: Tensor, **settings: object) -> Tensor:
         """Greedy continuations of prompts that are padded on the left; (batch, length), the new tokens last."""
         ...
 
 
 class Evaluator(Protocol):
-    """Measures a student's student; changes neither weights nor random states."""
+    """Measures a student; changes neither weights nor random states."""
 
     def sums(self, student: EvaluatedStudent, device: ComputeDevice, place: Place) -> Sums:
-        """What this process's share of the held-out data gives."""
-        ...
-
-    def results(self, sums: Sums) -> dict[str, float]:
-        """The numbers that are reported, such as the perplexity."""
+        """Measure this process's share of the held-out data; `means` makes numbers of the sums of all."""
         ...
 
 
@@ -105,14 +101,10 @@ class TextEvaluator:
         with measuring(student):
             return nats_per_token(student, self._tokens, device, place)
 
-    def results(self, sums: Sums) -> dict[str, float]:
-        """See `Evaluator.results`."""
-        return means(sums)
-
 
 @contextmanager
 def measuring(student: EvaluatedStudent) -> Iterator[None]:
-    """The student without dropout, and as it was afterwards."""
+    """Switch the student's dropout off, and back to what it was afterwards."""
     was_training = student.training
     student.train(False)
     try:
@@ -147,9 +139,9 @@ def added(all_sums: list[Sums]) -> Sums:
 
 
 def means(sums: Sums) -> dict[str, float]:
-    """Each sum divided; what was counted nowhere is left out. Nats per token are told as a perplexity."""
+    """Each sum divided; what was never counted is left out. Nats per token are reported as perplexity."""
     results = {name: total / count for name, (total, count) in sums.items() if count > 0}
     if NATS in results:
-        # Beyond that the number says nothing, and would not be one.
+        # exp of more than about 709 overflows.
         return {"perplexity": math.exp(min(700.0, results.pop(NATS))), **results}
     return results

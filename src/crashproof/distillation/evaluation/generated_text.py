@@ -1,21 +1,52 @@
-"""What a student says to prompts."""
+"""Generate a student's answers to prompts."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from crashproof.distillation.evaluation.evaluator import EvaluatedStudent
+from crashproof.distillation.evaluation.evaluator import EvaluatedStudent, Place
 from crashproof.distillation.text.chat import end_of_turn
 from crashproof.pytorch.device import ComputeDevice
 
-__all__ = ["generated_texts"]
+__all__ = ["generate_share", "generate_texts", "longest_length"]
 
 _SHORTEST_MARK = 3
-"""Characters: a shorter one may stand in an answer."""
+"""Characters; a shorter mark may be part of an answer."""
 
 
-def generated_texts(
+def generate_share(
+    student: EvaluatedStudent,
+    prompts: list[str],
+    tokenizer: PreTrainedTokenizerFast,
+    device: ComputeDevice,
+    place: Place,
+    *,
+    max_new_tokens: int,
+) -> Iterator[tuple[int, str]]:
+    """The indices of this process's prompts, each with the student's answer; see `generate_texts`."""
+    for indices, counts in place.batches(len(prompts)):
+        texts = generate_texts(
+            student,
+            [prompts[index] for index in indices],
+            tokenizer,
+            device,
+            max_new_tokens=max_new_tokens,
+            in_lockstep=place.in_lockstep,
+        )
+        yield from (
+            (index, text) for index, text, is_counted in zip(indices, texts, counts, strict=True) if is_counted
+        )
+
+
+def longest_length(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> int:
+    """Tokens of the longest of these texts; 0 without any."""
+    return max((len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts), default=0)
+
+
+def generate_texts(
     student: EvaluatedStudent,
     prompts: list[str],
     tokenizer: PreTrainedTokenizerFast,
@@ -27,11 +58,11 @@ def generated_texts(
     """Greedy answers, each up to its end mark, without special tokens.
 
     Args:
-        student: Its student answers.
+        student: Generates the answers.
         prompts: As the student reads them, up to where its answer begins.
         tokenizer: The student's.
-        device: Where the student lies.
-        max_new_tokens: Of one answer at most.
+        device: Where the student is.
+        max_new_tokens: Maximum tokens per answer.
         in_lockstep: Other processes generate as well, and none may stop before the others.
     """
     encoded = [tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"] for prompt in prompts]
@@ -39,10 +70,10 @@ def generated_texts(
     pad_id = int(tokenizer.pad_token_id or 0)
     mark = end_of_turn(tokenizer)
     ends = _ends(student, tokenizer, mark)
-    # On the left, so that what is generated begins at one place.
+    # Padded on the left, so that all answers begin at the same position.
     ids = torch.tensor([[pad_id] * (length - len(each)) + each for each in encoded], dtype=torch.long)
     mask = torch.tensor([[0] * (length - len(each)) + [1] * len(each) for each in encoded], dtype=torch.long)
-    said = student.generate(
+    generated = student.generate(
         ids.to(device.device),
         mask.to(device.device),
         max_new_tokens=max_new_tokens,
@@ -51,13 +82,13 @@ def generated_texts(
         synced_gpus=in_lockstep,
         use_cache=True,
     )
-    return [_decoded(row, set(ends), mark, tokenizer) for row in said[:, length:].tolist()]
+    return [_decoded(row, set(ends), mark, tokenizer) for row in generated[:, length:].tolist()]
 
 
 def _decoded(ids: list[int], ends: set[int], mark: str, tokenizer: PreTrainedTokenizerFast) -> str:
     length = next((place for place, token in enumerate(ids) if token in ends), len(ids))
     text = str(tokenizer.decode(ids[:length], skip_special_tokens=True))
-    # Where a mark is several tokens, the student goes on behind it.
+    # A mark of several tokens does not stop the generation: cut off what follows it.
     return text.partition(mark)[0] if len(mark) >= _SHORTEST_MARK else text
 
 

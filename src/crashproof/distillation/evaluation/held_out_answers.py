@@ -6,15 +6,8 @@ from transformers import PreTrainedTokenizerFast
 
 from crashproof.distillation.data.answer_data import AnswerData, AnswerLine, AnswerSource
 from crashproof.distillation.evaluation.answer_scores import answer_f1, is_exact_answer
-from crashproof.distillation.evaluation.evaluator import (
-    EvaluatedStudent,
-    Place,
-    Sums,
-    means,
-    measuring,
-    nats_per_token,
-)
-from crashproof.distillation.evaluation.generated_text import generated_texts
+from crashproof.distillation.evaluation.evaluator import EvaluatedStudent, Place, Sums, measuring, nats_per_token
+from crashproof.distillation.evaluation.generated_text import generate_share, longest_length
 from crashproof.distillation.text.chat import render_question
 from crashproof.pytorch.device import ComputeDevice
 
@@ -26,8 +19,7 @@ _SPARE_TOKENS = 8
 class AnswerEvaluator:
     """Reports `perplexity`, `answer_f1`, `answer_exact_match` and, where there are pairs, `preference_accuracy`.
 
-    Answers with a quality below 1 are no reference: neither the perplexity is of them, nor are they held against what
-    the student says.
+    Answers with a quality below 1 are no reference: they count neither in the perplexity nor as expected answers.
     """
 
     def __init__(
@@ -42,42 +34,29 @@ class AnswerEvaluator:
         lines = [source.line(sample) for sample in right[:num_generated]]
         self._prompts = [_question(line, tokenizer) for line in lines]
         self._answers = [line.answer for line in lines]
-        lengths = [len(tokenizer(each, add_special_tokens=False)["input_ids"]) for each in self._answers]
-        self._max_new_tokens = max(lengths, default=0) + _SPARE_TOKENS
+        self._max_new_tokens = longest_length(self._answers, tokenizer) + _SPARE_TOKENS
 
     def sums(self, student: EvaluatedStudent, device: ComputeDevice, place: Place) -> Sums:
         """See `Evaluator.sums`."""
         with measuring(student):
             return {
                 **nats_per_token(student, self._reference, device, place),
-                **self._answered(student, device, place),
-                "preference_accuracy": self._preferred(student, device, place),
+                **self._score_answers(student, device, place),
+                "preference_accuracy": self._compare_pairs(student, device, place),
             }
 
-    def results(self, sums: Sums) -> dict[str, float]:
-        """See `Evaluator.results`."""
-        return means(sums)
-
-    def _answered(self, student: EvaluatedStudent, device: ComputeDevice, place: Place) -> Sums:
+    def _score_answers(self, student: EvaluatedStudent, device: ComputeDevice, place: Place) -> Sums:
         f1, num_exact, num_answers = 0.0, 0, 0
-        for indices, counts in place.batches(len(self._prompts)):
-            said = generated_texts(
-                student,
-                [self._prompts[index] for index in indices],
-                self._tokenizer,
-                device,
-                max_new_tokens=self._max_new_tokens,
-                in_lockstep=place.in_lockstep,
-            )
-            for text, index, is_counted in zip(said, indices, counts, strict=True):
-                if is_counted:
-                    f1 += answer_f1(text, self._answers[index])
-                    num_exact += is_exact_answer(text, self._answers[index])
-                    num_answers += 1
+        for index, text in generate_share(
+            student, self._prompts, self._tokenizer, device, place, max_new_tokens=self._max_new_tokens
+        ):
+            f1 += answer_f1(text, self._answers[index])
+            num_exact += is_exact_answer(text, self._answers[index])
+            num_answers += 1
         return {"answer_f1": (f1, num_answers), "answer_exact_match": (num_exact, num_answers)}
 
-    def _preferred(self, student: EvaluatedStudent, device: ComputeDevice, place: Place) -> tuple[float, float]:
-        """How often the better answer is the likelier one, per token."""
+    def _compare_pairs(self, student: EvaluatedStudent, device: ComputeDevice, place: Place) -> tuple[float, float]:
+        """How often the better answer is more likely per token, and the number of pairs."""
         num_right, num_pairs = 0, 0
         for places, counts in place.batches(len(self._pairs)):
             batch = self._data.batch([self._pairs[each] for each in places])
@@ -90,7 +69,7 @@ class AnswerEvaluator:
 
 
 def _question(line: AnswerLine, tokenizer: PreTrainedTokenizerFast) -> str:
-    """What a student reads before it answers."""
+    """The text that a student continues with its answer."""
     if line.prompt is not None:
         return line.prompt
     return render_question(line.messages, tokenizer, tools=line.tools)

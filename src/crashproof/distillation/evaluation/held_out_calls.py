@@ -10,15 +10,8 @@ from crashproof.distillation.data.tool_conversations import Conversation, ToolSo
 from crashproof.distillation.data.tool_data import ToolData
 from crashproof.distillation.evaluation.answer_scores import answer_f1
 from crashproof.distillation.evaluation.call_scores import read_call, score_call
-from crashproof.distillation.evaluation.evaluator import (
-    EvaluatedStudent,
-    Place,
-    Sums,
-    means,
-    measuring,
-    nats_per_token,
-)
-from crashproof.distillation.evaluation.generated_text import generated_texts
+from crashproof.distillation.evaluation.evaluator import EvaluatedStudent, Place, Sums, measuring, nats_per_token
+from crashproof.distillation.evaluation.generated_text import generate_share, longest_length
 from crashproof.distillation.text.chat import render_question
 from crashproof.pytorch.device import ComputeDevice
 
@@ -30,56 +23,45 @@ _SPARE_TOKENS = 16
 class CallEvaluator:
     """Reports `perplexity`, `json_valid_rate`, `tool_choice_accuracy`, `argument_exact_match`, `argument_field_f1`.
 
-    Of each conversation the first call is asked for; where there is a final answer, `answer_f1` is of that.
+    The first call of each conversation is generated, and its final answer, if it has one: `answer_f1` is of that.
     """
 
     def __init__(
         self, source: ToolSource, data: ToolData, tokenizer: PreTrainedTokenizerFast, *, num_generated: int
     ) -> None:
-        """The student is asked about `num_generated` conversations at most."""
+        """The student generates for `num_generated` conversations at most."""
         self._data = data
         self._tokenizer = tokenizer
         conversations = [conversation for _, conversation in source.conversations()][:num_generated]
-        self._asked = [each for each in conversations if each.calls]
-        self._answered = [each for each in conversations if _has_answer(each)]
-        self._call_tokens = self._longest([_first_call_text(each) for each in self._asked])
-        self._answer_tokens = self._longest([each.messages[-1]["content"] for each in self._answered])
+        self._calling = [each for each in conversations if each.calls]
+        self._call_prompts = [self._prompt(each, each.calls[0].message) for each in self._calling]
+        call_texts = [_first_call_text(each) for each in self._calling]
+        self._max_call_tokens = longest_length(call_texts, tokenizer) + _SPARE_TOKENS
+        answering = [each for each in conversations if _has_answer(each)]
+        self._answer_prompts = [self._prompt(each, len(each.messages) - 1) for each in answering]
+        self._answers: list[str] = [each.messages[-1]["content"] for each in answering]
+        self._max_answer_tokens = longest_length(self._answers, tokenizer) + _SPARE_TOKENS
 
     def sums(self, student: EvaluatedStudent, device: ComputeDevice, place: Place) -> Sums:
         """See `Evaluator.sums`."""
         with measuring(student):
             return {
                 **nats_per_token(student, self._data.tokens, device, place),
-                **self._calls(student, device, place),
-                "answer_f1": self._answers(student, device, place),
+                **self._score_calls(student, device, place),
+                "answer_f1": self._score_answers(student, device, place),
             }
 
-    def results(self, sums: Sums) -> dict[str, float]:
-        """See `Evaluator.results`."""
-        return means(sums)
-
-    def _calls(self, student: EvaluatedStudent, device: ComputeDevice, place: Place) -> Sums:
+    def _score_calls(self, student: EvaluatedStudent, device: ComputeDevice, place: Place) -> Sums:
         scores = []
-        for indices, counts in place.batches(len(self._asked)):
-            asked = [self._asked[index] for index in indices]
-            said = generated_texts(
-                student,
-                [self._question(each, each.calls[0].message) for each in asked],
-                self._tokenizer,
-                device,
-                max_new_tokens=self._call_tokens,
-                in_lockstep=place.in_lockstep,
+        for index, text in generate_share(
+            student, self._call_prompts, self._tokenizer, device, place, max_new_tokens=self._max_call_tokens
+        ):
+            conversation = self._calling[index]
+            expected = conversation.calls[0]
+            call = read_call(text, conversation.offered())
+            scores.append(
+                score_call(call, name=expected.name, arguments=expected.arguments, schemas=_schemas(conversation))
             )
-            scores += [
-                score_call(
-                    read_call(text, each.offered()),
-                    name=each.calls[0].name,
-                    arguments=each.calls[0].arguments,
-                    schemas=_schemas(each),
-                )
-                for text, each, is_counted in zip(said, asked, counts, strict=True)
-                if is_counted
-            ]
         return {
             "json_valid_rate": (sum(each.is_valid for each in scores), len(scores)),
             "tool_choice_accuracy": (sum(each.has_right_tool for each in scores), len(scores)),
@@ -90,31 +72,18 @@ class CallEvaluator:
             ),
         }
 
-    def _answers(self, student: EvaluatedStudent, device: ComputeDevice, place: Place) -> tuple[float, float]:
+    def _score_answers(self, student: EvaluatedStudent, device: ComputeDevice, place: Place) -> tuple[float, float]:
         f1, num_answers = 0.0, 0
-        for indices, counts in place.batches(len(self._answered)):
-            answered = [self._answered[index] for index in indices]
-            said = generated_texts(
-                student,
-                [self._question(each, len(each.messages) - 1) for each in answered],
-                self._tokenizer,
-                device,
-                max_new_tokens=self._answer_tokens,
-                in_lockstep=place.in_lockstep,
-            )
-            for text, each, is_counted in zip(said, answered, counts, strict=True):
-                if is_counted:
-                    f1 += answer_f1(text, each.messages[-1]["content"])
-                    num_answers += 1
+        for index, text in generate_share(
+            student, self._answer_prompts, self._tokenizer, device, place, max_new_tokens=self._max_answer_tokens
+        ):
+            f1 += answer_f1(text, self._answers[index])
+            num_answers += 1
         return f1, num_answers
 
-    def _question(self, conversation: Conversation, message: int) -> str:
+    def _prompt(self, conversation: Conversation, message: int) -> str:
         """The conversation up to where this message begins."""
         return render_question(conversation.messages[:message], self._tokenizer, tools=conversation.tools)
-
-    def _longest(self, texts: list[str]) -> int:
-        lengths = [len(self._tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
-        return max(lengths, default=0) + _SPARE_TOKENS
 
 
 def _has_answer(conversation: Conversation) -> bool:

@@ -1,4 +1,4 @@
-"""Causal language models: new ones and local folders."""
+"""Make, read and write causal language models."""
 
 from __future__ import annotations
 
@@ -11,16 +11,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from crashproof.disk.atomic import write_bytes_atomically, write_folder_atomically
 from crashproof.disk.files import REAL_DISK
 from crashproof.disk.run_folder import RunFolder
-from crashproof.distillation.models.lora import has_adapters, merged, save_adapter
+from crashproof.distillation.models.lora import has_adapters, merge_adapters, save_adapter
 from crashproof.distillation.settings.models import ModelShape
 from crashproof.errors import ConfigError, ModelMismatch
 
-__all__ = [
-    "load_model",
-    "new_model",
-    "require_vocabulary",
-    "save_model",
-]
+__all__ = ["load_model", "new_model", "require_length", "require_vocabulary", "save_model"]
 
 _ORIGIN_FILE = "crashproof.json"
 
@@ -60,14 +55,14 @@ def new_model(shape: ModelShape, *, tokenizer: PreTrainedTokenizerFast, max_leng
 
 
 def load_model(folder: Path) -> PreTrainedModel:
-    """The causal language model of a local `transformers` folder, in fp32.
+    """Read the causal language model of a local `transformers` folder, in fp32.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the folder holds none.
     """
     if not folder.is_dir():
         raise ConfigError(
-            f"{folder} is no folder.", hint="Pass a local transformers model folder; nothing is downloaded."
+            f"{folder} is not a folder.", hint="Pass a local transformers model folder; nothing is downloaded."
         )
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -82,11 +77,25 @@ def load_model(folder: Path) -> PreTrainedModel:
     return model
 
 
-def require_vocabulary(model: PreTrainedModel, title: str, vocab_size: int) -> None:
-    """Make sure that a model has a logit for each entry of the tokenizer; what it has beyond them is padding.
+def require_length(model: PreTrainedModel, title: str, max_length: int) -> None:
+    """Make sure that a model accepts samples as long as the data may have them.
 
     Raises:
-        ModelMismatch: it has not.
+        ConfigError: it does not.
+    """
+    most = getattr(model.config, "max_position_embeddings", None)
+    if most is not None and max_length > most:
+        raise ConfigError(
+            f"data.max_length is {max_length:,}, and the {title} takes {most:,} tokens.",
+            hint=f"Set data.max_length to {most} or less; lines that are longer are then reported.",
+        )
+
+
+def require_vocabulary(model: PreTrainedModel, title: str, vocab_size: int) -> None:
+    """Make sure that a model has a logit for each entry of the tokenizer; further ones are padding.
+
+    Raises:
+        ModelMismatch: it does not.
     """
     found = model.config.vocab_size
     if found < vocab_size:
@@ -99,27 +108,27 @@ def require_vocabulary(model: PreTrainedModel, title: str, vocab_size: int) -> N
 def save_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, *, origin: dict[str, str | int]
 ) -> None:
-    """Write a `transformers` folder whole or not at all.
+    """Write a `transformers` folder atomically.
 
-    Adapters are added into the weights, and lie by themselves in `adapter/` too; such a model is used up by it.
+    Adapters are merged into the weights, and also saved in `adapter/`; such a model cannot be used afterwards.
 
-    `origin` says what it was made from, and is kept in it: a folder of the same origin stays, another one of that
-    name is moved to `<name>.1`, `<name>.2`, … first.
+    `origin` says what the model was made from, and is saved with it: a folder with the same origin is kept, any other
+    of that name is first moved to `<name>.1`, `<name>.2`, ….
     """
     if folder.exists():
-        if _origin_of(folder) == origin:
+        if _read_origin(folder) == origin:
             return
         REAL_DISK.replace(folder, RunFolder.free_name(folder))
     with write_folder_atomically(folder) as partial:
         if has_adapters(model):
             save_adapter(model, partial)
-            model = merged(model)
+            model = merge_adapters(model)
         model.save_pretrained(str(partial))
         tokenizer.save_pretrained(str(partial))
         write_bytes_atomically(partial / _ORIGIN_FILE, msgspec.json.encode(origin))
 
 
-def _origin_of(folder: Path) -> object:
+def _read_origin(folder: Path) -> object:
     try:
         return msgspec.json.decode((folder / _ORIGIN_FILE).read_bytes())
     except (OSError, msgspec.DecodeError):

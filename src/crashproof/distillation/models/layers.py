@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from crashproof.distillation.models.lora import without_adapters
 from crashproof.distillation.settings.train import TrainConfig
 from crashproof.errors import ConfigError
 
@@ -21,14 +22,13 @@ _COMPILERS = ("c++", "g++", "clang++")
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The modules that the model itself says must not be split."""
-    untyped: Any = model
-    within = untyped.get_base_model() if hasattr(untyped, "get_base_model") else untyped
+    within = without_adapters(model)
     names = set(within._no_split_modules or ())
     return [each for each in within.modules() if type(each).__name__ in names]
 
 
 def prepare_layers(model: PreTrainedModel, train: TrainConfig, device: torch.device) -> None:
-    """Let the layers keep no activations, or compile them, as the config says; names of weights stay as they are.
+    """Set up activation checkpointing and compilation as configured; the names of weights do not change.
 
     Raises:
         ConfigError: the model cannot, or there is no compiler.
@@ -42,14 +42,15 @@ def prepare_layers(model: PreTrainedModel, train: TrainConfig, device: torch.dev
 
 
 def _checkpoint_activations(model: PreTrainedModel) -> None:
-    # It tells at the first step that it uses no cache while it computes twice; ours keeps nothing anyway.
+    # It warns at the first step that it disables the cache; ours is always empty.
     logging.getLogger("transformers.modeling_layers").setLevel(logging.ERROR)
     try:
         untyped: Any = model
         untyped.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     except ValueError as error:
         raise ConfigError(
-            f"train.checkpoints_activations: {type(model).__name__} cannot ({error}).", hint="Set it to false."
+            f"train.checkpoints_activations: {type(model).__name__} does not support it ({error}).",
+            hint="Set it to false.",
         ) from error
 
 
@@ -58,6 +59,6 @@ def _require_compiler(device: torch.device) -> None:
     wanted = [os.environ["CXX"]] if os.environ.get("CXX") else list(_COMPILERS)
     if device.type == "cpu" and not any(shutil.which(each) for each in wanted):
         raise ConfigError(
-            f"train.compile needs a C++ compiler on the CPU, and none of {', '.join(wanted)} is here.",
+            f"train.compile needs a C++ compiler on the CPU, and none of {', '.join(wanted)} was found.",
             hint="Install one (Debian: apt-get install g++), or set train.compile to false.",
         )

@@ -1,4 +1,4 @@
-"""Train low-rank adapters instead of a whole student.
+"""Low-rank adapters: train them, merge them.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, as `peft` does it: the adapters sit inside the
 layers of the model, whose own weights are frozen and in no checkpoint.
@@ -7,8 +7,9 @@ layers of the model, whose own weights are frozen and in no checkpoint.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from transformers import PreTrainedModel
 
@@ -16,18 +17,13 @@ from crashproof.distillation.settings.models import LoraOptions
 from crashproof.errors import ConfigError
 from crashproof.optional_dependencies import require_modules
 
-__all__ = [
-    "has_adapters",
-    "merged",
-    "save_adapter",
-    "with_adapters",
-]
+__all__ = ["add_adapters", "has_adapters", "merge_adapters", "save_adapter", "without_adapters"]
 
 ADAPTER_FOLDER = "adapter"
 
 
-def with_adapters(model: PreTrainedModel, options: LoraOptions) -> PreTrainedModel:
-    """The model with new adapters in it, drawn from the global generator; nothing else of it is trained.
+def add_adapters(model: PreTrainedModel, options: LoraOptions) -> PreTrainedModel:
+    """Put new adapters into a model, drawn from the global generator; its own weights are frozen.
 
     Raises:
         MissingExtra: `peft` is not installed.
@@ -36,7 +32,7 @@ def with_adapters(model: PreTrainedModel, options: LoraOptions) -> PreTrainedMod
     require_modules("lora", "peft")
     import peft
 
-    targets: Any = "all-linear" if options.target_modules is None else list(options.target_modules)
+    targets: str | list[str] = "all-linear" if options.target_modules is None else list(options.target_modules)
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=options.rank,
@@ -46,7 +42,7 @@ def with_adapters(model: PreTrainedModel, options: LoraOptions) -> PreTrainedMod
     )
     try:
         with warnings.catch_warnings():
-            # peft asks transformers in words of yesterday.
+            # peft calls a deprecated property of transformers.
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
             return cast(PreTrainedModel, peft.get_peft_model(model, config))
     except ValueError as error:
@@ -58,16 +54,22 @@ def with_adapters(model: PreTrainedModel, options: LoraOptions) -> PreTrainedMod
 
 
 def has_adapters(model: PreTrainedModel) -> bool:
-    """Whether a model was made by `with_adapters`."""
+    """Whether a model comes from `add_adapters`."""
     return hasattr(model, "merge_and_unload")
 
 
 def save_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Write the adapters alone, as `peft` reads them, into a folder under a folder that is being filled."""
+    """Write the adapters alone, as `peft` reads them, into `adapter/` of a folder that is being filled."""
     model.save_pretrained(str(folder / ADAPTER_FOLDER))
 
 
-def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with its adapters added into its weights: a plain one again. The one that was given is used up."""
-    untyped: Any = model
-    return cast(PreTrainedModel, untyped.merge_and_unload())
+def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
+    """Add the adapters into the weights: a plain model again; the given one cannot be used afterwards."""
+    merge = cast(Callable[[], PreTrainedModel], model.merge_and_unload)
+    return merge()
+
+
+def without_adapters(model: PreTrainedModel) -> PreTrainedModel:
+    """The model that adapters were put into; a model without adapters is returned as it is."""
+    get_base_model: Callable[[], PreTrainedModel] | None = getattr(model, "get_base_model", None)
+    return model if get_base_model is None else get_base_model()

@@ -1,4 +1,4 @@
-"""Let a local model answer as a paid one would."""
+"""Let a local model answer like a paid teacher."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _USUAL_LENGTH = 64
 class ModelAnswers:
     """The `answer` of a `crashproof.testing.TeacherServer`: `TeacherServer(ModelAnswers(folder))`.
 
-    One token after the other, for small models. The same request has the same answer: what is drawn at a temperature
+    Generates token by token, without a cache: for small models. The same request has the same answer, as sampling
     depends on the request alone.
     """
 
@@ -40,16 +40,16 @@ class ModelAnswers:
         self._tokenizer = load_tokenizer(folder)
         self._bytes = token_bytes(self._tokenizer)
         self._ruled_out = torch.tensor(
-            [-math.inf if self._is_mark(number) else 0.0 for number in range(len(self._bytes))]
+            [-math.inf if self._is_special(number) else 0.0 for number in range(len(self._bytes))]
         )
-        """Added to the logits: no answer holds a mark, save the one that ends it."""
+        """Added to the logits: no answer contains a special token, except the one that ends it."""
 
     def __call__(self, body: dict[str, Any]) -> dict[str, Any]:
-        """What the model says to a request, its tokens and their most likely others in OpenAI's form."""
+        """The model's answer to a request, with its tokens and their most likely alternatives, in OpenAI's form."""
         text = render_question(body["messages"], self._tokenizer)
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        most = body.get("max_completion_tokens") or body.get("max_tokens") or _USUAL_LENGTH
-        said, distributions, is_ended = self._continued(ids, most, float(body.get("temperature") or 0.0), body)
+        max_tokens = body.get("max_completion_tokens") or body.get("max_tokens") or _USUAL_LENGTH
+        said, distributions, is_ended = self._generate(ids, max_tokens, float(body.get("temperature") or 0.0), body)
         top_k = int(body.get("top_logprobs") or 0)
         return {
             "message": {"role": "assistant", "content": self._tokenizer.decode(said)},
@@ -62,40 +62,40 @@ class ModelAnswers:
         }
 
     @torch.no_grad()
-    def _continued(
-        self, ids: list[int], most: int, temperature: float, body: dict[str, Any]
+    def _generate(
+        self, ids: list[int], max_tokens: int, temperature: float, body: dict[str, Any]
     ) -> tuple[list[int], list[Tensor], bool]:
         generator = torch.Generator().manual_seed(_seed_of(body))
         said: list[int] = []
         distributions: list[Tensor] = []
-        while len(said) < most:
+        while len(said) < max_tokens:
             output = self._model(input_ids=torch.tensor([[*ids, *said]]))
             logits = output.logits[0, -1, : len(self._bytes)].float() + self._ruled_out
-            token = int(_drawn(logits, temperature, generator))
+            token = int(_draw(logits, temperature, generator))
             if token == self._tokenizer.eos_token_id:
                 return said, distributions, True
             said.append(token)
             distributions.append(functional.log_softmax(logits, dim=-1))
         return said, distributions, False
 
-    def _is_mark(self, number: int) -> bool:
+    def _is_special(self, number: int) -> bool:
         token = self._bytes[number]
         return (token is None or token.is_special) and number != self._tokenizer.eos_token_id
 
-    def _entry(self, token: int, logprobs: Tensor, top_k: int) -> dict[str, Any]:
+    def _entry(self, token: int, logprobs: Tensor, top_k: int) -> dict[str, object]:
         top = torch.topk(logprobs, min(top_k, int(logprobs.isfinite().sum())))
-        return self._told(token, logprobs[token]) | {
+        return self._token(token, logprobs[token]) | {
             "top_logprobs": [
-                self._told(int(each), logprob) for each, logprob in zip(top.indices, top.values, strict=True)
+                self._token(int(each), logprob) for each, logprob in zip(top.indices, top.values, strict=True)
             ]
         }
 
-    def _told(self, token: int, logprob: Tensor) -> dict[str, Any]:
+    def _token(self, token: int, logprob: Tensor) -> dict[str, object]:
         content = (self._bytes[token] or TokenBytes(content=b"")).content
         return {"token": content.decode("utf-8", "replace"), "logprob": float(logprob), "bytes": list(content)}
 
 
-def _drawn(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
     if temperature == 0.0:
         return logits.argmax()
     return torch.multinomial(functional.softmax(logits / temperature, dim=-1), 1, generator=generator)

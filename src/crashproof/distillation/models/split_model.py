@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
+
+from crashproof.distillation.losses.chunked import values_of_rows
+from crashproof.distillation.losses.divergences import cross_entropy_rows
+from crashproof.distillation.models.lora import without_adapters
 
 __all__ = ["Hidden", "SplitModel"]
 
@@ -20,32 +24,31 @@ _PROBE_TOKENS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hidden:
-    """What a model's body gives for one batch."""
+    """The output of a model's body for one batch."""
 
     last: Tensor
-    """(batch, length, width): what the head is given."""
+    """(batch, length, width): the input of the head."""
     layers: tuple[Tensor, ...] = ()
-    """Of the embedding and of each layer, (batch, length, width); only where they were asked for."""
+    """Of the embedding and of each layer, (batch, length, width); only on request."""
 
 
 class SplitModel:
-    """Lets logits be made a few rows at a time, instead of all at once.
+    """Computes logits a few rows at a time, instead of all at once.
 
-    Some models do more to their logits than one matrix product (a soft cap, a scale). Whether body and head together
-    say what the whole model says is tried out on a few tokens; where they do not, the whole model is the body, and
-    all its logits are alive at once.
+    Some models do more to their logits than one matrix product (a soft cap, a scale). A few tokens show whether body
+    and head together give the model's logits; if not, the whole model is the body, and all its logits are in memory
+    at once.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        untyped: Any = model
-        # A model with adapters around it; they sit inside the layers of the model within.
-        self._within = untyped.get_base_model() if hasattr(untyped, "get_base_model") else untyped
-        self._cache = _Nothing() if self._is_same_with(_Nothing()) else None
-        self.is_split = self._is_its_parts()
+        # Adapters are inside the layers: body and head are those of the inner model.
+        self._within = without_adapters(model)
+        self._cache = _EmptyCache() if self._accepts(_EmptyCache()) else None
+        self.is_split = self._is_body_and_head()
         if not self.is_split:
             name = type(self._within).__name__
-            log.info("%s does more to its logits than its head does: all of them are made at once.", name)
+            log.info("%s computes its logits with more than its head: all of them are made at once.", name)
 
     def hidden(self, input_ids: Tensor, *, with_layers: bool = False) -> Hidden:
         """The body's output for token ids (batch, length) that are padded on the right.
@@ -64,31 +67,43 @@ class SplitModel:
         """(rows, vocabulary) from (rows, width)."""
         if not self.is_split:
             return states
-        made: Tensor = self._within.get_output_embeddings()(states)
-        return made
+        logits: Tensor = self._within.get_output_embeddings()(states)  # type: ignore[no-untyped-call]  # of transformers
+        return logits
 
-    def _is_its_parts(self) -> bool:
-        head = self._within.get_output_embeddings()
+    def cross_entropies(self, input_ids: Tensor, targets: Tensor, rows: Tensor, *, chunk_tokens: int) -> Tensor:
+        """Minus log p of the target at each of these rows, in nats; see `values_of_rows`."""
+        flat = targets.flatten()
+        values = values_of_rows(
+            self.hidden(input_ids).last,
+            self.logits,
+            rows,
+            {"ce": lambda logits, positions: cross_entropy_rows(logits, flat[positions])},
+            chunk_tokens=chunk_tokens,
+        )
+        return values["ce"]
+
+    def _is_body_and_head(self) -> bool:
+        head = self._within.get_output_embeddings()  # type: ignore[no-untyped-call]  # of transformers
         if head is None or self._within.base_model is self._within:
             return False
 
         def parts(ids: Tensor) -> Tensor:
             return cast(Tensor, head(self._within.base_model(input_ids=ids, use_cache=False).last_hidden_state))
 
-        return self._says_the_same(parts)
+        return self._has_same_logits(parts)
 
-    def _is_same_with(self, cache: Cache) -> bool:
+    def _accepts(self, cache: Cache) -> bool:
         def with_cache(ids: Tensor) -> Tensor:
             return cast(Tensor, self._within(input_ids=ids, use_cache=False, past_key_values=cache).logits)
 
         try:
-            return self._says_the_same(with_cache)
-        except Exception as error:  # What a model's own code makes of a cache that it does not expect.
-            log.debug("%s takes no cache of ours: %s", type(self._within).__name__, error)
+            return self._has_same_logits(with_cache)
+        except Exception as error:  # A model's own code may raise anything for a cache that it does not expect.
+            log.debug("%s does not accept an empty cache: %s", type(self._within).__name__, error)
             return False
 
     @torch.no_grad()
-    def _says_the_same(self, otherwise: Callable[[Tensor], Tensor]) -> bool:
+    def _has_same_logits(self, otherwise: Callable[[Tensor], Tensor]) -> bool:
         was_training = self._model.training
         self._model.train(False)
         try:
@@ -100,17 +115,19 @@ class SplitModel:
         return whole.shape == other.shape and torch.allclose(whole, other, rtol=1e-3, atol=1e-4)
 
 
-class _Nothing(Cache):
-    """A cache that keeps nothing.
+class _EmptyCache(Cache):
+    """A cache that stays empty.
 
-    Without a mask and without a cache, `transformers` looks into the positions at every call, to see whether several
-    sequences are packed into one; on a device it has to wait for that.
+    Without a mask and without a cache, `transformers` inspects the positions at every call, to see whether several
+    sequences are packed into one; that synchronises with the device.
     """
 
     def __init__(self) -> None:
         super().__init__(layers=[])
 
-    def update(self, key_states: Tensor, value_states: Tensor, *more: Any, **others: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *more: object, **others: object
+    ) -> tuple[Tensor, Tensor]:
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

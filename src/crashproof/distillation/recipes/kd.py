@@ -1,44 +1,42 @@
-"""Distil a teacher into a student."""
+"""The recipe that distils a teacher into a student."""
 
 from __future__ import annotations
-
-from pathlib import Path
-from typing import ClassVar
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
-from crashproof.distillation.data.text_data import Batch, Source, TaskData, load_source, tokenized
+from crashproof.distillation.data.text_data import Batch, load_source, tokenized
 from crashproof.distillation.evaluation.evaluator import TextEvaluator
 from crashproof.distillation.losses.chunked import RowsLoss, values_of_rows
 from crashproof.distillation.losses.divergences import cross_entropy_rows, hidden_distance_rows
 from crashproof.distillation.models.causal_lm import require_vocabulary
-from crashproof.distillation.recipes.recipe import Recipe, Task
+from crashproof.distillation.recipes.recipe import LossPart, Recipe
+from crashproof.distillation.recipes.task import Task
 from crashproof.distillation.settings.loss import DivergenceConfig
 from crashproof.distillation.settings.run import RunConfig
-from crashproof.distillation.teachers.distributions import AskedTeacher, FromModel, FromTopK
+from crashproof.distillation.teachers.distributions import DistributionSource, FromModel, FromTopK
 from crashproof.errors import ConfigError
 
 __all__ = ["KD", "KdConfig", "KdLossConfig", "KdRecipe"]
 
 
 class KdLossConfig(DivergenceConfig):
-    """`loss`: how much each part weighs; a part of weight 0 is not computed."""
+    """`loss`: the weight of each part; a part of weight 0 is not computed."""
 
     kd: float = Field(default=1.0, ge=0)
     """Forward KL from the teacher's distribution to the student's."""
     ce: float = Field(default=0.5, ge=0)
-    """Cross-entropy with the text itself."""
+    """Cross-entropy of the text itself."""
     intermediate: float = Field(default=0.1, ge=0)
-    """Distance of projected hidden states."""
+    """Distance between the projected hidden states of student and teacher."""
     layers: dict[int, int] | None = None
     """Student layer → teacher layer, counted from 1; by default spread evenly, last to last."""
 
 
 class KdConfig(RunConfig):
-    """A whole config of `distill_kd`."""
+    """The config of `distill_kd`."""
 
     loss: KdLossConfig = KdLossConfig()
 
@@ -52,7 +50,7 @@ class KdConfig(RunConfig):
         return self
 
     @model_validator(mode="after")
-    def _learns_what_a_paid_teacher_says(self) -> KdConfig:
+    def _can_use_a_paid_teacher(self) -> KdConfig:
         if self.teacher.kind != "api":
             return self
         if self.data.path is None:
@@ -60,7 +58,7 @@ class KdConfig(RunConfig):
         if self.loss.kd > 0 and self.teacher.logprobs is None:
             raise ValueError(
                 f"loss.kd is {self.loss.kd}, and without teacher.logprobs an answer is text alone: set loss.kd to 0, "
-                "or ask for teacher.logprobs"
+                "or set teacher.logprobs"
             )
         if self.loss.kd > 0 and self.loss.temperature != 1.0:
             raise ValueError(
@@ -73,14 +71,10 @@ class KdConfig(RunConfig):
 class KdRecipe(Recipe):
     """Reports `kd`, `ce` and `intermediate`, each per predicted token."""
 
-    name: ClassVar[str] = "kd"
-
     def __init__(
         self, student: PreTrainedModel, teacher: PreTrainedModel | None, config: KdLossConfig, *, vocab_size: int
     ) -> None:
-        """`vocab_size` is the tokenizer's: what a model has beyond it is padding.
-
-        Without a teacher model, each batch brings what a teacher says of it (`Batch.topk`).
+        """See `Recipe`; without a teacher model, each batch must hold a teacher's distributions (`Batch.topk`).
 
         Raises:
             ModelMismatch: a model's vocabulary is smaller than the tokenizer's.
@@ -88,22 +82,19 @@ class KdRecipe(Recipe):
         """
         if teacher is not None:
             require_vocabulary(teacher, "teacher", vocab_size)
-        require_vocabulary(student, "student", vocab_size)
-        weights = {
-            name: weight
-            for name, weight in (("kd", config.kd), ("ce", config.ce), ("intermediate", config.intermediate))
-            if weight > 0
+        parts = {
+            "kd": LossPart(weight=config.kd, counted_by="tokens"),
+            "ce": LossPart(weight=config.ce, counted_by="tokens"),
+            "intermediate": LossPart(weight=config.intermediate, counted_by="tokens"),
         }
-        if not weights:
-            raise ConfigError(
-                "All of loss.kd, loss.ce and loss.intermediate are 0.", hint="Weigh at least one of them."
-            )
-        super().__init__(student, weights=weights, counted_by=dict.fromkeys(weights, "tokens"))
-        self._teacher = _asked(teacher, config, vocab_size)
+        super().__init__(student, parts, vocab_size=vocab_size)
+        self._teacher: DistributionSource = FromTopK(config, vocab_size=vocab_size)
+        if teacher is not None:
+            self._teacher = FromModel(teacher, config, vocab_size=vocab_size)
         self._chunk_tokens = config.chunk_tokens
         self._layers: dict[int, int] = {}
         self.projections = nn.ModuleDict()
-        if "intermediate" in weights:
+        if "intermediate" in self.weights:
             assert teacher is not None, "the config refuses loss.intermediate where no model has hidden states"
             self._layers = _mapped_layers(config, student, teacher)
             widths = (student.config.hidden_size, teacher.config.hidden_size)
@@ -136,12 +127,6 @@ class KdRecipe(Recipe):
         return sums
 
 
-def _asked(teacher: PreTrainedModel | None, config: KdLossConfig, vocab_size: int) -> AskedTeacher:
-    if teacher is None:
-        return FromTopK(config, vocab_size=vocab_size)
-    return FromModel(teacher, config, vocab_size=vocab_size)
-
-
 def _mapped_layers(config: KdLossConfig, student: PreTrainedModel, teacher: PreTrainedModel) -> dict[int, int]:
     num_student, num_teacher = student.config.num_hidden_layers, teacher.config.num_hidden_layers
     if config.layers is None:
@@ -156,26 +141,14 @@ def _mapped_layers(config: KdLossConfig, student: PreTrainedModel, teacher: PreT
     return dict(config.layers)
 
 
-def _tokenize(source: Source, config: KdConfig, tokenizer: PreTrainedTokenizerFast, cache: Path) -> TaskData:
-    return tokenized(source, config.data, tokenizer, cache)
-
-
-def _build(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel | None,
-    config: KdConfig,
-    tokenizer: PreTrainedTokenizerFast,
-) -> Recipe:
-    return KdRecipe(student, teacher, config.loss, vocab_size=len(tokenizer))
-
-
 KD = Task(
     name="kd",
     config=KdConfig,
-    load=load_source,
-    tokenize=_tokenize,
-    build=_build,
-    asks_teacher=lambda config: config.loss.kd > 0 or config.loss.intermediate > 0,
-    evaluator=lambda source, data, config, tokenizer: TextEvaluator(data.tokens),
+    load=lambda config: load_source(config.data),
+    tokenize=lambda source, config, tokenizer, cache: tokenized(source, config.data, tokenizer, cache),
+    build=lambda student, teacher, config, vocab_size: KdRecipe(student, teacher, config.loss, vocab_size=vocab_size),
+    evaluator=lambda source, data, config, tokenizer: TextEvaluator(data),
+    divergence=lambda config: config.loss if config.loss.kd > 0 or config.loss.intermediate > 0 else None,
+    cuts_samples=True,
 )
 """`distill_kd`: text, prompts with a teacher's text, or chat."""

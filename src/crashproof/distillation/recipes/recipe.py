@@ -1,44 +1,60 @@
-"""What a recipe is."""
+"""The module that is trained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
-from crashproof.distillation.data.text_data import Batch, Source, TaskData
-from crashproof.distillation.evaluation.evaluator import Evaluator
-from crashproof.distillation.losses.chunked import values_of_rows
-from crashproof.distillation.losses.divergences import cross_entropy_rows
+from crashproof.distillation.data.text_data import Batch
+from crashproof.distillation.models.causal_lm import require_vocabulary
 from crashproof.distillation.models.split_model import SplitModel
-from crashproof.distillation.settings.run import RunConfig
+from crashproof.errors import ConfigError
 
-__all__ = ["Recipe", "Task"]
+__all__ = ["LossPart", "Recipe"]
 
 _CHUNK_TOKENS = 512
 
 
-class Recipe(nn.Module):
-    """A training task: what is trained, and its losses. The loop does everything else.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossPart:
+    """One of the losses that a recipe adds up."""
 
-    Its submodules are what is trained and saved; a teacher is not one of them.
+    weight: float
+    """In the total; a part of weight 0 is not computed."""
+    counted_by: str
+    """Which of the data's counts its sum is divided by."""
+
+
+class Recipe(nn.Module):
+    """The modules that are trained, and their losses; the loop does everything else.
+
+    Its submodules are trained and saved; a teacher is not one of them.
     """
 
-    name: ClassVar[str]
+    def __init__(self, student: PreTrainedModel, parts: Mapping[str, LossPart], *, vocab_size: int) -> None:
+        """`parts` have the names that they are reported under: the config's, some with `_loss` behind them.
 
-    def __init__(self, student: PreTrainedModel, *, weights: dict[str, float], counted_by: dict[str, str]) -> None:
-        """`weights` says how much each loss counts in the total, by the name that it is reported under;
-        `counted_by`, which of the data's counts its sum is divided by.
+        `vocab_size` is the tokenizer's: a model's entries beyond it are padding.
+
+        Raises:
+            ModelMismatch: the student's vocabulary is smaller than the tokenizer's.
+            ConfigError: no part has a weight.
         """
         super().__init__()
+        require_vocabulary(student, "student", vocab_size)
         self.student = student
-        self.weights = weights
-        self.counted_by = counted_by
+        self.weights = {name: part.weight for name, part in parts.items() if part.weight > 0}
+        self.counted_by = {name: parts[name].counted_by for name in self.weights}
+        if not self.weights:
+            *others, last = (f"loss.{name.removesuffix('_loss')}" for name in parts)
+            all_of_them = "Both" if len(others) == 1 else "All of"
+            raise ConfigError(
+                f"{all_of_them} {', '.join(others)} and {last} are 0.", hint="Give at least one of them a weight."
+            )
         self.split = SplitModel(student)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -48,39 +64,12 @@ class Recipe(nn.Module):
     @torch.no_grad()
     def cross_entropies(self, batch: Batch) -> Tensor:
         """Minus log p of each predicted token of a batch, in nats, in the order of `Batch.rows`."""
-        targets = batch.targets.flatten()
-        values = values_of_rows(
-            self.split.hidden(batch.input_ids).last,
-            self.split.logits,
-            batch.rows,
-            {"ce": lambda logits, rows: cross_entropy_rows(logits, targets[rows])},
-            chunk_tokens=_CHUNK_TOKENS,
-        )
-        return values["ce"]
+        return self.split.cross_entropies(batch.input_ids, batch.targets, batch.rows, chunk_tokens=_CHUNK_TOKENS)
 
     @torch.no_grad()
-    def generate(self, input_ids: Tensor, attention_mask: Tensor, **settings: Any) -> Tensor:
+    def generate(self, input_ids: Tensor, attention_mask: Tensor, **settings: object) -> Tensor:
         """Greedy continuations of prompts that are padded on the left; (batch, length), the new tokens last."""
         generated: Tensor = self.student.generate(  # type: ignore[operator]  # transformers leaves it so.
             input_ids=input_ids, attention_mask=attention_mask, do_sample=False, **settings
         )
         return generated
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """All that makes one recipe; each recipe file states one."""
-
-    name: str
-    config: type[RunConfig]
-    """Its sections and their defaults."""
-    load: Callable[[Any], Source]
-    """Reads and checks the lines of `config.data`."""
-    tokenize: Callable[[Source, Any, PreTrainedTokenizerFast, Path], TaskData]
-    """Takes the source, the config, the tokenizer and the cache folder."""
-    build: Callable[[PreTrainedModel, PreTrainedModel | None, Any, PreTrainedTokenizerFast], Recipe]
-    """Takes the student, the teacher where one is asked, the config and the tokenizer."""
-    asks_teacher: Callable[[Any], bool]
-    """Whether a config wants a teacher at all."""
-    evaluator: Callable[[Source, TaskData, Any, PreTrainedTokenizerFast], Evaluator] | None = field(default=None)
-    """Takes the held-out source, its tokens, the config and the tokenizer; None where there is nothing to measure."""

@@ -1,56 +1,44 @@
-"""Choose a tool and write its arguments."""
+"""The recipe that learns one tool call."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import ClassVar
-
 from pydantic import Field, model_validator
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
-from crashproof.distillation.data.text_data import Batch, Source, TaskData
-from crashproof.distillation.data.tool_conversations import ToolSource, read_source
-from crashproof.distillation.data.tool_data import ToolBatch, ToolData, ToolDataConfig, require_length, tool_data
-from crashproof.distillation.data.tool_tokens import ARGUMENTS, SELECTION
-from crashproof.distillation.evaluation.evaluator import Evaluator
-from crashproof.distillation.evaluation.held_out_calls import CallEvaluator
+from crashproof.distillation.data.text_data import Batch
+from crashproof.distillation.data.tool_data import ToolBatch
+from crashproof.distillation.data.tool_tokens import ARGUMENTS
 from crashproof.distillation.losses.chunked import RowsLoss, values_of_rows
 from crashproof.distillation.losses.divergences import cross_entropy_rows
 from crashproof.distillation.losses.tool_calls import name_choice_rows
-from crashproof.distillation.models.causal_lm import require_vocabulary
-from crashproof.distillation.recipes.recipe import Recipe, Task
+from crashproof.distillation.recipes.recipe import LossPart, Recipe
+from crashproof.distillation.recipes.task import require_no_teacher
+from crashproof.distillation.recipes.tool_task import ToolRunConfig, selection_loss, tool_task
 from crashproof.distillation.settings.loss import LossConfig
-from crashproof.distillation.settings.run import RunConfig
-from crashproof.distillation.tasks.tool_calls import generated_source
-from crashproof.errors import ConfigError
 
 __all__ = ["TOOL_SELECT", "ToolSelectConfig", "ToolSelectLossConfig", "ToolSelectRecipe"]
 
 
 class ToolSelectLossConfig(LossConfig):
-    """`loss`: how much each part weighs; a part of weight 0 is not computed."""
+    """`loss`: the weight of each part; a part of weight 0 is not computed."""
 
     tool_selection: float = Field(default=1.0, ge=0)
-    """From the beginning of the turn to the end of the tool's name."""
+    """Cross-entropy from the beginning of the turn to the end of the tool's name."""
     argument_synthesis: float = Field(default=1.0, ge=0)
-    """From there to the end of the turn."""
+    """Cross-entropy from there to the end of the turn."""
     distractors: float = Field(default=1.0, ge=0)
-    """Within `tool_selection`: how much the choice among the offered names weighs beside all text."""
+    """Within `tool_selection`: the weight of the choice among the offered names beside the cross-entropy."""
 
 
-class ToolSelectConfig(RunConfig):
-    """A whole config of `distill_tool_select`."""
+class ToolSelectConfig(ToolRunConfig):
+    """The config of `distill_tool_select`."""
 
-    data: ToolDataConfig = ToolDataConfig()
     loss: ToolSelectLossConfig = ToolSelectLossConfig()
 
     @model_validator(mode="after")
-    def _asks_nobody(self) -> ToolSelectConfig:
-        if not self.teacher.is_a_model:
-            raise ValueError(
-                f"tool_select asks no teacher, and teacher.kind is {self.teacher.kind}: leave teacher out"
-            )
+    def _has_no_teacher(self) -> ToolSelectConfig:
+        require_no_teacher(self, "tool_select")
         return self
 
 
@@ -61,24 +49,13 @@ class ToolSelectRecipe(Recipe):
     `distractors` times the cross-entropy among the offered names. Together the parts are the whole turn.
     """
 
-    name: ClassVar[str] = "tool_select"
-
     def __init__(self, student: PreTrainedModel, config: ToolSelectLossConfig, *, vocab_size: int) -> None:
-        """`vocab_size` is the tokenizer's: what a model has beyond it is padding.
-
-        Raises:
-            ModelMismatch: the student's vocabulary is smaller than the tokenizer's.
-            ConfigError: no loss has a weight.
-        """
-        require_vocabulary(student, "student", vocab_size)
-        parts = {"tool_selection_loss": config.tool_selection, "argument_synthesis_loss": config.argument_synthesis}
-        weights = {name: weight for name, weight in parts.items() if weight > 0}
-        if not weights:
-            raise ConfigError(
-                "Both loss.tool_selection and loss.argument_synthesis are 0.", hint="Weigh at least one of them."
-            )
-        counted_by = {"tool_selection_loss": "selection", "argument_synthesis_loss": "arguments"}
-        super().__init__(student, weights=weights, counted_by={name: counted_by[name] for name in weights})
+        """See `Recipe`."""
+        parts = {
+            "tool_selection_loss": LossPart(weight=config.tool_selection, counted_by="selection"),
+            "argument_synthesis_loss": LossPart(weight=config.argument_synthesis, counted_by="arguments"),
+        }
+        super().__init__(student, parts, vocab_size=vocab_size)
         self._distractors = config.distractors
         self._chunk_tokens = config.chunk_tokens
 
@@ -93,51 +70,16 @@ class ToolSelectRecipe(Recipe):
         values = values_of_rows(hidden, self.split.logits, batch.rows, losses, chunk_tokens=self._chunk_tokens)
         sums = {}
         if "tool_selection_loss" in self.weights:
-            # Where there is nothing to choose, the choice is zero by itself.
-            chosen = self._distractors * values["choice"].sum() if "choice" in values else 0.0
-            sums["tool_selection_loss"] = (values["ce"] * batch.share(SELECTION, batch.rows)).sum() + chosen
+            sums["tool_selection_loss"] = selection_loss(values, batch, batch.rows, distractors=self._distractors)
         if "argument_synthesis_loss" in self.weights:
             sums["argument_synthesis_loss"] = (values["ce"] * batch.share(ARGUMENTS, batch.rows)).sum()
         return sums
 
 
-def _load(config: ToolDataConfig) -> ToolSource:
-    if config.path is None:
-        return generated_source(config.samples, seed=config.task_seed, has_answers=False)
-    return read_source(config.path, has_one_call=True)
-
-
-def _tokenize(source: Source, config: ToolSelectConfig, tokenizer: PreTrainedTokenizerFast, cache: Path) -> TaskData:
-    assert isinstance(source, ToolSource)
-    return tool_data(source, config.data, tokenizer, cache, ends_with_call=True, has_masks=False)
-
-
-def _build(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel | None,
-    config: ToolSelectConfig,
-    tokenizer: PreTrainedTokenizerFast,
-) -> Recipe:
-    assert teacher is None, "this recipe asks nobody"
-    require_length(student, "student", config.data)
-    return ToolSelectRecipe(student, config.loss, vocab_size=len(tokenizer))
-
-
-def _evaluator(
-    source: Source, data: TaskData, config: ToolSelectConfig, tokenizer: PreTrainedTokenizerFast
-) -> Evaluator:
-    assert isinstance(source, ToolSource)
-    assert isinstance(data, ToolData)
-    return CallEvaluator(source, data, tokenizer, num_generated=config.progress.eval_samples)
-
-
-TOOL_SELECT = Task(
-    name="tool_select",
-    config=ToolSelectConfig,
-    load=_load,
-    tokenize=_tokenize,
-    build=_build,
-    asks_teacher=lambda config: False,
-    evaluator=_evaluator,
+TOOL_SELECT = tool_task(
+    "tool_select",
+    ToolSelectConfig,
+    has_one_call=True,
+    build=lambda student, teacher, config, vocab_size: ToolSelectRecipe(student, config.loss, vocab_size=vocab_size),
 )
 """`distill_tool_select`: chat with tools, and one call."""

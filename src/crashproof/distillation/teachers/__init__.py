@@ -1,1 +1,1 @@
-"""Who the student learns from."""
+"""Teachers: `local` models, models behind an `api`, and the `distributions` that a loss compares with."""

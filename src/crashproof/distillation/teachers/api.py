@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from crashproof.answers.store import ResponseStore
 from crashproof.disk.run_folder import RunFolder
@@ -15,23 +14,23 @@ from crashproof.teacher.shared_store.accounts import account_of
 from crashproof.teacher.shared_store.fallback import SpooledStore
 from crashproof.tracking.tracker import ProgressTracker
 
-__all__ = ["opened_teacher", "what_changes_answers"]
+__all__ = ["identifying_fields", "open_teacher"]
 
-_SECONDS_AN_HOUR = 3600.0
+_SECONDS_PER_HOUR = 3600.0
 
 
 @contextmanager
-def opened_teacher(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterator[Teacher]:
-    """The teacher, with the run's store or a shared one behind it.
+def open_teacher(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterator[Teacher]:
+    """Open the teacher, which keeps its answers in the run's store or a shared one.
 
-    What is sent when it is left is waited for: it is paid for anyway.
+    On exit, requests under way are waited for: they are paid for anyway.
 
     Raises:
-        ConfigError, UnknownPrice, StoreUnavailable: it cannot be asked.
+        ConfigError, UnknownPrice, StoreUnavailable: the teacher cannot be used.
     """
     assert config.model is not None
     endpoint, prices, model = _endpoint(config), PriceTable.load(config.prices), config.model
-    with _opened_store(config, tracker) as store:
+    with _open_store(config, tracker) as store:
         teacher = Teacher(
             AsyncTeacher(
                 model,
@@ -41,7 +40,7 @@ def opened_teacher(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterat
                 budget=config.budget,
                 limits=Limits(concurrency=config.concurrency),
                 patience=Patience(
-                    attempts=config.attempts, deadline_seconds=config.deadline_hours * _SECONDS_AN_HOUR
+                    attempts=config.attempts, deadline_seconds=config.deadline_hours * _SECONDS_PER_HOUR
                 ),
                 parameters=config.request_parameters(),
                 on_failure=tracker.record_connection_failure,
@@ -56,7 +55,7 @@ def opened_teacher(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterat
 
 
 @contextmanager
-def _opened_store(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterator[ResponseStore]:
+def _open_store(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterator[ResponseStore]:
     if config.store is None:
         yield tracker.responses
         return
@@ -69,8 +68,8 @@ def _opened_store(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterato
         shared.close()
 
 
-def what_changes_answers(config: ApiTeacherFields) -> dict[str, Any]:
-    """The part of the config that makes it another run."""
+def identifying_fields(config: ApiTeacherFields) -> dict[str, object]:
+    """The part of the config that decides the answers: where it differs, it is another run."""
     return {
         "kind": "api",
         "model": config.model,

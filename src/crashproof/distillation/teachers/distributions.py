@@ -1,4 +1,4 @@
-"""Where the teacher's distribution comes from."""
+"""Sources of the teacher's distribution."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from crashproof.distillation.losses.topk import topk_kl_rows
 from crashproof.distillation.models.split_model import SplitModel
 from crashproof.distillation.settings.loss import DivergenceConfig
 
-__all__ = ["AskedTeacher", "FromModel", "FromTopK", "TeacherAnswer"]
+__all__ = ["DistributionSource", "FromModel", "FromTopK", "TeacherAnswer"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherAnswer:
-    """What a teacher says to one batch."""
+    """A teacher's output for one batch."""
 
     kl_rows: RowsLoss
     """KL(teacher ‖ student) of each row."""
     layers: tuple[Tensor, ...] = ()
-    """Hidden states of the embedding and of each layer, (batch, length, width); only where they were asked for."""
+    """Hidden states of the embedding and of each layer, (batch, length, width); only on request."""
 
 
-class AskedTeacher(Protocol):
-    """A teacher, whatever it is made of."""
+class DistributionSource(Protocol):
+    """A teacher: a model, or what a batch brings along."""
 
     def answer(self, batch: Batch, *, with_layers: bool) -> TeacherAnswer:
-        """What it says to a batch."""
+        """The teacher's output for a batch."""
         ...
 
 
@@ -66,16 +66,16 @@ class FromModel:
 
 
 class FromTopK:
-    """What the batch brings along: the largest entries that some teacher gave earlier, or elsewhere."""
+    """The largest entries of a teacher's distributions, computed earlier or elsewhere; each batch holds its own."""
 
     def __init__(self, config: DivergenceConfig, *, vocab_size: int) -> None:
         self._config = config
         self._vocab_size = vocab_size
 
     def answer(self, batch: Batch, *, with_layers: bool) -> TeacherAnswer:
-        """The batch's own; it has no hidden states."""
-        assert batch.topk is not None, "without a teacher model, the data must bring its answers"
-        assert not with_layers, "nobody kept the hidden states"
+        """The distributions in the batch; there are no hidden states."""
+        assert batch.topk is not None, "without a teacher model, the data must hold its distributions"
+        assert not with_layers, "hidden states are not stored"
         ids, logprobs = batch.topk.ids.flatten(0, 1), batch.topk.logprobs.flatten(0, 1)
 
         def kl_rows(student_logits: Tensor, rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The model to learn from."""
+"""Teachers that are local models."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ import logging
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from crashproof.distillation.data.text_data import Batch, TokenizedData
-from crashproof.distillation.display import shown_progress
-from crashproof.distillation.losses.chunked import values_of_rows
-from crashproof.distillation.losses.divergences import cross_entropy_rows
+from crashproof.distillation.data.text_data import TokenizedData
+from crashproof.distillation.display import show_progress
 from crashproof.distillation.models.causal_lm import load_model, new_model, save_model
 from crashproof.distillation.models.split_model import SplitModel
 from crashproof.distillation.schedule import learning_rate_at
@@ -24,25 +21,17 @@ from crashproof.pytorch.interrupts import Interrupts
 from crashproof.pytorch.random_state import seed_everything
 from crashproof.pytorch.sampler import DataOrder
 
-__all__ = [
-    "load_teacher",
-    "teacher_folder",
-]
+__all__ = ["load_teacher", "prepare_teacher"]
 
 log = logging.getLogger("crashproof")
 
-
 _FORMAT = 1
-
-
 _CHUNK_TOKENS = 512
-
-
 _DECIDES_ITS_TRAINING = {*ModelShape.model_fields, "kind", "path", "steps", "batch_size", "learning_rate", "seed"}
-"""Of a built-in teacher; a key for another kind must not make anybody train theirs again."""
+"""Of a built-in teacher; any other key must not cause it to be trained again."""
 
 
-def teacher_folder(
+def prepare_teacher(
     config: TeacherConfig,
     data: TokenizedData,
     tokenizer: PreTrainedTokenizerFast,
@@ -51,10 +40,10 @@ def teacher_folder(
     cache: Path,
     interrupts: Interrupts,
 ) -> Path:
-    """Where the teacher's model lies; a built-in one is trained into `cache` once, and found there ever after.
+    """Return the folder of the teacher's model; a built-in one is first trained, once, into `cache`.
 
     Raises:
-        StopRequested: somebody asked to stop while it was being trained.
+        StopRequested: a stop was requested while it was being trained.
     """
     if config.path is not None:
         return config.path
@@ -62,13 +51,13 @@ def teacher_folder(
     parts = (_FORMAT, decides, data.sha256(), tokenizer_hash(tokenizer), max_length)
     folder = cache / f"teacher-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
     if not folder.is_dir():
-        model = _trained(config, data, tokenizer, max_length, interrupts)
+        model = _train(config, data, tokenizer, max_length, interrupts)
         save_model(model, tokenizer, folder, origin={"teacher": folder.name})
     return folder
 
 
 def load_teacher(folder: Path) -> PreTrainedModel:
-    """The model of a folder, frozen.
+    """Read the model of a folder, and freeze it.
 
     Raises:
         ConfigError: the folder holds none.
@@ -80,7 +69,7 @@ def load_teacher(folder: Path) -> PreTrainedModel:
     return model
 
 
-def _trained(
+def _train(
     config: TeacherConfig,
     data: TokenizedData,
     tokenizer: PreTrainedTokenizerFast,
@@ -93,8 +82,8 @@ def _trained(
     order = DataOrder(num_samples=len(data), seed=config.seed)
     split = SplitModel(model)
     model.train()
-    log.info("Training the built-in teacher once: %s parameters.", f"{model.num_parameters():,}")
-    with shown_progress("teacher", total_steps=config.steps) as shown:
+    log.info("Training the built-in teacher (%s parameters); later starts reuse it.", f"{model.num_parameters():,}")
+    with show_progress("teacher", total_steps=config.steps) as display:
         for step in range(1, config.steps + 1):
             interrupts.raise_if_requested()
             batch = data.batch(order.indices((step - 1) * config.batch_size, config.batch_size))
@@ -106,23 +95,11 @@ def _trained(
                     schedule_steps=config.steps,
                     final_fraction=0.1,
                 )
-            loss = _cross_entropy(split, batch)
+            values = split.cross_entropies(batch.input_ids, batch.targets, batch.rows, chunk_tokens=_CHUNK_TOKENS)
+            loss = values.sum() / max(1, batch.num_counted())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it so.
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            shown.advance(step, loss=loss.item)
+            display.advance(step, loss=loss.item)
     return model
-
-
-def _cross_entropy(model: SplitModel, batch: Batch) -> Tensor:
-    """The mean over the predicted tokens of a batch."""
-    targets = batch.targets.flatten()
-    values = values_of_rows(
-        model.hidden(batch.input_ids).last,
-        model.logits,
-        batch.rows,
-        {"ce": lambda logits, rows: cross_entropy_rows(logits, targets[rows])},
-        chunk_tokens=_CHUNK_TOKENS,
-    )
-    return values["ce"].sum() / max(1, batch.num_counted())

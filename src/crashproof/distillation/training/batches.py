@@ -1,4 +1,4 @@
-"""Batches, made before the loop wants them."""
+"""Make batches before the loop takes them."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ __all__ = ["StepBatches", "StepData"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepData:
-    """What one optimizer step learns from."""
+    """The data of one optimizer step."""
 
     batches: list[Batch]
     """This process's part of each forward pass, on the CPU."""
     counts: dict[str, int]
-    """What the losses are divided by, over all processes."""
+    """The divisors of the losses, over all processes."""
     indices: list[int]
-    """The samples of this process, in their order."""
+    """This process's samples, in their order."""
 
 
 class StepBatches:
-    """The data of one step after the other, the next ones made in a thread.
+    """The data of each step in turn; a thread makes the next ones.
 
-    The order of samples is one for all processes: a forward pass takes the next `batch_size` of it, and each process
-    an equal part of those, so that any number of processes reads what any other would.
+    All processes share one order of samples: a forward pass takes the next `batch_size` of it, and each process an
+    equal part of those, so any number of processes reads the same samples.
     """
 
     def __init__(
         self, data: TrainingData, train: TrainConfig, ranks: Ranks, *, first_sample: int, ahead_steps: int
     ) -> None:
-        """Without `ahead_steps` each is made when it is asked for."""
+        """With `ahead_steps` 0, each step's data are made when they are taken."""
         self._data = data
         self._train = train
         self._ranks = ranks
@@ -44,37 +44,36 @@ class StepBatches:
         self._next_sample = first_sample
         self._ahead_steps = ahead_steps
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="crashproof-data") if ahead_steps else None
-        self._coming: deque[Future[StepData]] = deque()
-        self._num_left = train.steps
+        self._upcoming: deque[Future[StepData]] = deque()
 
     @property
-    def samples_a_step(self) -> int:
-        """Over all processes."""
+    def samples_per_step(self) -> int:
+        """Samples per optimizer step, over all processes."""
         return self._train.batch_size * self._train.gradient_accumulation
 
     def take(self) -> StepData:
-        """The data of the next step; raises whatever making them raises."""
+        """Return the data of the next step; raises whatever making them raises."""
         if self._pool is None:
-            return self._made(self._advance())
-        while len(self._coming) <= self._ahead_steps:
-            self._coming.append(self._pool.submit(self._made, self._advance()))
-        return self._coming.popleft().result()
+            return self._make(self._advance())
+        while len(self._upcoming) <= self._ahead_steps:
+            self._upcoming.append(self._pool.submit(self._make, self._advance()))
+        return self._upcoming.popleft().result()
 
     def close(self) -> None:
-        """Let what is being made come to its end, and make no more."""
+        """Finish the data that are being made, and make no more."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
     def _advance(self) -> int:
         first = self._next_sample
-        self._next_sample += self.samples_a_step
+        self._next_sample += self.samples_per_step
         return first
 
-    def _made(self, first_sample: int) -> StepData:
+    def _make(self, first_sample: int) -> StepData:
         size = self._train.batch_size // self._ranks.num_ranks
-        of_rank = self._ranks.rank * size
+        offset = self._ranks.rank * size
         own = [
-            self._order.indices(first_sample + place * self._train.batch_size + of_rank, size)
+            self._order.indices(first_sample + place * self._train.batch_size + offset, size)
             for place in range(self._train.gradient_accumulation)
         ]
         batches = [self._data.batch(indices) for indices in own]

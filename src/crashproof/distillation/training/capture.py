@@ -1,7 +1,7 @@
-"""Write down what a teacher says.
+"""Capture a teacher's distributions.
 
-One shard after the other: first its file, then the manifest that names it. A killed capture has lost at most the
-shard that was under way; started again, it goes on behind those that are whole.
+Shard by shard: first its file, then the manifest that names it. A killed capture loses at most the shard that it was
+computing; the next start continues after the intact ones.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from crashproof.disk.lock import WriterLock
 from crashproof.distillation.data.captured_folder import CapturedFolder, CapturedFrom, CaptureManifest, ShardRecord
 from crashproof.distillation.data.shards import ShardPlan, pack_shard, plan_shards
 from crashproof.distillation.data.text_data import Source, TokenizedData, TopK, load_source, tokenized
-from crashproof.distillation.display import ShownProgress, shown_progress
+from crashproof.distillation.display import ProgressDisplay, show_progress
 from crashproof.distillation.losses.divergences import IGNORED, next_token_targets
 from crashproof.distillation.models.causal_lm import require_vocabulary
 from crashproof.distillation.recipes.kd import KD, KdConfig
 from crashproof.distillation.settings.section import Section
-from crashproof.distillation.teachers.local import load_teacher, teacher_folder
+from crashproof.distillation.teachers.local import load_teacher, prepare_teacher
 from crashproof.distillation.text.tokenizer import is_kept_tokenizer, keep_tokenizer, load_tokenizer, tokenizer_hash
-from crashproof.distillation.training.preparation import learned_and_held_out, tokenizer_for
+from crashproof.distillation.training.lessons import split_source
+from crashproof.distillation.training.preparation import tokenizer_for
 from crashproof.errors import ConfigError, DataError, ModelMismatch
 from crashproof.pytorch.device import ComputeDevice, choose_device, compute_deterministically
 from crashproof.pytorch.interrupts import Interrupts
@@ -45,29 +46,29 @@ _ROWS_AT_A_TIME = 512
 
 
 class CaptureSettings(Section):
-    """What `crashproof capture-logits` is told beside the config of a trainer."""
+    """Options of `crashproof capture-logits`, beside the config of a trainer."""
 
     top_k: int = Field(ge=1)
-    """Entries kept of each distribution, the largest ones."""
+    """How many of the largest entries of each distribution are kept."""
     temperature: float = Field(gt=0)
-    """Softens the distributions before they are cut; a loss that uses them must have the same."""
+    """Softens the distributions before they are cut; the loss that uses them must have the same one."""
     shard_tokens: int = Field(ge=1)
-    """Predicted tokens of one file."""
+    """Predicted tokens per file."""
     batch_size: int = Field(ge=1)
-    """Samples of one forward pass."""
+    """Samples per forward pass."""
 
 
 def capture_logits(
     config: KdConfig, settings: CaptureSettings, out: Path, *, interrupts: Interrupts, disk: Disk = REAL_DISK
 ) -> CaptureManifest:
-    """Fill a folder with the largest entries of a teacher's next-token distributions, or go on filling it.
+    """Fill a folder with the largest entries of a teacher's next-token distributions, or continue filling it.
 
     Raises:
-        RunInUse: another process fills this folder.
-        ConfigError: the folder was begun with other settings, data or another teacher; names what differs.
-        DataError, ModelMismatch: in words, before anything is captured.
-        NewerFormat: a later version began the folder.
-        StopRequested: somebody asked to stop; the shards so far are kept.
+        RunInUse: another process is filling this folder.
+        ConfigError: the folder was started with other settings, data or teacher; names what differs.
+        DataError, ModelMismatch: data or teacher are unusable; nothing was captured.
+        NewerFormat: a later version started the folder.
+        StopRequested: a stop was requested; the shards so far are kept.
     """
     folder = CapturedFolder(out, disk=disk)
     _require_usable(folder, config)
@@ -75,21 +76,21 @@ def capture_logits(
     disk.make_folders(folder.cache)
     lock = WriterLock(folder.lock, disk=disk)
     try:
-        capture, teacher = _begun(folder, config, settings, source, interrupts)
+        capture, teacher = _begin(folder, config, settings, source, interrupts)
         return capture.run(teacher)
     finally:
         lock.release()
 
 
 def largest_entries(logits: Tensor, targets: Tensor, *, vocab_size: int, top_k: int, temperature: float) -> TopK:
-    """Of each position that has a target, (rows, k), the largest first; log-probabilities over the whole vocabulary.
+    """The largest log-probabilities of each position with a target, in descending order; (rows, k).
 
     Args:
         logits: (batch, length, vocabulary).
         targets: (batch, length), `IGNORED` where nothing is predicted.
-        vocab_size: What the model has beyond these entries is padding.
-        top_k: Entries of each row.
-        temperature: The logits are divided by it.
+        vocab_size: The model's entries beyond these are padding.
+        top_k: Entries per row.
+        temperature: Divides the logits.
 
     Raises:
         ModelMismatch: a distribution holds NaN.
@@ -102,7 +103,7 @@ def largest_entries(logits: Tensor, targets: Tensor, *, vocab_size: int, top_k: 
         ids.append(largest.indices.cpu())
         logprobs.append(largest.values.cpu())
     topk = TopK(ids=torch.cat(ids), logprobs=torch.cat(logprobs))
-    # NaN is sorted before all numbers.
+    # NaN sorts first.
     if topk.logprobs[:, 0].isnan().any():
         raise ModelMismatch(
             "The teacher's logits hold NaN or infinities.",
@@ -113,7 +114,7 @@ def largest_entries(logits: Tensor, targets: Tensor, *, vocab_size: int, top_k: 
 
 @dataclass(slots=True, kw_only=True)
 class _Capture:
-    """Fills a folder whose manifest says what is there already."""
+    """Fills a folder whose manifest names the shards that are captured already."""
 
     folder: CapturedFolder
     manifest: CaptureManifest
@@ -123,32 +124,32 @@ class _Capture:
     interrupts: Interrupts
 
     def run(self, teacher: Path) -> CaptureManifest:
-        """Capture every shard that is not there."""
-        whole = {shard.file for shard in self.manifest.shards}
+        """Capture every missing shard."""
+        done_files = {shard.file for shard in self.manifest.shards}
         missing = {self.folder.shard_name(number): plan for number, plan in enumerate(self.plans)}
-        missing = {name: plan for name, plan in missing.items() if name not in whole}
-        log.info("%s of %s shards are captured.", f"{len(whole):,}", f"{len(self.plans):,}")
+        missing = {name: plan for name, plan in missing.items() if name not in done_files}
+        log.info("%s of %s shards are captured.", f"{len(done_files):,}", f"{len(self.plans):,}")
         if missing:
-            model = self._loaded(teacher)
+            model = self._load_model(teacher)
             done = sum(shard.num_samples for shard in self.manifest.shards)
-            with shown_progress("capture", total_steps=len(self.tokens), first_step=done, unit="sample") as shown:
+            with show_progress("capture", total_steps=len(self.tokens), first_step=done, unit="sample") as display:
                 for name, plan in missing.items():
-                    topk = self._captured(model, plan, shown, done)
+                    topk = self._capture_shard(model, plan, display, done)
                     self._write(name, plan, topk)
                     done += plan.num_samples
         return self.manifest
 
-    def _loaded(self, teacher: Path) -> PreTrainedModel:
+    def _load_model(self, teacher: Path) -> PreTrainedModel:
         model = load_teacher(teacher)
         require_vocabulary(model, "teacher", self.manifest.captured_from.vocab_size)
         model.to(self.device.device)  # type: ignore[arg-type]  # transformers leaves it so.
         return model
 
-    def _captured(self, model: PreTrainedModel, plan: ShardPlan, shown: ShownProgress, done: int) -> TopK:
+    def _capture_shard(self, model: PreTrainedModel, plan: ShardPlan, display: ProgressDisplay, done: int) -> TopK:
         captured_from = self.manifest.captured_from
         samples = list(range(plan.first_sample, plan.first_sample + plan.num_samples))
         entries = []
-        # A batch never spans two shards: what a shard holds does not depend on where a capture was taken up.
+        # A batch never spans two shards, so a shard's content does not depend on where a capture was resumed.
         for first in range(0, len(samples), captured_from.batch_size):
             self.interrupts.raise_if_requested()
             chosen = samples[first : first + captured_from.batch_size]
@@ -164,7 +165,7 @@ class _Capture:
                     temperature=captured_from.temperature,
                 )
             )
-            shown.advance(done + first + len(chosen))
+            display.advance(done + first + len(chosen))
         return TopK(
             ids=torch.cat([each.ids for each in entries]), logprobs=torch.cat([each.logprobs for each in entries])
         )
@@ -175,8 +176,8 @@ class _Capture:
         samples = self.tokens.part(plan.first_sample, plan.num_samples)
         content = pack_shard(samples, topk, vocab_size=self.manifest.captured_from.vocab_size)
         if path.exists() and path.read_bytes() != content:
-            # The manifest does not know it, and it is not the one that a kill left between the two writes.
-            log.warning("%s is no part of this capture: moved to %s.", path, self.folder.move_aside(path))
+            # Not in the manifest, and not the file that a kill between the two writes would leave.
+            log.warning("%s does not belong to this capture; moved to %s.", path, self.folder.move_aside(path))
         written = write_atomically(path, lambda file: file.write(content), disk=self.folder.disk)
         record = ShardRecord(
             file=name,
@@ -194,47 +195,39 @@ class _Capture:
 def _require_usable(folder: CapturedFolder, config: KdConfig) -> None:
     if not config.teacher.is_a_model:
         raise ConfigError(
-            f"teacher.kind: {config.teacher.kind} is no model that could be run.",
+            f"teacher.kind is {config.teacher.kind}, and only a model can be captured.",
             hint="Set teacher.kind to builtin or local.",
         )
     if folder.root.exists() and not folder.root.is_dir():
         raise ConfigError(f"{folder.root} is a file, not a folder.", hint="Pass a folder as --out.")
     if folder.root.is_dir() and not folder.is_ours() and any(folder.root.iterdir()):
         raise ConfigError(
-            f"{folder.root} holds something else.", hint="Pass an empty folder, or a new one, as --out."
+            f"{folder.root} holds files of something else.", hint="Pass an empty or a new folder as --out."
         )
 
 
-def _begun(
+def _begin(
     folder: CapturedFolder, config: KdConfig, settings: CaptureSettings, source: Source, interrupts: Interrupts
 ) -> tuple[_Capture, Path]:
-    """A capture whose folder has a manifest, with damage set aside, and the teacher's folder."""
-    found = _found_manifest(folder)
+    """Start or resume a capture: quarantine damage and write the manifest; also returns the teacher's folder."""
+    found = _read_manifest(folder)
     remove_partials(folder.root, disk=folder.disk)
     compute_deterministically()
     device = choose_device(config.train.device, config.train.precision)
     given = tokenizer_for(config, source, folder.cache)
-    # What is held out is not learned from, so nobody asks the teacher about it.
-    learned, _ = learned_and_held_out(KD, config, source)
-    assert isinstance(learned, Source), "only a paid teacher answers prompts"
+    # Held-out samples are not trained on, so they need no distributions.
+    learned, _ = split_source(KD, config, source)
     if settings.top_k > len(given):
         raise ConfigError(
             f"--top-k {settings.top_k:,} is more than the {len(given):,} entries of the vocabulary.", hint="Lower it."
         )
-    captured_from = {
-        "data_sha256": learned.sha256,
-        "tokenizer_sha256": tokenizer_hash(given),
-        "max_length": config.data.max_length,
-        "vocab_size": len(given),
-        "precision": str(device.autocast_dtype or torch.float32).removeprefix("torch."),
-        **settings.model_dump(),
-    }
-    # Asked before anything is written, and before a teacher is trained for nothing.
+    captured_from = _captured_from(config, settings, learned, given, device)
+    # Checked before anything is written, and before a teacher is trained in vain.
     _require_same(folder, found, captured_from)
-    tokenizer = _kept_tokenizer(folder, found, given)
+    tokenizer = _keep_tokenizer(folder, found, given)
     tokens = tokenized(learned, config.data, tokenizer, folder.cache)
     max_length = config.data.max_length
-    teacher = teacher_folder(
+    teacher = prepare_teacher(
         config.teacher, tokens, tokenizer, max_length=max_length, cache=folder.cache, interrupts=interrupts
     )
     captured_from |= {"tokens_sha256": tokens.sha256(), "teacher_sha256": digest_of(teacher).sha256}
@@ -244,7 +237,7 @@ def _begun(
         captured_from=msgspec.convert(captured_from, CapturedFrom),
         tokenizer_files_sha256=folder.tokenizer_sha256(),
         num_shards=len(plans),
-        shards=[] if found is None else _whole_shards(folder, found),
+        shards=[] if found is None else _keep_intact_shards(folder, found),
     )
     folder.write_manifest(manifest)
     capture = _Capture(
@@ -253,11 +246,29 @@ def _begun(
     return capture, teacher
 
 
-def _found_manifest(folder: CapturedFolder) -> CaptureManifest | None:
+def _captured_from(
+    config: KdConfig,
+    settings: CaptureSettings,
+    source: Source,
+    tokenizer: PreTrainedTokenizerFast,
+    device: ComputeDevice,
+) -> dict[str, object]:
+    """The fields of `CapturedFrom` that are known before tokenizing."""
+    return {
+        "data_sha256": source.sha256,
+        "tokenizer_sha256": tokenizer_hash(tokenizer),
+        "max_length": config.data.max_length,
+        "vocab_size": len(tokenizer),
+        "precision": str(device.autocast_dtype or torch.float32).removeprefix("torch."),
+        **settings.model_dump(),
+    }
+
+
+def _read_manifest(folder: CapturedFolder) -> CaptureManifest | None:
     try:
         return folder.read_manifest()
     except DataError as error:
-        # Whatever shards it named are captured again, and held against those that are there.
+        # The shards that it named are captured again, and compared with the existing files.
         log.warning("%s Moved to %s.", error.message, folder.move_aside(folder.manifest))
         return None
 
@@ -266,36 +277,36 @@ def _require_same(folder: CapturedFolder, found: CaptureManifest | None, now: Ma
     differences = [] if found is None else found.captured_from.differences(now)
     if differences:
         raise ConfigError(
-            f"{folder.root} holds logits that were captured otherwise: {'; '.join(differences)}.",
+            f"{folder.root} holds logits that were captured differently: {'; '.join(differences)}.",
             hint="Restore the old values, or pass another folder as --out.",
         )
 
 
-def _kept_tokenizer(
+def _keep_tokenizer(
     folder: CapturedFolder, found: CaptureManifest | None, given: PreTrainedTokenizerFast
 ) -> PreTrainedTokenizerFast:
-    """The tokenizer as the folder keeps it, so that a trainer reads the data with the very same."""
+    """Keep the tokenizer in the folder, and read it from there, as a trainer will."""
     is_kept = is_kept_tokenizer(folder.tokenizer, given)
     if is_kept and found is not None:
         is_kept = folder.problem_with_tokenizer(found) is None
     if not is_kept:
         if folder.tokenizer.exists():
             aside = folder.move_aside(folder.tokenizer)
-            log.warning("%s is damaged, or another teacher's: moved to %s.", folder.tokenizer, aside)
+            log.warning("%s is damaged, or belongs to another teacher; moved to %s.", folder.tokenizer, aside)
         keep_tokenizer(given, folder.tokenizer, disk=folder.disk)
     return load_tokenizer(folder.tokenizer)
 
 
-def _whole_shards(folder: CapturedFolder, found: CaptureManifest) -> list[ShardRecord]:
-    """Those that are as they were captured; the others are moved aside."""
-    whole = []
+def _keep_intact_shards(folder: CapturedFolder, found: CaptureManifest) -> list[ShardRecord]:
+    """Keep the shards that are as they were captured, and quarantine the others."""
+    intact = []
     for shard in found.shards:
         path = folder.root / shard.file
         problem = folder.problem_with(shard)
         if problem is None:
-            whole.append(shard)
+            intact.append(shard)
         elif path.exists():
             log.warning("%s: %s. It is captured again; moved to %s.", path, problem, folder.move_aside(path))
         else:
             log.warning("%s: %s. It is captured again.", path, problem)
-    return whole
+    return intact

@@ -1,6 +1,6 @@
-"""The training loop that every recipe shares.
+"""The training loop of all recipes.
 
-Nothing in a step waits for a device: losses stay where they are computed until the tracker has copied them.
+No step synchronises with a device: losses stay where they are computed until the tracker has copied them.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from crashproof.distillation.display import ShownProgress
-from crashproof.distillation.evaluation.evaluator import Evaluator, Place, added
+from crashproof.distillation.display import ProgressDisplay
+from crashproof.distillation.evaluation.evaluator import Evaluator, Place, added, means
 from crashproof.distillation.recipes.recipe import Recipe
 from crashproof.distillation.schedule import learning_rate_at
 from crashproof.distillation.settings.progress import ProgressConfig
 from crashproof.distillation.settings.train import TrainConfig
 from crashproof.distillation.training.batches import StepBatches, StepData
 from crashproof.distillation.training.saving import CheckpointSaver
-from crashproof.distillation.training.strategy import Strategy, gradient_norm
+from crashproof.distillation.training.strategy import Strategy, clip_gradients
 from crashproof.distillation.training.training_state import TrainingState
 from crashproof.errors import TeacherError
 from crashproof.pytorch.device import ComputeDevice
@@ -28,14 +28,14 @@ from crashproof.pytorch.interrupts import Interrupts, StopRequested
 from crashproof.pytorch.ranks import Ranks
 from crashproof.tracking.context import TrainingProgressContext
 
-__all__ = ["TrainingLoop", "new_optimizer"]
+__all__ = ["TrainingLoop", "new_optimizer", "new_state"]
 
 log = logging.getLogger("crashproof")
 
 
 @dataclass(slots=True, kw_only=True)
 class TrainingLoop:
-    """Trains a recipe from where its state stands."""
+    """Trains a recipe from the step of its state on."""
 
     recipe: Recipe
     strategy: Strategy
@@ -47,74 +47,73 @@ class TrainingLoop:
     progress: ProgressConfig
     device: ComputeDevice
     context: TrainingProgressContext
-    ranks: Ranks
     interrupts: Interrupts
     _num_skipped: Tensor = field(init=False)
-    """Steps whose gradients were no numbers, counted on the device."""
-    _told_skipped: int = 0
+    """Steps with non-finite gradients, counted on the device."""
+    _num_reported: int = 0
     _evaluated_step: int = -1
 
     def __post_init__(self) -> None:
         self._num_skipped = torch.zeros((), device=self.device.device)
 
-    def run(self, shown: ShownProgress) -> bool:
-        """Train to the last step, or until any process is asked to stop; says whether the run is complete.
+    def run(self, display: ProgressDisplay) -> bool:
+        """Train to the last step, or until a process is asked to stop; return whether the run is complete.
 
         When it returns, the newest step is in a checkpoint.
 
         Raises:
             DiskFull, StorageUnwritable: the last checkpoint could not be saved.
-            TeacherError: a paid teacher gave no answer; the steps before are saved.
-            RankLost: another process died, or did not answer within the limit.
+            TeacherError: a paid teacher did not answer; the steps before are saved.
+            RankLost: another process died, or did not respond within the limit.
         """
         counters, total_steps = self.state.counters, self.train.steps
         self.recipe.train()
         step_data: StepData | None = None
         if counters.step < total_steps and not self.interrupts.is_requested:
-            step_data = self._settled()
-        self.ranks.share_stop_request(self.interrupts.is_requested)
-        while counters.step < total_steps and not self.ranks.is_stop_agreed:
+            step_data = self._warm_up()
+        self.state.ranks.share_stop_request(self.interrupts.is_requested)
+        while counters.step < total_steps and not self.state.ranks.is_stop_agreed:
             try:
                 self._step(step_data or self.batches.take())
             except StopRequested:
-                # While a batch waited for its teacher; nothing of the step was done.
+                # Raised while a batch waited for its teacher: the step has not begun.
                 break
             except TeacherError:
                 self.saver.finish()
                 raise
             step_data = None
-            shown.advance(counters.step, loss=self._newest_loss, remaining=self.context.get_remaining_seconds)
-            self.saver.tell()
+            display.advance(counters.step, loss=self._newest_loss, remaining=self.context.get_remaining_seconds)
+            self.saver.check()
             if self._is_due(self.progress.eval_every):
                 self._evaluate()
             if self._is_due(self.progress.checkpoint_interval):
                 self.saver.save()
-                self._tell_skipped()
-            self.ranks.share_stop_request(self.interrupts.is_requested)
+                self._report_skipped()
+            self.state.ranks.share_stop_request(self.interrupts.is_requested)
         is_complete = counters.step >= total_steps
         if is_complete and self.progress.eval_every is not None:
             self._evaluate()
         self.saver.finish()
-        self._tell_skipped()
+        self._report_skipped()
         return is_complete
 
     def _is_due(self, interval: int | None) -> bool:
         return interval is not None and self.state.counters.step % interval == 0
 
-    def _settled(self) -> StepData | None:
-        """The first step's data, where the strategy had to try it out before the first step."""
+    def _warm_up(self) -> StepData | None:
+        """The first step's data, if the strategy took them for a pass before the first step; else None."""
         taken: list[StepData] = []
 
-        def try_out() -> None:
+        def run_first_pass() -> None:
             taken.append(self.batches.take())
-            self._accumulated_gradients(taken[0])
+            self._accumulate_gradients(taken[0])
 
-        with self.ranks.collective("trying out the first step"):
-            self.strategy.settle(try_out)
+        with self.state.ranks.collective("warming up"):
+            self.strategy.warm_up(run_first_pass)
         return taken[0] if taken else None
 
     def _step(self, step_data: StepData) -> None:
-        """One optimizer step over all its forward passes; reports it."""
+        """Take one optimizer step over all its forward passes, and report it."""
         counters, train = self.state.counters, self.train
         learning_rate = learning_rate_at(
             counters.step + 1,
@@ -125,11 +124,11 @@ class TrainingLoop:
         )
         for group in self.state.optimizer.param_groups:
             group["lr"] = learning_rate
-        with self.ranks.collective(f"computing step {counters.step + 1}"):
-            sums = self.ranks.all_reduce(self._accumulated_gradients(step_data))
+        with self.state.ranks.collective(f"computing step {counters.step + 1}"):
+            sums = self.state.ranks.all_reduce(self._accumulate_gradients(step_data))
             self._apply_gradients()
         counters.step += 1
-        counters.samples += self.batches.samples_a_step
+        counters.samples += self.batches.samples_per_step
         counters.tokens += step_data.counts["tokens"]
         components = {
             name: sums[place] / self._divisor(step_data, name) for place, name in enumerate(self.recipe.weights)
@@ -144,11 +143,11 @@ class TrainingLoop:
             tokens_processed=counters.tokens,
         )
 
-    def _accumulated_gradients(self, step_data: StepData) -> Tensor:
-        """Gradients of the weighted mean losses of the whole step; returns this process's sum of each component."""
+    def _accumulate_gradients(self, step_data: StepData) -> Tensor:
+        """Compute gradients of the step's weighted mean losses; return this process's sum of each component."""
         self.state.optimizer.zero_grad(set_to_none=True)
         weights = self.recipe.weights
-        found = torch.zeros(len(weights), device=self.device.device)
+        totals = torch.zeros(len(weights), device=self.device.device)
         for place, batch in enumerate(step_data.batches):
             is_last = place == len(step_data.batches) - 1
             with self.strategy.accumulating(is_last=is_last):
@@ -157,8 +156,8 @@ class TrainingLoop:
                 parts = [weight / self._divisor(step_data, name) * sums[name] for name, weight in weights.items()]
                 total = torch.stack(parts).sum() * self.strategy.gradient_scale
                 self.state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]  # torch leaves it so.
-            found += torch.stack([sums[name].detach() for name in weights])
-        return found
+            totals += torch.stack([sums[name].detach() for name in weights])
+        return totals
 
     def _divisor(self, step_data: StepData, component: str) -> int:
         return max(1, step_data.counts[self.recipe.counted_by[component]])
@@ -167,9 +166,9 @@ class TrainingLoop:
         optimizer, scaler = self.state.optimizer, self.state.scaler
         scaler.unscale_(optimizer)
         parameters = [each for each in self.recipe.parameters() if each.requires_grad]
-        norm = gradient_norm(parameters, self.train.clip_norm)
+        norm = clip_gradients(parameters, self.train.clip_norm)
         if self.train.skips_nonfinite and not scaler.is_enabled():
-            # The norm is that of all processes, so all of them skip. The optimizer looks at it on the device.
+            # The norm is that of all processes, so all of them skip. The optimizer reads it on the device.
             is_skipped = (~norm.isfinite()).to(torch.float32)
             optimizer.grad_scale, optimizer.found_inf = None, is_skipped  # type: ignore[attr-defined]
             self._num_skipped += is_skipped
@@ -182,35 +181,48 @@ class TrainingLoop:
         history = tracker.session.metrics_history if tracker is not None else []
         return history[-1].loss if history else None
 
-    def _tell_skipped(self) -> None:
-        """Where the loop stands still for a save anyway."""
+    def _report_skipped(self) -> None:
+        """Warn of steps that changed no weight; this synchronises, so it is called where the loop waits anyway."""
         num_skipped = int(self._num_skipped.item())
-        if num_skipped > self._told_skipped and self.ranks.is_main:
+        if num_skipped > self._num_reported and self.state.ranks.is_main:
             log.warning(
-                "%d step(s) had gradients that are no numbers, and changed no weight; the newest before step %s.",
-                num_skipped - self._told_skipped,
+                "%d step(s) had non-finite gradients and changed no weight; the newest is before step %s.",
+                num_skipped - self._num_reported,
                 f"{self.state.counters.step + 1:,}",
             )
-        self._told_skipped = num_skipped
+        self._num_reported = num_skipped
 
     def _evaluate(self) -> None:
         step = self.state.counters.step
         if self.evaluator is None or step == self._evaluated_step:
             return
         self._evaluated_step = step
-        begun_at = time.monotonic()
+        started_at = time.monotonic()
         with self.device.autocast():
             place = Place(
-                rank=self.ranks.rank,
-                num_ranks=self.ranks.num_ranks,
+                rank=self.state.ranks.rank,
+                num_ranks=self.state.ranks.num_ranks,
                 in_lockstep=self.strategy.works_in_lockstep,
             )
             own = self.evaluator.sums(self.recipe, self.device, place)
-        results = self.evaluator.results(added(self.ranks.all_gather(own, "evaluating")))
-        self.context.record_evaluation(step, results, seconds=time.monotonic() - begun_at)
-        if self.ranks.is_main:
+        results = means(added(self.state.ranks.all_gather(own, "evaluating")))
+        self.context.record_evaluation(step, results, seconds=time.monotonic() - started_at)
+        if self.state.ranks.is_main:
             shown = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
             log.info("Step %s, held-out data: %s.", f"{step:,}", shown)
+
+
+def new_state(recipe: Recipe, train: TrainConfig, device: ComputeDevice, ranks: Ranks) -> TrainingState:
+    """The state of a recipe, on its device, before the first step."""
+    state = TrainingState(
+        module=recipe,
+        optimizer=new_optimizer(recipe, train),
+        scaler=device.grad_scaler(),
+        ranks=ranks,
+        seed=train.seed,
+    )
+    state.counters.schedule_steps = train.schedule_steps or train.steps
+    return state
 
 
 def new_optimizer(module: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:

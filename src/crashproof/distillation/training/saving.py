@@ -1,7 +1,7 @@
-"""Save training state behind the training.
+"""Save training state in the background.
 
-The loop stands still while the state is copied to the host's memory. Digesting, writing and syncing it, and naming it
-in the manifest, happen in a thread; one save at a time is under way.
+The loop waits only while the state is copied to the host's memory. A thread hashes, writes and syncs it, and records
+it in the manifest; one save runs at a time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["CheckpointSaver"]
 log = logging.getLogger("crashproof")
 
 _SPARE_SHARE = 0.05
-"""Of a checkpoint's size: names, headers, and the journals beside it."""
+"""Added to a checkpoint's size, for names, headers, and the journals beside it."""
 
 
 class CheckpointSaver:
@@ -43,20 +43,20 @@ class CheckpointSaver:
         output_dir: Path,
         ranks: Ranks,
         *,
-        is_behind: bool,
+        in_background: bool,
         disk: Disk = REAL_DISK,
     ) -> None:
-        """With `is_behind`, the training goes on while a checkpoint is written. Every process makes one."""
+        """With `in_background`, training continues while a checkpoint is written. Every process has a saver."""
         self.saved_step = state.counters.step
-        """The newest step that is in an acknowledged checkpoint, or was when training began."""
+        """The step of the newest acknowledged checkpoint, or the step at which training began."""
         self._state = state
         self._context = context
         self._output_dir = output_dir
-        # The thread's waits for other processes must not mix with those of the loop.
+        # The thread waits for other processes apart from the loop.
         self._ranks = ranks.for_background_thread()
-        self._is_behind = is_behind
+        self._in_background = in_background
         self._disk = disk
-        self._behind = BackgroundTask("crashproof-save")
+        self._background = BackgroundTask("crashproof-save")
         has_device = torch.cuda.is_available()
         self._stager = DefaultStager(
             StagingOptions(
@@ -68,43 +68,46 @@ class CheckpointSaver:
         )
 
     def save(self) -> None:
-        """Begin a checkpoint of this moment, between two steps.
+        """Start a checkpoint of the current state, between two steps.
 
-        With a full disk it is left out, in words, and training goes on.
+        If the disk is full, the checkpoint is skipped with a warning, and training continues.
         """
-        begun_at = time.monotonic()
-        self._end_last()
+        started_at = time.monotonic()
+        self._wait_for_last()
         step, samples = self._state.counters.step, self._state.counters.samples
         path = self._output_dir / (f"checkpoint_{step}" if self._ranks.num_ranks > 1 else f"checkpoint_{step}.pt")
         num_bytes = self._state.num_bytes()
-        # Reused from save to save.
+        # The stager's memory is reused by the next save.
         tensors = cast(dict[str, Any], self._stager.stage(self._state.tensors()))
         own, shared = self._state.own_values(), self._state.shared_values()
-        seconds = time.monotonic() - begun_at
+        copy_seconds = time.monotonic() - started_at
 
         def write() -> None:
-            began_at = time.monotonic()
+            write_started_at = time.monotonic()
             self._require_room(path, num_bytes)
-            written = self._written(path, tensors, own, shared)
-            stood_still = seconds if self._is_behind else seconds + time.monotonic() - began_at
-            # Named in the manifest once it is durable, and not before.
-            self._context.record_checkpoint(step, path, samples, is_best=None, written=written, seconds=stood_still)
+            written = self._write(path, tensors, own, shared)
+            write_seconds = 0.0 if self._in_background else time.monotonic() - write_started_at
+            stalled_seconds = copy_seconds + write_seconds
+            # Recorded in the manifest only once it is durable.
+            self._context.record_checkpoint(
+                step, path, samples, is_best=None, written=written, seconds=stalled_seconds
+            )
             self.saved_step = step
 
-        self._behind.start(write)
-        if not self._is_behind:
-            self._end_last()
+        self._background.start(write)
+        if not self._in_background:
+            self._wait_for_last()
 
-    def tell(self) -> None:
-        """After each step: say how the last save went, if it is over; its failures surface here.
+    def check(self) -> None:
+        """Report the last save if it has failed; called after each step.
 
         Raises:
             RankLost: a process died while saving.
         """
         try:
-            self._behind.raise_failure()
+            self._background.raise_failure()
         except StorageError as error:
-            self._say_left_out(error)
+            self._report_skipped(error)
 
     def finish(self) -> None:
         """Wait until the newest step is in a checkpoint.
@@ -113,35 +116,35 @@ class CheckpointSaver:
             DiskFull, StorageUnwritable: it could not be saved.
             RankLost: a process died while saving.
         """
-        self._end_last()
+        self._wait_for_last()
         if self._state.counters.step > self.saved_step:
             self.save()
-            self._behind.wait()
+            self._background.wait()
 
     def close(self) -> None:
-        """Let a save under way come to its end."""
-        self._behind.close()
+        """Wait for a running save."""
+        self._background.close()
         self._stager.close()
 
-    def _end_last(self) -> None:
+    def _wait_for_last(self) -> None:
         try:
-            self._behind.wait()
+            self._background.wait()
         except StorageError as error:
-            self._say_left_out(error)
+            self._report_skipped(error)
 
-    def _say_left_out(self, error: StorageError) -> None:
+    def _report_skipped(self, error: StorageError) -> None:
         if self._ranks.is_main:
-            log.warning("A checkpoint was left out: %s Training goes on.", error)
+            log.warning("A checkpoint was skipped: %s Training continues.", error)
 
     def _require_room(self, path: Path, num_bytes: int) -> None:
-        """Refuse before anything is written; the disk may fill up all the same."""
+        """Refuse before anything is written; the disk may still fill up during the save."""
         free = self._disk.free_bytes(self._output_dir)
         needed = round(num_bytes * (1 + _SPARE_SHARE))
         failure = (needed, free) if self._ranks.is_main and free < needed else None
-        if failure := self._ranks.broadcast(failure, f"looking for room for {path.name}"):
+        if failure := self._ranks.broadcast(failure, f"checking free space for {path.name}"):
             raise DiskFull(path, needed_bytes=failure[0], free_bytes=failure[1])
 
-    def _written(
+    def _write(
         self, path: Path, tensors: dict[str, Any], own: dict[str, Any], shared: dict[str, Any]
     ) -> WholeFile | Digest:
         if isinstance(self._ranks, DistributedRanks):

@@ -1,10 +1,10 @@
-"""One model on one process or on many."""
+"""Run one model on one process or on many."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,45 +19,48 @@ from crashproof.distillation.recipes.recipe import Recipe
 from crashproof.pytorch.random_state import capture_random_state, restore_random_state
 from crashproof.pytorch.ranks import Ranks
 
-__all__ = ["Strategy", "chosen_strategy", "gradient_norm", "whole_weights"]
+__all__ = ["Strategy", "choose_strategy", "clip_gradients", "gather_weights"]
 
 
-class Strategy(Protocol):
-    """How the processes of a run share one recipe."""
+class Strategy:
+    """How the processes of a run share a recipe; this one runs it on one process alone."""
 
-    gradient_scale: float
-    """What a loss is multiplied by before its backward pass, so that gradients are sums over all processes."""
-    works_in_lockstep: bool
-    """Whether one process cannot run the model without the others."""
+    gradient_scale = 1.0
+    """The factor of a loss before its backward pass that makes gradients sums over all processes."""
+    works_in_lockstep = False
+    """Whether all processes must run the model together."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._module: nn.Module = recipe
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The recipe's forward pass."""
-        ...
+        return cast(dict[str, Tensor], self._module(batch))
 
     def accumulating(self, *, is_last: bool) -> AbstractContextManager[object]:
-        """Around a forward and backward pass whose gradients are exchanged with its step's last one."""
-        ...
+        """Wrap one forward and backward pass; gradients are exchanged in the last one of a step."""
+        return nullcontext()
 
-    def settle(self, run: Callable[[], None]) -> None:
-        """Before the first step: whatever the first pass does otherwise than later ones, do it now."""
-        ...
+    def warm_up(self, run: Callable[[], None]) -> None:
+        """Do now, before the first step, what the first pass would do differently from later ones."""
 
 
-def chosen_strategy(recipe: Recipe, name: str, ranks: Ranks, device: torch.device) -> Strategy:
-    """`ddp` or `fsdp` on many processes; on one, neither is needed. The recipe is on its device."""
+def choose_strategy(recipe: Recipe, name: str, ranks: Ranks, device: torch.device) -> Strategy:
+    """Wrap a recipe, on its device, in `ddp` or `fsdp`; one process needs neither."""
     if ranks.num_ranks == 1:
-        return _OneProcess(recipe)
+        return Strategy(recipe)
     return _Sharded(recipe, ranks, device) if name == "fsdp" else _Replicated(recipe, ranks)
 
 
-def gradient_norm(parameters: list[nn.Parameter], clip_norm: float) -> Tensor:
-    """Clip the gradients to a norm, over all processes; returns the norm before, (), without waiting for it."""
+def clip_gradients(parameters: list[nn.Parameter], clip_norm: float) -> Tensor:
+    """Clip the gradients to a norm, over all processes; returns the norm before, (), without synchronising."""
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def whole_weights(student: nn.Module, ranks: Ranks) -> dict[str, Tensor] | None:
-    """All weights on the CPU of the main process, where each process has only parts of them; else None.
+def gather_weights(student: nn.Module, ranks: Ranks) -> dict[str, Tensor] | None:
+    """Gather all weights on the CPU of the main process; None if each process has all of them anyway.
 
     Every process calls it.
     """
@@ -69,63 +72,41 @@ def whole_weights(student: nn.Module, ranks: Ranks) -> dict[str, Tensor] | None:
     weights |= {name: buffer for name, buffer in student.named_buffers() if name in kept}
     whole = {}
     for name, tensor in weights.items():
-        # One at a time: no device needs room for all of them.
+        # One at a time: no device has to hold all of them.
         gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if ranks.is_main:
             whole[name] = gathered.detach().cpu()
     return whole
 
 
-class _OneProcess:
-    gradient_scale = 1.0
-    works_in_lockstep = False
-
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe = recipe
-
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        return cast(dict[str, Tensor], self._recipe(batch))
-
-    def accumulating(self, *, is_last: bool) -> AbstractContextManager[object]:
-        return nullcontext()
-
-    def settle(self, run: Callable[[], None]) -> None:
-        return
-
-
-class _Replicated:
+class _Replicated(Strategy):
     """`DistributedDataParallel`: each process holds the whole model."""
 
-    works_in_lockstep = False
-
     def __init__(self, recipe: Recipe, ranks: Ranks) -> None:
-        self._recipe = recipe
-        # It averages.
+        super().__init__(recipe)
+        # DDP averages gradients.
         self.gradient_scale = float(ranks.num_ranks)
-        self._module = DistributedDataParallel(recipe, gradient_as_bucket_view=True)
-
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        return cast(dict[str, Tensor], self._module(batch))
+        self._parallel = self._module = DistributedDataParallel(recipe, gradient_as_bucket_view=True)
 
     def accumulating(self, *, is_last: bool) -> AbstractContextManager[object]:
-        return nullcontext() if is_last else self._module.no_sync()
+        return nullcontext() if is_last else self._parallel.no_sync()
 
-    def settle(self, run: Callable[[], None]) -> None:
+    def warm_up(self, run: Callable[[], None]) -> None:
         """The first backward pass sums in other buckets than later ones, and so, with three processes or more, in
-        another order: a resumed run would differ from the unbroken one in the last bits. So one pass is thrown away.
+        another order: a resumed run would differ in the last bits from the uninterrupted one. One pass is discarded.
         """
-        with _random_states_kept():
+        with _keep_random_states():
             run()
             self._recipe.zero_grad(set_to_none=True)
 
 
-class _Sharded:
-    """FSDP2: each process holds a part of every tensor, and has a layer's whole weights while it computes it."""
+class _Sharded(Strategy):
+    """FSDP2: each process holds a part of every tensor, and gathers a layer's weights while it computes the layer."""
 
     works_in_lockstep = True
 
     def __init__(self, recipe: Recipe, ranks: Ranks, device: torch.device) -> None:
-        self._recipe = recipe
+        super().__init__(recipe)
         self.gradient_scale = float(ranks.num_ranks)
         mesh = init_device_mesh(device.type, (ranks.num_ranks,))
         for layer in decoder_layers(recipe.student):
@@ -135,20 +116,14 @@ class _Sharded:
         register_fsdp_forward_method(recipe, "cross_entropies")
         register_fsdp_forward_method(recipe, "generate")
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        return cast(dict[str, Tensor], self._recipe(batch))
-
     @contextmanager
     def accumulating(self, *, is_last: bool) -> Iterator[None]:
         cast(FSDPModule, self._recipe).set_requires_gradient_sync(is_last)
         yield
 
-    def settle(self, run: Callable[[], None]) -> None:
-        return
-
 
 @contextmanager
-def _random_states_kept() -> Iterator[None]:
+def _keep_random_states() -> Iterator[None]:
     state = capture_random_state()
     try:
         yield

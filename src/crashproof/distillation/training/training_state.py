@@ -1,7 +1,7 @@
-"""Everything a resumed run needs.
+"""The state that a resumed run needs.
 
-The same content has two forms: one file from one process, and a folder with a shard from each of several. Either can
-be read by any number of processes.
+It has two forms: one file from one process, and a folder with a shard from each of several. Any number of processes
+can read either.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MODULE, _OPTIMIZER = "module.", "optimizer."
 
 @dataclass(slots=True, kw_only=True)
 class Counters:
-    """How far the training has come."""
+    """The progress of the training."""
 
     step: int = 0
     """Optimizer steps done."""
@@ -47,7 +47,7 @@ class TrainingState:
     """Module, optimizer, scaler and counters, as one checkpoint."""
 
     module: nn.Module
-    """The recipe itself, without what a strategy wraps around it; frozen weights of it are not saved."""
+    """The recipe itself, without the wrapper of a strategy; its frozen weights are not saved."""
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ranks: Ranks
@@ -63,7 +63,7 @@ class TrainingState:
         return tensors
 
     def shared_values(self) -> dict[str, Any]:
-        """What is the same in all processes, apart from the tensors."""
+        """The values, apart from tensors, that all processes share."""
         return {
             "format": _FORMAT,
             "scaler": self.scaler.state_dict(),
@@ -72,15 +72,15 @@ class TrainingState:
         }
 
     def own_values(self) -> dict[str, Any]:
-        """What only this process knows: its random states at this moment, between two steps."""
+        """The values of this process alone: its current random states, between two steps."""
         return {"random": capture_random_state()}
 
     def num_bytes(self) -> int:
-        """About what a checkpoint takes on the disk, all processes together."""
+        """The approximate size of a checkpoint, over all processes."""
         return sum(each.numel() * each.element_size() for each in self.tensors().values())
 
     def restore(self, path: Path) -> None:
-        """Go on where a checkpoint was taken; the random states are restored last. Every process calls it.
+        """Restore a checkpoint, the random states last. Every process calls it.
 
         Raises:
             CheckpointDamaged: it cannot be read.
@@ -96,14 +96,14 @@ class TrainingState:
             self._require_fit({name: each.shape for name, each in content["tensors"].items()}, path)
             shared, own = content, content["own"] if self.ranks.is_main else None
             for name, tensor in self.tensors().items():
-                _copy_whole(content["tensors"][name], tensor)
+                _copy_into(content["tensors"][name], tensor)
         if shared["scaler"]:
             self.scaler.load_state_dict(shared["scaler"])
         self.counters = Counters(**shared["counters"])
         self._restore_random(own, is_same_number=shared["num_ranks"] == self.ranks.num_ranks)
 
     def require_fit(self, path: Path) -> None:
-        """Make sure, before anything is touched, that a checkpoint can be read and belongs here.
+        """Make sure that a checkpoint can be read and belongs to this model; changes nothing.
 
         Raises:
             CheckpointDamaged, CheckpointMismatch: it cannot, or does not.
@@ -115,7 +115,7 @@ class TrainingState:
         self._require_fit(found, path)
 
     def _saved_weights(self) -> dict[str, Tensor]:
-        """What training changes; weights that are frozen (under adapters) lie where they came from."""
+        """What training changes; frozen weights (under adapters) stay in the folder that they came from."""
         kept = self.module.state_dict().keys()
         buffers = {name: each for name, each in self.module.named_buffers() if name in kept}
         return {name: each.detach() for name, each in (self._trained() | buffers).items()}
@@ -140,13 +140,13 @@ class TrainingState:
         if own is not None and (is_same_number or self.ranks.is_main):
             restore_random_state(own["random"])
             return
-        # Another number of processes than before: this one begins a sequence of its own, the same at each start.
+        # The number of processes has changed: start a new sequence, the same at each start.
         words = f"{self.seed} {self.counters.step} {self.ranks.rank} {self.ranks.num_ranks}"
         seed_everything(int.from_bytes(hashlib.sha256(words.encode()).digest()[:4], "big"))
 
 
 def require_checkpoint(path: Path) -> Mapping[str, Any]:
-    """Make sure that a path is a checkpoint of a trainer, whole and of this format; returns what it says of itself.
+    """Make sure that a path is an intact checkpoint of a trainer, in this format; return its content.
 
     Raises:
         CheckpointDamaged: it is missing, torn or altered.
@@ -162,11 +162,11 @@ def _unprefixed(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
     return {name.removeprefix(_MODULE): shape for name, shape in shapes.items()}
 
 
-def _copy_whole(source: Tensor, target: Tensor) -> None:
-    """Copy a whole tensor, or this process's part of it."""
+def _copy_into(source: Tensor, target: Tensor) -> None:
+    """Copy a tensor, or this process's part of it."""
     with torch.no_grad():
         if isinstance(target, DTensor):
-            # Each process has read the whole: nothing is sent.
+            # Each process has read the whole tensor: nothing is sent.
             part = distribute_tensor(
                 source.to(target.device), target.device_mesh, target.placements, src_data_rank=None
             )

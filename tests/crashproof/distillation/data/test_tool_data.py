@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 from tool_lines import asking, call, calling, line, one_call, whole
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from crashproof.distillation.data.tool_conversations import read_source
-from crashproof.distillation.data.tool_data import ToolBatch, ToolData, ToolDataConfig, require_length, tool_data
+from crashproof.distillation.data.tool_data import ToolBatch, ToolData, ToolDataConfig, tool_data
 from crashproof.distillation.data.tool_tokens import ARGUMENTS, INTEGRATION, JSON, SELECTION
 from crashproof.distillation.losses.divergences import IGNORED
 from crashproof.distillation.losses.tool_calls import allowed_entries
-from crashproof.errors import ConfigError, DataError
+from crashproof.errors import DataError
 
 MakeData = Callable[..., ToolData]
 LINES = [whole(), one_call("clock", {}), one_call("search_web", {"query": "fox"}), whole("Nothing to say.")]
@@ -165,13 +165,3 @@ def test_a_template_that_refuses_names_the_line(data: MakeData, tokenizer: PreTr
 
     with pytest.raises(DataError, match=r"lines\.jsonl, line 1: the chat template refuses .*no tools here"):
         data(one_call())
-
-
-def test_a_model_that_takes_less_than_the_data_may_have_is_an_error(
-    make_model: Callable[..., PreTrainedModel],
-) -> None:
-    model = make_model()
-
-    require_length(model, "student", ToolDataConfig(max_length=64))
-    with pytest.raises(ConfigError, match=r"data\.max_length is 65, and the student takes 64 tokens"):
-        require_length(model, "student", ToolDataConfig(max_length=65))

@@ -17,7 +17,7 @@ from crashproof.distillation.evaluation.answer_scores import answer_f1, is_exact
     ],
     ids=["equal", "case", "a word differs", "said too often", "disjoint", "silence", "both empty", "articles"],
 )
-def test_words_are_held_against_words(answer: str, expected: str, f1: float) -> None:
+def test_words_are_compared_with_words(answer: str, expected: str, f1: float) -> None:
     assert f1 == pytest.approx(answer_f1(answer, expected))
 
 

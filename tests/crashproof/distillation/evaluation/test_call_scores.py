@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from crashproof.distillation.evaluation.call_scores import SaidCall, read_call, score_call
+from crashproof.distillation.evaluation.call_scores import GeneratedCall, read_call, score_call
 
 SCHEMAS: dict[str, dict[str, Any]] = {
     "book": {
@@ -18,7 +18,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 RIGHT: dict[str, Any] = {"city": "Oslo", "guests": 2, "extras": [{"name": "bed"}, "view"]}
 
 
-def score(said: SaidCall | None) -> Any:
+def score(said: GeneratedCall | None) -> Any:
     return score_call(said, name="book", arguments=RIGHT, schemas=SCHEMAS)
 
 
@@ -75,7 +75,7 @@ def test_an_offered_name_before_an_object_is_a_call(text: str, expected: tuple[s
 
 
 def test_the_right_call_is_right_in_every_way() -> None:
-    found = score(SaidCall(name="book", arguments={"extras": RIGHT["extras"], "guests": 2.0, "city": "Oslo"}))
+    found = score(GeneratedCall(name="book", arguments={"extras": RIGHT["extras"], "guests": 2.0, "city": "Oslo"}))
 
     assert (True, True, True) == (found.is_valid, found.has_right_tool, found.is_exact)
     assert (4, 8) == (found.num_right_fields, found.num_fields)
@@ -84,18 +84,18 @@ def test_the_right_call_is_right_in_every_way() -> None:
 @pytest.mark.parametrize(
     "said, is_valid, has_right_tool, fields",
     [
-        (SaidCall(name="book", arguments={"city": "Oslo", "guests": 3}), True, True, (1, 6)),
-        (SaidCall(name="book", arguments={"guests": 2}), False, True, (1, 5)),
-        (SaidCall(name="book", arguments={"city": "Oslo", "guests": True}), False, True, (1, 6)),
-        (SaidCall(name="book", arguments=RIGHT | {"pool": None}), False, True, (4, 9)),
-        (SaidCall(name="book_table", arguments=RIGHT), True, False, (0, 8)),
-        (SaidCall(name="fly", arguments=RIGHT), False, False, (0, 8)),
+        (GeneratedCall(name="book", arguments={"city": "Oslo", "guests": 3}), True, True, (1, 6)),
+        (GeneratedCall(name="book", arguments={"guests": 2}), False, True, (1, 5)),
+        (GeneratedCall(name="book", arguments={"city": "Oslo", "guests": True}), False, True, (1, 6)),
+        (GeneratedCall(name="book", arguments=RIGHT | {"pool": None}), False, True, (4, 9)),
+        (GeneratedCall(name="book_table", arguments=RIGHT), True, False, (0, 8)),
+        (GeneratedCall(name="fly", arguments=RIGHT), False, False, (0, 8)),
         (None, False, False, (0, 4)),
     ],
     ids=["wrong value", "missing field", "true for 1", "one field more", "near miss", "not offered", "no call"],
 )
 def test_each_way_to_be_wrong_costs_what_it_should(
-    said: SaidCall | None, is_valid: bool, has_right_tool: bool, fields: tuple[int, int]
+    said: GeneratedCall | None, is_valid: bool, has_right_tool: bool, fields: tuple[int, int]
 ) -> None:
     found = score(said)
 

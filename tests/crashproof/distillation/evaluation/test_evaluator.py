@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from crashproof.distillation.data.text_data import TokenizedData
 from crashproof.distillation.evaluation.evaluator import NATS, Place, TextEvaluator, added, means
-from crashproof.distillation.evaluation.generated_text import generated_texts
+from crashproof.distillation.evaluation.generated_text import generate_texts
 from crashproof.distillation.recipes.kd import KdLossConfig, KdRecipe
 from crashproof.pytorch.device import choose_device
 from crashproof.pytorch.random_state import capture_random_state
@@ -62,7 +62,7 @@ def test_the_perplexity_is_that_of_the_whole_model(recipe: KdRecipe, tokens: Tok
         num_tokens += ids.shape[1] - 1
     evaluator = TextEvaluator(tokens)
 
-    results = evaluator.results(evaluator.sums(recipe, CPU, ALONE))
+    results = means(evaluator.sums(recipe, CPU, ALONE))
 
     assert {"perplexity": pytest.approx(math.exp(nats / num_tokens), rel=1e-4)} == results
 
@@ -89,7 +89,7 @@ def test_measuring_changes_nothing(
     recipe.train()
 
     TextEvaluator(tokens).sums(recipe, CPU, ALONE)
-    generated_texts(recipe, ["The quick"], tokenizer, CPU, max_new_tokens=5, in_lockstep=False)
+    generate_texts(recipe, ["The quick"], tokenizer, CPU, max_new_tokens=5, in_lockstep=False)
 
     assert recipe.training
     assert all(torch.equal(before[name], each) for name, each in recipe.state_dict().items())
@@ -98,13 +98,13 @@ def test_measuring_changes_nothing(
     assert random_before["python"] == capture_random_state()["python"]
 
 
-def test_answers_do_not_depend_on_what_is_asked_beside_them(
+def test_answers_do_not_depend_on_the_other_prompts_of_a_batch(
     recipe: KdRecipe, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     prompts = ["The quick", "What is two and two? Two and", "fox"]
 
     def said(asked: list[str]) -> list[str]:
-        return generated_texts(recipe, asked, tokenizer, CPU, max_new_tokens=6, in_lockstep=False)
+        return generate_texts(recipe, asked, tokenizer, CPU, max_new_tokens=6, in_lockstep=False)
 
     recipe.train(False)
     assert [said([prompt])[0] for prompt in prompts] == said(prompts)
@@ -122,7 +122,7 @@ def test_an_answer_ends_where_the_student_ends_it(recipe: KdRecipe, tokenizer: P
 
     fixed: Any = Fixed()
 
-    assert ["two"] == generated_texts(fixed, ["x"], tokenizer, CPU, max_new_tokens=9, in_lockstep=False)
+    assert ["two"] == generate_texts(fixed, ["x"], tokenizer, CPU, max_new_tokens=9, in_lockstep=False)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_an_answer_ends_at_the_mark_of_the_chat_template(
 
     fixed: Any = Fixed()
 
-    assert [said] == generated_texts(fixed, ["x"], tokenizer, CPU, max_new_tokens=9, in_lockstep=False)
+    assert [said] == generate_texts(fixed, ["x"], tokenizer, CPU, max_new_tokens=9, in_lockstep=False)
     assert asked["eos_token_id"] == [1, tokenizer.convert_tokens_to_ids("<|im_end|>")][:num_ends]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from crashproof.distillation.models.causal_lm import load_model, new_model, save_model
+from crashproof.distillation.models.causal_lm import load_model, new_model, require_length, save_model
 from crashproof.distillation.settings.models import ModelShape
 from crashproof.distillation.text.tokenizer import load_tokenizer
 from crashproof.errors import ConfigError
@@ -34,7 +34,7 @@ def test_the_same_generator_state_makes_the_same_weights(make_model: MakeModel) 
     ],
     ids=["a small vocabulary", "uneven heads", "an odd width"],
 )
-def test_a_shape_that_cannot_be_built_is_told_in_words(
+def test_a_shape_that_cannot_be_built_is_an_error(
     tokenizer: PreTrainedTokenizerFast, shape: dict[str, int], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -67,7 +67,7 @@ def test_a_save_that_is_cut_off_leaves_nothing_under_the_name(make_model: MakeMo
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere is no folder.*nothing is downloaded"):
+    with pytest.raises(ConfigError, match=r"nowhere is not a folder.*nothing is downloaded"):
         load_model(tmp_path / "nowhere")
 
 
@@ -76,7 +76,7 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-def test_torn_weights_are_told_in_words(
+def test_truncated_weights_are_an_error(
     make_model: MakeModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     save_model(make_model(), tokenizer, tmp_path / "model", origin={"step": 1})
@@ -85,3 +85,11 @@ def test_torn_weights_are_told_in_words(
 
     with pytest.raises(ConfigError, match="holds no causal language model"):
         load_model(tmp_path / "model")
+
+
+def test_a_model_that_accepts_fewer_tokens_than_the_data_may_have_is_an_error(make_model: MakeModel) -> None:
+    model = make_model()
+
+    require_length(model, "student", 64)
+    with pytest.raises(ConfigError, match=r"data\.max_length is 65, and the student takes 64 tokens"):
+        require_length(model, "student", 65)

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from crashproof.distillation.models.layers import decoder_layers, prepare_layers
-from crashproof.distillation.models.lora import with_adapters
+from crashproof.distillation.models.lora import add_adapters
 from crashproof.distillation.settings.models import LoraOptions
 from crashproof.distillation.settings.train import TrainConfig
 from crashproof.errors import ConfigError
@@ -23,8 +23,8 @@ def gradients(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
 
 
-def test_layers_are_found_by_what_the_model_says(make_model: Callable[..., PreTrainedModel]) -> None:
-    plain, adapted = make_model(num_layers=3), with_adapters(make_model(num_layers=3), LoraOptions())
+def test_layers_are_those_that_the_model_names(make_model: Callable[..., PreTrainedModel]) -> None:
+    plain, adapted = make_model(num_layers=3), add_adapters(make_model(num_layers=3), LoraOptions())
 
     assert ["LlamaDecoderLayer"] * 3 == [type(layer).__name__ for layer in decoder_layers(plain)]
     assert 3 == len(decoder_layers(adapted))
@@ -41,7 +41,7 @@ def test_activations_computed_twice_give_the_same_gradients(make_model: Callable
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_without_a_compiler_it_is_told_before_anything_is_trained(
+def test_a_missing_compiler_is_an_error_before_training(
     make_model: Callable[..., PreTrainedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")

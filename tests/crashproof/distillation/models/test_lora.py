@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from crashproof.distillation.command import main
 from crashproof.distillation.models.causal_lm import save_model
-from crashproof.distillation.models.lora import with_adapters
+from crashproof.distillation.models.lora import add_adapters
 from crashproof.distillation.models.split_model import SplitModel
 from crashproof.distillation.settings.models import LoraOptions
 from crashproof.errors import ConfigError
@@ -29,7 +29,7 @@ SMALL = [
 @pytest.fixture
 def adapted(make_model: Callable[..., PreTrainedModel]) -> PreTrainedModel:
     """With adapters that say something: new ones add nothing."""
-    model = with_adapters(make_model(0), LoraOptions(rank=2))
+    model = add_adapters(make_model(0), LoraOptions(rank=2))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -43,7 +43,7 @@ def train(output_dir: Path, *overrides: str, steps: int = 4) -> None:
 
 
 def test_the_adapters_alone_are_trained(make_model: Callable[..., PreTrainedModel]) -> None:
-    model = with_adapters(make_model(0), LoraOptions(rank=2, target_modules=("q_proj",)))
+    model = add_adapters(make_model(0), LoraOptions(rank=2, target_modules=("q_proj",)))
 
     trained = [name for name, each in model.named_parameters() if each.requires_grad]
 
@@ -51,11 +51,11 @@ def test_the_adapters_alone_are_trained(make_model: Callable[..., PreTrainedMode
     assert [] == [name for name in trained if "q_proj.lora_" not in name]
 
 
-def test_a_layer_that_no_model_has_is_told(make_model: Callable[..., PreTrainedModel]) -> None:
+def test_an_unknown_layer_is_an_error(make_model: Callable[..., PreTrainedModel]) -> None:
     with pytest.raises(
         ConfigError, match=r"student.lora.target_modules \['nowhere'\] fit no layer of LlamaForCausalLM"
     ):
-        with_adapters(make_model(0), LoraOptions(target_modules=("nowhere",)))
+        add_adapters(make_model(0), LoraOptions(target_modules=("nowhere",)))
 
 
 def test_logits_a_few_rows_at_a_time_are_those_of_the_adapted_model(adapted: PreTrainedModel) -> None:
@@ -79,13 +79,15 @@ def test_the_folder_is_a_plain_model_and_holds_the_adapters_too(
 
     plain = AutoModelForCausalLM.from_pretrained(str(tmp_path / "student"))
     torch.testing.assert_close(plain(input_ids=IDS).logits, expected, rtol=1e-4, atol=1e-5)
-    # peft asks transformers in words of yesterday.
+    # peft calls a deprecated property of transformers.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     again: Any = PeftModel.from_pretrained(make_model(0), str(tmp_path / "student" / "adapter"))
     torch.testing.assert_close(again(input_ids=IDS).logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_resumed_run_with_dropout_is_the_unbroken_one_and_checkpoints_hold_adapters_alone(tmp_path: Path) -> None:
+def test_a_run_with_dropout_resumes_exactly_and_its_checkpoints_hold_adapters_alone(
+    tmp_path: Path,
+) -> None:
     lora = ("student.lora.rank=2", "student.lora.dropout=0.2", "train.schedule_steps=4")
     train(tmp_path / "whole", *lora)
 

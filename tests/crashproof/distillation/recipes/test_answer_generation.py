@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from crashproof.distillation.data.answer_data import AnswerBatch, AnswerData, AnswerSource
-from crashproof.distillation.evaluation.evaluator import Place, added
+from crashproof.distillation.evaluation.evaluator import Place, added, means
 from crashproof.distillation.evaluation.held_out_answers import AnswerEvaluator
 from crashproof.distillation.losses.divergences import IGNORED
 from crashproof.distillation.recipes.answer_generation import (
@@ -42,16 +42,12 @@ def load(tmp_path: Path, *lines: dict[str, Any]) -> AnswerSource:
     path = tmp_path / "lines.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     config = AnswerGenerationConfig.model_validate({"data": {"path": path}})
-    source = ANSWER_GENERATION.load(config.data)
-    assert isinstance(source, AnswerSource)
-    return source
+    return ANSWER_GENERATION.load(config)
 
 
 def tokenize(source: AnswerSource, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, **loss: float) -> AnswerData:
     config = AnswerGenerationConfig.model_validate({"loss": loss, "data": {"max_length": 512}})
-    made = ANSWER_GENERATION.tokenize(source, config, tokenizer, tmp_path / "cache")
-    assert isinstance(made, AnswerData)
-    return made
+    return ANSWER_GENERATION.tokenize(source, config, tokenizer, tmp_path / "cache")
 
 
 @pytest.fixture
@@ -73,7 +69,7 @@ def dense_means(student: PreTrainedModel, batch: AnswerBatch) -> tuple[list[Tens
     return costs, [each.mean() for each in costs]
 
 
-def test_the_losses_have_the_names_that_users_know(
+def test_the_losses_have_their_documented_names(
     make_model: MakeModel, tokenizer: PreTrainedTokenizerFast, data: AnswerData
 ) -> None:
     made = recipe(make_model(), tokenizer)
@@ -186,7 +182,7 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_a_mismatch(make_model: Make
         AnswerRecipe(make_model(), AnswerLossConfig(), vocab_size=290)
 
 
-def test_a_teacher_that_is_asked_for_nothing_is_refused() -> None:
+def test_a_teacher_that_would_never_be_asked_is_refused() -> None:
     teacher = {"kind": "api", "model": "gpt", "base_url": "http://localhost/v1"}
 
     with pytest.raises(ConfigError, match=r"answer_generation asks no teacher, and teacher\.kind is api"):
@@ -236,7 +232,7 @@ def evaluator(source: AnswerSource, data: AnswerData, tokenizer: PreTrainedToken
     return AnswerEvaluator(source, data, tokenizer, num_generated=64)
 
 
-def test_an_evaluation_tells_how_close_answers_come(
+def test_an_evaluation_scores_answers(
     make_model: MakeModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     source = load(tmp_path, *LINES)
@@ -244,27 +240,27 @@ def test_an_evaluation_tells_how_close_answers_come(
     made = recipe(make_model(), tokenizer)
     saying: Any = Saying(made, [*tokenizer("two and two", add_special_tokens=False)["input_ids"], 1, 5, 5])
     batch = data.batch([1, 4])
-    _, means = dense_means(made.student, batch)
+    _, costs = dense_means(made.student, batch)
     measured = evaluator(source, data, tokenizer)
 
-    results = measured.results(measured.sums(saying, CPU, ALONE))
+    results = means(measured.sums(saying, CPU, ALONE))
 
     # Answers of a low quality are no reference: three are left, and one of them is "Two and two."
     assert {"perplexity", "answer_f1", "answer_exact_match", "preference_accuracy"} == set(results)
     assert results["answer_exact_match"] == results["answer_f1"] == pytest.approx(1 / 3)
-    right = (means[0] < means[2]).item() + (means[1] < means[3]).item()
+    right = (costs[0] < costs[2]).item() + (costs[1] < costs[3]).item()
     assert results["preference_accuracy"] == right / 2
     of_references = [each for index in (0, 1, 4) for each in dense_means(made.student, data.batch([index]))[0][0]]
     assert results["perplexity"] == pytest.approx(torch.stack(of_references).mean().exp().item(), rel=1e-4)
 
 
-def test_without_pairs_nothing_is_said_of_preferences(
+def test_without_pairs_no_preference_accuracy_is_reported(
     make_model: MakeModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     source = load(tmp_path, *LINES[:1])
     measured = evaluator(source, tokenize(source, tokenizer, tmp_path), tokenizer)
 
-    results = measured.results(measured.sums(recipe(make_model(), tokenizer), CPU, ALONE))
+    results = means(measured.sums(recipe(make_model(), tokenizer), CPU, ALONE))
 
     assert {"perplexity", "answer_f1", "answer_exact_match"} == set(results)
 
@@ -281,8 +277,8 @@ def test_several_processes_find_what_one_finds(
 
     shares = [measured.sums(saying, CPU, Place(rank=rank, num_ranks=2, in_lockstep=in_lockstep)) for rank in range(2)]
 
-    alone = measured.results(measured.sums(saying, CPU, ALONE))
-    assert alone == pytest.approx(measured.results(added(shares)), rel=1e-5)
+    alone = means(measured.sums(saying, CPU, ALONE))
+    assert alone == pytest.approx(means(added(shares)), rel=1e-5)
 
 
 def test_an_evaluation_changes_nothing(

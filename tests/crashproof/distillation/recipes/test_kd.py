@@ -31,7 +31,7 @@ def recipe(student: PreTrainedModel, teacher: PreTrainedModel, **loss: Any) -> K
     return KdRecipe(student, teacher, KdLossConfig(**loss), vocab_size=VOCABULARY)
 
 
-def test_the_losses_have_the_names_that_users_know(make_model: MakeModel, batch: Batch) -> None:
+def test_the_losses_have_their_documented_names(make_model: MakeModel, batch: Batch) -> None:
     sums = recipe(make_model(0), make_model(1))(batch)
 
     assert ["kd", "ce", "intermediate"] == list(sums)
@@ -149,7 +149,7 @@ def with_topk(batch: Batch, teacher: PreTrainedModel, k: int, temperature: float
     return dataclasses.replace(batch, topk=TopK(ids=largest.indices, logprobs=largest.values.detach()))
 
 
-def test_without_a_teacher_the_batch_brings_what_it_says(make_model: MakeModel, batch: Batch) -> None:
+def test_without_a_teacher_the_batch_holds_its_distributions(make_model: MakeModel, batch: Batch) -> None:
     student, teacher = make_model(0), make_model(1)
     expected = recipe(student, teacher, intermediate=0)(batch)
 

@@ -27,9 +27,7 @@ def data(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> ToolData:
     path = tmp_path / "lines.jsonl"
     path.write_text("\n".join(map(json.dumps, LINES)))
     config = ProcessConfig.model_validate({"data": {"path": path, "max_length": 2048}})
-    made = PROCESS.tokenize(PROCESS.load(config.data), config, tokenizer, tmp_path / "cache")
-    assert isinstance(made, ToolData)
-    return made
+    return PROCESS.tokenize(PROCESS.load(config), config, tokenizer, tmp_path / "cache")
 
 
 def recipe(
@@ -38,7 +36,7 @@ def recipe(
     return ProcessRecipe(student, teacher, ProcessLossConfig(**loss), vocab_size=len(tokenizer))
 
 
-def test_the_losses_have_the_names_that_users_know(
+def test_the_losses_have_their_documented_names(
     make_model: MakeModel, tokenizer: PreTrainedTokenizerFast, data: ToolData
 ) -> None:
     made = recipe(make_model(0), make_model(1), tokenizer)
@@ -163,12 +161,12 @@ def test_a_teacher_that_is_no_model_is_refused(teacher: dict[str, str]) -> None:
         validated(ProcessConfig, {"teacher": teacher})
 
 
-def test_a_teacher_is_asked_only_for_kd() -> None:
-    assert PROCESS.asks_teacher(validated(ProcessConfig, {}))
-    assert not PROCESS.asks_teacher(validated(ProcessConfig, {"loss": {"kd": 0}}))
+def test_only_kd_needs_a_teacher() -> None:
+    assert PROCESS.divergence(validated(ProcessConfig, {})) is not None
+    assert PROCESS.divergence(validated(ProcessConfig, {"loss": {"kd": 0}})) is None
 
 
 def test_without_a_file_a_task_with_answers_is_generated() -> None:
-    source = PROCESS.load(validated(ProcessConfig, {"data": {"samples": 5}}).data)
+    source = PROCESS.load(validated(ProcessConfig, {"data": {"samples": 5}}))
 
     assert {4} == {len(sample["messages"]) for sample in source.samples}

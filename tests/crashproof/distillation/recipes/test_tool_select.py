@@ -29,16 +29,14 @@ def data(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> ToolData:
     path = tmp_path / "lines.jsonl"
     path.write_text("\n".join(map(json.dumps, LINES)))
     config = ToolSelectConfig.model_validate({"data": {"path": path, "max_length": 2048}})
-    made = TOOL_SELECT.tokenize(TOOL_SELECT.load(config.data), config, tokenizer, tmp_path / "cache")
-    assert isinstance(made, ToolData)
-    return made
+    return TOOL_SELECT.tokenize(TOOL_SELECT.load(config), config, tokenizer, tmp_path / "cache")
 
 
 def recipe(student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, **loss: Any) -> ToolSelectRecipe:
     return ToolSelectRecipe(student, ToolSelectLossConfig(**loss), vocab_size=len(tokenizer))
 
 
-def test_the_losses_have_the_names_that_users_know(
+def test_the_losses_have_their_documented_names(
     make_model: MakeModel, tokenizer: PreTrainedTokenizerFast, data: ToolData
 ) -> None:
     made = recipe(make_model(), tokenizer)
@@ -130,11 +128,11 @@ def test_two_calls_in_a_line_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(two))
 
     with pytest.raises(DataError, match="line 1: it must have exactly one tool call, and has 2"):
-        TOOL_SELECT.load(ToolSelectConfig.model_validate({"data": {"path": path}}).data)
+        TOOL_SELECT.load(ToolSelectConfig.model_validate({"data": {"path": path}}))
 
 
 def test_without_a_file_a_task_is_generated() -> None:
-    source = TOOL_SELECT.load(ToolSelectConfig.model_validate({"data": {"samples": 12}}).data)
+    source = TOOL_SELECT.load(ToolSelectConfig.model_validate({"data": {"samples": 12}}))
 
     assert 12 == len(source.samples)
     assert source.path is None

@@ -193,7 +193,7 @@ def test_a_damaged_tokenizer_is_set_aside_and_kept_again(folder: CapturedFolder,
         ([], {"temperature": 1.0, "batch_size": 3}, "temperature: 2.0 → 1.0; batch_size: 2 → 3"),
         (["data.max_length=12"], {}, "max_length: 16 → 12"),
         (["tokenizer.vocab_size=265"], {}, "tokenizer_sha256: .*; vocab_size: 262 → 265"),
-        (["teacher.seed=2"], {}, "captured otherwise: teacher_sha256: [0-9a-f]{12} → [0-9a-f]{12}"),
+        (["teacher.seed=2"], {}, "captured differently: teacher_sha256: [0-9a-f]{12} → [0-9a-f]{12}"),
     ],
     ids=["entries", "two settings", "data", "tokenizer", "teacher"],
 )
@@ -212,7 +212,7 @@ def test_a_folder_is_not_gone_on_with_otherwise(
 def test_other_data_are_named(folder: CapturedFolder, capture: Capture, data: Path) -> None:
     data.write_text(data.read_text() + '{"text": "one more"}\n')
 
-    with pytest.raises(ConfigError, match="captured otherwise: data_sha256"):
+    with pytest.raises(ConfigError, match="captured differently: data_sha256"):
         capture()
 
 
@@ -237,7 +237,7 @@ def test_a_second_writer_is_refused(folder: CapturedFolder, capture: Capture) ->
 
 
 def test_captured_logits_are_no_teacher_to_capture(folder: CapturedFolder, capture: Capture, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"teacher\.kind: logits is no model"):
+    with pytest.raises(ConfigError, match=r"teacher\.kind is logits, and only a model"):
         capture("teacher.kind=logits", f"teacher.path={folder.root}", "loss.intermediate=0", out=tmp_path / "other")
 
 
@@ -247,7 +247,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(capture: Capture, tmp_
     out.mkdir()
     (out / name).write_text("{}")
 
-    with pytest.raises(ConfigError, match=f"{out} holds something else"):
+    with pytest.raises(ConfigError, match=f"{out} holds files of something else"):
         capture(out=out)
 
     assert [out / name] == list(out.iterdir())

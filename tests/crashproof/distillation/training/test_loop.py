@@ -16,17 +16,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from crashproof import RunReader, training_progress_context
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.distillation.data.text_data import Source, TokenizedData, tokenized
-from crashproof.distillation.display import shown_progress
+from crashproof.distillation.display import show_progress
 from crashproof.distillation.evaluation.evaluator import Evaluator
 from crashproof.distillation.recipes.kd import KdLossConfig, KdRecipe
 from crashproof.distillation.settings.data import DataConfig
 from crashproof.distillation.settings.progress import ProgressConfig
 from crashproof.distillation.settings.train import TrainConfig
 from crashproof.distillation.training.batches import StepBatches
-from crashproof.distillation.training.loop import TrainingLoop, new_optimizer
+from crashproof.distillation.training.loop import TrainingLoop, new_optimizer, new_state
 from crashproof.distillation.training.saving import CheckpointSaver
-from crashproof.distillation.training.strategy import chosen_strategy
-from crashproof.distillation.training.training_state import TrainingState
+from crashproof.distillation.training.strategy import choose_strategy
 from crashproof.errors import DiskFull
 from crashproof.pytorch.device import choose_device
 from crashproof.pytorch.interrupts import Interrupts
@@ -58,8 +57,8 @@ class _Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Heard:
-    """Stands where the run stands, and looks at nothing."""
+class _RecordedUpdates:
+    """In place of a run's context: keeps the updates and reads no tensor."""
 
     tracker = None
 
@@ -94,20 +93,13 @@ def make_loop(
         device, ranks = choose_device(train.device, train.precision), SingleRank()
         student, teacher = make_model(0).to(device.device), make_model(1).to(device.device)
         recipe = KdRecipe(student, teacher, KdLossConfig(), vocab_size=270).to(device.device)
-        state = TrainingState(
-            module=recipe,
-            optimizer=new_optimizer(recipe, train),
-            scaler=device.grad_scaler(),
-            ranks=ranks,
-            seed=train.seed,
-        )
-        state.counters.schedule_steps = train.steps
+        state = new_state(recipe, train, device, ranks)
         batches = StepBatches(tokens, train, ranks, first_sample=0, ahead_steps=1)
-        saver = CheckpointSaver(state, context, tmp_path, ranks, is_behind=progress.saves_behind, disk=disk)
+        saver = CheckpointSaver(state, context, tmp_path, ranks, in_background=progress.saves_behind, disk=disk)
         opened.extend([batches, saver])
         return TrainingLoop(
             recipe=recipe,
-            strategy=chosen_strategy(recipe, train.strategy, ranks, device.device),
+            strategy=choose_strategy(recipe, train.strategy, ranks, device.device),
             batches=batches,
             state=state,
             saver=saver,
@@ -116,7 +108,6 @@ def make_loop(
             progress=progress,
             device=device,
             context=context,
-            ranks=ranks,
             interrupts=Interrupts(),
         )
 
@@ -132,12 +123,12 @@ def a_run(folder: Path, steps: int = 4) -> Iterator[Any]:
 
 
 def run(loop: TrainingLoop) -> bool:
-    with shown_progress("kd", total_steps=4, is_shown=False) as shown:
+    with show_progress("kd", total_steps=4, is_shown=False) as shown:
         return loop.run(shown)
 
 
 def test_a_step_never_waits_for_the_device(make_loop: MakeLoop) -> None:
-    context = _Heard()
+    context = _RecordedUpdates()
     loop = make_loop(context, gradient_accumulation=2)
     loop._step(loop.batches.take())
     step_data = loop.batches.take()
@@ -151,7 +142,7 @@ def test_a_step_never_waits_for_the_device(make_loop: MakeLoop) -> None:
 
 
 def test_a_wait_would_be_noticed(make_loop: MakeLoop) -> None:
-    loop = make_loop(_Heard())
+    loop = make_loop(_RecordedUpdates())
     hidden = torch.zeros(3, requires_grad=True)
 
     with _Waits() as waits:
@@ -176,7 +167,7 @@ def test_a_step_on_a_gpu_makes_no_synchronisation(make_loop: MakeLoop, tmp_path:
             torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_step_without_numbers_changes_no_weight_and_is_told(
+def test_a_step_with_nonfinite_gradients_changes_no_weight_and_is_reported(
     make_loop: MakeLoop, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with a_run(tmp_path) as context:
@@ -200,14 +191,14 @@ def test_a_step_without_numbers_changes_no_weight_and_is_told(
     same = [torch.equal(one, other) for one, other in zip(weights[0], weights[1], strict=True)]
     assert all(same)
     assert not all(torch.equal(one, other) for one, other in zip(weights[1], weights[2], strict=True))
-    assert ["1 step(s) had gradients that are no numbers, and changed no weight; the newest before step 3."] == [
-        record.getMessage() for record in caplog.records if "no numbers" in record.getMessage()
+    assert ["1 step(s) had non-finite gradients and changed no weight; the newest is before step 3."] == [
+        record.getMessage() for record in caplog.records if "non-finite" in record.getMessage()
     ]
     losses = [line.loss for line in RunReader.open(tmp_path).history()]
     assert [False, True, False, False] == [math.isnan(loss) for loss in losses]
 
 
-@pytest.mark.parametrize("saves_behind", [True, False], ids=["behind", "in line"])
+@pytest.mark.parametrize("saves_behind", [True, False], ids=["in the background", "waited for"])
 def test_every_save_is_acknowledged_when_the_loop_returns(
     make_loop: MakeLoop, tmp_path: Path, saves_behind: bool
 ) -> None:
@@ -223,7 +214,7 @@ def test_every_save_is_acknowledged_when_the_loop_returns(
     assert [] == reader.problems()
 
 
-def test_a_save_behind_holds_the_state_of_its_step_not_of_later_ones(make_loop: MakeLoop, tmp_path: Path) -> None:
+def test_a_background_save_holds_the_state_of_its_step_not_of_later_ones(make_loop: MakeLoop, tmp_path: Path) -> None:
     with a_run(tmp_path) as context:
         loop = make_loop(context)
         at_two: list[Tensor] = []
@@ -245,7 +236,7 @@ def test_a_save_behind_holds_the_state_of_its_step_not_of_later_ones(make_loop: 
     assert 2 == saved["counters"]["step"]
 
 
-def test_a_full_disk_leaves_a_checkpoint_out_and_training_goes_on(
+def test_a_full_disk_skips_a_checkpoint_and_training_continues(
     make_loop: MakeLoop, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class FullAtFirst(Disk):
@@ -261,7 +252,7 @@ def test_a_full_disk_leaves_a_checkpoint_out_and_training_goes_on(
         assert run(loop)
 
         assert [4] == sorted(context.tracker.session.checkpoints)
-    assert any("A checkpoint was left out: The disk is full" in record.getMessage() for record in caplog.records)
+    assert any("A checkpoint was skipped: The disk is full" in record.getMessage() for record in caplog.records)
 
 
 def test_the_last_checkpoint_must_succeed(make_loop: MakeLoop, tmp_path: Path) -> None:
@@ -277,9 +268,6 @@ def test_evaluations_are_recorded_at_their_steps_and_at_the_last(make_loop: Make
     class Counting:
         def sums(self, recipe: Any, device: Any, place: Any) -> Any:
             return {"perplexity": (6.0, 2.0), "unknown": (0.0, 0.0)}
-
-        def results(self, sums: Any) -> dict[str, float]:
-            return {"perplexity": sums["perplexity"][0] / sums["perplexity"][1]}
 
     with a_run(tmp_path) as context:
         run(make_loop(context, evaluator=Counting(), progress={"checkpoint_interval": 2, "eval_every": 3}))

@@ -69,7 +69,7 @@ def test_tokenizers_that_only_split_otherwise_share_their_tokens(
     assert load_tokenizer(teacher).encode("The quick brown fox.") == made.tokenizer.encode("The quick brown fox.")
 
 
-def test_a_teacher_that_is_a_model_is_asked_on_plain_tokens(
+def test_a_teacher_that_is_a_model_needs_no_stored_distributions(
     model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     made = prepared(tmp_path, "teacher.kind=local", f"teacher.path={model_folder('teacher')}")

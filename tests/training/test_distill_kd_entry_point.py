@@ -37,11 +37,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return said
 
 
-def test_the_door_leads_to_the_library() -> None:
+def test_the_entry_point_is_the_librarys_own() -> None:
     assert main is library_main
 
 
-def test_the_minimal_config_runs_as_it_stands_and_a_second_start_says_that_it_is_complete(
+def test_the_minimal_config_runs_as_it_stands_and_a_second_start_reports_that_it_is_complete(
     config: Path, tmp_path: Path
 ) -> None:
     # Only the teacher's own training is shortened; it is cached once in a run's life.
@@ -84,7 +84,7 @@ def test_the_minimal_config_runs_as_it_stands_and_a_second_start_says_that_it_is
         "no checkpoint",
     ],
 )
-def test_bad_input_is_told_in_one_line_and_nothing_is_begun(
+def test_bad_input_is_a_one_line_error_and_nothing_is_started(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], words: str
 ) -> None:
     said = refused(capsys, "--config", str(config), "--output-dir", str(tmp_path / "out"), *overrides)
@@ -143,7 +143,7 @@ def test_a_second_process_does_not_touch_a_cache_that_is_being_filled(
     first.release()
 
 
-def test_an_output_folder_that_is_a_file_is_told(
+def test_an_output_folder_that_is_a_file_is_an_error(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "out").write_text("a file")
