@@ -15,14 +15,7 @@ import msgspec
 
 from crashproof.errors import MissingExtra
 
-__all__ = [
-    "install_line",
-    "install_line_for",
-    "is_installed",
-    "missing_extra",
-    "require_modules",
-    "require_versions",
-]
+__all__ = ["install_line", "install_line_for", "is_installed", "missing_extra", "require_modules", "require_versions"]
 
 
 class _DirInfo(msgspec.Struct, frozen=True):

@@ -21,9 +21,7 @@ from crashproof.records.requests import AnswerRecord, price_left_in
 from crashproof.records.snapshots import JournalMark
 from crashproof.rules.requests import JsonObject, TeacherRequest, nearest_difference
 
-__all__ = [
-    "AnswerJournal",
-]
+__all__ = ["AnswerJournal"]
 
 log = logging.getLogger("crashproof")
 _decoder = msgspec.json.Decoder(AnswerRecord)

@@ -12,13 +12,7 @@ from crashproof.disk.atomic import sync_tree
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
 from crashproof.records.checkpoints import FileDigest
 
-__all__ = [
-    "Digest",
-    "digest_of",
-    "digest_of_files",
-    "make_durable",
-    "size_of",
-]
+__all__ = ["Digest", "digest_of", "digest_of_files", "make_durable", "size_of"]
 
 _BLOCK_BYTES = 1 << 20
 

@@ -23,14 +23,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from crashproof import KeepEvery, RunReader, TrackerSettings, training_progress_context
 from crashproof.adapters.transformers import CrashproofCallback
-from crashproof.errors import (
-    ConfigChanged,
-    ConfigError,
-    NoUsableCheckpoint,
-    OtherRun,
-    RunClosed,
-    RunInUse,
-)
+from crashproof.errors import ConfigChanged, ConfigError, NoUsableCheckpoint, OtherRun, RunClosed, RunInUse
 from crashproof.optional_dependencies import install_line
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")

@@ -10,14 +10,7 @@ from crashproof.records.requests import price_left_in
 from crashproof.rules.spending import as_dollars
 from crashproof.teacher.shared_store.answers import RECORD, problem_with_record
 from crashproof.teacher.shared_store.ledger import Ledger
-from crashproof.teacher.shared_store.tables import (
-    ACCOUNTS,
-    ANSWERS,
-    REQUESTS,
-    STORED_STATES,
-    AccountRow,
-    RequestRow,
-)
+from crashproof.teacher.shared_store.tables import ACCOUNTS, ANSWERS, REQUESTS, STORED_STATES, AccountRow, RequestRow
 
 __all__ = ["find_problems"]
 

@@ -29,14 +29,7 @@ from crashproof.teacher.shared_store.answers import (
     remove_unusable,
 )
 from crashproof.teacher.shared_store.database import Database, chunks
-from crashproof.teacher.shared_store.tables import (
-    ACCOUNTS,
-    REQUESTS,
-    AccountRow,
-    RequestRow,
-    RequestState,
-    as_pico,
-)
+from crashproof.teacher.shared_store.tables import ACCOUNTS, REQUESTS, AccountRow, RequestRow, RequestState, as_pico
 
 __all__ = ["POLL_SECONDS", "Decision", "Ledger", "Quarantined", "Served"]
 

@@ -8,13 +8,4 @@ from crashproof.testing.teacher_server.faults import Fault, Faults, FaultTimes
 from crashproof.testing.teacher_server.questions import request_hash
 from crashproof.testing.teacher_server.server import TeacherServer
 
-__all__ = [
-    "Fault",
-    "FaultTimes",
-    "Faults",
-    "Prices",
-    "SeenRequest",
-    "TeacherCounts",
-    "TeacherServer",
-    "request_hash",
-]
+__all__ = ["Fault", "FaultTimes", "Faults", "Prices", "SeenRequest", "TeacherCounts", "TeacherServer", "request_hash"]
