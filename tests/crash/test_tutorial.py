@@ -79,7 +79,7 @@ def test_every_command_of_the_tutorial_does_what_it_says(installed: Installed, t
         assert 0 == done.returncode, f"{block['content']}\n{done.stdout}"
         said += done.stdout
 
-    assert "runs/second: crashed: its process is gone and did not say good-bye" in said
+    assert "runs/second: crashed: the process exited without recording a shutdown" in said
     assert "exit code 5: crashed" in said
     assert "Resuming at step 10 (checkpoint_10.pt" in said
     assert "the same weights" in said

@@ -130,7 +130,7 @@ def test_a_live_run_is_killed_and_resumed_before_ones_eyes(serve, look, tmp_path
     page.wait_for_function("(first) => document.querySelector('#head dd').textContent !== first", arg=first)
     process.wait()
     page.wait_for_selector(".state:has-text('crashed')")
-    assert "its process is gone and did not say good-bye" in page.locator("#head").inner_text()
+    assert "the process exited without recording a shutdown" in page.locator("#head").inner_text()
 
     process = start(run, 260, 0.03)
     page.wait_for_selector(".state:has-text('running')")
