@@ -50,8 +50,8 @@ LAYERS = {
         {"command"},
     ],
 }
-"""From the bottom up, for the whole and inside the two largest packages: a unit is a module, or a package with all that
-is in it. Each imports only from layers below its own; a package's own name is its `__init__`."""
+"""From the bottom up, for the whole and inside the two largest packages: a unit is a module, or a package with all
+that is in it. Each imports only from layers below its own; a package's own name is its `__init__`."""
 
 LARGEST_PACKAGE = 15
 """Modules of a package, its `__init__` not counted: few enough to find the right one by reading their names."""

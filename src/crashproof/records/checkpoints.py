@@ -6,12 +6,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from crashproof.records.metrics import MetricsSnapshot
 
-__all__ = [
-    "CheckpointMetadata",
-    "FileDigest",
-    "RefusedCheckpoint",
-    "RemovedCheckpoint",
-]
+__all__ = ["CheckpointMetadata", "FileDigest", "RefusedCheckpoint", "RemovedCheckpoint"]
 
 
 class FileDigest(Struct, frozen=True, kw_only=True):

@@ -6,11 +6,7 @@ from msgspec import Struct
 
 from crashproof.records.version import FORMAT_VERSION
 
-__all__ = [
-    "Bucket",
-    "CurveBlock",
-    "CurvePoint",
-]
+__all__ = ["Bucket", "CurveBlock", "CurvePoint"]
 
 
 class Bucket(Struct, frozen=True, array_like=True, gc=False):

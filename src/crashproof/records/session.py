@@ -13,14 +13,7 @@ from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.requests import OpenRequest
 from crashproof.records.states import AlertKind, AttemptState, SessionKind
 
-__all__ = [
-    "AttemptRecord",
-    "Evaluation",
-    "Goodput",
-    "PacePoint",
-    "RaisedAlert",
-    "TrainingSession",
-]
+__all__ = ["AttemptRecord", "Evaluation", "Goodput", "PacePoint", "RaisedAlert", "TrainingSession"]
 
 
 class AttemptRecord(Struct, kw_only=True):

@@ -8,12 +8,7 @@ from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.session import TrainingSession
 from crashproof.records.version import FORMAT_VERSION
 
-__all__ = [
-    "JournalMark",
-    "Manifest",
-    "ProgressFile",
-    "SessionFile",
-]
+__all__ = ["JournalMark", "Manifest", "ProgressFile", "SessionFile"]
 
 
 class JournalMark(Struct, frozen=True, kw_only=True):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "FORMAT_VERSION",
-]
+__all__ = ["FORMAT_VERSION"]
 
 FORMAT_VERSION = 1

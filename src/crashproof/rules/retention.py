@@ -11,15 +11,7 @@ from crashproof.errors import ConfigError
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.session import TrainingSession
 
-__all__ = [
-    "ADOPTED",
-    "KeepBest",
-    "KeepEvery",
-    "KeepLatest",
-    "KeepMilestones",
-    "RetentionRule",
-    "stale_checkpoints",
-]
+__all__ = ["ADOPTED", "KeepBest", "KeepEvery", "KeepLatest", "KeepMilestones", "RetentionRule", "stale_checkpoints"]
 
 ADOPTED = "adopted"
 """The tag of checkpoints that other code wrote and `crashproof adopt` recorded; they are never removed."""

@@ -43,10 +43,7 @@ from crashproof.rules.identity import changed_keys
 from crashproof.rules.session import apply_event
 from crashproof.tracking.requested_session import RequestedSession
 
-__all__ = [
-    "OpenRun",
-    "open_run",
-]
+__all__ = ["OpenRun", "open_run"]
 
 log = logging.getLogger("crashproof")
 

@@ -20,9 +20,7 @@ from crashproof.tracking.open_run import OpenRun
 from crashproof.tracking.settings import TrackerSettings
 from crashproof.tracking.snapshots import SnapshotWriter, session_bytes
 
-__all__ = [
-    "RunWriter",
-]
+__all__ = ["RunWriter"]
 
 
 class RunWriter:

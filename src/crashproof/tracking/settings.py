@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from crashproof.alerts.settings import AlertSettings
 from crashproof.rules.retention import RetentionRule
 
-__all__ = [
-    "TrackerSettings",
-]
+__all__ = ["TrackerSettings"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
