@@ -1,4 +1,4 @@
-"""What most tests need: a clock that goes when told to, a run, a step that reports itself, a device that is slow."""
+"""Shared fixtures: a clock under control, a run, a reported step, a slow device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import settings
 from crashproof import ProgressTracker, RunReader, TrackerSettings
 from crashproof.testing import FakeClock
 
-# How long an example takes says more of the machine than of the code.
+# How long an example takes depends on the machine.
 settings.register_profile("any-machine", deadline=None)
 settings.load_profile("any-machine")
 
@@ -32,7 +32,7 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    """The output folder of this test's run; nobody has made it yet."""
+    """The output folder of this test's run; it does not exist yet."""
     return tmp_path / "run"
 
 
@@ -77,7 +77,7 @@ def update() -> Callable[..., None]:
 
 @pytest.fixture
 def save_checkpoint(run_dir: Path) -> Callable[..., Path]:
-    """Write a checkpoint file the way somebody else's code does, and record it."""
+    """Write a checkpoint file as other code would, and record it."""
 
     def save(tracker: Any, step: int, content: bytes | None = None, **given: Any) -> Path:
         path = given.pop("path", run_dir / f"checkpoint_{step}.pt")
@@ -90,7 +90,7 @@ def save_checkpoint(run_dir: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def left_by_a_kill(tmp_path: Path) -> Callable[[Path], Path]:
-    """What a SIGKILL at this moment would leave of a run: a copy of its files, which nobody has open."""
+    """What a SIGKILL at this moment would leave of a run: a copy of its files, which no process has open."""
     copies = []
 
     def copy(run: Path) -> Path:
@@ -109,7 +109,7 @@ def problems_of() -> Callable[[Path], list[str]]:
 
 @pytest.fixture
 def read_json() -> Callable[[Path], Any]:
-    """A JSON file as `jq`, browsers and strict parsers read it: no NaN, no infinity, no double key."""
+    """A JSON file as `jq`, browsers and strict parsers read it: no NaN, no infinity, no duplicate key."""
     return lambda path: strict_json(path.read_text())
 
 
@@ -123,16 +123,16 @@ def strict_json(text: str) -> Any:
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is no JSON")
 
-    def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        assert len(dict(pairs)) == len(pairs), f"a key stands twice: {[name for name, _ in pairs]}"
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        assert len(dict(pairs)) == len(pairs), f"duplicate keys: {[name for name, _ in pairs]}"
         return dict(pairs)
 
-    return json.loads(text, parse_constant=refuse, object_pairs_hook=without_doubles)
+    return json.loads(text, parse_constant=refuse, object_pairs_hook=without_duplicates)
 
 
 @dataclass
 class FakeDevice:
-    """A device whose kernels run until told to finish; a host that waits for it before that fails the test."""
+    """A device whose kernels run until `finish`; the test fails if the host waits for it before."""
 
     is_done: bool = False
     num_waits: int = 0

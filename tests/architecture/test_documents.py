@@ -1,4 +1,4 @@
-"""The documents are true: their Python runs, their links lead somewhere, their bytes are the library's."""
+"""The documents are correct: their Python runs, their links resolve, their records are what the library writes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEADING = re.compile(r"^#{1,6}\s+(?P<text>.+?)\s*$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A piece of Python in a document, with those before it that it goes on from."""
+    """A block of Python in a document, with the ones that it continues."""
 
     path: Path
     line: int
@@ -41,7 +41,7 @@ class Block:
 
 
 def python_blocks(path: Path) -> list[Block]:
-    """Each block stands alone, save those opened with ```python continued."""
+    """Each block stands alone, except those opened with ```python continued."""
     text = path.read_text()
     blocks: list[Block] = []
     for fence in FENCE.finditer(text):
@@ -78,7 +78,7 @@ def broken_links(path: Path) -> list[str]:
     return broken
 
 
-def sealed_lines(path: Path) -> list[bytes]:
+def checksummed_lines(path: Path) -> list[bytes]:
     fences = [fence["content"] for fence in FENCE.finditer(path.read_text()) if fence["info"].strip() == "json"]
     lines = [line.encode() for content in fences for line in content.splitlines(keepends=True)]
     return [line for line in lines if b',"crc":"' in line]
@@ -100,19 +100,19 @@ def test_a_block_of_python_runs(
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_every_link_leads_somewhere(path: Path) -> None:
+def test_every_link_resolves(path: Path) -> None:
     assert [] == broken_links(path)
 
 
-def test_the_worked_example_is_what_the_library_seals() -> None:
+def test_the_worked_example_is_what_the_library_writes() -> None:
     example = b'{"v":1,"step":7,"loss":2.5,"crc":"251c13ec"}\n'
 
-    assert example in sealed_lines(FORMAT)
+    assert example in checksummed_lines(FORMAT)
     assert example == encode({"v": 1, "step": 7, "loss": 2.5})
 
 
-def test_every_line_of_the_format_page_has_a_good_seal() -> None:
-    lines = sealed_lines(FORMAT)
+def test_every_line_of_the_format_page_has_a_correct_checksum() -> None:
+    lines = checksummed_lines(FORMAT)
 
     assert len(lines) > 15
     assert [] == [line for line in lines if not is_intact(line)]
@@ -124,7 +124,7 @@ def test_every_line_of_the_format_page_has_a_good_seal() -> None:
 def test_a_line_of_the_format_page_is_what_the_library_writes(kind: type) -> None:
     decoder = msgspec.json.Decoder(kind)
     num_read = 0
-    for line in sealed_lines(FORMAT):
+    for line in checksummed_lines(FORMAT):
         try:
             record = decode(line, decoder)
         except msgspec.ValidationError:
@@ -135,9 +135,9 @@ def test_a_line_of_the_format_page_is_what_the_library_writes(kind: type) -> Non
     assert num_read
 
 
-def test_the_format_page_shows_every_kind_of_event_and_of_what_became_of_a_request() -> None:
+def test_the_format_page_shows_every_kind_of_event_and_of_request_line() -> None:
     decoder: msgspec.json.Decoder[Event | RequestLine] = msgspec.json.Decoder(Event | RequestLine)
-    lines = [line for line in sealed_lines(FORMAT) if line.startswith(b'{"event":')]
+    lines = [line for line in checksummed_lines(FORMAT) if line.startswith(b'{"event":')]
     records = [decode(line, decoder) for line in lines]
 
     assert lines == [encode(record) for record in records]
@@ -148,7 +148,7 @@ def test_the_format_page_shows_a_manifest_of_captured_logits() -> None:
     pytest.importorskip("torch")
     from crashproof.distillation.data.captured_folder import CaptureManifest
 
-    lines = [line for line in sealed_lines(FORMAT) if b'"captured_from":' in line]
+    lines = [line for line in checksummed_lines(FORMAT) if b'"captured_from":' in line]
 
     assert lines == [encode(msgspec.json.decode(line, type=CaptureManifest)) for line in lines]
     assert lines

@@ -1,4 +1,4 @@
-"""Imports point down only: the table of DESIGN §7, held against every import of the sources."""
+"""Imports point down only: every import of the sources is checked against the table of layers."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ LAYERS = {
         {"command"},
     ],
 }
-"""From the ground up, of the whole and inside the two largest packages: a unit is a module, or a package with all
-that is in it. Each imports those below it and no other; a package's own name is its `__init__`."""
+"""From the bottom up, for the whole and inside the two largest packages: a unit is a module, or a package with all
+that is in it. Each imports only from layers below its own; a package's own name is its `__init__`."""
 
 LARGEST_PACKAGE = 15
-"""Modules of a package, its `__init__` not counted: a stranger finds the right one by reading their names."""
+"""Modules of a package, its `__init__` not counted: few enough to find the right one by reading their names."""
 
 TORCH_UNITS = {"pytorch", "distillation", "adapters"}
 
@@ -151,16 +151,16 @@ def test_imports_point_down_only(path):
     ]
 
 
-def test_no_modules_import_each_other_in_a_circle():
+def test_there_are_no_import_cycles():
     graph = {module_of(path): {name for _, name in own_imports_of(path)} - {module_of(path)} for path in MODULES}
 
-    # Raises `CycleError`, which names the circle.
+    # Raises `CycleError`, which names the cycle.
     assert len(MODULES) == len(list(TopologicalSorter(graph).static_order()))
 
 
-def test_no_package_has_more_modules_than_a_stranger_can_read():
+def test_no_package_has_too_many_modules():
     sizes = Counter(path.parent for path in MODULES if path.name != "__init__.py")
-    # One file per command is what somebody looks for there.
+    # `cli/` has one file per command.
     del sizes[SOURCES / "cli"]
 
     assert {} == {str(folder): size for folder, size in sizes.items() if size > LARGEST_PACKAGE}
@@ -194,7 +194,7 @@ def test_no_package_has_more_modules_than_a_stranger_can_read():
         ("distillation.settings.run", "distillation.data.text_data", False),
     ],
 )
-def test_the_table_says_what_the_design_says(importer, imported, expected):
+def test_the_table_allows_what_it_should(importer, imported, expected):
     assert expected is is_allowed(importer, imported)
 
 
@@ -211,7 +211,7 @@ def test_only_the_pytorch_side_imports_torch(path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "training").glob("*.py")), ids=lambda path: path.name)
-def test_a_door_is_a_docstring_imports_and_what_they_are_named(path):
+def test_an_entry_point_has_only_a_docstring_and_imports(path):
     body = ast.parse(path.read_text()).body
     kinds = (ast.Import, ast.ImportFrom, ast.Assign, ast.If)
 
@@ -229,9 +229,9 @@ def test_the_core_imports_no_framework(module):
         "heavy = {'torch', 'numpy', 'transformers', 'pydantic', 'yaml', 'rich', 'typer', 'tokenizers'}\n"
         "print(sorted(heavy & sys.modules.keys()))"
     )
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    completed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
 
-    assert "[]\n" == said.stdout
+    assert "[]\n" == completed.stdout
 
 
 def test_importing_changes_nothing(tmp_path):
@@ -243,6 +243,8 @@ def test_importing_changes_nothing(tmp_path):
         "print(before == after, logging.getLogger('crashproof').handlers)"
     )
     # In a folder of its own: other tests may write into this one meanwhile.
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    completed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
 
-    assert "True []\n" == said.stdout
+    assert "True []\n" == completed.stdout

@@ -31,7 +31,7 @@ OF_PATHS = {
 
 
 def changes(source: str) -> Iterator[str]:
-    """What in a module changes the disk: the line, and what is called."""
+    """The calls in a module that change the disk: line and name."""
     tree = ast.parse(source)
     bare = {
         alias.asname or alias.name
@@ -72,11 +72,11 @@ def _opens_to_write(call: ast.Call, *, mode_at: int) -> bool:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCES)))
-def test_nothing_but_disk_changes_the_disk(path):
+def test_only_disk_changes_the_disk(path):
     assert [] == list(changes(path.read_text()))
 
 
-def test_disk_and_its_faulty_double_are_where_it_happens():
+def test_disk_and_its_faulty_double_do_change_the_disk():
     found = {path.name for path in SOURCES.rglob("*.py") if list(changes(path.read_text()))}
 
     assert {"files.py", "faulty_disk.py"} <= found

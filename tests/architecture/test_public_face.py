@@ -1,4 +1,4 @@
-"""Public means listed: each `__all__` is sorted, true, and the doors open to the same objects."""
+"""Public means listed: each `__all__` is sorted and true, and the entry points export the same objects."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def listed_in(path: Path) -> list[str] | None:
 
 
 def defines_something(path: Path) -> bool:
-    """Whether a module has public names of its own; what it imports belongs to others."""
+    """Whether a module has public names of its own, other than imported ones."""
     names = []
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -50,12 +50,12 @@ def defines_something(path: Path) -> bool:
 LISTED = {name: names for name, path in PATHS.items() if (names := listed_in(path)) is not None}
 
 
-def place(name: str) -> tuple[int, str]:
-    """Constants first, then classes, then the rest, each by the alphabet."""
+def sort_key(name: str) -> tuple[int, str]:
+    """Constants first, then classes, then the rest, each alphabetically."""
     return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
 
 
-def opened(name: str) -> ModuleType:
+def import_module(name: str) -> ModuleType:
     if set(name.split(".")) & NEEDS_FRAMEWORKS:
         pytest.importorskip("torch")
         pytest.importorskip("pydantic")
@@ -63,42 +63,42 @@ def opened(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def test_whatever_defines_names_lists_what_it_promises():
-    # Doors that are run and not imported promise a command, not names.
+def test_every_module_with_public_names_has_an_all():
+    # Entry points that are run promise a command, not names.
     runs = {name for name, path in PATHS.items() if "__main__" in path.read_text()}
 
     assert set() == {name for name, path in PATHS.items() if defines_something(path)} - LISTED.keys() - runs
 
 
 @pytest.mark.parametrize("name", LISTED)
-def test_what_is_listed_is_sorted_and_stands_once(name):
-    assert sorted(set(LISTED[name]), key=place) == LISTED[name]
+def test_an_all_is_sorted_and_has_no_duplicates(name):
+    assert sorted(set(LISTED[name]), key=sort_key) == LISTED[name]
 
 
 @pytest.mark.parametrize("name", LISTED)
-def test_what_is_listed_exists(name):
-    module = opened(name)
+def test_every_listed_name_exists(name):
+    module = import_module(name)
 
     assert [] == [each for each in LISTED[name] if not hasattr(module, each)]
 
 
 @pytest.mark.parametrize("name", [name for name in LISTED if name != "crashproof"])
-def test_a_private_name_is_never_promised(name):
+def test_no_private_name_is_listed(name):
     assert [] == [each for each in LISTED[name] if each.startswith("_")]
 
 
-def test_the_face_shows_exactly_what_it_lists():
+def test_the_package_exports_exactly_what_it_lists():
     shown = {
         name
         for name, value in vars(crashproof).items()
         if not name.startswith("_") and not isinstance(value, ModuleType) and name != "annotations"
     }
 
-    assert sorted(shown, key=place) == crashproof.__all__
+    assert sorted(shown, key=sort_key) == crashproof.__all__
 
 
 @pytest.mark.parametrize(
-    "door, names",
+    "entry_point, names",
     [
         pytest.param(
             training.progress_tracker,
@@ -118,9 +118,9 @@ def test_the_face_shows_exactly_what_it_lists():
         ),
     ],
 )
-def test_a_door_opens_to_the_librarys_own_objects(door, names):
-    assert names == set(door.__all__)
-    assert [] == [name for name in names if getattr(door, name) is not getattr(crashproof, name)]
+def test_an_entry_point_exports_the_librarys_own_objects(entry_point, names):
+    assert names == set(entry_point.__all__)
+    assert [] == [name for name in names if getattr(entry_point, name) is not getattr(crashproof, name)]
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())

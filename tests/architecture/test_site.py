@@ -1,4 +1,4 @@
-"""The documents make a site without a warning, and each of them is in it."""
+"""The documents build as a site without a warning, and each of them is in it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_site_is_made_without_a_warning(tmp_path):
+def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("sphinx")
     pytest.importorskip("myst_parser")
     pytest.importorskip("furo")

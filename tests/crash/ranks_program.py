@@ -38,9 +38,9 @@ def step(self: TrainingLoop, step_data: Any) -> None:
     step_of_loop(self, step_data)
     if IS_CHOSEN and str(number) == STEP and MOMENT == "asked":
         os.kill(os.getpid(), signal.SIGUSR1)
-    told = {"step": number, "start": START, "samples": step_data.indices}
+    report = {"step": number, "start": START, "samples": step_data.indices}
     with open(os.environ["RANKS_SAMPLES"], "a") as file:
-        file.write(json.dumps(told) + "\n")
+        file.write(json.dumps(report) + "\n")
 
 
 def written_tensors(partial: Any, tensors: Any, files: Any, ranks: Any) -> Any:

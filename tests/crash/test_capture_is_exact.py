@@ -102,8 +102,8 @@ def content_of(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("unbroken") / "logits"
+def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("uninterrupted") / "logits"
     CliRunner().invoke(app, capture(data, out), catch_exceptions=False)
     assert NUM_SHARDS == len(list(out.glob("shard-*.safetensors")))
     return out
@@ -121,8 +121,8 @@ def kill_capture(data: Path, out: Path, *, at_shard: int, signal_number: int = s
     )
 
 
-def test_a_capture_killed_at_random_moments_ends_byte_for_byte_like_the_unbroken_one(
-    data: Path, unbroken: Path, seed: int, tmp_path: Path
+def test_a_capture_killed_at_random_moments_ends_byte_for_byte_like_the_uninterrupted_one(
+    data: Path, uninterrupted: Path, seed: int, tmp_path: Path
 ) -> None:
     out = tmp_path / "logits"
     first, second = sorted(random.Random(seed).sample(range(NUM_SHARDS - 4), 2))
@@ -135,7 +135,7 @@ def test_a_capture_killed_at_random_moments_ends_byte_for_byte_like_the_unbroken
     assert killed.was_killed
     # A shard takes a few milliseconds; a slow machine may ask it to stop when it has ended.
     assert stopped.return_code in (0, 75)
-    assert content_of(unbroken) == content_of(out)
+    assert content_of(uninterrupted) == content_of(out)
 
 
 def state_at_the_end(output_dir: Path) -> dict[str, Any]:
@@ -154,26 +154,26 @@ def differences(one: Any, other: Any, name: str = "") -> list[str]:
     return [] if same else [name]
 
 
-def test_training_on_captured_logits_killed_on_its_way_ends_like_the_unbroken_run(
-    data: Path, unbroken: Path, seed: int, tmp_path: Path
+def test_training_on_captured_logits_killed_on_its_way_ends_like_the_uninterrupted_run(
+    data: Path, uninterrupted: Path, seed: int, tmp_path: Path
 ) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    reference, broken = tmp_path / "reference", tmp_path / "broken"
     metrics = broken / "progress" / "metrics.jsonl"
     moment = random.Random(seed).randrange(2, STEPS)
-    assert 0 == main("kd", train(data, unbroken, whole))
+    assert 0 == main("kd", train(data, uninterrupted, reference))
 
     killed = run_and_kill(
-        [*TRAINER, *train(data, unbroken, broken)],
+        [*TRAINER, *train(data, uninterrupted, broken)],
         when=lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= moment,
         environment=ENVIRONMENT,
     )
-    run([*TRAINER, *train(data, unbroken, broken)])
+    run([*TRAINER, *train(data, uninterrupted, broken)])
 
     print(f"killed after step {moment}: {killed.return_code}")
     assert killed.was_killed
-    assert [] == differences(state_at_the_end(whole), state_at_the_end(broken))
+    assert [] == differences(state_at_the_end(reference), state_at_the_end(broken))
     reader = RunReader.open(broken)
-    assert [line.loss for line in RunReader.open(whole).history()] == [line.loss for line in reader.history()]
+    assert [line.loss for line in RunReader.open(reference).history()] == [line.loss for line in reader.history()]
     assert None is reader.session().replay_differed_at
     assert [] == reader.problems()
 
@@ -187,15 +187,15 @@ def capture_here(data: Path, out: Path, disk: Disk = REAL_DISK) -> None:
 
 def test_whichever_operation_on_the_disk_is_the_last_it_ends_the_same(data: Path, tmp_path: Path) -> None:
     """Its process dies there, and whatever it wrote is `kept`; or the power goes, and what was not synced with it."""
-    whole = tmp_path / "whole"
-    capture_here(data, whole)
-    expected = content_of(whole)
+    reference = tmp_path / "reference"
+    capture_here(data, reference)
+    expected = content_of(reference)
     number, has_ended, different = 0, False, []
 
     while not has_ended:
         folder = tmp_path / str(number)
-        # What is cached is older work: it is there whole, or not at all.
-        shutil.copytree(whole / "cache", folder / "out" / "cache")
+        # What is cached is older work: it is there completely, or not at all.
+        shutil.copytree(reference / "cache", folder / "out" / "cache")
         disk = FaultyDisk(folder / "out", folder / "scratch", fails_at=number)
         try:
             capture_here(data, folder / "out", disk)

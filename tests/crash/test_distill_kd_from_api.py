@@ -115,26 +115,26 @@ def same_bits(one: Any, other: Any) -> bool:
         pytest.param(TEXT_ALONE, id="text-alone", marks=pytest.mark.long),
     ],
 )
-def test_killed_twice_it_pays_once_and_ends_bit_for_bit_like_the_unbroken_run(
+def test_killed_twice_it_pays_once_and_ends_bit_for_bit_like_the_uninterrupted_run(
     settings, server, models, prompts, tmp_path
 ):
     seed = int(os.environ.get("SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
     moments = sorted(random.Random(seed).sample(range(2, STEPS), 2))
     print(f"seed {seed}: killed after lines {moments}")
     trainer = Trainer(server, models, prompts, settings)
-    trainer.run(tmp_path / "unbroken")
-    paid_unbroken = server.counts.answers_computed
+    trainer.run(tmp_path / "uninterrupted")
+    paid_uninterrupted = server.counts.answers_computed
 
     kills = [trainer.kill_after(tmp_path / "killed", moment) for moment in moments]
     trainer.run(tmp_path / "killed")
-    paid_killed = server.counts.answers_computed - paid_unbroken
+    paid_killed = server.counts.answers_computed - paid_uninterrupted
     reader = RunReader.open(tmp_path / "killed")
     spending = spending_of(reader.session())
-    print(f"unbroken {paid_unbroken} answers; killed {paid_killed}, {spending.requests_in_doubt} in doubt")
+    print(f"uninterrupted {paid_uninterrupted} answers; killed {paid_killed}, {spending.requests_in_doubt} in doubt")
 
     assert [True, True] == [kill.was_killed for kill in kills]
-    assert same_bits(trainer.state(tmp_path / "unbroken"), trainer.state(tmp_path / "killed"))
-    assert NUM_PROMPTS == paid_unbroken == spending.answers
+    assert same_bits(trainer.state(tmp_path / "uninterrupted"), trainer.state(tmp_path / "killed"))
+    assert NUM_PROMPTS == paid_uninterrupted == spending.answers
     assert paid_killed <= NUM_PROMPTS + spending.requests_in_doubt
     assert reader.session().replay_differed_at is None
     assert [] == reader.problems()

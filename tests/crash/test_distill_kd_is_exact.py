@@ -1,4 +1,4 @@
-"""`distill_kd`, killed and started again, computes bit for bit what the unbroken run does."""
+"""`distill_kd`, killed and started again, computes bit for bit what the uninterrupted run does."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def run_to_the_end(data: Path, output_dir: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output_dir = tmp_path_factory.mktemp("unbroken")
+def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output_dir = tmp_path_factory.mktemp("uninterrupted")
     run_to_the_end(data, output_dir)
     return output_dir
 
@@ -109,8 +109,8 @@ def differences(one: Any, other: Any, name: str = "") -> list[str]:
     return [] if same else [name]
 
 
-def test_killed_three_times_it_ends_bit_for_bit_like_the_unbroken_run(
-    data: Path, unbroken: Path, tmp_path: Path
+def test_killed_three_times_it_ends_bit_for_bit_like_the_uninterrupted_run(
+    data: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     seed = int(os.environ.get("SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
     chance = random.Random(seed)
@@ -121,10 +121,10 @@ def test_killed_three_times_it_ends_bit_for_bit_like_the_unbroken_run(
     run_to_the_end(data, tmp_path)
 
     assert [-signal.SIGKILL] * 3 == [kill.return_code for kill in kills]
-    assert [] == differences(state_at_the_end(unbroken), state_at_the_end(tmp_path))
+    assert [] == differences(state_at_the_end(uninterrupted), state_at_the_end(tmp_path))
     reader = RunReader.open(tmp_path)
     assert list(range(1, STEPS + 1)) == [line.step for line in reader.history()]
-    assert [line.loss for line in RunReader.open(unbroken).history()] == [line.loss for line in reader.history()]
+    assert [line.loss for line in RunReader.open(uninterrupted).history()] == [line.loss for line in reader.history()]
     assert None is reader.session().replay_differed_at
     assert [] == reader.problems()
 
@@ -140,15 +140,15 @@ def test_a_changed_model_makes_the_replay_check_speak_and_sigterm_asks_to_be_sta
     assert "Start the same command again" in asked.output
     events = [event for event in RunReader.open(tmp_path).events() if isinstance(event, ReplayDiffered)]
     assert [6] == [event.step for event in events]
-    assert "came out different" in asked.output
+    assert "was recomputed with a different loss" in asked.output
     stopped = RunReader.open(tmp_path).session()
     assert ["crashed", "preempted"] == [attempt.how for attempt in stopped.attempts]
     assert stopped.steps_completed == stopped.last_checkpoint_step
 
 
 @pytest.mark.long
-def test_killed_at_many_random_moments_it_ends_like_the_unbroken_run(
-    data: Path, unbroken: Path, tmp_path: Path
+def test_killed_at_many_random_moments_it_ends_like_the_uninterrupted_run(
+    data: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     seed = int(os.environ.get("SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
     chance = random.Random(seed)
@@ -161,4 +161,4 @@ def test_killed_at_many_random_moments_it_ends_like_the_unbroken_run(
             kill_at(data, output_dir, moment)
         run_to_the_end(data, output_dir)
 
-        assert [] == differences(state_at_the_end(unbroken), state_at_the_end(output_dir))
+        assert [] == differences(state_at_the_end(uninterrupted), state_at_the_end(output_dir))

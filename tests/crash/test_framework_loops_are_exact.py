@@ -1,4 +1,4 @@
-"""The Lightning and Accelerate examples, killed three times (once in mid-save): they end like the unbroken run."""
+"""The Lightning and Accelerate examples, killed three times (once in mid-save), end like the uninterrupted run."""
 
 from __future__ import annotations
 
@@ -84,15 +84,15 @@ def has_step(output_dir: Path, step: int) -> bool:
 
 @pytest.fixture(scope="module", params=EXAMPLES)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Example, Path]:
-    """An example, and its unbroken run."""
+    """An example, and its uninterrupted run."""
     pytest.importorskip(request.param)
-    output_dir = tmp_path_factory.mktemp("whole")
+    output_dir = tmp_path_factory.mktemp("reference")
     EXAMPLES[request.param].train(output_dir)
     return EXAMPLES[request.param], output_dir
 
 
-def test_killed_three_times_it_ends_like_the_unbroken_run(trained: tuple[Example, Path], tmp_path: Path) -> None:
-    example, whole = trained
+def test_killed_three_times_it_ends_like_the_uninterrupted_run(trained: tuple[Example, Path], tmp_path: Path) -> None:
+    example, reference = trained
     seed = int(os.environ.get("SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
     chance = random.Random(seed)
     first, last = chance.randrange(5, 18), chance.randrange(42, 54)
@@ -108,10 +108,10 @@ def test_killed_three_times_it_ends_like_the_unbroken_run(trained: tuple[Example
 
     assert was_in_mid_save
     assert {-signal.SIGKILL} == {each.return_code for each in killed}
-    expected, found = weights(whole), weights(tmp_path)
+    expected, found = weights(reference), weights(tmp_path)
     assert [] == [name for name in expected if not torch.equal(expected[name], found[name])]
     assert list(range(1, example.num_steps + 1)) == [line[0] for line in lines(tmp_path)]
-    assert lines(whole) == lines(tmp_path)
+    assert lines(reference) == lines(tmp_path)
     assert list(example.steps_without_a_loss) == [int(line[0]) for line in lines(tmp_path) if line[1] == "nan"]
     session = RunReader.open(tmp_path).session()
     assert None is session.replay_differed_at
@@ -123,7 +123,7 @@ def test_killed_three_times_it_ends_like_the_unbroken_run(trained: tuple[Example
 def test_asked_to_stop_it_saves_and_goes_on_as_if_it_had_not_been(
     trained: tuple[Example, Path], tmp_path: Path
 ) -> None:
-    example, whole = trained
+    example, reference = trained
     stopped = run_and_kill(
         example.command(tmp_path),
         when=lambda: has_step(tmp_path, 10),
@@ -136,9 +136,9 @@ def test_asked_to_stop_it_saves_and_goes_on_as_if_it_had_not_been(
 
     assert 75 == stopped.return_code
     assert step == saved
-    expected, found = weights(whole), weights(tmp_path)
+    expected, found = weights(reference), weights(tmp_path)
     assert [] == [name for name in expected if not torch.equal(expected[name], found[name])]
-    assert lines(whole) == lines(tmp_path)
+    assert lines(reference) == lines(tmp_path)
     session = RunReader.open(tmp_path).session()
     assert ["preempted", "completed"] == [attempt.how for attempt in session.attempts]
     assert 0 == session.steps_recomputed

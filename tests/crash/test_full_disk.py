@@ -41,14 +41,14 @@ print(json.dumps({"waiting": waiting, "refused": refused}))
 """
 
 
-def test_training_goes_on_with_a_full_disk_and_nothing_is_lost_when_there_is_space_again(tmp_path: Path) -> None:
+def test_training_continues_with_a_full_disk_and_nothing_is_lost(tmp_path: Path) -> None:
     folder = tmp_path / "progress"
 
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(folder)], capture_output=True, text=True, check=True)
 
-    told = json.loads(done.stdout)
-    assert 20 == told["waiting"]
-    assert "Free space there" in told["refused"]
+    report = json.loads(done.stdout)
+    assert 20 == report["waiting"]
+    assert "Free space there" in report["refused"]
     assert 1 == done.stderr.count("The disk is full")
     reader = RunReader.open(tmp_path)
     assert list(range(1, 41)) == [line.step for line in reader.history()]

@@ -1,4 +1,4 @@
-"""The example of the HF Trainer, killed and started again, computes bit for bit what the unbroken run does."""
+"""The example of the HF Trainer, killed and started again, computes bit for bit what the uninterrupted run does."""
 
 from __future__ import annotations
 
@@ -147,17 +147,17 @@ def checkpoints_in(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output_dir = tmp_path_factory.mktemp("unbroken")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output_dir = tmp_path_factory.mktemp("uninterrupted")
     run_to_the_end(output_dir)
     return output_dir
 
 
-def test_killed_three_times_twice_in_a_save_it_ends_bit_for_bit_like_the_unbroken_run(
-    unbroken: Path, tmp_path: Path
+def test_killed_three_times_twice_in_a_save_it_ends_bit_for_bit_like_the_uninterrupted_run(
+    uninterrupted: Path, tmp_path: Path
 ) -> None:
     kills = [
-        # In mid-epoch, three steps behind a checkpoint.
+        # In mid-epoch, three steps after a checkpoint.
         kill(tmp_path, has_lines(tmp_path, 7)),
         kill(tmp_path, (tmp_path / "is_saving").exists, IN_THE_MIDDLE_OF_A_SAVE),
         kill(tmp_path, (tmp_path / "has_saved").exists, BEFORE_THE_RECORD),
@@ -169,16 +169,16 @@ def test_killed_three_times_twice_in_a_save_it_ends_bit_for_bit_like_the_unbroke
     assert "checkpoint-16" in saved_last
     assert ["checkpoint-12", "checkpoint-16"] == checkpoints_in(tmp_path / "progress" / "set_aside")
     weights = "final/model.safetensors"
-    assert (unbroken / weights).read_bytes() == (tmp_path / weights).read_bytes()
+    assert (uninterrupted / weights).read_bytes() == (tmp_path / weights).read_bytes()
     for state in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         name = f"checkpoint-{STEPS}/{state}"
-        assert (unbroken / name).read_bytes() == (tmp_path / name).read_bytes()
-    reader, whole = RunReader.open(tmp_path), RunReader.open(unbroken)
+        assert (uninterrupted / name).read_bytes() == (tmp_path / name).read_bytes()
+    reader, reference = RunReader.open(tmp_path), RunReader.open(uninterrupted)
     assert list(range(1, STEPS + 1)) == [line.step for line in reader.history()]
-    assert [seen(line) for line in whole.history()] == [seen(line) for line in reader.history()]
+    assert [seen(line) for line in reference.history()] == [seen(line) for line in reader.history()]
     assert None is reader.session().replay_differed_at
     assert ["crashed", "crashed", "crashed", "completed"] == [each.how for each in reader.session().attempts]
-    assert log_history(unbroken) == log_history(tmp_path)
+    assert log_history(uninterrupted) == log_history(tmp_path)
     assert ["checkpoint-16", "checkpoint-20", "checkpoint-24"] == checkpoints_in(tmp_path)
     assert [] == reader.problems()
 
@@ -187,10 +187,12 @@ def seen(line: Any) -> tuple[Any, ...]:
     return line.step, line.loss, line.learning_rate, line.samples_processed, line.tokens_processed
 
 
-def test_the_frameworks_own_history_has_each_step_once_and_crashproofs_has_what_it_averages(unbroken: Path) -> None:
-    losses = {line.step: line.loss for line in RunReader.open(unbroken).history()}
-    logged = {entry["step"]: entry["loss"] for entry in log_history(unbroken) if "loss" in entry}
-    evaluated = [entry["step"] for entry in log_history(unbroken) if "eval_loss" in entry]
+def test_the_frameworks_own_history_has_each_step_once_and_crashproofs_has_what_it_averages(
+    uninterrupted: Path,
+) -> None:
+    losses = {line.step: line.loss for line in RunReader.open(uninterrupted).history()}
+    logged = {entry["step"]: entry["loss"] for entry in log_history(uninterrupted) if "loss" in entry}
+    evaluated = [entry["step"] for entry in log_history(uninterrupted) if "eval_loss" in entry]
 
     assert list(range(2, STEPS + 1, 2)) == list(logged)
     assert list(range(4, STEPS + 1, 4)) == evaluated
@@ -198,7 +200,7 @@ def test_the_frameworks_own_history_has_each_step_once_and_crashproofs_has_what_
         assert math.isclose(loss, (losses[step - 1] + losses[step]) / 2, rel_tol=1e-6)
 
 
-def test_a_loss_that_is_no_number_is_kept_though_the_frameworks_own_log_hides_it(tmp_path: Path) -> None:
+def test_a_non_finite_loss_is_recorded_although_the_frameworks_own_log_hides_it(tmp_path: Path) -> None:
     run_to_the_end(tmp_path, A_LOSS_IS_NO_NUMBER)
 
     losses = {line.step: line.loss for line in RunReader.open(tmp_path).history()}
@@ -207,7 +209,9 @@ def test_a_loss_that_is_no_number_is_kept_though_the_frameworks_own_log_hides_it
 
 
 @pytest.mark.long
-def test_sigterm_lets_it_finish_the_step_save_and_ask_to_be_started_again(unbroken: Path, tmp_path: Path) -> None:
+def test_sigterm_lets_it_finish_the_step_save_and_ask_to_be_started_again(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
     asked = kill(tmp_path, has_lines(tmp_path, 6), signal_number=signal.SIGTERM)
     stopped = RunReader.open(tmp_path).session()
     run_to_the_end(tmp_path)
@@ -217,18 +221,18 @@ def test_sigterm_lets_it_finish_the_step_save_and_ask_to_be_started_again(unbrok
     assert stopped.steps_completed == stopped.last_checkpoint_step
     assert ["preempted", "completed"] == [each.how for each in RunReader.open(tmp_path).session().attempts]
     weights = "final/model.safetensors"
-    assert (unbroken / weights).read_bytes() == (tmp_path / weights).read_bytes()
+    assert (uninterrupted / weights).read_bytes() == (tmp_path / weights).read_bytes()
 
 
 @pytest.mark.long
-def test_another_computation_makes_the_replay_check_speak(tmp_path: Path) -> None:
+def test_another_computation_is_reported_by_the_replay_check(tmp_path: Path) -> None:
     kill(tmp_path, has_lines(tmp_path, 7))
 
     said = run_to_the_end(tmp_path, ANOTHER_COMPUTATION)
 
     differed = [event.step for event in RunReader.open(tmp_path).events() if isinstance(event, ReplayDiffered)]
     assert [5] == differed
-    assert "came out different" in said
+    assert "was recomputed with a different loss" in said
 
 
 @pytest.mark.long
@@ -249,16 +253,16 @@ def test_two_processes_stop_together_when_one_is_asked_and_go_on_bit_for_bit(tmp
         return done.stdout
 
     never = STEPS + 1
-    run(tmp_path / "unbroken", never)
+    run(tmp_path / "uninterrupted", never)
     stopped = run(tmp_path / "stopped", 6)
     run(tmp_path / "stopped", never)
 
-    # Asked in step 7, agreed on with it, acted on behind the next.
+    # Asked in step 7, agreed on in it, acted on after the next.
     assert ["process 0: step 8, exit code 75", "process 1: step 8, exit code 75"] == sorted(
         line for line in stopped.splitlines() if line.startswith("process")
     )
     for name in ("model.safetensors", "optimizer.pt", "rng_state_0.pth", "rng_state_1.pth"):
         path = Path(f"checkpoint-{STEPS}", name)
-        assert (tmp_path / "unbroken" / path).read_bytes() == (tmp_path / "stopped" / path).read_bytes()
-    readers = [RunReader.open(tmp_path / name) for name in ("unbroken", "stopped")]
+        assert (tmp_path / "uninterrupted" / path).read_bytes() == (tmp_path / "stopped" / path).read_bytes()
+    readers = [RunReader.open(tmp_path / name) for name in ("uninterrupted", "stopped")]
     assert [seen(line) for line in readers[0].history()] == [seen(line) for line in readers[1].history()]

@@ -1,4 +1,4 @@
-"""Whole files of a run disappear or lie; no checkpoint is forgotten in silence."""
+"""Files of a run are lost or outdated; no checkpoint is forgotten silently."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_checkpoints_whose_events_are_lost_are_still_offered(
     assert (run / "checkpoint_10.pt", 10) == get_recovery_checkpoint(run)
 
 
-def test_a_run_goes_on_where_its_newest_attempt_was_not_where_a_left_one_had_been(
+def test_a_run_resumes_where_its_newest_attempt_was_not_where_a_superseded_one_had_been(
     run: Path, open_tracker: Callable[..., Any], update: Callable[..., None]
 ) -> None:
     tracker = open_tracker()
@@ -69,7 +69,7 @@ def test_a_run_goes_on_where_its_newest_attempt_was_not_where_a_left_one_had_bee
     assert list(range(1, 13)) == [line.step for line in RunReader.open(run).history()]
 
 
-def test_a_left_checkpoint_is_better_than_none(
+def test_a_superseded_checkpoint_is_better_than_none(
     run: Path, open_tracker: Callable[..., Any], update: Callable[..., None]
 ) -> None:
     tracker = open_tracker()
@@ -122,7 +122,7 @@ def test_files_outside_the_run_stay_where_they_are_however_they_are_spelled(
     assert b"somebody else's" == shared.read_bytes()
 
 
-def test_archived_checkpoints_of_equal_names_are_told_apart(run: Path, open_tracker: Callable[..., Any]) -> None:
+def test_archived_checkpoints_of_equal_names_stay_separate(run: Path, open_tracker: Callable[..., Any]) -> None:
     tracker = open_tracker()
     for step in (11, 12):
         path = run / f"step_{step}" / "model.pt"
@@ -141,7 +141,7 @@ def test_archived_checkpoints_of_equal_names_are_told_apart(run: Path, open_trac
     assert 12 == RunReader.open(archive).session().last_checkpoint_step
 
 
-def test_the_run_itself_is_no_checkpoint_of_it(run: Path, open_tracker: Callable[..., Any]) -> None:
+def test_the_run_folder_cannot_be_a_checkpoint(run: Path, open_tracker: Callable[..., Any]) -> None:
     tracker = open_tracker()
 
     with pytest.raises(InvalidMetric, match="holds the run's own files"):
@@ -150,7 +150,7 @@ def test_the_run_itself_is_no_checkpoint_of_it(run: Path, open_tracker: Callable
     assert 10 == tracker.get_recovery_checkpoint().checkpoint_step
 
 
-def test_a_context_that_keeps_nothing_says_so(tmp_path: Path) -> None:
+def test_a_context_that_is_not_entered_refuses_to_record(tmp_path: Path) -> None:
     from crashproof import setup_progress_tracking
 
     progress = setup_progress_tracking({}, tmp_path / "out", 10)

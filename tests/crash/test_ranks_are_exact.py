@@ -1,4 +1,4 @@
-"""Several processes, one killed in a step or in a save: the run that goes on ends like the unbroken one."""
+"""Several processes, one killed in a step or in a save: the resumed run ends like the uninterrupted one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SETTINGS = [
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 PROGRAM = Path(__file__).with_name("ranks_program.py")
-"""The trainer itself; told to, it ends one rank at one moment, and writes down which samples were learned from."""
+"""The trainer itself, which can end one rank at one moment, and writes down which samples were learned from."""
 
 
 @pytest.fixture(scope="module")
@@ -93,35 +93,35 @@ def samples_by_step(output_dir: Path) -> dict[int, list[int]]:
     """Of each step as it was computed last, the samples of all ranks."""
     samples: dict[int, dict[str, list[int]]] = {}
     for line in output_dir.with_suffix(".samples").read_text().splitlines():
-        told = json.loads(line)
-        samples.setdefault(told["step"], {}).setdefault(told["start"], []).extend(told["samples"])
+        report = json.loads(line)
+        samples.setdefault(report["step"], {}).setdefault(report["start"], []).extend(report["samples"])
     return {step: list(by_start.values())[-1] for step, by_start in samples.items()}
 
 
 @pytest.fixture(scope="module", params=["ddp", "fsdp"])
-def unbroken(
+def uninterrupted(
     request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path]:
-    output_dir = tmp_path_factory.mktemp("unbroken") / "run"
+    output_dir = tmp_path_factory.mktemp("uninterrupted") / "run"
     ended = train(data, output_dir, f"train.strategy={request.param}")
     assert 0 == ended.returncode, ended.stderr
     return request.param, output_dir
 
 
 @pytest.mark.parametrize(
-    "unbroken, moment",
+    "uninterrupted, moment",
     [
         pytest.param("ddp", "step", marks=pytest.mark.long),
         pytest.param("ddp", "save", marks=pytest.mark.long),
         pytest.param("fsdp", "step", marks=pytest.mark.long),
         pytest.param("fsdp", "save"),
     ],
-    indirect=["unbroken"],
+    indirect=["uninterrupted"],
 )
-def test_one_rank_killed_the_run_goes_on_and_ends_like_the_unbroken_one(
-    data: Path, unbroken: tuple[str, Path], tmp_path: Path, moment: str
+def test_a_run_with_one_killed_rank_ends_like_the_uninterrupted_one(
+    data: Path, uninterrupted: tuple[str, Path], tmp_path: Path, moment: str
 ) -> None:
-    strategy, whole = unbroken
+    strategy, reference = uninterrupted
     output_dir = tmp_path / "run"
     # The save at 8 waits for that at 4; whether it is through by the step after it is up to the machine.
     step = 8 if moment == "save" else 9
@@ -137,27 +137,27 @@ def test_one_rank_killed_the_run_goes_on_and_ends_like_the_unbroken_one(
     assert {None} == {problem_with(each, left.folder) for each in left.session().checkpoints.values()}
     assert 0 == resumed.returncode, resumed.stderr
     assert f"Resuming at step {offered[-1]} (checkpoint_{offered[-1]}," in resumed.stderr
-    assert_same(weights_at_the_end(whole), weights_at_the_end(output_dir))
+    assert_same(weights_at_the_end(reference), weights_at_the_end(output_dir))
     reader = RunReader.open(output_dir)
-    assert [line.loss for line in RunReader.open(whole).history()] == [line.loss for line in reader.history()]
+    assert [line.loss for line in RunReader.open(reference).history()] == [line.loss for line in reader.history()]
     assert None is reader.session().replay_differed_at
     assert [] == reader.problems()
 
 
 @pytest.mark.parametrize(
-    "unbroken, num_ranks",
+    "uninterrupted, num_ranks",
     [
         pytest.param("ddp", 1, marks=pytest.mark.long),
         pytest.param("ddp", 4, marks=pytest.mark.long),
         pytest.param("fsdp", 1),
         pytest.param("fsdp", 4, marks=pytest.mark.long),
     ],
-    indirect=["unbroken"],
+    indirect=["uninterrupted"],
 )
 def test_another_number_of_ranks_reads_exactly_the_samples_that_are_left(
-    data: Path, unbroken: tuple[str, Path], tmp_path: Path, num_ranks: int
+    data: Path, uninterrupted: tuple[str, Path], tmp_path: Path, num_ranks: int
 ) -> None:
-    strategy, whole = unbroken
+    strategy, reference = uninterrupted
     output_dir = tmp_path / "run"
 
     begun = train(data, output_dir, f"train.strategy={strategy}", "train.steps=6", "train.schedule_steps=12")
@@ -168,35 +168,37 @@ def test_another_number_of_ranks_reads_exactly_the_samples_that_are_left(
     print(f"{strategy}, 2 ranks then {num_ranks}: {consumed}")
     assert list(range(1, STEPS + 1)) == sorted(consumed)
     assert list(range(NUM_SAMPLES)) == sorted(index for indices in consumed.values() for index in indices)
-    for name, weight in weights_at_the_end(whole).items():
+    for name, weight in weights_at_the_end(reference).items():
         # The same numbers, added up in another order.
         torch.testing.assert_close(weights_at_the_end(output_dir)[name], weight, rtol=1e-3, atol=1e-4)
     assert [] == RunReader.open(output_dir).problems()
 
 
 @pytest.mark.long
-def test_torchrun_restarts_a_killed_rank_by_itself(data: Path, unbroken: tuple[str, Path], tmp_path: Path) -> None:
-    strategy, whole = unbroken
+def test_torchrun_restarts_a_killed_rank_by_itself(
+    data: Path, uninterrupted: tuple[str, Path], tmp_path: Path
+) -> None:
+    strategy, reference = uninterrupted
     output_dir = tmp_path / "run"
 
     ended = train(data, output_dir, f"train.strategy={strategy}", kill="0:6:step", restarts=1)
 
     assert 0 == ended.returncode, ended.stderr
-    assert_same(weights_at_the_end(whole), weights_at_the_end(output_dir))
+    assert_same(weights_at_the_end(reference), weights_at_the_end(output_dir))
     assert 2 == len(RunReader.open(output_dir).session().attempts)
 
 
 @pytest.mark.long
 def test_three_ranks_add_up_in_one_order_however_often_they_start(data: Path, tmp_path: Path) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    reference, broken = tmp_path / "reference", tmp_path / "broken"
     settings = ("train.batch_size=6", "train.steps=8")
 
-    ended = train(data, whole, *settings, num_ranks=3)
+    ended = train(data, reference, *settings, num_ranks=3)
     train(data, broken, *settings, num_ranks=3, kill="2:6:step")
     resumed = train(data, broken, *settings, num_ranks=3)
 
     assert (0, 0) == (ended.returncode, resumed.returncode), resumed.stderr
-    assert [line.loss for line in RunReader.open(whole).history()] == [
+    assert [line.loss for line in RunReader.open(reference).history()] == [
         line.loss for line in RunReader.open(broken).history()
     ]
 
@@ -230,9 +232,9 @@ def test_a_rank_that_hangs_while_saving_is_named_within_the_limit(data: Path, tm
     assert [4] == [each.checkpoint_step for each in RunReader.open(output_dir).session().checkpoints.values()]
 
 
-@pytest.mark.parametrize("unbroken", [pytest.param("ddp", marks=pytest.mark.long), "fsdp"], indirect=True)
-def test_off_the_main_rank_nothing_is_written_but_shards(data: Path, unbroken: tuple[str, Path]) -> None:
-    _, output_dir = unbroken
+@pytest.mark.parametrize("uninterrupted", [pytest.param("ddp", marks=pytest.mark.long), "fsdp"], indirect=True)
+def test_off_the_main_rank_nothing_is_written_but_shards(data: Path, uninterrupted: tuple[str, Path]) -> None:
+    _, output_dir = uninterrupted
 
     reader = RunReader.open(output_dir)
     assert {"__0_0.distcp", "__1_0.distcp", ".metadata", "rank_0.pt", "rank_1.pt", "state.pt"} == {

@@ -1,4 +1,4 @@
-"""Each recipe's ready config through its door: killed three times, it ends bit for bit like the unbroken run."""
+"""Each recipe's ready config, killed three times, ends bit for bit like the uninterrupted run."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def prove(recipe: str, tmp_path: Path, overrides: list[str], steps: int) -> None
     seed = int(os.environ.get("SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
     moments = sorted(random.Random(seed).sample(range(2, steps - 1), 3))
     print(f"{recipe}, seed {seed}: killed after steps {moments}")
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run(command(recipe, whole, overrides), check=True, env=ENVIRONMENT, capture_output=True)
+    reference, broken = tmp_path / "reference", tmp_path / "broken"
+    subprocess.run(command(recipe, reference, overrides), check=True, env=ENVIRONMENT, capture_output=True)
     metrics = broken / "progress" / "metrics.jsonl"
 
     codes = []
@@ -86,11 +86,11 @@ def prove(recipe: str, tmp_path: Path, overrides: list[str], steps: int) -> None
     subprocess.run(command(recipe, broken, overrides), check=True, env=ENVIRONMENT, capture_output=True)
 
     assert {-signal.SIGKILL} == set(codes)
-    assert [] == differences(state_at_the_end(whole, steps), state_at_the_end(broken, steps))
+    assert [] == differences(state_at_the_end(reference, steps), state_at_the_end(broken, steps))
     reader = RunReader.open(broken)
     history = list(reader.history())
     assert list(range(1, steps + 1)) == [line.step for line in history]
-    assert [line.loss for line in RunReader.open(whole).history()] == [line.loss for line in history]
+    assert [line.loss for line in RunReader.open(reference).history()] == [line.loss for line in history]
     named = set(history[-1].loss_components)
     assert COMPONENTS[recipe] <= named <= COMPONENTS[recipe] | OPTIONAL[recipe]
     assert None is reader.session().replay_differed_at
@@ -105,11 +105,13 @@ def prove(recipe: str, tmp_path: Path, overrides: list[str], steps: int) -> None
         "tool_select",
     ],
 )
-def test_killed_three_times_a_recipe_ends_like_the_unbroken_run(recipe: str, tmp_path: Path) -> None:
+def test_killed_three_times_a_recipe_ends_like_the_uninterrupted_run(recipe: str, tmp_path: Path) -> None:
     prove(recipe, tmp_path, SMALLER, STEPS)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("recipe", sorted(COMPONENTS))
-def test_the_whole_ready_config_killed_three_times_ends_like_the_unbroken_run(recipe: str, tmp_path: Path) -> None:
+def test_the_full_ready_config_killed_three_times_ends_like_the_uninterrupted_run(
+    recipe: str, tmp_path: Path
+) -> None:
     prove(recipe, tmp_path, ["train.steps=60", "progress.checkpoint_interval=10"], 60)

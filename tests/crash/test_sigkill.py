@@ -60,8 +60,8 @@ def run_until_killed(output_dir: Path, seconds: float) -> list[tuple[str, int]]:
         output += piece
     os.close(reader)
     process.stdout.close()
-    whole_lines = output.decode().splitlines() if output.endswith(b"\n") else output.decode().splitlines()[:-1]
-    return [(kind, int(number)) for kind, number in (line.split() for line in whole_lines)]
+    complete_lines = output.decode().splitlines() if output.endswith(b"\n") else output.decode().splitlines()[:-1]
+    return [(kind, int(number)) for kind, number in (line.split() for line in complete_lines)]
 
 
 def lost_after_kills(output_dir: Path, chance: random.Random, kills: int) -> tuple[list[str], int]:

@@ -77,10 +77,10 @@ def weights(output_dir: Path) -> dict[str, torch.Tensor]:
     return load_file(output_dir / f"student_{STEPS}" / "model.safetensors")
 
 
-def test_a_host_that_is_lost_comes_back_and_the_run_ends_like_the_unbroken_one(tmp_path: Path) -> None:
+def test_a_host_that_is_lost_comes_back_and_the_run_ends_like_the_uninterrupted_one(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data.jsonl")
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert [0, 0] == [code for code, _ in ended(start_both(data, whole))]
+    reference, broken = tmp_path / "reference", tmp_path / "broken"
+    assert [0, 0] == [code for code, _ in ended(start_both(data, reference))]
 
     hosts = start_both(data, broken)
     while hosts[0].poll() is None and not (broken / "checkpoint_4").exists():
@@ -92,7 +92,7 @@ def test_a_host_that_is_lost_comes_back_and_the_run_ends_like_the_unbroken_one(t
     assert -signal.SIGKILL == lost[1][0]
     assert 0 != lost[0][0]
     assert [0, 0] == [code for code, _ in resumed], resumed
-    expected, found = weights(whole), weights(broken)
+    expected, found = weights(reference), weights(broken)
     assert [] == [name for name in expected if not torch.equal(expected[name], found[name])]
     reader = RunReader.open(broken)
     assert list(range(1, STEPS + 1)) == [line.step for line in reader.history()]

@@ -35,7 +35,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.communicate(timeout=30)
 
 
-def test_a_second_process_is_told_who_writes(tmp_path: Path) -> None:
+def test_a_second_process_gets_an_error_that_names_the_writer(tmp_path: Path) -> None:
     holder = start_holder(tmp_path / "progress")
 
     with pytest.raises(RunInUse, match=f"process {holder.pid} on ") as refusal:

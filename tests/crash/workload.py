@@ -1,7 +1,7 @@
-"""A run in small, and the ledger of what it was promised.
+"""A small run, and the ledger of what was acknowledged.
 
-The workload does everything that reaches the disk. Each call that returns is written into the ledger; after a
-crash, `broken_promises` holds what is left on the disk against it.
+The workload does everything that reaches the disk. Each call that returns is noted in the ledger; after a crash,
+`broken_promises` compares what is left on the disk with it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OTHER_CONFIG = {"train": {"lr": 0.2, "batch_size": 2}}
 SETTINGS = TrackerSettings(has_heartbeat=False, large_checkpoint_bytes=3000, keep=KeepLatest(1))
 TOTAL_STEPS = 100
 SHARDED = 0
-"""In place of a size: a folder."""
+"""Instead of a size: the checkpoint is a folder."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Ledger:
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Acknowledged answers, of all sessions (promise 5)."""
     archived: list[tuple[str, list[int]]] = field(default_factory=list)
-    """Sessions that were set aside, with their synced steps (promise 7)."""
+    """Archived sessions, with their synced steps (promise 7)."""
 
 
 class Workload:
@@ -57,7 +57,7 @@ class Workload:
         self.clock = FakeClock()
 
     def run(self) -> None:
-        """All of it; whatever breaks goes on to the caller."""
+        """Run all of it; exceptions reach the caller."""
         tracker = self._open(CONFIG)
         self._train(tracker, range(1, 7), checkpoint_at={3: 500, 6: 4000})
         tracker.record_api_response("answer-1", {"text": "one"}, 0.25)
@@ -100,7 +100,7 @@ class Workload:
         for step in steps:
             self.clock.advance(1.0)
             update(tracker, step)
-            # A step computed again supersedes what an earlier attempt had reached beyond it.
+            # A recomputed step supersedes those of earlier attempts from there on.
             self.ledger.updates = [done for done in self.ledger.updates if done < step] + [step]
             self.ledger.synced_updates = [done for done in self.ledger.synced_updates if done < step]
             if step in checkpoint_at:
@@ -115,7 +115,7 @@ class Workload:
                 (folder / "shard").write_bytes(content)
             tracker.record_checkpoint(step, path, step * 2)
         elif num_bytes > SETTINGS.large_checkpoint_bytes:
-            # As somebody else's code would write it: no sync at all.
+            # As other code would write it: no sync at all.
             file = self.disk.open_anew(path)
             self.disk.write(file, content)
             self.disk.close(file)
@@ -153,7 +153,7 @@ def update(tracker: ProgressTracker, step: int) -> None:
 
 
 def broken_promises(output_dir: Path, ledger: Ledger, *, process_death_only: bool) -> list[str]:
-    """What the disk does not hold of what was acknowledged; opens the run as the next start would."""
+    """Acknowledged data that the disk does not hold; opens the run as the next start would."""
     folder = RunFolder.under(output_dir)
     broken = [
         f"promise 6: {path.name} is torn"
@@ -203,7 +203,7 @@ def _broken_checkpoints(tracker: ProgressTracker, ledger: Ledger) -> list[str]:
         broken.append(f"promise 3: {offered.checkpoint_step} is offered, though {newest} was acknowledged")
     path = Path(offered.checkpoint_path)
     if (path / "shard" if path.is_dir() else path).read_bytes() != ledger.contents[offered.checkpoint_step]:
-        broken.append(f"promise 4: checkpoint {offered.checkpoint_step} is offered and is not whole")
+        broken.append(f"promise 4: checkpoint {offered.checkpoint_step} is offered and is not intact")
     return broken
 
 

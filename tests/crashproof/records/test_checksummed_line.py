@@ -17,12 +17,12 @@ json_values = st.recursive(
 records = st.builds(lambda value: {"v": 1, "value": value}, json_values)
 
 
-def sealed(record: dict) -> bytes:
+def checksummed(record: dict) -> bytes:
     return add_checksum(msgspec.json.encode(record))
 
 
 def test_a_sealed_line_is_one_json_object_with_its_checksum_last():
-    line = sealed({"v": 1, "step": 7, "loss": 2.5})
+    line = checksummed({"v": 1, "step": 7, "loss": 2.5})
 
     assert b'{"v":1,"step":7,"loss":2.5,"crc":"251c13ec"}\n' == line
     assert ["v", "step", "loss", "crc"] == list(json.loads(line))
@@ -36,8 +36,8 @@ def test_a_seal_always_adds_the_same_number_of_bytes():
 
 @settings(max_examples=100)
 @given(records)
-def test_a_sealed_line_is_whole_and_still_says_what_it_said(record):
-    line = sealed(record)
+def test_a_checksummed_line_is_intact_and_keeps_its_content(record):
+    line = checksummed(record)
 
     assert is_intact(line)
     assert record == {name: value for name, value in json.loads(line).items() if name != "crc"}
@@ -47,7 +47,7 @@ def test_a_sealed_line_is_whole_and_still_says_what_it_said(record):
 @settings(max_examples=150)
 @given(records, st.data())
 def test_one_flipped_bit_breaks_the_seal(record, data):
-    line = bytearray(sealed(record))
+    line = bytearray(checksummed(record))
     line[data.draw(st.integers(0, len(line) - 1))] ^= 1 << data.draw(st.integers(0, 7))
 
     assert not is_intact(bytes(line))
@@ -55,8 +55,8 @@ def test_one_flipped_bit_breaks_the_seal(record, data):
 
 @settings(max_examples=100)
 @given(records, st.data())
-def test_no_part_of_a_line_is_whole(record, data):
-    line = sealed(record)
+def test_no_part_of_a_line_is_intact(record, data):
+    line = checksummed(record)
     start = data.draw(st.integers(0, len(line) - 1))
     end = data.draw(st.integers(start, len(line) - (start == 0)))
 
@@ -68,12 +68,12 @@ def test_no_part_of_a_line_is_whole(record, data):
     [
         pytest.param(b"", id="nothing"),
         pytest.param(b"\n", id="empty-line"),
-        pytest.param(b"{}\n", id="no-seal"),
-        pytest.param(b',"crc":"00000000"}\n', id="only-a-seal"),
+        pytest.param(b"{}\n", id="no-checksum"),
+        pytest.param(b',"crc":"00000000"}\n', id="only-a-checksum"),
         pytest.param(b"\0" * 64 + b"\n", id="zeros"),
     ],
 )
-def test_what_was_never_sealed_is_not_whole(line):
+def test_a_line_without_a_checksum_is_not_intact(line):
     assert not is_intact(line)
 
 
@@ -86,11 +86,15 @@ def test_what_was_never_sealed_is_not_whole(line):
     ],
 )
 def test_a_line_names_its_version(record, expected):
-    assert expected == version_of(sealed(record))
+    assert expected == version_of(checksummed(record))
 
 
-ONE, TWO, EVENT = sealed({"v": 1, "a": 1}), sealed({"v": 1, "b": 2}), sealed({"event": "paused", "c": 3})
-NESTED = sealed({"event": "checkpoint_recorded", "checkpoint": {"metrics": {"v": 1, "step": 5}, "size": 3}})
+ONE, TWO, EVENT = (
+    checksummed({"v": 1, "a": 1}),
+    checksummed({"v": 1, "b": 2}),
+    checksummed({"event": "paused", "c": 3}),
+)
+NESTED = checksummed({"event": "checkpoint_recorded", "checkpoint": {"metrics": {"v": 1, "step": 5}, "size": 3}})
 
 
 @pytest.mark.parametrize(
@@ -109,14 +113,14 @@ NESTED = sealed({"event": "checkpoint_recorded", "checkpoint": {"metrics": {"v":
         pytest.param(b"", [], id="nothing"),
     ],
 )
-def test_whole_lines_are_saved_from_what_ran_together(damaged, expected):
+def test_intact_lines_are_recovered_from_joined_ones(damaged, expected):
     assert expected == list(salvage(damaged))
 
 
 @settings(max_examples=100)
 @given(st.lists(records, min_size=1, max_size=4), st.binary(max_size=6))
 def test_records_without_newlines_between_them_are_all_saved(written, piece):
-    lines = [sealed(record) for record in written]
-    glued = piece.replace(b"\n", b"") + b"".join(line[:-1] for line in lines) + b"\n"
+    lines = [checksummed(record) for record in written]
+    joined = piece.replace(b"\n", b"") + b"".join(line[:-1] for line in lines) + b"\n"
 
-    assert lines == list(salvage(glued))
+    assert lines == list(salvage(joined))

@@ -159,7 +159,7 @@ def test_a_record_is_read_back_as_itself(record):
 
 
 @pytest.mark.parametrize("record", RECORDS)
-def test_a_record_is_one_whole_line_of_strict_json(record):
+def test_a_record_is_one_line_of_strict_json(record):
     line = encode(record)
 
     assert is_intact(line)
@@ -203,7 +203,7 @@ def test_all_kinds_of_events_are_in_the_union():
     assert set(EventRecord.__subclasses__()) == set(get_args(Event))
 
 
-def test_all_lines_about_requests_are_in_the_union_and_told_apart():
+def test_all_lines_about_requests_are_in_the_union_and_distinct():
     lines = [each.values[0] for each in RECORDS if isinstance(each.values[0], RequestEvent)]
 
     assert set(RequestEvent.__subclasses__()) == set(get_args(RequestLine)) == {type(line) for line in lines}
@@ -287,7 +287,7 @@ def test_numbers_inside_a_session_and_its_checkpoints_are_restored():
         pytest.param({"deep": [{"nonfinite": 3}]}, id="further-down"),
     ],
 )
-def test_a_user_may_have_the_word_nonfinite_in_a_config_or_an_answer(own):
+def test_a_user_may_use_the_name_nonfinite_in_a_config_or_an_answer(own):
     kept = answer(response=own, request={"base_url": "u", "sample": 0, "body": own})
     beginning = SessionStarted(timestamp=1.0, attempt=1, session_id="s", config=own, config_hash="c", total_steps=1)
     session = session_file(config=own)
@@ -296,7 +296,7 @@ def test_a_user_may_have_the_word_nonfinite_in_a_config_or_an_answer(own):
 
 
 @pytest.mark.parametrize("cost", ["98765.432109876543", "0.000000000001", "1E-7", "3E+2", "0", "0.10"])
-def test_a_sum_of_money_stands_as_a_number_and_is_read_back_digit_for_digit(cost):
+def test_an_amount_of_money_is_a_number_and_is_read_back_digit_for_digit(cost):
     plain = answer(cost=Decimal(cost), response={"logprob": 0.1})
     beside_nan = answer(
         cost=Decimal(cost), response={"logprob": math.inf, "p": 0.1}, nonfinite={"response.logprob": "Infinity"}

@@ -90,7 +90,7 @@ def test_what_begins_is_raised(seen: dict[str, Any], expected: list[str]) -> Non
         pytest.param("budget_80", {"spent": Decimal(9), "budget": Decimal(10)}, id="budget"),
     ],
 )
-def test_what_goes_on_is_raised_once(kind: str, bad: dict[str, Any]) -> None:
+def test_a_condition_that_lasts_is_raised_once(kind: str, bad: dict[str, Any]) -> None:
     active = session(alerts_active={kind: NOW - 5000.0}, metrics_history=updates(100, newest_at=NOW))
 
     changes = changes_of(active, observed(**bad), {kind: 0.0})
@@ -152,7 +152,7 @@ def test_a_loss_must_look_well_for_a_while(
     assert ({} if is_over else {kind: min(since or NOW, NOW)}) == changes.fine_since
 
 
-def test_a_loss_that_was_not_finite_between_two_looks_is_told() -> None:
+def test_a_loss_that_was_non_finite_between_two_checks_is_reported() -> None:
     lines = updates(100, newest_at=NOW)
     lines[-3] = msgspec.structs.replace(lines[-3], loss=math.inf)
     run = session(metrics_history=lines)
@@ -163,7 +163,7 @@ def test_a_loss_that_was_not_finite_between_two_looks_is_told() -> None:
     assert {} == changes_of(run, observed(looked_at=NOW - 1.0), {}).raised
 
 
-def test_a_verdict_that_flaps_for_hours_is_told_once() -> None:
+def test_a_verdict_that_flaps_for_hours_is_reported_once() -> None:
     run, fine_since, raised = session(), {}, 0
     for minute in range(600):
         now = NOW + 60.0 * minute
@@ -199,7 +199,7 @@ def attempt(**known: Any) -> AttemptRecord:
         pytest.param({"how": "adopted", "end": 9.0}, 40, None, id="adopted"),
     ],
 )
-def test_an_end_is_told_once(ended: dict[str, Any], done: int, expected: str | None) -> None:
+def test_an_end_is_reported_once(ended: dict[str, Any], done: int, expected: str | None) -> None:
     one = attempt(**ended)
     run = session(attempts=[one], steps_completed=done)
 
@@ -222,11 +222,11 @@ def test_the_message_of_a_crash_names_the_process_and_its_last_step() -> None:
 
 
 def test_a_complete_run_that_is_started_again_is_no_news() -> None:
-    told = RaisedAlert(kind="complete", message="", timestamp=1.0, attempt=1, step=100)
+    raised = RaisedAlert(kind="complete", message="", timestamp=1.0, attempt=1, step=100)
     second = attempt(attempt=2, how="completed", end=9.0)
 
-    assert None is end_of(session(attempts=[second], steps_completed=100, alerts=[told]), second)
-    longer = session(attempts=[second], steps_completed=200, total_steps_target=200, alerts=[told])
+    assert None is end_of(session(attempts=[second], steps_completed=100, alerts=[raised]), second)
+    longer = session(attempts=[second], steps_completed=200, total_steps_target=200, alerts=[raised])
     assert ("complete", "all 200 steps are done") == end_of(longer, second)
 
 
@@ -239,7 +239,7 @@ def test_the_end_of_a_job_is_reported_in_requests() -> None:
     assert ("preempted", "asked to stop, and saved; 100 of 100 requests completed") == end_of(job, stopped)
 
 
-def test_only_crashes_that_nobody_told_of_are_told_at_a_start() -> None:
+def test_only_unreported_crashes_are_reported_at_a_start() -> None:
     run = session(
         attempts=[
             attempt(attempt=1, how="crashed", alerted=("crashed",)),

@@ -114,7 +114,7 @@ def test_intervals_across_a_clock_that_went_backwards_say_nothing():
         ("replaced", "replaced", ""),
     ],
 )
-def test_one_that_nobody_writes_is_called_by_how_it_ended(status, state, reason):
+def test_the_state_of_an_ended_run_is_how_it_ended(status, state, reason):
     health = judged(*EVERY_10_S, status=status, verdict="diverging")
 
     assert (state, reason, None) == (health.state, health.reason, health.patience_seconds)
@@ -161,5 +161,5 @@ def test_a_job_that_ended_speaks_of_requests(status, reason):
     assert reason == health_of(session_with(job=True), attempt, status=status, verdict="unknown", now=NOW).reason
 
 
-def test_one_that_nobody_has_taken_up_is_not_started():
+def test_a_run_without_an_attempt_is_not_started():
     assert "not_started" == health_of(session_with(), None, status="not_started", verdict="unknown", now=NOW).state

@@ -48,7 +48,7 @@ def test_throughput_is_the_pace_over_the_window():
     assert {(10.0, 100.0)} == set(answers)
 
 
-def test_a_change_of_pace_is_seen_whole_once_the_window_has_passed():
+def test_a_change_of_pace_is_fully_seen_once_the_window_has_passed():
     window = ThroughputWindow(started_at=0.0, window_seconds=60.0)
     samples, answers = 0, []
     for second in range(1, 201):

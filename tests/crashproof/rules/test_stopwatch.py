@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from crashproof.rules.stopwatch import TrainingStopwatch
 
 
-def test_it_goes_on_from_the_hours_of_earlier_attempts():
+def test_it_continues_from_the_hours_of_earlier_attempts():
     stopwatch = TrainingStopwatch(hours_before=5.0, started_at=100.0)
 
     assert 5.5 == stopwatch.lap(100.0 + 1800)

@@ -50,7 +50,7 @@ def paths(adoption: Adoption) -> list[str]:
     return [each.checkpoint_path for each in adoption.adopted]
 
 
-def test_every_whole_checkpoint_of_other_code_is_recorded(old: Path, read_json: Callable[..., Any]) -> None:
+def test_every_intact_checkpoint_of_other_code_is_recorded(old: Path, read_json: Callable[..., Any]) -> None:
     adoption = adopt_checkpoints(old, samples_per_step=8)
 
     assert WHOLE == paths(adoption)
@@ -206,7 +206,7 @@ def test_what_was_adopted_is_never_removed_by_a_rule(
     assert [100, 200, 250, 300, 350, 700] == sorted(tracker.session.checkpoints)
 
 
-def test_a_run_that_somebody_writes_is_left_alone(old: Path, open_tracker: Callable[..., Any]) -> None:
+def test_a_run_that_a_process_writes_is_left_alone(old: Path, open_tracker: Callable[..., Any]) -> None:
     tracker = open_tracker()
 
     with pytest.raises(RunInUse):
@@ -278,12 +278,12 @@ class DiskThatRefuses(FaultyDisk):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_in_words(old: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_a_clear_error(old: Path, tmp_path: Path) -> None:
     with pytest.raises(StorageUnwritable, match="cannot be written: Permission denied"):
         adopt_checkpoints(old, disk=DiskThatRefuses(old, tmp_path / "scratch"))
 
 
-def test_a_folder_that_may_not_be_listed_is_an_error_in_words(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_may_not_be_listed_is_a_clear_error(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> Any:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
@@ -347,7 +347,7 @@ def take_away(folder: Path, *names: str) -> None:
         (folder / name).rename(folder.parent / "shelf" / name)
 
 
-def test_what_was_taken_away_is_forgotten_when_asked_and_a_newer_one_is_whole(old: Path) -> None:
+def test_a_missing_checkpoint_is_forgotten_on_request_if_a_newer_one_is_intact(old: Path) -> None:
     adopt_checkpoints(old)
     take_away(old, "checkpoint_100.pt", "step_250.pt")
     unasked = adopt_checkpoints(old)

@@ -70,7 +70,7 @@ def test_a_file_written_over_every_time_holds_the_newest_checkpoint_only(
         pytest.param(1, None, id="none where all came later"),
     ],
 )
-def test_a_checkpoint_recorded_behind_the_training_carries_the_update_of_its_own_step(
+def test_an_asynchronous_checkpoint_has_the_update_of_its_own_step(
     open_tracker: Callable[..., Any], update: Callable[..., None], run_dir: Path, step: int, expected: int | None
 ) -> None:
     tracker = open_tracker()
@@ -105,7 +105,7 @@ def test_the_digest_made_of_files_is_that_of_the_folder(run_dir: Path) -> None:
     assert read == digest_of_files(dict(reversed(read.files.items())))
 
 
-def test_the_best_checkpoint_is_told_by_the_losses(
+def test_the_best_checkpoint_is_found_by_the_losses(
     open_tracker: Callable[..., Any], update: Callable[..., None], run_dir: Path, device: Any
 ) -> None:
     tracker = open_tracker()
@@ -121,7 +121,7 @@ def test_the_best_checkpoint_is_told_by_the_losses(
     assert [both, both, ["periodic"], both] == tags
 
 
-def test_a_tag_stands_once(open_tracker: Callable[..., Any], run_dir: Path) -> None:
+def test_a_tag_is_recorded_once(open_tracker: Callable[..., Any], run_dir: Path) -> None:
     tracker = open_tracker()
     (run_dir / "1.pt").write_bytes(b"weights")
 
@@ -191,7 +191,7 @@ def test_the_best_by_an_evaluation_stay(
     assert {"checkpoint_2.pt", "checkpoint_4.pt"} == files_in(run_dir)
 
 
-def test_a_sharded_checkpoint_is_removed_whole(
+def test_all_of_a_sharded_checkpoint_is_removed(
     open_tracker: Callable[..., Any], update: Callable[..., None], run_dir: Path
 ) -> None:
     tracker = open_tracker(settings=KEEP_TWO)
@@ -362,7 +362,7 @@ def disk(run_dir: Path, tmp_path: Path) -> DiskThatRefuses:
 
 
 @pytest.mark.parametrize("refused", ["rename", "remove"])
-def test_a_deletion_that_fails_is_told_and_made_up_for_at_the_next(
+def test_a_failed_deletion_is_logged_and_retried_at_the_next(
     open_tracker: Callable[..., Any],
     train: Callable[..., None],
     run_dir: Path,
@@ -540,7 +540,7 @@ def test_a_checkpoint_that_comes_back_from_a_copy_is_not_taken_for_a_leftover(
     assert [] == tracker.session.checkpoints_removing
 
 
-def test_one_that_somebody_does_not_want_goes_once_a_newer_one_is_safe(
+def test_a_checkpoint_that_the_caller_does_not_keep_is_removed_once_a_newer_one_is_intact(
     open_tracker: Callable[..., Any], train: Callable[..., None], run_dir: Path, read_json: Callable[..., Any]
 ) -> None:
     tracker = open_tracker()
@@ -552,7 +552,7 @@ def test_one_that_somebody_does_not_want_goes_once_a_newer_one_is_safe(
     assert [["checkpoint_2.pt"]] == removals(run_dir)
 
 
-def test_the_newest_and_what_no_whole_one_follows_stay_though_nobody_wants_them(
+def test_the_newest_checkpoint_and_those_without_a_newer_intact_one_always_stay(
     open_tracker: Callable[..., Any], train: Callable[..., None], run_dir: Path
 ) -> None:
     tracker = open_tracker()

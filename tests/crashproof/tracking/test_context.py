@@ -43,7 +43,7 @@ def test_a_context_around_a_loop_keeps_its_run(context, update, run_dir, problem
     assert [] == problems_of(run_dir)
 
 
-def test_an_exception_goes_on_and_the_attempt_ends_as_raised(context, update, run_dir, problems_of):
+def test_an_exception_propagates_and_the_attempt_ends_as_raised(context, update, run_dir, problems_of):
     with pytest.raises(ZeroDivisionError, match=r"^the loss$"), context as progress:
         update(progress, 1)
         raise ZeroDivisionError("the loss")
@@ -52,7 +52,7 @@ def test_an_exception_goes_on_and_the_attempt_ends_as_raised(context, update, ru
     assert [] == problems_of(run_dir)
 
 
-def test_an_interrupt_goes_on_too(context, run_dir):
+def test_an_interrupt_propagates_too(context, run_dir):
     with pytest.raises(KeyboardInterrupt), context:
         raise KeyboardInterrupt
 
@@ -94,7 +94,7 @@ def test_off_the_main_process_nothing_happens_not_even_a_folder(run_dir, update)
     assert not run_dir.exists()
 
 
-def test_off_the_main_process_an_exception_goes_on(run_dir):
+def test_off_the_main_process_an_exception_propagates(run_dir):
     with pytest.raises(ValueError, match="no"), training_progress_context(CONFIG, run_dir, 10, is_main_process=False):
         raise ValueError("no")
 
@@ -128,7 +128,7 @@ def test_all_that_is_reported_reaches_the_tracker(context, update, run_dir, cloc
     assert expected == {name: summary[name] for name in expected}
 
 
-def test_the_time_that_remains_is_told_on_the_main_process_alone(context, update, clock, run_dir):
+def test_the_remaining_time_is_known_only_on_the_main_process(context, update, clock, run_dir):
     with context as progress:
         for step in range(1, 6):
             clock.advance(3.0)
@@ -168,7 +168,7 @@ def test_an_evaluation_is_passed_on(context, run_dir):
     )
 
 
-def test_what_write_whole_says_of_a_checkpoint_is_passed_on(context, run_dir):
+def test_the_digest_of_an_atomic_write_is_passed_on(context, run_dir):
     with context as progress:
         written = write_atomically(run_dir / "checkpoint_1.pt", lambda file: file.write(b"weights"))
         progress.record_checkpoint(1, written.path, 8, written=written, seconds=2.5)
@@ -235,7 +235,7 @@ def saved(context, run_dir):
     return run_dir
 
 
-def test_the_newest_whole_checkpoint_is_recovered_with_its_place_in_the_data(saved):
+def test_the_newest_intact_checkpoint_is_recovered_with_its_place_in_the_data(saved):
     assert (saved / "checkpoint_2.pt", 16) == get_recovery_checkpoint(saved)
     assert get_recovery_checkpoint(str(saved))[0].is_absolute()
 
@@ -316,14 +316,14 @@ class Scheduler:
         pytest.param((math.inf,), (math.inf, {"total": math.inf}, 0.0), id="infinite"),
     ],
 )
-def test_a_step_is_told_in_plain_numbers(arguments, expected):
+def test_a_step_becomes_plain_numbers(arguments, expected):
     found = calculate_metrics_from_step(*arguments)
 
     assert expected == found
     assert {float} == {type(number) for number in (found[0], found[2], *found[1].values())}
 
 
-def test_the_learning_rate_of_a_real_scheduler_is_told():
+def test_the_learning_rate_of_a_real_scheduler_is_read():
     weights = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weights], lr=0.5)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)

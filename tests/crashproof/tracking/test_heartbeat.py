@@ -16,7 +16,7 @@ def test_it_beats_until_stopped():
     assert "crashproof-heartbeat" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_a_beat_that_fails_is_told_and_the_next_one_comes(caplog):
+def test_a_failed_beat_is_logged_and_the_next_one_follows(caplog):
     beats = threading.Semaphore(0)
 
     def fail() -> None:

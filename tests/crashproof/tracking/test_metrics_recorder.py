@@ -12,7 +12,7 @@ def lines_of(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "progress" / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_computed_throughput_is_short_and_a_given_one_is_kept_whole(
+def test_measured_throughput_is_rounded_and_a_given_one_is_not(
     open_tracker: Callable[..., Any], run_dir: Path, clock: Any
 ) -> None:
     tracker = open_tracker()

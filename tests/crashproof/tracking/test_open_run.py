@@ -61,7 +61,7 @@ def test_all_files_are_there_from_the_first_moment(open_tracker, run_dir):
     } == {path.name for path in (run_dir / "progress").iterdir()}
 
 
-def test_a_second_start_goes_on_with_the_session(open_tracker, ended_run):
+def test_a_second_start_continues_the_session(open_tracker, ended_run):
     tracker = open_tracker(CONFIG)
 
     assert (17, 3) == (tracker.session.steps_completed, len(tracker.session.attempts))
@@ -281,7 +281,7 @@ def test_keys_that_cannot_change_the_result_do_not_end_a_session(open_tracker, e
     assert 17 == tracker.session.steps_completed
 
 
-def test_a_longer_target_goes_on_with_the_session(open_tracker, ended_run):
+def test_a_longer_target_continues_the_session(open_tracker, ended_run):
     tracker = open_tracker(CONFIG, 500, on_config_change="error")
 
     assert (17, 500) == (tracker.session.steps_completed, tracker.session.total_steps_target)
@@ -352,7 +352,7 @@ def test_an_unknown_answer_to_a_changed_config_is_refused_with_the_known_ones(op
     assert not run_dir.exists()
 
 
-def test_a_file_in_the_place_of_the_folder_is_told(open_tracker, run_dir):
+def test_a_file_in_place_of_the_folder_is_an_error(open_tracker, run_dir):
     run_dir.mkdir()
     (run_dir / "progress").write_text("a file")
 
@@ -427,7 +427,7 @@ def test_a_copied_run_is_a_run_of_its_own(open_tracker, update, ended_run, tmp_p
     assert [18, 18] == [one.session.steps_completed, other.session.steps_completed]
 
 
-def test_a_second_process_is_told_who_writes(open_tracker, run_dir):
+def test_a_second_process_gets_an_error_that_names_the_writer(open_tracker, run_dir):
     open_tracker()
     script = f"from crashproof import ProgressTracker; ProgressTracker({str(run_dir / 'progress')!r}, {{}}, 10)"
     second = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -119,6 +119,6 @@ def test_what_cannot_be_kept_is_refused_before_it_waits(waiting, device):
     assert 0 == len(waiting)
 
 
-def test_components_that_are_no_mapping_are_refused_in_words() -> None:
+def test_components_that_are_no_mapping_are_refused() -> None:
     with pytest.raises(InvalidMetric, match="loss_components must be a mapping, got NoneType"):
         numbers_on_host(msgspec.structs.replace(update(1), loss_components=None))

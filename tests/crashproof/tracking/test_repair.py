@@ -33,7 +33,7 @@ def contents(run_dir):
     }
 
 
-def test_a_whole_run_needs_no_repair(ended_run, clock):
+def test_an_intact_run_needs_no_repair(ended_run, clock):
     before = RunReader.open(ended_run).session()
 
     assert [] == repair_run(RunFolder.under(ended_run), clock=clock)
@@ -50,7 +50,7 @@ def test_a_snapshot_is_rebuilt_as_it_was(ended_run, clock, read_json, name):
     assert before == read_json(path)
 
 
-def test_damage_in_journals_is_set_aside_and_told(ended_run, clock):
+def test_damage_in_journals_is_quarantined_and_reported(ended_run, clock):
     metrics = ended_run / "progress" / "metrics.jsonl"
     metrics.write_bytes(metrics.read_bytes().replace(b'"step":3,', b'"step":4,')[:-7])
     done = repair_run(RunFolder.under(ended_run), clock=clock)
@@ -72,7 +72,7 @@ def test_a_repair_that_was_done_needs_no_other(ended_run, clock):
     assert [] == repair_run(RunFolder.under(ended_run), clock=clock)
 
 
-def test_an_altered_checkpoint_is_set_aside_and_a_missing_one_may_come_back(ended_run, clock):
+def test_an_altered_checkpoint_is_quarantined_and_a_missing_one_may_come_back(ended_run, clock):
     (ended_run / "checkpoint_5.pt").unlink()
     (ended_run / "checkpoint_10.pt").write_bytes(b"torn")
     done = repair_run(RunFolder.under(ended_run), clock=clock)
@@ -110,9 +110,7 @@ def test_an_archive_whose_digest_was_cut_off_is_held_against_itself(
     assert is_corrupt is not (left / path.name).exists()
 
 
-def test_a_checkpoint_of_somebody_elses_folder_stays_where_it_is(
-    open_tracker, save_checkpoint, run_dir, tmp_path, clock
-):
+def test_a_checkpoint_in_a_foreign_folder_stays_where_it_is(open_tracker, save_checkpoint, run_dir, tmp_path, clock):
     tracker = open_tracker()
     outside = save_checkpoint(tracker, 5, path=tmp_path / "outside.pt")
     tracker.close()
@@ -139,7 +137,7 @@ def test_what_is_no_run_cannot_be_repaired(tmp_path, clock):
         repair_run(RunFolder.under(tmp_path), clock=clock)
 
 
-def test_a_repaired_run_goes_on(open_tracker, update, ended_run, clock):
+def test_a_repaired_run_continues(open_tracker, update, ended_run, clock):
     metrics = ended_run / "progress" / "metrics.jsonl"
     metrics.write_bytes(metrics.read_bytes()[:-7])
     repair_run(RunFolder.under(ended_run), clock=clock)

@@ -212,7 +212,7 @@ def test_the_time_of_an_update_is_that_of_its_report(open_tracker, update, devic
     assert (reported_at, pytest.approx(10 / 3600, abs=1e-7)) == (line.timestamp, line.wall_clock_hours)
 
 
-def test_a_pause_behind_an_update_that_waits_for_the_device_is_not_taken_from_its_time(
+def test_a_pause_after_an_update_that_waits_for_the_device_is_not_taken_from_its_time(
     open_tracker, update, device, clock
 ):
     tracker = open_tracker()
@@ -312,7 +312,7 @@ def test_a_pause_lasts_a_finite_number_of_seconds(open_tracker, run_dir, duratio
 # Checkpoints.
 
 
-def test_a_file_that_somebody_else_wrote_is_adopted(open_tracker, update, save_checkpoint, run_dir):
+def test_a_file_that_other_code_wrote_is_recorded(open_tracker, update, save_checkpoint, run_dir):
     tracker = open_tracker()
     update(tracker, 5, loss=1.25)
     path = save_checkpoint(tracker, 5, b"weights", recovery_tags=["best_loss"])
@@ -352,7 +352,7 @@ def test_tags_say_why_a_checkpoint_is_kept(open_tracker, save_checkpoint, tags, 
     assert expected == tracker.session.checkpoints[5].recovery_tags
 
 
-def test_a_sharded_checkpoint_is_adopted_whole(open_tracker, run_dir):
+def test_all_files_of_a_sharded_checkpoint_are_recorded(open_tracker, run_dir):
     tracker = open_tracker()
     folder = run_dir / "checkpoint_5"
     folder.mkdir()
@@ -367,7 +367,7 @@ def test_a_sharded_checkpoint_is_adopted_whole(open_tracker, run_dir):
         tracker.get_recovery_checkpoint()
 
 
-def test_what_write_whole_has_digested_is_not_read_again(open_tracker, run_dir):
+def test_a_file_digested_while_it_was_written_is_not_read_again(open_tracker, run_dir):
     tracker = open_tracker()
     written = write_atomically(run_dir / "checkpoint_5.pt", lambda file: file.write(b"weights"))
     checkpoint = tracker.record_checkpoint(5, written.path, 40, written=written)
@@ -376,7 +376,7 @@ def test_what_write_whole_has_digested_is_not_read_again(open_tracker, run_dir):
     assert 5 == tracker.get_recovery_checkpoint().checkpoint_step
 
 
-def test_a_large_checkpoint_is_digested_behind_the_training(open_tracker, save_checkpoint, run_dir):
+def test_a_large_checkpoint_is_digested_in_the_background(open_tracker, save_checkpoint, run_dir):
     tracker = open_tracker(settings=SMALL_IS_LARGE)
     save_checkpoint(tracker, 5)
     at_once = tracker.session.checkpoints[5]
@@ -444,7 +444,7 @@ def test_a_path_that_is_not_there_is_recorded_as_unverified(open_tracker, caplog
     ]
 
 
-def test_an_unverified_checkpoint_is_not_offered_beside_a_whole_one(open_tracker, save_checkpoint):
+def test_an_unverified_checkpoint_is_not_offered_beside_an_intact_one(open_tracker, save_checkpoint):
     tracker = open_tracker()
     save_checkpoint(tracker, 5)
     tracker.record_checkpoint(10, "s3://bucket/checkpoint_10.pt", 80)
@@ -496,7 +496,7 @@ def test_where_all_are_damaged_the_error_names_each_and_nothing_is_moved(open_tr
     assert (run_dir / "checkpoint_1.pt").exists()
 
 
-def test_recovery_never_starts_from_zero_after_the_only_checkpoint_was_set_aside(
+def test_recovery_never_starts_from_zero_after_the_only_checkpoint_was_quarantined(
     open_tracker, save_checkpoint, run_dir
 ):
     tracker = open_tracker()
@@ -684,7 +684,7 @@ def test_a_full_disk_refuses_an_answer(open_tracker, run_dir, tmp_path):
         ),
     ],
 )
-def test_an_attempt_ends_as_it_was_told_to(open_tracker, update, run_dir, end, expected):
+def test_an_attempt_ends_as_requested(open_tracker, update, run_dir, end, expected):
     tracker = open_tracker()
     update(tracker, 1)
     end(tracker)
@@ -901,7 +901,7 @@ def test_the_replay_check_is_silent_where_every_loss_is_the_same(open_tracker, u
     assert 6 == tracker.session.steps_recomputed
 
 
-def test_the_replay_check_speaks_once_with_the_first_step_that_differs(open_tracker, update, killed_at_ten, caplog):
+def test_the_replay_check_reports_once_the_first_step_that_differs(open_tracker, update, killed_at_ten, caplog):
     tracker = open_tracker(output_dir=killed_at_ten)
     for step in range(5, 13):
         update(tracker, step, loss=1.0 / step if step < 7 else math.nextafter(1.0 / step, 2.0))
@@ -920,7 +920,7 @@ def test_nan_that_comes_again_is_no_difference(open_tracker, update, left_by_a_k
     assert tracker.session.replay_differed_at is None
 
 
-def test_a_difference_to_nan_is_told_and_kept(open_tracker, update, left_by_a_kill, run_dir):
+def test_a_difference_to_nan_is_logged_and_recorded(open_tracker, update, left_by_a_kill, run_dir):
     update(open_tracker(), 1, loss=math.nan)
     left = left_by_a_kill(run_dir)
     tracker = open_tracker(output_dir=left)
@@ -1021,7 +1021,7 @@ def test_the_progress_file_follows_a_living_run_by_itself(open_tracker, update, 
     assert until(lambda: read_json(tracker.progress_file)["steps_completed"] == 7)
 
 
-def test_the_session_file_follows_too_where_it_has_fallen_behind(open_tracker, update, read_json):
+def test_the_session_file_is_replaced_once_it_is_old(open_tracker, update, read_json):
     beating = TrackerSettings(sync_interval_seconds=0.005, summary_interval_seconds=0.005, session_interval_lines=3)
     tracker = open_tracker(settings=beating)
     for step in range(1, 4):
@@ -1039,7 +1039,7 @@ def test_housekeeping_writes_what_waited_for_the_device(open_tracker, update, de
     assert until(lambda: [1] == [line.step for line in RunReader.open(run_dir).history()])
 
 
-def test_housekeeping_tells_the_digest_of_a_large_checkpoint(open_tracker, save_checkpoint, run_dir):
+def test_housekeeping_records_the_digest_of_a_large_checkpoint(open_tracker, save_checkpoint, run_dir):
     beating = TrackerSettings(sync_interval_seconds=0.005, summary_interval_seconds=0.005, large_checkpoint_bytes=1)
     tracker = open_tracker(settings=beating)
     save_checkpoint(tracker, 5)
