@@ -39,20 +39,12 @@ log = logging.getLogger("crashproof")
 class AlertedRun(Protocol):
     """What the monitor needs of its run."""
 
-    @property
-    def folder(self) -> RunFolder:
-        """The run's files."""
-        ...
-
-    @property
-    def attempt(self) -> int:
-        """The number of this attempt."""
-        ...
-
-    @property
-    def session(self) -> TrainingSession:
-        """As of now."""
-        ...
+    folder: RunFolder
+    """The run's files."""
+    attempt: int
+    """The number of this attempt."""
+    session: TrainingSession
+    """As of now."""
 
     def stamp(self) -> Stamp:
         """Time and attempt, for an event of this moment."""

@@ -48,25 +48,14 @@ _NONE_SERVED = AnswersRecovered(timestamp=0.0, attempt=0, count=0)
 class AnsweredRun(Protocol):
     """What the store needs from its run."""
 
-    @property
-    def folder(self) -> RunFolder:
-        """The run's folder."""
-        ...
-
-    @property
-    def session(self) -> TrainingSession:
-        """The session that keeps the sums."""
-        ...
-
-    @property
-    def answers(self) -> QueueingJournal:
-        """`api_recovery.jsonl`."""
-        ...
-
-    @property
-    def requests(self) -> QueueingJournal:
-        """`api_requests.jsonl`."""
-        ...
+    folder: RunFolder
+    """The run's folder."""
+    session: TrainingSession
+    """The session that keeps the sums."""
+    answers: QueueingJournal
+    """`api_recovery.jsonl`."""
+    requests: QueueingJournal
+    """`api_requests.jsonl`."""
 
     def stamp(self) -> Stamp:
         """Timestamp and attempt for a line written now."""

@@ -6,8 +6,6 @@ import copy
 
 from crashproof.clock import Clock
 from crashproof.disk.files import Disk
-from crashproof.disk.queueing_journal import QueueingJournal
-from crashproof.disk.run_folder import RunFolder
 from crashproof.records.codec import encode
 from crashproof.records.events import Event, Stamp
 from crashproof.records.metrics import MetricsSnapshot
@@ -29,32 +27,15 @@ class RunWriter:
     def __init__(self, run: OpenRun, *, settings: TrackerSettings, clock: Clock, disk: Disk) -> None:
         self.run = run
         self.session: TrainingSession = run.session
+        # What the alerts and the run's store of answers need of it.
+        self.folder, self.attempt = run.folder, run.attempt
+        self.answers, self.requests = run.answers, run.requests
         self._settings = settings
         self._clock = clock
         self._snapshots = SnapshotWriter(run.folder, disk=disk)
         self._curves = CurveWriter(run.folder, run.metrics.journal, disk=disk)
         self._session_written_at = clock.steady()
         self._lines_at_session_file = -1
-
-    @property
-    def folder(self) -> RunFolder:
-        """The run's files."""
-        return self.run.folder
-
-    @property
-    def attempt(self) -> int:
-        """The number of this process life."""
-        return self.run.attempt
-
-    @property
-    def answers(self) -> QueueingJournal:
-        """`api_recovery.jsonl`."""
-        return self.run.answers
-
-    @property
-    def requests(self) -> QueueingJournal:
-        """`api_requests.jsonl`."""
-        return self.run.requests
 
     @property
     def newest_update(self) -> MetricsSnapshot | None:
