@@ -27,7 +27,7 @@ STEP, _, MOMENT = REST.partition(":")
 if MOMENT == "now":
     os.kill(os.getpid(), signal.SIGKILL)
 
-step_of_loop, save_shards = TrainingLoop._step, sharded_checkpoint._written_tensors
+step_of_loop, save_shards = TrainingLoop._step, sharded_checkpoint._write_tensors
 
 
 def step(self: TrainingLoop, step_data: Any) -> None:
@@ -43,7 +43,7 @@ def step(self: TrainingLoop, step_data: Any) -> None:
         file.write(json.dumps(report) + "\n")
 
 
-def written_tensors(partial: Any, tensors: Any, files: Any, ranks: Any) -> Any:
+def write_tensors(partial: Any, tensors: Any, files: Any, ranks: Any) -> Any:
     failure = save_shards(partial, tensors, files, ranks)
     if IS_CHOSEN and partial.name.startswith(f".checkpoint_{STEP}."):
         if MOMENT == "save":
@@ -54,7 +54,7 @@ def written_tensors(partial: Any, tensors: Any, files: Any, ranks: Any) -> Any:
 
 
 TrainingLoop._step = step  # type: ignore[method-assign]
-sharded_checkpoint._written_tensors = written_tensors
+sharded_checkpoint._write_tensors = write_tensors
 
 if __name__ == "__main__":
     sys.exit(main("kd", sys.argv[1:]))

@@ -40,10 +40,10 @@ CHANGED_PROGRAM = """
 import sys
 from crashproof.distillation.recipes import kd
 from crashproof.distillation.command import main
-forward = recipe_kd.KdRecipe.forward
+forward = kd.KdRecipe.forward
 def changed(self, batch):
     return {name: value * 1.000001 for name, value in forward(self, batch).items()}
-recipe_kd.KdRecipe.forward = changed
+kd.KdRecipe.forward = changed
 sys.exit(main("kd", sys.argv[1:]))
 """
 

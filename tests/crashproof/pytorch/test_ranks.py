@@ -176,4 +176,4 @@ def test_missing_processes_are_reported_within_the_limit() -> None:
     )
 
     assert 1 == ended.returncode
-    assert "while joining the other processes, within the limit of 2 s" in ended.stderr
+    assert "while joining the other processes (limit 2 s)" in ended.stderr
