@@ -125,5 +125,5 @@ def test_a_fork_is_told_to_open_the_store_by_itself(shared):
     with process(shared, "fork") as forked:
         told = forked.communicate()[0].splitlines()
 
-    assert "is a fork of it: open it anew here" in told[0]
+    assert "this is a fork: open it again here" in told[0]
     assert "0.01" == told[1]

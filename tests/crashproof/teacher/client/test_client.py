@@ -460,7 +460,7 @@ def test_no_attempt_begins_behind_the_deadline(teacher_of, tracker, clock):
 
     assert [0.0, 40.0, 80.0] == moments
     assert isinstance(found, TeacherUnreachable)
-    assert "in 3 attempts over 80 s" in str(found)
+    assert "no response after 3 attempts over 80 s" in str(found)
 
 
 def test_a_server_that_asks_for_more_than_the_deadline_is_not_waited_for(teacher_of, tracker, clock):
