@@ -18,6 +18,7 @@ from crashproof.errors import ConfigChanged, ConfigError
 from crashproof.reading.run_state import read_run
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.session import TrainingSession
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.identity import canonical_config, changed_keys
 from crashproof.tracking.settings import TrackerSettings
 from crashproof.tracking.tracker import ProgressTracker
@@ -113,7 +114,8 @@ class DeferredRun:
         """
         if session is None or first_step:
             return
-        num_known = len(session.checkpoints) + len(session.checkpoints_beside) + len(session.checkpoints_set_aside)
+        catalog = CheckpointCatalog(session)
+        num_known = len(catalog) + len(catalog.quarantined())
         if num_known:
             raise ConfigError(
                 f"The run in {self.folder.root} has {num_known} checkpoint(s), and training would begin at step 0.",

@@ -24,6 +24,7 @@ from crashproof.errors import ConfigChanged, NothingToAdopt, NoUsableCheckpoint,
 from crashproof.reading.run_state import read_run
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.session import TrainingSession
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.identity import canonical_config, changed_keys
 from crashproof.tracking.adopt import adopt_checkpoints
 from crashproof.tracking.settings import TrackerSettings
@@ -93,8 +94,7 @@ def offered_checkpoint(
 
 def recorded_checkpoints(run: FrameworkRun, session: TrainingSession) -> list[CheckpointMetadata]:
     """The framework's own among the checkpoints of a session."""
-    known = [*session.checkpoints.values(), *session.checkpoints_beside]
-    return [each for each in known if run.is_checkpoint(Path(each.checkpoint_path))]
+    return [each for each in CheckpointCatalog(session).candidates() if run.is_checkpoint(Path(each.checkpoint_path))]
 
 
 def newest_checkpoint(
@@ -209,10 +209,7 @@ def _quarantine_all(refused: list[tuple[Candidate, str]], folder: RunFolder, clo
 
 def _choose(run: FrameworkRun, session: TrainingSession, clock: Clock, disk: Disk) -> CheckpointMetadata | None:
     choice = choose(
-        recorded_checkpoints(run, session),
-        run.folder,
-        quarantined=session.checkpoints_set_aside,
-        superseded=session.checkpoints_superseded,
+        recorded_checkpoints(run, session), run.folder, quarantined=CheckpointCatalog(session).quarantined()
     )
     if choice is None:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crashproof.checkpoints.verify import problem_with
@@ -11,6 +11,7 @@ from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import NoUsableCheckpoint
 from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint
 from crashproof.records.session import TrainingSession
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 
 __all__ = ["Choice", "choose", "choose_for", "newest_intact"]
 
@@ -27,49 +28,42 @@ class Choice:
 
 
 def choose(
-    checkpoints: Iterable[CheckpointMetadata],
+    candidates: Sequence[CheckpointMetadata],
     folder: RunFolder,
     *,
-    quarantined: Iterable[RefusedCheckpoint] = (),
-    superseded: Container[int] = (),
+    quarantined: Sequence[RefusedCheckpoint] = (),
 ) -> Choice | None:
-    """The newest intact checkpoint, or None if none was ever recorded.
+    """The first intact one of some checkpoints, or None if none was ever recorded.
 
-    Superseded ones, by step, come after all others. Every byte of a candidate is read. Checkpoints that cannot be
-    verified (a remote path, a save in progress when it was recorded) are offered only if no verifiable one was ever
-    recorded.
+    Every byte of a candidate is read. Checkpoints that cannot be verified (a remote path, a save in progress when it
+    was recorded) are offered only if no verifiable one was ever recorded.
+
+    Args:
+        candidates: In the order in which they are tried; see `CheckpointCatalog.candidates`.
+        folder: The run.
+        quarantined: Those that were found damaged earlier.
 
     Raises:
         NoUsableCheckpoint: some were recorded and none can be used; names each and why.
     """
-    newest_first = sorted(
-        checkpoints,
-        key=lambda each: (each.checkpoint_step not in superseded, each.checkpoint_step, each.created_at),
-        reverse=True,
-    )
-    gone = list(quarantined)
-    if not newest_first and not gone:
+    if not candidates and not quarantined:
         return None
-    has_verifiable = bool(gone) or any(each.is_verifiable for each in newest_first)
+    has_verifiable = bool(quarantined) or any(each.is_verifiable for each in candidates)
     refused: list[tuple[CheckpointMetadata, str]] = []
-    for candidate in newest_first:
+    for candidate in candidates:
         problem = problem_with(candidate, folder, trusts_unverified=not has_verifiable)
         if problem is None:
             return Choice(checkpoint=candidate, refused=refused)
         refused.append((candidate, problem))
     reasons = [(each.checkpoint_path, reason) for each, reason in refused]
-    reasons += [(each.checkpoint_path, f"{each.reason}; quarantined earlier") for each in gone]
+    reasons += [(each.checkpoint_path, f"{each.reason}; quarantined earlier") for each in quarantined]
     raise NoUsableCheckpoint(folder.root, refused=reasons)
 
 
 def choose_for(session: TrainingSession, folder: RunFolder) -> Choice | None:
     """The checkpoint that a session would resume from; see `choose`."""
-    return choose(
-        [*session.checkpoints.values(), *session.checkpoints_beside],
-        folder,
-        quarantined=session.checkpoints_set_aside,
-        superseded=session.checkpoints_superseded,
-    )
+    catalog = CheckpointCatalog(session)
+    return choose(catalog.candidates(), folder, quarantined=catalog.quarantined())
 
 
 def newest_intact(session: TrainingSession, folder: RunFolder) -> CheckpointMetadata | None:
@@ -77,11 +71,8 @@ def newest_intact(session: TrainingSession, folder: RunFolder) -> CheckpointMeta
 
     One that cannot be verified (yet) is skipped.
     """
-    known = [*session.checkpoints.values(), *session.checkpoints_beside]
-    verifiable = [
-        each for each in known if each.is_verifiable and each.checkpoint_step not in session.checkpoints_superseded
-    ]
-    newest = max(verifiable, key=lambda each: (each.checkpoint_step, each.created_at), default=None)
+    standing = CheckpointCatalog(session).standing()
+    newest = next((each for each in reversed(standing) if each.is_verifiable), None)
     if newest is None:
         return None
     problem = problem_with(newest, folder)

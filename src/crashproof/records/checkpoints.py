@@ -31,6 +31,10 @@ class CheckpointMetadata(Struct, frozen=True, kw_only=True):
     recovery_tags: list[str]
     """Why it is kept: `periodic`, `best_loss`, …"""
     attempt: int
+    rewinds: int = 0
+    """How often its attempt had gone back to an earlier step before."""
+    is_before_update: bool = False
+    """Whether it was recorded before the update of its own step, as loops that count from 0 do."""
     num_bytes: int | None = None
     """Size of the file, or of all files of the folder; None if there was no such path when it was recorded."""
     sha256: str | None = None
@@ -41,6 +45,11 @@ class CheckpointMetadata(Struct, frozen=True, kw_only=True):
     """Results on held-out data that its own attempt measured at its step; None if there are none."""
     nonfinite: dict[str, str] | UnsetType = UNSET
     """Non-finite values of `evaluation`, as in a line of metrics."""
+
+    @property
+    def next_step(self) -> int:
+        """The first step that is not in it: where training goes on that resumes from it."""
+        return self.checkpoint_step + (0 if self.is_before_update else 1)
 
     @property
     def is_verifiable(self) -> bool:

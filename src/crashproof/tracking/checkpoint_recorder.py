@@ -30,8 +30,9 @@ from crashproof.records.events import (
     ResumeChosen,
 )
 from crashproof.records.session import TrainingSession
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog, with_evaluation
 from crashproof.rules.retention import RetentionRule, stale_checkpoints
-from crashproof.rules.session_checkpoints import has_lowest_loss, update_at, with_evaluation
+from crashproof.rules.session import update_at
 from crashproof.scalars import as_int
 from crashproof.tracking.run_writer import RunWriter
 
@@ -111,10 +112,18 @@ class CheckpointRecorder:
     ) -> CheckpointMetadata:
         """Add a durable checkpoint to the journal and the manifest, with the metrics of its step."""
         session = self._writer.session
-        metrics = update_at(session, checkpoint.checkpoint_step)
-        checkpoint = with_evaluation(msgspec.structs.replace(checkpoint, metrics=metrics), session.evaluations)
+        catalog = CheckpointCatalog(session)
+        own = next((each for each in session.attempts if each.attempt == checkpoint.attempt), None)
+        checkpoint = msgspec.structs.replace(
+            checkpoint,
+            created_at=catalog.moment_after(checkpoint.created_at),
+            metrics=update_at(session, checkpoint.checkpoint_step),
+            rewinds=own.rewinds if own is not None else 0,
+            is_before_update=session.steps_completed < checkpoint.checkpoint_step,
+        )
+        checkpoint = with_evaluation(checkpoint, session.evaluations)
         if is_best is None:
-            is_best = has_lowest_loss(checkpoint, session)
+            is_best = catalog.has_lowest_loss(checkpoint)
         if is_best and BEST not in checkpoint.recovery_tags:
             checkpoint = msgspec.structs.replace(checkpoint, recovery_tags=[*checkpoint.recovery_tags, BEST])
         event = CheckpointRecorded(**self._writer.stamp(), checkpoint=checkpoint, seconds=seconds)
@@ -157,6 +166,7 @@ class CheckpointRecorder:
                     **self._writer.stamp(),
                     step=checkpoint.checkpoint_step,
                     checkpoint_path=checkpoint.checkpoint_path,
+                    created_at=checkpoint.created_at,
                     num_bytes=digest.num_bytes,
                     sha256=digest.sha256,
                     files=digest.files,
@@ -175,8 +185,8 @@ class CheckpointRecorder:
     def unwanted(self, session: TrainingSession, checkpoint_path: Path) -> Stale | None:
         """Like `stale`, for one checkpoint that the caller does not keep."""
         spelled = self._writer.run.folder.recorded_path(checkpoint_path)
-        known = [*session.checkpoints.values(), *session.checkpoints_beside]
-        return self._superfluous(session, [each for each in known if each.checkpoint_path == spelled])
+        known = CheckpointCatalog(session).at_path(spelled)
+        return self._superfluous(session, [] if known is None else [known])
 
     def forget(self, stale: Stale) -> TrainingSession:
         """Take checkpoints out of the session and the manifest; return the session, which names what to delete.
@@ -185,7 +195,7 @@ class CheckpointRecorder:
             DiskFull: they stay.
         """
         session = self._writer.session
-        known = [*session.checkpoints.values(), *session.checkpoints_beside]
+        known = CheckpointCatalog(session).all()
         removed = [
             RemovedCheckpoint(step=each.checkpoint_step, checkpoint_path=each.checkpoint_path)
             for each in stale.checkpoints
@@ -238,6 +248,7 @@ class CheckpointRecorder:
                 **self._writer.stamp(),
                 step=checkpoint.checkpoint_step,
                 checkpoint_path=checkpoint.checkpoint_path,
+                created_at=checkpoint.created_at,
                 reason=reason,
                 moved_to=self._writer.run.folder.recorded_path(moved_to),
             )

@@ -15,6 +15,7 @@ from crashproof.reading.run_state import JOURNALS, read_run
 from crashproof.records.codec import encode
 from crashproof.records.events import CheckpointSetAside, DamageFound, Event
 from crashproof.records.session import TrainingSession
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.summary import progress_summary
 from crashproof.tracking.snapshots import SnapshotWriter, session_bytes
 
@@ -54,7 +55,7 @@ def repair_run(folder: RunFolder, *, clock: Clock = SYSTEM_CLOCK, disk: Disk = R
 def _quarantine_checkpoints(folder: RunFolder, session: TrainingSession, clock: Clock, disk: Disk) -> list[Event]:
     """Quarantine damaged checkpoints; a missing one may come back, so it stays recorded."""
     events: list[Event] = []
-    for step, checkpoint in sorted(session.checkpoints.items()):
+    for checkpoint in CheckpointCatalog(session).all():
         problem = problem_with(checkpoint, folder)
         if problem is None or not is_damaged(checkpoint, folder):
             continue
@@ -65,8 +66,9 @@ def _quarantine_checkpoints(folder: RunFolder, session: TrainingSession, clock: 
             CheckpointSetAside(
                 timestamp=clock.now(),
                 attempt=_last_attempt(session),
-                step=step,
+                step=checkpoint.checkpoint_step,
                 checkpoint_path=checkpoint.checkpoint_path,
+                created_at=checkpoint.created_at,
                 reason=problem,
                 moved_to=folder.recorded_path(moved_to),
             )

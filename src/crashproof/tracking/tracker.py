@@ -36,6 +36,7 @@ from crashproof.records.progress import ProgressSummary
 from crashproof.records.requests import Spending
 from crashproof.records.session import TrainingSession
 from crashproof.records.states import AttemptState, OnConfigChange, SessionKind
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.identity import without_secrets
 from crashproof.rules.pace import estimate_remaining
 from crashproof.rules.trends import loss_trend
@@ -292,7 +293,7 @@ class ProgressTracker:
                     nonfinite=nonfinite_names({"results": numbers}) or UNSET,
                 )
             )
-            if num_steps in self._writer.session.checkpoints:
+            if CheckpointCatalog(self._writer.session).at_step(num_steps):
                 self._writer.write_manifest()
 
     def get_recovery_checkpoint(self) -> CheckpointMetadata | None:
