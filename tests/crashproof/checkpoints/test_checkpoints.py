@@ -214,14 +214,14 @@ def test_a_corrupt_archive_is_found_without_a_digest(folder, place, expected, is
     assert problem.startswith(expected)
 
 
-def test_the_newest_intact_checkpoint_is_chosen(folder, saved):
-    choice = choose([saved(5), saved(20), saved(10)], folder)
+def test_the_first_intact_candidate_is_chosen(folder, saved):
+    choice = choose([saved(20), saved(10), saved(5)], folder)
 
     assert (20, []) == (choice.checkpoint.checkpoint_step, choice.refused)
 
 
 def test_newest_truncated_second_flipped_third_deleted_so_the_fourth_is_chosen(folder, saved):
-    checkpoints = [saved(step) for step in (1, 2, 3, 4)]
+    checkpoints = [saved(step) for step in (4, 3, 2, 1)]
     (folder.root / "checkpoint_4").write_text("wei")
     flip_a_bit(folder.root / "checkpoint_3")
     (folder.root / "checkpoint_2").unlink()
@@ -240,7 +240,7 @@ def test_nothing_is_chosen_if_none_was_recorded(folder):
 
 
 def test_if_all_are_damaged_the_error_names_each_and_why(folder, saved):
-    checkpoints = [saved(step) for step in (1, 2)]
+    checkpoints = [saved(step) for step in (2, 1)]
     (folder.root / "checkpoint_1").unlink()
     flip_a_bit(folder.root / "checkpoint_2")
     gone = [RefusedCheckpoint(checkpoint_step=3, checkpoint_path="checkpoint_3", reason="it has 1 bytes")]
@@ -264,13 +264,13 @@ def test_checkpoints_quarantined_earlier_prevent_a_start_from_zero(folder):
 
 
 def test_an_unverified_checkpoint_is_offered_if_nothing_verifiable_was_recorded(folder):
-    choice = choose([described(5, "s3://bucket/5"), described(9, "s3://bucket/9")], folder)
+    choice = choose([described(9, "s3://bucket/9"), described(5, "s3://bucket/5")], folder)
 
     assert ("s3://bucket/9", []) == (choice.checkpoint.checkpoint_path, choice.refused)
 
 
 def test_a_verified_checkpoint_is_preferred_to_a_newer_unverified_one(folder, saved):
-    choice = choose([saved(5), REMOTE], folder)
+    choice = choose([REMOTE, saved(5)], folder)
 
     assert 5 == choice.checkpoint.checkpoint_step
     assert [(REMOTE, UNSEEN)] == choice.refused
@@ -285,13 +285,13 @@ def test_an_unverified_checkpoint_is_not_offered_if_others_were_quarantined(fold
 
 def test_a_new_archive_without_a_digest_is_preferred_to_an_older_digested_checkpoint(folder, saved):
     path = zipped(folder.root / "a.pt")
-    choice = choose([saved(5), described(9, "a.pt", num_bytes=path.stat().st_size)], folder)
+    choice = choose([described(9, "a.pt", num_bytes=path.stat().st_size), saved(5)], folder)
 
     assert 9 == choice.checkpoint.checkpoint_step
 
 
 def test_an_unverified_checkpoint_is_not_offered_if_the_verifiable_ones_are_damaged(folder, saved):
-    checkpoints = [saved(5), REMOTE]
+    checkpoints = [REMOTE, saved(5)]
     (folder.root / "checkpoint_5").unlink()
 
     with pytest.raises(NoUsableCheckpoint) as refused:
