@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from crashproof.adapters.resume import offered_checkpoint, require_own_run
 from crashproof.checkpoints.select import choose_for
 from crashproof.clock import SYSTEM_CLOCK, Clock
@@ -80,8 +78,7 @@ class DeferredRun:
             return offered_checkpoint(
                 self.folder, session.config, session.total_steps_target, clock=self.clock, disk=self.disk
             )
-        chosen = choice.checkpoint
-        return msgspec.structs.replace(chosen, checkpoint_path=str(self.folder.find(chosen.checkpoint_path)))
+        return choice.located
 
     def open(self, config: Mapping[str, object], total_steps: int) -> ProgressTracker:
         """Open the run for writing, before the first step of this process.

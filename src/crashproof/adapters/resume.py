@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from crashproof.checkpoints.foreign import Candidate, find_candidates, inspect
 from crashproof.checkpoints.quarantine import quarantine
 from crashproof.checkpoints.select import choose
@@ -216,7 +214,5 @@ def _choose(run: FrameworkRun, session: TrainingSession, clock: Clock, disk: Dis
     if choice.refused:
         config = session.config if session.config_hash else run.config
         return offered_checkpoint(run.folder, config, session.total_steps_target, clock=clock, disk=disk)
-    chosen = choice.checkpoint
-    path = run.folder.find(chosen.checkpoint_path)
-    log.info("Resuming at step %s (%s).", f"{chosen.checkpoint_step:,}", path.name)
-    return msgspec.structs.replace(chosen, checkpoint_path=str(path))
+    log.info("Resuming at step %s (%s).", f"{choice.checkpoint.checkpoint_step:,}", choice.path.name)
+    return choice.located

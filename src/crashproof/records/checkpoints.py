@@ -6,7 +6,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from crashproof.records.metrics import MetricsSnapshot
 
-__all__ = ["CheckpointMetadata", "FileDigest", "RefusedCheckpoint", "RemovedCheckpoint"]
+__all__ = ["CheckpointMetadata", "FileDigest", "FileStat", "RefusedCheckpoint", "RemovedCheckpoint"]
 
 
 class FileDigest(Struct, frozen=True, kw_only=True):
@@ -14,6 +14,14 @@ class FileDigest(Struct, frozen=True, kw_only=True):
 
     num_bytes: int
     sha256: str
+
+
+class FileStat(Struct, frozen=True, array_like=True):
+    """What the file system says of a file; another writer changes it."""
+
+    num_bytes: int
+    inode: int
+    mtime_ns: int
 
 
 class CheckpointMetadata(Struct, frozen=True, kw_only=True):
@@ -41,6 +49,8 @@ class CheckpointMetadata(Struct, frozen=True, kw_only=True):
     """SHA-256 of the file, or of the folder's sorted listing of digests; None until computed."""
     files: dict[str, FileDigest] | None = None
     """Each file of a folder by its relative name; None for a single file."""
+    stats: dict[str, FileStat] | UnsetType = UNSET
+    """Each file by its relative name (`.` for a single file), as it was when recorded; absent with a digest."""
     evaluation: dict[str, float] | None = None
     """Results on held-out data that its own attempt measured at its step; None if there are none."""
     nonfinite: dict[str, str] | UnsetType = UNSET

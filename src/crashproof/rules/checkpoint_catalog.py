@@ -160,7 +160,9 @@ class CheckpointCatalog:
         known = self._find(event.checkpoint_path, event.step, event.created_at)
         if known is None or known.sha256 is not None:
             return
-        hashed = msgspec.structs.replace(known, num_bytes=event.num_bytes, sha256=event.sha256, files=event.files)
+        hashed = msgspec.structs.replace(
+            known, num_bytes=event.num_bytes, sha256=event.sha256, files=event.files, stats=msgspec.UNSET
+        )
         self._store([hashed if each is known else each for each in self.all()])
 
     def _quarantine(self, event: CheckpointSetAside) -> None:

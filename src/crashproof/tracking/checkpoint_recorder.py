@@ -11,9 +11,10 @@ import msgspec
 
 from crashproof.checkpoints.background_hashing import BackgroundDigests
 from crashproof.checkpoints.delete import delete_removed, find_undeleted, is_removable
-from crashproof.checkpoints.digest import Digest, digest_of, make_durable, size_of
+from crashproof.checkpoints.digest import Digest, digest_of, make_durable, stats_of
+from crashproof.checkpoints.previous import drop_previous, is_overwritten, keep_previous
 from crashproof.checkpoints.quarantine import quarantine
-from crashproof.checkpoints.select import Choice, newest_intact
+from crashproof.checkpoints.select import ResumePoint, newest_intact
 from crashproof.checkpoints.verify import is_damaged
 from crashproof.clock import Clock
 from crashproof.disk.atomic import WholeFile
@@ -99,9 +100,10 @@ class CheckpointRecorder:
             log.warning("%s is not on this disk: it is recorded, but cannot be verified.", checkpoint_path)
             return checkpoint
         make_durable(path, disk=self._disk)
-        num_bytes = size_of(path)
+        stats = stats_of(path)
+        num_bytes = sum(each.num_bytes for each in stats.values())
         if num_bytes >= self._large_checkpoint_bytes:
-            return msgspec.structs.replace(checkpoint, num_bytes=num_bytes)
+            return msgspec.structs.replace(checkpoint, num_bytes=num_bytes, stats=stats)
         digest = digest_of(path)
         return msgspec.structs.replace(
             checkpoint, num_bytes=digest.num_bytes, sha256=digest.sha256, files=digest.files
@@ -133,13 +135,14 @@ class CheckpointRecorder:
             self._digests.start(checkpoint)
         return checkpoint
 
-    def offer(self, choice: Choice) -> CheckpointMetadata:
+    def offer(self, choice: ResumePoint) -> CheckpointMetadata:
         """Quarantine the refused checkpoints, and return the chosen one with its absolute path."""
         chosen = choice.checkpoint
         if chosen.num_bytes is None:
             log.warning("%s was never verified, but no better checkpoint was recorded.", chosen.checkpoint_path)
         elif chosen.sha256 is None:
-            self._digests.start(chosen)
+            # A run that was copied has other files than were recorded; those that were just read are the ones.
+            self._digests.start(msgspec.structs.replace(chosen, stats=stats_of(choice.path)))
         for checkpoint, reason in choice.refused:
             self._quarantine(checkpoint, reason)
         self._writer.keep(
@@ -150,13 +153,10 @@ class CheckpointRecorder:
                 skipped=[each.checkpoint_path for each, _ in choice.refused],
             )
         )
-        if is_remote(chosen.checkpoint_path):
-            return chosen
-        path = self._writer.run.folder.find(chosen.checkpoint_path)
-        return msgspec.structs.replace(chosen, checkpoint_path=str(path))
+        return choice.located
 
-    def keep_digests(self, *, wait: bool) -> None:
-        """Record the digests that were computed in the background."""
+    def keep_digests(self, *, wait: bool) -> list[CheckpointMetadata]:
+        """Record the digests that were computed in the background; return the checkpoints that have one now."""
         if wait:
             self._digests.wait()
         finished = self._digests.take_finished()
@@ -174,6 +174,10 @@ class CheckpointRecorder:
             )
         if finished:
             self._writer.write_manifest()
+        return [
+            msgspec.structs.replace(each, num_bytes=digest.num_bytes, sha256=digest.sha256, files=digest.files)
+            for each, digest in finished
+        ]
 
     def stale(self, session: TrainingSession, rule: RetentionRule) -> Stale | None:
         """The checkpoints that a rule does not keep and that may be removed, or None.
@@ -222,6 +226,19 @@ class CheckpointRecorder:
         left = find_undeleted(self._writer.session, self._writer.run.folder)
         if left != self._writer.session.checkpoints_removing:
             self._writer.keep(CheckpointsDeleted(**self._writer.stamp(), left=left))
+
+    def keep_previous(self, checkpoint: CheckpointMetadata, *, is_replaced: bool) -> None:
+        """Keep the bytes of a checkpoint until the next save of the same name is acknowledged.
+
+        Takes as long as a copy; needs no lock, but no deletion may be under way.
+        """
+        folder = self._writer.run.folder
+        if checkpoint.sha256 is not None and is_overwritten(checkpoint, folder):
+            keep_previous(checkpoint, folder, is_replaced=is_replaced, disk=self._disk)
+
+    def drop_previous(self, known: list[CheckpointMetadata]) -> None:
+        """Remove the bytes kept of records that others have replaced."""
+        drop_previous(known, self._writer.run.folder, disk=self._disk)
 
     def close(self) -> None:
         """Stop computing digests."""
