@@ -40,7 +40,7 @@ class CheckpointMetadata(Struct, frozen=True, kw_only=True):
     """Why it is kept: `periodic`, `best_loss`, …"""
     attempt: int
     rewinds: int = 0
-    """How often its attempt had gone back to an earlier step before."""
+    """How often its attempt had gone back to an earlier step before; -1 before the attempt's first update."""
     is_before_update: bool = False
     """Whether it was recorded before the update of its own step, as loops that count from 0 do."""
     num_bytes: int | None = None

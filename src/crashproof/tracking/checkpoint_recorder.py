@@ -120,7 +120,7 @@ class CheckpointRecorder:
             checkpoint,
             created_at=catalog.moment_after(checkpoint.created_at),
             metrics=update_at(session, checkpoint.checkpoint_step),
-            rewinds=own.rewinds if own is not None else 0,
+            rewinds=own.rewinds if own is not None and own.last_step is not None else -1,
             is_before_update=session.steps_completed < checkpoint.checkpoint_step,
         )
         checkpoint = with_evaluation(checkpoint, session.evaluations)
