@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crashproof.checkpoints.foreign import Candidate, find_candidates, inspect
-from crashproof.checkpoints.quarantine import quarantine
 from crashproof.checkpoints.select import choose
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.disk.files import REAL_DISK, Disk
-from crashproof.disk.lock import WriterLock
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import ConfigChanged, NothingToAdopt, NoUsableCheckpoint, OtherRun
 from crashproof.reading.run_state import read_run
@@ -25,6 +23,7 @@ from crashproof.records.session import TrainingSession
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.identity import canonical_config, changed_keys
 from crashproof.tracking.adopt import adopt_checkpoints
+from crashproof.tracking.repair import quarantine_unrecorded
 from crashproof.tracking.settings import TrackerSettings
 from crashproof.tracking.tracker import ProgressTracker
 
@@ -123,7 +122,8 @@ def newest_checkpoint(
     if foreign:
         _adopt(run, foreign, clock, disk)
     if refused:
-        _quarantine_all(refused, folder, clock, disk)
+        listing = [(each.path, each.step, reason) for each, reason in refused]
+        quarantine_unrecorded(listing, folder, clock=clock, disk=disk)
     if starts_over:
         return None
     session = read_run(folder).session
@@ -191,18 +191,6 @@ def _adopt(run: FrameworkRun, foreign: list[Candidate], clock: Clock, disk: Disk
         ) from error
     for each in adoption.adopted:
         log.info("Adopting %s, which was saved without crashproof and is intact.", each.checkpoint_path)
-
-
-def _quarantine_all(refused: list[tuple[Candidate, str]], folder: RunFolder, clock: Clock, disk: Disk) -> None:
-    # Another process may be saving one of these: only the writer of the run may move them.
-    disk.make_folders(folder.progress)
-    lock = WriterLock(folder.lock, disk=disk, now=clock.now)
-    try:
-        for candidate, reason in refused:
-            moved_to = quarantine(candidate.path, folder, disk=disk)
-            log.warning("%s cannot be used: %s. Moved it to %s.", candidate.path.name, reason, moved_to)
-    finally:
-        lock.release()
 
 
 def _choose(run: FrameworkRun, session: TrainingSession, clock: Clock, disk: Disk) -> CheckpointMetadata | None:

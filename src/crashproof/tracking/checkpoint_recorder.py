@@ -27,7 +27,6 @@ from crashproof.records.events import (
     CheckpointRecorded,
     CheckpointRemoved,
     CheckpointsDeleted,
-    CheckpointSetAside,
     ResumeChosen,
 )
 from crashproof.records.session import TrainingSession
@@ -227,6 +226,21 @@ class CheckpointRecorder:
         if left != self._writer.session.checkpoints_removing:
             self._writer.keep(CheckpointsDeleted(**self._writer.stamp(), left=left))
 
+    def quarantine(self, path: Path, step: int, reason: str, *, created_at: float | None = None) -> None:
+        """Move a checkpoint out of the way, and journal it."""
+        event = quarantine(
+            path,
+            self._writer.folder,
+            self._writer.stamp(),
+            step=step,
+            reason=reason,
+            created_at=created_at,
+            disk=self._disk,
+        )
+        if event is not None:
+            self._writer.keep(event)
+            self._writer.write_manifest()
+
     def keep_previous(self, checkpoint: CheckpointMetadata, *, is_replaced: bool) -> None:
         """Keep the bytes of a checkpoint until the next save of the same name is acknowledged.
 
@@ -253,24 +267,12 @@ class CheckpointRecorder:
         return Stale(checkpoints=gone, verified=verified) if gone else None
 
     def _quarantine(self, checkpoint: CheckpointMetadata, reason: str) -> None:
-        log.warning("Skipping %s: %s.", checkpoint.checkpoint_path, reason)
-        folder = self._writer.run.folder
+        folder = self._writer.folder
         if not is_damaged(checkpoint, folder):
+            log.warning("Skipping %s: %s.", checkpoint.checkpoint_path, reason)
             return
-        moved_to = quarantine(folder.find(checkpoint.checkpoint_path), folder, disk=self._disk)
-        if moved_to is None:
-            return
-        self._writer.keep(
-            CheckpointSetAside(
-                **self._writer.stamp(),
-                step=checkpoint.checkpoint_step,
-                checkpoint_path=checkpoint.checkpoint_path,
-                created_at=checkpoint.created_at,
-                reason=reason,
-                moved_to=self._writer.run.folder.recorded_path(moved_to),
-            )
-        )
-        self._writer.write_manifest()
+        path = folder.find(checkpoint.checkpoint_path)
+        self.quarantine(path, checkpoint.checkpoint_step, reason, created_at=checkpoint.created_at)
 
 
 def _tags(recovery_tags: Iterable[str] | None) -> list[str]:

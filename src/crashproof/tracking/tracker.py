@@ -266,6 +266,15 @@ class ProgressTracker:
         path = Path(checkpoint_path)
         return self._remove(lambda session: self._checkpoints.unwanted(session, path))
 
+    def quarantine_checkpoint(self, checkpoint_path: str | Path, step: int, reason: str) -> None:
+        """Move a checkpoint that cannot be used out of the way, into `progress/set_aside/`, and journal why.
+
+        Raises:
+            RunClosed: the tracker was closed or replaced.
+        """
+        with self._guard:
+            self._checkpoints.quarantine(Path(checkpoint_path), step, reason)
+
     def record_evaluation(self, step: int, results: Mapping[str, Any], seconds: float | None = None) -> None:
         """Record results on held-out data.
 

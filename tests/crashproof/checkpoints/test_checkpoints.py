@@ -14,6 +14,7 @@ from crashproof.checkpoints.verify import is_damaged, problem_with
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import NoUsableCheckpoint
 from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint
+from crashproof.records.events import Stamp
 from crashproof.testing import FaultyDisk
 
 
@@ -39,6 +40,9 @@ def saved(folder):
         return described(step, folder.recorded_path(path), **found)
 
     return save
+
+
+STAMP = Stamp(timestamp=1000.0, attempt=1)
 
 
 def described(step: int, path: str, **known) -> CheckpointMetadata:
@@ -312,7 +316,8 @@ def test_a_quarantined_checkpoint_never_overwrites_another(folder, saved):
     targets = []
     for _ in range(2):
         checkpoint = saved(5)
-        targets.append(quarantine(folder.find(checkpoint.checkpoint_path), folder))
+        event = quarantine(folder.find(checkpoint.checkpoint_path), folder, STAMP, step=5, reason="it is torn")
+        targets.append(folder.find(event.moved_to))
 
     assert [folder.quarantine / "checkpoint_5", folder.quarantine / "checkpoint_5.1"] == targets
     assert all(target.exists() for target in targets)
@@ -322,7 +327,7 @@ def test_a_quarantined_checkpoint_never_overwrites_another(folder, saved):
 def test_a_checkpoint_outside_the_run_is_not_moved(folder, tmp_path):
     (tmp_path / "outside.pt").write_text("weights")
 
-    assert quarantine(tmp_path / "outside.pt", folder) is None
+    assert quarantine(tmp_path / "outside.pt", folder, STAMP, step=5, reason="it is torn") is None
     assert (tmp_path / "outside.pt").exists()
 
 
