@@ -268,10 +268,10 @@ class CheckpointRecorder:
 
     def _quarantine(self, checkpoint: CheckpointMetadata, reason: str) -> None:
         folder = self._writer.folder
-        if not is_damaged(checkpoint, folder):
+        path = folder.find(checkpoint.checkpoint_path)
+        if not (folder.is_inside(path) and is_damaged(checkpoint, folder)):
             log.warning("Skipping %s: %s.", checkpoint.checkpoint_path, reason)
             return
-        path = folder.find(checkpoint.checkpoint_path)
         self.quarantine(path, checkpoint.checkpoint_step, reason, created_at=checkpoint.created_at)
 
 
