@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from crashproof.adapters.deferred_run import DeferredRun
-from crashproof.checkpoints.quarantine import quarantine
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.disk.atomic import partial_name, write_folder_atomically
 from crashproof.disk.files import REAL_DISK, Disk
@@ -183,7 +182,9 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
             if accelerator.is_main_process:
                 tracker = self._require_open()
                 begun_at = self._run.clock.steady()
-                self._make_way(path)
+                if path.exists():
+                    # What a killed process left unrecorded, or what a superseded attempt saved.
+                    tracker.quarantine_checkpoint(path, step, "it existed before it was saved")
                 saving.enter_context(write_folder_atomically(path, disk=self._run.disk))
             accelerator.wait_for_everyone()
             accelerator.save_state(str(partial_name(path)))
@@ -202,9 +203,3 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
                 hint='Call accelerator.init_trackers("name", config={…}) first, with Accelerator(log_with=tracker).',
             )
         return self._tracker
-
-    def _make_way(self, path: Path) -> None:
-        """Quarantine what a killed process left unrecorded, or what a superseded attempt saved."""
-        if path.exists():
-            moved_to = quarantine(path, self._run.folder, disk=self._run.disk)
-            log.warning("%s existed before it was saved; moved it to %s.", path.name, moved_to)

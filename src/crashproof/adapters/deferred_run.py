@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from crashproof.adapters.resume import offered_checkpoint, require_own_run
 from crashproof.checkpoints.select import choose_for
 from crashproof.clock import SYSTEM_CLOCK, Clock
@@ -18,6 +16,7 @@ from crashproof.errors import ConfigChanged, ConfigError
 from crashproof.reading.run_state import read_run
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.session import TrainingSession
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.identity import canonical_config, changed_keys
 from crashproof.tracking.settings import TrackerSettings
 from crashproof.tracking.tracker import ProgressTracker
@@ -79,8 +78,7 @@ class DeferredRun:
             return offered_checkpoint(
                 self.folder, session.config, session.total_steps_target, clock=self.clock, disk=self.disk
             )
-        chosen = choice.checkpoint
-        return msgspec.structs.replace(chosen, checkpoint_path=str(self.folder.find(chosen.checkpoint_path)))
+        return choice.located
 
     def open(self, config: Mapping[str, object], total_steps: int) -> ProgressTracker:
         """Open the run for writing, before the first step of this process.
@@ -113,7 +111,8 @@ class DeferredRun:
         """
         if session is None or first_step:
             return
-        num_known = len(session.checkpoints) + len(session.checkpoints_beside) + len(session.checkpoints_set_aside)
+        catalog = CheckpointCatalog(session)
+        num_known = len(catalog) + len(catalog.quarantined())
         if num_known:
             raise ConfigError(
                 f"The run in {self.folder.root} has {num_known} checkpoint(s), and training would begin at step 0.",

@@ -49,6 +49,7 @@ from crashproof.adapters.resumable_loader import ResumableLoader
 from crashproof.pytorch.checkpoint_file import load_checkpoint, save_checkpoint
 from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts
 from crashproof.pytorch.random_state import capture_random_state, restore_random_state
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 
 __all__ = ["Crashproof", "CrashproofCallback", "CrashproofCheckpointIO", "CrashproofLogger", "ResumableLoader"]
 
@@ -495,9 +496,7 @@ class CrashproofCheckpointIO(CheckpointIO):
     def _remove(self, path: Path, tracker: ProgressTracker) -> bool:
         """Remove a checkpoint unless the run still needs it; return whether it is gone."""
         folder = self._shared.run.folder
-        session = tracker.session
-        known = {each.checkpoint_path for each in [*session.checkpoints.values(), *session.checkpoints_beside]}
-        if folder.recorded_path(path) in known:
+        if CheckpointCatalog(tracker.session).at_path(folder.recorded_path(path)) is not None:
             return tracker.remove_checkpoint(path)
         if path.is_file():
             self._shared.run.disk.remove_file(path)

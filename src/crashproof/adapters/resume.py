@@ -11,21 +11,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from crashproof.checkpoints.foreign import Candidate, find_candidates, inspect
-from crashproof.checkpoints.quarantine import quarantine
 from crashproof.checkpoints.select import choose
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.disk.files import REAL_DISK, Disk
-from crashproof.disk.lock import WriterLock
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import ConfigChanged, NothingToAdopt, NoUsableCheckpoint, OtherRun
 from crashproof.reading.run_state import read_run
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.session import TrainingSession
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.identity import canonical_config, changed_keys
 from crashproof.tracking.adopt import adopt_checkpoints
+from crashproof.tracking.repair import quarantine_unrecorded
 from crashproof.tracking.settings import TrackerSettings
 from crashproof.tracking.tracker import ProgressTracker
 
@@ -93,8 +91,7 @@ def offered_checkpoint(
 
 def recorded_checkpoints(run: FrameworkRun, session: TrainingSession) -> list[CheckpointMetadata]:
     """The framework's own among the checkpoints of a session."""
-    known = [*session.checkpoints.values(), *session.checkpoints_beside]
-    return [each for each in known if run.is_checkpoint(Path(each.checkpoint_path))]
+    return [each for each in CheckpointCatalog(session).candidates() if run.is_checkpoint(Path(each.checkpoint_path))]
 
 
 def newest_checkpoint(
@@ -125,7 +122,8 @@ def newest_checkpoint(
     if foreign:
         _adopt(run, foreign, clock, disk)
     if refused:
-        _quarantine_all(refused, folder, clock, disk)
+        listing = [(each.path, each.step, reason) for each, reason in refused]
+        quarantine_unrecorded(listing, folder, clock=clock, disk=disk)
     if starts_over:
         return None
     session = read_run(folder).session
@@ -195,31 +193,14 @@ def _adopt(run: FrameworkRun, foreign: list[Candidate], clock: Clock, disk: Disk
         log.info("Adopting %s, which was saved without crashproof and is intact.", each.checkpoint_path)
 
 
-def _quarantine_all(refused: list[tuple[Candidate, str]], folder: RunFolder, clock: Clock, disk: Disk) -> None:
-    # Another process may be saving one of these: only the writer of the run may move them.
-    disk.make_folders(folder.progress)
-    lock = WriterLock(folder.lock, disk=disk, now=clock.now)
-    try:
-        for candidate, reason in refused:
-            moved_to = quarantine(candidate.path, folder, disk=disk)
-            log.warning("%s cannot be used: %s. Moved it to %s.", candidate.path.name, reason, moved_to)
-    finally:
-        lock.release()
-
-
 def _choose(run: FrameworkRun, session: TrainingSession, clock: Clock, disk: Disk) -> CheckpointMetadata | None:
     choice = choose(
-        recorded_checkpoints(run, session),
-        run.folder,
-        quarantined=session.checkpoints_set_aside,
-        superseded=session.checkpoints_superseded,
+        recorded_checkpoints(run, session), run.folder, quarantined=CheckpointCatalog(session).quarantined()
     )
     if choice is None:
         return None
     if choice.refused:
         config = session.config if session.config_hash else run.config
         return offered_checkpoint(run.folder, config, session.total_steps_target, clock=clock, disk=disk)
-    chosen = choice.checkpoint
-    path = run.folder.find(chosen.checkpoint_path)
-    log.info("Resuming at step %s (%s).", f"{chosen.checkpoint_step:,}", path.name)
-    return msgspec.structs.replace(chosen, checkpoint_path=str(path))
+    log.info("Resuming at step %s (%s).", f"{choice.checkpoint.checkpoint_step:,}", choice.path.name)
+    return choice.located

@@ -35,6 +35,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 
 __all__ = ["CrashproofCallback"]
 
@@ -352,9 +353,10 @@ class CrashproofCallback(TrainerCallback):
         if self._progress is None or self._progress.tracker is None:
             return
         session = self._progress.tracker.session
-        checkpoint = session.checkpoints.get(step)
-        if checkpoint is not None and checkpoint.metrics is not None and checkpoint.metrics.step == step:
-            self._samples, self._tokens = checkpoint.metrics.samples_processed, checkpoint.metrics.tokens_processed
+        for checkpoint in CheckpointCatalog(session).at_step(step):
+            if checkpoint.metrics is not None and checkpoint.metrics.step == step:
+                counts = checkpoint.metrics
+                self._samples, self._tokens = counts.samples_processed, counts.tokens_processed
         known = recorded_checkpoints(self._run, session)
         if known and self._resumed_from is None:
             newest = max(each.checkpoint_step for each in known)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
 
-from crashproof.checkpoints.digest import Digest, digest_of
+from crashproof.checkpoints.digest import Digest, digest_of, stats_of
 from crashproof.disk.run_folder import RunFolder
 from crashproof.records.checkpoints import CheckpointMetadata
 
@@ -20,20 +21,24 @@ class BackgroundDigests:
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._pool: ThreadPoolExecutor | None = None
-        self._running: list[tuple[CheckpointMetadata, Future[Digest]]] = []
+        self._running: list[tuple[CheckpointMetadata, Future[Digest | None]]] = []
 
     def start(self, checkpoint: CheckpointMetadata) -> None:
         """Queue a checkpoint; returns at once."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="crashproof-digest")
         path = self._folder.find(checkpoint.checkpoint_path)
-        self._running.append((checkpoint, self._pool.submit(digest_of, path)))
+        self._running.append((checkpoint, self._pool.submit(_digest_unchanged, checkpoint, path)))
 
     def take_finished(self) -> list[tuple[CheckpointMetadata, Digest]]:
         """Return those finished since the last call; log and leave out what has changed meanwhile."""
         done = [each for each in self._running if each[1].done()]
         self._running = [each for each in self._running if each not in done]
-        return [(checkpoint, future.result()) for checkpoint, future in done if _is_usable(checkpoint, future)]
+        return [
+            (checkpoint, digest)
+            for checkpoint, future in done
+            if _is_usable(checkpoint, future) and (digest := future.result()) is not None
+        ]
 
     def wait(self) -> None:
         """Wait until all are finished."""
@@ -45,12 +50,21 @@ class BackgroundDigests:
             self._pool.shutdown()
 
 
-def _is_usable(checkpoint: CheckpointMetadata, future: Future[Digest]) -> bool:
+def _digest_unchanged(checkpoint: CheckpointMetadata, path: Path) -> Digest | None:
+    """Digest what was recorded; None if it was changed since, before or while it was read."""
+    if checkpoint.stats and stats_of(path) != checkpoint.stats:
+        return None
+    digest = digest_of(path)
+    return None if checkpoint.stats and stats_of(path) != checkpoint.stats else digest
+
+
+def _is_usable(checkpoint: CheckpointMetadata, future: Future[Digest | None]) -> bool:
     error = future.exception()
     if error is not None:
         log.warning("Could not read %s back (%s); it stays unverified.", checkpoint.checkpoint_path, error)
         return False
-    if future.result().num_bytes != checkpoint.num_bytes:
+    digest = future.result()
+    if digest is None or digest.num_bytes != checkpoint.num_bytes:
         log.warning("%s changed after it was recorded; it stays unverified.", checkpoint.checkpoint_path)
         return False
     return True

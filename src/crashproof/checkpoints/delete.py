@@ -10,6 +10,7 @@ from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.run_folder import RunFolder, is_remote
 from crashproof.records.checkpoints import RemovedCheckpoint
 from crashproof.records.session import TrainingSession
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 
 __all__ = ["delete_removed", "find_undeleted", "is_removable"]
 
@@ -26,7 +27,7 @@ def is_removable(checkpoint_path: str, session: TrainingSession, folder: RunFold
         return False
     others = [
         folder.root / each.checkpoint_path
-        for each in [*session.checkpoints.values(), *session.checkpoints_beside]
+        for each in CheckpointCatalog(session).all()
         if each.checkpoint_path != checkpoint_path
     ]
     return not any(other.is_relative_to(path) or path.is_relative_to(other) for other in others)
@@ -45,7 +46,7 @@ def delete_removed(session: TrainingSession, folder: RunFolder, *, disk: Disk = 
 
 def find_undeleted(session: TrainingSession, folder: RunFolder) -> list[RemovedCheckpoint]:
     """Find what remains of the newest removal."""
-    named = {each.checkpoint_path for each in [*session.checkpoints.values(), *session.checkpoints_beside]}
+    named = {each.checkpoint_path for each in CheckpointCatalog(session).all()}
     return [
         each
         for each in session.checkpoints_removing

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from crashproof.disk.atomic import sync_tree
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
-from crashproof.records.checkpoints import FileDigest
+from crashproof.records.checkpoints import FileDigest, FileStat
 
-__all__ = ["Digest", "digest_of", "digest_of_files", "make_durable", "size_of"]
+__all__ = [
+    "Digest",
+    "digest_of",
+    "digest_of_files",
+    "digest_of_names",
+    "files_in",
+    "make_durable",
+    "size_of",
+    "stats_of",
+]
 
 _BLOCK_BYTES = 1 << 20
 
@@ -32,10 +42,15 @@ def digest_of(path: Path) -> Digest:
     if path.is_file():
         single = _digest_of_file(path)
         return Digest(num_bytes=single.num_bytes, sha256=single.sha256, files=None)
-    names = [str(each.relative_to(path)) for each in path.rglob("*") if each.is_file()]
+    return digest_of_files(digest_of_names(path, files_in(path)))
+
+
+def digest_of_names(path: Path, names: Iterable[str]) -> dict[str, FileDigest]:
+    """Read some files of a folder, and digest each."""
+    wanted = list(names)
     with ThreadPoolExecutor(max_workers=4) as pool:
-        digests = list(pool.map(lambda name: _digest_of_file(path / name), names))
-    return digest_of_files(dict(zip(names, digests, strict=True)))
+        digests = list(pool.map(lambda name: _digest_of_file(path / name), wanted))
+    return dict(zip(wanted, digests, strict=True))
 
 
 def digest_of_files(files: Mapping[str, FileDigest]) -> Digest:
@@ -49,11 +64,30 @@ def digest_of_files(files: Mapping[str, FileDigest]) -> Digest:
     )
 
 
+def files_in(path: Path) -> list[str]:
+    """The relative names of all files in a folder, links followed: what a loader would read."""
+    names: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    for folder, below, files in os.walk(path, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            # A link that leads back up.
+            below.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        names += [os.path.relpath(os.path.join(folder, each), path) for each in files]
+    return [each for each in names if (path / each).is_file()]
+
+
+def stats_of(path: Path) -> dict[str, FileStat]:
+    """What the file system says of a file (under `.`), or of each file in a folder."""
+    names = ["."] if path.is_file() else files_in(path)
+    return {name: _stat(path / name) for name in sorted(names)}
+
+
 def size_of(path: Path) -> int:
     """The size of a file, or of all files of a folder."""
-    if path.is_file():
-        return path.stat().st_size
-    return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+    return sum(each.num_bytes for each in stats_of(path).values())
 
 
 def make_durable(path: Path, *, disk: Disk = REAL_DISK) -> None:
@@ -71,3 +105,8 @@ def _digest_of_file(path: Path) -> FileDigest:
             digest.update(block)
             num_bytes += len(block)
     return FileDigest(num_bytes=num_bytes, sha256=digest.hexdigest())
+
+
+def _stat(path: Path) -> FileStat:
+    status = path.stat()
+    return FileStat(status.st_size, status.st_ino, status.st_mtime_ns)

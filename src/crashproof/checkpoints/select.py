@@ -3,73 +3,87 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from crashproof.checkpoints.verify import problem_with
-from crashproof.disk.run_folder import RunFolder
+import msgspec
+
+from crashproof.checkpoints.verify import examine, problem_with
+from crashproof.disk.run_folder import RunFolder, is_remote
 from crashproof.errors import NoUsableCheckpoint
 from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint
 from crashproof.records.session import TrainingSession
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 
-__all__ = ["Choice", "choose", "choose_for", "newest_intact"]
+__all__ = ["ResumePoint", "choose", "choose_for", "newest_intact"]
 
 log = logging.getLogger("crashproof")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """The checkpoint to resume from, and the newer ones that were rejected."""
+class ResumePoint:
+    """Where a run resumes, and the checkpoints that were rejected on the way to it."""
 
     checkpoint: CheckpointMetadata
+    """Its record."""
+    path: Path
+    """Absolute; that of the bytes kept of it, if its file has been overwritten since. An address stays as it is."""
     refused: list[tuple[CheckpointMetadata, str]]
-    """Each with the reason, the newest first."""
+    """Each with the reason, in the order in which they were tried."""
+
+    @property
+    def located(self) -> CheckpointMetadata:
+        """The record with the path to load from."""
+        if is_remote(self.checkpoint.checkpoint_path):
+            return self.checkpoint
+        return msgspec.structs.replace(self.checkpoint, checkpoint_path=str(self.path))
 
 
 def choose(
-    checkpoints: Iterable[CheckpointMetadata],
+    candidates: Sequence[CheckpointMetadata],
     folder: RunFolder,
     *,
-    quarantined: Iterable[RefusedCheckpoint] = (),
-    superseded: Container[int] = (),
-) -> Choice | None:
-    """The newest intact checkpoint, or None if none was ever recorded.
+    quarantined: Sequence[RefusedCheckpoint] = (),
+) -> ResumePoint | None:
+    """The first intact one of some checkpoints, or None if none was ever recorded.
 
-    Superseded ones, by step, come after all others. Every byte of a candidate is read. Checkpoints that cannot be
-    verified (a remote path, a save in progress when it was recorded) are offered only if no verifiable one was ever
-    recorded.
+    Every byte of a candidate is read. Checkpoints that cannot be verified (a remote path, a save in progress when it
+    was recorded) are offered only if no verifiable one was ever recorded.
+
+    Args:
+        candidates: In the order in which they are tried; see `CheckpointCatalog.candidates`.
+        folder: The run.
+        quarantined: Those that were found damaged earlier.
 
     Raises:
         NoUsableCheckpoint: some were recorded and none can be used; names each and why.
     """
-    newest_first = sorted(
-        checkpoints,
-        key=lambda each: (each.checkpoint_step not in superseded, each.checkpoint_step, each.created_at),
-        reverse=True,
-    )
-    gone = list(quarantined)
-    if not newest_first and not gone:
+    if not candidates and not quarantined:
         return None
-    has_verifiable = bool(gone) or any(each.is_verifiable for each in newest_first)
+    has_verifiable = bool(quarantined) or any(each.is_verifiable for each in candidates)
     refused: list[tuple[CheckpointMetadata, str]] = []
-    for candidate in newest_first:
-        problem = problem_with(candidate, folder, trusts_unverified=not has_verifiable)
+    for candidate in candidates:
+        path, problem = examine(candidate, folder, trusts_unverified=not has_verifiable)
         if problem is None:
-            return Choice(checkpoint=candidate, refused=refused)
+            if path.parent == folder.previous:
+                log.warning(
+                    "%s was overwritten by a save that was not recorded; its bytes of step %s are in %s.",
+                    candidate.checkpoint_path,
+                    f"{candidate.checkpoint_step:,}",
+                    path,
+                )
+            return ResumePoint(checkpoint=candidate, path=path, refused=refused)
         refused.append((candidate, problem))
     reasons = [(each.checkpoint_path, reason) for each, reason in refused]
-    reasons += [(each.checkpoint_path, f"{each.reason}; quarantined earlier") for each in gone]
+    reasons += [(each.checkpoint_path, f"{each.reason}; quarantined earlier") for each in quarantined]
     raise NoUsableCheckpoint(folder.root, refused=reasons)
 
 
-def choose_for(session: TrainingSession, folder: RunFolder) -> Choice | None:
+def choose_for(session: TrainingSession, folder: RunFolder) -> ResumePoint | None:
     """The checkpoint that a session would resume from; see `choose`."""
-    return choose(
-        [*session.checkpoints.values(), *session.checkpoints_beside],
-        folder,
-        quarantined=session.checkpoints_set_aside,
-        superseded=session.checkpoints_superseded,
-    )
+    catalog = CheckpointCatalog(session)
+    return choose(catalog.candidates(), folder, quarantined=catalog.quarantined())
 
 
 def newest_intact(session: TrainingSession, folder: RunFolder) -> CheckpointMetadata | None:
@@ -77,11 +91,8 @@ def newest_intact(session: TrainingSession, folder: RunFolder) -> CheckpointMeta
 
     One that cannot be verified (yet) is skipped.
     """
-    known = [*session.checkpoints.values(), *session.checkpoints_beside]
-    verifiable = [
-        each for each in known if each.is_verifiable and each.checkpoint_step not in session.checkpoints_superseded
-    ]
-    newest = max(verifiable, key=lambda each: (each.checkpoint_step, each.created_at), default=None)
+    standing = CheckpointCatalog(session).standing()
+    newest = next((each for each in reversed(standing) if each.is_verifiable), None)
     if newest is None:
         return None
     problem = problem_with(newest, folder)

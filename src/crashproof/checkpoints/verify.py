@@ -4,33 +4,37 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
-from crashproof.checkpoints.digest import Digest, digest_of, size_of
+from crashproof.checkpoints.digest import digest_of, digest_of_names, size_of, stats_of
+from crashproof.checkpoints.previous import previous_of
 from crashproof.disk.run_folder import RunFolder
-from crashproof.records.checkpoints import CheckpointMetadata
+from crashproof.records.checkpoints import CheckpointMetadata, FileDigest, FileStat
 
-__all__ = ["is_damaged", "problem_with"]
+__all__ = ["examine", "is_damaged", "problem_with"]
 
 
 def problem_with(checkpoint: CheckpointMetadata, folder: RunFolder, *, trusts_unverified: bool = False) -> str | None:
-    """Why a checkpoint cannot be used, or None if it is intact.
+    """Why a checkpoint cannot be used, or None if it is intact; see `examine`."""
+    return examine(checkpoint, folder, trusts_unverified=trusts_unverified)[1]
 
-    With `trusts_unverified`, one that cannot be verified passes.
+
+def examine(
+    checkpoint: CheckpointMetadata, folder: RunFolder, *, trusts_unverified: bool = False
+) -> tuple[Path, str | None]:
+    """Where a checkpoint can be loaded from, and why it cannot be used, or None if it is intact.
+
+    Reads every byte of what was recorded. If its file was overwritten by a save that was never recorded, the bytes
+    that were kept of it count. With `trusts_unverified`, one that cannot be verified passes.
     """
     path = folder.find(checkpoint.checkpoint_path)
-    try:
-        if checkpoint.num_bytes is None:
-            return None if trusts_unverified else "it did not exist when it was recorded, and cannot be verified"
-        if not path.exists():
-            return "it is missing"
-        if (size := size_of(path)) != checkpoint.num_bytes:
-            return f"it has {size:,} bytes instead of {checkpoint.num_bytes:,}"
-        if checkpoint.sha256 is not None:
-            return _difference(checkpoint, digest_of(path))
-        return _problem_without_digest(path, trusts_unverified)
-    except OSError as error:
-        return f"it cannot be read ({error.strerror})"
+    problem = _problem_at(path, checkpoint, trusts_unverified=trusts_unverified)
+    if problem is not None and checkpoint.sha256 is not None:
+        kept = previous_of(checkpoint, folder)
+        if kept.is_file() and digest_of(kept).sha256 == checkpoint.sha256:
+            return kept, None
+    return path, problem
 
 
 def is_damaged(checkpoint: CheckpointMetadata, folder: RunFolder) -> bool:
@@ -41,28 +45,60 @@ def is_damaged(checkpoint: CheckpointMetadata, folder: RunFolder) -> bool:
     return problem_with(checkpoint, folder, trusts_unverified=True) is not None
 
 
-def _problem_without_digest(path: Path, trusts_unverified: bool) -> str | None:
-    """Check a large file that was not digested before a crash: `torch.save` writes checksums of its own."""
+def _problem_at(path: Path, checkpoint: CheckpointMetadata, *, trusts_unverified: bool) -> str | None:
+    try:
+        if checkpoint.num_bytes is None:
+            return None if trusts_unverified else "it did not exist when it was recorded, and cannot be verified"
+        if not path.exists():
+            return "it is missing"
+        if checkpoint.files is not None:
+            return _problem_with_files(checkpoint.files, path)
+        if checkpoint.stats and path.is_dir():
+            return _problem_without_digest(checkpoint, path, trusts_unverified)
+        if (size := size_of(path)) != checkpoint.num_bytes:
+            return f"it has {size:,} bytes instead of {checkpoint.num_bytes:,}"
+        if checkpoint.sha256 is not None:
+            is_equal = digest_of(path).sha256 == checkpoint.sha256
+            return None if is_equal else "its bytes differ from those that were saved"
+        return _problem_without_digest(checkpoint, path, trusts_unverified)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+
+
+def _problem_without_digest(checkpoint: CheckpointMetadata, path: Path, trusts_unverified: bool) -> str | None:
+    """Check one whose digest a crash has cut off: nobody may have written to it since, and its archives are read.
+
+    `torch.save` writes checksums of its own, so a copied run can still be verified by those.
+    """
+    if checkpoint.stats and _are_unchanged(checkpoint.stats, path):
+        archives = (path / name for name in checkpoint.stats if zipfile.is_zipfile(path / name))
+        problems = map(_problem_with_archive, archives)
+        return next((each for each in problems if each is not None), None)
     if path.is_file() and zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                broken = archive.testzip()
-        except (zipfile.BadZipFile, EOFError, zlib.error) as error:
-            return f"its archive is damaged ({error})"
-        return None if broken is None else f"{broken} in it is damaged"
+        return _problem_with_archive(path)
     return None if trusts_unverified else "its digest was not computed before the run died, so it cannot be verified"
 
 
-def _difference(checkpoint: CheckpointMetadata, found: Digest) -> str | None:
-    if found.sha256 == checkpoint.sha256:
-        return None
-    if checkpoint.files is None or found.files is None:
-        return "its bytes differ from those that were saved"
-    for name in sorted(checkpoint.files.keys() | found.files.keys()):
-        if name not in found.files:
-            return f"{name} is missing in it"
-        if name not in checkpoint.files:
-            return f"{name} was added to it"
-        if checkpoint.files[name] != found.files[name]:
-            return f"the bytes of {name} differ from those that were saved"
-    return "its list of files differs"
+def _are_unchanged(recorded: Mapping[str, FileStat], path: Path) -> bool:
+    found = stats_of(path)
+    return all(found.get(name) == stat for name, stat in recorded.items())
+
+
+def _problem_with_archive(path: Path) -> str | None:
+    """Read a zip archive by its own checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+        return f"its archive is damaged ({error})"
+    return None if broken is None else f"{broken} in it is damaged"
+
+
+def _problem_with_files(recorded: Mapping[str, FileDigest], path: Path) -> str | None:
+    """Compare what was recorded of a folder; files that were added later are none of it."""
+    missing = next((name for name in recorded if not (path / name).is_file()), None)
+    if missing is not None:
+        return f"{missing} is missing in it"
+    found = digest_of_names(path, recorded)
+    differing = next((name for name in recorded if found[name] != recorded[name]), None)
+    return None if differing is None else f"the bytes of {differing} differ from those that were saved"

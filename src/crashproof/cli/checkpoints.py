@@ -22,6 +22,7 @@ from crashproof.reading.run_reader import RunReader
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.events import CheckpointRemoved
 from crashproof.records.session import TrainingSession
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 
 __all__ = ["checkpoints"]
 
@@ -97,10 +98,10 @@ def _recorded(
     reader: RunReader, session: TrainingSession, restart: RestartPoint, *, reads_all: bool
 ) -> Iterator[_Row]:
     refused = dict(restart.passed_over)
-    for each in [*session.checkpoints.values(), *session.checkpoints_beside]:
+    catalog = CheckpointCatalog(session)
+    for each in catalog.all():
         is_resumed = (each.checkpoint_step, each.checkpoint_path) == (restart.step, restart.checkpoint)
         state, problem = _check(each, reader.folder, reads_all=reads_all, is_resumed=is_resumed, refused=refused)
-        is_superseded = each.checkpoint_step in session.checkpoints_superseded
         yield _Row(
             step=each.checkpoint_step,
             path=each.checkpoint_path,
@@ -112,13 +113,13 @@ def _recorded(
             attempt=each.attempt,
             state=state,
             problem=problem,
-            is_superseded=is_superseded and session.checkpoints.get(each.checkpoint_step) is each,
+            is_superseded=catalog.is_abandoned(each),
             is_resumed=is_resumed,
         )
 
 
 def _quarantined(session: TrainingSession) -> Iterator[_Row]:
-    for each in session.checkpoints_set_aside:
+    for each in CheckpointCatalog(session).quarantined():
         yield _Row(
             step=each.checkpoint_step, path=each.checkpoint_path, state=_State.QUARANTINED, problem=each.reason
         )

@@ -14,6 +14,7 @@ from crashproof.cli.arguments import AsJson, Folder
 from crashproof.cli.output import print_json, say_lines
 from crashproof.formatting import as_bytes
 from crashproof.reading.run_reader import RunReader
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 
 __all__ = ["verify"]
 
@@ -58,7 +59,6 @@ def verify(folder: Folder, as_json: AsJson = False) -> None:
 
 def _audit(reader: RunReader) -> _Audit:
     session = reader.session()
-    recorded = [*session.checkpoints.values(), *session.checkpoints_beside]
     checked = [
         _Checked(
             step=each.checkpoint_step,
@@ -66,7 +66,7 @@ def _audit(reader: RunReader) -> _Audit:
             num_bytes=each.num_bytes,
             problem=problem_with(each, reader.folder),
         )
-        for each in sorted(recorded, key=lambda each: each.checkpoint_step)
+        for each in CheckpointCatalog(session).all()
     ]
     journals = reader.problems()
     return _Audit(

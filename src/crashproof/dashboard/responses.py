@@ -16,6 +16,7 @@ from crashproof.records.events import Event
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import AttemptRecord, Evaluation, TrainingSession
 from crashproof.records.states import HealthState, LossVerdict, RunStatus
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.identity import config_leaves
 
 __all__ = [
@@ -188,17 +189,16 @@ def columns_of(points: Sequence[CurvePoint]) -> dict[str, Any]:
 
 def checkpoint_rows(session: TrainingSession) -> list[CheckpointRow]:
     """The newest recorded checkpoints by step, then the quarantined ones."""
-    known = [*session.checkpoints.values(), *session.checkpoints_beside]
-    newest = sorted(known, key=lambda each: each.checkpoint_step)[-_MOST_CHECKPOINTS:]
-    superseded = set(session.checkpoints_superseded)
-    return [_checkpoint_row(each, is_superseded=each.checkpoint_step in superseded) for each in newest] + [
+    catalog = CheckpointCatalog(session)
+    newest = catalog.all()[-_MOST_CHECKPOINTS:]
+    return [_checkpoint_row(each, is_superseded=catalog.is_abandoned(each)) for each in newest] + [
         CheckpointRow(
             step=each.checkpoint_step,
             path=each.checkpoint_path,
             state=CheckpointState.QUARANTINED,
             reason=each.reason,
         )
-        for each in session.checkpoints_set_aside
+        for each in catalog.quarantined()
     ]
 
 

@@ -102,6 +102,10 @@ class Disk:
         """Rename a file or folder in one step; a file that had the new name is replaced."""
         os.replace(source, target)
 
+    def link(self, source: Path, target: Path) -> None:
+        """Give a file a second name."""
+        os.link(source, target)
+
     def remove_file(self, path: Path) -> None:
         """Remove a file; a missing one is fine."""
         path.unlink(missing_ok=True)

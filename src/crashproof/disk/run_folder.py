@@ -29,6 +29,8 @@ class RunFolder:
         self.archive = self.progress / "archive"
         self.quarantine = self.progress / "set_aside"
         """Damaged bytes and checkpoints that were moved out of the way."""
+        self.previous = self.progress / "previous"
+        """Bytes of recorded checkpoints whose files are overwritten by the next save."""
         self.lock = self.progress / "writer.lock"
 
     @classmethod

@@ -20,6 +20,7 @@ from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.requests import AnswerRecord, RequestLine
 from crashproof.records.session import TrainingSession
 from crashproof.records.snapshots import JournalMark, Manifest, ProgressFile, SessionFile
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.session import apply_answer, apply_event, apply_metrics, apply_request, begin_session
 from crashproof.rules.spending import spending_of
 
@@ -194,13 +195,8 @@ def _remember_checkpoints(state: RunState, snapshot: SessionFile | Manifest | No
     session = state.session
     if snapshot is None or session is None or session.session_id not in (snapshot.session_id, UNKNOWN_SESSION):
         return
-    gone = {each.checkpoint_path for each in session.checkpoints_set_aside}
-    known = {each.checkpoint_path for each in session.checkpoints.values()} | gone
-    for step, checkpoint in snapshot.checkpoints.items():
-        if step not in session.checkpoints and checkpoint.checkpoint_path not in known:
-            session.checkpoints[step] = checkpoint
-            state.remembered.append(checkpoint)
-    session.last_checkpoint_step = max(session.checkpoints, default=None)
+    named = [*snapshot.checkpoints.values(), *snapshot.checkpoints_beside]
+    state.remembered += CheckpointCatalog(session).remember(named)
 
 
 def find_damages(folder: RunFolder) -> dict[str, list[Damage]]:

@@ -6,7 +6,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from crashproof.records.metrics import MetricsSnapshot
 
-__all__ = ["CheckpointMetadata", "FileDigest", "RefusedCheckpoint", "RemovedCheckpoint"]
+__all__ = ["CheckpointMetadata", "FileDigest", "FileStat", "RefusedCheckpoint", "RemovedCheckpoint"]
 
 
 class FileDigest(Struct, frozen=True, kw_only=True):
@@ -14,6 +14,14 @@ class FileDigest(Struct, frozen=True, kw_only=True):
 
     num_bytes: int
     sha256: str
+
+
+class FileStat(Struct, frozen=True, array_like=True):
+    """What the file system says of a file; another writer changes it."""
+
+    num_bytes: int
+    inode: int
+    mtime_ns: int
 
 
 class CheckpointMetadata(Struct, frozen=True, kw_only=True):
@@ -31,16 +39,27 @@ class CheckpointMetadata(Struct, frozen=True, kw_only=True):
     recovery_tags: list[str]
     """Why it is kept: `periodic`, `best_loss`, …"""
     attempt: int
+    rewinds: int = 0
+    """How often its attempt had gone back to an earlier step before; -1 before the attempt's first update."""
+    is_before_update: bool = False
+    """Whether it was recorded before the update of its own step, as loops that count from 0 do."""
     num_bytes: int | None = None
     """Size of the file, or of all files of the folder; None if there was no such path when it was recorded."""
     sha256: str | None = None
     """SHA-256 of the file, or of the folder's sorted listing of digests; None until computed."""
     files: dict[str, FileDigest] | None = None
     """Each file of a folder by its relative name; None for a single file."""
+    stats: dict[str, FileStat] | UnsetType = UNSET
+    """Each file by its relative name (`.` for a single file), as it was when recorded; absent with a digest."""
     evaluation: dict[str, float] | None = None
     """Results on held-out data that its own attempt measured at its step; None if there are none."""
     nonfinite: dict[str, str] | UnsetType = UNSET
     """Non-finite values of `evaluation`, as in a line of metrics."""
+
+    @property
+    def next_step(self) -> int:
+        """The first step that is not in it: where training goes on that resumes from it."""
+        return self.checkpoint_step + (0 if self.is_before_update else 1)
 
     @property
     def is_verifiable(self) -> bool:

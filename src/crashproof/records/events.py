@@ -113,6 +113,8 @@ class CheckpointHashed(EventRecord, frozen=True, kw_only=True, tag="checkpoint_h
 
     step: int
     checkpoint_path: str
+    created_at: float | None = None
+    """The moment of the record that it is about."""
     num_bytes: int
     sha256: str
     files: dict[str, FileDigest] | None
@@ -139,6 +141,8 @@ class CheckpointSetAside(EventRecord, frozen=True, kw_only=True, tag="checkpoint
 
     step: int
     checkpoint_path: str
+    created_at: float | None = None
+    """The moment of the record that it is about."""
     reason: str
     moved_to: str | None
 

@@ -13,7 +13,7 @@ from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.requests import OpenRequest
 from crashproof.records.states import AlertKind, AttemptState, SessionKind
 
-__all__ = ["AttemptRecord", "Evaluation", "Goodput", "PacePoint", "RaisedAlert", "TrainingSession"]
+__all__ = ["AttemptRecord", "Evaluation", "Goodput", "PacePoint", "RaisedAlert", "Timeline", "TrainingSession"]
 
 
 class AttemptRecord(Struct, kw_only=True):
@@ -32,6 +32,8 @@ class AttemptRecord(Struct, kw_only=True):
     error: str | None = None
     first_step: int | None = None
     last_step: int | None = None
+    rewinds: int = 0
+    """How often it has gone back to an earlier step."""
     wall_clock_hours: float | None = None
     """The training hours at its newest update; before its first, those at its start."""
     alerted: tuple[AlertKind, ...] = ()
@@ -45,6 +47,16 @@ class PacePoint(Struct, frozen=True, gc=False, array_like=True):
     """Time between updates, over all attempts; without pauses, downtime and startup."""
     steps: int
     """Optimizer steps computed; a recomputed step counts again."""
+
+
+class Timeline(Struct, frozen=True, gc=False, array_like=True):
+    """A stretch of training that only goes forward; going back begins another one."""
+
+    attempt: int
+    rewinds: int
+    """How often the attempt had gone back before it."""
+    first_step: int
+    """The step of its first update."""
 
 
 class Goodput(Struct, kw_only=True):
@@ -107,6 +119,8 @@ class TrainingSession(Struct, kw_only=True):
     """By step."""
     checkpoints_beside: list[CheckpointMetadata] = msgspec.field(default_factory=list)
     """Older ones at a step that has a newer one, such as a periodic one beside the best."""
+    timelines: list[Timeline] = msgspec.field(default_factory=list)
+    """Those that abandon checkpoints of older ones, each beginning at a later step than the one before it."""
     checkpoints_superseded: list[int] = msgspec.field(default_factory=list)
     """Steps whose checkpoint a later attempt has superseded; offered only after all others."""
     checkpoints_set_aside: list[RefusedCheckpoint] = msgspec.field(default_factory=list)

@@ -32,6 +32,9 @@ class Manifest(Struct, frozen=True, kw_only=True, tag_field="v", tag=FORMAT_VERS
 
     session_id: str
     checkpoints: dict[int, CheckpointMetadata]
+    """The newest record of each step."""
+    checkpoints_beside: list[CheckpointMetadata] = []
+    """All others."""
     last_checkpoint_step: int | None
     saved_at: float
 

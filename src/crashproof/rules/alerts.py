@@ -16,6 +16,7 @@ from crashproof.formatting import as_bytes, as_dollars_text
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.session import AttemptRecord, TrainingSession
 from crashproof.records.states import AlertKind, AttemptState, HealthState, LossVerdict
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 
 __all__ = [
     "ALERT_KINDS",
@@ -144,8 +145,7 @@ def untold_crashes(session: TrainingSession) -> list[tuple[AttemptRecord, str]]:
 
 def least_free_bytes(session: TrainingSession) -> int:
     """The default limit of a low disk: 1 GiB, or twice the size of the newest checkpoint if that is more."""
-    step = session.last_checkpoint_step
-    newest = None if step is None else session.checkpoints.get(step)
+    newest = CheckpointCatalog(session).newest()
     return max(_LEAST_FREE_BYTES, _CHECKPOINTS_AHEAD * ((newest.num_bytes or 0) if newest else 0))
 
 

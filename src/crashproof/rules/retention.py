@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from crashproof.errors import ConfigError
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.session import TrainingSession
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 
 __all__ = ["ADOPTED", "KeepBest", "KeepEvery", "KeepLatest", "KeepMilestones", "RetentionRule", "stale_checkpoints"]
 
@@ -113,23 +114,19 @@ def stale_checkpoints(session: TrainingSession, rule: RetentionRule) -> list[Che
     The rule only sees checkpoints that are not superseded; superseded ones stay until training has passed their step
     again. Adopted ones always stay.
     """
-    everything = [*session.checkpoints.values(), *session.checkpoints_beside]
-    superseded = set(session.checkpoints_superseded)
-    standing = [each for each in everything if each.checkpoint_step not in superseded]
+    catalog = CheckpointCatalog(session)
+    standing = catalog.standing()
     if not standing:
         return []
     newest = max(each.checkpoint_step for each in standing)
     kept = rule.choose(standing) | {newest}
-    return sorted(
-        (
-            each
-            for each in everything
-            if each.checkpoint_step not in kept
-            and each.checkpoint_step < newest
-            and ADOPTED not in each.recovery_tags
-        ),
-        key=lambda each: each.checkpoint_step,
-    )
+    return [
+        each
+        for each in catalog.all()
+        if each.checkpoint_step < newest
+        and ADOPTED not in each.recovery_tags
+        and (each.checkpoint_step not in kept or catalog.is_abandoned(each))
+    ]
 
 
 def _number(checkpoint: CheckpointMetadata, name: str) -> float:

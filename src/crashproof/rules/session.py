@@ -13,6 +13,7 @@ from crashproof.records.events import (
     AnswersRecovered,
     AttemptEnded,
     AttemptStarted,
+    CheckpointRecorded,
     ConfigContinued,
     ConnectionFailed,
     DamageFound,
@@ -35,20 +36,23 @@ from crashproof.records.requests import (
     RequestSent,
     Spending,
 )
-from crashproof.records.session import AttemptRecord, Evaluation, PacePoint, RaisedAlert, TrainingSession
+from crashproof.records.session import AttemptRecord, Evaluation, PacePoint, RaisedAlert, Timeline, TrainingSession
 from crashproof.records.states import AttemptState
 from crashproof.rules.alerts import CONDITIONS
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog, CheckpointEvent
 from crashproof.rules.history import superseded_from
 from crashproof.rules.pace import add_pace_point, is_pace_point_due
-from crashproof.rules.session_checkpoints import (
-    CheckpointEvent,
-    apply_checkpoint_event,
-    supersede_checkpoints,
-    with_evaluation,
-)
 from crashproof.rules.trends import moved_average
 
-__all__ = ["HISTORY_LENGTH", "apply_answer", "apply_event", "apply_metrics", "apply_request", "begin_session"]
+__all__ = [
+    "HISTORY_LENGTH",
+    "apply_answer",
+    "apply_event",
+    "apply_metrics",
+    "apply_request",
+    "begin_session",
+    "update_at",
+]
 
 HISTORY_LENGTH = 1000
 _NUM_EVALUATIONS = 8
@@ -74,6 +78,8 @@ def apply_metrics(session: TrainingSession, line: MetricsSnapshot) -> None:
     """Apply one update; a step already passed supersedes everything at or beyond it."""
     attempt = _attempt(session, line.attempt)
     seconds = _seconds_since_last_update(attempt, line)
+    if attempt.last_step is None or line.step < attempt.last_step:
+        _begin_timeline(session, attempt, line)
     if line.step <= session.steps_completed:
         _go_back(session, line)
     steps = line.step - session.steps_completed
@@ -170,7 +176,9 @@ def apply_event(session: TrainingSession, event: Event) -> None:
             session.damage_found += 1
             session.api_cost_wasted += event.cost or 0
         case _ if isinstance(event, CheckpointEvent):
-            apply_checkpoint_event(session, event)
+            CheckpointCatalog(session).apply(event)
+            if isinstance(event, CheckpointRecorded):
+                session.goodput.checkpointing += event.seconds
         # `ResumeChosen` is for readers of the events; it changes no state.
 
 
@@ -220,10 +228,7 @@ def _apply_evaluation(session: TrainingSession, event: EvaluationRecorded) -> No
     )
     session.evaluations.append(evaluation)
     del session.evaluations[:-_NUM_EVALUATIONS]
-    known = session.checkpoints.get(event.step)
-    # A recomputed step is measured again: the result of an earlier attempt does not belong to this checkpoint.
-    if known is not None and known.attempt == event.attempt:
-        session.checkpoints[event.step] = with_evaluation(known, [evaluation])
+    CheckpointCatalog(session).apply_evaluation(evaluation)
 
 
 def _apply_job_progress(session: TrainingSession, attempt: AttemptRecord, event: JobAdvanced) -> None:
@@ -276,10 +281,22 @@ def _seconds_since_last_update(attempt: AttemptRecord, line: MetricsSnapshot) ->
     return max(0.0, (line.wall_clock_hours - attempt.wall_clock_hours) * _SECONDS_AN_HOUR)
 
 
+def update_at(session: TrainingSession, step: int) -> MetricsSnapshot | None:
+    """The update of a step, or the newest one before it; None if the history does not reach back that far."""
+    # From the end: a checkpoint is recorded at the newest step, or a few behind it.
+    return next((line for line in reversed(session.metrics_history) if line.step <= step), None)
+
+
+def _begin_timeline(session: TrainingSession, attempt: AttemptRecord, line: MetricsSnapshot) -> None:
+    """Note where an attempt takes training up, or goes back to: the checkpoints beyond are abandoned."""
+    if attempt.last_step is not None:
+        attempt.rewinds += 1
+    CheckpointCatalog(session).begin_timeline(Timeline(attempt.attempt, attempt.rewinds, line.step))
+
+
 def _go_back(session: TrainingSession, newer: MetricsSnapshot) -> None:
     """Drop what a line supersedes, and recompute what was derived from it."""
     step, history = newer.step, session.metrics_history
-    supersede_checkpoints(session, step=step, attempt=newer.attempt)
     del history[superseded_from([line.step for line in history], step) :]
     session.moving_avg_loss = None
     for line in history:

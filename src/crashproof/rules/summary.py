@@ -8,6 +8,7 @@ from itertools import pairwise
 from crashproof.records.progress import GoodputShare, ProgressSummary
 from crashproof.records.session import AttemptRecord, TrainingSession
 from crashproof.records.states import AttemptState, RunStatus
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.health import health_of, last_update_time
 from crashproof.rules.pace import estimate_remaining
 from crashproof.rules.spending import spending_of
@@ -63,7 +64,7 @@ def progress_summary(
         loss_trend=trend,
         last_update_time=last_update_time(session, attempt),
         last_checkpoint_step=session.last_checkpoint_step,
-        checkpoints_count=len(session.checkpoints),
+        checkpoints_count=len(CheckpointCatalog(session)),
         evaluation=evaluation.results if evaluation else {},
         evaluation_step=evaluation.step if evaluation else None,
         total_pause_duration_hours=session.total_pause_duration / _SECONDS_AN_HOUR,

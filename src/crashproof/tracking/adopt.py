@@ -23,6 +23,7 @@ from crashproof.records.codec import nonfinite_names
 from crashproof.records.events import AttemptEnded
 from crashproof.records.session import TrainingSession
 from crashproof.records.states import AttemptState, OnConfigChange, SessionKind
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.retention import ADOPTED
 from crashproof.tracking.checkpoint_recorder import CheckpointRecorder, Stale
 from crashproof.tracking.open_run import open_run
@@ -124,7 +125,7 @@ def _candidates(folder: RunFolder) -> list[Candidate]:
 def _known_paths(session: TrainingSession | None) -> set[str]:
     if session is None:
         return set()
-    recorded = {each.checkpoint_path for each in [*session.checkpoints.values(), *session.checkpoints_beside]}
+    recorded = {each.checkpoint_path for each in CheckpointCatalog(session).all()}
     # A checkpoint that is being deleted must not be adopted again.
     return recorded | {each.checkpoint_path for each in session.checkpoints_removing}
 
@@ -167,7 +168,7 @@ def _gone(session: TrainingSession, folder: RunFolder) -> list[CheckpointMetadat
     """Checkpoints that were adopted earlier and no longer exist."""
     return [
         each
-        for each in [*session.checkpoints.values(), *session.checkpoints_beside]
+        for each in CheckpointCatalog(session).all()
         if ADOPTED in each.recovery_tags and not folder.find(each.checkpoint_path).exists()
     ]
 

@@ -11,9 +11,10 @@ import msgspec
 
 from crashproof.checkpoints.background_hashing import BackgroundDigests
 from crashproof.checkpoints.delete import delete_removed, find_undeleted, is_removable
-from crashproof.checkpoints.digest import Digest, digest_of, make_durable, size_of
+from crashproof.checkpoints.digest import Digest, digest_of, make_durable, stats_of
+from crashproof.checkpoints.previous import drop_previous, is_overwritten, keep_previous
 from crashproof.checkpoints.quarantine import quarantine
-from crashproof.checkpoints.select import Choice, newest_intact
+from crashproof.checkpoints.select import ResumePoint, newest_intact
 from crashproof.checkpoints.verify import is_damaged
 from crashproof.clock import Clock
 from crashproof.disk.atomic import WholeFile
@@ -26,12 +27,12 @@ from crashproof.records.events import (
     CheckpointRecorded,
     CheckpointRemoved,
     CheckpointsDeleted,
-    CheckpointSetAside,
     ResumeChosen,
 )
 from crashproof.records.session import TrainingSession
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog, with_evaluation
 from crashproof.rules.retention import RetentionRule, stale_checkpoints
-from crashproof.rules.session_checkpoints import has_lowest_loss, update_at, with_evaluation
+from crashproof.rules.session import update_at
 from crashproof.scalars import as_int
 from crashproof.tracking.run_writer import RunWriter
 
@@ -98,9 +99,10 @@ class CheckpointRecorder:
             log.warning("%s is not on this disk: it is recorded, but cannot be verified.", checkpoint_path)
             return checkpoint
         make_durable(path, disk=self._disk)
-        num_bytes = size_of(path)
+        stats = stats_of(path)
+        num_bytes = sum(each.num_bytes for each in stats.values())
         if num_bytes >= self._large_checkpoint_bytes:
-            return msgspec.structs.replace(checkpoint, num_bytes=num_bytes)
+            return msgspec.structs.replace(checkpoint, num_bytes=num_bytes, stats=stats)
         digest = digest_of(path)
         return msgspec.structs.replace(
             checkpoint, num_bytes=digest.num_bytes, sha256=digest.sha256, files=digest.files
@@ -111,10 +113,18 @@ class CheckpointRecorder:
     ) -> CheckpointMetadata:
         """Add a durable checkpoint to the journal and the manifest, with the metrics of its step."""
         session = self._writer.session
-        metrics = update_at(session, checkpoint.checkpoint_step)
-        checkpoint = with_evaluation(msgspec.structs.replace(checkpoint, metrics=metrics), session.evaluations)
+        catalog = CheckpointCatalog(session)
+        own = next((each for each in session.attempts if each.attempt == checkpoint.attempt), None)
+        checkpoint = msgspec.structs.replace(
+            checkpoint,
+            created_at=catalog.moment_after(checkpoint.created_at),
+            metrics=update_at(session, checkpoint.checkpoint_step),
+            rewinds=own.rewinds if own is not None and own.last_step is not None else -1,
+            is_before_update=session.steps_completed < checkpoint.checkpoint_step,
+        )
+        checkpoint = with_evaluation(checkpoint, session.evaluations)
         if is_best is None:
-            is_best = has_lowest_loss(checkpoint, session)
+            is_best = catalog.has_lowest_loss(checkpoint)
         if is_best and BEST not in checkpoint.recovery_tags:
             checkpoint = msgspec.structs.replace(checkpoint, recovery_tags=[*checkpoint.recovery_tags, BEST])
         event = CheckpointRecorded(**self._writer.stamp(), checkpoint=checkpoint, seconds=seconds)
@@ -124,13 +134,14 @@ class CheckpointRecorder:
             self._digests.start(checkpoint)
         return checkpoint
 
-    def offer(self, choice: Choice) -> CheckpointMetadata:
+    def offer(self, choice: ResumePoint) -> CheckpointMetadata:
         """Quarantine the refused checkpoints, and return the chosen one with its absolute path."""
         chosen = choice.checkpoint
         if chosen.num_bytes is None:
             log.warning("%s was never verified, but no better checkpoint was recorded.", chosen.checkpoint_path)
         elif chosen.sha256 is None:
-            self._digests.start(chosen)
+            # A run that was copied has other files than were recorded; those that were just read are the ones.
+            self._digests.start(msgspec.structs.replace(chosen, stats=stats_of(choice.path)))
         for checkpoint, reason in choice.refused:
             self._quarantine(checkpoint, reason)
         self._writer.keep(
@@ -141,13 +152,10 @@ class CheckpointRecorder:
                 skipped=[each.checkpoint_path for each, _ in choice.refused],
             )
         )
-        if is_remote(chosen.checkpoint_path):
-            return chosen
-        path = self._writer.run.folder.find(chosen.checkpoint_path)
-        return msgspec.structs.replace(chosen, checkpoint_path=str(path))
+        return choice.located
 
-    def keep_digests(self, *, wait: bool) -> None:
-        """Record the digests that were computed in the background."""
+    def keep_digests(self, *, wait: bool) -> list[CheckpointMetadata]:
+        """Record the digests that were computed in the background; return the checkpoints that have one now."""
         if wait:
             self._digests.wait()
         finished = self._digests.take_finished()
@@ -157,6 +165,7 @@ class CheckpointRecorder:
                     **self._writer.stamp(),
                     step=checkpoint.checkpoint_step,
                     checkpoint_path=checkpoint.checkpoint_path,
+                    created_at=checkpoint.created_at,
                     num_bytes=digest.num_bytes,
                     sha256=digest.sha256,
                     files=digest.files,
@@ -164,6 +173,10 @@ class CheckpointRecorder:
             )
         if finished:
             self._writer.write_manifest()
+        return [
+            msgspec.structs.replace(each, num_bytes=digest.num_bytes, sha256=digest.sha256, files=digest.files)
+            for each, digest in finished
+        ]
 
     def stale(self, session: TrainingSession, rule: RetentionRule) -> Stale | None:
         """The checkpoints that a rule does not keep and that may be removed, or None.
@@ -175,8 +188,8 @@ class CheckpointRecorder:
     def unwanted(self, session: TrainingSession, checkpoint_path: Path) -> Stale | None:
         """Like `stale`, for one checkpoint that the caller does not keep."""
         spelled = self._writer.run.folder.recorded_path(checkpoint_path)
-        known = [*session.checkpoints.values(), *session.checkpoints_beside]
-        return self._superfluous(session, [each for each in known if each.checkpoint_path == spelled])
+        known = CheckpointCatalog(session).at_path(spelled)
+        return self._superfluous(session, [] if known is None else [known])
 
     def forget(self, stale: Stale) -> TrainingSession:
         """Take checkpoints out of the session and the manifest; return the session, which names what to delete.
@@ -185,7 +198,7 @@ class CheckpointRecorder:
             DiskFull: they stay.
         """
         session = self._writer.session
-        known = [*session.checkpoints.values(), *session.checkpoints_beside]
+        known = CheckpointCatalog(session).all()
         removed = [
             RemovedCheckpoint(step=each.checkpoint_step, checkpoint_path=each.checkpoint_path)
             for each in stale.checkpoints
@@ -213,6 +226,34 @@ class CheckpointRecorder:
         if left != self._writer.session.checkpoints_removing:
             self._writer.keep(CheckpointsDeleted(**self._writer.stamp(), left=left))
 
+    def quarantine(self, path: Path, step: int, reason: str, *, created_at: float | None = None) -> None:
+        """Move a checkpoint out of the way, and journal it."""
+        event = quarantine(
+            path,
+            self._writer.folder,
+            self._writer.stamp(),
+            step=step,
+            reason=reason,
+            created_at=created_at,
+            disk=self._disk,
+        )
+        if event is not None:
+            self._writer.keep(event)
+            self._writer.write_manifest()
+
+    def keep_previous(self, checkpoint: CheckpointMetadata, *, is_replaced: bool) -> None:
+        """Keep the bytes of a checkpoint until the next save of the same name is acknowledged.
+
+        Takes as long as a copy; needs no lock, but no deletion may be under way.
+        """
+        folder = self._writer.run.folder
+        if checkpoint.sha256 is not None and is_overwritten(checkpoint, folder):
+            keep_previous(checkpoint, folder, is_replaced=is_replaced, disk=self._disk)
+
+    def drop_previous(self, known: list[CheckpointMetadata]) -> None:
+        """Remove the bytes kept of records that others have replaced."""
+        drop_previous(known, self._writer.run.folder, disk=self._disk)
+
     def close(self) -> None:
         """Stop computing digests."""
         self._digests.close()
@@ -226,23 +267,12 @@ class CheckpointRecorder:
         return Stale(checkpoints=gone, verified=verified) if gone else None
 
     def _quarantine(self, checkpoint: CheckpointMetadata, reason: str) -> None:
-        log.warning("Skipping %s: %s.", checkpoint.checkpoint_path, reason)
-        folder = self._writer.run.folder
-        if not is_damaged(checkpoint, folder):
+        folder = self._writer.folder
+        path = folder.find(checkpoint.checkpoint_path)
+        if not (folder.is_inside(path) and is_damaged(checkpoint, folder)):
+            log.warning("Skipping %s: %s.", checkpoint.checkpoint_path, reason)
             return
-        moved_to = quarantine(folder.find(checkpoint.checkpoint_path), folder, disk=self._disk)
-        if moved_to is None:
-            return
-        self._writer.keep(
-            CheckpointSetAside(
-                **self._writer.stamp(),
-                step=checkpoint.checkpoint_step,
-                checkpoint_path=checkpoint.checkpoint_path,
-                reason=reason,
-                moved_to=self._writer.run.folder.recorded_path(moved_to),
-            )
-        )
-        self._writer.write_manifest()
+        self.quarantine(path, checkpoint.checkpoint_step, reason, created_at=checkpoint.created_at)
 
 
 def _tags(recovery_tags: Iterable[str] | None) -> list[str]:

@@ -247,7 +247,7 @@ def get_recovery_checkpoint(
         return None
     for checkpoint, reason in choice.refused:
         log.warning("Skipping %s: %s.", checkpoint.checkpoint_path, reason)
-    return folder.find(choice.checkpoint.checkpoint_path), choice.checkpoint.dataset_position
+    return choice.path, choice.checkpoint.dataset_position
 
 
 def calculate_metrics_from_step(

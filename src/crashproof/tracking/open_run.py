@@ -39,6 +39,7 @@ from crashproof.records.events import (
 from crashproof.records.session import TrainingSession
 from crashproof.records.snapshots import JournalMark
 from crashproof.records.states import OnConfigChange
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.identity import changed_keys
 from crashproof.rules.session import apply_event
 from crashproof.tracking.requested_session import RequestedSession
@@ -196,7 +197,7 @@ def _begins_anew(
 
 
 def _archive(folder: RunFolder, session_id: str, session: TrainingSession | None, disk: Disk) -> None:
-    known = [*session.checkpoints.values(), *session.checkpoints_beside] if session else []
+    known = CheckpointCatalog(session).all() if session else []
     archive_session(folder, session_id, [folder.find(each.checkpoint_path) for each in known], disk=disk)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from crashproof.checkpoints.quarantine import quarantine
 from crashproof.checkpoints.verify import is_damaged, problem_with
 from crashproof.clock import SYSTEM_CLOCK, Clock
@@ -13,12 +15,13 @@ from crashproof.errors import NotARun
 from crashproof.reading.damage import damage_event
 from crashproof.reading.run_state import JOURNALS, read_run
 from crashproof.records.codec import encode
-from crashproof.records.events import CheckpointSetAside, DamageFound, Event
+from crashproof.records.events import CheckpointSetAside, DamageFound, Event, Stamp
 from crashproof.records.session import TrainingSession
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.summary import progress_summary
 from crashproof.tracking.snapshots import SnapshotWriter, session_bytes
 
-__all__ = ["repair_run"]
+__all__ = ["quarantine_unrecorded", "repair_run"]
 
 
 def repair_run(folder: RunFolder, *, clock: Clock = SYSTEM_CLOCK, disk: Disk = REAL_DISK) -> list[str]:
@@ -51,26 +54,49 @@ def repair_run(folder: RunFolder, *, clock: Clock = SYSTEM_CLOCK, disk: Disk = R
     return [_description(event) for event in events]
 
 
+def quarantine_unrecorded(
+    refused: list[tuple[Path, int, str]], folder: RunFolder, *, clock: Clock = SYSTEM_CLOCK, disk: Disk = REAL_DISK
+) -> None:
+    """Quarantine checkpoints that no record knows, each a path, a step and a reason; the journal says so.
+
+    Raises:
+        RunInUse: a live process writes the run, and may be saving one of them.
+    """
+    disk.make_folders(folder.progress)
+    lock = WriterLock(folder.lock, disk=disk, now=clock.now)
+    try:
+        session = read_run(folder).session
+        attempt = 1 if session is None else _last_attempt(session)
+        moved = [
+            quarantine(
+                path, folder, Stamp(timestamp=clock.now(), attempt=attempt), step=step, reason=reason, disk=disk
+            )
+            for path, step, reason in refused
+        ]
+        if session is not None:
+            _append(folder, [event for event in moved if event is not None], disk)
+    finally:
+        lock.release()
+
+
 def _quarantine_checkpoints(folder: RunFolder, session: TrainingSession, clock: Clock, disk: Disk) -> list[Event]:
     """Quarantine damaged checkpoints; a missing one may come back, so it stays recorded."""
     events: list[Event] = []
-    for step, checkpoint in sorted(session.checkpoints.items()):
+    for checkpoint in CheckpointCatalog(session).all():
         problem = problem_with(checkpoint, folder)
         if problem is None or not is_damaged(checkpoint, folder):
             continue
-        moved_to = quarantine(folder.find(checkpoint.checkpoint_path), folder, disk=disk)
-        if moved_to is None:
-            continue
-        events.append(
-            CheckpointSetAside(
-                timestamp=clock.now(),
-                attempt=_last_attempt(session),
-                step=step,
-                checkpoint_path=checkpoint.checkpoint_path,
-                reason=problem,
-                moved_to=folder.recorded_path(moved_to),
-            )
+        event = quarantine(
+            folder.find(checkpoint.checkpoint_path),
+            folder,
+            Stamp(timestamp=clock.now(), attempt=_last_attempt(session)),
+            step=checkpoint.checkpoint_step,
+            reason=problem,
+            created_at=checkpoint.created_at,
+            disk=disk,
         )
+        if event is not None:
+            events.append(event)
     return events
 
 

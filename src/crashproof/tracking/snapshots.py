@@ -43,6 +43,7 @@ class SnapshotWriter:
         manifest = Manifest(
             session_id=session.session_id,
             checkpoints=dict(session.checkpoints),
+            checkpoints_beside=list(session.checkpoints_beside),
             last_checkpoint_step=session.last_checkpoint_step,
             saved_at=now,
         )

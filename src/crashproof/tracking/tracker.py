@@ -36,6 +36,7 @@ from crashproof.records.progress import ProgressSummary
 from crashproof.records.requests import Spending
 from crashproof.records.session import TrainingSession
 from crashproof.records.states import AttemptState, OnConfigChange, SessionKind
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.identity import without_secrets
 from crashproof.rules.pace import estimate_remaining
 from crashproof.rules.trends import loss_trend
@@ -248,6 +249,7 @@ class ProgressTracker:
             self._metrics.write_all()
             stood_still = self._clock.steady() - started_at if given_seconds is None else given_seconds
             recorded = self._checkpoints.record(checkpoint, seconds=stood_still, is_best=is_best)
+        self._keep_previous([recorded], is_replaced=isinstance(written, WholeFile))
         self._remove_stale()
         return recorded
 
@@ -263,6 +265,15 @@ class ProgressTracker:
         self._guard.require_open()
         path = Path(checkpoint_path)
         return self._remove(lambda session: self._checkpoints.unwanted(session, path))
+
+    def quarantine_checkpoint(self, checkpoint_path: str | Path, step: int, reason: str) -> None:
+        """Move a checkpoint that cannot be used out of the way, into `progress/set_aside/`, and journal why.
+
+        Raises:
+            RunClosed: the tracker was closed or replaced.
+        """
+        with self._guard:
+            self._checkpoints.quarantine(Path(checkpoint_path), step, reason)
 
     def record_evaluation(self, step: int, results: Mapping[str, Any], seconds: float | None = None) -> None:
         """Record results on held-out data.
@@ -292,7 +303,7 @@ class ProgressTracker:
                     nonfinite=nonfinite_names({"results": numbers}) or UNSET,
                 )
             )
-            if num_steps in self._writer.session.checkpoints:
+            if CheckpointCatalog(self._writer.session).at_step(num_steps):
                 self._writer.write_manifest()
 
     def get_recovery_checkpoint(self) -> CheckpointMetadata | None:
@@ -441,6 +452,17 @@ class ProgressTracker:
             hours, num_pending = self._metrics.hours_trained(), self._metrics.num_pending
         return self._writer.summary(session, wall_clock_hours=hours, num_pending=num_pending)
 
+    def _keep_previous(self, acknowledged: list[CheckpointMetadata], *, is_replaced: bool) -> None:
+        """Keep the bytes of checkpoints that the next save overwrites, then drop those that they replace."""
+        if not acknowledged:
+            return
+        with self._guard.removal_lock:
+            for each in acknowledged:
+                self._checkpoints.keep_previous(each, is_replaced=is_replaced)
+            with self._guard.lock:
+                known = CheckpointCatalog(self._writer.session).all()
+            self._checkpoints.drop_previous(known)
+
     def _remove_stale(self) -> None:
         """Remove the checkpoints that the retention rule does not keep; those that cannot be removed stay for now."""
         rule = self._settings.keep
@@ -509,9 +531,10 @@ class ProgressTracker:
             if not self._guard.is_open():
                 return
             self._metrics.write_ready()
-            self._checkpoints.keep_digests(wait=False)
+            digested = self._checkpoints.keep_digests(wait=False)
             self._writer.write_queued()
             self._responses.tell_served()
+        self._keep_previous(digested, is_replaced=False)
         self._writer.sync()
         self._responses.save_index(only_if_due=True)
         summary, free_bytes = self._summary(), self._alerts.free_bytes()

@@ -13,6 +13,7 @@ from crashproof.errors import ConfigError
 from crashproof.optional_dependencies import is_installed, missing_extra, require_versions
 from crashproof.reading.run_reader import RunReader
 from crashproof.records.metrics import COLUMNS, COMPONENT, MetricsSnapshot
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 
 __all__ = ["LoadedRun", "load"]
 
@@ -61,7 +62,7 @@ class LoadedRun:
                     "sha256": each.sha256,
                     "attempt": each.attempt,
                 }
-                for each in self.reader.session().checkpoints.values()
+                for each in CheckpointCatalog(self.reader.session()).all()
             ]
         )
 

@@ -13,6 +13,7 @@ from crashproof.reading.curves import CurveFollower
 from crashproof.reading.run_reader import RunReader
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.states import RunStatus
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.views.svg import CurveMarks, curve_svg
 
 __all__ = ["Glance", "escaped", "marked_curve", "show"]
@@ -64,7 +65,7 @@ def marked_curve(reader: RunReader) -> str:
     starts = [(each.attempt, each.first_step) for each in session.attempts if each.first_step is not None]
     marks = CurveMarks(
         attempts=starts if len(starts) > 1 else (),
-        checkpoints=sorted(session.checkpoints),
+        checkpoints=sorted({each.checkpoint_step for each in CheckpointCatalog(session).all()}),
         recomputed=[(each.first_step, each.last_step) for each in follower.recomputed],
     )
     return curve_svg(follower.curve(most_points=_MOST_POINTS).points, marks=marks)

@@ -18,6 +18,7 @@ from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import AttemptRecord, TrainingSession
 from crashproof.records.states import AttemptState, HealthState, LossVerdict, RunStatus
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.views.notebook import marked_curve
 
 __all__ = ["ExaminedCheckpoint", "PostMortem", "Surroundings", "examine"]
@@ -222,9 +223,6 @@ def _rare_events(reader: RunReader, newest: AttemptRecord | None) -> list[Event]
 
 
 def _verify_checkpoints(session: TrainingSession, reader: RunReader) -> list[ExaminedCheckpoint]:
-    known = sorted(
-        [*session.checkpoints.values(), *session.checkpoints_beside], key=lambda each: each.checkpoint_step
-    )
     return [
         ExaminedCheckpoint(
             step=each.checkpoint_step,
@@ -232,5 +230,5 @@ def _verify_checkpoints(session: TrainingSession, reader: RunReader) -> list[Exa
             num_bytes=each.num_bytes,
             problem=problem_with(each, reader.folder),
         )
-        for each in known
+        for each in CheckpointCatalog(session).all()
     ]

@@ -8,7 +8,7 @@ import pytest
 from crashproof.errors import ConfigError
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.metrics import MetricsSnapshot
-from crashproof.records.session import TrainingSession
+from crashproof.records.session import Timeline, TrainingSession
 from crashproof.rules.retention import (
     KeepBest,
     KeepEvery,
@@ -41,7 +41,7 @@ def checkpoint(
         metrics=metrics,
         dataset_position=step,
         recovery_tags=["periodic", *tags],
-        attempt=1,
+        attempt=more.pop("attempt", 1),
         **more,
     )
 
@@ -131,20 +131,22 @@ def test_those_beside_others_of_their_step_go_with_them() -> None:
     ],
 )
 def test_those_of_a_timeline_that_was_left_stay_until_training_has_come_as_far(newest: int, stale: list[int]) -> None:
-    all_steps = sorted({10, 20, 30, newest})
-    known = session(*(checkpoint(step) for step in all_steps), checkpoints_superseded=[30])
+    recorded = [checkpoint(step) for step in (10, 20, 30)]
+    if newest > 30:
+        recorded.append(checkpoint(newest, attempt=2))
+    known = session(*recorded, timelines=[Timeline(2, 0, 21)])
 
     assert stale == steps(stale_checkpoints(known, KeepLatest(1)))
 
 
 def test_a_timeline_that_was_left_is_not_asked_about() -> None:
-    known = session(checkpoint(10), checkpoint(20), checkpoint(30), checkpoints_superseded=[30])
+    known = session(checkpoint(10), checkpoint(20), checkpoint(30), timelines=[Timeline(2, 0, 21)])
 
     assert [] == stale_checkpoints(known, KeepLatest(2))
 
 
 def test_where_all_belong_to_a_timeline_that_was_left_nothing_is_stale() -> None:
-    known = session(checkpoint(10), checkpoint(20), checkpoints_superseded=[10, 20])
+    known = session(checkpoint(10), checkpoint(20), timelines=[Timeline(2, 0, 1)])
 
     assert [] == stale_checkpoints(known, KeepLatest(1))
 

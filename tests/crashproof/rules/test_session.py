@@ -48,6 +48,7 @@ from crashproof.records.requests import (
 from crashproof.records.session import PacePoint, TrainingSession
 from crashproof.records.snapshots import SessionFile
 from crashproof.records.states import SessionKind
+from crashproof.rules.checkpoint_catalog import with_evaluation
 from crashproof.rules.history import superseded_from
 from crashproof.rules.session import (
     HISTORY_LENGTH,
@@ -56,8 +57,8 @@ from crashproof.rules.session import (
     apply_metrics,
     apply_request,
     begin_session,
+    update_at,
 )
-from crashproof.rules.session_checkpoints import update_at, with_evaluation
 from crashproof.rules.summary import goodput_seconds, progress_summary
 from crashproof.rules.trends import moved_average
 
@@ -794,7 +795,7 @@ def test_a_path_that_is_used_again_is_not_deleted_any_more():
 def test_another_checkpoint_at_the_path_of_a_removed_one_stays():
     session = session_of(recorded(4, path="a.pt"), recorded(8), recorded(6, path="a.pt"), removed((4, "a.pt")))
 
-    assert [8, 6] == list(session.checkpoints)
+    assert [6, 8] == list(session.checkpoints)
 
 
 def test_the_lowest_loss_of_removed_checkpoints_is_remembered():

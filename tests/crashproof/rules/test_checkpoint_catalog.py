@@ -6,8 +6,8 @@ import pytest
 
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.metrics import MetricsSnapshot
-from crashproof.records.session import TrainingSession
-from crashproof.rules.session_checkpoints import has_lowest_loss
+from crashproof.records.session import Timeline, TrainingSession
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 
 
 def checkpoint(step: int, loss: float | None) -> CheckpointMetadata:
@@ -64,22 +64,24 @@ def session(*known: CheckpointMetadata, **more) -> TrainingSession:
 def test_the_best_has_the_lowest_loss(loss, losses_before, expected):
     before = [checkpoint(step, each) for step, each in enumerate(losses_before, start=1)]
 
-    assert expected == has_lowest_loss(checkpoint(10, loss), session(*before))
+    assert expected == CheckpointCatalog(session(*before)).has_lowest_loss(checkpoint(10, loss))
 
 
 def test_an_older_checkpoint_at_the_same_step_counts_too():
     known = session(checkpoint(1, 2.0), checkpoints_beside=[checkpoint(1, 1.0)])
 
-    assert not has_lowest_loss(checkpoint(2, 1.5), known)
+    assert not CheckpointCatalog(known).has_lowest_loss(checkpoint(2, 1.5))
 
 
 def test_a_step_that_is_computed_again_is_as_good_as_it_was():
-    known = session(checkpoint(4, 2.0), checkpoint(6, 1.5), checkpoint(8, 1.0), checkpoints_superseded=[6, 8])
+    known = session(checkpoint(4, 2.0), checkpoint(6, 1.5), checkpoint(8, 1.0), timelines=[Timeline(2, 0, 5)])
 
-    assert has_lowest_loss(checkpoint(6, 1.5), known)
+    assert CheckpointCatalog(known).has_lowest_loss(checkpoint(6, 1.5))
 
 
 def test_a_removed_checkpoint_still_counts():
     known = session(checkpoint(4, 2.0), lowest_loss_removed=1.0)
 
-    assert (False, True) == tuple(has_lowest_loss(checkpoint(6, loss), known) for loss in (1.5, 0.5))
+    assert (False, True) == tuple(
+        CheckpointCatalog(known).has_lowest_loss(checkpoint(6, loss)) for loss in (1.5, 0.5)
+    )

@@ -1,0 +1,222 @@
+"""The checkpoints of one session."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import msgspec
+
+from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint, RemovedCheckpoint
+from crashproof.records.codec import nonfinite_names
+from crashproof.records.events import (
+    CheckpointHashed,
+    CheckpointRecorded,
+    CheckpointRemoved,
+    CheckpointsDeleted,
+    CheckpointSetAside,
+)
+from crashproof.records.session import Evaluation, Timeline, TrainingSession
+
+__all__ = ["CheckpointCatalog", "CheckpointEvent", "with_evaluation"]
+
+CheckpointEvent = CheckpointRecorded | CheckpointHashed | CheckpointSetAside | CheckpointRemoved | CheckpointsDeleted
+
+
+class CheckpointCatalog:
+    """All that a session knows of its checkpoints; nobody else joins or changes the session's collections of them.
+
+    A checkpoint is one record: a path, a step, and the moment it was recorded. Several may stand at one step (a
+    periodic one beside the best), and a path holds one: a newer record of a path replaces the older one.
+
+    A checkpoint is *abandoned* once training has gone back behind it: a later attempt, or the same one after it went
+    back, has reported a step that the checkpoint already contains. Where it is resumed, it is offered after all
+    others.
+    """
+
+    def __init__(self, session: TrainingSession) -> None:
+        self._session = session
+
+    def __len__(self) -> int:
+        return len(self._session.checkpoints) + len(self._session.checkpoints_beside)
+
+    def all(self) -> list[CheckpointMetadata]:
+        """Every checkpoint, the oldest step first."""
+        known = [*self._session.checkpoints.values(), *self._session.checkpoints_beside]
+        return sorted(known, key=_age)
+
+    def at_path(self, path: str) -> CheckpointMetadata | None:
+        """The checkpoint that was recorded under a path, as records spell it."""
+        return next((each for each in self.all() if each.checkpoint_path == path), None)
+
+    def at_step(self, step: int) -> list[CheckpointMetadata]:
+        """Those of a step, the newest record last."""
+        return [each for each in self.all() if each.checkpoint_step == step]
+
+    def is_abandoned(self, checkpoint: CheckpointMetadata) -> bool:
+        """Whether training has gone back behind a checkpoint since it was recorded."""
+        own = (checkpoint.attempt, checkpoint.rewinds)
+        return any(
+            (each.attempt, each.rewinds) > own and each.first_step < checkpoint.next_step
+            for each in self._session.timelines
+        )
+
+    def standing(self) -> list[CheckpointMetadata]:
+        """Those on the timeline that training is on, the oldest step first."""
+        return [each for each in self.all() if not self.is_abandoned(each)]
+
+    def newest(self) -> CheckpointMetadata | None:
+        """The one that a restart tries first."""
+        return next(iter(self.candidates()), None)
+
+    def candidates(self) -> list[CheckpointMetadata]:
+        """All in the order in which a restart tries them: the newest first, abandoned ones after all others."""
+        return sorted(self.all(), key=lambda each: (not self.is_abandoned(each), *_age(each)), reverse=True)
+
+    def quarantined(self) -> list[RefusedCheckpoint]:
+        """Those that were moved into quarantine, and why."""
+        return list(self._session.checkpoints_set_aside)
+
+    def being_removed(self) -> list[RemovedCheckpoint]:
+        """Those that a removal named and that are not known to be deleted."""
+        return list(self._session.checkpoints_removing)
+
+    def moment_after(self, now: float) -> float:
+        """A moment for a new record, in seconds since 1970, that no other record has: it tells records apart."""
+        newest = max((each.created_at for each in self.all()), default=-math.inf)
+        return now if now > newest else math.nextafter(newest, math.inf)
+
+    def has_lowest_loss(self, checkpoint: CheckpointMetadata) -> bool:
+        """Whether its loss is below that of every other one that stands, and of those that were removed.
+
+        NaN is below nothing. One of the same step does not count: computed again, a step is as good as it was.
+        """
+        loss = _loss(checkpoint)
+        others = [_loss(each) for each in self.standing() if each.checkpoint_step != checkpoint.checkpoint_step]
+        if self._session.lowest_loss_removed is not None:
+            others.append(self._session.lowest_loss_removed)
+        # Against NaN anything is better.
+        return not math.isnan(loss) and not any(each <= loss for each in others)
+
+    def apply(self, event: CheckpointEvent) -> None:
+        """Take in what the journal says of a checkpoint."""
+        match event:
+            case CheckpointRecorded():
+                self._record(event)
+            case CheckpointHashed():
+                self._complete(event)
+            case CheckpointSetAside():
+                self._quarantine(event)
+            case CheckpointRemoved():
+                self._remove(event)
+            case CheckpointsDeleted():
+                self._session.checkpoints_removing = event.left
+        self.refresh()
+
+    def apply_evaluation(self, evaluation: Evaluation) -> None:
+        """Put an evaluation beside the checkpoints that its own attempt saved at its step."""
+        self._store([with_evaluation(each, [evaluation]) for each in self.all()])
+
+    def begin_timeline(self, timeline: Timeline) -> None:
+        """Note where training goes on; older timelines that begin at or after this one add nothing to it."""
+        session = self._session
+        session.timelines = [each for each in session.timelines if each.first_step < timeline.first_step]
+        session.timelines.append(timeline)
+        session.timelines.sort(key=lambda each: (each.attempt, each.rewinds))
+        self.refresh()
+
+    def remember(self, checkpoints: Iterable[CheckpointMetadata]) -> list[CheckpointMetadata]:
+        """Add those of a snapshot whose events were lost; return what was added."""
+        gone = {each.checkpoint_path for each in self.quarantined()}
+        gone |= {each.checkpoint_path for each in self.being_removed()}
+        added = []
+        for each in sorted(checkpoints, key=_age):
+            if each.checkpoint_path not in gone and self.at_path(each.checkpoint_path) is None:
+                self._store([*self.all(), each])
+                added.append(each)
+        self.refresh()
+        return added
+
+    def refresh(self) -> None:
+        """Derive what `session.json` says of all checkpoints together."""
+        session = self._session
+        session.checkpoints_superseded = [
+            step for step, each in session.checkpoints.items() if self.is_abandoned(each)
+        ]
+        newest = self.newest()
+        session.last_checkpoint_step = None if newest is None else newest.checkpoint_step
+
+    def _record(self, event: CheckpointRecorded) -> None:
+        session, recorded = self._session, event.checkpoint
+        # A file that is written over at every save holds the newest checkpoint only.
+        others = [each for each in self.all() if each.checkpoint_path != recorded.checkpoint_path]
+        self._store([*others, recorded])
+        session.checkpoints_removing = [
+            each for each in session.checkpoints_removing if each.checkpoint_path != recorded.checkpoint_path
+        ]
+
+    def _complete(self, event: CheckpointHashed) -> None:
+        """Add a digest that was computed in the background, unless another record has taken the path meanwhile."""
+        known = self._find(event.checkpoint_path, event.step, event.created_at)
+        if known is None or known.sha256 is not None:
+            return
+        hashed = msgspec.structs.replace(
+            known, num_bytes=event.num_bytes, sha256=event.sha256, files=event.files, stats=msgspec.UNSET
+        )
+        self._store([hashed if each is known else each for each in self.all()])
+
+    def _quarantine(self, event: CheckpointSetAside) -> None:
+        known = self._find(event.checkpoint_path, event.step, event.created_at)
+        if known is None:
+            return
+        self._store([each for each in self.all() if each is not known])
+        self._session.checkpoints_set_aside.append(
+            RefusedCheckpoint(checkpoint_step=event.step, checkpoint_path=event.checkpoint_path, reason=event.reason)
+        )
+
+    def _remove(self, event: CheckpointRemoved) -> None:
+        session = self._session
+        gone = {(each.step, each.checkpoint_path) for each in event.checkpoints}
+        removed = [each for each in self.all() if (each.checkpoint_step, each.checkpoint_path) in gone]
+        losses = [_loss(each) for each in removed if math.isfinite(_loss(each))]
+        if session.lowest_loss_removed is not None:
+            losses.append(session.lowest_loss_removed)
+        session.lowest_loss_removed = min(losses, default=None)
+        self._store([each for each in self.all() if each not in removed])
+        session.checkpoints_removing = event.checkpoints
+
+    def _find(self, path: str, step: int, created_at: float | None) -> CheckpointMetadata | None:
+        """The record that an event is about; one without a moment is about the record that has the path now."""
+        known = self.at_path(path)
+        if known is None or known.checkpoint_step != step:
+            return None
+        return known if created_at is None or known.created_at == created_at else None
+
+    def _store(self, checkpoints: Iterable[CheckpointMetadata]) -> None:
+        """Lay them out as `session.json` has them: the newest record of each step by its step, all others beside."""
+        by_step: dict[int, CheckpointMetadata] = {}
+        beside: list[CheckpointMetadata] = []
+        for each in sorted(checkpoints, key=_age):
+            if each.checkpoint_step in by_step:
+                beside.append(by_step[each.checkpoint_step])
+            by_step[each.checkpoint_step] = each
+        self._session.checkpoints, self._session.checkpoints_beside = by_step, beside
+
+
+def with_evaluation(checkpoint: CheckpointMetadata, evaluations: Iterable[Evaluation]) -> CheckpointMetadata:
+    """The checkpoint with what its own attempt has measured at its step, where it has."""
+    for evaluation in evaluations:
+        if (evaluation.step, evaluation.attempt) == (checkpoint.checkpoint_step, checkpoint.attempt):
+            names = nonfinite_names({"evaluation": evaluation.results})
+            checkpoint = msgspec.structs.replace(
+                checkpoint, evaluation=evaluation.results, nonfinite=names or msgspec.UNSET
+            )
+    return checkpoint
+
+
+def _age(checkpoint: CheckpointMetadata) -> tuple[int, float]:
+    return checkpoint.checkpoint_step, checkpoint.created_at
+
+
+def _loss(checkpoint: CheckpointMetadata) -> float:
+    return math.nan if checkpoint.metrics is None else checkpoint.metrics.loss
