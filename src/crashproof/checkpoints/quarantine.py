@@ -11,9 +11,14 @@ __all__ = ["quarantine"]
 
 
 def quarantine(path: Path, folder: RunFolder, *, disk: Disk = REAL_DISK) -> Path | None:
-    """Move a damaged checkpoint into quarantine; return its new path, or None if it lies outside the run."""
-    if not folder.is_inside(path):
+    """Move a damaged checkpoint into quarantine; return its new path, or None if the run may not move it.
+
+    Raises:
+        StorageUnwritable: the quarantine is a link; nothing was moved.
+    """
+    if not folder.may_move(path):
         return None
+    folder.require_no_link(folder.quarantine)
     target = folder.free_name(folder.quarantine / path.name)
     with storage_errors(target):
         disk.make_folders(folder.quarantine)

@@ -6,8 +6,9 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from crashproof.checkpoints.digest import Digest, digest_of, size_of
+from crashproof.checkpoints.digest import Digest, digest_of, kind_of, size_of
 from crashproof.disk.run_folder import RunFolder
+from crashproof.errors import FileUnreadable
 from crashproof.records.checkpoints import CheckpointMetadata
 
 __all__ = ["is_damaged", "problem_with"]
@@ -24,13 +25,17 @@ def problem_with(checkpoint: CheckpointMetadata, folder: RunFolder, *, trusts_un
             return None if trusts_unverified else "it did not exist when it was recorded, and cannot be verified"
         if not path.exists():
             return "it is missing"
+        if (kind := kind_of(path)) is not None and not path.is_dir():
+            return f"it is {kind}, not a regular file"
         if (size := size_of(path)) != checkpoint.num_bytes:
             return f"it has {size:,} bytes instead of {checkpoint.num_bytes:,}"
         if checkpoint.sha256 is not None:
-            return _difference(checkpoint, digest_of(path))
+            return _difference(checkpoint, digest_of(path), path)
         return _problem_without_digest(path, trusts_unverified)
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
+    except FileUnreadable as error:
+        return error.reason if error.path == path else error.message.rstrip(".")
 
 
 def is_damaged(checkpoint: CheckpointMetadata, folder: RunFolder) -> bool:
@@ -53,14 +58,15 @@ def _problem_without_digest(path: Path, trusts_unverified: bool) -> str | None:
     return None if trusts_unverified else "its digest was not computed before the run died, so it cannot be verified"
 
 
-def _difference(checkpoint: CheckpointMetadata, found: Digest) -> str | None:
+def _difference(checkpoint: CheckpointMetadata, found: Digest, path: Path) -> str | None:
     if found.sha256 == checkpoint.sha256:
         return None
     if checkpoint.files is None or found.files is None:
         return "its bytes differ from those that were saved"
     for name in sorted(checkpoint.files.keys() | found.files.keys()):
         if name not in found.files:
-            return f"{name} is missing in it"
+            kind = kind_of(path / name)
+            return f"{name} is missing in it" if kind is None else f"{name} in it is {kind}, not a regular file"
         if name not in checkpoint.files:
             return f"{name} was added to it"
         if checkpoint.files[name] != found.files[name]:

@@ -55,22 +55,29 @@ def runs(
 def _row(name: str, folder: RunFolder, now: float) -> dict[str, Any]:
     known = {"name": name, "path": str(folder.root), "error": None, "seconds_since_sign_of_life": None}
     try:
-        state = read_run(folder)
-        if state.session is None:
-            raise NotARun(folder.root)
-        session = state.session
-        is_alive = holder_of(folder.lock) is not None
-        summary = progress_summary(session, now=now, wall_clock_hours=session.wall_clock_hours, is_alive=is_alive)
+        return known | _facts(folder, now)
     except CrashproofError as error:
-        return known | {"error": error.message, "seconds_since_sign_of_life": _seconds_since_written(folder, now)}
+        reason = error.message
     except OSError as error:
         reason = error.strerror or str(error)
-        return known | {"error": reason, "seconds_since_sign_of_life": _seconds_since_written(folder, now)}
+    except Exception as error:
+        # Whatever a run's files hold, the others have their rows.
+        reason = f"{type(error).__name__}: {error}"
+    return known | {"error": reason, "seconds_since_sign_of_life": _seconds_since_written(folder, now)}
+
+
+def _facts(folder: RunFolder, now: float) -> dict[str, Any]:
+    state = read_run(folder)
+    if state.session is None:
+        raise NotARun(folder.root)
+    session = state.session
+    is_alive = holder_of(folder.lock) is not None
+    summary = progress_summary(session, now=now, wall_clock_hours=session.wall_clock_hours, is_alive=is_alive)
     last_seen = max((each.last_seen for each in session.attempts), default=session.start_time)
     # The last line of a live run may be under way at this moment.
     damages = [each for pieces in state.damages.values() for each in pieces if not (is_alive and each.is_torn_tail)]
     fields: dict[str, Any] = msgspec.to_builtins(summary)
-    return known | fields | {"seconds_since_sign_of_life": now - last_seen, "damaged_pieces": len(damages)}
+    return fields | {"seconds_since_sign_of_life": now - last_seen, "damaged_pieces": len(damages)}
 
 
 def _seconds_since_written(folder: RunFolder, now: float) -> float | None:

@@ -8,7 +8,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -20,7 +19,7 @@ from starlette.routing import Route
 from crashproof.dashboard.access import Access, AccessGuard
 from crashproof.dashboard.live import live_events
 from crashproof.dashboard.prometheus import metrics_page
-from crashproof.dashboard.watched_run import WatchedRun
+from crashproof.dashboard.watched_run import WatchedRun, json_bytes
 from crashproof.dashboard.watched_runs import WatchedRuns
 from crashproof.errors import CrashproofError
 
@@ -149,7 +148,8 @@ class _Unanswerable(CrashproofError):
 def _summary_or_why(run: WatchedRun, now: float) -> dict[str, Any]:
     try:
         return run.summary(now=now)
-    except (CrashproofError, OSError):
+    except Exception:
+        # Why stands in the row of the page; no run may cost Prometheus the others.
         return {"name": run.name, "health": "unreadable"}
 
 
@@ -173,8 +173,7 @@ def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
 
 
 def _json(answer: dict[str, Any], status: int = 200) -> Response:
-    # NaN and infinities become null.
-    return Response(msgspec.json.encode(answer), status_code=status, headers={"content-type": "application/json"})
+    return Response(json_bytes(answer), status_code=status, headers={"content-type": "application/json"})
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -13,10 +13,9 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-import msgspec
 from anyio import to_thread
 
-from crashproof.dashboard.watched_run import WatchedRun
+from crashproof.dashboard.watched_run import WatchedRun, json_bytes
 from crashproof.errors import CrashproofError
 
 __all__ = ["live_events"]
@@ -56,4 +55,4 @@ async def live_events(
 
 def _event(name: str, answer: dict[str, Any], *, identity: int | None = None) -> bytes:
     head = b"" if identity is None else b"id: %d\n" % identity
-    return b"%bevent: %b\ndata: %b\n\n" % (head, name.encode(), msgspec.json.encode(answer))
+    return b"%bevent: %b\ndata: %b\n\n" % (head, name.encode(), json_bytes(answer))

@@ -19,6 +19,7 @@ import msgspec
 from crashproof.disk.lock import holder_of
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import CrashproofError
+from crashproof.formatting import as_text
 from crashproof.reading.curves import CurveFollower
 from crashproof.reading.run_reader import RunReader
 from crashproof.reading.session_follower import SessionFollower
@@ -29,8 +30,9 @@ from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import TrainingSession
 from crashproof.rules.curves import joined, point_of
 from crashproof.rules.summary import progress_summary
+from crashproof.threads import try_to_start
 
-__all__ = ["WatchedRun"]
+__all__ = ["WatchedRun", "json_bytes"]
 
 log = logging.getLogger("crashproof")
 
@@ -80,6 +82,10 @@ class WatchedRun:
             summary = self.summary(now=now)
         except (CrashproofError, OSError) as error:
             return {"name": self.name, "health": "unreadable", "health_reason": str(error)}
+        except Exception as error:
+            # Whatever a run's files hold, the others have their rows.
+            log.exception("The run in %s cannot be read.", self.folder.root)
+            return {"name": self.name, "health": "unreadable", "health_reason": f"{type(error).__name__}: {error}"}
         row = {name: summary.get(name) for name in _OF_A_ROW} | {
             "loss": summary["loss_trend"]["current_loss"],
             "verdict": summary["loss_trend"]["verdict"],
@@ -167,7 +173,9 @@ class WatchedRun:
         """Read the rest of a long journal beside the answers."""
         if not self._is_reading:
             self._is_reading = True
-            threading.Thread(target=self._read_all, name="crashproof-reading", daemon=True).start()
+            if not try_to_start(threading.Thread(target=self._read_all, name="crashproof-reading", daemon=True)):
+                # The next look reads on.
+                self._is_reading = False
 
     def _read_all(self) -> None:
         try:
@@ -188,6 +196,22 @@ _OF_A_ROW = (
     *("total_steps_target", "estimated_remaining_hours", "elapsed_wall_clock_hours", "last_update_time"),
     *("api_cost", "attempt", "alerts_active"),
 )
+
+
+def json_bytes(answer: dict[str, Any]) -> bytes:
+    """An answer as JSON; NaN and infinities become null, and what is no Unicode in a path is spelled out."""
+    try:
+        return msgspec.json.encode(answer)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_as_texts(answer))
+
+
+def _as_texts(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {as_text(str(key)): _as_texts(child) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_texts(child) for child in value]
+    return as_text(value) if isinstance(value, str) else value
 
 
 def _columns(points: Sequence[CurvePoint]) -> dict[str, Any]:

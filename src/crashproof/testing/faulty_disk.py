@@ -137,6 +137,10 @@ class FaultyDisk(Disk):
         self._step()
         super().replace(source, target)
 
+    def link(self, source: Path, target: Path) -> None:
+        self._step(needs_space=True)
+        super().link(source, target)
+
     def remove_file(self, path: Path) -> None:
         self._step()
         super().remove_file(path)

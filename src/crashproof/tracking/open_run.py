@@ -21,7 +21,7 @@ from crashproof.disk.files import Disk, storage_errors
 from crashproof.disk.journal import Damage, Journal, repair_journal
 from crashproof.disk.lock import WriterLock
 from crashproof.disk.queueing_journal import QueueingJournal
-from crashproof.disk.run_folder import RunFolder
+from crashproof.disk.run_folder import RunFolder, is_folder_name
 from crashproof.errors import ConfigChanged, ConfigError
 from crashproof.reading.damage import damage_event
 from crashproof.reading.run_state import UNKNOWN_SESSION, RunState, read_run, read_total_cost
@@ -109,8 +109,7 @@ def _found(
     """The session to go on with, the config keys that changed, and the damage that was set aside."""
     _finish_archiving(folder, disk)
     state = read_run(folder)
-    remove_partials(folder.progress, disk=disk)
-    remove_partials(folder.root, disk=disk)
+    _remove_partials(folder, state.session, disk)
     if state.session is not None:
         # Before anything else may take one of these names.
         delete_removed(state.session, folder, disk=disk)
@@ -134,6 +133,23 @@ def _found(
         state = read_run(folder, trust_snapshot=False)
     state.remembered = remembered
     return state, changed, damages
+
+
+def _remove_partials(folder: RunFolder, session: TrainingSession | None, disk: Disk) -> None:
+    """Remove what interrupted writes have left where the run and its checkpoints lie; in no folder behind a link."""
+    folders = {folder.progress, folder.root}
+    if session is not None:
+        recorded = [each.checkpoint_path for each in (*session.checkpoints.values(), *session.checkpoints_beside)]
+        recorded += [each.checkpoint_path for each in session.checkpoints_set_aside]
+        recorded += [each.checkpoint_path for each in session.checkpoints_removing]
+        parents = {Path(os.path.abspath(folder.root / each)).parent for each in recorded}
+        folders |= {each for each in parents if folder.may_move(each) and not folder.is_behind_link(each)}
+    for each in sorted(folders):
+        try:
+            remove_partials(each, disk=disk)
+        except OSError as error:
+            # It costs space, and opening a run must not fail.
+            log.warning("Could not remove a partial file in %s: %s", each, error.strerror)
 
 
 def _opened(folder: RunFolder, lock: WriterLock, state: RunState, disk: Disk) -> OpenRun:
@@ -160,7 +176,7 @@ def _check(identity: Identity) -> None:
             hint="Set the number of optimizer steps to train.",
         )
     name = identity.session_id
-    if not name.strip() or name.startswith(".") or "/" in name or "\0" in name:
+    if not is_folder_name(name):
         raise ConfigError(
             f"A session_id names a folder of the archive, got {name!r}.",
             hint="Use letters, digits, dashes and underscores.",

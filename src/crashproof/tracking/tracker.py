@@ -249,6 +249,8 @@ class ProgressTracker:
             spent = self._clock.steady() - begun_at if told_seconds is None else told_seconds
             recorded = self._checkpoints.record(checkpoint, seconds=spent, is_best=is_best)
         self._remove_stale()
+        if self._heartbeat is not None:
+            self._heartbeat.start()
         return recorded
 
     def remove_checkpoint(self, checkpoint_path: str | Path) -> bool:
