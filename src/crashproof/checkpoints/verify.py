@@ -35,7 +35,8 @@ def problem_with(checkpoint: CheckpointMetadata, folder: RunFolder, *, trusts_un
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
     except FileUnreadable as error:
-        return error.reason if error.path == path else error.message.rstrip(".")
+        name = "it" if error.path == path else f"{error.path.relative_to(path)} in it"
+        return f"{name} cannot be read ({error.reason})"
 
 
 def is_damaged(checkpoint: CheckpointMetadata, folder: RunFolder) -> bool:

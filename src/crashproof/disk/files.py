@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from crashproof.disk.regular_file import kind_in_words, too_many_open_files
+from crashproof.disk.regular_file import open_regular, too_many_open_files
 from crashproof.errors import (
     CrashproofError,
     DiskFull,
@@ -241,13 +241,10 @@ def _in_words(error: OSError, path: Path, needed_bytes: int) -> StorageError | N
 
 
 def _open_regular(path: Path, flags: int) -> int:
-    # Without O_NONBLOCK the opening of a pipe waits for its other end.
-    file = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o644)
-    kind = kind_in_words(os.fstat(file).st_mode)
-    if kind is None:
-        return file
-    os.close(file)
-    raise StorageUnwritable(path, reason=f"it is {kind}, not a regular file")
+    file, kind = open_regular(path, flags)
+    if kind is not None:
+        raise StorageUnwritable(path, reason=f"it is {kind}, not a regular file")
+    return file
 
 
 def _free_bytes(path: Path) -> int | None:

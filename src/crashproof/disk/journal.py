@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -51,6 +52,7 @@ log = logging.getLogger("crashproof")
 
 _BLOCK_BYTES = 1 << 20
 _MAX_EXCERPT_BYTES = 64 << 10
+_CHECKSUM = re.compile(rb',"crc":"[0-9a-f]{8}"\}')
 _MAX_PIECES = 1_000
 """Pieces of damage that one reading tells apart; beyond, neighbouring ones count as one."""
 
@@ -130,11 +132,12 @@ def scan(path: Path, *, start: int = 0) -> Iterator[Line | Damage]:
 
 
 def _read_pieces(path: Path, start: int) -> Iterator[Line | Damage]:
-    """Yield each line by itself, whatever is wrong with it."""
+    """Yield each line by itself, whatever is wrong with it; of very many damaged lines, some together."""
     try:
         file = open_to_read(path)
     except FileNotFoundError:
         return
+    num_damaged = 0
     with file, read_errors(path):
         file.seek(start)
         offset = start
@@ -143,19 +146,45 @@ def _read_pieces(path: Path, start: int) -> Iterator[Line | Damage]:
                 yield Line(offset, content)
                 offset += len(content)
                 continue
-            end, is_torn = offset + len(content), not content.endswith(b"\n")
-            if is_torn and len(content) == MAX_LINE_BYTES:
-                end, is_torn = _find_line_end(file.fileno(), end)
-                file.seek(end)
-            yield Damage(
-                offset=offset,
-                num_bytes=end - offset,
-                content=content[:_MAX_EXCERPT_BYTES],
-                is_torn_tail=is_torn,
-                is_too_long=end - offset > MAX_LINE_BYTES,
-                is_too_deep=matches_checksum(content),
-            )
-            offset = end
+            damage = _damage_at(offset, content, file.fileno())
+            yield damage
+            offset = damage.end
+            num_damaged += 1
+            if num_damaged > _MAX_PIECES:
+                end = _find_possible_line(file.fileno(), offset)
+                if end > offset:
+                    yield Damage(offset=offset, num_bytes=end - offset, content=b"", is_torn_tail=False)
+                    offset = end
+            # Also where a line that is too long was not read to its end.
+            if file.tell() != offset:
+                file.seek(offset)
+
+
+def _damage_at(offset: int, content: bytes, file: int) -> Damage:
+    end, is_torn = offset + len(content), not content.endswith(b"\n")
+    if is_torn and len(content) == MAX_LINE_BYTES:
+        end, is_torn = _find_line_end(file, end)
+    return Damage(
+        offset=offset,
+        num_bytes=end - offset,
+        content=content[:_MAX_EXCERPT_BYTES],
+        is_torn_tail=is_torn,
+        is_too_long=end - offset > MAX_LINE_BYTES,
+        is_too_deep=matches_checksum(content),
+    )
+
+
+def _find_possible_line(file: int, offset: int) -> int:
+    """The next line that has a checksum anywhere in it, or whose end is not within a block."""
+    while block := os.pread(file, _BLOCK_BYTES, offset):
+        found = _CHECKSUM.search(block)
+        if found is not None:
+            return offset + block.rfind(b"\n", 0, found.start()) + 1
+        num_bytes = block.rfind(b"\n") + 1
+        if num_bytes == 0:
+            break
+        offset += num_bytes
+    return offset
 
 
 def _find_line_end(file: int, offset: int) -> tuple[int, bool]:

@@ -22,6 +22,7 @@ __all__ = [
     "kind_in_words",
     "next_data",
     "open_descriptor",
+    "open_regular",
     "open_to_read",
     "read_errors",
     "read_small",
@@ -48,13 +49,27 @@ def open_descriptor(path: Path) -> int:
         TooManyOpenFiles: of this process or machine.
     """
     with read_errors(path):
-        # Without O_NONBLOCK the opening of a pipe waits until somebody writes to it.
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        kind = kind_in_words(os.fstat(file).st_mode)
+        file, kind = open_regular(path, os.O_RDONLY)
+    if kind is not None:
+        raise FileUnreadable(path, reason=f"it is {kind}, not a regular file", hint="Move it out of the run.")
+    return file
+
+
+def open_regular(path: Path, flags: int) -> tuple[int, str | None]:
+    """Open a regular file without waiting; of anything else return what it is, and no open file."""
+    try:
+        # Without O_NONBLOCK the opening of a pipe waits for its other end.
+        file = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        # A socket cannot be opened at all, nor a pipe for writing that nobody reads.
+        kind = kind_in_words(os.stat(path).st_mode) if error.errno == errno.ENXIO else None
         if kind is None:
-            return file
+            raise
+        return -1, kind
+    kind = kind_in_words(os.fstat(file).st_mode)
+    if kind is not None:
         os.close(file)
-    raise FileUnreadable(path, reason=f"it is {kind}, not a regular file", hint="Move it out of the run.")
+    return file, kind
 
 
 def open_to_read(path: Path) -> BinaryIO:
