@@ -483,18 +483,19 @@ def _truncate_file(path: Path, num_bytes: int, disk: Disk) -> None:
 
 def _rewrite_intact_lines(path: Path, disk: Disk) -> None:
     partial = partial_name(path)
-    file = disk.open_anew(partial)
     try:
-        for piece in _read_pieces(path, 0):
-            lines = [piece.content] if isinstance(piece, Line) else _salvage(path, piece)
-            for line in lines:
-                write_all(file, line, disk)
-        disk.sync(file)
+        file = disk.open_anew(partial)
+        try:
+            for piece in _read_pieces(path, 0):
+                lines = [piece.content] if isinstance(piece, Line) else _salvage(path, piece)
+                for line in lines:
+                    write_all(file, line, disk)
+            disk.sync(file)
+        finally:
+            disk.close(file)
+        disk.replace(partial, path)
     except OSError:
         with suppress(OSError):
             disk.remove_file(partial)
         raise
-    finally:
-        disk.close(file)
-    disk.replace(partial, path)
     disk.sync_folder(path.parent)
