@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crashproof.errors import ConfigError, InvalidMetric
+from crashproof.records.checksummed_line import MAX_NESTING
 from crashproof.records.states import OnConfigChange, SessionKind
 from crashproof.rules.identity import canonical_config, config_hash
 from crashproof.scalars import as_int
@@ -59,7 +60,13 @@ class Identity:
             num_steps = as_int(total_steps, "total_steps")
         except InvalidMetric as error:
             raise ConfigError(error.message, hint="Set the number of optimizer steps to train.") from error
-        canonical = canonical_config(config)
+        try:
+            canonical = canonical_config(config)
+        except RecursionError:
+            raise ConfigError(
+                f"The config is nested too deeply, or holds itself; {MAX_NESTING} levels are read.",
+                hint="Pass plain settings, such as a dict of numbers and texts.",
+            ) from None
         return cls(
             session_id=session_id or f"training_{secrets.token_hex(6)}",
             config=canonical,
