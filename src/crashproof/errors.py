@@ -10,9 +10,13 @@ CrashproofError
 │   ├── RunClosed            the tracker was closed or replaced
 │   └── RunInUse             another live process writes this run
 ├── StorageError             the disk or database under it
-│   ├── DiskFull
+│   ├── DiskFull             no space is left
+│   │   ├── FileSizeLimit    a file may not become larger
+│   │   └── QuotaExceeded    the user's quota is used up
+│   ├── FileUnreadable       a file of a run cannot be read
 │   ├── StorageUnwritable    read-only, or no permission
-│   └── StoreUnavailable     a shared store of answers is not available
+│   ├── StoreUnavailable     a shared store of answers is not available
+│   └── TooManyOpenFiles     no more files can be opened
 ├── TeacherError             a teacher over HTTP
 │   ├── AnswerUnusable       a paid answer cannot be used
 │   ├── BudgetExhausted      the next request could cost more than is left
@@ -33,6 +37,7 @@ CrashproofError
 │   ├── ModelMismatch        teacher and student do not fit
 │   ├── NotAFolder           a path that should name a folder
 │   ├── OtherRun             a tracker's folder belongs to another run
+│   ├── RecordTooLarge       a record that could not be read back
 │   └── RequestError         a request that cannot be sent
 ├── RankLost                 another process of the run died or stopped responding
 └── MissingExtra             an optional dependency is not installed, or too old
@@ -56,6 +61,8 @@ __all__ = [
     "CrashproofError",
     "DataError",
     "DiskFull",
+    "FileSizeLimit",
+    "FileUnreadable",
     "InputError",
     "InvalidMetric",
     "MissingExtra",
@@ -66,7 +73,9 @@ __all__ = [
     "NotARun",
     "NothingToAdopt",
     "OtherRun",
+    "QuotaExceeded",
     "RankLost",
+    "RecordTooLarge",
     "RequestError",
     "RunClosed",
     "RunError",
@@ -78,6 +87,7 @@ __all__ = [
     "TeacherError",
     "TeacherRefused",
     "TeacherUnreachable",
+    "TooManyOpenFiles",
     "UnknownPrice",
     "UnknownRecord",
 ]
@@ -174,15 +184,55 @@ class StorageError(CrashproofError):
 
 
 class DiskFull(StorageError):
-    """No space is left on the disk of the run."""
+    """No space is left on the disk of the run, or it may not be used."""
 
-    def __init__(self, path: Path, *, needed_bytes: int = 0, free_bytes: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, needed_bytes: int = 0, free_bytes: int | None = None, symptom: str = ""
+    ) -> None:
+        """`symptom` is what other code raised, where that does not name the disk itself."""
         needed = f" {needed_bytes:,} bytes were needed." if needed_bytes else ""
         free = "" if free_bytes is None else f" {free_bytes:,} bytes are free."
+        raised = f" The code that wrote it raised {symptom}." if symptom else ""
         super().__init__(
-            f"The disk is full: {path} could not be written.{needed}{free}",
+            f"The disk is full: {path} could not be written.{needed}{free}{raised}",
             hint="Free space there, starting with old checkpoints, progress/set_aside/ and progress/archive/.",
         )
+
+
+class FileSizeLimit(DiskFull):
+    """A file may not become larger: a limit of the process or of the file system, whatever is free."""
+
+    def __init__(self, path: Path, *, limit_bytes: int | None, needed_bytes: int = 0) -> None:
+        """`limit_bytes` is the limit of this process; None where it has none."""
+        needed = f" {needed_bytes:,} bytes were needed." if needed_bytes else ""
+        if limit_bytes is None:
+            reason = "the file system allows no file that large"
+            hint = "Use another file system (FAT32 ends at 4 GiB), or write several smaller files."
+        else:
+            reason = f"this process may write files of at most {limit_bytes:,} bytes (RLIMIT_FSIZE)"
+            hint = "Raise it with `ulimit -f unlimited`, or LimitFSIZE= of a service, and start again."
+        CrashproofError.__init__(self, f"{path} could not be written: {reason}.{needed}", hint=hint)
+
+
+class QuotaExceeded(DiskFull):
+    """The user's quota is used up, whatever is free on the disk."""
+
+    def __init__(self, path: Path, *, needed_bytes: int = 0) -> None:
+        needed = f" {needed_bytes:,} bytes were needed." if needed_bytes else ""
+        CrashproofError.__init__(
+            self,
+            f"The disk quota is used up: {path} could not be written.{needed}",
+            hint="Free space that counts towards the quota (`quota -s` shows it), or have it raised.",
+        )
+
+
+class FileUnreadable(StorageError):
+    """A file of a run cannot be read."""
+
+    def __init__(self, path: Path | str, *, reason: str, hint: str = "") -> None:
+        super().__init__(f"{path} cannot be read: {reason}.", hint=hint)
+        self.path = Path(path)
+        self.reason = reason
 
 
 class StorageUnwritable(StorageError):
@@ -203,6 +253,20 @@ class StoreUnavailable(StorageError):
             f"The store {store} cannot be used: {reason}.",
             hint="Start the same command again once it is available; what was paid for is kept.",
         )
+
+
+class TooManyOpenFiles(StorageError):
+    """No more files can be opened."""
+
+    def __init__(self, path: Path | str, *, limit: int | None) -> None:
+        """`limit` is that of this process; None where it is the whole machine's that was reached."""
+        if limit is None:
+            reason = "all processes of this machine together have reached its limit of open files"
+            hint = "Raise fs.file-max with sysctl, or end processes that hold many files open."
+        else:
+            reason = f"this process has reached its limit of {limit:,} open files (RLIMIT_NOFILE)"
+            hint = "Raise it with `ulimit -n 65536` before the start, or use fewer data-loader workers."
+        super().__init__(f"{path} could not be opened: {reason}.", hint=hint)
 
 
 class TeacherError(CrashproofError):
@@ -364,6 +428,16 @@ class InvalidMetric(InputError):
 
 class ModelMismatch(InputError):
     """Teacher and student do not fit together."""
+
+
+class RecordTooLarge(InputError):
+    """A record that could not be read back: too long, or nested too deeply. Nothing was written."""
+
+    def __init__(self, path: Path, *, reason: str) -> None:
+        super().__init__(
+            f"A record for {path} {reason}; it could not be read back, so it is not written.",
+            hint="Record a file's name instead of its content.",
+        )
 
 
 class RequestError(InputError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-__all__ = ["ago", "as_bytes", "as_dollars_text", "as_duration"]
+__all__ = ["ago", "as_bytes", "as_dollars_text", "as_duration", "as_text"]
 
 
 def as_duration(seconds: float | None) -> str:
@@ -41,3 +41,8 @@ def as_dollars_text(dollars: Decimal) -> str:
     sign = "-" if dollars < 0 else ""
     num_decimals = max(2, 1 - dollars.adjusted()) if dollars else 2
     return f"{sign}${abs(dollars):,.{num_decimals}f}"
+
+
+def as_text(name: str) -> str:
+    r"""A file's name as text that every encoding of Unicode can hold: bytes that are no UTF-8 become `\udcff`."""
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import msgspec
 
 from crashproof.errors import DataError
 
-__all__ = ["read_objects"]
+__all__ = ["MAX_LINE_BYTES", "read_objects"]
+
+MAX_LINE_BYTES = 256 << 20
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LIKELY_CAUSES = (
@@ -30,7 +33,15 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            # No line is read whole before its length is known: a file may be one line of a terabyte.
+            for number, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES + 1), b""), 1):
+                if len(line) > MAX_LINE_BYTES:
+                    raise DataError(
+                        path,
+                        f"it has more than {MAX_LINE_BYTES:,} bytes",
+                        line=number,
+                        hint="Put one JSON object on each line.",
+                    )
                 content = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
                 if content.strip():
                     yield number, _object(path, number, content)

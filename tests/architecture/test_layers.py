@@ -19,7 +19,7 @@ MODULES = sorted(SOURCES.rglob("*.py"))
 
 LAYERS = {
     "": [
-        {"clock", "errors", "formatting", "strict_yaml"},
+        {"clock", "errors", "formatting", "strict_yaml", "threads"},
         {"json_lines", "optional_dependencies", "scalars"},
         {"records"},
         {"disk", "rules"},

@@ -66,3 +66,15 @@ def test_a_file_that_is_missing_is_named(tmp_path):
 def test_a_folder_is_no_file(tmp_path):
     with pytest.raises(DataError, match="it cannot be read"):
         list(read_objects(tmp_path))
+
+
+def test_a_line_without_an_end_is_refused_before_it_is_in_memory(tmp_path):
+    with (tmp_path / "x.jsonl").open("wb") as file:
+        file.write(b'{"a":1}\n')
+        file.truncate(1 << 40)
+
+    lines = read_objects(tmp_path / "x.jsonl")
+
+    assert (1, {"a": 1}) == next(lines)
+    with pytest.raises(DataError, match=r"line 2: it has more than 268,435,456 bytes"):
+        next(lines)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from crashproof.alerts.channels.base import AlertChannel, ChannelUnavailable, DeliveryError
 from crashproof.alerts.content import AlertContent
+from crashproof.threads import try_to_start
 
 __all__ = ["Deliveries"]
 
@@ -28,7 +29,7 @@ class Deliveries:
         self._unavailable: set[str] = set()
 
     def start(self, content: AlertContent) -> None:
-        """Send an alert; return at once."""
+        """Send an alert; return at once, except where no thread can be started."""
         for channel in self._channels:
             self._unfinished = [each for each in self._unfinished if each[0].is_alive()]
             if len(self._unfinished) >= self._most_unfinished:
@@ -36,8 +37,10 @@ class Deliveries:
                 self._report(f"the alert {content.kind} is not sent by {channel.name}: {count} others are unfinished")
                 continue
             thread = threading.Thread(target=self._send, args=(channel, content), daemon=True)
-            self._unfinished.append((thread, time.monotonic() + channel.limit_seconds + _GRACE_SECONDS))
-            thread.start()
+            if try_to_start(thread):
+                self._unfinished.append((thread, time.monotonic() + channel.limit_seconds + _GRACE_SECONDS))
+            else:
+                self._send(channel, content)
 
     def wait(self) -> None:
         """Wait until every alert is sent or past its limit."""

@@ -33,6 +33,7 @@ from crashproof.records.events import AlertRaised, Event
 from crashproof.records.session import AttemptRecord, TrainingSession
 from crashproof.records.states import AlertKind
 from crashproof.rules.alerts import end_of, untold_crashes
+from crashproof.threads import try_to_start
 
 __all__ = ["main"]
 
@@ -61,7 +62,7 @@ def main() -> None:
     channels = [CHANNELS[name].from_setting(setting) for name, setting in watched.channels.items()]
     deliveries = Deliveries([channel for channel in channels if channel is not None], report=_report)
     is_finished = _serve(inbox, watched, deliveries)
-    threading.Thread(target=_release_standard_error, daemon=True).start()
+    try_to_start(threading.Thread(target=_release_standard_error, daemon=True))
     if not is_finished:
         try:
             _report_crash(watched, deliveries)

@@ -18,6 +18,7 @@ import msgspec
 
 from crashproof.alerts.channels.base import Setting
 from crashproof.alerts.content import AlertContent
+from crashproof.threads import try_to_start
 
 __all__ = ["STOP_SIGNALS", "AlertProcess", "Finished", "Send", "WatchedRun"]
 
@@ -67,6 +68,8 @@ class AlertProcess:
         self._rest = b""
         """The end of a line whose beginning is written."""
         self._is_over = False
+        self._is_waited_for = True
+        """Whether a thread waits for the process; else each look asks whether it has died."""
         self._start()
 
     def hand_over(self, content: AlertContent) -> None:
@@ -77,7 +80,11 @@ class AlertProcess:
 
     def restart_if_dead(self) -> None:
         """Start the process again where it has died, a few times."""
-        if self._is_over or self._process is None or self._process.returncode is None:
+        if self._is_over or self._process is None:
+            return
+        if not self._is_waited_for:
+            self._process.poll()
+        if self._process.returncode is None:
             return
         if self._num_starts >= _MOST_STARTS:
             log.warning("The process that sends alerts died %d times; no more alerts are sent.", _MOST_STARTS)
@@ -105,7 +112,12 @@ class AlertProcess:
         if self._socket is not None:
             self._socket.close()
         # A socket and not a pipe: nobody can be killed by SIGPIPE for writing to a dead one.
-        self._socket, theirs = socket.socketpair()
+        try:
+            self._socket, theirs = socket.socketpair()
+        except OSError as error:
+            log.warning("Alerts are not sent: could not start a process for them (%s).", error)
+            self.detach()
+            return
         self._socket.setblocking(False)
         # A signal to all processes of a job waits until the process handles it; see `process.main`.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -125,7 +137,9 @@ class AlertProcess:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             theirs.close()
         # Nobody else waits for it, and a dead one would stay a zombie.
-        threading.Thread(target=self._process.wait, name="crashproof-alerts", daemon=True).start()
+        self._is_waited_for = try_to_start(
+            threading.Thread(target=self._process.wait, name="crashproof-alerts", daemon=True)
+        )
         self._write(self._watched)
 
     def _write(self, record: WatchedRun | Send | Finished) -> bool:

@@ -12,11 +12,19 @@ import msgspec
 
 from crashproof.answers.store import request_in
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
-from crashproof.disk.journal import Line, line_continues, quarantine_bytes, read_line, scan, scan_backwards
+from crashproof.disk.journal import (
+    Line,
+    line_continues,
+    quarantine_bytes,
+    read_bytes_at,
+    read_line,
+    scan,
+    scan_backwards,
+)
 from crashproof.disk.line_index import LineIndex, Place
 from crashproof.disk.queueing_journal import QueueingJournal
 from crashproof.disk.run_folder import RunFolder
-from crashproof.records.codec import decode, encode
+from crashproof.records.codec import decode_line, encode
 from crashproof.records.requests import AnswerRecord, price_left_in
 from crashproof.records.snapshots import JournalMark
 from crashproof.rules.requests import JsonObject, TeacherRequest, nearest_difference
@@ -91,7 +99,7 @@ class AnswerJournal:
         if line is None:
             self._quarantine(key, place)
             return None
-        record = decode(line, _decoder)
+        record = decode_line(self._journal.journal.path, line, _decoder)
         return record if record.prompt_hash == key else None
 
     def requests(self) -> Iterator[JsonObject]:
@@ -121,9 +129,7 @@ class AnswerJournal:
 
     def _quarantine(self, key: str, place: Place) -> None:
         path = self._journal.journal.path
-        with path.open("rb") as file:
-            file.seek(place[0])
-            content = file.read(place[1])
+        content = read_bytes_at(path, offset=place[0], num_bytes=place[1])
         cost = price_left_in(content)
         with storage_errors(self._folder.quarantine):
             quarantine_bytes([content], self._folder.quarantine / path.name, self._disk)
@@ -143,7 +149,7 @@ class AnswerJournal:
         self._journal.journal.sync()
         path = self._journal.journal.path
         places = LineIndex(self._folder.answer_index, disk=self._disk)
-        known = places.load()
+        known = places.load(journal_bytes=self._journal.journal.num_bytes)
         if not known.num_bytes or not line_continues(path, known):
             places.rebuild(_scan_places(path, start=0))
             if len(places):
@@ -159,7 +165,7 @@ class AnswerJournal:
 def _scan_places(path: Path, *, start: int) -> Iterator[tuple[str, Place]]:
     for line in scan(path, start=start):
         if isinstance(line, Line):
-            yield _key_decoder.decode(line.content).prompt_hash, (line.offset, len(line.content))
+            yield decode_line(path, line.content, _key_decoder).prompt_hash, (line.offset, len(line.content))
 
 
 class _Key(msgspec.Struct):

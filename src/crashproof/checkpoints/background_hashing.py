@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 
 from crashproof.checkpoints.digest import Digest, digest_of, stats_of
 from crashproof.disk.run_folder import RunFolder
 from crashproof.records.checkpoints import CheckpointMetadata
+from crashproof.threads import run_or_submit
 
 __all__ = ["BackgroundDigests"]
 
@@ -24,11 +26,11 @@ class BackgroundDigests:
         self._running: list[tuple[CheckpointMetadata, Future[Digest | None]]] = []
 
     def start(self, checkpoint: CheckpointMetadata) -> None:
-        """Queue a checkpoint; returns at once."""
+        """Queue a checkpoint; returns at once, except where no thread can be started."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="crashproof-digest")
         path = self._folder.find(checkpoint.checkpoint_path)
-        self._running.append((checkpoint, self._pool.submit(_digest_unchanged, checkpoint, path)))
+        self._running.append((checkpoint, run_or_submit(self._pool, partial(_digest_unchanged, checkpoint, path))))
 
     def take_finished(self) -> list[tuple[CheckpointMetadata, Digest]]:
         """Return those finished since the last call; log and leave out what has changed meanwhile."""

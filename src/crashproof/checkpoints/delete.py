@@ -20,10 +20,7 @@ log = logging.getLogger("crashproof")
 def is_removable(checkpoint_path: str, session: TrainingSession, folder: RunFolder) -> bool:
     """Whether the run may delete a path: inside its folder, no link, and no other checkpoint inside it."""
     path = folder.root / checkpoint_path
-    if is_remote(checkpoint_path) or path.is_symlink() or folder.progress.is_relative_to(path):
-        return False
-    # A parent folder may be a link that leads out of the run.
-    if not folder.is_inside(path) or not path.resolve().is_relative_to(folder.root.resolve()):
+    if is_remote(checkpoint_path) or path.is_symlink() or not folder.may_move(path):
         return False
     others = [
         folder.root / each.checkpoint_path

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from crashproof.disk.atomic import sync_tree
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
+from crashproof.disk.regular_file import kind_in_words, open_descriptor, read_errors
 from crashproof.records.checkpoints import FileDigest, FileStat
+from crashproof.threads import run_or_submit
 
 __all__ = [
     "Digest",
@@ -19,12 +23,16 @@ __all__ = [
     "digest_of_files",
     "digest_of_names",
     "files_in",
+    "kind_of",
     "make_durable",
     "size_of",
     "stats_of",
 ]
 
 _BLOCK_BYTES = 1 << 20
+_MAX_NAMED = 3
+
+log = logging.getLogger("crashproof")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +46,13 @@ class Digest:
 
 
 def digest_of(path: Path) -> Digest:
-    """Read a file, or every file of a folder, and compute its SHA-256."""
-    if path.is_file():
+    """Read a file, or every file of a folder, and compute its SHA-256; pipes, sockets and devices in it are none.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        FileUnreadable: something cannot be read, or is neither a folder nor a regular file.
+    """
+    if not path.is_dir():
         single = _digest_of_file(path)
         return Digest(num_bytes=single.num_bytes, sha256=single.sha256, files=None)
     return digest_of_files(digest_of_names(path, files_in(path)))
@@ -47,10 +60,9 @@ def digest_of(path: Path) -> Digest:
 
 def digest_of_names(path: Path, names: Iterable[str]) -> dict[str, FileDigest]:
     """Read some files of a folder, and digest each."""
-    wanted = list(names)
     with ThreadPoolExecutor(max_workers=4) as pool:
-        digests = list(pool.map(lambda name: _digest_of_file(path / name), wanted))
-    return dict(zip(wanted, digests, strict=True))
+        digests = {name: run_or_submit(pool, partial(_digest_of_file, path / name)) for name in names}
+    return {name: digest.result() for name, digest in digests.items()}
 
 
 def digest_of_files(files: Mapping[str, FileDigest]) -> Digest:
@@ -81,7 +93,7 @@ def files_in(path: Path) -> list[str]:
 
 def stats_of(path: Path) -> dict[str, FileStat]:
     """What the file system says of a file (under `.`), or of each file in a folder."""
-    names = ["."] if path.is_file() else files_in(path)
+    names = files_in(path) if path.is_dir() else ["."]
     return {name: _stat(path / name) for name in sorted(names)}
 
 
@@ -91,19 +103,51 @@ def size_of(path: Path) -> int:
 
 
 def make_durable(path: Path, *, disk: Disk = REAL_DISK) -> None:
-    """Make a checkpoint written by other code survive a power loss, including its name."""
+    """Make a checkpoint written by other code survive a power loss, including its name.
+
+    Raises:
+        FileUnreadable: it is neither a folder nor a regular file.
+    """
+    if not path.is_dir():
+        os.close(open_descriptor(path))
+    left_out = _not_regular_in(path)
+    if left_out:
+        log.warning("%s: left out of the checkpoint, which is made of regular files: %s.", path, left_out)
     with storage_errors(path):
         sync_tree(path, disk)
         disk.sync_folder(path.parent)
 
 
+def _not_regular_in(path: Path) -> str:
+    """What a folder holds beside folders and regular files, in words; empty where there is nothing else."""
+    kinds = [
+        f"{each.relative_to(path)} is {kind}"
+        for each in path.rglob("*")
+        if (kind := kind_of(each)) is not None and not each.is_dir()
+    ]
+    more = f" and {len(kinds) - _MAX_NAMED} more" if len(kinds) > _MAX_NAMED else ""
+    return ", ".join(sorted(kinds)[:_MAX_NAMED]) + more
+
+
+def kind_of(path: Path) -> str | None:
+    """What a path is if no regular file, in words; None for one, and where nothing is."""
+    try:
+        return kind_in_words(path.stat().st_mode)
+    except OSError:
+        return None
+
+
 def _digest_of_file(path: Path) -> FileDigest:
     digest = hashlib.sha256()
     num_bytes = 0
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-            num_bytes += len(block)
+    file = open_descriptor(path)
+    try:
+        with read_errors(path):
+            while block := os.read(file, _BLOCK_BYTES):
+                digest.update(block)
+                num_bytes += len(block)
+    finally:
+        os.close(file)
     return FileDigest(num_bytes=num_bytes, sha256=digest.hexdigest())
 
 

@@ -25,13 +25,17 @@ def quarantine(
     created_at: float | None = None,
     disk: Disk = REAL_DISK,
 ) -> CheckpointSetAside | None:
-    """Move a checkpoint that cannot be used out of the way; None if it lies outside the run and has to stay.
+    """Move a checkpoint that cannot be used out of the way; None if the run may not move it.
 
     Returns:
         What happened: whoever may write the run journals it.
+
+    Raises:
+        StorageUnwritable: the quarantine is a link; nothing was moved.
     """
-    if not folder.is_inside(path):
+    if not folder.may_move(path):
         return None
+    folder.require_no_link(folder.quarantine)
     target = folder.free_name(folder.quarantine / path.name)
     with storage_errors(target):
         disk.make_folders(folder.quarantine)

@@ -7,9 +7,10 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from crashproof.checkpoints.digest import digest_of, digest_of_names, size_of, stats_of
+from crashproof.checkpoints.digest import digest_of, digest_of_names, kind_of, size_of, stats_of
 from crashproof.checkpoints.previous import previous_of
 from crashproof.disk.run_folder import RunFolder
+from crashproof.errors import FileUnreadable
 from crashproof.records.checkpoints import CheckpointMetadata, FileDigest, FileStat
 
 __all__ = ["examine", "is_damaged", "problem_with"]
@@ -51,6 +52,8 @@ def _problem_at(path: Path, checkpoint: CheckpointMetadata, *, trusts_unverified
             return None if trusts_unverified else "it did not exist when it was recorded, and cannot be verified"
         if not path.exists():
             return "it is missing"
+        if (kind := kind_of(path)) is not None and not path.is_dir():
+            return f"it is {kind}, not a regular file"
         if checkpoint.files is not None:
             return _problem_with_files(checkpoint.files, path)
         if checkpoint.stats and path.is_dir():
@@ -63,6 +66,9 @@ def _problem_at(path: Path, checkpoint: CheckpointMetadata, *, trusts_unverified
         return _problem_without_digest(checkpoint, path, trusts_unverified)
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
+    except FileUnreadable as error:
+        name = "it" if error.path == path else f"{error.path.relative_to(path)} in it"
+        return f"{name} cannot be read ({error.reason})"
 
 
 def _problem_without_digest(checkpoint: CheckpointMetadata, path: Path, trusts_unverified: bool) -> str | None:
@@ -98,7 +104,8 @@ def _problem_with_files(recorded: Mapping[str, FileDigest], path: Path) -> str |
     """Compare what was recorded of a folder; files that were added later are none of it."""
     missing = next((name for name in recorded if not (path / name).is_file()), None)
     if missing is not None:
-        return f"{missing} is missing in it"
+        kind = kind_of(path / missing)
+        return f"{missing} is missing in it" if kind is None else f"{missing} in it is {kind}, not a regular file"
     found = digest_of_names(path, recorded)
     differing = next((name for name in recorded if found[name] != recorded[name]), None)
     return None if differing is None else f"the bytes of {differing} differ from those that were saved"

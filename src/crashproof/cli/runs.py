@@ -79,16 +79,20 @@ def runs(
 
 def _read_row(name: str, folder: RunFolder, now: float) -> _Row:
     try:
-        state = read_run(folder)
-        if state.session is None:
-            raise NotARun(folder.root)
-        session = state.session
-        is_alive = holder_of(folder.lock) is not None
-        summary = progress_summary(session, now=now, wall_clock_hours=session.wall_clock_hours, is_alive=is_alive)
-    except (CrashproofError, OSError) as error:
-        reason = error.message if isinstance(error, CrashproofError) else error.strerror or str(error)
+        return _read_summary(name, folder, now)
+    except Exception as error:
+        # Whatever a run's files hold, the others have their rows.
         since = _seconds_since_written(folder, now)
-        return _Row(name=name, path=str(folder.root), seconds_since_sign_of_life=since, error=reason)
+        return _Row(name=name, path=str(folder.root), seconds_since_sign_of_life=since, error=_reason(error))
+
+
+def _read_summary(name: str, folder: RunFolder, now: float) -> _Row:
+    state = read_run(folder)
+    if state.session is None:
+        raise NotARun(folder.root)
+    session = state.session
+    is_alive = holder_of(folder.lock) is not None
+    summary = progress_summary(session, now=now, wall_clock_hours=session.wall_clock_hours, is_alive=is_alive)
     last_seen = max((each.last_seen for each in session.attempts), default=session.start_time)
     # The last line of a live run may be half written at this moment.
     damages = [each for pieces in state.damages.values() for each in pieces if not (is_alive and each.is_torn_tail)]
@@ -99,6 +103,14 @@ def _read_row(name: str, folder: RunFolder, now: float) -> _Row:
         summary=summary,
         damaged_pieces=len(damages),
     )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, CrashproofError):
+        return error.message
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return f"{type(error).__name__}: {error}"
 
 
 def _seconds_since_written(folder: RunFolder, now: float) -> float | None:

@@ -206,16 +206,17 @@ def _find_run(folder: Path, *, waits: bool, pause: float) -> RunFolder:
     while True:
         try:
             reader = RunReader.open(folder)
-            reader.session()
+            is_started = bool(reader.session().attempts)
         except NotARun:
             if not waits:
                 raise
-            if not is_announced:
-                say(f"Waiting for a run in {folder}.")
-                is_announced = True
-            time.sleep(pause)
-        else:
+            is_started = False
+        if is_started or not waits:
             return reader.folder
+        if not is_announced:
+            say(f"Waiting for a run in {folder}.")
+            is_announced = True
+        time.sleep(pause)
 
 
 def _lines(seen: Seen, console: Console, *, is_whole_screen: bool = True) -> list[str]:

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from pathlib import Path
 
-import msgspec
 from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -19,6 +18,7 @@ from starlette.routing import Route
 from crashproof.dashboard.access import Access, AccessGuard
 from crashproof.dashboard.live import live_events
 from crashproof.dashboard.prometheus import metrics_page
+from crashproof.dashboard.responses import json_bytes
 from crashproof.dashboard.watched_run import WatchedRun
 from crashproof.dashboard.watched_runs import WatchedRuns
 from crashproof.errors import CrashproofError
@@ -146,8 +146,8 @@ class _BadRequest(CrashproofError):
 def _summary(run: WatchedRun, now: float) -> ProgressSummary | None:
     try:
         return run.summary(now=now)
-    except (CrashproofError, OSError):
-        # An unreadable run is a state of its own, and must not hide the others.
+    except Exception:
+        # Why stands in the row of the page; no run may cost Prometheus the others.
         return None
 
 
@@ -171,8 +171,7 @@ def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
 
 
 def _json(answer: object, status: int = 200) -> Response:
-    # NaN and infinities become null.
-    return Response(msgspec.json.encode(answer), status_code=status, headers={"content-type": "application/json"})
+    return Response(json_bytes(answer), status_code=status, headers={"content-type": "application/json"})
 
 
 async def _refused(request: Request, error: Exception) -> Response:

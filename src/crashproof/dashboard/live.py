@@ -12,11 +12,10 @@ import functools
 import time
 from collections.abc import AsyncIterator, Callable
 
-import msgspec
 from anyio import to_thread
 from msgspec import structs
 
-from crashproof.dashboard.responses import RunDetail, RunNow, StaleTail
+from crashproof.dashboard.responses import RunDetail, RunNow, StaleTail, json_bytes
 from crashproof.dashboard.watched_run import WatchedRun
 from crashproof.errors import CrashproofError
 
@@ -56,4 +55,4 @@ async def live_events(
 
 def _event(name: str, content: object, *, identity: int | None = None) -> bytes:
     head = b"" if identity is None else b"id: %d\n" % identity
-    return b"%bevent: %b\ndata: %b\n\n" % (head, name.encode(), msgspec.json.encode(content))
+    return b"%bevent: %b\ndata: %b\n\n" % (head, name.encode(), json_bytes(content))

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from crashproof.formatting import as_text
 from crashproof.reading.curves import Recomputed
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.curves import CurvePoint
@@ -35,6 +36,7 @@ __all__ = [
     "columns_of",
     "config_texts",
     "event_fields",
+    "json_bytes",
 ]
 
 _MOST_CHECKPOINTS = 500
@@ -248,3 +250,19 @@ def _checkpoint_row(checkpoint: CheckpointMetadata, *, is_superseded: bool) -> C
         attempt=checkpoint.attempt,
         evaluation=checkpoint.evaluation or {},
     )
+
+
+def json_bytes(answer: object) -> bytes:
+    """An answer as JSON; NaN and infinities become null, and what is no Unicode in a path is spelled out."""
+    try:
+        return msgspec.json.encode(answer)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_as_texts(msgspec.to_builtins(answer)))
+
+
+def _as_texts(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {as_text(str(key)): _as_texts(child) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_texts(child) for child in value]
+    return as_text(value) if isinstance(value, str) else value

@@ -37,6 +37,7 @@ from crashproof.records.session import TrainingSession
 from crashproof.records.states import RunStatus
 from crashproof.rules.curves import joined, point_of
 from crashproof.rules.summary import progress_summary
+from crashproof.threads import try_to_start
 
 __all__ = ["WatchedRun"]
 
@@ -85,6 +86,10 @@ class WatchedRun:
             summary = self.summary(now=now)
         except (CrashproofError, OSError) as error:
             return UnreadableRun(name=self.name, health_reason=str(error))
+        except Exception as error:
+            # Whatever a run's files hold, the others have their rows.
+            log.exception("The run in %s cannot be read.", self.folder.root)
+            return UnreadableRun(name=self.name, health_reason=f"{type(error).__name__}: {error}")
         row = RunRow.of(self.name, summary)
         self._row = None if summary.status == RunStatus.RUNNING else (lengths, row)
         return row
@@ -164,7 +169,9 @@ class WatchedRun:
     def _read_in_background(self) -> None:
         if not self._is_reading:
             self._is_reading = True
-            threading.Thread(target=self._read_all, name="crashproof-reading", daemon=True).start()
+            if not try_to_start(threading.Thread(target=self._read_all, name="crashproof-reading", daemon=True)):
+                # The next look reads on.
+                self._is_reading = False
 
     def _read_all(self) -> None:
         try:

@@ -7,13 +7,17 @@ old session, so the next start completes an interrupted move.
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from crashproof.disk.files import Disk, storage_errors
-from crashproof.disk.run_folder import RunFolder
+from crashproof.disk.run_folder import RunFolder, is_folder_name
 
 __all__ = ["archive_session", "interrupted_archiving"]
+
+log = logging.getLogger("crashproof")
 
 _INCOMING = ".incoming-"
 
@@ -21,17 +25,28 @@ _INCOMING = ".incoming-"
 def archive_session(folder: RunFolder, session_id: str, checkpoints: Iterable[Path], *, disk: Disk) -> Path:
     """Move a session's journals, snapshots and checkpoints inside the run; return where they are now.
 
-    Paid answers stay: the next session uses them too.
+    Paid answers stay: the next session uses them too. What is recorded as a checkpoint and lies elsewhere, or is a
+    file of the run itself, stays too.
+
+    Raises:
+        StorageUnwritable: the archive is a link; nothing was moved.
     """
-    incoming = folder.archive / f"{_INCOMING}{session_id}"
-    own = [path for path in checkpoints if folder.is_inside(path)]
+    final = folder.archive_of(session_id)
+    incoming = folder.archive / f"{_INCOMING}{final.name}"
+    folder.require_no_link(incoming)
+    if final.name != session_id:
+        log.warning(
+            "The session calls itself %r, which is no name of a folder; it is archived as %s.", session_id, final
+        )
+    own = [path for path in checkpoints if folder.may_move(path)]
     with storage_errors(incoming):
         disk.make_folders(incoming)
         for path in own:
-            _move([path], (incoming / "checkpoints" / path.relative_to(folder.root)).parent, disk)
+            inside = Path(os.path.abspath(path)).relative_to(folder.root)
+            _move([path], (incoming / "checkpoints" / inside).parent, disk)
         snapshots = [folder.summary, folder.manifest, folder.session]
         _move([*snapshots, folder.curves, folder.metrics, folder.events], incoming, disk)
-        final = folder.free_name(folder.archive_of(session_id))
+        final = folder.free_name(final)
         disk.replace(incoming, final)
         disk.sync_folder(folder.archive)
     return final
@@ -39,8 +54,10 @@ def archive_session(folder: RunFolder, session_id: str, checkpoints: Iterable[Pa
 
 def interrupted_archiving(folder: RunFolder) -> str | None:
     """The session whose archiving was interrupted by a crash, or None."""
-    for incoming in folder.archive.glob(f"{_INCOMING}*"):
-        return incoming.name.removeprefix(_INCOMING)
+    for incoming in sorted(folder.archive.glob(f"{_INCOMING}*")):
+        name = incoming.name.removeprefix(_INCOMING)
+        if is_folder_name(name):
+            return name
     return None
 
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from crashproof.disk.files import REAL_DISK, Disk, storage_errors
+from crashproof.disk.files import REAL_DISK, Disk, errors_of_other_code, storage_errors
+from crashproof.threads import try_to_start
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -50,19 +52,27 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, disk: D
 
     The digest is computed from the bytes on their way to the disk, so the file is not read again.
 
+    Once a write to that file has failed, this raises its error, whatever `write` makes of it: other code wraps the
+    error in one of its own, fails later because of it, or passes over it. What else `write` raises passes unchanged.
+
     Raises:
         DiskFull: nothing was changed; the partial file was removed.
         StorageUnwritable: nothing was changed.
     """
     with _open_and_publish(path, disk=disk) as file:
         sink = DigestedFile(file, disk)
-        write(cast(BinaryIO, sink))
+        with sink.raising_its_failure(path):
+            write(cast(BinaryIO, sink))
     return WholeFile(path=path, num_bytes=sink.num_bytes, sha256=sink.sha256())
 
 
 def write_bytes_atomically(path: Path, content: bytes, *, disk: Disk = REAL_DISK) -> None:
     """Publish a small file; the same promise as `write_atomically`."""
-    with _open_and_publish(path, disk=disk, needed_bytes=len(content)) as file:
+    num_bytes = len(content)
+    with (
+        _open_and_publish(path, disk=disk, needed_bytes=num_bytes) as file,
+        storage_errors(path, needed_bytes=num_bytes),
+    ):
         write_all(file, content, disk)
 
 
@@ -71,20 +81,22 @@ def write_folder_atomically(path: Path, *, disk: Disk = REAL_DISK) -> Iterator[P
     """Yield an empty folder to fill; it gets its final name once everything in it is durable.
 
     Raises:
-        StorageUnwritable: a folder that is not empty has that name already.
+        DiskFull: nothing was changed. Also where the code that filled it raised another error because of it.
+        StorageUnwritable: likewise; or a folder that is not empty has that name already.
     """
     partial = partial_name(path)
     with storage_errors(path):
-        if partial.exists():
-            disk.remove_tree(partial)
+        _remove(partial, disk)
         disk.make_folders(partial)
-        try:
+    try:
+        with errors_of_other_code(path, writes_in=partial):
             yield partial
-            publish_folder(partial, path, disk=disk)
-        except BaseException:
-            if partial.exists():
-                disk.remove_tree(partial)
-            raise
+        publish_folder(partial, path, disk=disk)
+    except BaseException:
+        # The error of the write is what counts; the next start removes what is left.
+        with suppress(OSError):
+            _remove(partial, disk)
+        raise
 
 
 @contextmanager
@@ -96,10 +108,14 @@ def open_digested_file(path: Path, *, disk: Disk = REAL_DISK) -> Iterator[Digest
     """
     with storage_errors(path):
         file = disk.open_anew(path)
-        try:
-            yield DigestedFile(file, disk)
+    try:
+        sink = DigestedFile(file, disk)
+        with sink.raising_its_failure(path):
+            yield sink
+        with storage_errors(path):
             disk.sync(file)
-        finally:
+    finally:
+        with storage_errors(path):
             disk.close(file)
 
 
@@ -115,10 +131,14 @@ def publish_folder(partial: Path, path: Path, *, disk: Disk = REAL_DISK) -> None
 
 
 def sync_tree(path: Path, disk: Disk) -> None:
-    """Make a file, or a folder with everything in it, durable, but not its own name."""
+    """Make a file, or a folder with everything in it, durable, but not its own name.
+
+    Of what lies in a folder, pipes, sockets and devices have no bytes to sync, and no link to a folder is followed.
+    """
     if path.is_dir():
         for child in sorted(path.iterdir()):
-            sync_tree(child, disk)
+            if child.is_file() or (child.is_dir() and not child.is_symlink()):
+                sync_tree(child, disk)
         disk.sync_folder(path)
         return
     file = disk.open_to_sync(path)
@@ -141,12 +161,9 @@ def partial_name(path: Path) -> Path:
 
 
 def remove_partials(folder: Path, *, disk: Disk = REAL_DISK) -> None:
-    """Remove what interrupted writes have left in a folder."""
+    """Remove what interrupted writes have left in a folder, but nothing that a link leads to."""
     for partial in folder.glob(f".*{PARTIAL_SUFFIX}"):
-        if partial.is_dir():
-            disk.remove_tree(partial)
-        else:
-            disk.remove_file(partial)
+        _remove(partial, disk)
 
 
 @contextmanager
@@ -155,16 +172,29 @@ def _open_and_publish(path: Path, *, disk: Disk, needed_bytes: int = 0) -> Itera
     partial = partial_name(path)
     with storage_errors(path, needed_bytes=needed_bytes):
         file = disk.open_anew(partial)
+    try:
         try:
-            try:
-                yield file
+            yield file
+            with storage_errors(path, needed_bytes=needed_bytes):
                 disk.sync(file)
-            finally:
+        finally:
+            with storage_errors(path, needed_bytes=needed_bytes):
                 disk.close(file)
+        with storage_errors(path):
             _publish(partial, path, disk)
-        except BaseException:
+    except BaseException:
+        # The error of the write is what counts; the next start removes what is left.
+        with suppress(OSError):
             disk.remove_file(partial)
-            raise
+        raise
+
+
+def _remove(path: Path, disk: Disk) -> None:
+    """Remove a file, a folder or a link itself; a missing one is fine."""
+    if path.is_dir() and not path.is_symlink():
+        disk.remove_tree(path)
+    elif os.path.lexists(path):
+        disk.remove_file(path)
 
 
 def _publish(partial: Path, path: Path, disk: Disk) -> None:
@@ -181,6 +211,21 @@ class DigestedFile(io.RawIOBase):
         self._digest = hashlib.sha256()
         self._file = file
         self._disk = disk
+        self._failure: OSError | None = None
+
+    @contextmanager
+    def raising_its_failure(self, path: Path) -> Iterator[None]:
+        """Raise the error of a write that failed, instead of whatever the code that writes makes of it.
+
+        Raises:
+            DiskFull, StorageUnwritable: `path` could not be written.
+        """
+        try:
+            yield
+        except Exception:
+            self._raise_failure(path)
+            raise
+        self._raise_failure(path)
 
     def writable(self) -> bool:
         """Whether it accepts bytes: it does nothing else."""
@@ -196,17 +241,31 @@ class DigestedFile(io.RawIOBase):
 
     def write(self, content: ReadableBuffer) -> int:
         """Write all of a bytes-like object, unlike a raw file, and return its length."""
+        if self._failure is not None:
+            # A later piece must not land where the lost one belongs.
+            raise self._failure
         view = memoryview(content).cast("B")
-        if len(view) < _WORTH_A_THREAD_BYTES:
-            self._digest.update(view)
-            write_all(self._file, view, self._disk)
-        else:
-            # Both take about as long, and neither holds the interpreter's lock.
-            digesting = threading.Thread(target=self._digest.update, args=(view,))
-            digesting.start()
-            try:
-                write_all(self._file, view, self._disk)
-            finally:
-                digesting.join()
+        try:
+            self._write_and_digest(view)
+        except OSError as error:
+            self._failure = error
+            raise
         self.num_bytes += len(view)
         return len(view)
+
+    def _raise_failure(self, path: Path) -> None:
+        if self._failure is not None:
+            with storage_errors(path):
+                raise self._failure
+
+    def _write_and_digest(self, view: memoryview) -> None:
+        digesting = threading.Thread(target=self._digest.update, args=(view,))
+        # Both take about as long, and neither holds the interpreter's lock.
+        if len(view) < _WORTH_A_THREAD_BYTES or not try_to_start(digesting):
+            self._digest.update(view)
+            write_all(self._file, view, self._disk)
+            return
+        try:
+            write_all(self._file, view, self._disk)
+        finally:
+            digesting.join()

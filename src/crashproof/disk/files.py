@@ -9,21 +9,26 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from crashproof.errors import DiskFull, StorageUnwritable
+from crashproof.disk.regular_file import open_regular, too_many_open_files
+from crashproof.errors import CrashproofError, DiskFull, FileSizeLimit, QuotaExceeded, StorageError, StorageUnwritable
 
-__all__ = ["REAL_DISK", "Disk", "storage_errors"]
+__all__ = ["REAL_DISK", "Disk", "errors_of_other_code", "storage_errors"]
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LIMITS = (*_FULL, errno.EMFILE, errno.ENFILE)
 _UNWRITABLE = {
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EEXIST),
-    errno.ENOTEMPTY,
+    *(errno.ENOTEMPTY, errno.ELOOP, errno.ENXIO, errno.EXDEV),
 }
+_NO_SPACE_BYTES = 1 << 20
+"""With less than this free, other code's failure to write is put down to the disk."""
 _CANNOT_SYNC_FOLDERS = {errno.EINVAL, errno.ENOTSUP}
 _FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)
 
@@ -52,16 +57,28 @@ class Disk:
         path.mkdir(exist_ok=True)
 
     def open_to_append(self, path: Path) -> int:
-        """Open a file so that every write lands at its end; create it if it is missing."""
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        """Open a file so that every write lands at its end; create it if it is missing.
+
+        Raises:
+            StorageUnwritable: something else than a regular file has that name.
+        """
+        return _open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
 
     def open_anew(self, path: Path) -> int:
-        """Open an empty file, truncating an existing one."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        """Open an empty file, truncating an existing one; a link of that name is an error.
+
+        Raises:
+            StorageUnwritable: something else than a regular file has that name.
+        """
+        return _open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW)
 
     def open_to_sync(self, path: Path) -> int:
-        """Open a file written by other code, to make it durable."""
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        """Open a file written by other code, to make it durable.
+
+        Raises:
+            StorageUnwritable: it is something else than a regular file.
+        """
+        return _open_regular(path, os.O_RDONLY)
 
     write = staticmethod(os.write)
     """Write bytes to an open file; may write fewer than requested, and returns how many."""
@@ -127,17 +144,100 @@ def storage_errors(path: Path, *, needed_bytes: int = 0) -> Iterator[None]:
     """Translate errors of the system into ones that say what to do.
 
     Raises:
-        DiskFull: no space or quota is left, or the largest file size is reached.
+        DiskFull: no space is left; of its kind are QuotaExceeded and FileSizeLimit.
         StorageUnwritable: read-only, no permission, or something else has that name.
+        TooManyOpenFiles: of this process or machine.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            raise DiskFull(path, needed_bytes=needed_bytes, free_bytes=_free_bytes(path)) from error
-        if error.errno in _UNWRITABLE:
-            raise StorageUnwritable(path, reason=os.strerror(error.errno)) from error
+        translated = _in_words(error, path, needed_bytes)
+        if translated is None:
+            raise
+        raise translated from error
+
+
+@contextmanager
+def errors_of_other_code(path: Path, *, writes_in: Path) -> Iterator[None]:
+    """Recognise trouble with the disk in what other code raises while it fills the folder `writes_in`, for `path`.
+
+    Such code wraps the system's error (a library in Rust gives its text alone), or fails later because a file is
+    shorter than it should be. It is a full disk if an error in the chain has the system's number or text for it, or
+    if next to nothing is free at that moment. Every other error passes unchanged, such as one that names a file
+    elsewhere.
+
+    Raises:
+        DiskFull: of its kind are QuotaExceeded and FileSizeLimit.
+        StorageUnwritable: read-only, no permission, or something else has the name of a file in the folder.
+        TooManyOpenFiles: of this process or machine.
+    """
+    handled_before = sys.exception()
+    try:
+        yield
+    except CrashproofError:
         raise
+    except Exception as error:
+        translated = _cause_of(error, path, writes_in, handled_before)
+        if translated is None:
+            raise
+        raise translated from error
+
+
+def _cause_of(
+    error: Exception, path: Path, writes_in: Path, handled_before: BaseException | None
+) -> StorageError | None:
+    for each in _chain(error, handled_before):
+        if isinstance(each, StorageError):
+            return each
+        if isinstance(each, OSError) and (each.errno in _LIMITS or _is_under(each.filename, writes_in)):
+            translated = _in_words(each, path, 0)
+            if translated is not None:
+                return translated
+        number = next((number for number in _FULL if os.strerror(number) in str(each)), None)
+        if number is not None:
+            return _in_words(OSError(number, os.strerror(number)), path, 0)
+    free_bytes = _free_bytes(path)
+    if free_bytes is not None and free_bytes < _NO_SPACE_BYTES:
+        symptom = f"{type(error).__name__}: {' '.join(str(error).split())[:200].rstrip('.')}"
+        return DiskFull(path, free_bytes=free_bytes, symptom=symptom)
+    return None
+
+
+def _chain(error: BaseException, handled_before: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those that led to it, the newest first; not one that was over when this write began."""
+    seen: set[int] = {id(handled_before)}
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        each = each.__cause__ or each.__context__
+
+
+def _is_under(filename: object, path: Path) -> bool:
+    return isinstance(filename, (str, os.PathLike)) and Path(filename).is_relative_to(path)
+
+
+def _in_words(error: OSError, path: Path, needed_bytes: int) -> StorageError | None:
+    if error.errno == errno.ENOSPC:
+        return DiskFull(path, needed_bytes=needed_bytes, free_bytes=_free_bytes(path))
+    if error.errno == errno.EDQUOT:
+        return QuotaExceeded(path, needed_bytes=needed_bytes)
+    if error.errno == errno.EFBIG:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        limit_bytes = None if limit == resource.RLIM_INFINITY else limit
+        return FileSizeLimit(path, limit_bytes=limit_bytes, needed_bytes=needed_bytes)
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return too_many_open_files(path, error)
+    if error.errno in _UNWRITABLE:
+        return StorageUnwritable(path, reason=os.strerror(error.errno))
+    return None
+
+
+def _open_regular(path: Path, flags: int) -> int:
+    file, kind = open_regular(path, flags)
+    if kind is not None:
+        raise StorageUnwritable(path, reason=f"it is {kind}, not a regular file")
+    return file
 
 
 def _free_bytes(path: Path) -> int | None:

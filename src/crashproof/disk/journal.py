@@ -9,14 +9,28 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 from crashproof.disk.atomic import partial_name, write_all
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
-from crashproof.records.checksummed_line import CHECKSUM_BYTES, is_intact, salvage
+from crashproof.disk.regular_file import next_data, open_descriptor, open_to_read, read_errors
+from crashproof.disk.run_folder import RunFolder
+from crashproof.errors import FileUnreadable, RecordTooLarge
+from crashproof.records.checksummed_line import (
+    CHECKSUM_BYTES,
+    MAX_LINE_BYTES,
+    MAX_NESTING,
+    is_intact,
+    is_nested_too_deeply,
+    matches_checksum,
+    salvage,
+)
 from crashproof.records.snapshots import JournalMark
 
 __all__ = [
@@ -27,6 +41,7 @@ __all__ = [
     "line_continues",
     "line_crc",
     "quarantine_bytes",
+    "read_bytes_at",
     "read_line",
     "repair_journal",
     "scan",
@@ -36,6 +51,10 @@ __all__ = [
 log = logging.getLogger("crashproof")
 
 _BLOCK_BYTES = 1 << 20
+_MAX_EXCERPT_BYTES = 64 << 10
+_CHECKSUM = re.compile(rb',"crc":"[0-9a-f]{8}"\}')
+_MAX_PIECES = 1_000
+"""Pieces of damage that one reading tells apart; beyond, neighbouring ones count as one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,36 +75,136 @@ class Damage:
     """Bytes of a journal that are not an intact line."""
 
     offset: int
+    num_bytes: int
     content: bytes
+    """The first of them, at most 64 KiB."""
     is_torn_tail: bool
     """Whether the file ends in it without a newline: a write was interrupted, or is in progress."""
+    is_too_long: bool = False
+    """Whether no line may be that long."""
+    is_too_deep: bool = False
+    """Whether its checksum is right and it is nested too deeply to be read."""
+    moved_to: Path | None = None
+    """Where a repair has kept it, if not in the journal's own file in quarantine."""
+
+    @property
+    def end(self) -> int:
+        """The offset behind it."""
+        return self.offset + self.num_bytes
 
     @property
     def reason(self) -> str:
         """What is wrong, in words."""
+        if self.is_too_long:
+            return f"it is longer than a line may be ({MAX_LINE_BYTES:,} bytes)"
         if self.is_torn_tail:
             return "the last write was cut off"
+        if self.is_too_deep:
+            return f"it is nested more than {MAX_NESTING} levels deep"
         return "its checksum does not match"
 
 
 def scan(path: Path, *, start: int = 0) -> Iterator[Line | Damage]:
-    """Yield all lines from an offset on, in order; a missing file has none."""
-    if not path.exists():
+    """Yield all lines from an offset on, in order; a missing file has none.
+
+    Takes no more memory than the longest line may have, and next to no time for the holes of a sparse file.
+
+    Raises:
+        FileUnreadable: it is no regular file, or may not be read.
+    """
+    num_pieces = 0
+    last: Damage | None = None
+    for piece in _read_pieces(path, start):
+        if last is not None:
+            if isinstance(piece, Damage) and not piece.is_torn_tail:
+                last = replace(last, num_bytes=piece.end - last.offset)
+                continue
+            yield last
+            last = None
+        if isinstance(piece, Damage) and not piece.is_torn_tail:
+            num_pieces += 1
+            if num_pieces > _MAX_PIECES:
+                last = piece
+                continue
+        yield piece
+    if last is not None:
+        yield last
+
+
+def _read_pieces(path: Path, start: int) -> Iterator[Line | Damage]:
+    """Yield each line by itself, whatever is wrong with it; of very many damaged lines, some together."""
+    try:
+        file = open_to_read(path)
+    except FileNotFoundError:
         return
-    offset = start
-    with path.open("rb", buffering=_BLOCK_BYTES) as file:
+    num_damaged = 0
+    with file, read_errors(path):
         file.seek(start)
-        for content in file:
+        offset = start
+        while content := file.readline(MAX_LINE_BYTES):
             if is_intact(content):
                 yield Line(offset, content)
-            else:
-                yield Damage(offset=offset, content=content, is_torn_tail=not content.endswith(b"\n"))
-            offset += len(content)
+                offset += len(content)
+                continue
+            damage = _damage_at(offset, content, file.fileno())
+            yield damage
+            offset = damage.end
+            num_damaged += 1
+            if num_damaged > _MAX_PIECES:
+                end = _find_possible_line(file.fileno(), offset)
+                if end > offset:
+                    yield Damage(offset=offset, num_bytes=end - offset, content=b"", is_torn_tail=False)
+                    offset = end
+            # Also where a line that is too long was not read to its end.
+            if file.tell() != offset:
+                file.seek(offset)
+
+
+def _damage_at(offset: int, content: bytes, file: int) -> Damage:
+    end, is_torn = offset + len(content), not content.endswith(b"\n")
+    if is_torn and len(content) == MAX_LINE_BYTES:
+        end, is_torn = _find_line_end(file, end)
+    return Damage(
+        offset=offset,
+        num_bytes=end - offset,
+        content=content[:_MAX_EXCERPT_BYTES],
+        is_torn_tail=is_torn,
+        is_too_long=end - offset > MAX_LINE_BYTES,
+        is_too_deep=matches_checksum(content),
+    )
+
+
+def _find_possible_line(file: int, offset: int) -> int:
+    """The next line that has a checksum anywhere in it, or whose end is not within a block."""
+    while block := os.pread(file, _BLOCK_BYTES, offset):
+        found = _CHECKSUM.search(block)
+        if found is not None:
+            return offset + block.rfind(b"\n", 0, found.start()) + 1
+        num_bytes = block.rfind(b"\n") + 1
+        if num_bytes == 0:
+            break
+        offset += num_bytes
+    return offset
+
+
+def _find_line_end(file: int, offset: int) -> tuple[int, bool]:
+    """The end of a line whose beginning was read up to an offset, and whether it is the file's end."""
+    while block := os.pread(file, _BLOCK_BYTES, offset := next_data(file, offset)):
+        found = block.find(b"\n")
+        if found >= 0:
+            return offset + found + 1, False
+        offset += len(block)
+    return offset, True
 
 
 def scan_backwards(path: Path, *, end: int) -> Iterator[Line]:
-    """Yield the intact lines before an offset, the last one first; skip what is damaged."""
-    with path.open("rb") as file:
+    """Yield the intact lines before an offset, the last one first; skip what is damaged.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileUnreadable: it is no regular file, or may not be read.
+    """
+    with open_to_read(path) as file, read_errors(path):
         rest = b""
         while end > 0:
             start = max(0, end - _BLOCK_BYTES)
@@ -99,17 +218,44 @@ def scan_backwards(path: Path, *, end: int) -> Iterator[Line]:
                 if is_intact(content):
                     yield Line(offset, content)
             rest, end = block[:keep], start
+            if len(rest) > MAX_LINE_BYTES:
+                rest, end = b"", _find_line_start(file, start)
+
+
+def _find_line_start(file: BinaryIO, end: int) -> int:
+    """The offset behind the last newline before an offset, or 0."""
+    descriptor = file.fileno()
+    span = _BLOCK_BYTES
+    while end > 0:
+        start = max(0, end - span)
+        if next_data(descriptor, start) >= end:
+            # A hole may be a terabyte long.
+            end, span = start, span * 2
+        elif span > _BLOCK_BYTES:
+            span = _BLOCK_BYTES
+        else:
+            found = os.pread(descriptor, end - start, start).rfind(b"\n")
+            if found >= 0:
+                return start + found + 1
+            end = start
+    return 0
 
 
 def read_line(path: Path, *, offset: int, num_bytes: int) -> bytes | None:
     """The line at an offset, or None if it is no longer intact."""
-    # Not `path.open`: its buffer costs more than the reading.
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    content = read_bytes_at(path, offset=offset, num_bytes=num_bytes)
+    return content if is_intact(content) else None
+
+
+def read_bytes_at(path: Path, *, offset: int, num_bytes: int) -> bytes:
+    """At most as many bytes at an offset as a line can have."""
+    # Not `open_to_read`: its buffer costs more than the reading.
+    file = open_descriptor(path)
     try:
-        content = os.pread(file, num_bytes, offset)
+        with read_errors(path):
+            return os.pread(file, min(num_bytes, MAX_LINE_BYTES), offset)
     finally:
         os.close(file)
-    return content if is_intact(content) else None
 
 
 def line_crc(line: bytes) -> str:
@@ -121,11 +267,11 @@ def line_continues(path: Path, mark: JournalMark) -> bool:
     """Whether a journal still has the line that a snapshot ended with, at the same place."""
     if mark.num_bytes == 0:
         return True
+    if mark.num_bytes < CHECKSUM_BYTES:
+        return False
     try:
-        with path.open("rb") as file:
-            file.seek(mark.num_bytes - CHECKSUM_BYTES)
-            end = file.read(CHECKSUM_BYTES)
-    except OSError:
+        end = read_bytes_at(path, offset=mark.num_bytes - CHECKSUM_BYTES, num_bytes=CHECKSUM_BYTES)
+    except (FileNotFoundError, FileUnreadable):
         return False
     return len(end) == CHECKSUM_BYTES and line_crc(end) == mark.last_line_crc and end.endswith(b"\n")
 
@@ -173,7 +319,12 @@ class Journal:
 
         Raises:
             DiskFull: the line is not in the journal; what was there is untouched.
+            RecordTooLarge: it is longer, or nested more deeply, than a reader takes.
         """
+        if len(line) > MAX_LINE_BYTES:
+            raise RecordTooLarge(self.path, reason=f"has {len(line):,} bytes, more than {MAX_LINE_BYTES:,}")
+        if is_nested_too_deeply(line):
+            raise RecordTooLarge(self.path, reason=f"is nested more than {MAX_NESTING} levels deep")
         offset = self.num_bytes
         try:
             if self._has_torn_end:
@@ -241,14 +392,52 @@ def repair_journal(path: Path, *, quarantine: Path, start: int = 0, disk: Disk =
     if not damages:
         return []
     with storage_errors(path):
-        if damages[0].is_torn_tail and not any(salvage(damages[0].content)):
-            quarantine_bytes([each.content for each in damages], quarantine, disk)
+        if any(each.is_too_long for each in damages):
+            return _repair_by_name(path, quarantine, disk)
+        if damages[0].is_torn_tail and not any(_salvage(path, damages[0])):
+            _quarantine_damages(path, damages, quarantine, disk)
             _truncate_file(path, damages[0].offset, disk)
         else:
             damages = _find_damages(path, 0)
-            quarantine_bytes([each.content for each in damages], quarantine, disk)
+            if any(each.is_too_long for each in damages):
+                return _repair_by_name(path, quarantine, disk)
+            _quarantine_damages(path, damages, quarantine, disk)
             _rewrite_intact_lines(path, disk)
     return damages
+
+
+def _repair_by_name(path: Path, quarantine: Path, disk: Disk) -> list[Damage]:
+    """Keep all of a journal under a second name in quarantine: a copy of a terabyte of zeros would fill the disk."""
+    damages = _find_damages(path, 0)
+    disk.make_folders(quarantine.parent)
+    target = RunFolder.free_name(quarantine)
+    disk.link(path.resolve(), target)
+    disk.sync_folder(quarantine.parent)
+    _rewrite_intact_lines(path, disk)
+    log.warning(
+        "%s was damaged beyond %d MiB in one piece; all of it is kept as %s.", path, MAX_LINE_BYTES >> 20, target
+    )
+    return [replace(each, moved_to=target) for each in damages]
+
+
+def _quarantine_damages(path: Path, damages: Iterable[Damage], quarantine: Path, disk: Disk) -> None:
+    quarantine_bytes((piece for each in damages for piece in _read_damage(path, each)), quarantine, disk)
+
+
+def _read_damage(path: Path, damage: Damage) -> Iterator[bytes]:
+    """Yield the bytes of a damage; of many damaged lines, some at a time."""
+    offset = damage.offset
+    while content := read_bytes_at(path, offset=offset, num_bytes=damage.end - offset):
+        if offset + len(content) < damage.end:
+            content = content[: content.rfind(b"\n") + 1]
+        yield content
+        offset += len(content)
+
+
+def _salvage(path: Path, damage: Damage) -> Iterator[bytes]:
+    """Yield the intact records in a damaged line; of one that is too long, those near its end."""
+    start = max(damage.offset, damage.end - MAX_LINE_BYTES)
+    return salvage(read_bytes_at(path, offset=start, num_bytes=damage.end - start))
 
 
 def quarantine_bytes(pieces: Iterable[bytes], quarantine: Path, disk: Disk) -> None:
@@ -294,14 +483,19 @@ def _truncate_file(path: Path, num_bytes: int, disk: Disk) -> None:
 
 def _rewrite_intact_lines(path: Path, disk: Disk) -> None:
     partial = partial_name(path)
-    file = disk.open_anew(partial)
     try:
-        for piece in scan(path):
-            lines = [piece.content] if isinstance(piece, Line) else list(salvage(piece.content))
-            for line in lines:
-                write_all(file, line, disk)
-        disk.sync(file)
-    finally:
-        disk.close(file)
-    disk.replace(partial, path)
+        file = disk.open_anew(partial)
+        try:
+            for piece in _read_pieces(path, 0):
+                lines = [piece.content] if isinstance(piece, Line) else _salvage(path, piece)
+                for line in lines:
+                    write_all(file, line, disk)
+            disk.sync(file)
+        finally:
+            disk.close(file)
+        disk.replace(partial, path)
+    except OSError:
+        with suppress(OSError):
+            disk.remove_file(partial)
+        raise
     disk.sync_folder(path.parent)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import struct
+import sys
 import threading
 from bisect import bisect_left
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ import msgspec
 
 from crashproof.disk.atomic import write_bytes_atomically
 from crashproof.disk.files import REAL_DISK, Disk
+from crashproof.disk.regular_file import read_small
 from crashproof.errors import StorageError
 from crashproof.records.checksummed_line import add_checksum, is_intact
 from crashproof.records.snapshots import JournalMark
@@ -35,6 +37,8 @@ _PLACE = struct.Struct(">QI")
 _DIGEST_BYTES = 16
 _ENTRY_BYTES = _DIGEST_BYTES + _PLACE.size
 _MIN_UNSAVED = 20_000
+_MAX_FRAME_BYTES = 4 << 10
+"""Of an index, beside its entries."""
 
 Place = tuple[int, int]
 """Offset and length of a line."""
@@ -73,11 +77,17 @@ class LineIndex:
         """Whether the file lacks some places."""
         return bool(self._unsaved)
 
-    def load(self) -> JournalMark:
-        """Read the file, and return how far the journal is indexed: not at all if the file is unusable."""
+    def load(self, *, journal_bytes: int = sys.maxsize) -> JournalMark:
+        """Read the file, and return how far the journal is indexed: not at all if the file is unusable.
+
+        An index larger than its journal is none: each entry is shorter than the line that it finds.
+        """
         try:
-            content = self._path.read_bytes()
-        except OSError:
+            content = read_small(self._path, most_bytes=journal_bytes + _MAX_FRAME_BYTES)
+        except FileNotFoundError:
+            return JournalMark()
+        except StorageError as error:
+            log.warning("%s It is rebuilt from the journal.", error)
             return JournalMark()
         head, found = _parse(content)
         if head is None:
@@ -201,7 +211,7 @@ def _parse(content: bytes) -> tuple[_Head | None, _Entries]:
         return None, _Entries(b"")
     try:
         head = msgspec.json.decode(content[:end], type=_Head)
-    except msgspec.ValidationError:
+    except (RecursionError, ValueError):
         return None, _Entries(b"")
     # A view, not a slice: the bytes of a large index are held once.
     body = memoryview(content)[:-32]

@@ -18,12 +18,14 @@ from pathlib import Path
 import msgspec
 
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
-from crashproof.errors import RunInUse
+from crashproof.disk.regular_file import open_descriptor, read_small
+from crashproof.errors import RunInUse, StorageError
 
 __all__ = ["Holder", "WriterLock", "abandon_all", "holder_of"]
 
 _TRIES = 50
 _SECONDS_BETWEEN_TRIES = 0.02
+_MAX_HOLDER_BYTES = 64 << 10
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,8 +128,8 @@ class WriterLock:
 def holder_of(path: Path) -> Holder | None:
     """The live writer of a run, or None; changes nothing."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+        file = open_descriptor(path)
+    except (OSError, StorageError):
         return None
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -141,8 +143,8 @@ def holder_of(path: Path) -> Holder | None:
 
 def _read_holder(path: Path) -> Holder:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Holder)
-    except (OSError, msgspec.DecodeError):
+        return msgspec.json.decode(read_small(path, most_bytes=_MAX_HOLDER_BYTES), type=Holder)
+    except (OSError, StorageError, RecursionError, ValueError):
         # It has the lock, and has not written its name yet or could not.
         return Holder(host="this host", pid=0, since=0.0)
 

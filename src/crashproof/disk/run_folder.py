@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from pathlib import Path
 
-__all__ = ["RunFolder", "is_remote"]
+from crashproof.errors import StorageUnwritable
+
+__all__ = ["RunFolder", "is_folder_name", "is_remote"]
+
+_NOT_IN_A_NAME = re.compile("[/\0\ud800-\udfff]")
+_MAX_NAME_BYTES = 200
+"""Of the 255 that a file system allows, some are for what is put before and behind it."""
+_OWN_NAMES = frozenset(
+    {
+        *("metrics.jsonl", "curves.jsonl", "events.jsonl", "api_recovery.jsonl", "api_requests.jsonl"),
+        *("api_recovery.index", "api_recovery.ballast", "account.json", "session.json", "progress.json"),
+        *("checkpoints.json", "archive", "set_aside", "writer.lock"),
+    }
+)
 
 
 class RunFolder:
@@ -66,12 +81,48 @@ class RunFolder:
         return next((path for path in candidates if path != self.progress and path.exists()), candidates[0])
 
     def archive_of(self, session_id: str) -> Path:
-        """The folder of an archived session."""
-        return self.archive / session_id
+        """The folder of an archived session, inside the archive whatever the session calls itself."""
+        if is_folder_name(session_id):
+            return self.archive / session_id
+        digest = hashlib.sha256(session_id.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        return self.archive / f"session_{digest}"
 
     def is_inside(self, path: Path) -> bool:
-        """Whether a path is inside the run's folder, so that the run may move it."""
+        """Whether a path is inside the run's folder."""
         return Path(os.path.abspath(path)).is_relative_to(self.root)
+
+    def may_move(self, path: Path) -> bool:
+        """Whether the run may move or delete what a record calls a checkpoint.
+
+        Records come from files, which somebody else may have written. So it must be inside the run's folder, also
+        when the links above it are followed, and neither be, hold nor lie in anything that the run itself needs.
+        """
+        absolute = Path(os.path.abspath(path))
+        if not absolute.is_relative_to(self.root) or absolute == self.root:
+            return False
+        resolved = absolute.parent.resolve() / absolute.name
+        if not resolved.is_relative_to(self.root.resolve()):
+            return False
+        progress = self.progress.resolve()
+        if progress.is_relative_to(resolved):
+            return False
+        return not resolved.is_relative_to(progress) or resolved.relative_to(progress).parts[0] not in _OWN_NAMES
+
+    def is_behind_link(self, path: Path) -> bool:
+        """Whether a path inside the run's folder is a link, or leads through one."""
+        return path.resolve() != self.root.resolve() / path.relative_to(self.root)
+
+    def require_no_link(self, path: Path) -> None:
+        """Refuse to write below a folder of the run which is a link, and may lead out of it.
+
+        Raises:
+            StorageUnwritable: names it.
+        """
+        for folder in (path, *path.parents):
+            if folder == self.progress:
+                return
+            if folder.is_symlink():
+                raise StorageUnwritable(folder, reason="it is a link, and what the run moves stays in the run")
 
     @staticmethod
     def free_name(wanted: Path) -> Path:
@@ -81,6 +132,12 @@ class RunFolder:
             number += 1
             name = wanted.with_name(f"{wanted.name}.{number}")
         return name
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether a name is that of one folder, and of no other place."""
+    is_hidden_or_blank = not name.strip() or name.startswith(".")
+    return not is_hidden_or_blank and not _NOT_IN_A_NAME.search(name) and len(os.fsencode(name)) <= _MAX_NAME_BYTES
 
 
 def is_remote(checkpoint_path: str) -> bool:

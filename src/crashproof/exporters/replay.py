@@ -27,6 +27,7 @@ from crashproof.records.session import TrainingSession
 from crashproof.records.snapshots import JournalMark
 from crashproof.rules.history import Rewinds
 from crashproof.rules.identity import without_secrets
+from crashproof.threads import try_to_start
 
 __all__ = ["Replayed", "following", "replay"]
 
@@ -91,12 +92,13 @@ def following(fill: Callable[[], object], *, name: str, seconds_between: float =
             attempts.make()
 
     thread = threading.Thread(target=keep_up, name="crashproof-replay", daemon=True)
-    thread.start()
+    is_started = try_to_start(thread)
     try:
         yield
     finally:
         stopped.set()
-        thread.join()
+        if is_started:
+            thread.join()
         attempts.make()
 
 

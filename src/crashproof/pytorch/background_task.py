@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from crashproof.threads import run_or_submit
+
 __all__ = ["BackgroundTask"]
 
 
@@ -16,9 +18,12 @@ class BackgroundTask:
         self._running: Future[None] | None = None
 
     def start(self, work: Callable[[], None]) -> None:
-        """Start a task and return at once; `wait` for the previous one first."""
+        """Start a task and return at once; `wait` for the previous one first.
+
+        Where no thread can be started, it is done when this returns.
+        """
         assert self._running is None, "the previous task was not waited for"
-        self._running = self._pool.submit(work)
+        self._running = run_or_submit(self._pool, work)
 
     def raise_failure(self) -> None:
         """Raise the exception of the last task if it has failed; returns at once."""

@@ -32,15 +32,11 @@ def save_checkpoint(path: Path, content: Mapping[str, object], *, disk: Disk = R
 
 
 def write_state(content: dict[str, object], file: BinaryIO) -> None:
-    """Write to an open file with `torch.save`; a full disk raises its `OSError`."""
-    recorder = _FailureRecorder(file)
-    try:
-        torch.save(content, recorder)  # type: ignore[arg-type]  # Only `write` is called.
-    except RuntimeError:
-        if recorder.failure is None:
-            raise
-    if recorder.failure is not None:
-        raise recorder.failure
+    """Write to an open file with `torch.save`.
+
+    After a write that failed PyTorch raises an unrelated RuntimeError; whoever opened the file raises the failure.
+    """
+    torch.save(content, file)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -76,25 +72,6 @@ def require_fit(path: Path, saved: Mapping[str, torch.Size], expected: Mapping[s
     ]
     if differences:
         raise CheckpointMismatch(path, reason=_listing(differences))
-
-
-class _FailureRecorder:
-    """Records the exception of a write: `torch.save` turns a full disk into an unrelated RuntimeError."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.failure: OSError | None = None
-        self._file = file
-
-    def write(self, content: bytes | bytearray | memoryview) -> int:
-        if self.failure is None:
-            try:
-                self._file.write(content)
-            except OSError as error:
-                self.failure = error
-        return memoryview(content).nbytes
-
-    def flush(self) -> None:
-        return
 
 
 def _require_intact_archive(path: Path) -> None:

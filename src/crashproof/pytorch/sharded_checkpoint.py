@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from crashproof.checkpoints.digest import Digest, digest_of_files
 from crashproof.disk.atomic import open_digested_file, partial_name, publish_folder
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
-from crashproof.errors import CheckpointDamaged, CrashproofError, DiskFull, StorageError, StorageUnwritable
+from crashproof.errors import CheckpointDamaged, CrashproofError, StorageError, StorageUnwritable
 from crashproof.pytorch.checkpoint_file import load_checkpoint, write_state
 from crashproof.pytorch.ranks import DistributedRanks, Ranks
 from crashproof.records.checkpoints import FileDigest
@@ -214,17 +214,24 @@ def _act_together(
     outcomes = ranks.all_gather((results, _failure_record(failure)), what)
     for rank, (_, record) in enumerate(outcomes):
         if record is not None:
-            is_full, path, reason = record
-            raise DiskFull(path) if is_full else StorageUnwritable(path, reason=f"rank {rank}: {reason}")
+            raise _failure_of(rank, *record)
     return [result for results, _ in outcomes for result in results]
 
 
-def _failure_record(failure: Exception | None) -> tuple[bool, Path, str] | None:
-    """A failure in a form that can be sent to other processes."""
+def _failure_record(failure: Exception | None) -> tuple[type[StorageError], str, str] | None:
+    """The kind, message and hint of a failure, which can be sent to other processes."""
     if failure is None:
         return None
-    path = getattr(failure, "path", None) or Path("the checkpoint")
-    return isinstance(failure, DiskFull), Path(path), str(getattr(failure, "message", failure)).rstrip(".")
+    if not isinstance(failure, StorageError):
+        failure = StorageUnwritable(Path("The checkpoint"), reason=str(failure).rstrip("."))
+    return type(failure), failure.message, failure.hint
+
+
+def _failure_of(rank: int, kind: type[StorageError], message: str, hint: str) -> StorageError:
+    """The same kind of error again; its constructor wants what was not sent."""
+    error = kind.__new__(kind)
+    CrashproofError.__init__(error, f"Rank {rank}: {message}", hint=hint)
+    return error
 
 
 class _DigestedFiles(FileSystem):

@@ -17,8 +17,8 @@ def damage_event(folder: RunFolder, name: str, damage: Damage, *, timestamp: flo
         attempt=attempt,
         file=name,
         offset=damage.offset,
-        num_bytes=len(damage.content),
+        num_bytes=damage.num_bytes,
         reason=damage.reason,
-        moved_to=folder.recorded_path(folder.quarantine / name),
+        moved_to=folder.recorded_path(damage.moved_to or folder.quarantine / name),
         cost=price_left_in(damage.content) if name == folder.answers.name else None,
     )

@@ -96,7 +96,7 @@ class RunReader:
     def problems(self) -> list[str]:
         """Describe every damage in the journals."""
         return [
-            f"{name}, byte {piece.offset:,}: {piece.reason} ({len(piece.content):,} bytes)"
+            f"{name}, byte {piece.offset:,}: {piece.reason} ({piece.num_bytes:,} bytes)"
             for name, pieces in find_damages(self.folder).items()
             for piece in pieces
         ]

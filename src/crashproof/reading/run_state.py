@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -11,7 +12,9 @@ from typing import TypeVar
 import msgspec
 
 from crashproof.disk.journal import Damage, Line, line_continues, line_crc, scan, scan_backwards
+from crashproof.disk.regular_file import read_small
 from crashproof.disk.run_folder import RunFolder
+from crashproof.errors import FileUnreadable
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.checksummed_line import is_intact
 from crashproof.records.codec import decode, decode_line, refuse_newer
@@ -49,6 +52,13 @@ _request_decoder: msgspec.json.Decoder[RequestLine] = msgspec.json.Decoder(Reque
 _session_decoder = msgspec.json.Decoder(SessionFile)
 _manifest_decoder = msgspec.json.Decoder(Manifest)
 _summary_decoder = msgspec.json.Decoder(ProgressFile)
+
+_MAX_SNAPSHOT_BYTES = 256 << 20
+
+log = logging.getLogger("crashproof")
+
+_reported: set[Path] = set()
+"""Snapshots that were reported as unreadable."""
 
 T = TypeVar("T")
 
@@ -100,8 +110,14 @@ def read_snapshot(path: Path, decoder: msgspec.json.Decoder[T]) -> T | None:
         NewerFormat: it was written by a newer version.
     """
     try:
-        content = path.read_bytes()
+        content = read_small(path, most_bytes=_MAX_SNAPSHOT_BYTES)
     except FileNotFoundError:
+        return None
+    except FileUnreadable as error:
+        if path not in _reported:
+            # A page looks every second.
+            _reported.add(path)
+            log.warning("%s The run is read from its journals instead.", error)
         return None
     if not is_intact(content):
         return None
@@ -120,7 +136,7 @@ def read_losses(folder: RunFolder, *, first_step: int, end: int, max_steps: int)
     losses: dict[int, float] = {}
     lowest = None
     for line in scan_backwards(folder.metrics, end=end):
-        update = decode(line.content, METRICS_DECODER)
+        update = decode_line(folder.metrics, line.content, METRICS_DECODER)
         if lowest is not None and update.step >= lowest:
             continue
         lowest = update.step
@@ -187,7 +203,7 @@ def _read_journal(
 
 def journals_continue(folder: RunFolder, marks: dict[str, JournalMark]) -> bool:
     """Whether every journal still has the line that its mark ends with."""
-    return all(line_continues(folder.progress / name, mark) for name, mark in marks.items())
+    return all(name in JOURNALS and line_continues(folder.progress / name, mark) for name, mark in marks.items())
 
 
 def _remember_checkpoints(state: RunState, snapshot: SessionFile | Manifest | None) -> None:

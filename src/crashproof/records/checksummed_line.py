@@ -18,12 +18,32 @@ from zlib import crc32
 
 import msgspec
 
-__all__ = ["CHECKSUM_BYTES", "add_checksum", "is_intact", "salvage", "version_of"]
+__all__ = [
+    "CHECKSUM_BYTES",
+    "MAX_LINE_BYTES",
+    "MAX_NESTING",
+    "add_checksum",
+    "is_intact",
+    "is_nested_too_deeply",
+    "matches_checksum",
+    "salvage",
+    "version_of",
+]
+
+MAX_LINE_BYTES = 64 << 20
+"""The longest line of a journal, its newline included: so much memory is enough for every reader."""
+MAX_NESTING = 200
+"""The most objects and arrays inside each other in one line or snapshot."""
 
 _CHECKSUM_START = b',"crc":"'
 CHECKSUM_BYTES = len(_CHECKSUM_START) + 8 + len(b'"}\n')
 """What the checksum adds to a line, its newline included."""
 
+_BRACKETS = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+_CHECKS_PER_BYTE = 64
+"""The most that each byte of a damaged line is read, on average, in search of records inside it."""
 _RECORD_START = re.compile(rb'\{"(?:v|event)":')
 _RECORD_END = re.compile(rb',"crc":"[0-9a-f]{8}"\}')
 
@@ -42,22 +62,50 @@ def add_checksum(payload: bytes) -> bytes:
 
 
 def is_intact(line: bytes) -> bool:
-    """Whether a line, its newline included, matches its checksum."""
+    """Whether a line, its newline included, matches its checksum and is not nested too deeply to be read."""
+    return matches_checksum(line) and not is_nested_too_deeply(line)
+
+
+def matches_checksum(line: bytes) -> bool:
+    """Whether a line is as it was written, though it may be nested too deeply to be read."""
     body = line[:-CHECKSUM_BYTES]
     return line[-CHECKSUM_BYTES:] == b',"crc":"%08x"}\n' % crc32(body) and body.startswith(b"{")
 
 
+def is_nested_too_deeply(line: bytes) -> bool:
+    """Whether more than `MAX_NESTING` objects and arrays lie inside each other."""
+    # Nearly every line has fewer of them altogether.
+    if line.count(b"[") + line.count(b"{") <= MAX_NESTING:
+        return False
+    # Brackets in texts seldom matter, and taking the texts out takes long.
+    return _is_deep(line) and _is_deep(_STRING.sub(b"", line))
+
+
+def _is_deep(line: bytes) -> bool:
+    brackets = line.translate(_BRACKETS, _NO_BRACKETS)
+    for _ in range(MAX_NESTING):
+        if not brackets:
+            return False
+        brackets = brackets.replace(b"[]", b"")
+    return bool(brackets)
+
+
 def version_of(line: bytes) -> int:
     """The format version that an intact line names; 0 where it names none."""
-    return _version_decoder.decode(line).v
+    try:
+        return _version_decoder.decode(line).v
+    except (RecursionError, ValueError):
+        return 0
 
 
 def salvage(damaged: bytes) -> Iterator[bytes]:
     """Intact records inside one damaged line.
 
     A torn write leaves a fragment without a newline, and the next record is appended to it; a corrupt newline joins
-    two good records. The intact records are recovered from both.
+    two good records. The intact records are recovered from both. The search is given up where it takes too long, as
+    in a line made of beginnings and ends: all of it is kept in quarantine.
     """
+    num_left = _CHECKS_PER_BYTE * len(damaged)
     ends = [found.end() for found in _RECORD_END.finditer(damaged)]
     reached = 0
     for start in (found.start() for found in _RECORD_START.finditer(damaged)):
@@ -65,6 +113,9 @@ def salvage(damaged: bytes) -> Iterator[bytes]:
         if start < reached:
             continue
         for end in ends[bisect_right(ends, start) :]:
+            num_left -= end - start
+            if num_left < 0:
+                return
             line = damaged[start:end] + b"\n"
             if is_intact(line):
                 yield line

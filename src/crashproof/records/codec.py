@@ -36,11 +36,17 @@ def decode(line: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     """The record in an intact line, its NaN and infinities restored.
 
     Raises:
-        msgspec.ValidationError: the line holds another kind of record.
+        msgspec.ValidationError: the line holds another kind of record, or contradicts itself.
     """
-    if b'"nonfinite":' not in line:
-        return decoder.decode(line)
-    return msgspec.convert(_with_nonfinite_restored(_exact_decoder.decode(line)), decoder.type, str_keys=True)
+    try:
+        if b'"nonfinite":' not in line:
+            return decoder.decode(line)
+        return msgspec.convert(_with_nonfinite_restored(_exact_decoder.decode(line)), decoder.type, str_keys=True)
+    except msgspec.ValidationError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        # Its checksum is right and its content is not: no version of this program has written it.
+        raise msgspec.ValidationError(f"{error} ({type(error).__name__})") from error
 
 
 def decode_line(path: Path, line: bytes, decoder: msgspec.json.Decoder[T]) -> T:

@@ -138,7 +138,7 @@ class FaultyDisk(Disk):
         super().replace(source, target)
 
     def link(self, source: Path, target: Path) -> None:
-        self._step()
+        self._step(needs_space=True)
         super().link(source, target)
 
     def remove_file(self, path: Path) -> None:

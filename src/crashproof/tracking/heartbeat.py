@@ -6,6 +6,8 @@ import logging
 import threading
 from collections.abc import Callable
 
+from crashproof.threads import try_to_start
+
 __all__ = ["Heartbeat"]
 
 log = logging.getLogger("crashproof")
@@ -18,13 +20,28 @@ class Heartbeat:
         self._beat = beat
         self._interval_seconds = interval_seconds
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="crashproof-heartbeat", daemon=True)
-        self._thread.start()
+        self._has_warned = False
+        self._thread: threading.Thread | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Start the thread unless it runs."""
+        if self._thread is not None or self._stopped.is_set():
+            return
+        thread = threading.Thread(target=self._run, name="crashproof-heartbeat", daemon=True)
+        if try_to_start(thread):
+            self._thread = thread
+        elif not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "Without a thread nothing is synced and progress.json is not renewed between two checkpoints; the "
+                "next checkpoint tries again to start one."
+            )
 
     def stop(self) -> None:
         """Stop calling, and wait for a call in progress."""
         self._stopped.set()
-        if self._thread is not threading.current_thread():
+        if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
     def _run(self) -> None:

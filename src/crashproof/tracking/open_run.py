@@ -123,8 +123,7 @@ def _recover(folder: RunFolder, disk: Disk) -> tuple[RunState, dict[str, list[Da
     """Finish what a crash has interrupted, repair the journals, and read the run."""
     _finish_archiving(folder, disk)
     state = read_run(folder)
-    remove_partials(folder.progress, disk=disk)
-    remove_partials(folder.root, disk=disk)
+    _remove_partials(folder, state.session, disk)
     if state.session is not None:
         # Before anything else may take one of these names.
         delete_removed(state.session, folder, disk=disk)
@@ -134,6 +133,24 @@ def _recover(folder: RunFolder, disk: Disk) -> tuple[RunState, dict[str, list[Da
         remembered, state = state.remembered, read_run(folder)
         state.remembered = remembered or state.remembered
     return state, damages
+
+
+def _remove_partials(folder: RunFolder, session: TrainingSession | None, disk: Disk) -> None:
+    """Remove what interrupted writes have left where the run and its checkpoints lie; in no folder behind a link."""
+    folders = {folder.progress, folder.root}
+    if session is not None:
+        catalog = CheckpointCatalog(session)
+        recorded = [each.checkpoint_path for each in catalog.all()]
+        recorded += [each.checkpoint_path for each in catalog.quarantined()]
+        recorded += [each.checkpoint_path for each in catalog.being_removed()]
+        parents = {Path(os.path.abspath(folder.root / each)).parent for each in recorded}
+        folders |= {each for each in parents if folder.may_move(each) and not folder.is_behind_link(each)}
+    for each in sorted(folders):
+        try:
+            remove_partials(each, disk=disk)
+        except OSError as error:
+            # It costs space, and opening a run must not fail.
+            log.warning("Could not remove a partial file in %s: %s", each, error.strerror)
 
 
 def _open_journals(folder: RunFolder, lock: WriterLock, state: RunState, disk: Disk) -> OpenRun:

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from crashproof.disk.run_folder import is_folder_name
 from crashproof.errors import ConfigError, InvalidMetric
+from crashproof.records.checksummed_line import MAX_NESTING
 from crashproof.records.states import OnConfigChange, SessionKind
 from crashproof.rules.identity import canonical_config, config_hash
 from crashproof.scalars import as_int
@@ -62,7 +64,13 @@ class RequestedSession:
             num_steps = as_int(total_steps, "total_steps")
         except InvalidMetric as error:
             raise ConfigError(error.message, hint="Set the number of optimizer steps to train.") from error
-        canonical = canonical_config(config)
+        try:
+            canonical = canonical_config(config)
+        except RecursionError:
+            raise ConfigError(
+                f"The config is nested too deeply, or holds itself; {MAX_NESTING} levels are read.",
+                hint="Pass plain settings, such as a dict of numbers and texts.",
+            ) from None
         return cls(
             session_id=session_id or new_session_id(),
             config=canonical,
@@ -79,10 +87,9 @@ class RequestedSession:
                 f"A run needs at least 1 step, got total_steps = {self.total_steps}.",
                 hint="Set the number of optimizer steps to train.",
             )
-        name = self.session_id
-        if not name.strip() or name.startswith(".") or "/" in name or "\0" in name:
+        if not is_folder_name(self.session_id):
             raise ConfigError(
-                f"A session_id must be able to name a folder of the archive, got {name!r}.",
+                f"A session_id must be able to name a folder of the archive, got {self.session_id!r}.",
                 hint="Use letters, digits, dashes and underscores.",
             )
 

@@ -251,6 +251,8 @@ class ProgressTracker:
             recorded = self._checkpoints.record(checkpoint, seconds=stood_still, is_best=is_best)
         self._keep_previous([recorded], is_replaced=isinstance(written, WholeFile))
         self._remove_stale()
+        if self._heartbeat is not None:
+            self._heartbeat.start()
         return recorded
 
     def remove_checkpoint(self, checkpoint_path: str | Path) -> bool:

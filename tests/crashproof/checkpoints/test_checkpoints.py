@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -12,7 +13,7 @@ from crashproof.checkpoints.quarantine import quarantine
 from crashproof.checkpoints.select import choose
 from crashproof.checkpoints.verify import is_damaged, problem_with
 from crashproof.disk.run_folder import RunFolder
-from crashproof.errors import NoUsableCheckpoint
+from crashproof.errors import FileUnreadable, NoUsableCheckpoint, StorageUnwritable
 from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint
 from crashproof.records.events import Stamp
 from crashproof.testing import FaultyDisk
@@ -360,3 +361,72 @@ def test_a_checkpoint_of_other_code_survives_a_power_loss_once_made_durable(fold
     disk.after_power_loss(tmp_path / "left", "strict")
 
     assert digest_of(path) == digest_of(tmp_path / "left" / "checkpoint_5")
+
+
+def test_a_pipe_for_a_checkpoint_is_a_problem_that_is_named(folder):
+    os.mkfifo(folder.root / "checkpoint_5")
+    checkpoint = described(5, "checkpoint_5", num_bytes=7, sha256="5a")
+
+    assert "it is a named pipe, not a regular file" == problem_with(checkpoint, folder)
+    with pytest.raises(FileUnreadable, match="a named pipe"):
+        digest_of(folder.root / "checkpoint_5")
+    with pytest.raises(FileUnreadable, match="a named pipe"):
+        make_durable(folder.root / "checkpoint_5")
+
+
+def test_a_pipe_in_a_checkpoint_is_left_out_and_named(folder, saved, caplog):
+    checkpoint = saved(5, {"weights": "1", "optimizer": "2"})
+    path = folder.root / "checkpoint_5"
+    os.mkfifo(path / "control")
+    for number in range(4):
+        (path / f"zero_{number}").symlink_to("/dev/zero")
+
+    make_durable(path)
+
+    assert "control is a named pipe, zero_0 is a device, zero_1 is a device and 2 more" in caplog.text
+    assert None is problem_with(checkpoint, folder)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_named(folder, saved):
+    checkpoint = saved(5, {"weights": "", "optimizer": "2"})
+    (folder.root / "checkpoint_5" / "weights").unlink()
+    os.mkfifo(folder.root / "checkpoint_5" / "weights")
+
+    assert "weights in it is a named pipe, not a regular file" == problem_with(checkpoint, folder)
+
+
+def test_a_file_that_turns_into_a_pipe_while_it_is_verified_is_named(folder, saved, monkeypatch):
+    checkpoint = saved(5, {"weights": "1", "optimizer": "2"})
+    really_open = os.open
+
+    def swap(path, *rest):
+        if str(path).endswith("weights"):
+            os.unlink(path)
+            os.mkfifo(path)
+        return really_open(path, *rest)
+
+    monkeypatch.setattr(os, "open", swap)
+
+    problem = problem_with(checkpoint, folder)
+
+    assert "weights in it cannot be read (it is a named pipe, not a regular file)" == problem
+
+
+@pytest.mark.parametrize("claimed", ["progress/events.jsonl", "progress", "../theirs", "link/theirs"])
+def test_what_a_record_calls_a_checkpoint_and_is_none_is_not_quarantined(folder, tmp_path, claimed):
+    folder.events.write_text("events")
+    (tmp_path / "theirs").write_text("theirs")
+    (folder.root / "link").symlink_to(tmp_path)
+
+    assert None is quarantine(folder.root / claimed, folder, STAMP, step=5, reason="it is torn")
+    assert "events" == folder.events.read_text()
+    assert "theirs" == (tmp_path / "theirs").read_text()
+
+
+def test_a_quarantine_that_is_a_link_gets_nothing(folder, saved, tmp_path):
+    saved(5)
+    (tmp_path / "theirs").mkdir()
+    folder.quarantine.symlink_to(tmp_path / "theirs")
+
+    with pytest.raises(StorageUnwritable, match="it is a link"):
+        quarantine(folder.root / "checkpoint_5", folder, STAMP, step=5, reason="it is torn")

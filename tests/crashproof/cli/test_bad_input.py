@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
-from pathlib import Path
 
 import pytest
 
@@ -203,10 +203,14 @@ def test_json_of_hostile_names_is_json(crashproof, open_tracker, update, tmp_pat
 def test_a_folder_that_may_not_be_read_is_one_line(crashproof, train, run_dir, monkeypatch):
     train(run_dir, range(1, 4))
 
-    def refuse(path: Path) -> bytes:
-        raise PermissionError(13, "Permission denied", str(path))
+    really_open = os.open
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    def refuse(path: object, *rest: object, **more: object) -> int:
+        if str(path).endswith(".jsonl"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return really_open(path, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
 
     said = crashproof("status", run_dir)
 

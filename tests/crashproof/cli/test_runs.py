@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 
 import pytest
 from rich.cells import cell_len
 
 from crashproof.disk.run_folder import RunFolder
+from crashproof.records.checksummed_line import add_checksum
 from crashproof.records.codec import encode
 from crashproof.testing import FakeClock
 
@@ -88,3 +90,68 @@ def test_what_is_no_folder_is_an_error(crashproof, tmp_path, name):
 
 def test_a_folder_that_is_a_run_is_its_own_row(crashproof, train, tmp_path):
     assert "\n.  " in crashproof("runs", train(tmp_path / "one", range(1, 3))).output
+
+
+def hostile(train, root):
+    """Runs whose files are what no program has written, by what is said of each."""
+
+    def replaced(name: str, file: str):
+        path = RunFolder.under(train(root / name, range(1, 4))).progress / file
+        path.unlink()
+        (path.parent / "session.json").unlink(missing_ok=True)
+        return path
+
+    os.mkfifo(replaced("pipe", "metrics.jsonl"))
+    os.mkfifo(replaced("pipe of events", "events.jsonl"))
+    os.mkfifo(replaced("pipe of a snapshot", "session.json"))
+    os.mkfifo(replaced("pipe of a lock", "writer.lock"))
+    replaced("device", "metrics.jsonl").symlink_to("/dev/zero")
+    replaced("folder", "metrics.jsonl").mkdir()
+    with replaced("sparse", "metrics.jsonl").open("wb") as file:
+        file.truncate(1 << 40)
+    with replaced("sparse snapshot", "session.json").open("wb") as file:
+        file.truncate(1 << 40)
+    deep = b'{"event":"session_started","v":1,"config":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001
+    replaced("deep", "events.jsonl").write_bytes(add_checksum(deep))
+    replaced("deep behind texts", "events.jsonl").write_bytes(
+        add_checksum(b'{"v":1,"a":[' + b'["]",' * 90_000 + b'"' + b"[" * 90_000 + b'"' + b"]" * 90_001 + b"}")
+    )
+    replaced("no json", "events.jsonl").write_bytes(add_checksum(b'{"v":1 \xff}'))
+    replaced("no number", "metrics.jsonl").write_bytes(add_checksum(b'{"v":1,"step":1,"nonfinite":{"loss":"x"}}'))
+    replaced("far away", "events.jsonl").write_bytes(
+        add_checksum(
+            b'{"event":"session_started","timestamp":1e308,"attempt":1,"v":1,"session_id":"x","config":{},'
+            b'"config_hash":"x","total_steps":9223372036854775807,"api_cost_before":1e999999}'
+        )
+    )
+    os.rename(train(root / "odd", range(1, 4)), os.fsencode(root) + b"/o\xffd\xfe")
+
+
+def test_one_bad_run_takes_no_other_down(crashproof, train, tmp_path):
+    train(tmp_path / "good", range(1, 4))
+    hostile(train, tmp_path)
+
+    answer = json.loads(crashproof("runs", tmp_path, "--json").output)
+    said = crashproof("runs", tmp_path)
+
+    errors = {each["name"]: each["error"] for each in answer["runs"]}
+    assert 15 == len(errors)
+    assert (0, 0) == (said.code, said.errors.count("Traceback"))
+    assert errors["good"] is None
+    assert errors["o\\udcffd\\udcfe"] is None
+    assert errors["sparse"] is None
+    for name, kind in (("pipe", "a named pipe"), ("device", "a device"), ("folder", "a folder")):
+        assert f"it is {kind}, not a regular file" in errors[name]
+    assert not [each for each in errors.values() if each and "Error:" in each]
+
+
+@pytest.mark.parametrize("command", ["status", "verify", "doctor", "history", "checkpoints", "repair"])
+def test_every_command_ends_in_words_on_a_bad_run(crashproof, train, tmp_path, monkeypatch, command):
+    hostile(train, tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+
+    for run in sorted((tmp_path / "runs").iterdir()):
+        said = crashproof(command, run)
+
+        assert "Traceback" not in said.output + said.errors, run
+        assert said.code in range(8), run

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 import threading
 import urllib.parse
 
@@ -11,6 +12,7 @@ import pytest
 pytest.importorskip("starlette")
 
 from crashproof import RunReader
+from crashproof.dashboard.watched_run import WatchedRun
 from crashproof.records.codec import encode
 
 HOSTILE = "<script>alert(1)<-script>"
@@ -303,3 +305,57 @@ def test_the_history_on_the_page_is_the_readers(serve, train, tmp_path):
     history = list(RunReader.open(tmp_path / "one").history())
     assert [each.step for each in history] == curve["step"]
     assert pytest.approx([each.loss for each in history], rel=1e-6) == curve["series"]["loss"]["last"]
+
+
+def test_a_folder_whose_name_is_no_text_is_listed_and_can_be_looked_at(serve, train, tmp_path):
+    train("good")
+    train("odd").close()
+    os.rename(tmp_path / "odd", os.fsencode(tmp_path) + b"/o\xffd")
+    served = serve()
+
+    names = {run["name"] for run in served.get("/api/runs").json["runs"]}
+
+    assert {"good", "o\\udcffd"} == names
+    detail = served.get(asked("run", name="o\\udcffd"))
+    assert 200 == detail.status
+    assert detail.json["folder"].endswith("o\\udcffd")
+    assert 200 == served.get("/metrics").status
+
+
+def test_pipes_in_the_place_of_files_hold_no_page_up(serve, train, tmp_path):
+    train("good")
+    for number, name in enumerate(("metrics.jsonl", "events.jsonl", "session.json", "writer.lock")):
+        train(f"bad_{number}").close()
+        path = tmp_path / f"bad_{number}" / "progress" / name
+        path.unlink()
+        os.mkfifo(path)
+    served = serve()
+
+    for _ in range(60):
+        rows = {run["name"]: run for run in served.get("/api/runs").json["runs"]}
+    for number in range(4):
+        served.get(asked("curve", name=f"bad_{number}"))
+
+    assert "unreadable" == rows["bad_0"]["health"]
+    assert "a named pipe" in rows["bad_0"]["health_reason"]
+    assert "running" == rows["good"]["status"]
+
+
+def test_a_run_that_breaks_the_reader_itself_is_a_row_that_says_so(serve, train, tmp_path, monkeypatch):
+    train("good")
+    train("bad").close()
+    really = WatchedRun.summary
+
+    def fail(run, *, now):
+        if run.name == "bad":
+            raise KeyError("what nobody has thought of")
+        return really(run, now=now)
+
+    monkeypatch.setattr(WatchedRun, "summary", fail)
+    served = serve()
+
+    rows = {run["name"]: run for run in served.get("/api/runs").json["runs"]}
+
+    assert ("unreadable", "running") == (rows["bad"]["health"], rows["good"]["status"])
+    assert "what nobody has thought of" in rows["bad"]["health_reason"]
+    assert b'state="unreadable"} 1.0' in served.get("/metrics").body

@@ -7,6 +7,7 @@ import pytest
 from crashproof.disk.archive import archive_session, interrupted_archiving
 from crashproof.disk.files import REAL_DISK
 from crashproof.disk.run_folder import RunFolder
+from crashproof.errors import StorageUnwritable
 from crashproof.testing import FaultyDisk, PowerLost
 
 
@@ -68,3 +69,48 @@ def test_archiving_that_was_interrupted_anywhere_can_be_completed(tmp_path: Path
         break
 
     assert 8 < number < 199
+
+
+@pytest.mark.parametrize("name", ["../../../stolen", "/stolen", "..", "a/b"])
+def test_a_session_id_from_somebody_else_moves_nothing_out_of_the_run(
+    folder: RunFolder, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = {each for each in tmp_path.iterdir() if each.name != "run"}
+
+    archive = archive_session(folder, name, [], disk=REAL_DISK)
+
+    assert folder.archive == archive.parent
+    assert ["events.jsonl", "metrics.jsonl", "session.json"] == names(archive)
+    assert before == {each for each in tmp_path.iterdir() if each.name != "run"}
+    assert "no name of a folder" in caplog.text
+
+
+def test_what_a_record_calls_a_checkpoint_and_is_the_run_s_own_or_elsewhere_stays(
+    folder: RunFolder, tmp_path: Path
+) -> None:
+    (tmp_path / "theirs").write_text("theirs")
+    claimed = ["progress/api_recovery.jsonl", "../theirs", "progress", ".", "checkpoint_5.pt"]
+
+    archive = archive_session(folder, "session", [folder.root / each for each in claimed], disk=REAL_DISK)
+
+    assert "checkpoints/checkpoint_5.pt" in names(archive)
+    assert folder.answers.exists()
+    assert (tmp_path / "theirs").exists()
+
+
+def test_an_archive_that_is_a_link_gets_nothing(folder: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    folder.archive.symlink_to(tmp_path / "theirs")
+
+    with pytest.raises(StorageUnwritable, match="it is a link"):
+        archive_session(folder, "session", [], disk=REAL_DISK)
+
+    assert folder.events.exists()
+    assert [] == list((tmp_path / "theirs").iterdir())
+
+
+def test_an_interrupted_archive_whose_name_is_no_session_is_left_alone(folder: RunFolder) -> None:
+    (folder.archive / ".incoming-.").mkdir(parents=True)
+    (folder.archive / ".incoming-real").mkdir()
+
+    assert "real" == interrupted_archiving(folder)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from crashproof.disk.atomic import (
     write_bytes_atomically,
     write_folder_atomically,
 )
-from crashproof.disk.files import REAL_DISK
+from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.errors import DiskFull, StorageUnwritable
 from crashproof.testing import FaultyDisk
 
@@ -176,3 +178,146 @@ def test_a_folder_removed_while_it_is_filled_causes_no_second_error(tmp_path: Pa
         raise RuntimeError("gave up")
 
     assert [] == list(tmp_path.iterdir())
+
+
+class Wrapping(Exception):
+    pass
+
+
+def raises_its_own(file: Any) -> None:
+    try:
+        file.write(b"content")
+    except OSError as error:
+        raise Wrapping("saving failed") from error
+
+
+def hides_the_cause(file: Any) -> None:
+    passes_over_it(file)
+    raise Wrapping("the archive is shorter than it should be")
+
+
+def passes_over_it(file: Any) -> None:
+    try:
+        file.write(b"content")
+    except OSError:
+        return
+
+
+def goes_on_writing(file: Any) -> None:
+    for _ in range(3):
+        try:
+            file.write(b"content")
+        except OSError:
+            continue
+
+
+CARELESS = pytest.mark.parametrize("write", [raises_its_own, hides_the_cause, passes_over_it, goes_on_writing])
+
+
+@CARELESS
+def test_a_full_disk_is_reported_whatever_the_code_that_writes_makes_of_it(tmp_path: Path, write: Any) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "file").write_bytes(b"old")
+    disk = FaultyDisk(run, tmp_path / "scratch", fails_at=1, error=errno.ENOSPC)
+
+    with pytest.raises(DiskFull, match="The disk is full"):
+        write_atomically(run / "file", write, disk=disk)
+
+    assert [b"old"] == [each.read_bytes() for each in run.iterdir()]
+
+
+@CARELESS
+def test_a_broken_disk_is_reported_by_its_own_error(tmp_path: Path, write: Any) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    disk = FaultyDisk(run, tmp_path / "scratch", fails_at=1, error=errno.EIO)
+
+    with pytest.raises(OSError, match="Input/output error"):
+        write_atomically(run / "file", write, disk=disk)
+
+
+@CARELESS
+def test_a_file_of_a_folder_reports_its_failure_too(tmp_path: Path, write: Any) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    disk = FaultyDisk(run, tmp_path / "scratch", fails_at=1, error=errno.ENOSPC)
+
+    with pytest.raises(DiskFull), open_digested_file(run / "shard", disk=disk) as file:
+        write(file)
+
+
+def test_an_error_of_the_code_that_writes_passes_unchanged(tmp_path: Path) -> None:
+    def read_what_is_missing(file: object) -> None:
+        (tmp_path / "words.txt").read_bytes()
+
+    with pytest.raises(FileNotFoundError, match=r"words\.txt"):
+        write_atomically(tmp_path / "file", read_what_is_missing)
+
+
+def test_the_error_of_a_write_is_raised_where_its_leftover_cannot_be_removed(tmp_path: Path) -> None:
+    class Broken(Disk):
+        def write(self, file: int, content: bytes | memoryview) -> int:  # type: ignore[override]
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def remove_file(self, path: Path) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        def remove_tree(self, path: Path) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(DiskFull):
+        write_bytes_atomically(tmp_path / "file", b"content", disk=Broken())
+    with pytest.raises(DiskFull), write_folder_atomically(tmp_path / "folder", disk=Broken()):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_large_buffer_is_digested_where_no_thread_can_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    content = bytes(4 << 20)
+
+    written = write_atomically(tmp_path / "file", lambda file: file.write(content))
+
+    assert (content, hashlib.sha256(content).hexdigest()) == (written.path.read_bytes(), written.sha256)
+
+
+def test_nothing_that_a_link_leads_to_is_removed_as_a_leftover(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "file").write_bytes(b"theirs")
+    run = tmp_path / "run"
+    run.mkdir()
+    partial_name(run / "a").symlink_to(tmp_path / "theirs")
+    partial_name(run / "b").symlink_to(tmp_path / "theirs" / "file")
+    partial_name(run / "c").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(partial_name(run / "d"))
+
+    remove_partials(run)
+
+    assert [] == list(run.iterdir())
+    assert b"theirs" == (tmp_path / "theirs" / "file").read_bytes()
+
+
+def test_a_write_does_not_go_through_a_link_that_has_its_temporary_name(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_bytes(b"theirs")
+    partial_name(tmp_path / "file").symlink_to(tmp_path / "theirs")
+
+    with pytest.raises(StorageUnwritable):
+        write_bytes_atomically(tmp_path / "file", b"content")
+
+    assert b"theirs" == (tmp_path / "theirs").read_bytes()
+
+
+def test_pipes_and_links_to_folders_in_a_tree_are_not_synced(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "weights").write_bytes(b"1")
+    (tree / "round").symlink_to(tree)
+    (tree / "again").symlink_to(tmp_path)
+    os.mkfifo(tree / "pipe")
+
+    sync_tree(tree, REAL_DISK)

@@ -21,8 +21,8 @@ from crashproof.disk.journal import (
     scan,
     scan_backwards,
 )
-from crashproof.errors import DiskFull
-from crashproof.records.checksummed_line import add_checksum
+from crashproof.errors import DiskFull, FileUnreadable, RecordTooLarge, StorageUnwritable
+from crashproof.records.checksummed_line import MAX_LINE_BYTES, MAX_NESTING, add_checksum
 from crashproof.records.snapshots import JournalMark
 from crashproof.testing import FaultyDisk
 
@@ -246,3 +246,201 @@ def test_damage_names_its_reason(tmp_path: Path) -> None:
     assert ["its checksum does not match", "the last write was cut off"] == [
         piece.reason for piece in scan(tmp_path / "j") if isinstance(piece, Damage)
     ]
+
+
+TERABYTE = 1 << 40
+
+
+def nested(levels: int) -> bytes:
+    return add_checksum(b'{"a":' + b"[" * (levels - 1) + b"]" * (levels - 1) + b"}")
+
+
+def damages(path: Path) -> list[Damage]:
+    return [piece for piece in scan(path) if isinstance(piece, Damage)]
+
+
+@pytest.fixture
+def sparse(tmp_path: Path) -> Path:
+    """Two good lines around a terabyte of nothing, and another terabyte behind them."""
+    path = tmp_path / "j"
+    with path.open("wb") as file:
+        file.write(line(1))
+        file.seek(TERABYTE)
+        file.write(b"\n" + line(2))
+        file.truncate(2 * TERABYTE)
+    return path
+
+
+def test_a_hole_of_a_terabyte_is_one_damage_with_its_offset(sparse: Path) -> None:
+    assert [line(1), line(2)] == intact(sparse)
+    hole, tail = damages(sparse)
+    assert (len(line(1)), TERABYTE + 1) == (hole.offset, hole.end)
+    assert 2 * TERABYTE == tail.end
+    assert (False, True) == (hole.is_torn_tail, tail.is_torn_tail)
+    assert "longer than a line may be" in hole.reason
+    assert len(hole.content) < 100_000
+
+
+def test_a_hole_of_a_terabyte_is_passed_over_backwards(sparse: Path) -> None:
+    assert [line(2), line(1)] == [piece.content for piece in scan_backwards(sparse, end=2 * TERABYTE)]
+
+
+def test_a_hole_at_the_beginning_is_passed_over_backwards(tmp_path: Path) -> None:
+    with (tmp_path / "j").open("wb") as file:
+        file.truncate(TERABYTE)
+
+    assert [] == list(scan_backwards(tmp_path / "j", end=TERABYTE))
+
+
+def test_a_repair_keeps_a_sparse_journal_without_copying_it(sparse: Path, tmp_path: Path) -> None:
+    (tmp_path / "aside").mkdir()
+    (tmp_path / "aside" / "j").write_bytes(b"earlier")
+
+    found = repair_journal(sparse, quarantine=tmp_path / "aside" / "j")
+
+    assert line(1) + line(2) == sparse.read_bytes()
+    kept = tmp_path / "aside" / "j.1"
+    assert {kept} == {each.moved_to for each in found}
+    assert 2 * TERABYTE == kept.stat().st_size
+    assert kept.stat().st_blocks * 512 < 1 << 20
+    assert b"earlier" == (tmp_path / "aside" / "j").read_bytes()
+
+
+def test_damage_that_is_found_to_be_too_long_further_up_is_kept_without_copying_it(sparse: Path) -> None:
+    with sparse.open("r+b") as file:
+        file.truncate(TERABYTE + 1 + len(line(2)))
+        file.seek(0, 2)
+        file.write(b"broken\n")
+    behind = TERABYTE + 1 + len(line(2))
+
+    repair_journal(sparse, quarantine=sparse.with_name("aside"), start=behind)
+
+    assert line(1) + line(2) == sparse.read_bytes()
+
+
+def test_a_record_behind_a_long_hole_on_the_same_line_is_kept(tmp_path: Path) -> None:
+    with (tmp_path / "j").open("wb") as file:
+        file.seek(TERABYTE)
+        file.write(line(7))
+
+    repair_journal(tmp_path / "j", quarantine=tmp_path / "aside")
+
+    assert line(7) == (tmp_path / "j").read_bytes()
+
+
+def test_a_line_of_the_greatest_length_is_read_and_a_longer_one_is_not_written(tmp_path: Path) -> None:
+    room = MAX_LINE_BYTES - len(line(1))
+    journal = opened(tmp_path / "j")
+    journal.append(line(1, padding=room))
+    with pytest.raises(RecordTooLarge, match="67,108,865 bytes"):
+        journal.append(line(1, padding=room + 1))
+    journal.append(line(2))
+
+    assert [line(1, padding=room), line(2)] == intact(tmp_path / "j")
+    assert [line(2), line(1, padding=room)] == [
+        each.content for each in scan_backwards(tmp_path / "j", end=journal.num_bytes)
+    ]
+
+
+def test_a_line_that_is_longer_is_damage_and_its_neighbours_are_read(tmp_path: Path) -> None:
+    long = b"x" * (MAX_LINE_BYTES + 5) + b"\n"
+    (tmp_path / "j").write_bytes(line(1) + long + line(2))
+
+    assert [line(1), line(2)] == intact(tmp_path / "j")
+    assert [len(long)] == [each.num_bytes for each in damages(tmp_path / "j")]
+    assert [line(2), line(1)] == [
+        each.content for each in scan_backwards(tmp_path / "j", end=(tmp_path / "j").stat().st_size)
+    ]
+
+
+def test_a_line_that_is_nested_too_deeply_is_damage_and_is_not_written(tmp_path: Path) -> None:
+    (tmp_path / "j").write_bytes(nested(100_000) + nested(MAX_NESTING) + nested(MAX_NESTING + 1))
+
+    assert [nested(MAX_NESTING)] == intact(tmp_path / "j")
+    assert ["it is nested more than 200 levels deep"] * 2 == [each.reason for each in damages(tmp_path / "j")]
+    with pytest.raises(RecordTooLarge, match="200 levels deep"):
+        opened(tmp_path / "other").append(nested(MAX_NESTING + 1))
+
+
+def test_brackets_in_texts_are_no_nesting(tmp_path: Path) -> None:
+    text = add_checksum(b'{"a":"' + b'[{\\"' * 1000 + b'","b":[' + b"[],{}," * 1000 + b"[]]}")
+    opened(tmp_path / "j").append(text)
+
+    assert [text] == intact(tmp_path / "j")
+
+
+def test_very_many_damaged_lines_are_a_few_pieces_and_every_good_line_is_read(tmp_path: Path) -> None:
+    rubbish = b"\n" * 3_000_000
+    (tmp_path / "j").write_bytes(line(1) + rubbish + line(2) + rubbish + line(3) + rubbish + b"torn")
+
+    found = damages(tmp_path / "j")
+
+    assert [line(1), line(2), line(3)] == intact(tmp_path / "j")
+    assert len(found) < 1_100
+    assert 3 * len(rubbish) + 4 == sum(each.num_bytes for each in found)
+    repair_journal(tmp_path / "j", quarantine=tmp_path / "aside")
+    assert line(1) + line(2) + line(3) == (tmp_path / "j").read_bytes()
+
+
+def test_very_many_damaged_lines_are_kept_to_the_last_byte(tmp_path: Path) -> None:
+    rubbish = b"".join(b"%d\n" % number for number in range(100_000)) + b"y" * (2 << 20) + b"\nend\n"
+    (tmp_path / "j").write_bytes(line(1) + rubbish)
+
+    repair_journal(tmp_path / "j", quarantine=tmp_path / "aside")
+
+    assert rubbish == (tmp_path / "aside").read_bytes()
+    assert line(1) == (tmp_path / "j").read_bytes()
+
+
+def test_damage_longer_than_a_line_is_kept_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crashproof.disk.journal.MAX_LINE_BYTES", 1000)
+    rubbish = b"".join(b"%d\n" % number for number in range(3_000))
+    (tmp_path / "j").write_bytes(rubbish + line(1))
+
+    repair_journal(tmp_path / "j", quarantine=tmp_path / "aside")
+
+    assert rubbish == (tmp_path / "aside").read_bytes()
+    assert line(1) == (tmp_path / "j").read_bytes()
+
+
+def test_a_search_for_records_in_a_line_made_of_beginnings_and_ends_comes_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "j").write_bytes(b'{"v":1' * 20_000 + b',"crc":"00000000"}' * 20_000 + b"\n" + line(1))
+
+    repair_journal(tmp_path / "j", quarantine=tmp_path / "aside")
+
+    assert line(1) == (tmp_path / "j").read_bytes()
+
+
+def test_a_pipe_for_a_journal_is_refused_and_left_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "j")
+
+    for read in (
+        lambda: list(scan(tmp_path / "j")),
+        lambda: list(scan_backwards(tmp_path / "j", end=100)),
+        lambda: read_line(tmp_path / "j", offset=0, num_bytes=10),
+        lambda: repair_journal(tmp_path / "j", quarantine=tmp_path / "aside"),
+    ):
+        with pytest.raises(FileUnreadable, match="a named pipe"):
+            read()
+    with pytest.raises(StorageUnwritable, match="a named pipe"):
+        opened(tmp_path / "j")
+    assert not line_continues(tmp_path / "j", JournalMark(num_bytes=100, last_line_crc="00000000"))
+    assert not line_continues(tmp_path / "j", JournalMark(num_bytes=3, last_line_crc="00000000"))
+    assert [tmp_path / "j"] == list(tmp_path.iterdir())
+
+
+def test_a_repair_that_finds_the_disk_full_leaves_the_journal_as_it_was(tmp_path: Path) -> None:
+    content = line(1) + b"broken\n" + line(2)
+    for number in range(20):
+        run = tmp_path / str(number) / "run"
+        run.mkdir(parents=True)
+        (run / "j").write_bytes(content)
+        disk = FaultyDisk(run, run.with_name("scratch"), fails_at=number, error=errno.ENOSPC)
+        try:
+            repair_journal(run / "j", quarantine=run / "aside" / "j", disk=disk)
+        except DiskFull:
+            assert (run / "j").read_bytes() in (content, line(1) + line(2))
+            assert not list(run.glob(".*partial"))
+            continue
+        break
+    assert 5 < number < 19

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from crashproof.disk.run_folder import RunFolder
+from crashproof.errors import StorageUnwritable
 
 
 @pytest.fixture
@@ -69,3 +70,57 @@ def test_a_folder_holds_a_run_once_a_session_has_begun(folder: RunFolder) -> Non
 
     assert folder.holds_a_run
     assert folder.is_inside(folder.root / "checkpoint_5.pt")
+
+
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        *("..", "../other", ".", "", "/etc/hosts", "a/../..", "progress", "progress/", "./progress/events.jsonl"),
+        *(
+            "progress/metrics.jsonl",
+            "progress/set_aside",
+            "progress/set_aside/checkpoint_1.pt",
+            "progress/writer.lock",
+        ),
+        *("progress/archive/other/events.jsonl", "linked/checkpoint_1.pt", "linked/../../x", "again/events.jsonl"),
+    ],
+)
+def test_what_is_elsewhere_or_the_run_s_own_is_never_moved(folder: RunFolder, tmp_path: Path, recorded: str) -> None:
+    (tmp_path / "theirs").mkdir()
+    (folder.root / "linked").symlink_to(tmp_path / "theirs")
+    (folder.root / "again").symlink_to(folder.progress)
+
+    assert not folder.may_move(folder.root / recorded)
+
+
+@pytest.mark.parametrize("recorded", ["checkpoint_1.pt", "ckpts/checkpoint_1", "progress/checkpoint_1.pt", "a/../b"])
+def test_what_lies_in_the_run_may_be_moved(folder: RunFolder, recorded: str) -> None:
+    assert folder.may_move(folder.root / recorded)
+
+
+def test_a_run_behind_a_link_may_move_its_own(folder: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder.root)
+
+    assert RunFolder.under(tmp_path / "link").may_move(tmp_path / "link" / "checkpoint_1.pt")
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "/etc", "a/b", ".", "..", ".hidden", "", "  ", "a\0b", "x" * 300, "half a \ud800 character"]
+)
+def test_a_session_s_archive_lies_in_the_archive_whatever_the_session_calls_itself(
+    folder: RunFolder, name: str
+) -> None:
+    archived = folder.archive_of(name)
+
+    assert folder.archive == archived.parent
+    assert archived == folder.archive_of(archived.name)
+    assert archived != folder.archive_of(name + "x")
+
+
+def test_nothing_is_moved_through_a_link(folder: RunFolder, tmp_path: Path) -> None:
+    folder.quarantine.symlink_to(tmp_path)
+
+    with pytest.raises(StorageUnwritable, match="set_aside cannot be written: it is a link"):
+        folder.require_no_link(folder.quarantine / "x")
+    folder.require_no_link(folder.archive / "session")
+    folder.require_no_link(tmp_path)

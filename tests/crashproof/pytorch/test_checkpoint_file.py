@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from crashproof.disk.atomic import write_atomically
 from crashproof.disk.files import Disk
 from crashproof.errors import CheckpointDamaged, CheckpointMismatch, DiskFull, StorageUnwritable
 from crashproof.pytorch.checkpoint_file import load_checkpoint, require_fit, save_checkpoint
@@ -165,3 +166,15 @@ def test_many_differences_are_counted_and_three_named() -> None:
 
     with pytest.raises(CheckpointMismatch, match=r"layer_0 is .*; layer_1 is .*; layer_2 is .*; and 6 more"):
         require_fit(Path("c.pt"), {}, expected)
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+def test_the_loop_of_the_guide_sees_a_full_disk_as_such(tmp_path, number):
+    run = tmp_path / "run"
+    run.mkdir()
+    disk = FaultyDisk(run, tmp_path / "scratch", fails_at=number, error=errno.ENOSPC, lasts=True)
+
+    with pytest.raises(DiskFull, match="The disk is full"):
+        write_atomically(run / "x.pt", lambda file: torch.save({"a": torch.zeros(100_000)}, file), disk=disk)
+
+    assert [] == list(run.iterdir())

@@ -56,3 +56,34 @@ def test_it_does_not_keep_the_process_alive():
     heartbeat.stop()
 
     assert [True] == [thread.daemon for thread in threads]
+
+
+def test_without_a_thread_nothing_ends_and_a_later_start_succeeds(monkeypatch, caplog):
+    beats = threading.Semaphore(0)
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    heartbeat = Heartbeat(beats.release, interval_seconds=0.001)
+    heartbeat.start()
+    monkeypatch.undo()
+    assert 1 == sum("progress.json is not renewed" in each.getMessage() for each in caplog.records)
+
+    heartbeat.start()
+    heartbeat.start()
+    has_beaten = beats.acquire(timeout=10)
+    heartbeat.stop()
+    heartbeat.start()
+
+    assert has_beaten
+    assert "crashproof-heartbeat" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_one_that_never_started_can_be_stopped(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+    Heartbeat(lambda: None, interval_seconds=1.0).stop()

@@ -12,8 +12,18 @@ import numpy as np
 import pytest
 
 from crashproof import RunReader
+from crashproof.disk.files import Disk
 from crashproof.disk.run_folder import RunFolder
-from crashproof.errors import ConfigChanged, ConfigError, NewerFormat, RunInUse, StorageUnwritable
+from crashproof.errors import (
+    ConfigChanged,
+    ConfigError,
+    CrashproofError,
+    NewerFormat,
+    NoUsableCheckpoint,
+    RunInUse,
+    StorageError,
+    StorageUnwritable,
+)
 from crashproof.reading.run_state import read_run
 from crashproof.records.checksummed_line import add_checksum
 from crashproof.records.events import AttemptStarted, ConfigContinued, DamageFound, TargetChanged
@@ -434,3 +444,147 @@ def test_a_second_process_gets_an_error_that_names_the_writer(open_tracker, run_
 
     assert RunInUse.__name__ in second.stderr
     assert f"is being written by process {os.getpid()} on " in second.stderr
+
+
+def forge_events(run_dir: Path, **replaced: str) -> None:
+    """Change texts in a run's events, with checksums that are right again, as somebody who forges would."""
+    events = RunFolder.under(run_dir).events
+    lines = []
+    for line in events.read_text().splitlines():
+        for old, new in replaced.items():
+            line = line.replace(old, new)
+        lines.append(add_checksum(line.rpartition(',"crc":')[0].encode() + b"}"))
+    events.write_bytes(b"".join(lines))
+    for name in SNAPSHOTS:
+        (RunFolder.under(run_dir).progress / name).unlink()
+
+
+@pytest.mark.parametrize("name", ["../../../stolen", "/tmp/stolen", "..", "a/b"])
+def test_a_session_id_from_somebody_else_leads_nothing_out_of_the_run(open_tracker, update, tmp_path, run_dir, name):
+    tracker = open_tracker(CONFIG, session_id="thename")
+    update(tracker, 1)
+    tracker.close()
+    forge_events(run_dir, thename=name)
+
+    open_tracker(OTHER)
+
+    assert [run_dir] == list(tmp_path.iterdir())
+    (archived,) = RunFolder.under(run_dir).archive.iterdir()
+    assert (archived / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("claimed", ["progress/metrics.jsonl", "../theirs", "progress"])
+def test_a_checkpoint_path_from_somebody_else_moves_nothing_but_checkpoints(
+    open_tracker, update, save_checkpoint, tmp_path, run_dir, claimed
+):
+    tracker = open_tracker(CONFIG)
+    update(tracker, 1)
+    save_checkpoint(tracker, 1)
+    tracker.close()
+    (tmp_path / "theirs").write_text("theirs")
+    forge_events(run_dir, **{"checkpoint_1.pt": claimed})
+
+    tracker = open_tracker(CONFIG)
+    with pytest.raises(NoUsableCheckpoint):
+        tracker.get_recovery_checkpoint()
+    tracker.close()
+    open_tracker(OTHER)
+
+    assert "theirs" == (tmp_path / "theirs").read_text()
+    assert not list((RunFolder.under(run_dir).progress).glob("set_aside/*"))
+
+
+def test_a_removal_from_somebody_else_deletes_nothing_of_the_run_s_own(open_tracker, update, run_dir):
+    tracker = open_tracker(CONFIG)
+    update(tracker, 1)
+    tracker.close()
+    folder = RunFolder.under(run_dir)
+    removal = (
+        b'{"event":"checkpoint_removed","timestamp":1.0,"attempt":1,"v":1,"checkpoints":['
+        b'{"step":1,"checkpoint_path":"progress/metrics.jsonl"},{"step":2,"checkpoint_path":"progress/events.jsonl"},'
+        b'{"step":3,"checkpoint_path":"../run"}],"verified":"x"}'
+    )
+    with folder.events.open("ab") as file:
+        file.write(add_checksum(removal))
+
+    open_tracker(CONFIG)
+
+    assert folder.metrics.exists()
+    assert 1 == RunReader(folder).session().steps_completed
+
+
+def test_leftovers_of_saves_are_removed_where_the_checkpoints_lie_and_nowhere_else(
+    open_tracker, update, tmp_path, run_dir
+):
+    tracker = open_tracker(CONFIG)
+    theirs = tmp_path / "theirs"
+    for parent in (run_dir / "ckpts" / "inner", run_dir / "other", theirs):
+        parent.mkdir(parents=True)
+    (run_dir / "linked").symlink_to(theirs)
+    for number, parent in enumerate((run_dir / "ckpts" / "inner", run_dir / "linked", theirs), 1):
+        update(tracker, number)
+        (parent / f"step_{number}.pt").write_text("weights")
+        tracker.record_checkpoint(number, parent / f"step_{number}.pt", number)
+    tracker.close()
+    left = [
+        parent / ".step_9.pt.crashproof-partial"
+        for parent in (run_dir / "ckpts" / "inner", run_dir / "other", theirs)
+    ]
+    for each in left:
+        each.write_text("half")
+
+    open_tracker(CONFIG)
+
+    assert [False, True, True] == [each.exists() for each in left]
+
+
+def test_a_leftover_that_cannot_be_removed_does_not_keep_a_run_closed(open_tracker, run_dir, tmp_path, caplog):
+    class Stubborn(Disk):
+        def remove_file(self, path: Path) -> None:
+            if "partial" in path.name:
+                raise PermissionError(errno.EACCES, "Permission denied")
+            super().remove_file(path)
+
+    open_tracker(CONFIG).close()
+    (run_dir / ".x.crashproof-partial").write_text("half")
+
+    open_tracker(CONFIG, disk=Stubborn())
+
+    assert "Could not remove a partial file" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["session.json", "checkpoints.json", "progress.json", "curves.jsonl"])
+def test_a_pipe_for_what_is_derived_costs_nothing(open_tracker, update, run_dir, name):
+    tracker = open_tracker(CONFIG)
+    update(tracker, 1)
+    tracker.close()
+    path = RunFolder.under(run_dir).progress / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+    tracker = open_tracker(CONFIG)
+    for step in range(2, 300):
+        update(tracker, step)
+
+    assert 299 == tracker.session.steps_completed
+
+
+@pytest.mark.parametrize("name", ["events.jsonl", "metrics.jsonl", "writer.lock"])
+def test_a_pipe_for_a_journal_or_the_lock_is_an_error_in_words(open_tracker, run_dir, name):
+    open_tracker(CONFIG).close()
+    path = RunFolder.under(run_dir).progress / name
+    path.unlink()
+    os.mkfifo(path)
+
+    with pytest.raises(StorageError, match=f"{name} .*a named pipe, not a regular file"):
+        open_tracker(CONFIG)
+
+
+@pytest.mark.parametrize("levels", [250, 500, 100_000])
+def test_a_config_that_is_nested_too_deeply_is_refused(open_tracker, levels):
+    config: dict[str, object] = {}
+    for _ in range(levels):
+        config = {"a": config}
+
+    with pytest.raises(CrashproofError, match="nested"):
+        open_tracker(config)

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import os
 import zipfile
 
 import pytest
 
 from crashproof import RunReader, TrackerSettings
 from crashproof.disk.run_folder import RunFolder
-from crashproof.errors import NewerFormat, NotARun
+from crashproof.errors import NewerFormat, NotARun, StorageError
 from crashproof.records.checksummed_line import add_checksum
 from crashproof.records.events import CheckpointSetAside, DamageFound
 from crashproof.tracking.repair import repair_run
@@ -146,3 +147,30 @@ def test_a_repaired_run_continues(open_tracker, update, ended_run, clock):
 
     assert (10, 1) == (tracker.session.steps_completed, tracker.session.damage_found)
     assert [] == RunReader.open(ended_run).problems()
+
+
+@pytest.mark.parametrize("name", ["events.jsonl", "metrics.jsonl"])
+def test_a_pipe_for_a_journal_is_refused_and_nothing_is_changed(ended_run, clock, name):
+    path = RunFolder.under(ended_run).progress / name
+    path.unlink()
+    os.mkfifo(path)
+    before = contents(ended_run)
+
+    with pytest.raises(StorageError, match="a named pipe"):
+        repair_run(RunFolder.under(ended_run), clock=clock)
+
+    assert before == contents(ended_run)
+
+
+def test_a_sparse_journal_is_kept_under_its_own_name_in_quarantine(ended_run, clock):
+    folder = RunFolder.under(ended_run)
+    num_bytes = folder.metrics.stat().st_size
+    with folder.metrics.open("ab") as file:
+        file.truncate(1 << 40)
+
+    (said,) = repair_run(folder, clock=clock)
+
+    assert "kept in progress/set_aside/metrics.jsonl" in said
+    assert num_bytes == folder.metrics.stat().st_size
+    assert (folder.quarantine / "metrics.jsonl").stat().st_blocks < 10_000
+    assert 10 == RunReader.open(ended_run).session().steps_completed

@@ -1123,3 +1123,23 @@ def test_a_session_is_the_same_live_and_read_back(open_tracker, update, save_che
     assert repr(tracker.session) == repr(RunReader.open(run_dir).session())
     tracker.save()
     assert repr(tracker.session) == repr(RunReader.open(run_dir).session())
+
+
+def test_a_training_goes_on_where_no_thread_can_be_started(open_tracker, update, run_dir, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    tracker = open_tracker(settings=TrackerSettings(large_checkpoint_bytes=1))
+    for step in range(1, 4):
+        update(tracker, step)
+        path = run_dir / f"checkpoint_{step}"
+        path.mkdir()
+        (path / "weights").write_text("weights")
+        tracker.record_checkpoint(step, path, step)
+    found = tracker.get_recovery_checkpoint()
+    tracker.close()
+
+    assert found is not None
+    assert 3 == found.checkpoint_step
+    assert found.sha256 is not None

@@ -11,7 +11,7 @@ import yaml
 from crashproof.distillation.settings.run import RunConfig
 from crashproof.distillation.settings.section import validated
 from crashproof.errors import ConfigError
-from crashproof.strict_yaml import StrictLoader
+from crashproof.strict_yaml import MAX_DEPTH, StrictLoader
 
 __all__ = ["files_and_overrides", "load_config"]
 
@@ -71,10 +71,12 @@ def _parsed(override: str) -> dict[str, object]:
     if not equals or not name:
         raise ConfigError(f"{override!r} is not an override.", hint="Write key.path=value, such as train.steps=100.")
     try:
-        value: object = yaml.safe_load(text)
+        value: object = yaml.load(text, Loader=StrictLoader)  # noqa: S506 - a safe one
     except yaml.YAMLError as error:
         raise ConfigError(f"The value of {name} is not valid YAML: {text!r}.") from error
     *outer, key = name.split(".")
+    if len(outer) > MAX_DEPTH:
+        raise ConfigError(f"{name[:40]}… names a key more than {MAX_DEPTH} levels deep.")
     content = {key: value}
     for key in reversed(outer):
         content = {key: content}

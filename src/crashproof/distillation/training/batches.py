@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from crashproof.distillation.data.text_data import Batch, TrainingData
 from crashproof.distillation.settings.train import TrainConfig
 from crashproof.pytorch.ranks import Ranks
 from crashproof.pytorch.sampler import DataOrder
+from crashproof.threads import run_or_submit
 
 __all__ = ["StepBatches", "StepData"]
 
@@ -56,7 +58,7 @@ class StepBatches:
         if self._pool is None:
             return self._make(self._advance())
         while len(self._upcoming) <= self._ahead_steps:
-            self._upcoming.append(self._pool.submit(self._make, self._advance()))
+            self._upcoming.append(run_or_submit(self._pool, partial(self._make, self._advance())))
         return self._upcoming.popleft().result()
 
     def close(self) -> None:

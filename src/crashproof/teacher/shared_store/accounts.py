@@ -8,12 +8,15 @@ import msgspec
 
 from crashproof.disk.atomic import write_bytes_atomically
 from crashproof.disk.files import REAL_DISK, storage_errors
+from crashproof.disk.regular_file import read_small
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import StorageUnwritable
 from crashproof.records.checksummed_line import add_checksum, is_intact
 from crashproof.records.version import FORMAT_VERSION
 
 __all__ = ["account_of"]
+
+_MAX_BYTES = 64 << 10
 
 
 def account_of(folder: RunFolder) -> str:
@@ -24,7 +27,7 @@ def account_of(folder: RunFolder) -> str:
     """
     path = folder.progress / "account.json"
     try:
-        content = path.read_bytes()
+        content = read_small(path, most_bytes=_MAX_BYTES)
     except FileNotFoundError:
         account = f"run_{secrets.token_hex(8)}"
         with storage_errors(path):
