@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from itertools import pairwise
 from typing import Any
 
 import msgspec
 
-__all__ = ["canonical_config", "changed_keys", "config_hash", "without_secrets"]
+from crashproof.rules.secrets.names import NameKind, is_secret_text, kind_of_name, reads_as_words
+from crashproof.rules.secrets.placeholder import PLACEHOLDER, hidden_with_digest, without_digests
+from crashproof.rules.secrets.texts import hide_secrets, is_option
+
+__all__ = ["canonical_config", "changed_keys", "config_hash", "is_another_run"]
 
 _CANNOT_CHANGE_THE_RESULT = frozenset({"progress", "logging", "log", "output_dir", "run_name", "resume"})
 """Top-level sections that say where to write, how to log, and when to save."""
@@ -18,46 +23,8 @@ _CANNOT_CHANGE_THE_RESULT = frozenset({"progress", "logging", "log", "output_dir
 _LENGTHS = frozenset({"steps", "total_steps", "max_steps", "num_steps", "train_steps"})
 """How long to train: a run may be made longer, or ended earlier, and stays the same run."""
 
-_SECRETS = (
-    "access_key",
-    "access_key_id",
-    "access_token",
-    "api_key",
-    "api_keys",
-    "apikey",
-    "apikeys",
-    "auth_token",
-    "authorization",
-    "cookie",
-    "credentials",
-    "hf_auth",
-    "hf_token",
-    "passwd",
-    "password",
-    "private_key",
-    "secret",
-    "secrets",
-    "webhook",
-    "webhooks",
-    "webhook_url",
-)
-_SECRET_ALONE = frozenset({"auth", "token"})
-"""Secrets under this very name; `pad_token` is none."""
-_HIDDEN = "(secret)"
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-_CAMEL_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_ADDRESS_PASSWORDS = re.compile(r"(?<=://)[^/\s@]+:[^/\s@]+(?=@)")
-# From the beginning of a word alone: tried at each of its letters, a long one would take for ever.
-_ASSIGNED = re.compile(
-    r"""(?ix) (?<! [\w-] )
-        ( [\w-]* (?: api[-_]?key | access[-_]?key | password | passwd | secret | token | authorization ) [\w-]*
-        ["']? \s* [:=] \s* ["']? (?: (?:basic|bearer) \s+ )? ) [^\s"'&,;]{4,}"""
-)
-_KEY_SHAPES = re.compile(
-    r"\b(?:sk|pk|hf|gsk|xai|ghp|key)[-_][A-Za-z0-9_\-]{8,}|\bA[KS]IA[A-Z0-9]{12,}|\bAIza[A-Za-z0-9_\-]{20,}"
-    rf"|(?<=Bearer )\S+|(?<=Basic )\S+|{_ADDRESS_PASSWORDS.pattern}"
-)
-"""API keys as providers spell them, bearer tokens, and passwords in addresses."""
+_SECRETS_AND_WORDS = frozenset({"auth", "cookie", "secret", "token"})
 
 
 def canonical_config(config: Any) -> Any:
@@ -66,31 +33,22 @@ def canonical_config(config: Any) -> Any:
     Paths, enums and other objects become text; tuples and sets become lists; NaN and infinities become text.
     """
     if isinstance(config, Mapping):
-        return {
-            _spelled_out(str(key)): _HIDDEN if _is_secret(str(key), value) else canonical_config(value)
-            for key, value in config.items()
-        }
+        return _canonical_mapping(config)
     if isinstance(config, (set, frozenset)):
         return sorted((canonical_config(value) for value in config), key=str)
     if isinstance(config, Sequence) and not isinstance(config, (str, bytes)):
-        return [canonical_config(value) for value in config]
+        return _canonical_list(config)
     if isinstance(config, float):
         return config if math.isfinite(config) else str(config)
     if isinstance(config, str):
-        # Names of models look like keys, so only addresses are searched; keys are known by where they stand.
-        return _spelled_out(_ASSIGNED.sub(rf"\1{_HIDDEN}", _ADDRESS_PASSWORDS.sub(_HIDDEN, config)))
+        return hide_secrets(config, hidden_with_digest)
     if config is None or isinstance(config, (bool, int)):
         return config
     if hasattr(config, "item"):
         # A NumPy scalar or a 0-d tensor.
         return canonical_config(config.item())
     # Where an object lies in memory differs in every process.
-    return _spelled_out(_ADDRESS.sub("", str(config)))
-
-
-def without_secrets(text: str) -> str:
-    """Text with whatever looks like an API key hidden, for errors that are journalled."""
-    return _spelled_out(_ASSIGNED.sub(rf"\1{_HIDDEN}", _KEY_SHAPES.sub(_HIDDEN, text)))
+    return hide_secrets(_ADDRESS.sub("", str(config)), hidden_with_digest)
 
 
 def config_hash(config: dict[str, Any]) -> str:
@@ -99,29 +57,85 @@ def config_hash(config: dict[str, Any]) -> str:
 
 
 def changed_keys(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """What makes two canonical configs two runs: `train.batch_size: 32 → 64`, sorted by key."""
-    old, new = dict(_leaves(before)), dict(_leaves(after))
-    return [
-        f"{name}: {_show(old, name)} → {_show(new, name)}"
-        for name in sorted(old.keys() | new.keys())
-        if _matters(name) and old.get(name, _ABSENT) != new.get(name, _ABSENT)
-    ]
+    """What differs between two canonical configs: `train.batch_size: 32 → 64`, sorted by key.
+
+    A new value of a secret is `train.api_key: changed (hidden)`, if it was long enough to be noticed.
+    """
+    return [f"{name}: {change}" for name, change in _changes(before, after)]
+
+
+def is_another_run(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether two canonical configs differ in more than the values of secrets: a renewed key makes no new run."""
+    return any(change != _HIDDEN_CHANGE for _, change in _changes(before, after))
 
 
 _ABSENT = object()
+_HIDDEN_CHANGE = "changed (hidden)"
 
 
-def _is_secret(key: str, value: Any) -> bool:
-    """By its name; a number is a setting (`max_token`), and an empty value tells nothing."""
-    if not isinstance(value, (str, bytes, Mapping, Sequence)) or not value:
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    # An earlier version may have hidden less.
+    old, new = dict(_leaves(canonical_config(before))), dict(_leaves(canonical_config(after)))
+    for name in sorted(old.keys() | new.keys()):
+        if not _matters(name) or old.get(name, _ABSENT) == new.get(name, _ABSENT):
+            continue
+        shown = _show(old, name), _show(new, name)
+        yield name, _HIDDEN_CHANGE if shown[0] == shown[1] else f"{shown[0]} → {shown[1]}"
+
+
+def _canonical_mapping(config: Mapping[Any, Any]) -> dict[str, Any]:
+    # Such as an entry of Kubernetes' `env`: {"name": "API_KEY", "value": "…"}.
+    names = [config.get(each) for each in ("name", "key", "variable")]
+    is_secret_entry = "value" in config and any(
+        isinstance(each, str) and _is_secret(each, config["value"]) for each in names
+    )
+    canonical: dict[str, Any] = {}
+    for key, value in config.items():
+        is_secret = _is_secret(str(key), value) or (is_secret_entry and key == "value")
+        name = hide_secrets(str(key), hidden_with_digest)
+        while name in canonical:
+            name += "'"
+        canonical[name] = _hide(value) if is_secret else canonical_config(value)
+    return canonical
+
+
+def _canonical_list(config: Sequence[Any]) -> list[Any]:
+    """A list, perhaps of the words of a command line, or a name and its value."""
+    canonical = [canonical_config(value) for value in config]
+    for place, (before, value) in enumerate(pairwise(config), 1):
+        if isinstance(before, str) and (
+            _is_value_of_option(before, value) or (len(config) == 2 and _is_pair(before, value))
+        ):
+            canonical[place] = _hide(value)
+    return canonical
+
+
+def _is_value_of_option(before: str, value: Any) -> bool:
+    return is_option(before) and not (isinstance(value, str) and value.startswith("--")) and _is_secret(before, value)
+
+
+def _is_pair(name: str, value: Any) -> bool:
+    """Whether two values are a secret's name and the secret, and not two names, such as `token` and `label`."""
+    are_words = isinstance(value, str) and reads_as_words(value) and name.lower() in _SECRETS_AND_WORDS
+    return _is_secret(name, value) and not are_words
+
+
+def _hide(value: Any) -> str:
+    if isinstance(value, str):
+        return value if PLACEHOLDER.fullmatch(value) else hidden_with_digest(value)
+    return hidden_with_digest(msgspec.json.encode(canonical_config(value), order="sorted").decode())
+
+
+def _is_secret(name: str, value: Any) -> bool:
+    """By its name; a number is a setting (`max_token`) but for passwords, and an empty value tells nothing."""
+    if isinstance(value, str):
+        return is_secret_text(name, value)
+    if value is None or isinstance(value, bool):
         return False
-    name = _CAMEL_HUMP.sub("_", key).lower().replace("-", "_")
-    return name in _SECRET_ALONE or any(name == word or name.endswith(f"_{word}") for word in _SECRETS)
-
-
-def _spelled_out(text: str) -> str:
-    """Without half characters, as in file names of another encoding: JSON cannot hold them."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    kind = kind_of_name(name)
+    if isinstance(value, (int, float)):
+        return kind is NameKind.PASSWORD
+    return kind in (NameKind.SECRET, NameKind.PASSWORD) and not (isinstance(value, Sized) and not len(value))
 
 
 def _matters(name: str) -> bool:
@@ -141,4 +155,4 @@ def _leaves(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _show(leaves: dict[str, Any], name: str) -> str:
-    return msgspec.json.encode(leaves[name]).decode() if name in leaves else "(absent)"
+    return without_digests(msgspec.json.encode(leaves[name]).decode()) if name in leaves else "(absent)"

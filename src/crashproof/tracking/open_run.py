@@ -39,7 +39,7 @@ from crashproof.records.events import (
 from crashproof.records.session import TrainingSession
 from crashproof.records.snapshots import JournalMark
 from crashproof.records.states import OnConfigChange
-from crashproof.rules.identity import changed_keys
+from crashproof.rules.identity import changed_keys, is_another_run
 from crashproof.rules.session import take_event
 from crashproof.tracking.requested_session import Identity
 
@@ -191,6 +191,9 @@ def _begins_anew(folder: RunFolder, session: TrainingSession, identity: Identity
         log.warning("Beginning anew as asked; session %s goes to %s.", session.session_id, folder.archive)
         return True
     if not changed:
+        return False
+    if not is_another_run(session.config, identity.config):
+        log.warning("Only secrets have changed (%s); session %s goes on.", "; ".join(changed), session.session_id)
         return False
     if identity.on_config_change == OnConfigChange.ERROR:
         raise ConfigChanged(folder.root, changed=changed)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crashproof.rules.identity import canonical_config, changed_keys, config_hash, without_secrets
+from crashproof.rules.identity import canonical_config, changed_keys, config_hash
+from crashproof.rules.secrets.texts import without_secrets
 
 
 class Optimizer(enum.Enum):

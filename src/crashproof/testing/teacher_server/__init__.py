@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from crashproof.testing.teacher_server.completions import Prices
 from crashproof.testing.teacher_server.counts import SeenRequest, TeacherCounts
+from crashproof.testing.teacher_server.echo import KeyEcho
 from crashproof.testing.teacher_server.faults import Fault, Faults, FaultTimes
 from crashproof.testing.teacher_server.questions import request_hash
 from crashproof.testing.teacher_server.server import TeacherServer
@@ -12,6 +13,7 @@ __all__ = [
     "Fault",
     "FaultTimes",
     "Faults",
+    "KeyEcho",
     "Prices",
     "SeenRequest",
     "TeacherCounts",
