@@ -84,7 +84,7 @@ def teacher_request(base_url: str, body: Mapping[str, object], *, sample: int = 
         if isinstance(value, str) and kind_of_name(str(name)) in (NameKind.SECRET, NameKind.PASSWORD):
             raise RequestError(
                 f"The parameter {name} is a secret, which would be stored.",
-                hint="Pass a key as api_key of the Endpoint.",
+                hint="Pass the key as api_key of the Endpoint.",
             )
     try:
         sent = {

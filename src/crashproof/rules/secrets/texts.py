@@ -70,6 +70,7 @@ _NAME = re.compile(
       (?P<assigned> {_QUOTE}?[^\S\n]* (?: => | :=? | = | %3[ADad] ) [^\S\n]* ) )"""
 )
 _OPEN_QUOTE = re.compile(rf"[bru]{{0,2}}(?P<quote>{_QUOTE})")
+_QUOTED = {quote: re.compile(rf"(?s:[^{quote}\\\\]|\\\\.)*+") for quote in "\"'"}
 _UNQUOTED = re.compile(
     r"""(?:[^\s"'\\&,;<>(){}\[\]] | [&,;](?!\s|[\w.-]+\s*[=:]|$) | \\(?![nrt"'\\])
     | [()\[\]{}<>](?=[^\s,;:"'()\[\]{}<>]))+""",
@@ -82,6 +83,8 @@ _LOGIN = re.compile(r"(?<!\S)(?:-u|--user|--proxy-user)[ =]*[\"']?[^\s:\"'/]+:(?
 _OPTION = re.compile(r"--?[A-Za-z][\w.-]*")
 _FETCHES = re.compile(r"\b(?:curl|wget|http|https|httpie|docker[ ]login|svn)\b")
 _PLAIN_WORD = re.compile(r"[A-Za-z][a-z]*[.,!?]?|[0-9]{1,5}")
+_VARIABLE = re.compile(r"(?:\$\{[\w.:]+\}|\{\{[^{}]{0,200}\}\})(?=[\s\"'&,;)\]}]|\Z)")
+_LONGEST_DOUBTFUL = 512
 _LONE_NAMES = frozenset(
     {"auth", "authorization", "bearer", "cookie", "cookies", "secret", "secrets", "token", "tokens"}
 )
@@ -151,10 +154,14 @@ def _assigned_secrets(text: str) -> Iterator[tuple[int, int]]:
     while match := _NAME.search(text, position):
         position = match.end()
         name = match["option"] or match["name"]
-        if kind_of_name(name) is NameKind.HARMLESS:
+        kind = kind_of_name(name)
+        if kind is NameKind.HARMLESS:
             continue
-        found = _value_at(text, position, _header_of(name))
-        if found is not None and _is_assigned_secret(text, match, *found):
+        is_certain = kind in (NameKind.SECRET, NameKind.PASSWORD)
+        # A value that is no secret is searched for further names, so it must not be read to its end each time.
+        end = len(text) if is_certain else min(len(text), position + _LONGEST_DOUBTFUL)
+        found = _value_at(text, position, end, _header_of(name))
+        if found is not None and _is_assigned_secret(text, match, *found, takes_groups=is_certain):
             yield found
             position = found[1]
 
@@ -165,46 +172,46 @@ def _header_of(name: str) -> str:
     return last if last in ("authorization", "cookie") else ""
 
 
-def _value_at(text: str, start: int, header: str) -> tuple[int, int] | None:
-    if opened := _OPEN_QUOTE.match(text, start):
-        end = _end_of_quoted(text, opened.end(), opened["quote"])
+def _value_at(text: str, start: int, limit: int, header: str) -> tuple[int, int] | None:
+    if opened := _OPEN_QUOTE.match(text, start, limit):
+        end = _end_of_quoted(text, opened.end(), limit, opened["quote"])
         scheme = _SCHEME.match(text, opened.end(), end)
         start = scheme.end() if scheme else opened.end()
         return (start, end) if start < end else None
-    if PLACEHOLDER.match(text, start):
-        return None
-    if scheme := _SCHEME.match(text, start):
+    if scheme := _SCHEME.match(text, start, limit):
         if scheme[0].lower().startswith(("digest", "aws4")):
             header = "cookie"
         start = scheme.end()
-    if group := _GROUP.match(text, start):
-        return group.span()
-    value = (_REST_OF_LINE if header == "cookie" else _UNQUOTED).match(text, start)
-    return None if value is None or PLACEHOLDER.match(text, start) else value.span()
+    if PLACEHOLDER.match(text, start) or _VARIABLE.match(text, start):
+        return None
+    pattern = _REST_OF_LINE if header == "cookie" else _UNQUOTED
+    value = _GROUP.match(text, start, limit) or pattern.match(text, start, limit)
+    return None if value is None else value.span()
 
 
-def _end_of_quoted(text: str, start: int, quote: str) -> int:
+def _end_of_quoted(text: str, start: int, limit: int, quote: str) -> int:
     """Where a quoted value ends; without a closing quote, at the end of its line."""
-    end = start
-    while (end := text.find(quote, end)) >= 0:
-        backslashes = len(text[start:end]) - len(text[start:end].rstrip("\\"))
-        if quote.startswith("\\") or backslashes % 2 == 0:
-            return end
-        end += len(quote)
-    line_end = text.find("\n", start)
-    return line_end if line_end >= 0 else len(text)
+    inside = _QUOTED.get(quote)
+    if inside is None:
+        end = text.find(quote, start, limit)
+    else:
+        closing = inside.match(text, start, limit)
+        end = closing.end() if closing and text.startswith(quote, closing.end()) else -1
+    if start <= end < limit:
+        return end
+    line_end = text.find("\n", start, limit)
+    return line_end if line_end >= 0 else limit
 
 
-def _is_assigned_secret(text: str, match: re.Match[str], start: int, end: int) -> bool:
+def _is_assigned_secret(text: str, match: re.Match[str], start: int, end: int, *, takes_groups: bool) -> bool:
     name, value = match["option"] or match["name"], text[start:end]
     if PLACEHOLDER.fullmatch(value) or (match["option"] and value.startswith("-")):
         return False
-    if value[0] in "[{":
-        is_certain = kind_of_name(name) in (NameKind.SECRET, NameKind.PASSWORD)
-        return is_certain and any(map(str.isalnum, PLACEHOLDER.sub("", value)))
+    if value[0] in "[{" and match.end() == start:
+        return takes_groups and any(map(str.isalnum, PLACEHOLDER.sub("", value)))
     if not is_secret_text(name, value):
         return False
-    if name.lower() in _LONE_NAMES and _PLAIN_WORD.fullmatch(value) and "=" not in match["assigned"]:
+    if name.lower() in _LONE_NAMES and match.end() == start and "=" not in (match["assigned"] or "="):
         # In prose: "invalid token: expected a comma".
-        return text[end : end + 1] in ("\n", "")
+        return _PLAIN_WORD.fullmatch(value) is None or text[end : end + 1] in ("\n", "")
     return True

@@ -64,7 +64,7 @@ class TeacherServer:
             cached_share: How much of each prompt is charged as cached, from 0 to 1.
             models: The models served; any other is not found.
             api_key: The key that clients must send; None for no authentication.
-            echoes_key: Whether each complete JSON body also holds the key that the client sent, and how it is spelled.
+            echoes_key: How each complete body spells the key that the client sent; None for no echo.
             latency_seconds: Time between computing and delivering an answer.
             honours_idempotency_keys: Whether a repeated key gets the earlier answer, free of charge.
             port: 0 picks a free one.
