@@ -28,7 +28,8 @@ class KnownSecrets:
 
     def __init__(self, secrets: Iterable[str]) -> None:
         known = sorted({each for each in secrets if len(each) >= _LEAST_LENGTH}, key=len, reverse=True)
-        self._cores = [core for each in known for core in (each.lower(), *_encoded(each))]
+        self._cores = [core for each in known for core in _cores(each)]
+        """In lower case."""
         patterns = [pattern for each in known for pattern in _patterns(each)]
         self._pattern = re.compile("|".join(patterns)) if patterns else None
 
@@ -52,7 +53,7 @@ class KnownSecrets:
     def _may_be_in(self, text: str) -> bool:
         """Whether it is worth while to search a text closely."""
         lower = text.lower()
-        return _ESCAPE.search(lower) is not None or any(core in lower or core in text for core in self._cores)
+        return _ESCAPE.search(lower) is not None or any(core in lower for core in self._cores)
 
     def _hide_in_value(self, value: object) -> object:
         if isinstance(value, str):
@@ -77,13 +78,19 @@ def _patterns(secret: str) -> list[str]:
     encoded = [
         "[A-Za-z0-9+/_-]{0,1}" + "".join(_BASE64.get(each, each) for each in core) + "[A-Za-z0-9+/_=-]{0,3}"
         for core in _encoded(secret)
-        if core != secret
     ]
     return ["".join(map(_character, secret)), f"(?i:{_bytes_of(secret).hex()})", *encoded]
 
 
+def _cores(secret: str) -> list[str]:
+    """What a text without escapes must contain, in lower case, to hold a secret."""
+    encoded = [core.lower() for core in _encoded(secret)]
+    in_addresses = [core.replace("+", "-").replace("/", "_") for core in encoded]
+    return [secret.lower(), _bytes_of(secret).hex(), *encoded, *in_addresses]
+
+
 def _encoded(secret: str) -> list[str]:
-    """What a secret is in base64, by what stands before it, without the characters at its ends; and in hex."""
+    """What a secret is in base64, by what stands before it, without the characters at its ends."""
     content = _bytes_of(secret)
     cores = []
     for offset in range(3):

@@ -15,26 +15,31 @@ from crashproof.rules.secrets.texts import without_secrets
 RANDOM = "q7Zt0Lw9Xk3Vb5Nm1Rp8"
 HEX = "0123456789abcdef0123456789abcdef01234567"
 
-SECRET_NAMES = """
-    api_key API_KEY apiKey apikey x-api-key openai_api_key openai_key openaiKey OpenAIKey openaikey wandb_key WANDB_API_KEY
-    anthropic_key teacher_key judge_key hf_token HF_TOKEN hfToken HFToken hf_auth huggingface_token use_auth_token
-    access_token refresh_token github_token bot_token session_token AWS_SESSION_TOKEN AWS_SECRET_ACCESS_KEY
-    AWS_ACCESS_KEY_ID access_key secret_key private_key ssh_private_key signing_key encryption_key account_key license_key
-    pw db_pw pwd passwd password db_password passwords passphrase smtp_pass PGPASSWORD dbpassword password_2 password_prod
-    secret secrets client_secret secret_value bearer authorization Proxy-Authorization auth_header credentials creds
-    aws_credentials cookie Set-Cookie webhook webhooks slack_webhook webhook_url alertWebhook dsn sentry_dsn jwt
-    connection_string auth token api_key_old
-""".split()
 
-HARMLESS_NAMES = """
+def words_of(text: str) -> list[str]:
+    return text.split()
+
+
+SECRET_NAMES = words_of("""
+    api_key API_KEY apiKey apikey x-api-key openai_api_key openai_key openaiKey OpenAIKey openaikey wandb_key
+    WANDB_API_KEY anthropic_key teacher_key judge_key hf_token HF_TOKEN hfToken HFToken hf_auth huggingface_token
+    use_auth_token access_token refresh_token github_token bot_token session_token AWS_SESSION_TOKEN
+    AWS_SECRET_ACCESS_KEY AWS_ACCESS_KEY_ID access_key secret_key private_key ssh_private_key signing_key
+    encryption_key account_key license_key pw db_pw pwd passwd password db_password passwords passphrase smtp_pass
+    PGPASSWORD dbpassword password_2 password_prod secret secrets client_secret secret_value bearer authorization
+    Proxy-Authorization auth_header credentials creds aws_credentials cookie Set-Cookie webhook webhooks
+    slack_webhook webhook_url alertWebhook dsn sentry_dsn jwt connection_string auth token api_key_old
+""")
+
+HARMLESS_NAMES = words_of("""
     max_tokens max_new_tokens max_token tokenizer tokenizer_name pad_token eos_token bos_token unk_token mask_token
     stop_token image_token special_tokens additional_special_tokens token_ids eos_token_id token_type num_tokens
-    tokens_per_batch num_key_value_heads key_size key_value_heads key_dim primary_key foreign_key public_key sort_key
-    cache_key prompt_key text_key label_key keys_to_ignore api_key_env api_key_file password_file password_length secret_santa
-    secretary authors author auth_url authorization_url token_url passes forward_pass passage keyboard monkey turkey
-    hotkey_name cookie_cutter_path webhook_timeout slack_channel credential_type bearer_format tokenize_chinese_chars
-    model_name base_url lr optimizer patience signature_columns hook_every pwm
-""".split()
+    tokens_per_batch num_key_value_heads key_size key_value_heads key_dim primary_key foreign_key public_key
+    sort_key cache_key prompt_key text_key label_key keys_to_ignore api_key_env api_key_file password_file
+    password_length secret_santa secretary authors author auth_url authorization_url token_url passes forward_pass
+    passage keyboard monkey turkey hotkey_name cookie_cutter_path webhook_timeout slack_channel credential_type
+    bearer_format tokenize_chinese_chars model_name base_url lr optimizer patience signature_columns hook_every pwm
+""")
 
 SECRET_VALUES = [
     "sk-proj-abcdef1234567890",
@@ -193,9 +198,11 @@ def test_a_secret_is_known_by_where_it_stands_in_a_text(around, secret):
     before, _, after = around.format("\0").partition("\0")
 
     hidden = without_secrets(text)
-    assert secret not in hidden.removeprefix(before).removesuffix(after) and hidden != text
+    assert secret not in hidden.removeprefix(before).removesuffix(after)
+    assert hidden != text
     assert hidden == without_secrets(hidden)
-    assert hidden != text and str(canonical_config({"argv": [text]})["argv"][0]) != text
+    assert hidden != text
+    assert str(canonical_config({"argv": [text]})["argv"][0]) != text
 
 
 @settings(max_examples=300, deadline=None)
@@ -228,7 +235,7 @@ def test_no_secret_survives_in_a_nested_config(config):
 
     def secrets_in(value):
         if isinstance(value, dict):
-            for name, each in value.items():
+            for each in value.values():
                 yield from [each] if isinstance(each, str) else secrets_in(each)
         else:
             for each in value:
@@ -239,7 +246,7 @@ def test_no_secret_survives_in_a_nested_config(config):
 
 
 words = st.sampled_from(
-    "the loss of step tokens tokenizer key keys a model 3 0.5 gpt2-xl is - token, was (not) better".split()
+    words_of("the loss of step tokens tokenizer key keys a model 3 0.5 gpt2-xl is - token, was (not) better")
 )
 
 
