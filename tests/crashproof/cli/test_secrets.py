@@ -135,7 +135,9 @@ def test_the_page_and_prometheus_show_none(request, which, tmp_path, clock):
 
     run = request.getfixturevalue(which)
     with served(tmp_path, Access(), clock.now) as server:
-        pages = [server.get(f"/{path}") for path in ("", "metrics", "api/runs", f"api/run?name={run.name}", f"api/compare?name={run.name}&other={run.name}")]
+        name = run.name
+        paths = ("", "metrics", "api/runs", f"api/run?name={name}", f"api/compare?name={name}&other={name}")
+        pages = [server.get(f"/{path}") for path in paths]
 
     assert any("gpt2-xl" in page.body.decode() for page in pages), [page.status for page in pages]
     for page in pages:

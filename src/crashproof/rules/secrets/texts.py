@@ -77,7 +77,7 @@ _UNQUOTED = re.compile(
     re.VERBOSE,
 )
 _GROUP = re.compile(r"\[[^\]]*\]?|\{[^}]*\}?")
-_REST_OF_LINE = re.compile(r"""[^\n\r"'\\]+""")
+_REST_OF_LINE = re.compile(r"[^\n\r]+")
 _SCHEME = re.compile(rf"(?i)(?:{_SCHEMES})(?:[ ]+|%20)")
 _LOGIN = re.compile(r"(?<!\S)(?:-u|--user|--proxy-user)[ =]*[\"']?[^\s:\"'/]+:(?P<value>(?!\d+\b)[^\s\"']+)")
 _OPTION = re.compile(r"--?[A-Za-z][\w.-]*")
@@ -160,19 +160,18 @@ def _assigned_secrets(text: str) -> Iterator[tuple[int, int]]:
         is_certain = kind in (NameKind.SECRET, NameKind.PASSWORD)
         # A value that is no secret is searched for further names, so it must not be read to its end each time.
         end = len(text) if is_certain else min(len(text), position + _LONGEST_DOUBTFUL)
-        found = _value_at(text, position, end, _header_of(name))
+        found = _value_at(text, match, end)
         if found is not None and _is_assigned_secret(text, match, *found, takes_groups=is_certain):
             yield found
             position = found[1]
 
 
-def _header_of(name: str) -> str:
-    """`authorization`, `cookie` or nothing: headers whose value has several words."""
-    last = name.lower().rpartition("-")[2]
-    return last if last in ("authorization", "cookie") else ""
-
-
-def _value_at(text: str, start: int, limit: int, header: str) -> tuple[int, int] | None:
+def _value_at(text: str, name: re.Match[str], limit: int) -> tuple[int, int] | None:
+    start = name.end()
+    # Several words belong to a cookie and to some schemes: all of the header's line, or of its quotes.
+    takes_line = (name["name"] or "").lower().endswith("cookie")
+    before = text[name.start() - 1 : name.start()]
+    end_of_line = text.find(before, start, limit) if before in _QUOTED else -1
     if opened := _OPEN_QUOTE.match(text, start, limit):
         end = _end_of_quoted(text, opened.end(), limit, opened["quote"])
         scheme = _SCHEME.match(text, opened.end(), end)
@@ -180,12 +179,14 @@ def _value_at(text: str, start: int, limit: int, header: str) -> tuple[int, int]
         return (start, end) if start < end else None
     if scheme := _SCHEME.match(text, start, limit):
         if scheme[0].lower().startswith(("digest", "aws4")):
-            header = "cookie"
+            takes_line = True
         start = scheme.end()
     if PLACEHOLDER.match(text, start) or _VARIABLE.match(text, start):
         return None
-    pattern = _REST_OF_LINE if header == "cookie" else _UNQUOTED
-    value = _GROUP.match(text, start, limit) or pattern.match(text, start, limit)
+    if takes_line:
+        value = _REST_OF_LINE.match(text, start, limit if end_of_line < 0 else end_of_line)
+    else:
+        value = _GROUP.match(text, start, limit) or _UNQUOTED.match(text, start, limit)
     return None if value is None else value.span()
 
 

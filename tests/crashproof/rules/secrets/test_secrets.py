@@ -265,6 +265,25 @@ def test_hiding_twice_changes_nothing_more(text):
 
 
 @pytest.mark.parametrize(
+    "text, expected",
+    [
+        ('Authorization: Digest username="ann", response="0f"', "Authorization: Digest (secret)"),
+        ("Authorization: AWS4-HMAC-SHA256 Credential=a, Signature=b", "Authorization: AWS4-HMAC-SHA256 (secret)"),
+        ("-H 'Cookie: a=\"b\"; c=d' -v", "-H 'Cookie: (secret)' -v"),
+        ("Cookie: \n", "Cookie: \n"),
+        ("Authorization: Bearer (secret)", "Authorization: Bearer (secret)"),
+        ('password=""', 'password=""'),
+        ("password='never closed\nlr: 3", "password='(secret)\nlr: 3"),
+        ("token: \n", "token: \n"),
+        ("secrets: []", "secrets: []"),
+        ("key: [abc]", "key: [abc]"),
+    ],
+)
+def test_values_of_an_unusual_form(text, expected):
+    assert expected == without_secrets(text)
+
+
+@pytest.mark.parametrize(
     "config, hidden",
     [
         (["--api-key", "X1"], ["--api-key", "(secret)"]),

@@ -44,15 +44,7 @@ def readings(text: str) -> set[str]:
     found, new = set(), {text}
     for _ in range(4):
         found |= new
-        new = {
-            undo(each)
-            for each in new
-            for undo in (
-                unquote,
-                html.unescape,
-                lambda text: text.encode("latin-1", "replace").decode("unicode_escape"),
-            )
-        } - found
+        new = {undo(each) for each in new for undo in (unquote, html.unescape, unescape)} - found
     return found | new
 
 
