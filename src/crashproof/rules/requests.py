@@ -12,7 +12,6 @@ from urllib.parse import urlsplit, urlunsplit
 import msgspec
 
 from crashproof.errors import RequestError
-from crashproof.rules.secrets.names import NameKind, kind_of_name
 from crashproof.rules.secrets.texts import without_secrets
 
 __all__ = ["JsonObject", "TeacherRequest", "nearest_difference", "teacher_request"]
@@ -80,12 +79,6 @@ def teacher_request(base_url: str, body: Mapping[str, object], *, sample: int = 
     if sample < 0:
         raise RequestError(f"sample must be 0 or more, got {sample!r}.")
     url = _canonical_url(base_url)
-    for name, value in body.items():
-        if isinstance(value, str) and kind_of_name(str(name)) in (NameKind.SECRET, NameKind.PASSWORD):
-            raise RequestError(
-                f"The parameter {name} is a secret, which would be stored.",
-                hint="Pass the key as api_key of the Endpoint.",
-            )
     try:
         sent = {
             _json_value(name, "The body"): _number(_json_value(value, name))
