@@ -36,7 +36,7 @@ class RequestForm:
             parameters: Override the form's own; None removes one.
 
         Raises:
-            RequestError: it is not made of JSON values, requests several choices at once, or has a secret as a parameter.
+            RequestError: it is not made of JSON values, requests several choices at once, or a parameter is a secret.
         """
         asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         body = {**self.parameters, **parameters, "model": self.model, "messages": asked}
