@@ -17,7 +17,7 @@ from crashproof.reading.run_state import read_run
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.session import TrainingSession
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
-from crashproof.rules.identity import canonical_config, changed_keys
+from crashproof.rules.identity import canonical_config, changed_keys, is_another_run
 from crashproof.tracking.settings import TrackerSettings
 from crashproof.tracking.tracker import ProgressTracker
 
@@ -120,8 +120,9 @@ class DeferredRun:
             )
 
     def _require_same_config(self, session: TrainingSession, identity: Mapping[str, object]) -> None:
-        changed = changed_keys(session.config, canonical_config(identity)) if session.config_hash else []
-        if changed and self.on_config_change == "error":
-            error = ConfigChanged(self.folder.root, changed=changed)
+        config = canonical_config(identity)
+        is_changed = session.config_hash and is_another_run(session.config, config)
+        if is_changed and self.on_config_change == "error":
+            error = ConfigChanged(self.folder.root, changed=changed_keys(session.config, config))
             error.hint = 'Restore the old values, pass on_config_change="continue", or use another output folder.'
             raise error

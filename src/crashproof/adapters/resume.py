@@ -21,7 +21,7 @@ from crashproof.reading.run_state import read_run
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.session import TrainingSession
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
-from crashproof.rules.identity import canonical_config, changed_keys
+from crashproof.rules.identity import canonical_config, changed_keys, is_another_run
 from crashproof.tracking.adopt import adopt_checkpoints
 from crashproof.tracking.repair import quarantine_unrecorded
 from crashproof.tracking.settings import TrackerSettings
@@ -156,10 +156,12 @@ def _starts_over(run: FrameworkRun, session: TrainingSession) -> bool:
     """Whether the next start archives the session with its checkpoints."""
     if not session.config_hash:
         return False
-    changed = changed_keys(session.config, canonical_config(run.config))
-    if changed and run.on_config_change == "error":
-        raise ConfigChanged(run.folder.root, changed=changed)
-    return bool(changed) and run.on_config_change == "archive"
+    config = canonical_config(run.config)
+    if not is_another_run(session.config, config):
+        return False
+    if run.on_config_change == "error":
+        raise ConfigChanged(run.folder.root, changed=changed_keys(session.config, config))
+    return run.on_config_change == "archive"
 
 
 def _inspect_all(

@@ -29,6 +29,8 @@ from crashproof.rules.alerts import (
     least_free_bytes,
     untold_crashes,
 )
+from crashproof.rules.secrets.known import KnownSecrets
+from crashproof.rules.secrets.texts import without_secrets
 from crashproof.rules.spending import spending_of
 
 __all__ = ["AlertMonitor"]
@@ -64,6 +66,7 @@ class AlertMonitor:
         self._fine_since: dict[str, float] = {}
         self._looked_at = run.stamp()["timestamp"]
         channels = settings.channels()
+        self._secrets = KnownSecrets(settings.secrets())
         self._own_channels = [channel for channel in channels if channel.runs_in_training]
         self._process: AlertProcess | None = None
         if len(self._own_channels) < len(channels):
@@ -143,6 +146,7 @@ class AlertMonitor:
         )
 
     def _raise(self, kind: AlertKind, message: str, about: AttemptRecord | None) -> None:
+        message = self._secrets.hide(without_secrets(message))
         stamp = self._run.stamp()
         about_attempt = stamp["attempt"] if about is None else about.attempt
         session = self._run.session

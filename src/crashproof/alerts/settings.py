@@ -71,6 +71,11 @@ class AlertSettings:
         found = [kind.from_setting(getattr(self, name)) for name, kind in CHANNELS.items()]
         return [channel for channel in found if channel is not None]
 
+    def secrets(self) -> list[str]:
+        """The addresses that alerts are sent to, for whoever must keep them out of a text."""
+        settings = [channel.setting for channel in self.channels() if channel.is_secret]
+        return [setting for setting in settings if isinstance(setting, str)]
+
     def sends(self, kind: str) -> bool:
         """Whether a kind is to be sent."""
         return self.kinds is None or kind in self.kinds

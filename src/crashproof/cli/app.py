@@ -23,6 +23,7 @@ from crashproof.cli.stop import stop
 from crashproof.cli.verify import verify
 from crashproof.cli.watch import watch
 from crashproof.errors import CrashproofError
+from crashproof.rules.secrets.texts import without_secrets
 
 __all__ = ["run"]
 
@@ -55,5 +56,5 @@ def run() -> None:
     try:
         app()
     except (CrashproofError, OSError) as error:
-        sys.stderr.write(f"crashproof: {clean(str(error))}\n")
+        sys.stderr.write(f"crashproof: {clean(without_secrets(str(error)))}\n")
         raise SystemExit(2) from None

@@ -21,7 +21,7 @@ from crashproof.disk.files import storage_errors
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import ConfigError
 from crashproof.reading.run_reader import RunReader
-from crashproof.rules.identity import without_secrets
+from crashproof.rules.secrets.texts import without_secrets
 from crashproof.views.post_mortem import Surroundings, examine
 from crashproof.views.post_mortem_page import post_mortem_page
 

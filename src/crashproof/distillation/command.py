@@ -20,6 +20,7 @@ from crashproof.errors import ConfigError, CrashproofError, RankLost, TeacherUnr
 from crashproof.pytorch.device import choose_device, compute_deterministically
 from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts, StopRequested
 from crashproof.pytorch.ranks import Ranks, join_ranks
+from crashproof.rules.secrets.texts import without_secrets
 
 __all__ = ["main"]
 
@@ -40,7 +41,7 @@ def main(recipe: str, arguments: Sequence[str] | None = None) -> int:
         with Interrupts() as interrupts:
             return _train(TASKS[recipe], options, interrupts)
     except CrashproofError as error:
-        sys.stderr.write(f"{recipe}: {error}\n")
+        sys.stderr.write(f"{recipe}: {without_secrets(str(error))}\n")
         # A lost rank or teacher may be back at the next start; any other error needs a change first.
         return EXIT_PREEMPTED if isinstance(error, (RankLost, TeacherUnreachable)) else 2
     except StopRequested:

@@ -26,7 +26,7 @@ from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.session import TrainingSession
 from crashproof.records.snapshots import JournalMark
 from crashproof.rules.history import Rewinds
-from crashproof.rules.identity import without_secrets
+from crashproof.rules.secrets.texts import without_secrets
 from crashproof.threads import try_to_start
 
 __all__ = ["Replayed", "following", "replay"]

@@ -24,6 +24,7 @@ from crashproof.records.requests import AnswerRecord, RequestLine
 from crashproof.records.session import TrainingSession
 from crashproof.records.snapshots import JournalMark, Manifest, ProgressFile, SessionFile
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
+from crashproof.rules.identity import canonical_config
 from crashproof.rules.session import apply_answer, apply_event, apply_metrics, apply_request, begin_session
 from crashproof.rules.spending import spending_of
 
@@ -91,7 +92,8 @@ def read_run(folder: RunFolder, *, trust_snapshot: bool = True) -> RunState:
     manifest = read_snapshot(folder.manifest, _manifest_decoder)
     read_snapshot(folder.summary, _summary_decoder)
     if snapshot is not None and trust_snapshot and journals_continue(folder, snapshot.journals):
-        return read_tails(folder, _plain_session(snapshot), snapshot.journals, read_from_snapshot=True)
+        state = read_tails(folder, _plain_session(snapshot), snapshot.journals, read_from_snapshot=True)
+        return _without_secrets(state)
     beginning = _read_beginning(folder, snapshot)
     if beginning is None and not folder.metrics.exists() and manifest is None:
         return RunState(session=None, damages=find_damages(folder))
@@ -100,7 +102,7 @@ def read_run(folder: RunFolder, *, trust_snapshot: bool = True) -> RunState:
     are_events_lost = beginning is None if events_end is None else not line_continues(folder.events, events_end)
     if are_events_lost:
         _remember_checkpoints(state, snapshot or manifest)
-    return state
+    return _without_secrets(state)
 
 
 def read_snapshot(path: Path, decoder: msgspec.json.Decoder[T]) -> T | None:
@@ -252,3 +254,10 @@ def _unknown_beginning() -> SessionStarted:
 
 def _plain_session(snapshot: SessionFile) -> TrainingSession:
     return TrainingSession(**{name: getattr(snapshot, name) for name in TrainingSession.__struct_fields__})
+
+
+def _without_secrets(state: RunState) -> RunState:
+    """The state with a config that may be shown: an earlier version may have hidden less of it."""
+    if state.session is not None:
+        state.session.config = canonical_config(state.session.config)
+    return state

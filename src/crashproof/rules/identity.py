@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from itertools import pairwise
 from typing import Any
 
 import msgspec
 
-__all__ = ["canonical_config", "changed_keys", "config_hash", "config_leaves", "without_secrets"]
+from crashproof.rules.secrets.names import NameKind, is_secret_text, kind_of_name, reads_as_words
+from crashproof.rules.secrets.placeholder import PLACEHOLDER, hidden_with_digest, without_digests
+from crashproof.rules.secrets.texts import hide_secrets, is_option
+
+__all__ = ["canonical_config", "changed_keys", "config_hash", "config_leaves", "is_another_run"]
 
 _CANNOT_CHANGE_THE_RESULT = frozenset({"progress", "logging", "log", "output_dir", "run_name", "resume"})
 """Top-level sections about where to write, how to log, and when to save."""
@@ -18,46 +23,8 @@ _CANNOT_CHANGE_THE_RESULT = frozenset({"progress", "logging", "log", "output_dir
 _LENGTHS = frozenset({"steps", "total_steps", "max_steps", "num_steps", "train_steps"})
 """The length of the training: a run that is extended or shortened stays the same run."""
 
-_SECRETS = (
-    "access_key",
-    "access_key_id",
-    "access_token",
-    "api_key",
-    "api_keys",
-    "apikey",
-    "apikeys",
-    "auth_token",
-    "authorization",
-    "cookie",
-    "credentials",
-    "hf_auth",
-    "hf_token",
-    "passwd",
-    "password",
-    "private_key",
-    "secret",
-    "secrets",
-    "webhook",
-    "webhooks",
-    "webhook_url",
-)
-_SECRET_ALONE = frozenset({"auth", "token"})
-"""Secrets only under exactly this name; `pad_token` is not one."""
-_HIDDEN = "(secret)"
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-_CAMEL_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_ADDRESS_PASSWORDS = re.compile(r"(?<=://)[^/\s@]+:[^/\s@]+(?=@)")
-# Only from the beginning of a word: tried at each letter, a long word would take quadratic time.
-_ASSIGNED = re.compile(
-    r"""(?ix) (?<! [\w-] )
-        ( [\w-]* (?: api[-_]?key | access[-_]?key | password | passwd | secret | token | authorization ) [\w-]*
-        ["']? \s* [:=] \s* ["']? (?: (?:basic|bearer) \s+ )? ) [^\s"'&,;]{4,}"""
-)
-_KEY_SHAPES = re.compile(
-    r"\b(?:sk|pk|hf|gsk|xai|ghp|key)[-_][A-Za-z0-9_\-]{8,}|\bA[KS]IA[A-Z0-9]{12,}|\bAIza[A-Za-z0-9_\-]{20,}"
-    rf"|(?<=Bearer )\S+|(?<=Basic )\S+|{_ADDRESS_PASSWORDS.pattern}"
-)
-"""API keys as providers spell them, bearer tokens, and passwords in addresses."""
+_SECRETS_AND_WORDS = frozenset({"auth", "cookie", "secret", "token"})
 
 
 def canonical_config(config: Mapping[str, object]) -> dict[str, Any]:
@@ -65,15 +32,19 @@ def canonical_config(config: Mapping[str, object]) -> dict[str, Any]:
 
     Paths, enums and other objects become text; tuples and sets become lists; NaN and infinities become text.
     """
-    return {
-        _escape_surrogates(str(key)): _HIDDEN if _is_secret(str(key), value) else _canonical(value)
-        for key, value in config.items()
-    }
-
-
-def without_secrets(text: str) -> str:
-    """Text with whatever looks like an API key hidden, for errors that are journalled."""
-    return _escape_surrogates(_ASSIGNED.sub(rf"\1{_HIDDEN}", _KEY_SHAPES.sub(_HIDDEN, text)))
+    names = [config.get(each) for each in ("name", "key", "variable")]
+    # Such as an entry of Kubernetes' `env`: {"name": "API_KEY", "value": "…"}.
+    is_secret_entry = "value" in config and any(
+        isinstance(each, str) and _is_secret(each, config["value"]) for each in names
+    )
+    canonical: dict[str, Any] = {}
+    for key, value in config.items():
+        is_secret = _is_secret(str(key), value) or (is_secret_entry and key == "value")
+        name = hide_secrets(str(key), hidden_with_digest)
+        while name in canonical:
+            name += "'"
+        canonical[name] = _hide(value) if is_secret else _canonical(value)
+    return canonical
 
 
 def config_hash(config: dict[str, Any]) -> str:
@@ -82,13 +53,16 @@ def config_hash(config: dict[str, Any]) -> str:
 
 
 def changed_keys(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """The changes that make two canonical configs different runs: `train.batch_size: 32 → 64`, sorted by key."""
-    old, new = dict(config_leaves(before)), dict(config_leaves(after))
-    return [
-        f"{name}: {_show(old, name)} → {_show(new, name)}"
-        for name in sorted(old.keys() | new.keys())
-        if _matters(name) and old.get(name, _ABSENT) != new.get(name, _ABSENT)
-    ]
+    """The changes that make two canonical configs different runs: `train.batch_size: 32 → 64`, sorted by key.
+
+    A new value of a secret is `train.api_key: changed (hidden)`, if it was long enough to be noticed.
+    """
+    return [f"{name}: {change}" for name, change in _changes(before, after)]
+
+
+def is_another_run(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether two canonical configs differ in more than the values of secrets: a renewed key makes no new run."""
+    return any(change != _HIDDEN_CHANGE for _, change in _changes(before, after))
 
 
 def config_leaves(config: object, name: str = "") -> Iterator[tuple[str, object]]:
@@ -101,6 +75,17 @@ def config_leaves(config: object, name: str = "") -> Iterator[tuple[str, object]
 
 
 _ABSENT = object()
+_HIDDEN_CHANGE = "changed (hidden)"
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    # An earlier version may have hidden less.
+    old, new = dict(config_leaves(canonical_config(before))), dict(config_leaves(canonical_config(after)))
+    for name in sorted(old.keys() | new.keys()):
+        if not _matters(name) or old.get(name, _ABSENT) == new.get(name, _ABSENT):
+            continue
+        shown = _show(old, name), _show(new, name)
+        yield name, _HIDDEN_CHANGE if shown[0] == shown[1] else f"{shown[0]} → {shown[1]}"
 
 
 def _canonical(value: object) -> object:
@@ -109,32 +94,57 @@ def _canonical(value: object) -> object:
     if isinstance(value, (set, frozenset)):
         return sorted((_canonical(each) for each in value), key=str)
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return [_canonical(each) for each in value]
+        return _canonical_list(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, str):
-        # Names of models look like keys, so only addresses are searched; keys are recognized by what is before them.
-        return _escape_surrogates(_ASSIGNED.sub(rf"\1{_HIDDEN}", _ADDRESS_PASSWORDS.sub(_HIDDEN, value)))
+        return hide_secrets(value, hidden_with_digest)
     if value is None or isinstance(value, (bool, int)):
         return value
     if hasattr(value, "item"):
         # A NumPy scalar or a 0-d tensor.
         return _canonical(value.item())
     # The memory address of an object differs in every process.
-    return _escape_surrogates(_ADDRESS.sub("", str(value)))
+    return hide_secrets(_ADDRESS.sub("", str(value)), hidden_with_digest)
 
 
-def _is_secret(key: str, value: object) -> bool:
-    """Whether it is a secret by its name; a number is a setting (`max_token`), and an empty value hides nothing."""
-    if not isinstance(value, (str, bytes, Mapping, Sequence)) or not value:
+def _canonical_list(config: Sequence[object]) -> list[object]:
+    """A list, perhaps of the words of a command line, or a name and its value."""
+    canonical = [_canonical(value) for value in config]
+    for place, (before, value) in enumerate(pairwise(config), 1):
+        if isinstance(before, str) and (
+            _is_value_of_option(before, value) or (len(config) == 2 and _is_pair(before, value))
+        ):
+            canonical[place] = _hide(value)
+    return canonical
+
+
+def _is_value_of_option(before: str, value: object) -> bool:
+    return is_option(before) and not (isinstance(value, str) and value.startswith("--")) and _is_secret(before, value)
+
+
+def _is_pair(name: str, value: object) -> bool:
+    """Whether two values are a secret's name and the secret, and not two names, such as `token` and `label`."""
+    are_words = isinstance(value, str) and reads_as_words(value) and name.lower() in _SECRETS_AND_WORDS
+    return _is_secret(name, value) and not are_words
+
+
+def _hide(value: object) -> str:
+    if isinstance(value, str):
+        return value if PLACEHOLDER.fullmatch(value) else hidden_with_digest(value)
+    return hidden_with_digest(msgspec.json.encode(_canonical(value), order="sorted").decode())
+
+
+def _is_secret(name: str, value: object) -> bool:
+    """By its name; a number is a setting (`max_token`) but for passwords, and an empty value hides nothing."""
+    if isinstance(value, str):
+        return is_secret_text(name, value)
+    if value is None or isinstance(value, bool):
         return False
-    name = _CAMEL_HUMP.sub("_", key).lower().replace("-", "_")
-    return name in _SECRET_ALONE or any(name == word or name.endswith(f"_{word}") for word in _SECRETS)
-
-
-def _escape_surrogates(text: str) -> str:
-    """Escape lone surrogates, such as in file names of another encoding: JSON cannot hold them."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    kind = kind_of_name(name)
+    if isinstance(value, (int, float)):
+        return kind is NameKind.PASSWORD
+    return kind in (NameKind.SECRET, NameKind.PASSWORD) and not (isinstance(value, Sized) and not len(value))
 
 
 def _matters(name: str) -> bool:
@@ -146,4 +156,4 @@ def _matters(name: str) -> bool:
 
 
 def _show(leaves: dict[str, object], name: str) -> str:
-    return msgspec.json.encode(leaves[name]).decode() if name in leaves else "(absent)"
+    return without_digests(msgspec.json.encode(leaves[name]).decode()) if name in leaves else "(absent)"

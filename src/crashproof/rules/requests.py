@@ -12,6 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 import msgspec
 
 from crashproof.errors import RequestError
+from crashproof.rules.secrets.texts import without_secrets
 
 __all__ = ["JsonObject", "TeacherRequest", "nearest_difference", "teacher_request"]
 
@@ -136,6 +137,11 @@ def _canonical_url(base_url: str) -> str:
     if parts.query or parts.fragment:
         raise RequestError(
             f"The base URL of {parts.hostname} has a query or fragment.", hint="Remove everything from the ? or #."
+        )
+    if without_secrets(parts.path) != parts.path:
+        raise RequestError(
+            f"The base URL of {parts.hostname} contains what looks like a key, which would be stored.",
+            hint="Pass the key as api_key.",
         )
     scheme, host = parts.scheme.lower(), parts.hostname.lower()
     host = f"[{host}]" if ":" in host else host

@@ -10,13 +10,14 @@ from __future__ import annotations
 from crashproof.testing.clock import FakeClock
 from crashproof.testing.faulty_disk import FaultyDisk, PowerLost
 from crashproof.testing.processes import KilledRun, forget_open_runs, run_and_kill
-from crashproof.testing.teacher_server import Fault, Faults, TeacherServer
+from crashproof.testing.teacher_server import Fault, Faults, KeyEcho, TeacherServer
 
 __all__ = [
     "FakeClock",
     "Fault",
     "Faults",
     "FaultyDisk",
+    "KeyEcho",
     "KilledRun",
     "PowerLost",
     "TeacherServer",

@@ -20,7 +20,7 @@ from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import RunClosed
 from crashproof.reading.run_state import read_run
 from crashproof.records.states import AttemptState, OnConfigChange
-from crashproof.rules.identity import canonical_config, changed_keys
+from crashproof.rules.identity import canonical_config, is_another_run
 from crashproof.scalars import as_float
 from crashproof.tracking.settings import TrackerSettings
 from crashproof.tracking.tracker import ProgressTracker
@@ -240,7 +240,7 @@ def get_recovery_checkpoint(
     if session is None:
         return None
     # An adopted session has no config yet: the next start continues it, whatever its config.
-    if config is not None and session.config_hash and changed_keys(session.config, canonical_config(config)):
+    if config is not None and session.config_hash and is_another_run(session.config, canonical_config(config)):
         return None
     choice = choose_for(session, folder)
     if choice is None:

@@ -40,7 +40,7 @@ from crashproof.records.session import TrainingSession
 from crashproof.records.snapshots import JournalMark
 from crashproof.records.states import OnConfigChange
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
-from crashproof.rules.identity import changed_keys
+from crashproof.rules.identity import changed_keys, is_another_run
 from crashproof.rules.session import apply_event
 from crashproof.tracking.requested_session import RequestedSession
 
@@ -198,6 +198,9 @@ def _begins_anew(
         )
         return True
     if not changed:
+        return False
+    if not is_another_run(session.config, requested.config):
+        log.warning("Only secrets have changed (%s); session %s continues.", "; ".join(changed), session.session_id)
         return False
     if requested.on_config_change == OnConfigChange.ERROR:
         raise ConfigChanged(folder.root, changed=changed)

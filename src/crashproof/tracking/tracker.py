@@ -37,8 +37,8 @@ from crashproof.records.requests import Spending
 from crashproof.records.session import TrainingSession
 from crashproof.records.states import AttemptState, OnConfigChange, SessionKind
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
-from crashproof.rules.identity import without_secrets
 from crashproof.rules.pace import estimate_remaining
+from crashproof.rules.secrets.texts import without_secrets
 from crashproof.rules.trends import loss_trend
 from crashproof.scalars import as_amount, as_float, as_int
 from crashproof.tracking.checkpoint_recorder import CheckpointRecorder, Stale

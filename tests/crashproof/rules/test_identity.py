@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crashproof.rules.identity import canonical_config, changed_keys, config_hash, without_secrets
+from crashproof.rules.identity import canonical_config, changed_keys, config_hash, is_another_run
+from crashproof.rules.secrets.texts import without_secrets
 
 
 class Optimizer(enum.Enum):
@@ -161,11 +162,73 @@ def test_a_password_in_an_address_is_hidden():
     assert {"store": "postgresql://(secret)@db.example/answers"} == canonical
 
 
-def test_a_new_secret_makes_no_new_run():
-    before, after = canonical_config({"api_key": "old"}), canonical_config({"api_key": "new"})
+OLD, NEW = "sk-proj-0123456789abcdefghij", "sk-proj-jihgfedcba9876543210"
 
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda secret: {"train": {"api_key": secret}}, id="under-its-name"),
+        pytest.param(lambda secret: {"train": {"api_key": ["--api-key", secret]}}, id="in-a-list-under-its-name"),
+        pytest.param(lambda secret: {"train": {"api_key": f"https://a:{secret}@host/"}}, id="in-an-address"),
+        pytest.param(lambda secret: {"train": {"api_key": {"value": secret, "region": "eu"}}}, id="in-a-section"),
+    ],
+)
+def test_a_new_secret_is_noticed_and_not_shown_and_makes_no_new_run(make):
+    before, after = canonical_config(make(OLD)), canonical_config(make(NEW))
+
+    assert ["train.api_key: changed (hidden)"] == changed_keys(before, after)
+    assert not is_another_run(before, after)
+    assert not any(part in json.dumps([before, after]) for part in (OLD[8:], NEW[8:]))
+
+
+def test_a_new_secret_inside_a_command_line_is_noticed():
+    before, after = ({"argv": f"train --lr 1 --api-key {secret}"} for secret in (OLD, NEW))
+
+    assert ["argv: changed (hidden)"] == changed_keys(before, after)
+    assert ['argv: "train --lr 1 --api-key (secret)" → "train --lr 2 --api-key (secret)"'] == changed_keys(
+        before, {"argv": f"train --lr 2 --api-key {NEW}"}
+    )
+
+
+def test_a_short_secret_has_no_digest_that_could_be_guessed_from():
+    before, after = canonical_config({"api_key": "hunter2"}), canonical_config({"api_key": "hunter3"})
+
+    assert {"api_key": "(secret)"} == before
     assert [] == changed_keys(before, after)
     assert config_hash(before) == config_hash(after)
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ("pretrained=gpt2,tokenizer=gpt2-xl", "pretrained=gpt2,tokenizer=gpt2"),
+        ("--max_tokens=4096 --seed 1", "--max_tokens=2048 --seed 1"),
+        ("pad_token=<pad>", "pad_token=<eos>"),
+    ],
+)
+def test_a_setting_inside_a_text_makes_another_run(before, after):
+    assert is_another_run({"model_args": before}, {"model_args": after})
+    assert [f'model_args: "{before}" → "{after}"'] == changed_keys({"model_args": before}, {"model_args": after})
+
+
+def test_what_an_earlier_version_kept_in_clear_is_neither_shown_nor_a_change():
+    assert [] == changed_keys({"pw": "hunter2"}, canonical_config({"pw": "hunter2"}))
+    assert "hunter2" not in str(changed_keys({"pw": "hunter2", "lr": 1}, canonical_config({"lr": 1})))
+
+
+def test_names_that_are_secrets_stay_apart_once_hidden():
+    config = {f"https://{name}:pw@host/": name for name in ("a", "b")}
+
+    assert {"https://(secret)@host/": "a", "https://(secret)@host/'": "b"} == canonical_config(config)
+
+
+@settings(max_examples=100)
+@given(configs)
+def test_a_canonical_config_is_its_own_canonical_config(config):
+    canonical = canonical_config(config)
+
+    assert canonical == canonical_config(canonical)
 
 
 @pytest.mark.parametrize(
@@ -218,4 +281,4 @@ def test_a_text_of_one_long_word_is_searched_in_no_time():
 
 @pytest.mark.parametrize("key", ["webhook", "slack_webhook", "webhook_url", "alertWebhook"])
 def test_the_address_of_a_webhook_is_a_secret(key):
-    assert {key: "(secret)"} == canonical_config({key: "https://hooks.example.org/services/T0/B0/xyz"})
+    assert {key: "(secret bc57)"} == canonical_config({key: "https://hooks.example.org/services/T0/B0/xyz"})

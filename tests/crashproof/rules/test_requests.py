@@ -489,3 +489,10 @@ def test_a_request_that_is_there_says_so():
     assert "The store holds an answer to this exact request." == nearest_difference(
         request(), [request().as_record()]
     )
+
+
+def test_a_key_in_the_path_of_the_base_url_is_refused_and_not_shown():
+    with pytest.raises(RequestError, match=r"host\.example contains what looks like a key") as refusal:
+        teacher_request("https://host.example/sk-proj-abcdef1234567890/v1", {"model": "m", "messages": []})
+
+    assert "abcdef1234567890" not in str(refusal.value)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import http.client
-import ipaddress
 import os
 import time
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit, urlunsplit
-from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Request, build_opener
+from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Request, build_opener, getproxies
 
-from crashproof.alerts.channels.base import DeliveryError
+from crashproof.alerts.channels.base import ChannelUnavailable, DeliveryError
+from crashproof.rules.secrets.proxies import MAY_SEE_KEYS, proxy_of, reads_requests
 
 __all__ = ["post_json"]
 
@@ -25,7 +25,13 @@ def post_json(address: str, content: bytes, *, response_seconds: float) -> None:
     Raises:
         DeliveryError: the last attempt failed, or the server may have accepted it without responding.
     """
-    request, opener = _request(address, content), _opener(address)
+    proxy = proxy_of(address, _usable_proxies())
+    if reads_requests(address, proxy) and os.environ.get(MAY_SEE_KEYS) != "1":
+        raise ChannelUnavailable(
+            "its http:// address would go through a proxy unencrypted; use https://, add its host to NO_PROXY, "
+            f"or set {MAY_SEE_KEYS}=1"
+        )
+    request, opener = _request(address, content), _opener(address, proxy)
     for pause_seconds in (*_PAUSES_SECONDS, None):
         try:
             with opener.open(request, timeout=response_seconds):
@@ -62,14 +68,14 @@ def _request(address: str, content: bytes) -> Request:
     return Request(address, data=content, headers=headers, method="POST")  # noqa: S310 - checked
 
 
-def _opener(address: str) -> OpenerDirector:
-    host = urlsplit(address).hostname or ""
-    try:
-        is_this_machine = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_this_machine = host == "localhost"
-    # A proxy's own loopback is another machine.
-    return build_opener(_NoRedirects, ProxyHandler({})) if is_this_machine else build_opener(_NoRedirects)
+def _usable_proxies() -> dict[str, str]:
+    """The environment's proxies, without those that `urllib` does not know."""
+    return {scheme: proxy for scheme, proxy in getproxies().items() if not proxy.lower().startswith("socks")}
+
+
+def _opener(address: str, proxy: str | None) -> OpenerDirector:
+    proxies = {} if proxy is None else {urlsplit(address).scheme: proxy}
+    return build_opener(_NoRedirects, ProxyHandler(proxies))
 
 
 def _without_address(reason: object) -> str:

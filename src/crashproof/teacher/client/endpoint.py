@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import quote
-
-import msgspec
+from functools import lru_cache
 
 from crashproof.errors import ConfigError
-from crashproof.rules.identity import without_secrets
+from crashproof.rules.secrets.known import KnownSecrets
+from crashproof.rules.secrets.texts import without_secrets
 
 __all__ = ["OPENAI_BASE_URL", "Endpoint"]
 
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 
 _NO_HEADER = re.compile(r"[^\x21-\x7e]")
-_LEAST_SECRET_LENGTH = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,19 +59,21 @@ class Endpoint:
         return cls(base_url=url, api_key=key or None)
 
     def hide_key(self, text: str, *, longest: int | None = None) -> str:
-        """Redact this key, and anything that looks like a key, from a foreign text before it is logged or stored.
+        """Redact this key, and anything that looks like a secret, from a foreign text before it is logged or stored.
 
         The text is cut to `longest` characters afterwards: half a key would not be recognized.
         """
-        if self.api_key is not None and len(self.api_key) >= _LEAST_SECRET_LENGTH:
-            # Also as escaped in HTML, a URL or JSON.
-            key_in_json = msgspec.json.encode(self.api_key).decode()[1:-1]
-            for spelled in (self.api_key, html.escape(self.api_key), quote(self.api_key, safe=""), key_in_json):
-                text = text.replace(spelled, "***")
-        return without_secrets(text[:longest])
+        return without_secrets(self._secrets.hide(text))[:longest]
 
     def without_key(self, body: bytes) -> bytes:
-        """Redact this key from the body of a response."""
-        if self.api_key is None or len(self.api_key) < _LEAST_SECRET_LENGTH:
-            return body
-        return body.replace(self.api_key.encode(), b"***")
+        """Redact this key from the body of a response, however it is escaped there."""
+        return self._secrets.hide_in_body(body)
+
+    @property
+    def _secrets(self) -> KnownSecrets:
+        return _known_secrets(self.api_key or "")
+
+
+@lru_cache(maxsize=16)
+def _known_secrets(key: str) -> KnownSecrets:
+    return KnownSecrets([key])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from crashproof.errors import RequestError
 from crashproof.rules.requests import TeacherRequest, teacher_request
+from crashproof.rules.secrets.names import is_secret_text
 
 __all__ = ["Messages", "RequestForm"]
 
@@ -35,13 +36,19 @@ class RequestForm:
             parameters: Override the form's own; None removes one.
 
         Raises:
-            RequestError: it is not made of JSON values, or requests several choices at once.
+            RequestError: it is not made of JSON values, requests several choices at once, or a parameter is a secret.
         """
         asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         body = {**self.parameters, **parameters, "model": self.model, "messages": asked}
         if tools is not None:
             # Servers reject an empty list of tools.
             body["tools"] = list(tools) or None
+        for name, value in body.items():
+            if isinstance(value, str) and is_secret_text(name, value):
+                raise RequestError(
+                    f"The parameter {name} is a secret, and requests are stored.",
+                    hint="Pass the key as api_key of the Endpoint.",
+                )
         if body.get("n") not in (None, 1):
             raise RequestError(
                 "n requests several answers at once.", hint="Request each by itself, with sample=0, 1, …."

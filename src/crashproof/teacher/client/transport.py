@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
+from urllib.request import getproxies
 
 import httpx2
 import msgspec
 
 from crashproof.clock import SYSTEM_CLOCK, Clock
+from crashproof.errors import ConfigError
 from crashproof.rules.requests import JsonObject, TeacherRequest
+from crashproof.rules.secrets.proxies import MAY_SEE_KEYS, proxy_of, reads_requests
 from crashproof.teacher.client.endpoint import Endpoint
 from crashproof.teacher.client.retry import Patience, parse_retry_after
 
@@ -33,6 +38,10 @@ _LONGEST_REASON = 300
 _LONGEST_PAGE_BYTES = 64 << 10
 """How much of a non-JSON error is read; the reason is cut further."""
 _LONGEST_BODY_BYTES = 256 << 20
+_KEY_IN_CLEAR = "The API key would go through a proxy unencrypted, since the base URL is http:// and a proxy is set."
+_KEY_IN_CLEAR_HINT = (
+    "Use https://, add the server's host to NO_PROXY, or allow it with CRASHPROOF_PROXY_MAY_SEE_KEYS=1."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +99,13 @@ class HttpTransport:
         self._headers = headers
         self._tls = httpx2.create_ssl_context()
         self._clients: list[httpx2.AsyncClient] = []
-        self._idle_clients: list[httpx2.AsyncClient] = []
+        self._idle_clients: defaultdict[str | None, list[httpx2.AsyncClient]] = defaultdict(list)
+        """By their proxy."""
+        self._proxies = getproxies()
+        self._proxy_of: dict[str, str | None] = {}
+        self._may_proxy_see_key = os.environ.get(MAY_SEE_KEYS) == "1"
+        if self._is_key_readable(endpoint.base_url):
+            raise ConfigError(_KEY_IN_CLEAR, hint=_KEY_IN_CLEAR_HINT)
         self._urls: dict[str, httpx2.URL] = {}
 
     async def send(self, request: TeacherRequest) -> Reply:
@@ -100,7 +115,9 @@ class HttpTransport:
             {name: each for name, each in request.body.items() if name not in _STREAM_PARAMETERS}
         )
         headers = {"Idempotency-Key": request.idempotency_key}
-        client = self._idle_clients.pop() if self._idle_clients else self._new_client()
+        if self._is_key_readable(request.base_url):
+            return Failed(reason=_KEY_IN_CLEAR, is_retryable=False, may_have_been_paid=False)
+        client = self._client_for(request.base_url)
         try:
             message = client.build_request("POST", self._url(request.base_url), content=content, headers=headers)
             async with asyncio.timeout(self._retry_policy.answer_seconds):
@@ -120,14 +137,30 @@ class HttpTransport:
             reason = f"the body could not be decompressed ({self._redact(error)})"
             return Failed(reason=reason, is_retryable=True, may_have_been_paid=True)
         finally:
-            self._idle_clients.append(client)
+            self._idle_clients[self._proxy(request.base_url)].append(client)
 
     async def close(self) -> None:
         """See `Transport`."""
         for client in self._clients:
             await client.aclose()
 
-    def _new_client(self) -> httpx2.AsyncClient:
+    def _proxy(self, base_url: str) -> str | None:
+        if base_url not in self._proxy_of:
+            self._proxy_of[base_url] = proxy_of(base_url, self._proxies)
+        return self._proxy_of[base_url]
+
+    def _is_key_readable(self, base_url: str) -> bool:
+        """Whether a proxy would receive the key in clear, and that is not allowed."""
+        if self._endpoint.api_key is None or self._may_proxy_see_key:
+            return False
+        return reads_requests(base_url, self._proxy(base_url))
+
+    def _client_for(self, base_url: str) -> httpx2.AsyncClient:
+        proxy = self._proxy(base_url)
+        idle = self._idle_clients[proxy]
+        return idle.pop() if idle else self._new_client(proxy)
+
+    def _new_client(self, proxy: str | None) -> httpx2.AsyncClient:
         """Make a client for one request in flight: a shared pool scans all its idle connections for every request."""
         client = httpx2.AsyncClient(
             headers=self._headers,
@@ -135,6 +168,9 @@ class HttpTransport:
             limits=httpx2.Limits(max_connections=1, max_keepalive_connections=1),
             follow_redirects=False,
             verify=self._tls,
+            proxy=proxy,
+            # The environment would send the requests to loopback addresses through its proxy, too.
+            trust_env=False,
         )
         self._clients.append(client)
         return client
@@ -164,21 +200,21 @@ class HttpTransport:
 
     def _reply(self, response: httpx2.Response, body: bytes) -> Reply:
         status = response.status_code
+        # A server that echoes the request would put the key into the run.
+        body = self._endpoint.without_key(body)
         if response.is_success:
-            # A server that echoes the request would put the key into the run.
-            body = self._endpoint.without_key(body)
             is_json = "json" in response.headers.get("content-type", "") or body.lstrip()[:1] in (b"{", b"[")
             return Delivered(body=body, is_json=is_json)
         error = error_in(body)
         return Failed(
-            reason=f"HTTP {status}: {_describe(error, self._endpoint) or response.reason_phrase}",
+            reason=f"HTTP {status}: {_describe(error, self._endpoint) or self._redact(response.reason_phrase)}",
             status=status,
             is_retryable=(status in RETRIED or status >= 500) and not _is_permanent(error),
             may_have_been_paid=status in MAY_BE_CHARGED,
             retry_after_seconds=parse_retry_after(response.headers.get("retry-after"), now=self._clock.now()),
         )
 
-    def _redact(self, error: Exception) -> str:
+    def _redact(self, error: Exception | str) -> str:
         return self._endpoint.hide_key(f"{error}" or type(error).__name__, longest=_LONGEST_REASON)
 
 

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from crashproof.testing.teacher_server.completions import Prices
 from crashproof.testing.teacher_server.counts import SeenRequest, TeacherCounts
+from crashproof.testing.teacher_server.echo import KeyEcho
 from crashproof.testing.teacher_server.faults import Fault, Faults, FaultTimes
 from crashproof.testing.teacher_server.questions import request_hash
 from crashproof.testing.teacher_server.server import TeacherServer
 
-__all__ = ["Fault", "FaultTimes", "Faults", "Prices", "SeenRequest", "TeacherCounts", "TeacherServer", "request_hash"]
+__all__ = [
+    "Fault",
+    "FaultTimes",
+    "Faults",
+    "KeyEcho",
+    "Prices",
+    "SeenRequest",
+    "TeacherCounts",
+    "TeacherServer",
+    "request_hash",
+]

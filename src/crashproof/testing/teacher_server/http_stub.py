@@ -73,6 +73,11 @@ class Connection:
         self.is_over = False
         self._reader = reader
         self._writer = writer
+        self._alter: Callable[[Response], Response] | None = None
+
+    def spoil_responses(self, alter: Callable[[Response], Response]) -> None:
+        """Alter each complete response before it is sent."""
+        self._alter = alter
 
     async def send(self, response: Response, *, on_delivery: Callable[[], None] | None = None) -> None:
         """Send a complete response.
@@ -80,6 +85,8 @@ class Connection:
         `on_delivery` is called just before the last bytes are sent, so that whoever has them finds them counted; not
         if the client has disconnected.
         """
+        if self._alter is not None:
+            response = self._alter(response)
         await self._write(response.head() + response.payload(), on_delivery)
 
     async def send_slowly(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.rules.requests import JsonObject
 from crashproof.testing.teacher_server.completions import Choice, Completion, Prices, Usage
 from crashproof.testing.teacher_server.counts import Ledger, SeenRequest, TeacherCounts
+from crashproof.testing.teacher_server.echo import KeyEcho, echo_key
 from crashproof.testing.teacher_server.faults import Fault, FaultPlan, Faults
 from crashproof.testing.teacher_server.http_stub import Connection, HttpThread, Malformed, Request, Response
 from crashproof.testing.teacher_server.misbehaviour import refuse, spoil, wrong_usage
@@ -45,6 +47,7 @@ class TeacherServer:
         cached_share: float = 0.0,
         models: Sequence[str] = ("teacher",),
         api_key: str | None = None,
+        echoes_key: KeyEcho | None = None,
         latency_seconds: float = 0.0,
         honours_idempotency_keys: bool = False,
         port: int = 0,
@@ -61,6 +64,7 @@ class TeacherServer:
             cached_share: How much of each prompt is charged as cached, from 0 to 1.
             models: The models served; any other is not found.
             api_key: The key that clients must send; None for no authentication.
+            echoes_key: How each complete body spells the key that the client sent; None for no echo.
             latency_seconds: Time between computing and delivering an answer.
             honours_idempotency_keys: Whether a repeated key gets the earlier answer, free of charge.
             port: 0 picks a free one.
@@ -72,6 +76,7 @@ class TeacherServer:
         self._cached_share = cached_share
         self._models = models
         self._api_key = api_key
+        self._echoes_key = echoes_key
         self._latency_seconds = latency_seconds
         self._honours_idempotency_keys = honours_idempotency_keys
         self._wanted_port = port
@@ -107,6 +112,9 @@ class TeacherServer:
         return self._ledger.seen
 
     async def _serve(self, request: Request, connection: Connection) -> None:
+        key = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if self._echoes_key is not None and key:
+            connection.spoil_responses(functools.partial(echo_key, key=key, echo=self._echoes_key))
         try:
             if request.method == "POST":
                 with self._ledger.in_flight():

@@ -3,12 +3,13 @@ from __future__ import annotations
 import base64
 import json
 import socket
+from collections.abc import Iterator
 
 import msgspec
 import pytest
 from alert_receiver import CONTENT, PATH, AlertReceiver
 
-from crashproof.alerts.channels.base import DeliveryError
+from crashproof.alerts.channels.base import ChannelUnavailable, DeliveryError
 from crashproof.alerts.channels.slack import SlackWebhook
 from crashproof.alerts.channels.webhook import Webhook
 
@@ -85,3 +86,46 @@ def test_a_request_without_a_response_is_not_sent_twice() -> None:
             Webhook(address=receiver.address, response_seconds=0.5).send(CONTENT)
 
         assert 1 == len(receiver.received)
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[AlertReceiver]:
+    """The environment's proxy."""
+    for name in ("NO_PROXY", "no_proxy", "HTTP_PROXY", "CRASHPROOF_PROXY_MAY_SEE_KEYS"):
+        monkeypatch.delenv(name, raising=False)
+    with AlertReceiver() as receiver:
+        monkeypatch.setenv("http_proxy", receiver.address.removesuffix(PATH))
+        yield receiver
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_an_address_on_this_machine_is_reached_without_the_proxy(proxy: AlertReceiver, host: str) -> None:
+    with AlertReceiver() as receiver:
+        Webhook(address=receiver.address.replace("127.0.0.1", host)).send(CONTENT)
+
+    assert (1, []) == (len(receiver.received), proxy.received)
+
+
+def test_an_address_is_not_sent_in_clear_through_a_proxy(proxy: AlertReceiver) -> None:
+    with pytest.raises(ChannelUnavailable, match="CRASHPROOF_PROXY_MAY_SEE_KEYS") as refusal:
+        Webhook(address="http://hooks.example/very-secret-path").send(CONTENT)
+
+    assert "very-secret-path" not in str(refusal.value)
+    assert [] == proxy.received
+
+
+def test_it_is_where_the_user_allows_it(proxy: AlertReceiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRASHPROOF_PROXY_MAY_SEE_KEYS", "1")
+
+    Webhook(address="http://hooks.example/very-secret-path").send(CONTENT)
+
+    assert ["http://hooks.example/very-secret-path"] == [path for path, _ in proxy.received]
+
+
+def test_a_proxy_of_an_unknown_kind_is_not_used(proxy: AlertReceiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:1")
+
+    with pytest.raises(DeliveryError) as failure:
+        Webhook(address="http://hooks.invalid/very-secret-path").send(CONTENT)
+
+    assert not isinstance(failure.value, ChannelUnavailable)

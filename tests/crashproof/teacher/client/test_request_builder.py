@@ -61,3 +61,11 @@ def test_the_form_stays_as_it_is() -> None:
 def test_what_no_json_can_hold_is_refused() -> None:
     with pytest.raises(RequestError, match=r"stop is a set, not a JSON value"):
         form().fill("x", stop={"a"})
+
+
+@pytest.mark.parametrize("name", ["api_key", "password", "authorization"])
+def test_a_secret_among_the_parameters_is_refused_and_not_shown(name):
+    with pytest.raises(RequestError, match=f"parameter {name} is a secret") as refusal:
+        RequestForm(base_url="https://host.example/v1", model="m").fill("Hello", **{name: "swordfish"})
+
+    assert "swordfish" not in str(refusal.value)
