@@ -489,3 +489,20 @@ def test_a_request_that_is_there_says_so():
     assert "The store holds an answer to this exact request." == nearest_difference(
         request(), [request().as_record()]
     )
+
+
+def test_a_request_that_could_not_be_stored_with_its_answer_is_refused_before_it_is_paid_for():
+    message = {"role": "user", "content": "x" * (17 << 20)}
+
+    with pytest.raises(RequestError, match="more than the 16,777,216 that can be stored"):
+        teacher_request("https://x/v1", {"model": "m", "messages": [message]})
+
+
+@pytest.mark.parametrize("levels", [398, 100_000])
+def test_a_request_that_is_nested_too_deeply_is_refused(levels):
+    content: list[object] = []
+    for _ in range(levels):
+        content = [content]
+
+    with pytest.raises(RequestError, match="nested too deeply"):
+        teacher_request("https://x/v1", {"model": "m", "messages": content})

@@ -12,6 +12,7 @@ import httpx2
 import msgspec
 
 from crashproof.clock import SYSTEM_CLOCK, Clock
+from crashproof.records.checksummed_line import MAX_LINE_BYTES
 from crashproof.rules.requests import JsonObject, TeacherRequest
 from crashproof.teacher.client.endpoint import Endpoint
 from crashproof.teacher.client.retry import Patience, parse_retry_after
@@ -32,7 +33,8 @@ _STATUS = re.compile(r"[1-5]\d\d", re.ASCII)
 _LONGEST_REASON = 300
 _LONGEST_PAGE_BYTES = 64 << 10
 """How much of a non-JSON error is read; the reason is cut further."""
-_LONGEST_BODY_BYTES = 256 << 20
+_LONGEST_BODY_BYTES = MAX_LINE_BYTES // 2
+"""An answer is stored with its request (at most a quarter of a line), in one line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
