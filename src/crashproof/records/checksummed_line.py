@@ -32,7 +32,7 @@ __all__ = [
 
 MAX_LINE_BYTES = 64 << 20
 """The longest line of a journal, its newline included: so much memory is enough for every reader."""
-MAX_NESTING = 200
+MAX_NESTING = 400
 """The most objects and arrays inside each other in one line or snapshot."""
 
 _CHECKSUM_START = b',"crc":"'

@@ -12,9 +12,12 @@ from urllib.parse import urlsplit, urlunsplit
 import msgspec
 
 from crashproof.errors import RequestError
+from crashproof.records.checksummed_line import MAX_LINE_BYTES, is_nested_too_deeply
 from crashproof.rules.secrets.texts import without_secrets
 
 __all__ = ["JsonObject", "TeacherRequest", "nearest_difference", "teacher_request"]
+
+_MAX_REQUEST_BYTES = MAX_LINE_BYTES // 4
 
 JsonObject = dict[str, Any]
 """A JSON object whose fields are not known in advance."""
@@ -71,7 +74,8 @@ def teacher_request(base_url: str, body: Mapping[str, object], *, sample: int = 
     kept, since a chat template would print them differently.
 
     Raises:
-        RequestError: the URL is invalid or holds a password; the body has no model, or is not made of JSON values.
+        RequestError: the URL is invalid or holds a password; the body has no model, is not made of JSON values, or is
+            too large to be stored with its answer.
     """
     model = body.get("model")
     if not isinstance(model, str) or not model:
@@ -89,7 +93,17 @@ def teacher_request(base_url: str, body: Mapping[str, object], *, sample: int = 
         raise RequestError("The body is nested too deeply, or contains itself.") from error
     asked = {name: value for name, value in sent.items() if name not in _CANNOT_CHANGE_THE_ANSWER}
     identity = {"crashproof_request": 1, "base_url": url, "sample": sample, "body": asked}
-    key = hashlib.sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()
+    encoded = msgspec.json.encode(identity, order="sorted")
+    # An answer is stored with its request, in one line.
+    if is_nested_too_deeply(b"[" + encoded + b"]"):
+        raise RequestError("The body is nested too deeply, or contains itself.")
+    if len(encoded) > _MAX_REQUEST_BYTES:
+        raise RequestError(
+            f"The request has {len(encoded):,} bytes, more than the {_MAX_REQUEST_BYTES:,} that can be stored with "
+            "its answer.",
+            hint="Send less at once.",
+        )
+    key = hashlib.sha256(encoded).hexdigest()
     return TeacherRequest(base_url=url, body=sent, sample=sample, key=key)
 
 

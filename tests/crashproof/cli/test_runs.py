@@ -113,6 +113,13 @@ def hostile(train, root):
         file.truncate(1 << 40)
     deep = b'{"event":"session_started","v":1,"config":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001
     replaced("deep", "events.jsonl").write_bytes(add_checksum(deep))
+    inside = b'{"a":' * 398 + b"1" + b"}" * 398
+    replaced("nearly too deep", "events.jsonl").write_bytes(
+        add_checksum(
+            b'{"event":"session_started","timestamp":1.0,"attempt":1,"v":1,"session_id":"x","config":%b,'
+            b'"config_hash":"x","total_steps":9,"api_cost_before":0}' % inside
+        )
+    )
     replaced("deep behind texts", "events.jsonl").write_bytes(
         add_checksum(b'{"v":1,"a":[' + b'["]",' * 90_000 + b'"' + b"[" * 90_000 + b'"' + b"]" * 90_001 + b"}")
     )
@@ -135,7 +142,7 @@ def test_one_bad_run_takes_no_other_down(crashproof, train, tmp_path):
     said = crashproof("runs", tmp_path)
 
     errors = {each["name"]: each["error"] for each in answer["runs"]}
-    assert 15 == len(errors)
+    assert 16 == len(errors)
     assert (0, 0) == (said.code, said.errors.count("Traceback"))
     assert errors["good"] is None
     assert errors["o\\udcffd\\udcfe"] is None
@@ -145,13 +152,16 @@ def test_one_bad_run_takes_no_other_down(crashproof, train, tmp_path):
     assert not [each for each in errors.values() if each and "Error:" in each]
 
 
-@pytest.mark.parametrize("command", ["status", "verify", "doctor", "history", "checkpoints", "repair"])
+@pytest.mark.parametrize(
+    "command", ["status", "verify", "doctor", "history", "checkpoints", "export", "repair", "watch"]
+)
 def test_every_command_ends_in_words_on_a_bad_run(crashproof, train, tmp_path, monkeypatch, command):
     hostile(train, tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
 
     for run in sorted((tmp_path / "runs").iterdir()):
-        said = crashproof(command, run)
+        more = {"watch": ["--once"], "export": ["--to", "csv", "--into", "x.csv"]}.get(command, [])
+        said = crashproof(command, run, *more)
 
         assert "Traceback" not in said.output + said.errors, run
         assert said.code in range(8), run

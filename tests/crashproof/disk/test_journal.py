@@ -343,7 +343,7 @@ def test_a_line_of_the_greatest_length_is_read_and_a_longer_one_is_not_written(t
 
 
 def test_a_line_that_is_longer_is_damage_and_its_neighbours_are_read(tmp_path: Path) -> None:
-    long = b"x" * (MAX_LINE_BYTES + 5) + b"\n"
+    long = b"x" * (MAX_LINE_BYTES + (3 << 20)) + b"\n"
     (tmp_path / "j").write_bytes(line(1) + long + line(2))
 
     assert [line(1), line(2)] == intact(tmp_path / "j")
@@ -357,8 +357,8 @@ def test_a_line_that_is_nested_too_deeply_is_damage_and_is_not_written(tmp_path:
     (tmp_path / "j").write_bytes(nested(100_000) + nested(MAX_NESTING) + nested(MAX_NESTING + 1))
 
     assert [nested(MAX_NESTING)] == intact(tmp_path / "j")
-    assert ["it is nested more than 200 levels deep"] * 2 == [each.reason for each in damages(tmp_path / "j")]
-    with pytest.raises(RecordTooLarge, match="200 levels deep"):
+    assert ["it is nested more than 400 levels deep"] * 2 == [each.reason for each in damages(tmp_path / "j")]
+    with pytest.raises(RecordTooLarge, match="400 levels deep"):
         opened(tmp_path / "other").append(nested(MAX_NESTING + 1))
 
 

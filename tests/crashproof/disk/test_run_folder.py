@@ -124,3 +124,10 @@ def test_nothing_is_moved_through_a_link(folder: RunFolder, tmp_path: Path) -> N
         folder.require_no_link(folder.quarantine / "x")
     folder.require_no_link(folder.archive / "session")
     folder.require_no_link(tmp_path)
+
+
+def test_a_folder_behind_a_link_is_told_from_one_that_is_not(folder: RunFolder, tmp_path: Path) -> None:
+    (folder.root / "linked").symlink_to(tmp_path)
+
+    assert folder.is_behind_link(folder.root / "linked" / "run")
+    assert not folder.is_behind_link(folder.root / "ckpts")

@@ -496,3 +496,20 @@ def test_a_key_in_the_path_of_the_base_url_is_refused_and_not_shown():
         teacher_request("https://host.example/sk-proj-abcdef1234567890/v1", {"model": "m", "messages": []})
 
     assert "abcdef1234567890" not in str(refusal.value)
+
+
+def test_a_request_that_could_not_be_stored_with_its_answer_is_refused_before_it_is_paid_for():
+    message = {"role": "user", "content": "x" * (17 << 20)}
+
+    with pytest.raises(RequestError, match="more than the 16,777,216 that can be stored"):
+        teacher_request("https://x/v1", {"model": "m", "messages": [message]})
+
+
+@pytest.mark.parametrize("levels", [398, 100_000])
+def test_a_request_that_is_nested_too_deeply_is_refused(levels):
+    content: list[object] = []
+    for _ in range(levels):
+        content = [content]
+
+    with pytest.raises(RequestError, match="nested too deeply"):
+        teacher_request("https://x/v1", {"model": "m", "messages": content})

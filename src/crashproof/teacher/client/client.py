@@ -40,6 +40,7 @@ from crashproof.errors import (
     TeacherUnreachable,
 )
 from crashproof.formatting import as_dollars_text
+from crashproof.records.checksummed_line import MAX_LINE_BYTES, is_nested_too_deeply
 from crashproof.records.requests import AnswerRecord
 from crashproof.rules.requests import JsonObject, TeacherRequest
 from crashproof.teacher.client.answers import Answer, Check, answer_in, note_problem, problem_with
@@ -62,7 +63,7 @@ OnFailure = Callable[[int, object], None]
 _BYTES_PER_TOKEN = 4
 """Typical of prose; used only for the limit of tokens per minute."""
 _SECONDS_BETWEEN_POLLS = 0.2
-_SPARE_LEVELS = 300
+_LONGEST_RAW = MAX_LINE_BYTES // 16
 _HINTS = {
     401: "Check OPENAI_API_KEY.",
     403: "Check the permissions of the API key.",
@@ -364,6 +365,9 @@ class AsyncTeacher:
 
     def _answered_verbatim(self, reply: Delivered, granted: Granted, problem: str) -> Answered:
         raw = reply.body.decode("utf-8", "backslashreplace")
+        if len(raw) > _LONGEST_RAW:
+            # A character can take six bytes in a line, which holds the request too.
+            raw, problem = raw[:_LONGEST_RAW], f"{problem}; only its first {_LONGEST_RAW:,} characters are kept"
         # The cost is unknown: book the worst case.
         return Answered(granted=granted, cost=granted.most, response={}, raw=raw, problem=problem)
 
@@ -443,16 +447,8 @@ def _as_object(body: bytes) -> JsonObject | None:
 
 
 def _is_too_deep(body: bytes) -> bool:
-    """Whether a reader with less stack left could fail to parse it, so that nobody could open the run any more."""
-    return not _is_parsable(body, within=_SPARE_LEVELS) and _is_parsable(b"{}", within=_SPARE_LEVELS + 20)
-
-
-def _is_parsable(body: bytes, *, within: int) -> bool:
-    try:
-        msgspec.json.decode(b"[" * within + body + b"]" * within, type=msgspec.Raw)
-    except RecursionError:
-        return False
-    return True
+    """Whether a journal could not hold it as an object, in which it lies some levels down."""
+    return is_nested_too_deeply(b"[[" + body + b"]]")
 
 
 def _check_settings(budget: Decimal | None, limits: Limits, patience: Patience) -> None:

@@ -16,6 +16,7 @@ import msgspec
 
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.errors import ConfigError
+from crashproof.records.checksummed_line import MAX_LINE_BYTES
 from crashproof.rules.requests import JsonObject, TeacherRequest
 from crashproof.rules.secrets.proxies import MAY_SEE_KEYS, proxy_of, reads_requests
 from crashproof.teacher.client.endpoint import Endpoint
@@ -37,7 +38,8 @@ _STATUS = re.compile(r"[1-5]\d\d", re.ASCII)
 _LONGEST_REASON = 300
 _LONGEST_PAGE_BYTES = 64 << 10
 """How much of a non-JSON error is read; the reason is cut further."""
-_LONGEST_BODY_BYTES = 256 << 20
+_LONGEST_BODY_BYTES = MAX_LINE_BYTES // 2
+"""An answer is stored with its request (at most a quarter of a line), in one line."""
 _KEY_IN_CLEAR = "The API key would go through a proxy unencrypted, since the base URL is http:// and a proxy is set."
 _KEY_IN_CLEAR_HINT = (
     "Use https://, add the server's host to NO_PROXY, or allow it with CRASHPROOF_PROXY_MAY_SEE_KEYS=1."

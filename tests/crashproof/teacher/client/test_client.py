@@ -565,6 +565,16 @@ def test_a_body_of_many_levels_is_an_answer(asked, tracker):
     assert "4" == answer.text
 
 
+def test_of_a_body_that_no_line_could_hold_the_first_part_is_kept(asked, tracker):
+    body = b'{"x":' + b"\x01" * (8 << 20)
+    (error,) = asked(tracker.responses, FakeTransport(Delivered(body=body, is_json=True)))
+
+    kept = tracker.responses.read(request_for().key)
+    assert isinstance(error, AnswerUnusable)
+    assert body[: 4 << 20].decode() == kept.raw
+    assert "only its first 4,194,304 characters are kept" in kept.problem
+
+
 def test_broken_json_of_a_real_server_is_kept_and_not_paid_for_again(asked, tracker):
     with TeacherServer(faults=Faults(script=[Fault.BROKEN_JSON])) as server:
         found = asked(tracker.responses, server.base_url, "a", "a")
