@@ -46,10 +46,10 @@ def send(endpoint: Endpoint, base_url: str | None = None) -> Reply:
     return asyncio.run(once())
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.2"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_server_on_this_machine_is_asked_without_the_proxy(at_proxy, host):
     with TeacherServer(api_key=KEY) as server:
-        url = server.base_url.replace("127.0.0.1", "127.0.0.1" if host == "127.0.0.2" else host)
+        url = server.base_url.replace("127.0.0.1", host)
         reply = send(Endpoint(base_url=url, api_key=KEY))
 
     assert isinstance(reply, Delivered)
