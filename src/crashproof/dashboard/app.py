@@ -170,7 +170,7 @@ def _summary(run: WatchedRun, now: float) -> ProgressSummary | None:
 
 
 def _name_in(request: Request, parameter: str) -> str:
-    """The run that a request names: by its name in the list, or by the bytes of its path."""
+    """The run that a request names: by its name in the list, or by the bytes of its path if they are no text."""
     given = dict(
         parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True, errors="surrogateescape")
     ).get(parameter, "")

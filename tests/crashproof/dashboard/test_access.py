@@ -189,21 +189,22 @@ def test_without_a_token_the_page_is_a_form_for_it(guarded):
 
 
 def test_every_response_has_the_security_headers(local, guarded, open_tracker, tmp_path):
+    open_tracker(output_dir=tmp_path / "good")
+    open_tracker(output_dir=tmp_path / "newer")
+    (tmp_path / "newer" / "progress" / "events.jsonl").write_bytes(
+        encode({"event": "landed_on_mars", "timestamp": 1.0, "attempt": 1, "v": 99})
+    )
     answers = {
         200: local.get("/"),
         303: guarded.get(f"/?token={TOKEN}"),
-        400: local.get("/api/curve?name=run&points=x"),
+        400: local.get("/api/curve?name=good&points=x"),
         401: guarded.get("/"),
         404: local.get("/nothing"),
         405: local.get("/api/runs", method="POST"),
+        409: local.get("/api/run?name=newer"),
         413: local.get("/api/runs", **{"Content-Length": "1000000"}),
         421: local.get("/", Host="evil.example"),
     }
-    open_tracker(output_dir=tmp_path / "run")
-    (tmp_path / "run" / "progress" / "events.jsonl").write_bytes(
-        encode({"event": "landed_on_mars", "timestamp": 1.0, "attempt": 1, "v": 99})
-    )
-    answers[409] = local.get("/api/run?name=run")
     assert {status: status for status in answers} == {status: each.status for status, each in answers.items()}
     for answer in answers.values():
         policy = answer.headers["content-security-policy"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 import threading
 import urllib.parse
 
@@ -11,6 +12,7 @@ import pytest
 pytest.importorskip("starlette")
 
 from crashproof import RunReader
+from crashproof.reading import run_state
 from crashproof.records.codec import encode
 
 HOSTILE = "<script>alert(1)<-script>"
@@ -79,6 +81,144 @@ def test_a_run_that_has_ended_is_read_again_only_when_it_is_taken_up(serve, trai
 
     assert [5, 5, 9] == [row["steps_completed"] for row in rows]
     assert ["ended_early", "ended_early", "running"] == [row["health"] for row in rows]
+
+
+def test_a_run_with_a_fault_that_nobody_expected_is_a_row_and_a_log_line(serve, train, monkeypatch, caplog):
+    train("good").close()
+    train("odd").close()
+    read = run_state.read_run
+
+    def fail(folder):
+        if folder.root.name == "odd":
+            raise RecursionError("too deep")
+        return read(folder)
+
+    monkeypatch.setattr("crashproof.reading.session_follower.read_run", fail)
+    served = serve()
+
+    runs = {run["name"]: run for run in served.get("/api/runs").json["runs"]}
+
+    assert "ended_early" == runs["good"]["health"]
+    assert ("unreadable", "cannot be read: RecursionError The server's log says where.") == tuple(
+        runs["odd"][name] for name in ("health", "health_reason")
+    )
+    assert ["The run odd cannot be read: RecursionError: too deep"] == [
+        each.partition(" (")[0] for each in caplog.messages
+    ]
+    assert 409 == served.get(asked("run", name="odd")).status
+    metrics = served.get("/metrics").body
+    assert b'crashproof_health{run="odd",state="unreadable"} 1.0' in metrics
+    assert b'crashproof_steps_completed{run="good"} 20.0' in metrics
+
+
+def test_a_count_that_no_float_holds_does_not_hide_the_other_runs(serve, train, tmp_path):
+    train("good").close()
+    train("huge").close()
+    events = tmp_path / "huge" / "progress" / "events.jsonl"
+    for snapshot in ("session.json", "checkpoints.json", "progress.json"):
+        (events.parent / snapshot).unlink()
+    lines = [json.loads(line) for line in events.read_bytes().splitlines()]
+    for line in lines:
+        del line["crc"]
+        if "total_steps" in line:
+            line["total_steps"] = 10**400
+    events.write_bytes(b"".join(encode(line) for line in lines))
+    served = serve()
+
+    assert 200 == served.get("/api/runs").status
+    assert {"good", "huge"} == {run["name"] for run in served.get("/api/runs").json["runs"]}
+    assert b'crashproof_steps_completed{run="good"} 20.0' in served.get("/metrics").body
+
+
+@pytest.mark.parametrize(
+    "raw, name",
+    [
+        (b"caf\xe9", "caf%E9"),
+        (b"50% caf\xe9\xff", "50% caf%E9%FF"),
+        (b"caf%E9", "caf%25E9"),
+        (b"a%25", "a%2525"),
+        (b"lr=50%", "lr=50%"),
+        (b"%\xe9%e9", "%%E9%e9"),
+        ("grüße\n\u202e".encode(), "grüße\n\u202e"),
+    ],
+)
+def test_whatever_bytes_a_folder_is_called_its_pages_work(serve, train, tmp_path, raw, name):
+    train("plain").close()
+    (tmp_path / "plain").rename(tmp_path / os.fsdecode(raw))
+    served = serve()
+
+    names = [run["name"] for run in served.get("/api/runs").json["runs"]]
+
+    assert [name] == names
+    for path in ("run", "curve", "tail"):
+        assert 200 == served.get(asked(path, name=name)).status
+    # The list's name comes first where the bytes of a path could be one too.
+    assert (404 if b"%E9" in raw or b"%25" in raw else 200) == served.get(
+        f"/api/run?name={urllib.parse.quote(raw)}"
+    ).status
+    assert name in json.dumps(served.get(asked("run", name=name)).json, ensure_ascii=False).replace("\\n", "\n")
+    assert 200 == served.get(asked("compare", name=name, other=name)).status
+    assert b"crashproof_steps_completed" in served.get("/metrics").body
+
+
+def test_a_folder_that_is_no_text_can_be_served_itself(serve, train, tmp_path):
+    train("one").close()
+    root = tmp_path.with_name(os.fsdecode(b"caf\xe9"))
+    root.symlink_to(tmp_path)
+
+    answer = serve(root=root).get("/api/runs").json
+
+    assert ("one", True) == (answer["runs"][0]["name"], answer["root"].endswith("caf%E9"))
+
+
+@pytest.mark.parametrize(
+    "file", ["metrics.jsonl", "events.jsonl", "api_recovery.jsonl", "session.json", "writer.lock"]
+)
+def test_a_file_outside_the_folder_is_not_read(serve, train, tmp_path, file):
+    train("inside/good")
+    train("inside/odd", config={"password": "of-the-odd-one"}).close()
+    train("outside", config={"password": "secret"}).close()
+    progress = tmp_path / "inside" / "odd" / "progress"
+    (progress / file).unlink(missing_ok=True)
+    (progress / file).symlink_to(tmp_path / "outside" / "progress" / file)
+    served = serve(root=tmp_path / "inside")
+
+    runs = {run["name"]: run for run in served.get("/api/runs").json["runs"]}
+
+    assert ("running", "unreadable") == (runs["good"]["health"], runs["odd"]["health"])
+    assert f"{file} is a link that leads out of {tmp_path / 'inside'}." in runs["odd"]["health_reason"]
+    assert "--follow-links" in runs["odd"]["health_reason"]
+    assert {409} == {served.get(asked(path, name="odd")).status for path in ("run", "curve", "tail")}
+
+
+def test_a_file_that_becomes_a_link_while_the_server_runs_is_not_read_any_more(serve, train, tmp_path):
+    train("inside/one").close()
+    train("outside", last=7).close()
+    served = serve(root=tmp_path / "inside")
+    before = served.get(asked("run", name="one")).status
+    metrics = tmp_path / "inside" / "one" / "progress" / "metrics.jsonl"
+    metrics.unlink()
+    metrics.symlink_to(tmp_path / "outside" / "progress" / "metrics.jsonl")
+
+    assert (200, 409) == (before, served.get(asked("curve", name="one")).status)
+    assert "unreadable" == served.get("/api/runs").json["runs"][0]["health"]
+
+
+@pytest.mark.parametrize("follows_links, expected", [(False, [1, []]), (True, [0, ["run"]])])
+def test_links_out_of_the_folder_are_counted_or_followed(serve, train, tmp_path, follows_links, expected):
+    train("outside/one").close()
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / "run").symlink_to(tmp_path / "outside" / "one")
+    served = serve(root=tmp_path / "inside", follows_links=follows_links)
+
+    answer = served.get("/api/runs").json
+
+    assert expected == [answer["num_skipped"], [run["name"] for run in answer["runs"]]]
+    assert [] == answer["runs"] or 200 == served.get(asked("run", name="run")).status
+    assert (
+        follows_links
+        or [{"name": "run", "reason": "a link that leads out of the served folder"}] == answer["skipped"]
+    )
 
 
 def test_a_folder_without_runs_is_an_empty_list(serve):
