@@ -181,7 +181,8 @@ function skippedNote(many, first) {
   if (!many) return "";
   const names = first.map((each) => el("li", {}, el("code", {}, each.name), `: ${each.reason}`));
   const rest = many > first.length ? el("li", {}, `and ${words.count(many - first.length)} more`) : "";
-  return el("details", { class: "card", id: "skipped" }, el("summary", {}, `${words.count(many)} ${many === 1 ? "folder was" : "folders were"} not searched`),
+  // The list is made anew every few seconds: what was opened stays open.
+  return el("details", { class: "card", id: "skipped", open: document.getElementById("skipped")?.open ?? false }, el("summary", {}, `${words.count(many)} ${many === 1 ? "folder was" : "folders were"} not searched`),
     el("ul", {}, names, rest), el("p", { class: "note" }, "Links that lead out are followed by ", el("code", {}, "crashproof serve --follow-links"), "."));
 }
 
