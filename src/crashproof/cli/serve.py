@@ -31,7 +31,7 @@ def serve(
         typer.Option("--no-token", help="Require no token: anyone on this machine can read all runs under ROOT."),
     ] = False,
     follow_links: Annotated[
-        bool, typer.Option("--follow-links", help="Also read what symbolic links to places outside ROOT lead to.")
+        bool, typer.Option("--follow-links", help="Follow symbolic links that lead out of ROOT.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
