@@ -90,11 +90,11 @@ def _require_marks(picture: bytes) -> None:
 @contextmanager
 def _served(root: Path) -> Iterator[str]:
     program = "from crashproof.cli import main; main()"
-    command = [sys.executable, "-u", "-c", program, "serve", str(root), "--port", "0"]
+    command = [sys.executable, "-u", "-c", program, "serve", str(root), "--port", "0", "--no-token"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
-        url = server.stdout.readline().split(" are at ")[1].split(" ")[0]
+        url = server.stdout.readline().split(" at ")[1].split(" ")[0]
         # The server itself has started; nothing of the run is read yet.
         _get(url)
         yield url

@@ -55,22 +55,20 @@ class Served:
 
 
 @contextmanager
-def served(root: Path, access: Any, now: Callable[[], float]) -> Iterator[Served]:
+def served(root: Path, access: Any, now: Callable[[], float], **given: Any) -> Iterator[Served]:
     """The server as `crashproof serve` runs it, in a thread."""
-    import uvicorn
-
-    from crashproof.dashboard.server import server_config
+    from crashproof.dashboard.server import PageServer
 
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(server_config(root, access, now=now))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    port = listener.getsockname()[1]
+    server = PageServer(root, access, now=now, **given)
+    thread = threading.Thread(target=server.serve_on, args=(listener,))
     thread.start()
     try:
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        yield Served(port=listener.getsockname()[1], root=root)
+        yield Served(port=port, root=root)
     finally:
         server.should_exit = True
         thread.join()
-        listener.close()

@@ -21,42 +21,62 @@ TOKEN_VARIABLE = "CRASHPROOF_TOKEN"  # noqa: S105 - the name of a variable, not 
 
 def serve(
     root: Annotated[Path, typer.Argument(help="A folder of runs, or one run.", metavar="ROOT")] = Path("."),
-    host: Annotated[str, typer.Option(help="Address to bind to; outside loopback, with a token.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to bind to.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8765,
     allow_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Additional host name of this server, such as a proxy's.")
     ] = None,
+    no_token: Annotated[
+        bool,
+        typer.Option("--no-token", help="Require no token: anyone on this machine can read all runs under ROOT."),
+    ] = False,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Follow symbolic links that lead out of ROOT.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Serve a live web page of all runs under ROOT. Read-only, takes no lock.
 
+    Clients need a token: open the printed address, which contains it. It is
+    generated at each start; set CRASHPROOF_TOKEN to choose it.
+
     On loopback, only this machine reaches it; from another machine, forward
-    the port: ssh -L 8765:localhost:8765 HOST. On any other address, clients
-    need a token: CRASHPROOF_TOKEN, or a generated one that is printed. Serves
-    plain HTTP: across networks, use a reverse proxy with TLS.
+    the port: ssh -L 8765:localhost:8765 HOST. Serves plain HTTP: across
+    networks, use a reverse proxy with TLS.
 
     /metrics serves the same numbers for Prometheus. Stop it with Ctrl-C.
 
     Example: crashproof serve runs
     """
-    from crashproof.dashboard.access import Access
+    from crashproof.dashboard.access import Access, is_loopback
     from crashproof.dashboard.server import run_server
 
     if not root.is_dir():
         raise NotAFolder(root)
-    access = Access.for_address(host, token=os.environ.get(TOKEN_VARIABLE) or None, more_names=allow_host or ())
+    access = Access.for_address(
+        host,
+        token=os.environ.get(TOKEN_VARIABLE) or None,
+        more_names=allow_host or (),
+        requires_token=not no_token,
+    )
     listener = _listen(host, port)
     address = _address(host, listener.getsockname()[1])
     # Ctrl-C is the normal way to stop it.
     with suppress(KeyboardInterrupt):
         if as_json:
             print_json({"url": address, "token": access.token, "root": str(root.absolute())})
-        elif access.token is None:
-            say(f"Serving the runs under {root} at {address} (Ctrl-C to stop).")
         else:
-            say(f"Serving the runs under {root} at {address}?token={access.token} (Ctrl-C to stop).")
-            say("Anyone with this address can view them. Plain HTTP: across networks, use a reverse proxy with TLS.")
-        run_server(root, access, listener)
+            _say_where(root, address, access.token, is_local=is_loopback(host))
+        run_server(root, access, listener, follows_links=follow_links)
+
+
+def _say_where(root: Path, address: str, token: str | None, *, is_local: bool) -> None:
+    query = "" if token is None else f"?token={token}"
+    say(f"Serving the runs under {root} at {address}{query} (Ctrl-C to stop).")
+    if token is None:
+        say(f"Without a token, anyone on this machine can read all runs under {root}.")
+    elif not is_local:
+        say("Anyone with this address can view them. Plain HTTP: across networks, use a reverse proxy with TLS.")
 
 
 def _listen(host: str, port: int) -> socket.socket:

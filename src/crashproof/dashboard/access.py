@@ -1,9 +1,9 @@
 """Access control for the dashboard.
 
 Every request passes three guards. Its `Host` must be one of the server's own names: a foreign page whose name was
-pointed at this machine (DNS rebinding) sends another one. A server that other machines reach requires a token: once
-in the address (`?token=…`), which sets a cookie, or as `Authorization: Bearer …`. A strict content-security policy
-allows only the page's own scripts, and requests to no other host.
+pointed at this machine (DNS rebinding) sends another one. It needs the token, on loopback too, since every account of
+this machine reaches that: once in the address (`?token=…`), which sets a cookie, or as `Authorization: Bearer …`. A
+strict content-security policy allows only the page's own scripts, and requests to no other host.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import logging
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
@@ -20,15 +21,20 @@ from starlette.requests import cookie_parser
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from crashproof.dashboard.server_log import describe_error
 from crashproof.errors import ConfigError
 
-__all__ = ["Access", "AccessGuard", "is_loopback"]
+__all__ = ["SECURITY_HEADERS", "Access", "AccessGuard", "is_loopback"]
+
+log = logging.getLogger("crashproof")
 
 LEAST_TOKEN_CHARACTERS = 16
-_COOKIE = "crashproof"
+_TOKEN_BYTES = 32
+_MOST_BODY_BYTES = 16 * 1024
+_MOST_DIGITS = 10
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
-_HEADERS = {
+SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "cross-origin-opener-policy": "same-origin",
@@ -38,14 +44,23 @@ _HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
+"""Sent with every response."""
 
+_HOW_TO_GET_IN = (
+    "Open the address that `crashproof serve` printed when it started, or send its token as "
+    "`Authorization: Bearer TOKEN`. To choose the token yourself, set CRASHPROOF_TOKEN before you start the server."
+)
 _SIGN_IN = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>crashproof: token</title><link rel="stylesheet" href="page.css">
 <main class="ask"><h1>crashproof</h1><p>%s</p>
 <form method="get" action="./"><label>Token <input name="token" type="password" autocomplete="current-password"
 autofocus></label> <button>Open</button></form>
-<p>The token is part of the address that <code>crashproof serve</code> printed when it started.</p></main>"""
+<p>The token is part of the address that <code>crashproof serve</code> printed when it started. To choose it yourself,
+set <code>CRASHPROOF_TOKEN</code> before you start the server.</p></main>"""
+_OPEN_AGAIN = """<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="0;url=./">
+<title>crashproof</title><p><a href="./">Open the page</a></p>"""
+"""A browser keeps the cookie back when another site's link was followed, and sends it when this page goes on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +82,23 @@ class Access:
             )
 
     @classmethod
-    def for_address(cls, host: str, *, token: str | None, more_names: Iterable[str] = ()) -> Access:
-        """Return the rules for a server bound to `host`; beyond loopback there is always a token."""
+    def for_address(
+        cls, host: str, *, token: str | None, more_names: Iterable[str] = (), requires_token: bool = True
+    ) -> Access:
+        """Return the rules for a server bound to `host`; a missing token is generated.
+
+        Raises:
+            ConfigError: no token is to be required, and other machines reach the server, or there is one.
+        """
         names = _LOCAL_NAMES | {host.lower()} | {name.lower() for name in more_names}
-        if is_loopback(host):
-            return cls(token=token, host_names=names)
-        return cls(token=token or secrets.token_urlsafe(24), host_names=names, takes_any_address=True)
+        if not requires_token:
+            _require_no_token_needed(host, token)
+            return cls(token=None, host_names=names)
+        return cls(
+            token=token or secrets.token_urlsafe(_TOKEN_BYTES),
+            host_names=names,
+            takes_any_address=not is_loopback(host),
+        )
 
     def knows_host(self, header: str) -> bool:
         """Whether a request's `Host` is one of this server's names."""
@@ -95,7 +121,10 @@ def is_loopback(host: str) -> bool:
 
 
 class AccessGuard:
-    """Refuses requests without access, and adds the security headers to every response."""
+    """Refuses requests without access, and adds the security headers to every response.
+
+    A request that fails is one line in the log, and its response has these headers too.
+    """
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
@@ -106,49 +135,108 @@ class AccessGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        has_started = False
 
         async def send_guarded(message: Message) -> None:
+            nonlocal has_started
             if message["type"] == "http.response.start":
+                has_started = True
                 headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
+                for name, value in SECURITY_HEADERS.items():
                     headers[name] = value
                 headers.setdefault("cache-control", "no-store")
             await send(message)
 
-        await (self._refusal(scope) or self._app)(scope, receive, send_guarded)
+        try:
+            await (self._refusal(scope) or self._app)(scope, receive, send_guarded)
+        except Exception as error:
+            # Not the query: it may contain a token.
+            log.error("A request for %s failed: %s", scope["path"], describe_error(error))  # noqa: TRY400 - one line
+            if not has_started:
+                failure = PlainTextResponse("The server failed; its log says where.\n", status_code=500)
+                await failure(scope, receive, send_guarded)
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
         if not self._access.knows_host(headers.get("host", "")):
-            return PlainTextResponse(
+            return _refuse(
+                421,
                 "This server does not answer to that host name. Use the address that it printed, or start it with "
                 "--allow-host NAME.\n",
-                status_code=421,
             )
+        if _has_long_body(headers):
+            return _refuse(413, "This server takes no request bodies.\n")
         if self._access.token is None:
             return None
         given = QueryParams(scope["query_string"]).get("token")
         if given is not None and scope["path"] == "/":
-            if not self._access.is_token(given):
-                return HTMLResponse(_SIGN_IN % "Wrong token.", status_code=401)
-            # Keeps the token out of the address bar and the history.
-            answer = RedirectResponse("./", status_code=303)
-            answer.set_cookie(
-                _COOKIE, self._access.cookie, httponly=True, samesite="strict", secure=scope["scheme"] == "https"
-            )
-            return answer
-        if self._has_access(headers) or scope["path"] == "/page.css":
+            return self._enter(scope, headers, given)
+        if self._has_access(scope, headers) or scope["path"] == "/page.css":
             return None
-        if scope["path"] == "/":
-            return HTMLResponse(_SIGN_IN % "This server requires a token.", status_code=401)
-        return PlainTextResponse("A token is required.\n", status_code=401, headers={"www-authenticate": "Bearer"})
+        if scope["path"] != "/":
+            return _refuse(401, f"A token is required. {_HOW_TO_GET_IN}\n", {"www-authenticate": "Bearer"})
+        if headers.get("sec-fetch-site") == "cross-site":
+            return HTMLResponse(_OPEN_AGAIN, status_code=401)
+        return HTMLResponse(_SIGN_IN % "This server requires a token.", status_code=401)
 
-    def _has_access(self, headers: Headers) -> bool:
+    def _enter(self, scope: Scope, headers: Headers, given: str) -> Response:
+        """Exchange the token of an address for a cookie."""
+        if not self._access.is_token(given):
+            _report_wrong_token(scope)
+            return HTMLResponse(_SIGN_IN % "Wrong token.", status_code=401)
+        # Keeps the token out of the address bar and the history.
+        answer = RedirectResponse("./", status_code=303)
+        answer.set_cookie(
+            _cookie_name(scope, headers),
+            self._access.cookie,
+            httponly=True,
+            samesite="strict",
+            secure=scope["scheme"] == "https",
+        )
+        return answer
+
+    def _has_access(self, scope: Scope, headers: Headers) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and self._access.is_token(given.strip()):
-            return True
-        kept = cookie_parser(headers.get("cookie", "")).get(_COOKIE, "")
+        if scheme.lower() == "bearer":
+            if self._access.is_token(given.strip()):
+                return True
+            _report_wrong_token(scope)
+        kept = cookie_parser(headers.get("cookie", "")).get(_cookie_name(scope, headers), "")
         return hmac.compare_digest(kept.encode(), self._access.cookie.encode())
+
+
+def _refuse(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
+    # A connection that is refused is not kept.
+    return PlainTextResponse(text, status_code=status, headers={"connection": "close", **(headers or {})})
+
+
+def _require_no_token_needed(host: str, token: str | None) -> None:
+    if not is_loopback(host):
+        raise ConfigError(
+            f"--no-token is for loopback alone: other machines reach {host}.",
+            hint="Leave it out, or leave out --host.",
+        )
+    if token is not None:
+        raise ConfigError("--no-token contradicts CRASHPROOF_TOKEN, which is set.", hint="Leave out one of them.")
+
+
+def _report_wrong_token(scope: Scope) -> None:
+    client = scope.get("client")
+    log.warning("A request from %s with a wrong token was refused.", client[0] if client else "an unknown address")
+
+
+def _has_long_body(headers: Headers) -> bool:
+    """Whether a request brings a body that is long, or whose length is unknown."""
+    length = headers.get("content-length", "0")
+    is_number = length.isascii() and length.isdecimal() and len(length) < _MOST_DIGITS
+    return "transfer-encoding" in headers or not is_number or int(length) > _MOST_BODY_BYTES
+
+
+def _cookie_name(scope: Scope, headers: Headers) -> str:
+    """A name with the port that the browser sees: all ports of one host share their cookies."""
+    port = headers.get("host", "").rpartition("]")[2].rpartition(":")[2]
+    usual = "443" if scope["scheme"] == "https" else "80"
+    return f"crashproof-{port if port.isdecimal() and port.isascii() and len(port) < 6 else usual}"
 
 
 def _without_port(host: str) -> str:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from pathlib import Path
+from urllib.parse import parse_qsl
 
+import msgspec
 from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from crashproof.dashboard.access import Access, AccessGuard
-from crashproof.dashboard.live import live_events
+from crashproof.dashboard.live import LiveResponse, Streams, live_events
 from crashproof.dashboard.prometheus import metrics_page
-from crashproof.dashboard.responses import json_bytes
+from crashproof.dashboard.responses import RunList, UnreadableRun, as_json, shown_text
 from crashproof.dashboard.watched_run import WatchedRun
 from crashproof.dashboard.watched_runs import WatchedRuns
 from crashproof.errors import CrashproofError
@@ -29,6 +30,7 @@ __all__ = ["Page", "app_for"]
 
 _MOST_POINTS = 4000
 _USUAL_POINTS = 1000
+_MOST_SKIPPED = 20
 _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
@@ -41,9 +43,11 @@ _FILES = {
 }
 
 
-def app_for(root: Path, access: Access, *, now: Callable[[], float] = time.time) -> Starlette:
+def app_for(
+    root: Path, access: Access, *, now: Callable[[], float], streams: Streams, follows_links: bool = False
+) -> Starlette:
     """Return the application that serves all runs under `root` to requests that `access` allows."""
-    page = Page(WatchedRuns(root.absolute()), now=now)
+    page = Page(WatchedRuns(root.absolute(), follows_links=follows_links), now=now, streams=streams)
     static = [Route(address, _file(name, kind), methods=["GET"]) for address, (name, kind) in _FILES.items()]
     return Starlette(
         routes=[
@@ -67,16 +71,25 @@ def app_for(root: Path, access: Access, *, now: Callable[[], float] = time.time)
 class Page:
     """The handlers of the page's requests."""
 
-    def __init__(self, runs: WatchedRuns, *, now: Callable[[], float]) -> None:
+    def __init__(self, runs: WatchedRuns, *, now: Callable[[], float], streams: Streams) -> None:
         self._runs = runs
         self._now = now
-        self.is_closing = False
+        self._streams = streams
 
     async def runs(self, request: Request) -> Response:
         """List all runs."""
         now = self._now()
-        rows = await to_thread.run_sync(lambda: [run.row(now=now) for run in self._runs.all()])
-        return _json({"root": str(self._runs.root), "now": now, "runs": rows})
+        rows = await to_thread.run_sync(lambda: [_row(run, now) for run in self._runs.all()])
+        skipped = self._runs.skipped
+        return _json(
+            RunList(
+                root=shown_text(str(self._runs.root)),
+                now=now,
+                runs=rows,
+                num_skipped=len(skipped),
+                skipped=skipped[:_MOST_SKIPPED],
+            )
+        )
 
     async def run(self, request: Request) -> Response:
         """Return everything about one run except its curves."""
@@ -104,15 +117,12 @@ class Page:
         run = await self._requested_run(request)
         last = request.headers.get("last-event-id", "")
         after = int(last) if last.isdecimal() and len(last) < _MOST_DIGITS else _number(request, "after") or 0
-        events = live_events(run, after=after, now=self._now, stops=lambda: self.is_closing)
-        return StreamingResponse(
-            events, media_type="text/event-stream", headers={"cache-control": "no-store", "x-accel-buffering": "no"}
-        )
+        return LiveResponse(live_events(run, after=after, now=self._now, streams=self._streams), self._streams)
 
     async def compare(self, request: Request) -> Response:
         """Return the config keys in which two runs differ, with both values."""
         run = await self._requested_run(request)
-        other = await self._run_named(request.query_params.get("other", ""))
+        other = await self._run_named(_name_in(request, "other"))
         found = await to_thread.run_sync(lambda: config_differences([run.config(), other.config()]))
         differences = [{"key": each.key, "this": each.values[0], "other": each.values[1]} for each in found]
         return _json({"name": run.name, "other": other.name, "differences": differences})
@@ -125,7 +135,7 @@ class Page:
         return Response(content, headers={"content-type": kind})
 
     async def _requested_run(self, request: Request) -> WatchedRun:
-        return await self._run_named(request.query_params.get("name", ""))
+        return await self._run_named(_name_in(request, "name"))
 
     async def _run_named(self, name: str) -> WatchedRun:
         run = await to_thread.run_sync(lambda: self._runs.find(name))
@@ -143,12 +153,36 @@ class _BadRequest(CrashproofError):
         self.status = status
 
 
+def _row(run: WatchedRun, now: float) -> msgspec.Raw:
+    """A run's row as JSON: one that cannot be encoded must not hide the others."""
+    try:
+        return msgspec.Raw(as_json(run.row(now=now)))
+    except (ValueError, OverflowError, RecursionError) as error:
+        return msgspec.Raw(as_json(UnreadableRun(name=run.name, health_reason=f"cannot be shown: {error}")))
+
+
 def _summary(run: WatchedRun, now: float) -> ProgressSummary | None:
     try:
         return run.summary(now=now)
     except Exception:
         # Why stands in the row of the page; no run may cost Prometheus the others.
         return None
+
+
+def _name_in(request: Request, parameter: str) -> str:
+    """The run that a request names: by its name in the list, or by the bytes of its path if they are no text."""
+    given = dict(
+        parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True, errors="surrogateescape")
+    ).get(parameter, "")
+    return given if _is_text(given) else shown_text(given)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _number(request: Request, name: str) -> int | None:
@@ -171,9 +205,9 @@ def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
 
 
 def _json(answer: object, status: int = 200) -> Response:
-    return Response(json_bytes(answer), status_code=status, headers={"content-type": "application/json"})
+    return Response(as_json(answer), status_code=status, headers={"content-type": "application/json"})
 
 
 async def _refused(request: Request, error: Exception) -> Response:
     status = error.status if isinstance(error, _BadRequest) else 409
-    return _json({"error": str(error)}, status)
+    return _json({"error": shown_text(str(error))}, status)

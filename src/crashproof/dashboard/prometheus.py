@@ -52,22 +52,30 @@ def metrics_page(runs: Mapping[str, ProgressSummary | None], *, accept: str) -> 
 
 class _Runs(Collector):
     def __init__(self, runs: Mapping[str, ProgressSummary | None]) -> None:
-        self._runs = runs
+        self._states = {name: HealthState.UNREADABLE if run is None else run.health for name, run in runs.items()}
+        self._values = {name: {} if run is None else self._values_of(name, run) for name, run in runs.items()}
 
     def collect(self) -> Iterator[Metric]:
-        for name, text, read in _NUMBERS:
+        for name, text, _ in _NUMBERS:
             family = GaugeMetricFamily(f"crashproof_{name}", text, labels=["run"])
-            for run, summary in self._runs.items():
-                value = None if summary is None else read(summary)
-                if value is not None:
-                    family.add_metric([run], value)
+            for run, values in self._values.items():
+                if name in values:
+                    family.add_metric([run], values[name])
             yield family
         health = GaugeMetricFamily("crashproof_health", "1 for the state that a run is in.", labels=["run", "state"])
-        for run, summary in self._runs.items():
-            is_in = HealthState.UNREADABLE if summary is None else summary.health
+        for run, is_in in self._states.items():
             for state in HealthState:
                 health.add_metric([run, state], float(is_in == state))
         yield health
+
+    def _values_of(self, name: str, run: ProgressSummary) -> dict[str, float]:
+        read = {number: value for number, _, reader in _NUMBERS if (value := reader(run)) is not None}
+        try:
+            return {number: float(value) for number, value in read.items()}
+        except OverflowError:
+            # An integer beyond all floats, from a damaged file: one run must not hide the others.
+            self._states[name] = HealthState.UNREADABLE
+            return {}
 
 
 def _seconds(hours: float | None) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from crashproof.formatting import as_text
 from crashproof.reading.curves import Recomputed
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.curves import CurvePoint
@@ -27,20 +27,25 @@ __all__ = [
     "Curve",
     "CurveTail",
     "RunDetail",
+    "RunList",
     "RunNow",
     "RunRow",
     "Series",
+    "Skipped",
     "StaleTail",
     "UnreadableRun",
+    "as_json",
     "checkpoint_rows",
     "columns_of",
     "config_texts",
     "event_fields",
-    "json_bytes",
+    "shown_text",
 ]
 
 _MOST_CHECKPOINTS = 500
 _MOST_CONFIG_CHARACTERS = 200_000
+_MISTAKEN_FOR_A_BYTE = re.compile("%(?=25|[89A-F][0-9A-F])")
+_BYTE_OF_NO_TEXT = re.compile("[\ud800-\udfff]")
 _SHOWN_ELSEWHERE = frozenset({"config", "config_hash", "files", "v"})
 
 
@@ -78,6 +83,26 @@ class UnreadableRun(Struct, frozen=True, kw_only=True):
     name: str
     health: HealthState = HealthState.UNREADABLE
     health_reason: str
+
+
+class Skipped(Struct, frozen=True, kw_only=True):
+    """A folder that was not searched for runs."""
+
+    name: str
+    reason: str
+
+
+class RunList(Struct, frozen=True, kw_only=True):
+    """All runs."""
+
+    root: str
+    now: float
+    """Seconds since 1970."""
+    runs: list[msgspec.Raw]
+    num_skipped: int
+    """Folders that were not searched."""
+    skipped: list[Skipped]
+    """The first of them."""
 
 
 class RunNow(Struct, frozen=True, kw_only=True):
@@ -175,6 +200,20 @@ class StaleTail(Struct, frozen=True, kw_only=True):
     end: int = 0
 
 
+def as_json(answer: object) -> bytes:
+    """Encode an answer; NaN and infinities become null."""
+    try:
+        return msgspec.json.encode(answer)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_shown(msgspec.to_builtins(answer)))
+
+
+def shown_text(path: str) -> str:
+    """A path as text: each byte that is not UTF-8 becomes `%XX`. No two paths have the same text."""
+    escaped = _MISTAKEN_FOR_A_BYTE.sub("%25", path)
+    return _BYTE_OF_NO_TEXT.sub(lambda found: f"%{ord(found[0]) & 0xFF:02X}", escaped)
+
+
 def columns_of(points: Sequence[CurvePoint]) -> dict[str, Any]:
     """The fields of `Columns`."""
     names = list(dict.fromkeys(name for point in points for name in point.series))
@@ -222,6 +261,14 @@ def config_texts(config: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def _shown(value: object) -> object:
+    if isinstance(value, dict):
+        return {shown_text(name): _shown(child) for name, child in value.items()}
+    if isinstance(value, list):
+        return [_shown(child) for child in value]
+    return shown_text(value) if isinstance(value, str) else value
+
+
 def _series(name: str, points: Sequence[CurvePoint], *, is_single: bool) -> Series:
     buckets = [point.series.get(name) for point in points]
     non_finite = [(at, each.num_non_finite) for at, each in enumerate(buckets) if each and each.num_non_finite]
@@ -250,19 +297,3 @@ def _checkpoint_row(checkpoint: CheckpointMetadata, *, is_superseded: bool) -> C
         attempt=checkpoint.attempt,
         evaluation=checkpoint.evaluation or {},
     )
-
-
-def json_bytes(answer: object) -> bytes:
-    """An answer as JSON; NaN and infinities become null, and what is no Unicode in a path is spelled out."""
-    try:
-        return msgspec.json.encode(answer)
-    except UnicodeEncodeError:
-        return msgspec.json.encode(_as_texts(msgspec.to_builtins(answer)))
-
-
-def _as_texts(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {as_text(str(key)): _as_texts(child) for key, child in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_as_texts(child) for child in value]
-    return as_text(value) if isinstance(value, str) else value

@@ -1,6 +1,6 @@
 """What the server knows of one run.
 
-Each request reads what has been written since the last one.
+Each request reads what has been written since the last one. Whatever goes wrong is an error of this run alone.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,11 +27,14 @@ from crashproof.dashboard.responses import (
     columns_of,
     config_texts,
     event_fields,
+    shown_text,
 )
+from crashproof.dashboard.server_log import describe_error
 from crashproof.disk.lock import holder_of
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import CrashproofError
 from crashproof.reading.curves import CurveFollower
+from crashproof.reading.discovery import path_outside
 from crashproof.reading.run_reader import RunReader
 from crashproof.reading.session_follower import SessionFollower
 from crashproof.records.progress import ProgressSummary
@@ -49,6 +54,8 @@ _MOST_NEW_UPDATES = 20_000
 """A page that is further behind loads its curve again."""
 _MOST_NEW_POINTS = 500
 _MOST_EVENTS = 200
+_SEE_LOG = "The server's log says where."
+_FOLLOW_LINKS = "It was not read; crashproof serve --follow-links follows links."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +64,21 @@ class _Events:
     newest: list[dict[str, object]]
 
 
-class WatchedRun:
-    """One run. Thread-safe."""
+class CannotRead(CrashproofError):
+    """A run that cannot be read, or must not be."""
 
-    def __init__(self, name: str, folder: RunFolder) -> None:
+
+class WatchedRun:
+    """One run. Thread-safe.
+
+    Every method raises `CrashproofError` or `OSError` for a run that cannot be read, whatever the reason is.
+    """
+
+    def __init__(self, name: str, folder: RunFolder, *, boundary: Path | None = None) -> None:
+        """Watch a run; files that links place outside `boundary` are not read."""
         self.name = name
         self.folder = folder
+        self._boundary = boundary
         self._lock = threading.Lock()
         self._session = SessionFollower(folder)
         self._curves = CurveFollower(folder)
@@ -74,34 +90,25 @@ class WatchedRun:
 
     def summary(self, *, now: float) -> ProgressSummary:
         """The run's progress as of `now`, in seconds since 1970."""
-        with self._lock:
+        with self._reading(), self._lock:
             return self._summary_of(self._session.session(), now)
 
     def row(self, *, now: float) -> RunRow | UnreadableRun:
         """The run's row in the list of all runs."""
-        lengths = tuple(_size(each) for each in self._journals())
-        if self._row is not None and self._row[0] == lengths and holder_of(self.folder.lock) is None:
-            return self._row[1]
         try:
-            summary = self.summary(now=now)
+            with self._reading():
+                return self._read_row(now)
         except (CrashproofError, OSError) as error:
-            return UnreadableRun(name=self.name, health_reason=str(error))
-        except Exception as error:
-            # Whatever a run's files hold, the others have their rows.
-            log.exception("The run in %s cannot be read.", self.folder.root)
-            return UnreadableRun(name=self.name, health_reason=f"{type(error).__name__}: {error}")
-        row = RunRow.of(self.name, summary)
-        self._row = None if summary.status == RunStatus.RUNNING else (lengths, row)
-        return row
+            return UnreadableRun(name=self.name, health_reason=shown_text(str(error)))
 
     def detail(self, *, now: float) -> RunDetail:
         """Everything about the run except its curves."""
-        with self._lock:
+        with self._reading(), self._lock:
             session = self._session.session()
             return RunDetail(
                 name=self.name,
                 now=now,
-                folder=str(self.folder.root),
+                folder=shown_text(str(self.folder.root)),
                 summary=self._summary_of(session, now),
                 # The next reading changes the session's own.
                 attempts=[copy(each) for each in session.attempts],
@@ -114,7 +121,7 @@ class WatchedRun:
 
     def curve(self, *, most_points: int, first_step: int | None = None, last_step: int | None = None) -> Curve:
         """The history of a range of steps; while a long journal is still being read, the part read so far."""
-        with self._curve_lock:
+        with self._reading(), self._curve_lock:
             is_complete = self._curves.refresh(most_seconds=_FIRST_READING_SECONDS)
             curve = self._curves.curve(most_points=most_points, first_step=first_step, last_step=last_step)
             recomputed = list(self._curves.recomputed)
@@ -132,6 +139,44 @@ class WatchedRun:
 
     def tail(self, *, after: int) -> CurveTail | StaleTail:
         """The updates after an offset of the journal."""
+        with self._reading():
+            return self._read_tail(after)
+
+    def config(self) -> dict[str, Any]:
+        """The config that the run was started with, without secrets."""
+        with self._reading(), self._lock:
+            return self._session.session().config
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Read nothing outside the served folder, and turn whatever goes wrong into an error of this run."""
+        try:
+            self._require_inside()
+            yield
+            # A link that was made meanwhile: what was read is not answered.
+            self._require_inside()
+        except (CrashproofError, OSError):
+            raise
+        except Exception as error:
+            log.error("The run %s cannot be read: %s", self.name, describe_error(error))  # noqa: TRY400 - one line
+            raise CannotRead(f"cannot be read: {type(error).__name__}", hint=_SEE_LOG) from error
+
+    def _require_inside(self) -> None:
+        outside = None if self._boundary is None else path_outside(self.folder, self._boundary)
+        if outside is not None:
+            raise CannotRead(f"{outside} is a link that leads out of {self._boundary}.", hint=_FOLLOW_LINKS)
+
+    def _read_row(self, now: float) -> RunRow:
+        lengths = tuple(_size(each) for each in self._journals())
+        if self._row is not None and self._row[0] == lengths and holder_of(self.folder.lock) is None:
+            return self._row[1]
+        with self._lock:
+            summary = self._summary_of(self._session.session(), now)
+        row = RunRow.of(self.name, summary)
+        self._row = None if summary.status == RunStatus.RUNNING else (lengths, row)
+        return row
+
+    def _read_tail(self, after: int) -> CurveTail | StaleTail:
         updates, end = [], after
         if not 0 <= after <= _size(self.folder.metrics):
             return StaleTail()
@@ -146,11 +191,6 @@ class WatchedRun:
         size = max(1, -(-len(points) // _MOST_NEW_POINTS))
         points = [joined(points[start : start + size]) for start in range(0, len(points), size)]
         return CurveTail(**columns_of(points), end=end, num_updates=len(updates))
-
-    def config(self) -> dict[str, Any]:
-        """The config that the run was started with, without secrets."""
-        with self._lock:
-            return self._session.session().config
 
     def _journals(self) -> tuple[Path, ...]:
         return self.folder.events, self.folder.metrics, self.folder.requests, self.folder.answers
@@ -176,7 +216,7 @@ class WatchedRun:
     def _read_all(self) -> None:
         try:
             while True:
-                with self._curve_lock:
+                with self._reading(), self._curve_lock:
                     if self._curves.refresh(most_seconds=_SLICE_SECONDS):
                         return
                 # Let a waiting request take the lock.

@@ -1,6 +1,7 @@
 """All runs under one folder.
 
 Requests name a run as it was found. Names are looked up, never joined to a path, so no name leads out of the folder.
+No link does either, unless links are to be followed.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from crashproof.dashboard.responses import Skipped, shown_text
 from crashproof.dashboard.watched_run import WatchedRun
-from crashproof.reading.discovery import find_runs
+from crashproof.reading.discovery import RunSearch
 
 __all__ = ["WatchedRuns"]
 
@@ -23,8 +25,13 @@ _SECONDS_BEFORE_A_NEW_NAME = 0.5
 class WatchedRuns:
     """Finds runs, and caches what was read of each. Thread-safe."""
 
-    def __init__(self, root: Path, *, steady: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, root: Path, *, follows_links: bool = False, steady: Callable[[], float] = time.monotonic
+    ) -> None:
         self.root = root
+        self.skipped: list[Skipped] = []
+        """The folders that the last search left out."""
+        self._follows_links = follows_links
         self._steady = steady
         self._lock = threading.Lock()
         self._runs: dict[str, WatchedRun] = {}
@@ -48,6 +55,12 @@ class WatchedRuns:
         return self._searched_at is None or self._steady() - self._searched_at >= seconds
 
     def _search(self) -> None:
-        found = dict(find_runs(self.root))
-        self._runs = {name: self._runs.get(name) or WatchedRun(name, folder) for name, folder in found.items()}
+        search = RunSearch(self.root, follows_links=self._follows_links)
+        boundary = None if self._follows_links else search.boundary
+        found = {shown_text(name): folder for name, folder in search.runs.items()}
+        self._runs = {
+            name: self._runs.get(name) or WatchedRun(name, folder, boundary=boundary)
+            for name, folder in found.items()
+        }
+        self.skipped = [Skipped(name=shown_text(each.name), reason=each.reason) for each in search.skipped]
         self._searched_at = self._steady()

@@ -4,41 +4,122 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from crashproof.disk.run_folder import RunFolder
 from crashproof.formatting import as_text
 
-__all__ = ["find_runs"]
+__all__ = ["RunSearch", "SkippedFolder", "find_runs", "path_outside"]
+
+_DEEPEST = 8
 
 
-def find_runs(root: Path, *, deepest: int = 8) -> Iterator[tuple[str, RunFolder]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkippedFolder:
+    """A folder that was not searched."""
+
+    name: str
+    """Its path relative to the searched folder."""
+    reason: str
+
+
+def find_runs(root: Path, *, deepest: int = _DEEPEST) -> Iterator[tuple[str, RunFolder]]:
     r"""Yield every run under `root` with its relative path (`.` for `root` itself), sorted by path.
 
-    Searches `deepest` levels down, never through a symbolic link and never inside a run. Skips folders that cannot be
-    listed. Bytes of a path that are no UTF-8 are spelled out in it (`\udcff`), so that it is text for every reader.
+    Searches `deepest` levels down, through no symbolic link that leads out of `root`, and never inside a run. Skips
+    folders that cannot be listed. Bytes of a path that are not UTF-8 are written as `\udcff`, for every terminal.
     """
-    for name, run in _find(Path(os.path.abspath(root)), "", deepest):
+    for name, run in RunSearch(root, deepest=deepest).runs.items():
         yield as_text(name), run
 
 
-def _find(folder: Path, name: str, levels: int) -> Iterator[tuple[str, RunFolder]]:
-    run = RunFolder.under(folder)
+class RunSearch:
+    """The runs under a folder as of one moment, and the folders that were not searched for them.
+
+    A link inside the folder is not followed: what it leads to is found where it lies. One that leads out is followed
+    only if `follows_links`.
+    """
+
+    def __init__(self, root: Path, *, deepest: int = _DEEPEST, follows_links: bool = False) -> None:
+        self.boundary = Path(os.path.realpath(root))
+        """The folder itself, which no link of its path can change."""
+        self.skipped: list[SkippedFolder] = []
+        self._follows_links = follows_links
+        self._links: list[tuple[Path, str, int]] = []
+        found = dict(self._search(Path(os.path.abspath(root)), "", deepest))
+        if follows_links:
+            found |= self._search_links({os.path.realpath(run.progress) for run in found.values()})
+        else:
+            reason = "a link that leads out of the served folder"
+            self.skipped += [SkippedFolder(name=name, reason=reason) for _, name, _ in self._links]
+        self.runs = {name: found[name] for name in sorted(found, key=lambda each: each.split("/"))}
+        """By their relative paths, sorted; `.` is the folder itself."""
+
+    def _search(self, folder: Path, name: str, levels: int) -> Iterator[tuple[str, RunFolder]]:
+        run = RunFolder.under(folder)
+        if self._may_read(run.progress) and _holds_a_run(run):
+            yield name or ".", run
+            return
+        if levels == 0:
+            return
+        for child, is_link in self._children(folder, name):
+            path, child_name = folder / child, f"{name}/{child}" if name else child
+            if not is_link:
+                yield from self._search(path, child_name, levels - 1)
+            elif os.path.isdir(path) and not _is_inside(path, self.boundary):
+                self._links.append((path, child_name, levels - 1))
+
+    def _search_links(self, known: set[str]) -> dict[str, RunFolder]:
+        """Search where links lead, each folder once; that finds more links."""
+        found: dict[str, RunFolder] = {}
+        searched: set[str] = set()
+        for path, name, levels in self._links:
+            target = os.path.realpath(path)
+            if target in searched:
+                continue
+            searched.add(target)
+            for run_name, run in self._search(path, name, levels):
+                progress = os.path.realpath(run.progress)
+                if progress not in known:
+                    known.add(progress)
+                    found[run_name] = run
+        return found
+
+    def _children(self, folder: Path, name: str) -> list[tuple[str, bool]]:
+        """The folders and links in a folder, without hidden ones: each name, and whether it is a link."""
+        try:
+            with os.scandir(folder) as entries:
+                return sorted(
+                    (each.name, each.is_symlink())
+                    for each in entries
+                    if not each.name.startswith(".") and (each.is_symlink() or each.is_dir(follow_symlinks=False))
+                )
+        except OSError as error:
+            self.skipped.append(SkippedFolder(name=name or ".", reason=os.strerror(error.errno or 0).lower()))
+            return []
+
+    def _may_read(self, progress: Path) -> bool:
+        return self._follows_links or not progress.is_symlink() or _is_inside(progress, self.boundary)
+
+
+def path_outside(run: RunFolder, boundary: Path) -> Path | None:
+    """Return the first file of a run that lies outside `boundary` because of a link; None if all lie inside."""
+    files = (
+        *(run.events, run.metrics, run.curves, run.requests, run.answers),
+        *(run.session, run.summary, run.manifest, run.lock),
+    )
+    paths = [run.progress, *(each for each in files if each.is_symlink())]
+    return next((each for each in paths if not _is_inside(each, boundary)), None)
+
+
+def _is_inside(path: Path, boundary: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(boundary)
+
+
+def _holds_a_run(run: RunFolder) -> bool:
     try:
-        is_run = not run.progress.is_symlink() and run.holds_a_run
+        return run.holds_a_run
     except OSError:
-        # Whoever reads it says why it cannot be read.
-        is_run = os.path.lexists(run.progress)
-    if is_run:
-        yield name or ".", run
-        return
-    if levels == 0:
-        return
-    try:
-        with os.scandir(folder) as entries:
-            children = sorted(each.name for each in entries if each.is_dir(follow_symlinks=False))
-    except OSError:
-        return
-    for child in children:
-        if not child.startswith("."):
-            yield from _find(folder / child, f"{name}/{child}" if name else child, levels - 1)
+        # Its files cannot be looked at. As a run it is listed with the reason.
+        return True

@@ -26,8 +26,8 @@ def serve(tmp_path: Path, clock: FakeClock) -> Iterator[Callable[..., Served]]:
     from crashproof.dashboard.access import Access
 
     with ExitStack() as servers:
-        yield lambda root=tmp_path, access=None, now=clock.now: servers.enter_context(
-            served(root, access or Access(), now)
+        yield lambda root=tmp_path, access=None, now=clock.now, **given: servers.enter_context(
+            served(root, access or Access(), now, **given)
         )
 
 

@@ -3,12 +3,17 @@ from __future__ import annotations
 import json
 import threading
 import time
+import urllib.error
 import urllib.request
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from served_runs import served
 
 pytest.importorskip("starlette")
+
+from crashproof.dashboard.limits import Limits
 
 
 class Listener:
@@ -125,7 +130,30 @@ def test_a_run_that_cannot_be_read_any_more_is_trouble_and_not_the_end(serve, li
     listener.next("detail")
 
 
-def test_the_server_ends_while_pages_listen(tmp_path, listen, open_tracker, clock):
+def test_a_page_beyond_the_most_streams_is_sent_to_polling(serve, listen, open_tracker, tmp_path):
+    open_tracker(output_dir=tmp_path / "run", total_steps=100)
+    served = serve(limits=replace(Limits.for_descriptors(1024), most_streams=2))
+    url = f"{served.url}api/live?name=run&after=0"
+    listeners = [listen(url) for _ in range(2)]
+    for listener in listeners:
+        listener.next("detail")
+
+    refused = served.get("/api/live?name=run&after=0")
+    listeners[0].close()
+
+    assert (503, "30") == (refused.status, refused.headers["retry-after"])
+    assert "polls instead" in refused.json["error"]
+    assert 200 == served.get("/api/run?name=run").status
+    for _ in range(200):
+        with suppress(urllib.error.HTTPError):
+            listen(url).next("detail")
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("a stream that has ended still counts")
+
+
+def test_the_server_ends_while_pages_listen(tmp_path, listen, open_tracker, clock, caplog):
     from crashproof.dashboard.access import Access
 
     open_tracker(output_dir=tmp_path / "run", total_steps=100)
@@ -140,3 +168,4 @@ def test_the_server_ends_while_pages_listen(tmp_path, listen, open_tracker, cloc
         began_at = time.monotonic()
 
     assert time.monotonic() - began_at < 60
+    assert [] == caplog.messages

@@ -317,6 +317,46 @@ def test_a_run_that_is_gone_is_reported(serve, look):
     assert "This run does not exist (any more)." == page.locator("#trouble").inner_text()
 
 
+def test_folders_that_were_not_searched_are_named(serve, look, made_run, tmp_path):
+    made_run("inside/run", 30)
+    made_run("outside", 30)
+    (tmp_path / "inside" / "link").symlink_to(tmp_path / "outside")
+    page = look(serve(root=tmp_path / "inside").url)
+
+    page.click("summary:has-text('1 folder was not searched')")
+    page.wait_for_timeout(3500)
+
+    assert "link: a link that leads out of the served folder" in page.locator("#skipped").inner_text()
+
+
+def test_the_printed_address_opens_the_page_and_its_live_updates(serve, look, made_run):
+    made_run("run", 30)
+    served = serve(access=Access.for_address("127.0.0.1", token=TOKEN))
+    page = look(f"{served.url}?token={TOKEN}")
+    page.get_by_role("link", name="run", exact=True).click()
+    page.wait_for_function("() => document.getElementById('link').textContent === 'live'")
+
+    assert TOKEN not in page.url
+    assert [f"crashproof-{served.port}"] == [each["name"] for each in page.context.cookies(served.url)]
+
+
+@pytest.mark.parametrize("query", [f"?token={TOKEN}", ""], ids=["first", "again"])
+def test_a_link_on_another_site_opens_the_page_too(serve, browser, made_run, query):
+    made_run("run", 30)
+    served = serve(access=Access.for_address("127.0.0.1", token=TOKEN))
+    context = browser.new_context()
+    page = context.new_page()
+    if not query:
+        page.goto(f"{served.url}?token={TOKEN}")
+    page.goto(f"http://localhost:{served.port}/")
+    page.evaluate("(url) => { document.body.innerHTML = `<a href='${url}'>open</a>`; }", served.url + query)
+
+    page.click("a")
+
+    page.wait_for_selector("text=1 run")
+    context.close()
+
+
 def test_the_token_is_asked_for_and_taken(serve, look, made_run):
     made_run("run", 30)
     served = serve(access=Access.for_address("0.0.0.0", token=TOKEN))

@@ -128,7 +128,7 @@ class AllRuns {
     if (!this.isClosed) this.timer = setTimeout(() => this.look(), POLL_MS);
   }
 
-  show({ runs, now, root }) {
+  show({ runs, now, root, num_skipped, skipped }) {
     runs.sort((one, other) => (other.last_update_time ?? 0) - (one.last_update_time ?? 0));
     this.runs = runs;
     const heads = [
@@ -138,11 +138,11 @@ class AllRuns {
     ];
     if (!runs.length) {
       this.body.replaceChildren(el("h2", {}, "No runs yet"),
-        el("p", {}, "There is no run under ", el("code", {}, root), ". A run appears here as soon as it starts."));
+        el("p", {}, "There is no run under ", el("code", {}, root), ". A run appears here as soon as it starts."), skippedNote(num_skipped, skipped));
       return;
     }
     this.body.replaceChildren(el("h2", {}, `${words.count(runs.length)} ${runs.length === 1 ? "run" : "runs"}`),
-      table(heads, runs.map((run) => this.row(run, heads, now)), "runs"));
+      table(heads, runs.map((run) => this.row(run, heads, now)), "runs"), skippedNote(num_skipped, skipped));
   }
 
   row(run, heads, now) {
@@ -175,6 +175,15 @@ class AllRuns {
     }
     return false;
   }
+}
+
+function skippedNote(many, first) {
+  if (!many) return "";
+  const names = first.map((each) => el("li", {}, el("code", {}, each.name), `: ${each.reason}`));
+  const rest = many > first.length ? el("li", {}, `and ${words.count(many - first.length)} more`) : "";
+  // The list is made anew every few seconds: what was opened stays open.
+  return el("details", { class: "card", id: "skipped", open: document.getElementById("skipped")?.open ?? false }, el("summary", {}, `${words.count(many)} ${many === 1 ? "folder was" : "folders were"} not searched`),
+    el("ul", {}, names, rest), el("p", { class: "note" }, "Links that lead out are followed by ", el("code", {}, "crashproof serve --follow-links"), "."));
 }
 
 const addressOf = (name) => `#/run/${encodeURIComponent(name)}`;
