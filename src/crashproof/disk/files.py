@@ -17,7 +17,7 @@ from pathlib import Path
 
 from crashproof.errors import DiskFull, StorageUnwritable
 
-__all__ = ["REAL_DISK", "Disk", "storage_errors"]
+__all__ = ["REAL_DISK", "Disk", "above_standard", "storage_errors"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UNWRITABLE = {
@@ -26,6 +26,22 @@ _UNWRITABLE = {
 }
 _CANNOT_SYNC_FOLDERS = {errno.EINVAL, errno.ENOTSUP}
 _FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)
+_FIRST_FREE = 3
+"""Below it are standard input, output and error."""
+
+
+def above_standard(file: int) -> int:
+    """The same open file under a descriptor above standard error's.
+
+    Where a process was started with standard output closed, the next file it opens gets that number, and whatever
+    any code or child process prints lands in it.
+    """
+    if file >= _FIRST_FREE:
+        return file
+    try:
+        return fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
+    finally:
+        os.close(file)
 
 
 class Disk:
@@ -53,15 +69,15 @@ class Disk:
 
     def open_to_append(self, path: Path) -> int:
         """Open a file so that every write lands at its end; create it if it is missing."""
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        return above_standard(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644))
 
     def open_anew(self, path: Path) -> int:
         """Open an empty file, truncating an existing one."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        return above_standard(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644))
 
     def open_to_sync(self, path: Path) -> int:
         """Open a file written by other code, to make it durable."""
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return above_standard(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
     write = staticmethod(os.write)
     """Write bytes to an open file; may write fewer than requested, and returns how many."""
@@ -88,7 +104,7 @@ class Disk:
 
     def sync_folder(self, path: Path) -> None:
         """Wait until the names in a folder would survive a power loss."""
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder = above_standard(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         try:
             os.fsync(folder)
         except OSError as error:

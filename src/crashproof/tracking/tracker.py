@@ -21,6 +21,7 @@ from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.disk.atomic import WholeFile
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.run_folder import RunFolder
+from crashproof.disk.sole_writer import Intrusion, SoleWriter
 from crashproof.errors import DiskFull, InvalidMetric, StorageError
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.codec import nonfinite_names
@@ -107,6 +108,7 @@ class ProgressTracker:
         )
         run = open_run(self._folder, requested, clock=clock, disk=disk)
         self._guard = RunGuard(self._folder.root, run.lock)
+        self._sole_writer = SoleWriter(run.lock, [each.journal for each in run.journals()])
         self._writer = RunWriter(run, settings=self._settings, clock=clock, disk=disk)
         self._responses = RunResponses(self._writer, self._guard, disk=disk)
         self._metrics = MetricsRecorder(
@@ -401,7 +403,10 @@ class ProgressTracker:
         Raises:
             DiskFull: something could not be written.
             RunClosed: the tracker was closed or replaced.
+            RunInUse: another process writes the run as well.
         """
+        if self._heartbeat is None:
+            self._check_sole_writer()
         with self._guard:
             self._metrics.write_all()
             self._check_alerts()
@@ -416,11 +421,16 @@ class ProgressTracker:
 
         Raises:
             DiskFull: the last lines could not be written.
+            RunInUse: another process writes the run as well, and no other call has raised this yet.
         """
+        if self._guard.is_open():
+            if self._heartbeat is not None:
+                self._heartbeat.stop()
+            self._check_sole_writer()
+        if self._guard.state is GuardState.INTRUDED and error is None and not self._guard.has_raised:
+            self._guard.require_open()
         if not self._guard.is_open():
             return
-        if self._heartbeat is not None:
-            self._heartbeat.stop()
         with self._guard.removal_lock, self._guard.lock:
             if not self._guard.is_open():
                 return
@@ -503,8 +513,42 @@ class ProgressTracker:
         interval = min(self._settings.sync_interval_seconds, self._settings.summary_interval_seconds)
         return Heartbeat(self._beat, interval_seconds=interval)
 
+    def _check_sole_writer(self) -> None:
+        """Stop writing if something else writes the run as well."""
+        if not self._guard.is_open():
+            return
+        intrusion = self._sole_writer.find_intrusion(self._clock.steady(), guard=self._guard.lock)
+        if intrusion is not None:
+            self._stop_writing(intrusion)
+
+    def _stop_writing(self, intrusion: Intrusion) -> None:
+        """Leave the run to another writer; every later call raises an error that names it."""
+        with self._guard.removal_lock, self._guard.lock:
+            if not self._guard.is_open():
+                return
+            if self._heartbeat is not None:
+                self._heartbeat.stop()
+            self._writer.abandon()
+            self._guard.stop(intrusion)
+            try:
+                self._metrics.write_all()
+                self._responses.tell_served()
+                kept = self._writer.rescue()
+                if kept:
+                    self._guard.add_details(f"What is not in the run is in {', '.join(map(str, kept))}.")
+            except Exception as error:
+                self._guard.add_details(
+                    f"{self._writer.num_queued} lines could not be written and are lost at its end: {error}"
+                )
+            self._alerts.close()
+            self._checkpoints.close()
+            self._writer.close()
+            atexit.unregister(self._close_at_exit)
+        log.error("%s Nothing more is written by this one.", self._guard.error())
+
     def _beat(self) -> None:
         """Do regular work in the background; what is slow happens outside the lock."""
+        self._check_sole_writer()
         with self._guard.lock:
             if not self._guard.is_open():
                 return
