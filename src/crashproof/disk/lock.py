@@ -132,8 +132,8 @@ class WriterLock:
         try:
             file = self._open_and_take()
         except RunInUse:
-            holder = _read_holder(self.path)
-            # On a file system whose inode numbers change, it is the same file, and this process has it.
+            # On a file system that numbers its files anew, it may be this process that has the lock.
+            holder = _named_in(self.path)
             return None if holder == self._holder else holder
         except (StorageError, OSError):
             # The folder is gone, or nothing can be written: the journals tell which.

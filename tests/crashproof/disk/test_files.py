@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from crashproof.disk import files
-from crashproof.disk.files import REAL_DISK, storage_errors
+from crashproof.disk.files import REAL_DISK, above_standard, storage_errors
 from crashproof.errors import DiskFull, StorageUnwritable
 
 
@@ -74,3 +75,16 @@ def test_a_file_system_that_cannot_sync_folders_is_trusted_and_a_broken_one_is_n
     else:
         REAL_DISK.sync_folder(tmp_path)
     assert tmp_path.is_dir()
+
+
+def test_a_descriptor_of_a_standard_stream_is_exchanged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    unchanged = above_standard(file)
+    monkeypatch.setattr(files, "_FIRST_FREE", 100)
+    exchanged = above_standard(file)
+
+    assert (file, 100) == (unchanged, exchanged)
+    assert not os.get_inheritable(exchanged)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(file)
+    os.close(exchanged)
