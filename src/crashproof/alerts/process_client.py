@@ -7,6 +7,7 @@ is still reported. It reads its settings from standard input, so no process list
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import msgspec
 
 from crashproof.alerts.channels.base import Setting
 from crashproof.alerts.content import AlertContent
+from crashproof.disk.files import above_standard
 
 __all__ = ["STOP_SIGNALS", "AlertProcess", "Finished", "Send", "WatchedRun"]
 
@@ -105,7 +107,7 @@ class AlertProcess:
         if self._socket is not None:
             self._socket.close()
         # A socket and not a pipe: nobody can be killed by SIGPIPE for writing to a dead one.
-        self._socket, theirs = socket.socketpair()
+        self._socket, theirs = map(_above_standard, socket.socketpair())
         self._socket.setblocking(False)
         # A signal to all processes of a job waits until the process handles it; see `process.main`.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -114,6 +116,8 @@ class AlertProcess:
                 [sys.executable, "-P", "-c", _PROGRAM, _PACKAGE_ROOT],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
+                # If it has none to inherit, one of its own files would get that number.
+                stderr=None if _is_open(2) else subprocess.DEVNULL,
                 # A signal to the training's process group is not for it.
                 start_new_session=True,
             )
@@ -148,3 +152,15 @@ class AlertProcess:
         except OSError:
             # It does not read, or is gone, which `restart_if_dead` finds.
             return 0
+
+
+def _above_standard(end: socket.socket) -> socket.socket:
+    return socket.socket(fileno=above_standard(end.detach()))
+
+
+def _is_open(file: int) -> bool:
+    try:
+        os.fstat(file)
+    except OSError:
+        return False
+    return True
