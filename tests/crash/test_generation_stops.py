@@ -39,8 +39,8 @@ def test_asked_to_stop_it_waits_for_what_is_sent_and_leaves_nothing_in_doubt(tmp
 
         print(f"{counts.requests} requests, {left.spending.answers} kept, {left.num_in_doubt} in doubt")
         assert (75, False) == (stopped.return_code, job.out.exists())
-        assert f"{number.name}: no more requests; waiting for those that are sent." in stopped.output
-        assert f"Stopped: {left.spending.answers} answers are kept. Start the same command again." in stopped.output
+        assert f"{number.name}: sending no more requests; waiting for those in flight." in stopped.output
+        assert f"Stopped: {left.spending.answers} answers stored. Start the same command again." in stopped.output
         assert (0, counts.answers_computed) == (left.num_in_doubt, left.spending.answers)
         job.run()
 
@@ -59,7 +59,7 @@ def test_asked_twice_it_stops_at_once_and_what_was_sent_is_in_doubt(tmp_path: Pa
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        assert "waiting for those that are sent" in process.stdout.readline()
+        assert "waiting for those in flight" in process.stdout.readline()
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=60)
         left = job.left()
