@@ -40,7 +40,7 @@ def test_asked_to_stop_it_waits_for_what_is_sent_and_leaves_nothing_in_doubt(tmp
         print(f"{counts.requests} requests, {left.spending.answers} kept, {left.num_in_doubt} in doubt")
         assert (75, False) == (stopped.return_code, job.out.exists())
         assert f"{number.name}: sending no more requests; waiting for those in flight." in stopped.output
-        assert f"Stopped: {left.spending.answers} answers stored. Start the same command again." in stopped.output
+        assert f"Stopped: {left.spending.answers} answers are stored. Start the same command again." in stopped.output
         assert (0, counts.answers_computed) == (left.num_in_doubt, left.spending.answers)
         job.run()
 

@@ -17,7 +17,7 @@ from crashproof.alerts.monitor import AlertMonitor
 from crashproof.answers.run_store import RunResponses
 from crashproof.checkpoints.digest import Digest
 from crashproof.checkpoints.select import choose_for
-from crashproof.clock import SYSTEM_CLOCK, Clock
+from crashproof.clock import SYSTEM_CLOCK, BootClock, Clock
 from crashproof.disk.atomic import WholeFile
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.run_folder import RunFolder
@@ -39,6 +39,7 @@ from crashproof.records.session import TrainingSession
 from crashproof.records.states import AttemptState, OnConfigChange, SessionKind
 from crashproof.rules.identity import without_secrets
 from crashproof.rules.pace import estimate_remaining
+from crashproof.rules.stopwatch import StandstillDetector
 from crashproof.rules.trends import loss_trend
 from crashproof.scalars import as_amount, as_float, as_int
 from crashproof.tracking.checkpoint_recorder import CheckpointRecorder, Stale
@@ -111,8 +112,12 @@ class ProgressTracker:
         self._sole_writer = SoleWriter(run.lock, [each.journal for each in run.journals()])
         self._writer = RunWriter(run, settings=self._settings, clock=clock, disk=disk)
         self._responses = RunResponses(self._writer, self._guard, disk=disk)
+        self._standstills = StandstillDetector(interval_seconds=self._settings.heartbeat_seconds)
         self._metrics = MetricsRecorder(
-            self._writer, clock=clock, throughput_window_seconds=self._settings.throughput_window_seconds
+            self._writer,
+            clock=clock,
+            throughput_window_seconds=self._settings.throughput_window_seconds,
+            standstills=self._standstills,
         )
         self._checkpoints = CheckpointRecorder(
             self._writer, large_checkpoint_bytes=self._settings.large_checkpoint_bytes, clock=clock, disk=disk
@@ -358,7 +363,8 @@ class ProgressTracker:
     def record_job_progress(self, done: int) -> None:
         """Record how many requests of a generation job are completed."""
         with self._guard:
-            self._writer.keep(JobAdvanced(**self._writer.stamp(), done=as_int(done, "done")))
+            hours = self._metrics.hours_trained()
+            self._writer.keep(JobAdvanced(**self._writer.stamp(), done=as_int(done, "done"), wall_clock_hours=hours))
 
     def record_spending(self, spending: Spending) -> None:
         """Record the totals that a shared store reports for this run; the run's own store counts by itself."""
@@ -492,6 +498,7 @@ class ProgressTracker:
                 how=how,
                 error=None if error is None else without_secrets(f"{type(error).__name__}: {error}"),
                 wall_clock_hours=self._metrics.hours_trained(),
+                since_boot=self._clock.since_boot() if isinstance(self._clock, BootClock) else UNSET,
             )
         )
         # The end is recorded first: if there is no alert about it then, the alert process sends one.
@@ -510,8 +517,7 @@ class ProgressTracker:
     def _start_heartbeat(self) -> Heartbeat | None:
         if not self._settings.has_heartbeat:
             return None
-        interval = min(self._settings.sync_interval_seconds, self._settings.summary_interval_seconds)
-        return Heartbeat(self._beat, interval_seconds=interval)
+        return Heartbeat(self._beat, interval_seconds=self._settings.heartbeat_seconds, standstills=self._standstills)
 
     def _check_sole_writer(self) -> None:
         """Stop writing if something else writes the run as well."""
@@ -552,6 +558,7 @@ class ProgressTracker:
         with self._guard.lock:
             if not self._guard.is_open():
                 return
+            self._metrics.leave_out_standstill()
             self._metrics.write_ready()
             self._checkpoints.keep_digests(wait=False)
             self._writer.write_queued()
