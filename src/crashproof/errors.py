@@ -170,9 +170,9 @@ class RunClosed(RunError):
 class RunInUse(RunError):
     """Another live process writes this run."""
 
-    def __init__(self, folder: Path, *, host: str, pid: int) -> None:
+    def __init__(self, folder: Path, *, host: str, pid: int, details: str = "") -> None:
         super().__init__(
-            f"{folder} is being written by process {pid} on {host}.",
+            f"{folder} is being written by process {pid} on {host}. {details}".rstrip(),
             hint="Wait for it, stop it, or use another output folder.",
         )
         self.host = host

@@ -30,7 +30,7 @@ def has_seen(server: TeacherServer, num_requests: int) -> Callable[[], bool]:
     return lambda: server.counts.requests >= num_requests
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
 def test_asked_to_stop_it_waits_for_what_is_sent_and_leaves_nothing_in_doubt(tmp_path: Path, number: Any) -> None:
     with TeacherServer(latency_seconds=0.05) as server:
         job = job_for(tmp_path, server)

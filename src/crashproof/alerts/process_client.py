@@ -7,6 +7,7 @@ is still reported. It reads its settings from standard input, so no process list
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import msgspec
 
 from crashproof.alerts.channels.base import Setting
 from crashproof.alerts.content import AlertContent
+from crashproof.disk.descriptors import above_standard
 from crashproof.threads import try_to_start
 
 __all__ = ["STOP_SIGNALS", "AlertProcess", "Finished", "Send", "WatchedRun"]
@@ -113,7 +115,7 @@ class AlertProcess:
             self._socket.close()
         # A socket and not a pipe: nobody can be killed by SIGPIPE for writing to a dead one.
         try:
-            self._socket, theirs = socket.socketpair()
+            self._socket, theirs = map(_above_standard, socket.socketpair())
         except OSError as error:
             log.warning("Alerts are not sent: could not start a process for them (%s).", error)
             self.detach()
@@ -126,6 +128,8 @@ class AlertProcess:
                 [sys.executable, "-P", "-c", _PROGRAM, _PACKAGE_ROOT],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
+                # If it has none to inherit, one of its own files would get that number.
+                stderr=None if _is_open(2) else subprocess.DEVNULL,
                 # A signal to the training's process group is not for it.
                 start_new_session=True,
             )
@@ -162,3 +166,15 @@ class AlertProcess:
         except OSError:
             # It does not read, or is gone, which `restart_if_dead` finds.
             return 0
+
+
+def _above_standard(end: socket.socket) -> socket.socket:
+    return socket.socket(fileno=above_standard(end.detach()))
+
+
+def _is_open(file: int) -> bool:
+    try:
+        os.fstat(file)
+    except OSError:
+        return False
+    return True

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from crashproof.disk.descriptors import above_standard
 from crashproof.disk.regular_file import open_regular, too_many_open_files
 from crashproof.errors import CrashproofError, DiskFull, FileSizeLimit, QuotaExceeded, StorageError, StorageUnwritable
 
@@ -105,7 +106,7 @@ class Disk:
 
     def sync_folder(self, path: Path) -> None:
         """Wait until the names in a folder would survive a power loss."""
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder = above_standard(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         try:
             os.fsync(folder)
         except OSError as error:

@@ -7,6 +7,7 @@ nothing. Damage by a torn write, a full or a failing disk is found by the checks
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,7 +37,9 @@ from crashproof.records.snapshots import JournalMark
 
 __all__ = [
     "Damage",
+    "Interference",
     "Journal",
+    "JournalAbandoned",
     "Line",
     "append_durably",
     "line_continues",
@@ -55,6 +59,7 @@ _MAX_EXCERPT_BYTES = 64 << 10
 _CHECKSUM = re.compile(rb',"crc":"[0-9a-f]{8}"\}')
 _MAX_PIECES = 1_000
 """Pieces of damage that one reading tells apart; beyond, neighbouring ones count as one."""
+_GONE = {errno.ENOENT, errno.ESTALE, errno.ENOTDIR}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +107,18 @@ class Damage:
         if self.is_too_deep:
             return f"it is nested more than {MAX_NESTING} levels deep"
         return "its checksum does not match"
+
+
+class Interference(StrEnum):
+    """What something else has done to a journal under its writer; each value follows the file's name."""
+
+    GREW = "has lines of another process"
+    REMOVED = "was removed or renamed"
+    REPLACED = "was replaced by another file"
+
+
+class JournalAbandoned(Exception):
+    """The line is not in the journal: its writer has stopped writing to it."""
 
 
 def scan(path: Path, *, start: int = 0) -> Iterator[Line | Damage]:
@@ -293,6 +310,11 @@ class Journal:
         self._last_line_crc = mark.last_line_crc
         self._sync_lock = threading.Lock()
         self._has_torn_end = False
+        self._is_abandoned = False
+        self._is_blocked = False
+        """Whether something comes before the next line, so that the usual append checks one flag only."""
+        self.has_foreign_lines = False
+        """Whether another process has added lines that this one has not read."""
         with storage_errors(path):
             is_new = not path.exists()
             self._file = disk.open_to_append(path)
@@ -319,6 +341,7 @@ class Journal:
 
         Raises:
             DiskFull: the line is not in the journal; what was there is untouched.
+            JournalAbandoned: likewise.
             RecordTooLarge: it is longer, or nested more deeply, than a reader takes.
         """
         if len(line) > MAX_LINE_BYTES:
@@ -327,15 +350,15 @@ class Journal:
             raise RecordTooLarge(self.path, reason=f"is nested more than {MAX_NESTING} levels deep")
         offset = self.num_bytes
         try:
-            if self._has_torn_end:
-                self._end_torn_line()
+            if self._is_blocked:
+                self._unblock()
                 offset = self.num_bytes
             written = self._disk.write(self._file, line)
             if written != len(line):
                 # The disk is nearly always full after a short write, and this raises.
                 write_all(self._file, line[written:], self._disk)
         except OSError:
-            self._cut_back(offset)
+            self._cut_back(offset, line)
             with storage_errors(self.path, needed_bytes=len(line)):
                 raise
         self.num_bytes = offset + len(line)
@@ -361,23 +384,72 @@ class Journal:
                 self._disk.sync(self._file)
             self._synced_bytes = reached
 
+    def find_interference(self) -> Interference | None:
+        """What something else has done to the file; reads no line, and may be called while another thread appends.
+
+        While a line is being appended, `GREW` may be that line.
+        """
+        try:
+            own, named = os.fstat(self._file), self.path.stat()
+        except OSError as error:
+            return Interference.REMOVED if error.errno in _GONE else None
+        if not os.path.samestat(own, named):
+            return Interference.REPLACED
+        if own.st_size > self.num_bytes and not self._has_torn_end:
+            return Interference.GREW
+        return None
+
+    def accept_foreign_lines(self) -> None:
+        """Go on behind the lines that another process has added."""
+        self.num_bytes = os.fstat(self._file).st_size
+        self.has_foreign_lines = True
+
+    def abandon(self) -> None:
+        """Refuse further lines: the file is another process's."""
+        self._is_abandoned = self._is_blocked = True
+
+    def rescue(self, quarantine: Path) -> None:
+        """Append the whole file, which may have no name any more, to one in quarantine, durably.
+
+        Raises:
+            DiskFull, StorageUnwritable: it is there in part.
+        """
+        with storage_errors(quarantine):
+            quarantine_bytes(self._blocks(), quarantine, self._disk)
+
     def close(self) -> None:
         """Close the file; call `sync` first if its lines must be durable."""
         self._disk.close(self._file)
 
-    def _cut_back(self, num_bytes: int) -> None:
-        """Remove what a failed write may have left, or remember that it is there."""
+    def _blocks(self) -> Iterator[bytes]:
+        """The content of the open file, in blocks of complete lines."""
+        offset, rest = 0, b""
+        while block := os.pread(self._file, _BLOCK_BYTES, offset):
+            offset += len(block)
+            lines, newline, rest = (rest + block).rpartition(b"\n")
+            if newline:
+                yield lines
+        if rest:
+            yield rest
+
+    def _cut_back(self, offset: int, line: bytes) -> None:
+        """Remove what the failed write of a line may have left at an offset, or remember that it is there."""
         try:
-            self._disk.truncate(self._file, num_bytes)
-            self._has_torn_end = False
+            if line.startswith(os.pread(self._file, len(line) + 1, offset)):
+                self._disk.truncate(self._file, offset)
+                self._has_torn_end = self._is_blocked = False
+                return
+            # Something else has been written there as well, and is not cut off.
         except OSError as error:
             # The next append ends the torn line first; opening the run quarantines it.
             log.warning("Could not remove a torn line at the end of %s: %s", self.path, error)
-            self._has_torn_end = True
+        self._has_torn_end = self._is_blocked = True
 
-    def _end_torn_line(self) -> None:
+    def _unblock(self) -> None:
+        if self._is_abandoned:
+            raise JournalAbandoned(self.path)
         write_all(self._file, b"\n", self._disk)
-        self._has_torn_end = False
+        self._has_torn_end = self._is_blocked = False
         self.num_bytes = self.path.stat().st_size
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from pathlib import Path
 
-from crashproof.disk.journal import Journal
+from crashproof.disk.files import REAL_DISK, Disk, storage_errors
+from crashproof.disk.journal import Journal, JournalAbandoned, quarantine_bytes
 from crashproof.errors import DiskFull
 
 __all__ = ["QueueingJournal"]
@@ -42,6 +44,9 @@ class QueueingJournal:
                 self.journal.append(line)
             except DiskFull as error:
                 log.warning("%s Training continues; its metrics are queued in memory until there is space.", error)
+            except JournalAbandoned:
+                # `rescue` has it.
+                pass
             else:
                 return
         self._enqueue(line)
@@ -62,11 +67,24 @@ class QueueingJournal:
         try:
             while self._queue:
                 self._write_first()
-        except DiskFull:
+        except (DiskFull, JournalAbandoned):
             return False
         if num_before:
             log.warning("There is space again: %d queued lines were written to %s.", num_before, self.journal.path)
         return True
+
+    def rescue(self, quarantine: Path, *, disk: Disk = REAL_DISK) -> None:
+        """Write the queued lines to a file in quarantine, durably, as the journal is another process's now.
+
+        Raises:
+            DiskFull, StorageUnwritable: they are still queued.
+        """
+        if not self._queue:
+            return
+        with storage_errors(quarantine):
+            quarantine_bytes(self._queue, quarantine, disk)
+        self._queue.clear()
+        self._queued_bytes = 0
 
     def _enqueue(self, line: bytes) -> None:
         if self._queued_bytes + len(line) > MAX_QUEUED_BYTES:

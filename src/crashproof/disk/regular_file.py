@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from crashproof.disk.descriptors import above_standard
 from crashproof.errors import FileUnreadable, TooManyOpenFiles
 
 __all__ = [
@@ -59,7 +60,7 @@ def open_regular(path: Path, flags: int) -> tuple[int, str | None]:
     """Open a regular file without waiting; of anything else return what it is, and no open file."""
     try:
         # Without O_NONBLOCK the opening of a pipe waits for its other end.
-        file = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o644)
+        file = above_standard(os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o644))
     except OSError as error:
         # A socket cannot be opened at all, nor a pipe for writing that nobody reads.
         kind = kind_in_words(os.stat(path).st_mode) if error.errno == errno.ENXIO else None

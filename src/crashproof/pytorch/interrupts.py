@@ -1,6 +1,7 @@
 """Graceful handling of stop signals.
 
-Schedulers announce preemption with SIGTERM or SIGUSR1, users with Ctrl-C. The handler only sets a flag, because a
+Schedulers announce preemption with SIGTERM or SIGUSR1, users with Ctrl-C, and a terminal or connection that closes
+with SIGHUP. The handler only sets a flag, because a
 save inside a signal handler can see inconsistent state. The training loop checks the flag after each step.
 """
 
@@ -17,7 +18,7 @@ __all__ = ["EXIT_PREEMPTED", "Interrupts", "StopRequested"]
 EXIT_PREEMPTED = 75
 """Exit code that requests a restart: EX_TEMPFAIL of sysexits.h."""
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopRequested(Exception):
@@ -38,7 +39,7 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {each: signal.signal(each, self._handle) for each in _STOP_SIGNALS}
+            self._previous = {each: signal.signal(each, self._handle) for each in _STOP_SIGNALS if _is_wanted(each)}
         return self
 
     def __exit__(
@@ -71,3 +72,8 @@ class Interrupts:
             raise KeyboardInterrupt
         if self.received is None:
             self.received = signal.Signals(number)
+
+
+def _is_wanted(number: signal.Signals) -> bool:
+    """Whether to catch a signal: what `nohup` has made the process ignore is to be ignored."""
+    return number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN

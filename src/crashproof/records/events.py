@@ -90,6 +90,10 @@ class AttemptStarted(EventRecord, frozen=True, kw_only=True, tag="attempt_starte
     git_commit: str | None
     wall_clock_hours: float
     """Hours trained by earlier attempts."""
+    boot_id: str | UnsetType = UNSET
+    """The boot of the machine; two attempts of one boot are compared by `since_boot`."""
+    since_boot: float | UnsetType = UNSET
+    """Seconds since that boot: a clock that nobody sets."""
 
 
 class AttemptEnded(EventRecord, frozen=True, kw_only=True, tag="attempt_ended"):
@@ -98,6 +102,8 @@ class AttemptEnded(EventRecord, frozen=True, kw_only=True, tag="attempt_ended"):
     how: AttemptState
     error: str | None
     wall_clock_hours: float
+    since_boot: float | UnsetType = UNSET
+    """As when it started."""
 
 
 class CheckpointRecorded(EventRecord, frozen=True, kw_only=True, tag="checkpoint_recorded"):
@@ -174,9 +180,11 @@ class ConnectionFailed(EventRecord, frozen=True, kw_only=True, tag="connection_f
 
 
 class Paused(EventRecord, frozen=True, kw_only=True, tag="paused"):
-    """Training was paused on purpose."""
+    """Training was paused on purpose, or its process stood still."""
 
     seconds: float
+    cause: str | UnsetType = UNSET
+    """`standstill` if the process was stopped, frozen or suspended; without it, on purpose."""
 
 
 class AnswersRecovered(EventRecord, frozen=True, kw_only=True, tag="answers_recovered"):
@@ -192,6 +200,8 @@ class JobAdvanced(EventRecord, frozen=True, kw_only=True, tag="job_advanced"):
 
     done: int
     """Requests completed, out of the session's total steps."""
+    wall_clock_hours: float | UnsetType = UNSET
+    """Hours worked so far, without pauses and downtime; without it, the timestamps are compared."""
 
 
 class SpendingReported(EventRecord, frozen=True, kw_only=True, tag="spending_reported"):

@@ -36,6 +36,16 @@ class AttemptRecord(Struct, kw_only=True):
     """How often it has gone back to an earlier step."""
     wall_clock_hours: float | None = None
     """The training hours at its newest update; before its first, those at its start."""
+    hours_at_start: float | None = None
+    """The training hours of the attempts before it."""
+    paused_seconds: float = 0.0
+    """How long it was paused or stood still."""
+    boot_id: str = ""
+    """The boot of the machine that it ran on; empty if unknown."""
+    boot_seconds_at_start: float | None = None
+    """Seconds since that boot at its start, by a clock that nobody sets."""
+    boot_seconds_at_end: float | None = None
+    """Likewise at its orderly end."""
     alerted: tuple[AlertKind, ...] = ()
     """Alerts already raised about its end: `crashed`, `raised`, `preempted` or `complete`."""
 

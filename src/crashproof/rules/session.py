@@ -148,6 +148,7 @@ def apply_event(session: TrainingSession, event: Event) -> None:
             _begin_attempt(session, attempt, event)
         case AttemptEnded():
             attempt.end, attempt.how, attempt.error = event.timestamp, event.how, event.error
+            attempt.boot_seconds_at_end = event.since_boot if isinstance(event.since_boot, float) else None
             session.wall_clock_hours = max(session.wall_clock_hours, event.wall_clock_hours)
         case TargetChanged():
             session.total_steps_target = event.total_steps
@@ -162,6 +163,7 @@ def apply_event(session: TrainingSession, event: Event) -> None:
             session.pause_times.append(event.timestamp)
             session.total_pause_duration += event.seconds
             session.goodput.paused += event.seconds
+            attempt.paused_seconds += event.seconds
         case AnswersRecovered():
             session.api_responses_recovered += event.count
             session.api_cost_saved += event.cost
@@ -198,7 +200,9 @@ def _attempt(session: TrainingSession, number: int) -> AttemptRecord:
 
 def _begin_attempt(session: TrainingSession, attempt: AttemptRecord, event: AttemptStarted) -> None:
     attempt.host, attempt.pid, attempt.git_commit = event.host, event.pid, event.git_commit
-    attempt.start = event.timestamp
+    attempt.start, attempt.hours_at_start = event.timestamp, event.wall_clock_hours
+    if isinstance(event.boot_id, str) and isinstance(event.since_boot, float):
+        attempt.boot_id, attempt.boot_seconds_at_start = event.boot_id, event.since_boot
     if attempt.wall_clock_hours is None:
         attempt.wall_clock_hours = event.wall_clock_hours
     for earlier in session.attempts:
@@ -233,8 +237,12 @@ def _apply_evaluation(session: TrainingSession, event: EvaluationRecorded) -> No
 
 def _apply_job_progress(session: TrainingSession, attempt: AttemptRecord, event: JobAdvanced) -> None:
     """Count the requests completed; only new ones count towards the pace, as stored answers take no time."""
-    seconds = _SECONDS_AN_HOUR * (attempt.wall_clock_hours or 0.0)
-    seconds += max(0.0, event.timestamp - (attempt.start or event.timestamp))
+    if isinstance(event.wall_clock_hours, float):
+        seconds = _SECONDS_AN_HOUR * event.wall_clock_hours
+        attempt.wall_clock_hours = event.wall_clock_hours
+    else:
+        seconds = _SECONDS_AN_HOUR * (attempt.wall_clock_hours or 0.0)
+        seconds += max(0.0, event.timestamp - (attempt.start or event.timestamp))
     session.steps_completed = event.done
     session.steps_computed += max(0, event.done - session.highest_step)
     session.highest_step = max(session.highest_step, event.done)

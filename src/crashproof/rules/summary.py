@@ -17,6 +17,10 @@ from crashproof.rules.trends import loss_trend
 __all__ = ["goodput_seconds", "progress_summary"]
 
 _SECONDS_AN_HOUR = 3600.0
+_MOST_SECONDS_BESIDE = 3600.0
+"""How long an attempt may have worked after its last update: on a save or an evaluation, as its events show."""
+_ROUNDING_SECONDS = 1.0
+"""Training time and timestamps are rounded."""
 
 
 def progress_summary(
@@ -93,11 +97,8 @@ def progress_summary(
 def goodput_seconds(session: TrainingSession) -> GoodputShare:
     """Where the wall time went; an attempt is down from the last record before it to its start."""
     raw = session.goodput
-    down = sum(
-        max(0.0, later.start - (earlier.end or earlier.last_seen))
-        for earlier, later in pairwise(each for each in session.attempts if each.how != AttemptState.ADOPTED)
-        if later.start is not None
-    )
+    trained = [each for each in session.attempts if each.how != AttemptState.ADOPTED]
+    down = sum(_seconds_between(earlier, later) for earlier, later in pairwise(trained))
     # Subtracted here and not record by record: sums of floats depend on the order of their terms.
     productive = max(0.0, raw.productive - raw.checkpointing - raw.evaluating)
     parts = (productive, raw.recomputed, raw.checkpointing, raw.evaluating, raw.paused, down, raw.starting)
@@ -112,6 +113,41 @@ def goodput_seconds(session: TrainingSession) -> GoodputShare:
         starting=raw.starting,
         goodput_fraction=productive / total if total else 0.0,
     )
+
+
+def _seconds_between(earlier: AttemptRecord, later: AttemptRecord) -> float:
+    """Downtime between two attempts, never negative.
+
+    Within one boot of a machine it is exact, whatever is done to the wall clock. Otherwise the earlier attempt ended
+    at the later of two moments: by its newest record, and by how long it had run, in case its clock was set back.
+    """
+    if later.start is None:
+        return 0.0
+    lived = _seconds_lived(earlier)
+    if (
+        earlier.boot_id
+        and earlier.boot_id == later.boot_id
+        and earlier.boot_seconds_at_start is not None
+        and later.boot_seconds_at_start is not None
+        and later.boot_seconds_at_start >= earlier.boot_seconds_at_start
+    ):
+        ended = earlier.boot_seconds_at_end
+        if ended is None:
+            ended = earlier.boot_seconds_at_start + lived
+        return max(0.0, later.boot_seconds_at_start - ended)
+    seen = earlier.last_seen if earlier.end is None else earlier.end
+    return max(0.0, later.start - max(seen, seen if earlier.start is None else earlier.start + lived))
+
+
+def _seconds_lived(attempt: AttemptRecord) -> float:
+    """How long an attempt ran: by its timestamps, unless its training time shows that its clock was set."""
+    by_wall_clock = attempt.last_seen - (attempt.last_seen if attempt.start is None else attempt.start)
+    if attempt.hours_at_start is None or attempt.wall_clock_hours is None:
+        return max(0.0, by_wall_clock)
+    trained = (attempt.wall_clock_hours - attempt.hours_at_start) * _SECONDS_AN_HOUR + attempt.paused_seconds
+    if -_ROUNDING_SECONDS <= by_wall_clock - trained <= _MOST_SECONDS_BESIDE:
+        return max(0.0, by_wall_clock)
+    return trained
 
 
 def _newest(attempts: Sequence[AttemptRecord]) -> AttemptRecord | None:

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
+from crashproof.clock import SYSTEM_CLOCK
+from crashproof.rules.stopwatch import StandstillDetector, Tick
 from crashproof.threads import try_to_start
 
-__all__ = ["Heartbeat"]
+__all__ = ["Heartbeat", "current_tick"]
 
 log = logging.getLogger("crashproof")
 
 
 class Heartbeat:
-    """A daemon thread that calls `beat` until stopped; one that fails is logged, and does not stop it."""
+    """A daemon thread that calls `beat` until stopped; one that fails is logged, and does not stop it.
 
-    def __init__(self, beat: Callable[[], None], *, interval_seconds: float) -> None:
+    It tells `standstills` when it waits, which finds out whether the process stood still meanwhile.
+    """
+
+    def __init__(
+        self, beat: Callable[[], None], *, interval_seconds: float, standstills: StandstillDetector | None = None
+    ) -> None:
         self._beat = beat
         self._interval_seconds = interval_seconds
+        self._standstills = standstills or StandstillDetector(interval_seconds=interval_seconds)
         self._stopped = threading.Event()
         self._has_warned = False
         self._thread: threading.Thread | None = None
@@ -45,9 +54,21 @@ class Heartbeat:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopped.wait(self._interval_seconds):
+        while not self._wait():
             try:
                 self._beat()
             except Exception:
                 # Training must not end because a snapshot could not be written.
                 log.exception("Housekeeping failed; trying again in %g s.", self._interval_seconds)
+
+    def _wait(self) -> bool:
+        """Wait for an interval; return whether the heartbeat was stopped."""
+        self._standstills.begin_wait(current_tick())
+        is_stopped = self._stopped.wait(self._interval_seconds)
+        self._standstills.end_wait(current_tick())
+        return is_stopped
+
+
+def current_tick() -> Tick:
+    """This moment by the machine's own clocks, which no test sets."""
+    return Tick(steady=time.monotonic(), since_boot=SYSTEM_CLOCK.since_boot(), cpu=time.process_time())

@@ -14,7 +14,8 @@ from crashproof.records.events import Paused, ReplayDiffered
 from crashproof.records.metrics import MetricsSnapshot, Numbers, Update, snapshot_of
 from crashproof.rules.history import losses_agree
 from crashproof.rules.pace import ThroughputWindow
-from crashproof.rules.stopwatch import TrainingStopwatch
+from crashproof.rules.stopwatch import StandstillDetector, TrainingStopwatch
+from crashproof.tracking.heartbeat import current_tick
 from crashproof.tracking.pending_updates import Moment, PendingUpdates, numbers_on_host
 from crashproof.tracking.run_writer import RunWriter
 
@@ -32,8 +33,16 @@ class MetricsRecorder:
     Not thread-safe: its owner locks.
     """
 
-    def __init__(self, writer: RunWriter, *, clock: Clock, throughput_window_seconds: float) -> None:
+    def __init__(
+        self,
+        writer: RunWriter,
+        *,
+        clock: Clock,
+        throughput_window_seconds: float,
+        standstills: StandstillDetector,
+    ) -> None:
         self._writer = writer
+        self._standstills = standstills
         self._clock = clock
         newest = writer.newest_update
         self._stopwatch = TrainingStopwatch(hours_before=writer.session.wall_clock_hours, started_at=clock.steady())
@@ -59,6 +68,8 @@ class MetricsRecorder:
     def record(self, update: Update) -> None:
         """Write one update, or queue it until its numbers arrive; see `ProgressTracker.update_metrics`."""
         moment = Moment(int(self._clock.now() * 1e3) / 1e3, self._clock.steady())
+        if moment.steady_seconds > self._standstills.late_at:
+            self.leave_out_standstill(moment.steady_seconds)
         numbers = numbers_on_host(update)
         if numbers is not None and not self._pending:
             self._write(moment, update, numbers)
@@ -81,6 +92,25 @@ class MetricsRecorder:
         left_out = self._stopwatch.leave_out(seconds, self._clock.steady())
         self._throughput.shift(left_out)
         self._writer.keep(Paused(**self._writer.stamp(), seconds=seconds))
+
+    def leave_out_standstill(self, moment: float | None = None) -> None:
+        """Record that the process stood still, and leave that out of the training time; nothing if it did not.
+
+        Args:
+            moment: When the first update after it was reported, by the steady clock; by default, now.
+        """
+        by_steady_clock, seconds = self._standstills.take(current_tick())
+        if not seconds:
+            return
+        log.warning(
+            "The process stood still for %.0f s: it was stopped (SIGSTOP), frozen, or the machine was suspended. "
+            "That time counts as paused.",
+            seconds,
+        )
+        self._pending.write_all()
+        left_out = self._stopwatch.leave_out(by_steady_clock, self._clock.steady() if moment is None else moment)
+        self._throughput.shift(left_out)
+        self._writer.keep(Paused(**self._writer.stamp(), seconds=seconds, cause="standstill"))
 
     def _write(self, moment: Moment, update: Update, numbers: Numbers) -> None:
         measured = self._throughput.add(moment.steady_seconds, update.samples_processed, update.tokens_processed)

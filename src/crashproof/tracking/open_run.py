@@ -13,8 +13,10 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec import UNSET
+
 from crashproof.checkpoints.delete import delete_removed, find_undeleted
-from crashproof.clock import Clock
+from crashproof.clock import BootClock, Clock
 from crashproof.disk.archive import archive_session, interrupted_archiving
 from crashproof.disk.atomic import remove_partials
 from crashproof.disk.files import Disk, storage_errors
@@ -93,7 +95,7 @@ def open_run(folder: RunFolder, requested: RequestedSession, *, clock: Clock, di
         lock.release()
         raise
     try:
-        _write_opening_events(run, requested, changed, damages, state.remembered, now=clock.now())
+        _write_opening_events(run, requested, changed, damages, state.remembered, clock=clock)
     except BaseException:
         run.close()
         raise
@@ -259,9 +261,10 @@ def _write_opening_events(
     damages: dict[str, list[Damage]],
     remembered: list[CheckpointMetadata],
     *,
-    now: float,
+    clock: Clock,
 ) -> None:
-    session = run.session
+    session, now = run.session, clock.now()
+    boot_clock = clock if isinstance(clock, BootClock) else None
     events: list[Event] = [
         AttemptStarted(
             timestamp=now,
@@ -270,6 +273,8 @@ def _write_opening_events(
             pid=os.getpid(),
             git_commit=_git_commit(),
             wall_clock_hours=session.wall_clock_hours,
+            boot_id=boot_clock.boot_id() if boot_clock else UNSET,
+            since_boot=boot_clock.since_boot() if boot_clock else UNSET,
         )
     ]
     if run.folder.events.name in damages or run.events.journal.num_bytes == 0:

@@ -8,7 +8,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from crashproof.disk.lock import WriterLock
-from crashproof.errors import RunClosed
+from crashproof.disk.sole_writer import Intrusion
+from crashproof.errors import RunClosed, RunError, RunInUse
 
 __all__ = ["GuardState", "RunGuard"]
 
@@ -20,6 +21,7 @@ class GuardState(StrEnum):
     CLOSED = "is closed"
     REPLACED = "was replaced by a newer one in this process"
     FORKED = "belongs to the parent process"
+    INTRUDED = "stopped, because it is not the only writer"
 
 
 class RunGuard:
@@ -38,6 +40,10 @@ class RunGuard:
         self.state = GuardState.OPEN
         self._root = root
         self._writer_lock = writer_lock
+        self.has_raised = False
+        """Whether a caller has learned that the run may not be written any more."""
+        self._intrusion: Intrusion | None = None
+        self._details = ""
 
     def __enter__(self) -> None:
         self.lock.acquire()
@@ -57,9 +63,30 @@ class RunGuard:
 
         Raises:
             RunClosed: it was closed, replaced, or belongs to the parent process.
+            RunInUse: another process writes it as well.
         """
         if self.state is not GuardState.OPEN:
-            raise RunClosed(self._root, why=self.state)
+            self.has_raised = True
+            raise self.error()
+
+    def error(self) -> RunError:
+        """Why the run may not be written."""
+        if self._intrusion is None:
+            return RunClosed(self._root, why=self.state)
+        why, other = f"stopped, because {self._intrusion.what}", self._intrusion.other
+        if other is None:
+            return RunClosed(self._root, why=f"{why}. {self._details}".rstrip(". "))
+        return RunInUse(
+            self._root, host=other.host, pid=other.pid, details=f"This process {why}. {self._details}".rstrip()
+        )
+
+    def stop(self, intrusion: Intrusion) -> None:
+        """Let nobody write any more, as another process writes the run."""
+        self.state, self._intrusion = GuardState.INTRUDED, intrusion
+
+    def add_details(self, details: str) -> None:
+        """Add a sentence to the error of a run that was stopped."""
+        self._details = details
 
     def watch(self, *, on_takeover: Callable[[], None], on_fork: Callable[[], None]) -> None:
         """Call back when another tracker of this process takes over the run, and in a forked child.

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
+import socket
+from pathlib import Path
 
 from crashproof.clock import Clock
 from crashproof.disk.files import Disk
+from crashproof.disk.journal import Interference
 from crashproof.records.codec import encode
 from crashproof.records.events import Event, Stamp
 from crashproof.records.metrics import MetricsSnapshot
@@ -32,6 +36,7 @@ class RunWriter:
         self.answers, self.requests = run.answers, run.requests
         self._settings = settings
         self._clock = clock
+        self._disk = disk
         self._snapshots = SnapshotWriter(run.folder, disk=disk)
         self._curves = CurveWriter(run.folder, run.metrics.journal, disk=disk)
         self._session_written_at = clock.steady()
@@ -86,6 +91,31 @@ class RunWriter:
             if each.journal.has_unsynced:
                 each.journal.sync()
 
+    def abandon(self) -> None:
+        """Write nothing more to the journals; what is kept from now on is only queued."""
+        for each in self.run.journals():
+            each.journal.abandon()
+
+    def rescue(self) -> list[Path]:
+        """Write to quarantine what is in no journal of the run; return the files.
+
+        That is what is queued, and each journal whose file is not at its path any more: it goes with this process.
+
+        Raises:
+            StorageError, OSError: some of it is only in memory.
+        """
+        files = []
+        for each in self.run.journals():
+            name = f"{each.journal.path.name}.{socket.gethostname()}-{os.getpid()}"
+            side_file = self.folder.quarantine / name
+            if each.journal.find_interference() in (Interference.REMOVED, Interference.REPLACED):
+                each.journal.rescue(side_file)
+            if each.num_queued:
+                each.rescue(side_file, disk=self._disk)
+            if side_file.exists():
+                files.append(side_file)
+        return files
+
     def close(self) -> None:
         """Close the files and release the lock."""
         self._curves.close()
@@ -138,8 +168,12 @@ class RunWriter:
         return self._clock.steady() - self._session_written_at >= self._settings.session_interval_seconds
 
     def session_content(self) -> bytes | None:
-        """The content for `session.json`; None while lines wait for space and are in no journal."""
-        if self.num_queued:
+        """The content for `session.json`.
+
+        None while lines wait for space and are in no journal, or if a journal has lines of another process: the next
+        start reads them behind the older file.
+        """
+        if self.num_queued or any(each.journal.has_foreign_lines for each in self.run.journals()):
             return None
         marks = self.run.marks()
         self._lines_at_session_file = marks[self.run.metrics.journal.path.name].num_lines

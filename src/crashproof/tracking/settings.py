@@ -30,3 +30,8 @@ class TrackerSettings:
     alerts: AlertSettings = field(default_factory=AlertSettings)
     has_heartbeat: bool = True
     """Without it, nothing happens between calls: `save` syncs and writes the snapshots."""
+
+    @property
+    def heartbeat_seconds(self) -> float:
+        """How often the work between calls is done."""
+        return min(self.sync_interval_seconds, self.summary_interval_seconds)

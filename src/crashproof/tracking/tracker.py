@@ -17,10 +17,11 @@ from crashproof.alerts.monitor import AlertMonitor
 from crashproof.answers.run_store import RunResponses
 from crashproof.checkpoints.digest import Digest
 from crashproof.checkpoints.select import choose_for
-from crashproof.clock import SYSTEM_CLOCK, Clock
+from crashproof.clock import SYSTEM_CLOCK, BootClock, Clock
 from crashproof.disk.atomic import WholeFile
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.run_folder import RunFolder
+from crashproof.disk.sole_writer import Intrusion, SoleWriter
 from crashproof.errors import DiskFull, InvalidMetric, StorageError
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.codec import nonfinite_names
@@ -39,6 +40,7 @@ from crashproof.records.states import AttemptState, OnConfigChange, SessionKind
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.pace import estimate_remaining
 from crashproof.rules.secrets.texts import without_secrets
+from crashproof.rules.stopwatch import StandstillDetector
 from crashproof.rules.trends import loss_trend
 from crashproof.scalars import as_amount, as_float, as_int
 from crashproof.tracking.checkpoint_recorder import CheckpointRecorder, Stale
@@ -108,10 +110,15 @@ class ProgressTracker:
         )
         run = open_run(self._folder, requested, clock=clock, disk=disk)
         self._guard = RunGuard(self._folder.root, run.lock)
+        self._sole_writer = SoleWriter(run.lock, [each.journal for each in run.journals()])
         self._writer = RunWriter(run, settings=self._settings, clock=clock, disk=disk)
         self._responses = RunResponses(self._writer, self._guard, disk=disk)
+        self._standstills = StandstillDetector(interval_seconds=self._settings.heartbeat_seconds)
         self._metrics = MetricsRecorder(
-            self._writer, clock=clock, throughput_window_seconds=self._settings.throughput_window_seconds
+            self._writer,
+            clock=clock,
+            throughput_window_seconds=self._settings.throughput_window_seconds,
+            standstills=self._standstills,
         )
         self._checkpoints = CheckpointRecorder(
             self._writer, large_checkpoint_bytes=self._settings.large_checkpoint_bytes, clock=clock, disk=disk
@@ -369,7 +376,8 @@ class ProgressTracker:
     def record_job_progress(self, done: int) -> None:
         """Record how many requests of a generation job are completed."""
         with self._guard:
-            self._writer.keep(JobAdvanced(**self._writer.stamp(), done=as_int(done, "done")))
+            hours = self._metrics.hours_trained()
+            self._writer.keep(JobAdvanced(**self._writer.stamp(), done=as_int(done, "done"), wall_clock_hours=hours))
 
     def record_spending(self, spending: Spending) -> None:
         """Record the totals that a shared store reports for this run; the run's own store counts by itself."""
@@ -414,7 +422,10 @@ class ProgressTracker:
         Raises:
             DiskFull: something could not be written.
             RunClosed: the tracker was closed or replaced.
+            RunInUse: another process writes the run as well.
         """
+        if self._heartbeat is None:
+            self._check_sole_writer()
         with self._guard:
             self._metrics.write_all()
             self._check_alerts()
@@ -429,11 +440,16 @@ class ProgressTracker:
 
         Raises:
             DiskFull: the last lines could not be written.
+            RunInUse: another process writes the run as well, and no other call has raised this yet.
         """
+        if self._guard.is_open():
+            if self._heartbeat is not None:
+                self._heartbeat.stop()
+            self._check_sole_writer()
+        if self._guard.state is GuardState.INTRUDED and error is None and not self._guard.has_raised:
+            self._guard.require_open()
         if not self._guard.is_open():
             return
-        if self._heartbeat is not None:
-            self._heartbeat.stop()
         with self._guard.removal_lock, self._guard.lock:
             if not self._guard.is_open():
                 return
@@ -506,6 +522,7 @@ class ProgressTracker:
                 how=how,
                 error=None if error is None else without_secrets(f"{type(error).__name__}: {error}"),
                 wall_clock_hours=self._metrics.hours_trained(),
+                since_boot=self._clock.since_boot() if isinstance(self._clock, BootClock) else UNSET,
             )
         )
         # The end is recorded first: if there is no alert about it then, the alert process sends one.
@@ -524,14 +541,48 @@ class ProgressTracker:
     def _start_heartbeat(self) -> Heartbeat | None:
         if not self._settings.has_heartbeat:
             return None
-        interval = min(self._settings.sync_interval_seconds, self._settings.summary_interval_seconds)
-        return Heartbeat(self._beat, interval_seconds=interval)
+        return Heartbeat(self._beat, interval_seconds=self._settings.heartbeat_seconds, standstills=self._standstills)
+
+    def _check_sole_writer(self) -> None:
+        """Stop writing if something else writes the run as well."""
+        if not self._guard.is_open():
+            return
+        intrusion = self._sole_writer.find_intrusion(self._clock.steady(), guard=self._guard.lock)
+        if intrusion is not None:
+            self._stop_writing(intrusion)
+
+    def _stop_writing(self, intrusion: Intrusion) -> None:
+        """Leave the run to another writer; every later call raises an error that names it."""
+        with self._guard.removal_lock, self._guard.lock:
+            if not self._guard.is_open():
+                return
+            if self._heartbeat is not None:
+                self._heartbeat.stop()
+            self._writer.abandon()
+            self._guard.stop(intrusion)
+            try:
+                self._metrics.write_all()
+                self._responses.tell_served()
+                kept = self._writer.rescue()
+                if kept:
+                    self._guard.add_details(f"What is not in the run is in {', '.join(map(str, kept))}.")
+            except Exception as error:
+                self._guard.add_details(
+                    f"{self._writer.num_queued} lines could not be written and are lost at its end: {error}"
+                )
+            self._alerts.close()
+            self._checkpoints.close()
+            self._writer.close()
+            atexit.unregister(self._close_at_exit)
+        log.error("%s Nothing more is written by this one.", self._guard.error())
 
     def _beat(self) -> None:
         """Do regular work in the background; what is slow happens outside the lock."""
+        self._check_sole_writer()
         with self._guard.lock:
             if not self._guard.is_open():
                 return
+            self._metrics.leave_out_standstill()
             self._metrics.write_ready()
             digested = self._checkpoints.keep_digests(wait=False)
             self._writer.write_queued()

@@ -4,6 +4,7 @@ import errno
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from crashproof.disk.files import Disk
 from crashproof.disk.journal import (
     Damage,
+    Interference,
     Journal,
+    JournalAbandoned,
     Line,
     append_durably,
     line_continues,
@@ -444,3 +447,95 @@ def test_a_repair_that_finds_the_disk_full_leaves_the_journal_as_it_was(tmp_path
             continue
         break
     assert 5 < number < 19
+
+
+def replace_file(path: Path) -> None:
+    path.with_name("new").write_bytes(path.read_bytes())
+    path.with_name("new").replace(path)
+
+
+def add_line(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(line(9))
+
+
+@pytest.mark.parametrize(
+    "act, expected",
+    [
+        pytest.param(lambda path: None, None, id="nothing"),
+        pytest.param(add_line, Interference.GREW, id="grew"),
+        pytest.param(lambda path: path.unlink(), Interference.REMOVED, id="removed"),
+        pytest.param(lambda path: path.rename(path.with_name("old")), Interference.REMOVED, id="renamed"),
+        pytest.param(replace_file, Interference.REPLACED, id="replaced"),
+    ],
+)
+def test_what_something_else_did_to_the_file_is_found(tmp_path: Path, act: Any, expected: object) -> None:
+    journal = opened(tmp_path / "j")
+    journal.append(line(1))
+    act(tmp_path / "j")
+
+    assert expected is journal.find_interference()
+
+
+def test_a_file_system_that_does_not_respond_shows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = opened(tmp_path / "j")
+
+    def fail(file: int) -> os.stat_result:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fstat", fail)
+        found = journal.find_interference()
+
+    assert None is found
+
+
+def test_lines_of_another_process_are_not_overwritten(tmp_path: Path) -> None:
+    journal = opened(tmp_path / "j")
+    journal.append(line(1))
+    add_line(tmp_path / "j")
+    journal.accept_foreign_lines()
+    offset = journal.append(line(2))
+
+    assert None is journal.find_interference()
+    assert journal.has_foreign_lines
+    assert line(2) == read_line(tmp_path / "j", offset=offset, num_bytes=len(line(2)))
+    assert [line(1), line(9), line(2)] == intact(tmp_path / "j")
+
+
+def test_a_failed_write_does_not_cut_off_what_another_process_has_written(tmp_path: Path) -> None:
+    disk = NearlyFullDisk(room=len(line(1)))
+    journal = opened(tmp_path / "j", disk)
+    journal.append(line(1))
+    add_line(tmp_path / "j")
+    with pytest.raises(DiskFull):
+        journal.append(line(2))
+
+    assert None is journal.find_interference()
+    disk.room = 1000
+    journal.append(line(3))
+    assert [line(1), line(9), line(3)] == intact(tmp_path / "j")
+
+
+def test_an_abandoned_journal_takes_no_more_lines_and_can_be_rescued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crashproof.disk.journal._BLOCK_BYTES", 20)
+    journal = opened(tmp_path / "j")
+    for number in range(5):
+        journal.append(line(number))
+    os.write(journal._file, b"torn")
+    (tmp_path / "j").unlink()
+    journal.abandon()
+    with pytest.raises(JournalAbandoned):
+        journal.append(line(6))
+    journal.rescue(tmp_path / "quarantine" / "j.box-7")
+
+    rescued = (tmp_path / "quarantine" / "j.box-7").read_bytes()
+    assert b"".join(line(number) for number in range(5)) + b"torn\n" == rescued
+
+
+def test_an_empty_journal_is_rescued_as_nothing(tmp_path: Path) -> None:
+    opened(tmp_path / "j").rescue(tmp_path / "kept")
+
+    assert b"" == (tmp_path / "kept").read_bytes()

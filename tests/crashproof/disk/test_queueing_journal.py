@@ -92,3 +92,28 @@ def test_memory_is_bounded(journal: QueueingJournal, disk: SmallDisk, monkeypatc
 
     assert 3 == journal.num_queued
     assert not journal.write_queued()
+
+
+def test_lines_that_an_abandoned_journal_refuses_are_rescued_in_order(
+    journal: QueueingJournal, disk: SmallDisk, tmp_path: Path
+) -> None:
+    disk.is_full = True
+    journal.append(line(1))
+    disk.is_full = False
+    journal.journal.abandon()
+    has_written_all = journal.write_queued()
+    journal.append(line(2))
+    journal.rescue(tmp_path / "kept", disk=disk)
+    journal.rescue(tmp_path / "kept", disk=disk)
+
+    assert (False, 0, []) == (has_written_all, journal.num_queued, written(journal))
+    assert line(1) + line(2) == (tmp_path / "kept").read_bytes()
+
+
+def test_a_line_after_an_abandonment_is_queued_without_a_word_of_a_full_disk(
+    journal: QueueingJournal, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal.journal.abandon()
+    journal.append(line(1))
+
+    assert (1, []) == (journal.num_queued, caplog.messages)

@@ -6,7 +6,7 @@ import pytest
 
 from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts, StopRequested
 
-ASKING = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
+ASKING = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP]
 
 
 def send(number: signal.Signals) -> None:
@@ -71,6 +71,18 @@ def test_the_handlers_are_as_before_afterwards() -> None:
         raise RuntimeError
 
     assert before == [signal.getsignal(number) for number in ASKING]
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts() as interrupts:
+            send(signal.SIGHUP)
+
+            assert not interrupts.is_requested
+        assert signal.SIG_IGN is signal.getsignal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_thread_beside_the_main_one_leaves_the_handlers_alone() -> None:

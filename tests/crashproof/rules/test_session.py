@@ -882,3 +882,40 @@ def test_a_clock_that_goes_back_gives_a_job_no_time_back():
         apply_event(session, event)
 
     assert (60, 10.0) == (session.steps_completed, session.busy_seconds)
+
+
+def test_an_attempt_knows_its_boot_and_when_in_it_it_began_and_ended():
+    session = session_of(
+        AttemptStarted(
+            timestamp=1.0,
+            attempt=1,
+            host="box",
+            pid=7,
+            git_commit=None,
+            wall_clock_hours=0.5,
+            boot_id="b",
+            since_boot=40.0,
+        ),
+        Paused(timestamp=2.0, attempt=1, seconds=30.0, cause="standstill"),
+        AttemptEnded(timestamp=3.0, attempt=1, how="completed", error=None, wall_clock_hours=0.5, since_boot=90.0),
+    )
+
+    (attempt,) = session.attempts
+    assert ("b", 40.0, 90.0, 0.5, 30.0) == (
+        attempt.boot_id,
+        attempt.boot_seconds_at_start,
+        attempt.boot_seconds_at_end,
+        attempt.hours_at_start,
+        attempt.paused_seconds,
+    )
+
+
+def test_a_job_is_timed_by_the_hours_that_it_reports_and_without_them_by_its_timestamps():
+    jobs = [
+        JobAdvanced(timestamp=1e6, attempt=1, done=1, wall_clock_hours=0.5),
+        JobAdvanced(timestamp=7200.0, attempt=1, done=2),
+    ]
+
+    by_hours = session_of(started(1, at=0.0), jobs[0])
+    by_time = session_of(started(1, at=3600.0), jobs[1])
+    assert (1800.0, 3600.0) == (by_hours.busy_seconds, by_time.busy_seconds)

@@ -157,6 +157,78 @@ def test_downtime_lies_between_attempts(first, second, expected):
     assert expected == goodput_seconds(session(attempts=attempts)).down
 
 
+DAY = 86400.0
+BOOT = {"boot_id": "b", "boot_seconds_at_start": 50.0, "hours_at_start": 1.0, "wall_clock_hours": 2.0}
+"""An attempt that started at 1,000 and trained for an hour."""
+
+
+@pytest.mark.parametrize(
+    "first, second, expected",
+    [
+        pytest.param(
+            {"end": 4600.0, "boot_seconds_at_end": 3650.0},
+            {"start": 4660.0 + DAY, "boot_seconds_at_start": 3710.0},
+            60.0,
+            id="set-forward-between-them",
+        ),
+        pytest.param(
+            {"end": 4600.0 - DAY, "boot_seconds_at_end": 3650.0},
+            {"start": 4660.0, "boot_seconds_at_start": 3710.0},
+            60.0,
+            id="set-back-and-corrected",
+        ),
+        pytest.param(
+            {"last_seen": 4600.0 + DAY},
+            {"start": 4660.0, "boot_seconds_at_start": 3710.0},
+            60.0,
+            id="killed-after-it-was-set-forward",
+        ),
+        pytest.param(
+            {"last_seen": 4600.0 - DAY},
+            {"start": 4660.0 - DAY, "boot_seconds_at_start": 3710.0},
+            60.0,
+            id="killed-after-it-was-set-back",
+        ),
+        pytest.param(
+            {"last_seen": 5200.0, "paused_seconds": 300.0},
+            {"start": 5260.0, "boot_seconds_at_start": 4310.0},
+            60.0,
+            id="killed-in-an-evaluation-after-a-pause",
+        ),
+        pytest.param(
+            {"last_seen": 4600.0 + DAY, "paused_seconds": 300.0},
+            {"start": 4960.0, "boot_seconds_at_start": 4010.0},
+            60.0,
+            id="set-forward-and-paused",
+        ),
+        pytest.param(
+            {"end": 4600.0 - DAY},
+            {"start": 4660.0, "boot_id": "other", "boot_seconds_at_start": 9.0},
+            60.0,
+            id="another-boot-and-corrected",
+        ),
+        pytest.param(
+            {"end": 4600.0 + DAY},
+            {"start": 4660.0, "boot_id": "other", "boot_seconds_at_start": 9.0},
+            0.0,
+            id="another-boot-and-never-negative",
+        ),
+        pytest.param(
+            {"end": 4600.0}, {"start": 4660.0, "boot_seconds_at_start": 9.0}, 60.0, id="a-counter-that-went-back"
+        ),
+        pytest.param({"end": 4600.0}, {"start": 4660.0, "boot_seconds_at_start": None}, 60.0, id="nothing-known"),
+        pytest.param(
+            {"last_seen": 900.0, "hours_at_start": None}, {"start": 1060.0}, 10.0, id="an-unknown-beginning"
+        ),
+    ],
+)
+def test_a_wall_clock_that_was_set_makes_no_downtime(first, second, expected):
+    earlier = AttemptRecord(attempt=1, **({"start": 1000.0, "last_seen": 4600.0} | BOOT | first))
+    later = AttemptRecord(attempt=2, **({"boot_id": "b", "boot_seconds_at_start": 60.0} | second))
+
+    assert expected == goodput_seconds(session(attempts=[earlier, later])).down
+
+
 def test_the_newest_evaluation_is_shown():
     measured = [
         Evaluation(step=step, attempt=1, timestamp=0.0, results={"perplexity": 10.0 - step}) for step in (2, 4)

@@ -367,7 +367,7 @@ class _Signals:
 
 @asynccontextmanager
 async def _handle_signals() -> AsyncIterator[_Signals]:
-    """Stop at the first SIGINT or SIGTERM; at the second, give up the requests in flight."""
+    """Stop at the first SIGINT, SIGTERM or SIGHUP; at the second, give up the requests in flight."""
     signals = _Signals(asyncio.Event(), asyncio.Event())
     loop = asyncio.get_running_loop()
 
@@ -383,7 +383,10 @@ async def _handle_signals() -> AsyncIterator[_Signals]:
 
     # Python delivers signals to its main thread only.
     is_main_thread = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGINT, signal.SIGTERM) if is_main_thread else ()
+    numbers = [signal.SIGINT, signal.SIGTERM] if is_main_thread else []
+    # `nohup` ignores it, and so does the job then.
+    if is_main_thread and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     for number in numbers:
         loop.add_signal_handler(number, note, number)
     try:

@@ -1,0 +1,88 @@
+"""Notice that something else writes a run that this process has locked.
+
+A lock may not reach the other process (a network file system, another mount), and its file may be removed. What the
+other one does to the files shows all the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from crashproof.disk.journal import Interference, Journal
+from crashproof.disk.lock import Holder, WriterLock
+
+__all__ = ["Intrusion", "SoleWriter"]
+
+log = logging.getLogger("crashproof")
+
+_GRACE_SECONDS = 30.0
+"""How long an earlier writer may take to notice this one: its heartbeat, and what its file system caches."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intrusion:
+    """What shows that this process is not the only writer any more."""
+
+    what: str
+    """In words, as the end of a sentence."""
+    other: Holder | None
+    """The process that has the run now; None if nothing names it."""
+
+
+class SoleWriter:
+    """Checks from time to time that nobody else writes; it costs a few system calls, and belongs in the background.
+
+    Of two writers the newer one goes on, the one that `writer.lock` names: it was started on purpose, and the older
+    one is what was believed dead.
+    """
+
+    def __init__(self, lock: WriterLock, journals: Sequence[Journal]) -> None:
+        self._lock = lock
+        self._journals = journals
+        self._grew_at: float | None = None
+
+    def find_intrusion(self, moment: float, *, guard: AbstractContextManager[object]) -> Intrusion | None:
+        """What shows another writer; None if this process may go on.
+
+        Args:
+            moment: By a steady clock.
+            guard: Held while a line is appended.
+        """
+        other = self._lock.find_other()
+        if other is not None:
+            return Intrusion(what=f"{self._lock.path.name} names that process", other=other)
+        for journal in self._journals:
+            if journal.find_interference() is None:
+                continue
+            with guard:
+                found = self._judge(journal, moment)
+            if found is not None:
+                return found
+        return None
+
+    def _judge(self, journal: Journal, moment: float) -> Intrusion | None:
+        interference = journal.find_interference()
+        if interference is None:
+            # A line was being appended.
+            return None
+        other = self._lock.last_named
+        if interference is not Interference.GREW or other is not None or self._has_gone_on(moment):
+            return Intrusion(what=f"{journal.path.name} {interference}", other=other)
+        journal.accept_foreign_lines()
+        return None
+
+    def _has_gone_on(self, moment: float) -> bool:
+        """Whether another process has been writing for so long that it will not notice this one."""
+        if self._grew_at is None:
+            self._grew_at = moment
+            log.warning(
+                "Another process has added lines to %s. They stay. Where it is an earlier writer of this run, it "
+                "stops as soon as it sees this process in %s; if it goes on, this one stops in %g s.",
+                self._journals[0].path.parent,
+                self._lock.path.name,
+                _GRACE_SECONDS,
+            )
+        return moment - self._grew_at > _GRACE_SECONDS

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from crashproof.disk import descriptors
+from crashproof.disk.descriptors import above_standard
+
+
+def test_a_descriptor_of_a_standard_stream_is_exchanged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    unchanged = above_standard(file)
+    monkeypatch.setattr(descriptors, "_FIRST_FREE", 100)
+    exchanged = above_standard(file)
+
+    assert (file, 100) == (unchanged, exchanged)
+    assert not os.get_inheritable(exchanged)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(file)
+    os.close(exchanged)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from crashproof.disk.journal import Journal
+from crashproof.disk.lock import WriterLock
+from crashproof.disk.sole_writer import SoleWriter
+from crashproof.records.checksummed_line import add_checksum
+from crashproof.records.snapshots import JournalMark
+
+LINE = add_checksum(b'{"v":1}')
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    journal = Journal(tmp_path / "j", mark=JournalMark())
+    yield journal
+    journal.close()
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Iterator[WriterLock]:
+    lock = WriterLock(tmp_path / "lock", now=lambda: 7.0)
+    yield lock
+    lock.release()
+
+
+@pytest.fixture
+def sole(lock: WriterLock, journal: Journal) -> SoleWriter:
+    return SoleWriter(lock, [journal])
+
+
+def name_other(lock: WriterLock, *, since: float) -> None:
+    lock.path.write_text(json.dumps({"host": "node8", "pid": 812, "since": since}))
+
+
+def add_foreign_line(journal: Journal) -> None:
+    with journal.path.open("ab") as file:
+        file.write(LINE)
+
+
+def found(sole: SoleWriter, moment: float = 0.0) -> tuple[str, int | None] | None:
+    intrusion = sole.find_intrusion(moment, guard=contextlib.nullcontext())
+    return intrusion and (intrusion.what, intrusion.other and intrusion.other.pid)
+
+
+def test_an_undisturbed_writer_goes_on(sole: SoleWriter, journal: Journal) -> None:
+    journal.append(LINE)
+
+    assert None is found(sole)
+
+
+def test_a_newer_name_in_the_lock_file_is_enough(sole: SoleWriter, lock: WriterLock) -> None:
+    name_other(lock, since=8.0)
+
+    assert ("lock names that process", 812) == found(sole)
+
+
+def test_foreign_lines_after_an_older_name_are_too(sole: SoleWriter, lock: WriterLock, journal: Journal) -> None:
+    # The clocks of two machines differ.
+    name_other(lock, since=6.0)
+    before = found(sole)
+    add_foreign_line(journal)
+
+    assert (None, ("j has lines of another process", 812)) == (before, found(sole))
+
+
+def test_foreign_lines_alone_are_borne_for_a_while(sole: SoleWriter, journal: Journal) -> None:
+    results = []
+    for moment in (0.0, 29.0, 31.0):
+        add_foreign_line(journal)
+        results.append(found(sole, moment))
+
+    assert [None, None, ("j has lines of another process", None)] == results
+
+
+def test_a_line_in_the_making_is_not_foreign(
+    sole: SoleWriter, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter(["has lines of another process", None])
+    monkeypatch.setattr(journal, "find_interference", lambda: next(answers))
+
+    assert None is found(sole)
+
+
+def test_a_removed_journal_stops_its_writer_at_once(sole: SoleWriter, journal: Journal) -> None:
+    journal.path.unlink()
+
+    assert ("j was removed or renamed", None) == found(sole)
