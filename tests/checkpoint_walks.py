@@ -16,6 +16,8 @@ from pathlib import Path
 from crashproof import KeepBest, KeepEvery, KeepLatest, ProgressTracker, TrackerSettings, write_atomically
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import NoUsableCheckpoint
+from crashproof.reading.run_reader import RunReader
+from crashproof.records.events import CheckpointRecorded, CheckpointSetAside
 from crashproof.rules.retention import RetentionRule
 from crashproof.testing import FakeClock, forget_open_runs
 from crashproof.tracking.repair import repair_run
@@ -35,6 +37,7 @@ class Record:
     order: int
     """When, among all that happened."""
     is_before_update: bool
+    way: str
     is_quarantined: bool = False
 
 
@@ -69,6 +72,7 @@ class Walk:
         self.last_reported: int | None = None
         self.tracker: ProgressTracker | None = None
         self.rule: RetentionRule | None = None
+        self.digests_at_once = True
         self.log: list[str] = []
 
     def run(self, num_operations: int) -> None:
@@ -124,7 +128,14 @@ class Walk:
         before = not any(step >= self.step for step in known)
         self.tracker.record_checkpoint(self.step, self.folder / name, self.step, written=written)
         self.model.records.append(
-            Record(path=name, step=self.step, content=content, order=self.order, is_before_update=before)
+            Record(
+                path=name,
+                step=self.step,
+                content=content,
+                order=self.order,
+                is_before_update=before,
+                way=way if self.digests_at_once else "undigested",
+            )
         )
         self.note_removals()
         self.log.append(f"save {name} at {self.step} ({way})")
@@ -134,9 +145,16 @@ class Walk:
         name, is_folder = self.name()
         if is_folder and (self.folder / name).exists():
             return
-        self.write(
-            name, f"unrecorded {self.order}", is_folder=is_folder, way=self.chance.choice(["written", "adopted"])
-        )
+        intact = [each for each in self.model.records if each.path == name and self.content_of(each) == each.content]
+        way = self.chance.choice(["written", "adopted"])
+        self.write(name, f"unrecorded {self.order}", is_folder=is_folder, way=way)
+        if name == "last.pt":
+            # One save can be lost: where a loop saves by a rename and then writes into the same file, and where the
+            # bytes were never digested.
+            may_lose = {("written", "adopted"), ("undigested", "written"), ("undigested", "adopted")}
+            intact = [each for each in intact if (each.way, way) not in may_lose]
+            lost = [each for each in intact if not each.is_quarantined and self.content_of(each) != each.content]
+            assert not lost, self.why(f"the bytes of {lost} are gone, and no record has taken their place")
         self.log.append(f"killed behind the save of {name}")
         self.kill_and_resume()
 
@@ -180,7 +198,10 @@ class Walk:
         file = path / "weights" if path.is_dir() else path
         if not file.exists():
             return
-        how = self.chance.choice(["flip", "truncate", "delete"])
+        # Without a digest, other bytes of the same size are noticed only by those who can have a verified one.
+        how = self.chance.choice(
+            ["truncate", "delete"] if record.way == "undigested" else ["flip", "truncate", "delete"]
+        )
         # By a rename: the bytes kept of an overwritten file are another file's then, as on a real disk.
         if how == "flip":
             content = bytearray(file.read_bytes() or b"x")
@@ -244,7 +265,11 @@ class Walk:
 
     def open(self) -> None:
         self.rule = self.chance.choice([*RULES, KeepBest(1, by="loss") | KeepLatest(1)])
-        settings = TrackerSettings(has_heartbeat=False, keep=self.rule)
+        # With a bound of 1 byte, every digest is computed in the background, and a kill may come before it.
+        self.digests_at_once = self.chance.random() < 0.7
+        settings = TrackerSettings(
+            has_heartbeat=False, keep=self.rule, large_checkpoint_bytes=1 << 20 if self.digests_at_once else 1
+        )
         self.tracker = ProgressTracker(
             self.folder / "progress", {"a": 1}, 10_000, settings=settings, clock=self.clock
         )
@@ -315,9 +340,21 @@ class Walk:
         if session is not None:
             quarantined = {each.checkpoint_path for each in session.checkpoints_set_aside}
             known = {each.checkpoint_path for each in [*session.checkpoints.values(), *session.checkpoints_beside]}
+            still = known & self.journalled_as_quarantined()
+            assert not still, self.why(f"quarantined, and still known as checkpoints: {still}")
             for each in self.model.records:
                 if each.path in quarantined - known and os.path.basename(each.path) in moved:
                     each.is_quarantined = True
+
+    def journalled_as_quarantined(self) -> set[str]:
+        """Paths whose last event is that they were moved into quarantine."""
+        quarantined: set[str] = set()
+        for event in RunReader.open(self.folder).events():
+            if isinstance(event, CheckpointRecorded):
+                quarantined.discard(event.checkpoint.checkpoint_path)
+            elif isinstance(event, CheckpointSetAside):
+                quarantined.add(event.checkpoint_path)
+        return quarantined
 
     def why(self, problem: str) -> str:
         return f"{problem}\n" + "\n".join(self.log[-30:])

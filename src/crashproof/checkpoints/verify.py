@@ -57,6 +57,7 @@ def _problem_at(path: Path, checkpoint: CheckpointMetadata, *, trusts_unverified
         if checkpoint.files is not None:
             return _problem_with_files(checkpoint.files, path)
         if checkpoint.stats and path.is_dir():
+            # Files that were added later are none of it.
             return _problem_without_digest(checkpoint, path, trusts_unverified)
         if (size := size_of(path)) != checkpoint.num_bytes:
             return f"it has {size:,} bytes instead of {checkpoint.num_bytes:,}"
@@ -76,6 +77,8 @@ def _problem_without_digest(checkpoint: CheckpointMetadata, path: Path, trusts_u
 
     `torch.save` writes checksums of its own, so a copied run can still be verified by those.
     """
+    if checkpoint.stats and (problem := _problem_with_sizes(checkpoint.stats, path)) is not None:
+        return problem
     if checkpoint.stats and _are_unchanged(checkpoint.stats, path):
         archives = (path / name for name in checkpoint.stats if zipfile.is_zipfile(path / name))
         problems = map(_problem_with_archive, archives)
@@ -83,6 +86,17 @@ def _problem_without_digest(checkpoint: CheckpointMetadata, path: Path, trusts_u
     if path.is_file() and zipfile.is_zipfile(path):
         return _problem_with_archive(path)
     return None if trusts_unverified else "its digest was not computed before the run died, so it cannot be verified"
+
+
+def _problem_with_sizes(recorded: Mapping[str, FileStat], path: Path) -> str | None:
+    """A copy has other times and inodes, and the same sizes."""
+    found = stats_of(path)
+    for name, stat in recorded.items():
+        if name not in found:
+            return f"{name} is missing in it"
+        if found[name].num_bytes != stat.num_bytes:
+            return f"{name} in it has {found[name].num_bytes:,} bytes instead of {stat.num_bytes:,}"
+    return None
 
 
 def _are_unchanged(recorded: Mapping[str, FileStat], path: Path) -> bool:
