@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 from checkpoint_walks import Walk
-from msgspec import structs
 
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.tracking import checkpoint_recorder
@@ -48,13 +47,6 @@ def find_one_for_each_step_only(catalog, path, step, created_at):
     return None if found in catalog._session.checkpoints_beside else found
 
 
-def complete_whatever_has_the_path(catalog, event):
-    known = catalog.at_path(event.checkpoint_path)
-    if known is not None:
-        late = structs.replace(known, num_bytes=event.num_bytes, sha256=event.sha256, files=event.files)
-        catalog._store([late if each is known else each for each in catalog.all()])
-
-
 FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "a path recorded again makes what was left at its step stand again": forget_abandoned_steps,
     "going back inside an attempt is not noticed": lambda patch: patch.setattr(
@@ -68,9 +60,6 @@ FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     ),
     "one of two checkpoints of a step cannot be quarantined": lambda patch: patch.setattr(
         CheckpointCatalog, "_find", find_one_for_each_step_only
-    ),
-    "a late digest is added to whatever record has the path by now": lambda patch: patch.setattr(
-        CheckpointCatalog, "_complete", complete_whatever_has_the_path
     ),
     "the bytes of an overwritten file are not kept": lambda patch: patch.setattr(
         checkpoint_recorder, "keep_previous", lambda *args, **kwargs: None

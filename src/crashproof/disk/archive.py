@@ -7,6 +7,7 @@ old session, so the next start completes an interrupted move.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterable
@@ -25,8 +26,8 @@ _INCOMING = ".incoming-"
 def archive_session(folder: RunFolder, session_id: str, checkpoints: Iterable[Path], *, disk: Disk) -> Path:
     """Move a session's journals, snapshots and checkpoints inside the run; return where they are now.
 
-    Paid answers stay: the next session uses them too. What is recorded as a checkpoint and lies elsewhere, or is a
-    file of the run itself, stays too.
+    Paid answers stay: the next session uses them too. What is recorded as a checkpoint and lies elsewhere, on another
+    file system (a mount inside the run), or is a file of the run itself, stays too.
 
     Raises:
         StorageUnwritable: the archive is a link; nothing was moved.
@@ -43,7 +44,16 @@ def archive_session(folder: RunFolder, session_id: str, checkpoints: Iterable[Pa
         disk.make_folders(incoming)
         for path in own:
             inside = Path(os.path.abspath(path)).relative_to(folder.root)
-            _move([path], (incoming / "checkpoints" / inside).parent, disk)
+            try:
+                _move([path], (incoming / "checkpoints" / inside).parent, disk)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                log.warning(
+                    "%s is on another file system than %s: it is not moved with its session, and stays.",
+                    path,
+                    folder.archive,
+                )
         snapshots = [folder.summary, folder.manifest, folder.session]
         _move([*snapshots, folder.curves, folder.metrics, folder.events], incoming, disk)
         final = folder.free_name(final)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from crashproof.disk.archive import archive_session, interrupted_archiving
-from crashproof.disk.files import REAL_DISK
+from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import StorageUnwritable
 from crashproof.testing import FaultyDisk, PowerLost
@@ -46,6 +48,35 @@ def test_an_archive_of_the_same_name_is_kept(folder: RunFolder) -> None:
 
     assert "session.1" == archive.name
     assert "kept" == (folder.archive_of("session") / "earlier").read_text()
+
+
+class FailingDisk(Disk):
+    """One on which a checkpoint cannot be moved."""
+
+    def __init__(self, error: int) -> None:
+        self._error = error
+
+    def replace(self, source: Path, target: Path) -> None:
+        if source.name == "checkpoint_5.pt":
+            raise OSError(self._error, os.strerror(self._error))
+        super().replace(source, target)
+
+
+def test_a_checkpoint_on_a_mount_inside_the_run_stays_and_the_session_is_archived(
+    folder: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = folder.root / "checkpoint_5.pt"
+
+    archive = archive_session(folder, "session", [checkpoint], disk=FailingDisk(errno.EXDEV))
+
+    assert ["events.jsonl", "metrics.jsonl", "session.json"] == names(archive)
+    assert "weights" == checkpoint.read_text()
+    assert "is on another file system" in caplog.text
+
+
+def test_a_checkpoint_that_cannot_be_moved_for_another_reason_stops_the_archiving(folder: RunFolder) -> None:
+    with pytest.raises(StorageUnwritable):
+        archive_session(folder, "session", [folder.root / "checkpoint_5.pt"], disk=FailingDisk(errno.EACCES))
 
 
 def test_archiving_that_was_interrupted_anywhere_can_be_completed(tmp_path: Path) -> None:
