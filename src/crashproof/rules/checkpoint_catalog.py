@@ -109,7 +109,7 @@ class CheckpointCatalog:
                 self._quarantine(event)
             case CheckpointRemoved():
                 self._remove(event)
-            case CheckpointsDeleted():
+            case CheckpointsDeleted():  # pragma: no branch - there is no other.
                 self._session.checkpoints_removing = event.left
         self.refresh()
 
