@@ -48,8 +48,8 @@ def test_training_continues_with_a_full_disk_and_nothing_is_lost(tmp_path: Path)
 
     report = json.loads(done.stdout)
     assert 20 == report["waiting"]
-    assert "Free space there" in report["refused"]
-    assert 1 == done.stderr.count("The disk is full")
+    assert "RLIMIT_FSIZE" in report["refused"]
+    assert 1 == done.stderr.count("queued in memory until there is space")
     reader = RunReader.open(tmp_path)
     assert list(range(1, 41)) == [line.step for line in reader.history()]
     assert [] == reader.problems()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,9 @@ def test_two_checkpoints_of_one_step_are_both_remembered(
             tracker.record_checkpoint(step, run / name, step)
     (run / "best.pt").write_bytes(b"torn")
 
+    assert b"weights" * 12 == Path(tracker.get_recovery_checkpoint().checkpoint_path).read_bytes()
+    # The bytes that were kept while its file is overwritten are gone too.
+    shutil.rmtree(run / "progress" / "previous")
     assert str(run / "checkpoint_12.pt") == tracker.get_recovery_checkpoint().checkpoint_path
     for path in run.glob("checkpoint_*.pt"):
         path.unlink()

@@ -27,6 +27,8 @@ class QueueingJournal:
         self.journal = journal
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
+        self.refusal: DiskFull | None = None
+        """Why the queued lines could not be written at the last try."""
 
     @property
     def num_queued(self) -> int:
@@ -67,7 +69,10 @@ class QueueingJournal:
         try:
             while self._queue:
                 self._write_first()
-        except (DiskFull, JournalAbandoned):
+        except DiskFull as error:
+            self.refusal = error
+            return False
+        except JournalAbandoned:
             return False
         if num_before:
             log.warning("There is space again: %d queued lines were written to %s.", num_before, self.journal.path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from crashproof.clock import Clock
 from crashproof.disk.files import Disk
 from crashproof.disk.journal import Interference
+from crashproof.errors import DiskFull
 from crashproof.records.codec import encode
 from crashproof.records.events import Event, Stamp
 from crashproof.records.metrics import MetricsSnapshot
@@ -79,11 +80,20 @@ class RunWriter:
         self.run.events.journal.sync()
         apply_event(self.session, event)
 
-    def write_queued(self) -> bool:
-        """Try to write the lines that wait for space; return whether none is left."""
+    def write_queued(self) -> None:
+        """Try to write the lines that wait for space."""
         for each in self.run.journals():
             each.write_queued()
-        return self.num_queued == 0
+
+    def raise_if_queued(self) -> None:
+        """Raise what kept a line from being written, if any still waits for space.
+
+        Raises:
+            DiskFull: the limit that was reached.
+        """
+        for each in self.run.journals():
+            if each.num_queued:
+                raise each.refusal or DiskFull(each.journal.path)
 
     def sync(self) -> None:
         """Make everything in the journals durable."""

@@ -22,7 +22,7 @@ from crashproof.disk.atomic import WholeFile
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.run_folder import RunFolder
 from crashproof.disk.sole_writer import Intrusion, SoleWriter
-from crashproof.errors import DiskFull, InvalidMetric, StorageError
+from crashproof.errors import InvalidMetric, StorageError
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.codec import nonfinite_names
 from crashproof.records.events import (
@@ -532,11 +532,10 @@ class ProgressTracker:
 
     def _finish_writing(self) -> None:
         self._responses.tell_served()
-        has_written_all = self._writer.write_queued()
+        self._writer.write_queued()
         self._writer.sync()
         self._write_snapshots()
-        if not has_written_all:
-            raise DiskFull(self._folder.progress)
+        self._writer.raise_if_queued()
 
     def _start_heartbeat(self) -> Heartbeat | None:
         if not self._settings.has_heartbeat:
