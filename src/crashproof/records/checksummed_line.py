@@ -75,7 +75,7 @@ def matches_checksum(line: bytes) -> bool:
 def is_nested_too_deeply(line: bytes) -> bool:
     """Whether more than `MAX_NESTING` objects and arrays lie inside each other."""
     # Nearly every line has fewer of them altogether.
-    if line.count(b"[") + line.count(b"{") <= MAX_NESTING:
+    if len(line) <= MAX_NESTING or line.count(b"[") + line.count(b"{") <= MAX_NESTING:
         return False
     # Brackets in texts seldom matter, and taking the texts out takes long.
     return _is_deep(line) and _is_deep(_STRING.sub(b"", line))
