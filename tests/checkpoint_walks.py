@@ -9,7 +9,10 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +49,8 @@ class Model:
     """What was acknowledged, and where training went back."""
 
     records: list[Record] = field(default_factory=list)
+    overwritten: list[Record] = field(default_factory=list)
+    """Those whose path a newer record has taken."""
     went_back: list[tuple[int, int]] = field(default_factory=list)
     """When, and the step of the first update after it."""
 
@@ -55,7 +60,8 @@ class Model:
 
     def expected(self, content_of: Callable[[Record], str | None]) -> Record | None:
         """The newest record that stands and whose bytes are there; abandoned ones after all others."""
-        usable = [each for each in self.records if not each.is_quarantined and content_of(each) == each.content]
+        known = [*self.records, *self.overwritten]
+        usable = [each for each in known if not each.is_quarantined and content_of(each) == each.content]
         return max(usable, key=lambda each: (not self.is_abandoned(each), each.step, each.order), default=None)
 
 
@@ -91,6 +97,7 @@ class Walk:
             (self.train, 30),
             (self.save, 25),
             (self.save_without_recording, 5),
+            (self.overwrite_before_the_digest, 4),
             (self.kill_and_resume, 10),
             (self.resume_from_an_older_one, 5),
             (self.go_back, 5),
@@ -119,11 +126,16 @@ class Walk:
 
     def save(self) -> None:
         name, is_folder = self.name()
+        self.save_as(name, is_folder=is_folder, way=self.chance.choice(["written", "adopted"]))
+
+    def save_as(self, name: str, *, is_folder: bool = False, way: str) -> None:
         content = f"{self.step} {self.order} {self.chance.random()}"
-        way = self.chance.choice(["written", "adopted"])
         written = self.write(name, content, is_folder=is_folder, way=way)
         assert self.tracker is not None
         known = self.known_steps()
+        self.model.overwritten += [
+            each for each in self.model.records if each.path == name and not each.is_quarantined
+        ]
         self.model.records = [each for each in self.model.records if each.path != name or each.is_quarantined]
         before = not any(step >= self.step for step in known)
         self.tracker.record_checkpoint(self.step, self.folder / name, self.step, written=written)
@@ -157,6 +169,27 @@ class Walk:
             assert not lost, self.why(f"the bytes of {lost} are gone, and no record has taken their place")
         self.log.append(f"killed behind the save of {name}")
         self.kill_and_resume()
+
+    def overwrite_before_the_digest(self) -> None:
+        """A kill in a save, in place, while the digest of the save before is still to come: one save is lost."""
+        if self.digests_at_once:
+            return
+        assert self.tracker is not None
+        own = [each for each in [*self.model.records, *self.model.overwritten] if each.path == "last.pt"]
+        kept = [each for each in own if not each.is_quarantined and self.content_of_kept(each) == each.content]
+        gate = threading.Event()
+        digests = self.tracker._checkpoints._digests
+        digests._pool = digests._pool or ThreadPoolExecutor(1)
+        digests._pool.submit(gate.wait)
+        self.save_as("last.pt", way="adopted")
+        lost = self.model.records[-1]
+        # A file system's clock may tick only every few milliseconds.
+        time.sleep(0.02)
+        self.write("last.pt", lost.content[::-1], is_folder=False, way="adopted")
+        gate.set()
+        self.kill_and_resume()
+        left = [each for each in kept if self.content_of(each) == each.content]
+        assert left or not kept, self.why(f"one save was lost, and {kept} with it")
 
     def write(self, name: str, content: str, *, is_folder: bool, way: str):
         path = self.folder / name
@@ -309,10 +342,12 @@ class Walk:
         file = path / "weights" if record.path.startswith("folder") else path
         if file.is_file() and file.read_text() == record.content:
             return record.content
+        return self.content_of_kept(record) or (file.read_text() if file.is_file() else None)
+
+    def content_of_kept(self, record: Record) -> str | None:
         kept = self.folder / "progress" / "previous"
-        if kept.is_dir() and any(each.read_text() == record.content for each in kept.iterdir()):
-            return record.content
-        return file.read_text() if file.is_file() else None
+        is_kept = kept.is_dir() and any(each.read_text() == record.content for each in kept.iterdir())
+        return record.content if is_kept else None
 
     def known_steps(self) -> list[int]:
         assert self.tracker is not None
@@ -333,6 +368,8 @@ class Walk:
             )
             assert expected not in gone, self.why(f"the newest checkpoint was removed: {expected}")
         self.model.records = [each for each in self.model.records if each not in gone]
+        removed = {each.path for each in gone}
+        self.model.overwritten = [each for each in self.model.overwritten if each.path not in removed]
 
     def note_quarantine(self) -> None:
         session = self.tracker.session if self.tracker is not None else None

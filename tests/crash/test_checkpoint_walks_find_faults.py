@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pytest
 from checkpoint_walks import Walk
 
+from crashproof.checkpoints import background_hashing
+from crashproof.checkpoints.digest import digest_of
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.tracking import checkpoint_recorder
 
@@ -63,6 +65,12 @@ FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     ),
     "the bytes of an overwritten file are not kept": lambda patch: patch.setattr(
         checkpoint_recorder, "keep_previous", lambda *args, **kwargs: None
+    ),
+    "the digest of bytes that were overwritten is taken for that of the record": lambda patch: patch.setattr(
+        background_hashing, "_digest_unchanged", lambda checkpoint, path: digest_of(path)
+    ),
+    "what a record without a digest has replaced is forgotten": lambda patch: patch.setattr(
+        CheckpointCatalog, "_overwrite", lambda catalog, recorded: None
     ),
 }
 

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from crashproof import ProgressTracker, TrackerSettings
+from crashproof.errors import NoUsableCheckpoint
+from crashproof.testing import forget_open_runs
+
 LOOP = """
 import hashlib, sys, time
 from pathlib import Path
@@ -102,3 +106,68 @@ def test_a_loop_that_overwrites_its_checkpoint_resumes_where_it_was(tmp_path, wa
 @pytest.mark.parametrize("way", ["renamed", "in place"])
 def test_a_loop_that_overwrites_its_checkpoint_resumes_after_thirty_kills(tmp_path, way):
     kill_often(tmp_path, way, 30)
+
+
+def save_in_place(tracker, path: Path, step: int) -> None:
+    tracker.update_metrics(step, 1.0 / step, {}, 0.1, step, step)
+    path.write_bytes(b"%d" % step * 100)
+    tracker.record_checkpoint(step, path, step)
+
+
+def open_run(folder: Path, **settings) -> ProgressTracker:
+    return ProgressTracker(
+        folder / "progress", {"lr": 1}, 100, settings=TrackerSettings(has_heartbeat=False, **settings)
+    )
+
+
+def kill_in_a_save(path: Path) -> None:
+    forget_open_runs()
+    time.sleep(0.02)
+    path.write_bytes(b"x" * path.stat().st_size)
+
+
+def test_a_large_file_that_is_overwritten_before_its_digest_is_done_costs_one_save(tmp_path):
+    path = tmp_path / "last.pt"
+    save_in_place(open_run(tmp_path), path, 1)
+    tracker = open_run(tmp_path, large_checkpoint_bytes=1)
+    tracker._checkpoints._digests.start = lambda checkpoint: None
+    save_in_place(tracker, path, 2)
+    kill_in_a_save(path)
+
+    offered = open_run(tmp_path).get_recovery_checkpoint()
+
+    assert (1, b"1" * 100) == (offered.checkpoint_step, Path(offered.checkpoint_path).read_bytes())
+
+
+def test_a_copy_that_a_kill_prevented_is_made_when_the_checkpoint_is_resumed(tmp_path):
+    path = tmp_path / "last.pt"
+    tracker = open_run(tmp_path)
+    tracker._keep_previous = lambda acknowledged, is_replaced: None
+    save_in_place(tracker, path, 1)
+    forget_open_runs()
+    assert path == Path(open_run(tmp_path).get_recovery_checkpoint().checkpoint_path)
+    kill_in_a_save(path)
+
+    offered = open_run(tmp_path).get_recovery_checkpoint()
+
+    assert (1, b"1" * 100) == (offered.checkpoint_step, Path(offered.checkpoint_path).read_bytes())
+
+
+def test_an_unchanged_older_one_comes_before_a_newer_one_that_was_written_to(tmp_path):
+    tracker = open_run(tmp_path, large_checkpoint_bytes=1)
+    tracker._checkpoints._digests.start = lambda checkpoint: None
+    save_in_place(tracker, tmp_path / "ck_1.pt", 1)
+    save_in_place(tracker, tmp_path / "last.pt", 2)
+    kill_in_a_save(tmp_path / "last.pt")
+
+    assert 1 == open_run(tmp_path).get_recovery_checkpoint().checkpoint_step
+
+
+def test_the_only_one_is_refused_if_it_was_written_to_before_its_digest_was_done(tmp_path):
+    tracker = open_run(tmp_path, large_checkpoint_bytes=1)
+    tracker._checkpoints._digests.start = lambda checkpoint: None
+    save_in_place(tracker, tmp_path / "last.pt", 2)
+    kill_in_a_save(tmp_path / "last.pt")
+
+    with pytest.raises(NoUsableCheckpoint, match="it was written to after it was recorded, before its digest"):
+        open_run(tmp_path).get_recovery_checkpoint()

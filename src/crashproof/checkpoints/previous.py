@@ -2,8 +2,8 @@
 
 Many loops save to one name (`last.pt`) over and over. From the moment the next save begins until its record is
 journalled, the file holds bytes that no record describes. So the bytes of the newest record stay in
-`progress/previous/` until the next one is acknowledged: as a hard link where the file is only ever replaced by a
-rename, as a copy where other code may write into it.
+`progress/previous/` until the next one is acknowledged and its own bytes are kept: as a hard link where the file is
+only ever replaced by a rename, as a copy where other code may write into it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from crashproof.disk.files import Disk
 from crashproof.disk.run_folder import RunFolder, is_remote
 from crashproof.errors import CrashproofError
 from crashproof.records.checkpoints import CheckpointMetadata
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 
-__all__ = ["drop_previous", "is_overwritten", "keep_previous", "previous_of"]
+__all__ = ["drop_previous", "is_kept", "is_overwritten", "keep_previous", "previous_of"]
 
 log = logging.getLogger("crashproof")
 
@@ -44,6 +45,11 @@ def previous_of(checkpoint: CheckpointMetadata, folder: RunFolder) -> Path:
     return folder.previous / f"{name.stem}-{checkpoint.checkpoint_step}-{own}{name.suffix}"
 
 
+def is_kept(checkpoint: CheckpointMetadata, folder: RunFolder) -> bool:
+    """Whether bytes of a record are kept already."""
+    return previous_of(checkpoint, folder).is_file()
+
+
 def keep_previous(checkpoint: CheckpointMetadata, folder: RunFolder, *, is_replaced: bool, disk: Disk) -> None:
     """Keep the bytes of a record that was just acknowledged; what cannot be kept is logged.
 
@@ -63,11 +69,18 @@ def keep_previous(checkpoint: CheckpointMetadata, folder: RunFolder, *, is_repla
         log.warning("No copy of %s is kept while the next save overwrites it: %s", checkpoint.checkpoint_path, error)
 
 
-def drop_previous(known: list[CheckpointMetadata], folder: RunFolder, *, disk: Disk) -> None:
-    """Remove what is kept of records that are no longer in the catalog, or whose file is gone."""
+def drop_previous(catalog: CheckpointCatalog, folder: RunFolder, *, disk: Disk) -> None:
+    """Remove what is kept of records that are no longer in the catalog.
+
+    What is kept of a record that was overwritten stays until the bytes of a newer one of the same path are kept.
+    """
     if not folder.previous.is_dir():
         return
-    needed = {previous_of(each, folder).name for each in known if folder.find(each.checkpoint_path).exists()}
+    by_path: dict[str, CheckpointMetadata] = {}
+    for each in sorted([*catalog.all(), *catalog.overwritten()], key=lambda each: each.created_at):
+        if is_kept(each, folder):
+            by_path[each.checkpoint_path] = each
+    needed = {previous_of(each, folder).name for each in by_path.values()}
     for kept in sorted(folder.previous.iterdir()):
         if kept.name not in needed:
             disk.remove_file(kept)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from crashproof.checkpoints.verify import examine, problem_with
+from crashproof.checkpoints.verify import examine, intact_previous, problem_with
 from crashproof.disk.run_folder import RunFolder, is_remote
 from crashproof.errors import NoUsableCheckpoint
 from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint
@@ -48,8 +48,9 @@ def choose(
 ) -> ResumePoint | None:
     """The first intact one of some checkpoints, or None if none was ever recorded.
 
-    Every byte of a candidate is read. Checkpoints that cannot be verified (a remote path, a save in progress when it
-    was recorded) are offered only if no verifiable one was ever recorded.
+    Every byte of a candidate is read. One whose path a newer candidate has taken is offered if its bytes were kept,
+    and passed over in silence otherwise. Checkpoints that cannot be verified (a remote path, a save in progress when
+    it was recorded) are offered only if no verifiable one was ever recorded, and no other is unchanged.
 
     Args:
         candidates: In the order in which they are tried; see `CheckpointCatalog.candidates`.
@@ -62,19 +63,12 @@ def choose(
     if not candidates and not quarantined:
         return None
     has_verifiable = bool(quarantined) or any(each.is_verifiable for each in candidates)
-    refused: list[tuple[CheckpointMetadata, str]] = []
-    for candidate in candidates:
-        path, problem = examine(candidate, folder, trusts_unverified=not has_verifiable)
-        if problem is None:
-            if path.parent == folder.previous:
-                log.warning(
-                    "%s was overwritten by a save that was not recorded; its bytes of step %s are in %s.",
-                    candidate.checkpoint_path,
-                    f"{candidate.checkpoint_step:,}",
-                    path,
-                )
-            return ResumePoint(checkpoint=candidate, path=path, refused=refused)
-        refused.append((candidate, problem))
+    # An older one that is unchanged comes before a newer one that may have been written to.
+    choice, refused = _first_usable(candidates, folder, trusts_unverified=False)
+    if choice is None and not has_verifiable:
+        choice, refused = _first_usable(candidates, folder, trusts_unverified=True)
+    if choice is not None:
+        return choice
     reasons = [(each.checkpoint_path, reason) for each, reason in refused]
     reasons += [(each.checkpoint_path, f"{each.reason}; quarantined earlier") for each in quarantined]
     raise NoUsableCheckpoint(folder.root, refused=reasons)
@@ -84,6 +78,40 @@ def choose_for(session: TrainingSession, folder: RunFolder) -> ResumePoint | Non
     """The checkpoint that a session would resume from; see `choose`."""
     catalog = CheckpointCatalog(session)
     return choose(catalog.candidates(), folder, quarantined=catalog.quarantined())
+
+
+def _first_usable(
+    candidates: Sequence[CheckpointMetadata], folder: RunFolder, *, trusts_unverified: bool
+) -> tuple[ResumePoint | None, list[tuple[CheckpointMetadata, str]]]:
+    refused: list[tuple[CheckpointMetadata, str]] = []
+    for candidate in candidates:
+        if _is_overwritten(candidate, candidates):
+            kept = intact_previous(candidate, folder)
+            if kept is None:
+                continue
+            path, problem = kept, None
+        else:
+            path, problem = examine(candidate, folder, trusts_unverified=trusts_unverified)
+        if problem is None:
+            if path.parent == folder.previous:
+                _report_kept(candidate, path)
+            return ResumePoint(checkpoint=candidate, path=path, refused=refused), refused
+        refused.append((candidate, problem))
+    return None, refused
+
+
+def _report_kept(checkpoint: CheckpointMetadata, path: Path) -> None:
+    log.warning(
+        "%s no longer holds its checkpoint of step %s; the bytes that were kept of it are used: %s.",
+        checkpoint.checkpoint_path,
+        f"{checkpoint.checkpoint_step:,}",
+        path,
+    )
+
+
+def _is_overwritten(checkpoint: CheckpointMetadata, candidates: Sequence[CheckpointMetadata]) -> bool:
+    path, created_at = checkpoint.checkpoint_path, checkpoint.created_at
+    return any(each.checkpoint_path == path and each.created_at > created_at for each in candidates)
 
 
 def newest_intact(session: TrainingSession, folder: RunFolder) -> CheckpointMetadata | None:

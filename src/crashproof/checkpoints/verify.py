@@ -13,7 +13,7 @@ from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import FileUnreadable
 from crashproof.records.checkpoints import CheckpointMetadata, FileDigest, FileStat
 
-__all__ = ["examine", "is_damaged", "problem_with"]
+__all__ = ["examine", "intact_previous", "is_damaged", "problem_with"]
 
 
 def problem_with(checkpoint: CheckpointMetadata, folder: RunFolder, *, trusts_unverified: bool = False) -> str | None:
@@ -31,11 +31,16 @@ def examine(
     """
     path = folder.find(checkpoint.checkpoint_path)
     problem = _problem_at(path, checkpoint, trusts_unverified=trusts_unverified)
-    if problem is not None and checkpoint.sha256 is not None:
-        kept = previous_of(checkpoint, folder)
-        if kept.is_file() and digest_of(kept).sha256 == checkpoint.sha256:
-            return kept, None
-    return path, problem
+    kept = None if problem is None else intact_previous(checkpoint, folder)
+    return (path, problem) if kept is None else (kept, None)
+
+
+def intact_previous(checkpoint: CheckpointMetadata, folder: RunFolder) -> Path | None:
+    """The bytes that were kept of a record while its file is overwritten, if they are there and intact."""
+    kept = previous_of(checkpoint, folder)
+    if checkpoint.sha256 is None or not kept.is_file():
+        return None
+    return kept if digest_of(kept).sha256 == checkpoint.sha256 else None
 
 
 def is_damaged(checkpoint: CheckpointMetadata, folder: RunFolder) -> bool:
@@ -77,7 +82,7 @@ def _problem_without_digest(checkpoint: CheckpointMetadata, path: Path, trusts_u
 
     `torch.save` writes checksums of its own, so a copied run can still be verified by those.
     """
-    if checkpoint.stats and (problem := _problem_with_sizes(checkpoint.stats, path)) is not None:
+    if checkpoint.stats and (problem := _problem_with_stats(checkpoint.stats, path)) is not None:
         return problem
     if checkpoint.stats and _are_unchanged(checkpoint.stats, path):
         archives = (path / name for name in checkpoint.stats if zipfile.is_zipfile(path / name))
@@ -88,14 +93,17 @@ def _problem_without_digest(checkpoint: CheckpointMetadata, path: Path, trusts_u
     return None if trusts_unverified else "its digest was not computed before the run died, so it cannot be verified"
 
 
-def _problem_with_sizes(recorded: Mapping[str, FileStat], path: Path) -> str | None:
-    """A copy has other times and inodes, and the same sizes."""
+def _problem_with_stats(recorded: Mapping[str, FileStat], path: Path) -> str | None:
+    """A copy has other times and inodes, and the same sizes; the same inode with another time was written to."""
     found = stats_of(path)
     for name, stat in recorded.items():
         if name not in found:
             return f"{name} is missing in it"
         if found[name].num_bytes != stat.num_bytes:
             return f"{name} in it has {found[name].num_bytes:,} bytes instead of {stat.num_bytes:,}"
+        if found[name].inode == stat.inode and found[name] != stat:
+            named = "it" if name == "." else f"{name} in it"
+            return f"{named} was written to after it was recorded, before its digest was computed"
     return None
 
 

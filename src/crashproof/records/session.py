@@ -129,6 +129,8 @@ class TrainingSession(Struct, kw_only=True):
     """By step."""
     checkpoints_beside: list[CheckpointMetadata] = msgspec.field(default_factory=list)
     """Older ones at a step that has a newer one, such as a periodic one beside the best."""
+    checkpoints_overwritten: list[CheckpointMetadata] = msgspec.field(default_factory=list)
+    """Records whose file a newer record has taken, the newest two of each path; their bytes may be kept."""
     timelines: list[Timeline] = msgspec.field(default_factory=list)
     """Those that abandon checkpoints of older ones, each beginning at a later step than the one before it."""
     checkpoints_superseded: list[int] = msgspec.field(default_factory=list)

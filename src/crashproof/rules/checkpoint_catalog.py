@@ -27,7 +27,8 @@ class CheckpointCatalog:
     """All that a session knows of its checkpoints; nobody else joins or changes the session's collections of them.
 
     A checkpoint is one record: a path, a step, and the moment it was recorded. Several may stand at one step (a
-    periodic one beside the best), and a path holds one: a newer record of a path replaces the older one.
+    periodic one beside the best), and a path holds one: a newer record of a path replaces the older one. The newest
+    two that were replaced are remembered as *overwritten*: their bytes may still be kept.
 
     A checkpoint is *abandoned* once training has gone back behind it: a later attempt, or the same one after it went
     back, has reported a step that the checkpoint already contains. Where it is resumed, it is offered after all
@@ -67,11 +68,18 @@ class CheckpointCatalog:
 
     def newest(self) -> CheckpointMetadata | None:
         """The one that a restart tries first."""
-        return next(iter(self.candidates()), None)
+        return max(self.all(), key=self._rank, default=None)
 
     def candidates(self) -> list[CheckpointMetadata]:
-        """All in the order in which a restart tries them: the newest first, abandoned ones after all others."""
-        return sorted(self.all(), key=lambda each: (not self.is_abandoned(each), *_age(each)), reverse=True)
+        """All in the order in which a restart tries them: the newest first, abandoned ones after all others.
+
+        Those that were overwritten are among them.
+        """
+        return sorted([*self.all(), *self.overwritten()], key=self._rank, reverse=True)
+
+    def overwritten(self) -> list[CheckpointMetadata]:
+        """Records with a digest whose path a newer record has taken; only bytes kept elsewhere can be theirs."""
+        return list(self._session.checkpoints_overwritten)
 
     def quarantined(self) -> list[RefusedCheckpoint]:
         """Those that were moved into quarantine, and why."""
@@ -148,12 +156,23 @@ class CheckpointCatalog:
 
     def _record(self, event: CheckpointRecorded) -> None:
         session, recorded = self._session, event.checkpoint
+        self._overwrite(recorded)
         # A file that is written over at every save holds the newest checkpoint only.
         others = [each for each in self.all() if each.checkpoint_path != recorded.checkpoint_path]
         self._store([*others, recorded])
         session.checkpoints_removing = [
             each for each in session.checkpoints_removing if each.checkpoint_path != recorded.checkpoint_path
         ]
+
+    def _overwrite(self, recorded: CheckpointMetadata) -> None:
+        """Remember the record whose file a new one has replaced; of each path the newest two."""
+        session, path = self._session, recorded.checkpoint_path
+        known = self.at_path(path)
+        if known is None or known.sha256 is None:
+            return
+        own = [each for each in session.checkpoints_overwritten if each.checkpoint_path == path]
+        others = [each for each in session.checkpoints_overwritten if each.checkpoint_path != path]
+        session.checkpoints_overwritten = [*others, *own, known] if len(own) < 2 else [*others, own[-1], known]
 
     def _complete(self, event: CheckpointHashed) -> None:
         """Add a digest that was computed in the background, unless another record has taken the path meanwhile."""
@@ -182,6 +201,8 @@ class CheckpointCatalog:
         if session.lowest_loss_removed is not None:
             losses.append(session.lowest_loss_removed)
         session.lowest_loss_removed = min(losses, default=None)
+        paths = {each.checkpoint_path for each in removed}
+        session.checkpoints_overwritten = [each for each in self.overwritten() if each.checkpoint_path not in paths]
         self._store([each for each in self.all() if each not in removed])
         session.checkpoints_removing = event.checkpoints
 
@@ -191,6 +212,9 @@ class CheckpointCatalog:
         if known is None or known.checkpoint_step != step:
             return None
         return known if created_at is None or known.created_at == created_at else None
+
+    def _rank(self, checkpoint: CheckpointMetadata) -> tuple[bool, int, float]:
+        return not self.is_abandoned(checkpoint), *_age(checkpoint)
 
     def _store(self, checkpoints: Iterable[CheckpointMetadata]) -> None:
         """Lay them out as `session.json` has them: the newest record of each step by its step, all others beside."""

@@ -12,7 +12,7 @@ import msgspec
 from crashproof.checkpoints.background_hashing import BackgroundDigests
 from crashproof.checkpoints.delete import delete_removed, find_undeleted, is_removable
 from crashproof.checkpoints.digest import Digest, digest_of, make_durable, stats_of
-from crashproof.checkpoints.previous import drop_previous, is_overwritten, keep_previous
+from crashproof.checkpoints.previous import drop_previous, is_kept, is_overwritten, keep_previous
 from crashproof.checkpoints.quarantine import quarantine
 from crashproof.checkpoints.select import ResumePoint, newest_intact
 from crashproof.checkpoints.verify import is_damaged
@@ -247,12 +247,12 @@ class CheckpointRecorder:
         Takes as long as a copy; needs no lock, but no deletion may be under way.
         """
         folder = self._writer.run.folder
-        if checkpoint.sha256 is not None and is_overwritten(checkpoint, folder):
+        if checkpoint.sha256 is not None and is_overwritten(checkpoint, folder) and not is_kept(checkpoint, folder):
             keep_previous(checkpoint, folder, is_replaced=is_replaced, disk=self._disk)
 
-    def drop_previous(self, known: list[CheckpointMetadata]) -> None:
-        """Remove the bytes kept of records that others have replaced."""
-        drop_previous(known, self._writer.run.folder, disk=self._disk)
+    def drop_previous(self, session: TrainingSession) -> None:
+        """Remove the bytes kept of records that others have replaced; pass the session as of now."""
+        drop_previous(CheckpointCatalog(session), self._writer.run.folder, disk=self._disk)
 
     def close(self) -> None:
         """Stop computing digests."""

@@ -150,6 +150,7 @@ class RunWriter:
         session.pause_times = list(session.pause_times)
         session.checkpoints = dict(session.checkpoints)
         session.checkpoints_beside = list(session.checkpoints_beside)
+        session.checkpoints_overwritten = list(session.checkpoints_overwritten)
         session.checkpoints_superseded = list(session.checkpoints_superseded)
         session.checkpoints_set_aside = list(session.checkpoints_set_aside)
         session.evaluations = list(session.evaluations)

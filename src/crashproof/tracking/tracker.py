@@ -324,14 +324,18 @@ class ProgressTracker:
             NoUsableCheckpoint: some were recorded, but none can be used.
         """
         with self._guard:
-            self._checkpoints.keep_digests(wait=True)
+            digested = self._checkpoints.keep_digests(wait=True)
             session = self._writer.session_as_of_now()
         # Outside the lock: reading gigabytes takes a while.
+        self._keep_previous(digested, is_replaced=False)
         choice = choose_for(session, self._folder)
         if choice is None:
             return None
         with self._guard:
-            return self._checkpoints.offer(choice)
+            located = self._checkpoints.offer(choice)
+        # A kill may have come between its record and the copy of its bytes.
+        self._keep_previous([choice.checkpoint], is_replaced=False)
+        return located
 
     def record_api_response(self, prompt_hash: str, response: Mapping[str, Any], cost: float = 0.0) -> None:
         """Record a paid answer; it survives a power loss when this returns.
@@ -478,8 +482,8 @@ class ProgressTracker:
             for each in acknowledged:
                 self._checkpoints.keep_previous(each, is_replaced=is_replaced)
             with self._guard.lock:
-                known = CheckpointCatalog(self._writer.session).all()
-            self._checkpoints.drop_previous(known)
+                session = self._writer.session_as_of_now()
+            self._checkpoints.drop_previous(session)
 
     def _remove_stale(self) -> None:
         """Remove the checkpoints that the retention rule does not keep; those that cannot be removed stay for now."""

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import pytest
 
-from crashproof.records.checkpoints import CheckpointMetadata
+from crashproof.records.checkpoints import CheckpointMetadata, RemovedCheckpoint
+from crashproof.records.events import CheckpointRecorded, CheckpointRemoved
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.session import Timeline, TrainingSession
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
@@ -85,3 +87,45 @@ def test_a_removed_checkpoint_still_counts():
     assert (False, True) == tuple(
         CheckpointCatalog(known).has_lowest_loss(checkpoint(6, loss)) for loss in (1.5, 0.5)
     )
+
+
+def saved_over(step: int, *, sha256: str | None = "0" * 64) -> CheckpointRecorded:
+    """A save of `last.pt`."""
+    recorded = msgspec.structs.replace(
+        checkpoint(step, 1.0), checkpoint_path="last.pt", created_at=1000.0 + step, num_bytes=1, sha256=sha256
+    )
+    return CheckpointRecorded(attempt=1, timestamp=recorded.created_at, checkpoint=recorded, seconds=0.0)
+
+
+def overwritten_after(*saves: CheckpointRecorded) -> list[int]:
+    catalog = CheckpointCatalog(session())
+    for each in saves:
+        catalog.apply(each)
+    return [each.checkpoint_step for each in catalog.overwritten()]
+
+
+def test_the_newest_two_that_were_overwritten_are_remembered():
+    assert [3, 4] == overwritten_after(*map(saved_over, [1, 2, 3, 4, 5]))
+
+
+def test_one_without_a_digest_is_not_remembered_and_takes_the_place_of_none():
+    assert [1] == overwritten_after(saved_over(1), saved_over(2, sha256=None), saved_over(3, sha256=None))
+
+
+def test_an_overwritten_one_is_tried_after_the_newer_record_and_before_older_steps():
+    catalog = CheckpointCatalog(session(checkpoint(1, 1.0)))
+    for each in map(saved_over, [2, 3]):
+        catalog.apply(each)
+
+    assert [3, 2, 1] == [each.checkpoint_step for each in catalog.candidates()]
+    assert 3 == catalog.newest().checkpoint_step
+
+
+def test_the_removal_of_a_path_forgets_what_was_overwritten_under_it():
+    catalog = CheckpointCatalog(session())
+    for each in map(saved_over, [1, 2]):
+        catalog.apply(each)
+    gone = [RemovedCheckpoint(step=2, checkpoint_path="last.pt")]
+    catalog.apply(CheckpointRemoved(attempt=1, timestamp=2000.0, checkpoints=gone, verified="ck.pt"))
+
+    assert [] == catalog.candidates()

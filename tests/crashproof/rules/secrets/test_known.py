@@ -98,6 +98,6 @@ def test_without_a_secret_of_some_length_nothing_is_hidden(secrets):
 
 
 def test_a_long_text_of_escapes_is_searched_in_time_proportional_to_its_length():
-    """One of quadratic time would take an hour."""
-    for text in ("\\" * 200_000, "%25" * 100_000, "&amp;" * 50_000, quote("é") * 50_000):
+    """One of quadratic time would take minutes."""
+    for text in ("\\" * 20_000, "%25" * 100_000, "&amp;" * 50_000, quote("é") * 50_000):
         assert text == KnownSecrets(["\\\\slashes-and-more"]).hide(text)
