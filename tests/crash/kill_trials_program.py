@@ -108,7 +108,7 @@ def train_in_a_loop(
     from crashproof import ProgressTracker, TrackerSettings, write_atomically
 
     torch.manual_seed(7)
-    model = nn.Sequential(nn.Linear(8, 256), nn.ReLU(), nn.Dropout(0.2), nn.Linear(256, 256), nn.Linear(256, 1))
+    model = nn.Sequential(nn.Linear(8, 512), nn.ReLU(), nn.Dropout(0.2), nn.Linear(512, 512), nn.Linear(512, 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
 
     say("opening")

@@ -108,13 +108,13 @@ class Trials:
         assert self.attempt(reference, is_spared=True).return_code == 0
         while self.tally.kills < num_kills:
             output_dir = self.folder / f"run_{self.tally.runs}"
-            self.train(output_dir, num_kills)
+            is_complete = self.train(output_dir, num_kills)
             self.tally.runs += 1
-            self.tally.identical += outcome(output_dir) == outcome(reference)
+            self.tally.identical += is_complete and outcome(output_dir) == outcome(reference)
         return self.tally
 
-    def train(self, output_dir: Path, num_kills: int) -> None:
-        """Start the command until it ends by itself."""
+    def train(self, output_dir: Path, num_kills: int) -> bool:
+        """Start the command until it ends by itself; whether it says that it succeeded."""
         acknowledged = done = 0
         while True:
             attempt = self.attempt(output_dir, is_spared=self.tally.kills >= num_kills)
@@ -128,7 +128,7 @@ class Trials:
             acknowledged = max(acknowledged, attempt.acknowledged)
             if not attempt.was_killed:
                 self.tally.failed += attempt.return_code != 0
-                return
+                return attempt.return_code == 0
 
     def attempt(self, output_dir: Path, *, is_spared: bool) -> Attempt:
         """Start the command, and kill it at a moment of chance."""
@@ -149,8 +149,9 @@ class Trials:
                     process.kill()
                 for line in lines:
                     attempt.hear(line)
-            finally:
+            except BaseException:
                 process.kill()
+                raise
         attempt.return_code = process.returncode
         attempt.was_killed = process.returncode < 0
         return attempt
