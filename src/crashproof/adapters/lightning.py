@@ -37,6 +37,7 @@ require_versions("lightning", {"lightning": "2.4"})
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
@@ -169,6 +170,7 @@ class CrashproofCallback(Callback):
         self._learning_rate: Tensor | float = 0.0
         self._losses: list[Any] = []
         self._has_warned_of_no_loss = False
+        self._has_warned_of_accumulated_batches = False
         self._seen: Mapping[str, object] = {}
         self._state_in_training: dict[str, Any] | None = None
         self._validation_began = 0.0
@@ -187,6 +189,7 @@ class CrashproofCallback(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning leaves out: random states of each process, and the position in the data."""
+        self._report_accumulated_batches(trainer)
         states: list[Any] = [capture_random_state()]
         if trainer.world_size > 1:
             own, states = states[0], [None] * trainer.world_size
@@ -218,6 +221,7 @@ class CrashproofCallback(Callback):
         """Open the run and restore the state of a resumed one."""
         step = self._last_step = trainer.global_step
         self._losses = []
+        self._mark_saved(trainer)
         self._seen = dict(trainer.logged_metrics)
         self._shared.is_epoch_over, self._shared.pending = False, {}
         if trainer.is_global_zero:
@@ -341,6 +345,27 @@ class CrashproofCallback(Callback):
                 hint="Pass Trainer(max_steps=…), or Crashproof(…, total_steps=…).",
             )
         return int(estimate)
+
+    @staticmethod
+    def _mark_saved(trainer: Trainer) -> None:
+        """Keep each `ModelCheckpoint` from saving the step that training resumes from once more.
+
+        It does not remember across processes what it has saved. So it would save that step again after the next
+        batch, where batches are accumulated: without the gradients of that batch, and behind it in the data.
+        """
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                callback._last_global_step_saved = trainer.global_step
+
+    def _report_accumulated_batches(self, trainer: Trainer) -> None:
+        if self._losses and trainer.global_step == self._last_step and not self._has_warned_of_accumulated_batches:
+            log.warning(
+                "A checkpoint is saved after step %d, between the accumulated batches of the next: it lacks their "
+                "gradients, so training that resumes from it has other weights than without a stop. "
+                "To avoid this, save every n steps instead of at intervals of time.",
+                trainer.global_step,
+            )
+            self._has_warned_of_accumulated_batches = True
 
     @staticmethod
     def _restore_random_state(trainer: Trainer, restored: Mapping[str, Any]) -> None:

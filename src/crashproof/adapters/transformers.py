@@ -33,6 +33,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
 from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
@@ -66,6 +67,10 @@ _OF_THE_FILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "trans
 """Keys of a model's config that describe how it was stored."""
 _NO_RESULTS = ("_runtime", "_per_second", "epoch")
 """Endings of what an evaluation reports besides its results."""
+
+
+class _AlreadyComplete(Exception):
+    """The checkpoint that training resumes from is that of the last step."""
 
 
 class CrashproofCallback(TrainerCallback):
@@ -206,6 +211,9 @@ class CrashproofCallback(TrainerCallback):
         self._require_same_session()
         self._count_from(state.global_step)
         self._loss = None
+        if state.global_step >= state.max_steps:
+            # The Trainer looks at the number of steps only after a step, so it would train one more.
+            raise _AlreadyComplete
         if args.ignore_data_skip and state.global_step:
             log.warning(
                 "ignore_data_skip: the epoch's data start over, so the result differs from an uninterrupted run."
@@ -305,11 +313,24 @@ class CrashproofCallback(TrainerCallback):
             try:
                 with ExitStack() as self._stack:
                     self._interrupts = self._stack.enter_context(Interrupts())
-                    return train(resume_from_checkpoint, *args, **kwargs)
+                    try:
+                        return train(resume_from_checkpoint, *args, **kwargs)
+                    except _AlreadyComplete:
+                        return self._finish_complete_training()
             finally:
                 self._progress = None
 
         return recorded_train
+
+    def _finish_complete_training(self) -> TrainOutput:
+        """Do what `train` does after its last step; model, optimizer and schedule are loaded by now."""
+        trainer = self._trainer
+        log.info("All %s steps are done already; training no further.", f"{trainer.state.global_step:,}")
+        if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
+            trainer._load_best_model()
+        trainer.control = trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+        trainer.is_in_train = False
+        return TrainOutput(trainer.state.global_step, 0.0, {"train_loss": 0.0})
 
     def _wrap_training_step(self, training_step: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Wrap `training_step` to add up its losses, on their device."""

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 pytest.importorskip("lightning")
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 
 from crashproof import ProgressTracker, RunReader, TrackerSettings
 from crashproof.adapters.lightning import Crashproof, ResumableLoader
@@ -33,6 +33,7 @@ from crashproof.errors import (
     RunInUse,
 )
 from crashproof.optional_dependencies import install_line
+from crashproof.records.events import CheckpointRecorded
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*isinstance.treespec, LeafSpec.*",
@@ -226,6 +227,30 @@ def test_if_all_are_damaged_nothing_starts_at_zero_silently(run_dir):
 
     with pytest.raises(NoUsableCheckpoint, match=r"checkpoint_5\.ckpt: it has 4 bytes"):
         fit(run_dir)
+
+
+def test_a_resumed_run_does_not_save_its_step_again_after_the_first_of_two_accumulated_batches(run_dir):
+    with pytest.raises(RuntimeError):
+        fit(run_dir, saving(run_dir), model=Model(at_batch=dies(1)), accumulate_grad_batches=2)
+    fit(run_dir, saving(run_dir), accumulate_grad_batches=2)
+
+    events = RunReader.open(run_dir).events()
+    recorded = [each.checkpoint for each in events if isinstance(each, CheckpointRecorded)]
+    assert [(1, 4), (2, 8), (3, 10)] == [(each.checkpoint_step, each.dataset_position) for each in recorded]
+
+
+class SavesAfterEachBatch(Callback):
+    """As `ModelCheckpoint(train_time_interval=…)` may, and Lightning when its job is requeued."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.save_checkpoint(Path(trainer.default_root_dir, f"checkpoint_{trainer.fit_loop.total_batch_idx}.ckpt"))
+
+
+def test_the_first_checkpoint_between_two_accumulated_batches_is_reported(run_dir, caplog):
+    fit(run_dir, SavesAfterEachBatch(), accumulate_grad_batches=2, default_root_dir=run_dir)
+
+    reported = [each.getMessage() for each in caplog.records if "accumulated batches" in each.getMessage()]
+    assert ["step 0"] == [each.partition("after ")[2].partition(",")[0] for each in reported]
 
 
 def test_a_forgotten_ckpt_path_is_an_error(run_dir):

@@ -18,6 +18,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 import torch
+from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -144,6 +145,38 @@ def test_it_resumes_at_the_newest_checkpoint_and_counts_continue(tmp_path):
     assert [2, 4, 6, 8, 10, 12] == [line.samples_processed for line in lines]
     assert [1, 1, 1, 1, 2, 2] == [1 if line.attempt == 1 else 2 for line in lines]
     assert None is RunReader.open(tmp_path).session().replay_differed_at
+
+
+@pytest.mark.parametrize("max_steps", [5, 6], ids=["at an epoch's end", "in mid-epoch"])
+def test_a_run_killed_behind_its_last_checkpoint_trains_no_further_step(tmp_path, max_steps):
+    options = {"max_steps": max_steps, "save_steps": 1, "lr_scheduler_type": "constant"}
+    trained(tmp_path, **options)
+    trainer = make_trainer(tmp_path, **options)
+    hold = CrashproofCallback(trainer)
+
+    done = trainer.train(resume_from_checkpoint=hold.newest_checkpoint())
+
+    saved = load_file(tmp_path / f"checkpoint-{max_steps}" / "model.safetensors")
+    assert max_steps == done.global_step
+    assert list(range(1, max_steps + 1)) == [line.step for line in RunReader.open(tmp_path).history()]
+    assert all(torch.equal(saved[name], value) for name, value in trainer.model.state_dict().items())
+    assert ["completed"] * 2 == [each.how for each in RunReader.open(tmp_path).session().attempts]
+
+
+def test_a_complete_run_that_is_started_again_has_its_best_model(tmp_path):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
+    # So fast that the loss grows: the best model is an early one.
+    options |= {"learning_rate": 100.0, "lr_scheduler_type": "constant"}
+    trained(tmp_path, **options)
+    trainer = make_trainer(tmp_path, **options)
+    hold = CrashproofCallback(trainer)
+
+    trainer.train(resume_from_checkpoint=hold.newest_checkpoint())
+
+    best = Path(trainer.state.best_model_checkpoint)
+    saved = load_file(best / "model.safetensors")
+    assert "checkpoint-6" != best.name
+    assert all(torch.equal(saved[name], value) for name, value in trainer.model.state_dict().items())
 
 
 def test_an_altered_checkpoint_is_quarantined_and_the_one_before_it_is_used(tmp_path, caplog):
