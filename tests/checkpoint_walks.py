@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crashproof import KeepBest, KeepEvery, KeepLatest, ProgressTracker, TrackerSettings, write_atomically
+from crashproof.checkpoints.previous import previous_of
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import NoUsableCheckpoint
 from crashproof.reading.run_reader import RunReader
@@ -41,6 +42,8 @@ class Record:
     """When, among all that happened."""
     is_before_update: bool
     way: str
+    kept: Path
+    """Where its bytes are kept while its file is overwritten."""
     is_quarantined: bool = False
 
 
@@ -138,7 +141,7 @@ class Walk:
         ]
         self.model.records = [each for each in self.model.records if each.path != name or each.is_quarantined]
         before = not any(step >= self.step for step in known)
-        self.tracker.record_checkpoint(self.step, self.folder / name, self.step, written=written)
+        recorded = self.tracker.record_checkpoint(self.step, self.folder / name, self.step, written=written)
         self.model.records.append(
             Record(
                 path=name,
@@ -147,6 +150,7 @@ class Walk:
                 order=self.order,
                 is_before_update=before,
                 way=way if self.digests_at_once else "undigested",
+                kept=previous_of(recorded, RunFolder.under(self.folder)),
             )
         )
         self.note_removals()
@@ -176,7 +180,8 @@ class Walk:
             return
         assert self.tracker is not None
         own = [each for each in [*self.model.records, *self.model.overwritten] if each.path == "last.pt"]
-        kept = [each for each in own if not each.is_quarantined and self.content_of_kept(each) == each.content]
+        # Where a loop saved by a rename and now writes into the same file, what is kept is that file.
+        kept = [each for each in own if not each.is_quarantined and self.is_kept_apart(each)]
         gate = threading.Event()
         digests = self.tracker._checkpoints._digests
         digests._pool = digests._pool or ThreadPoolExecutor(1)
@@ -342,12 +347,16 @@ class Walk:
         file = path / "weights" if record.path.startswith("folder") else path
         if file.is_file() and file.read_text() == record.content:
             return record.content
-        return self.content_of_kept(record) or (file.read_text() if file.is_file() else None)
+        if self.is_kept(record):
+            return record.content
+        return file.read_text() if file.is_file() else None
 
-    def content_of_kept(self, record: Record) -> str | None:
-        kept = self.folder / "progress" / "previous"
-        is_kept = kept.is_dir() and any(each.read_text() == record.content for each in kept.iterdir())
-        return record.content if is_kept else None
+    def is_kept(self, record: Record) -> bool:
+        return record.kept.is_file() and record.kept.read_text() == record.content
+
+    def is_kept_apart(self, record: Record) -> bool:
+        path = self.folder / record.path
+        return self.is_kept(record) and not (path.exists() and record.kept.samefile(path))
 
     def known_steps(self) -> list[int]:
         assert self.tracker is not None

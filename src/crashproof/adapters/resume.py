@@ -196,8 +196,12 @@ def _adopt(run: FrameworkRun, foreign: list[Candidate], clock: Clock, disk: Disk
 
 
 def _choose(run: FrameworkRun, session: TrainingSession, clock: Clock, disk: Disk) -> CheckpointMetadata | None:
+    catalog = CheckpointCatalog(session)
     choice = choose(
-        recorded_checkpoints(run, session), run.folder, quarantined=CheckpointCatalog(session).quarantined()
+        recorded_checkpoints(run, session),
+        run.folder,
+        overwritten=catalog.overwritten(),
+        quarantined=catalog.quarantined(),
     )
     if choice is None:
         return None

@@ -44,17 +44,19 @@ def choose(
     candidates: Sequence[CheckpointMetadata],
     folder: RunFolder,
     *,
+    overwritten: Sequence[CheckpointMetadata] = (),
     quarantined: Sequence[RefusedCheckpoint] = (),
 ) -> ResumePoint | None:
     """The first intact one of some checkpoints, or None if none was ever recorded.
 
-    Every byte of a candidate is read. One whose path a newer candidate has taken is offered if its bytes were kept,
-    and passed over in silence otherwise. Checkpoints that cannot be verified (a remote path, a save in progress when
+    Every byte of a candidate is read. Checkpoints that cannot be verified (a remote path, a save in progress when
     it was recorded) are offered only if no verifiable one was ever recorded, and no other is unchanged.
 
     Args:
         candidates: In the order in which they are tried; see `CheckpointCatalog.candidates`.
         folder: The run.
+        overwritten: Candidates whose path a newer record has taken: offered if their bytes were kept, and passed over
+            in silence otherwise.
         quarantined: Those that were found damaged earlier.
 
     Raises:
@@ -64,9 +66,9 @@ def choose(
         return None
     has_verifiable = bool(quarantined) or any(each.is_verifiable for each in candidates)
     # An older one that is unchanged comes before a newer one that may have been written to.
-    choice, refused = _first_usable(candidates, folder, trusts_unverified=False)
+    choice, refused = _first_usable(candidates, overwritten, folder, trusts_unverified=False)
     if choice is None and not has_verifiable:
-        choice, refused = _first_usable(candidates, folder, trusts_unverified=True)
+        choice, refused = _first_usable(candidates, overwritten, folder, trusts_unverified=True)
     if choice is not None:
         return choice
     reasons = [(each.checkpoint_path, reason) for each, reason in refused]
@@ -77,15 +79,19 @@ def choose(
 def choose_for(session: TrainingSession, folder: RunFolder) -> ResumePoint | None:
     """The checkpoint that a session would resume from; see `choose`."""
     catalog = CheckpointCatalog(session)
-    return choose(catalog.candidates(), folder, quarantined=catalog.quarantined())
+    return choose(catalog.candidates(), folder, overwritten=catalog.overwritten(), quarantined=catalog.quarantined())
 
 
 def _first_usable(
-    candidates: Sequence[CheckpointMetadata], folder: RunFolder, *, trusts_unverified: bool
+    candidates: Sequence[CheckpointMetadata],
+    overwritten: Sequence[CheckpointMetadata],
+    folder: RunFolder,
+    *,
+    trusts_unverified: bool,
 ) -> tuple[ResumePoint | None, list[tuple[CheckpointMetadata, str]]]:
     refused: list[tuple[CheckpointMetadata, str]] = []
     for candidate in candidates:
-        if _is_overwritten(candidate, candidates):
+        if candidate in overwritten:
             kept = intact_previous(candidate, folder)
             if kept is None:
                 continue
@@ -107,11 +113,6 @@ def _report_kept(checkpoint: CheckpointMetadata, path: Path) -> None:
         f"{checkpoint.checkpoint_step:,}",
         path,
     )
-
-
-def _is_overwritten(checkpoint: CheckpointMetadata, candidates: Sequence[CheckpointMetadata]) -> bool:
-    path, created_at = checkpoint.checkpoint_path, checkpoint.created_at
-    return any(each.checkpoint_path == path and each.created_at > created_at for each in candidates)
 
 
 def newest_intact(session: TrainingSession, folder: RunFolder) -> CheckpointMetadata | None:

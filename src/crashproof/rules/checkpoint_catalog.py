@@ -91,7 +91,7 @@ class CheckpointCatalog:
 
     def moment_after(self, now: float) -> float:
         """A moment for a new record, in seconds since 1970, that no other record has: it tells records apart."""
-        newest = max((each.created_at for each in self.all()), default=-math.inf)
+        newest = max((each.created_at for each in self.candidates()), default=-math.inf)
         return now if now > newest else math.nextafter(newest, math.inf)
 
     def has_lowest_loss(self, checkpoint: CheckpointMetadata) -> bool:
