@@ -285,6 +285,9 @@ class Walk:
 
     def kill(self) -> None:
         forget_open_runs()
+        if self.tracker is not None:
+            # A kill ends the threads as well.
+            self.tracker._checkpoints.close()
         self.tracker = None
 
     def kill_and_resume(self) -> None:
