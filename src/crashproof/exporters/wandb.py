@@ -2,8 +2,8 @@
 
 W&B ignores a step that it already has, so after a resume it would show the old, superseded losses. Each replay
 writes one offline folder (`wandb sync` uploads them, in order, into one W&B run) and a note of how far all of them
-go. An incomplete folder is removed and written again; a run with superseded steps starts over under another id, with
-the same name and group.
+go. An incomplete folder is removed and written again; a run with superseded steps, or with an evaluation that came
+after later steps were written, starts over under another id, with the same name and group.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import msgspec
 from crashproof.disk.atomic import write_bytes_atomically
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.errors import OtherRun
-from crashproof.exporters.exporter import RunFacts, Sent, named_values
+from crashproof.exporters.exporter import Point, RunFacts, Sent
 from crashproof.optional_dependencies import missing_extra, require_versions
-from crashproof.records.metrics import MetricsSnapshot
-from crashproof.records.snapshots import JournalMark
+from crashproof.rules.naming.trackers import WANDB
 
 __all__ = ["WandbSink"]
 
@@ -42,6 +41,9 @@ class _Note(msgspec.Struct, frozen=True, kw_only=True):
 
 class WandbSink:
     """An offline W&B run inside a folder."""
+
+    rule = WANDB
+    takes_late_points = False
 
     def __init__(self, folder: str | Path, *, project: str = "crashproof", disk: Disk = REAL_DISK) -> None:
         """`folder`: where W&B creates its folder `wandb`."""
@@ -75,15 +77,15 @@ class WandbSink:
         for each in note.folders:
             self._remove(each)
 
-    def add(self, updates: Sequence[MetricsSnapshot], mark: JournalMark) -> None:
+    def add(self, points: Sequence[Point], sent: Sent) -> None:
         """See `Exporter`; what was added counts once the exporter is closed."""
         # If this fails half-way, the folder counts as unfinished.
         self._pending = None
         if self._run is None:
             self._run = self._start_run()
-        for update in updates:
-            self._run.log({**dict(named_values(update)), "_timestamp": update.timestamp}, step=update.step)
-        self._pending = Sent(mark=mark, last_step=updates[-1].step)
+        for point in points:
+            self._run.log({**point.values, **point.evaluation, "_timestamp": point.timestamp}, step=point.step)
+        self._pending = sent
 
     def close(self) -> None:
         """See `Exporter`."""
