@@ -8,6 +8,7 @@ after later steps were written, starts over under another id, with the same name
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from crashproof.rules.naming.trackers import WANDB
 __all__ = ["WandbSink"]
 
 _NOTE = "crashproof-wandb.json"
+_SECONDS_BETWEEN_LOOKS = 0.05
 
 
 class _Note(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +56,8 @@ class WandbSink:
         self._facts: RunFacts | None = None
         self._note: _Note | None = None
         self._pending: Sent | None = None
+        self._used: set[str] = set()
+        """Names of offline folders that are taken, or were."""
         self._run: Any = None
 
     def open(self, run: RunFacts) -> Sent:
@@ -64,6 +68,7 @@ class WandbSink:
         if note.session_id != run.session_id:
             raise OtherRun(self._folder, found=note.session_id, wanted=run.session_id)
         self._note = note
+        self._used = {*note.folders, note.unfinished}
         if note.unfinished:
             self._remove(note.unfinished)
             self._write_note(msgspec.structs.replace(note, unfinished=""))
@@ -107,11 +112,15 @@ class WandbSink:
         facts, note = self._facts, self._note
         assert facts is not None
         assert note is not None
+        identity = f"{facts.session_id}-{note.generation}"
+        # W&B names a folder by the second: two within one second would be one.
+        while time.strftime(f"offline-run-%Y%m%d_%H%M%S-{identity}") in self._used:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
         run = self._wandb.init(
             mode="offline",
             project=self._project,
             dir=str(self._folder),
-            id=f"{facts.session_id}-{note.generation}",
+            id=identity,
             name=facts.name,
             group=facts.session_id,
             config=facts.config,
@@ -122,7 +131,9 @@ class WandbSink:
             ),
         )
         # The folder's name has a time in it, known only now; nothing of the run is in it yet.
-        self._write_note(msgspec.structs.replace(note, unfinished=Path(run.dir).parent.name))
+        name = Path(run.dir).parent.name
+        self._used.add(name)
+        self._write_note(msgspec.structs.replace(note, unfinished=name))
         return run
 
     def _remove(self, name: str) -> None:

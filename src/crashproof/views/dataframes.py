@@ -55,9 +55,8 @@ class LoadedRun:
         names = {name: name for each in found for name in each.results}
         for taken in names.keys() & set(_PLACE):
             names[taken] = next(name for name in _longer(f"eval_{taken}") if name not in names)
-        return self._frame(
-            [_place_of(each) | {names[n]: value for n, value in each.results.items()} for each in found]
-        )
+        rows = (_place_of(each) | {names[name]: value for name, value in each.results.items()} for each in found)
+        return self._frame(list(rows))
 
     @cached_property
     def checkpoints(self) -> Any:
