@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 import msgspec
 
+from crashproof.exporters.names import TrackerNames
 from crashproof.records.metrics import MEASURED, MetricsSnapshot
 from crashproof.records.snapshots import JournalMark
-from crashproof.rules.naming.trackers import NameRule
 
 __all__ = ["COMPONENTS", "Exporter", "Point", "RunFacts", "Sent", "named_values", "spelled"]
 
@@ -69,8 +69,8 @@ class Exporter(Protocol):
     """Exports one run to one tracker: opened, perhaps told to forget, given points, closed."""
 
     @property
-    def rule(self) -> NameRule:
-        """What the tracker allows in a name."""
+    def names(self) -> TrackerNames:
+        """The names of the run's values in the tracker."""
         ...
 
     @property

@@ -18,7 +18,7 @@ from crashproof.exporters.names import TrackerNames
 from crashproof.optional_dependencies import is_installed, missing_extra, require_versions
 from crashproof.records.metrics import MEASURED
 from crashproof.records.snapshots import JournalMark
-from crashproof.rules.naming.trackers import MLFLOW, MLFLOW_FOLDING_CASE, NameRule, parameter_names
+from crashproof.rules.naming.trackers import MLFLOW, MLFLOW_FOLDING_CASE, parameter_names
 
 __all__ = ["MLflowSink"]
 
@@ -56,12 +56,7 @@ class MLflowSink:
         self._run_id: str | None = None
         self._last_steps: dict[str, int] = {}
         self._evaluated: dict[int, dict[str, str]] = {}
-        self._rule = MLFLOW_FOLDING_CASE if _folds_case(tracking_uri) else MLFLOW
-
-    @property
-    def rule(self) -> NameRule:
-        """See `Exporter`."""
-        return self._rule
+        self.names = TrackerNames(MLFLOW_FOLDING_CASE if _folds_case(tracking_uri) else MLFLOW)
 
     def open(self, run: RunFacts) -> Sent:
         """See `Exporter`."""
@@ -135,9 +130,7 @@ class MLflowSink:
             experiment_id, start_time=int(run.start_time * 1000), run_name=run.name, tags={_SESSION: run.session_id}
         )
         self._run_id = created.info.run_id
-        names = TrackerNames(self._rule)
-        values = {names[name]: str(value) for name, value in parameter_names(run.config).items()}
-        names.report()
+        values = {self.names[name]: str(value) for name, value in parameter_names(run.config).items()}
         _report_cut(values)
         parameters = [self._entities.Param(name, value[:_LONGEST_PARAMETER]) for name, value in values.items()]
         for batch in _batches(parameters, most=_MOST_PARAMETERS, num_bytes=lambda each: len(each.value.encode())):

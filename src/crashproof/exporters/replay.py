@@ -29,7 +29,6 @@ from crashproof.records.snapshots import JournalMark
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.history import CanonicalFilter, Rewinds, are_parts, joined_by_step, merged_parts
 from crashproof.rules.naming.evaluations import evaluation_names
-from crashproof.rules.naming.trackers import NameRule
 from crashproof.rules.secrets.texts import without_secrets
 from crashproof.threads import try_to_start
 
@@ -158,8 +157,8 @@ def _highest(session: TrainingSession) -> int:
 
 
 def _bring_up_to_date(reader: RunReader, exporter: Exporter, sent: Sent, limits: _Limits) -> Replayed:
-    names = TrackerNames(exporter.rule)
-    evaluations = _named_evaluations(reader, names, exporter.rule)
+    names = exporter.names
+    evaluations = _named_evaluations(reader, names)
     has_begun_anew = _is_superseded(reader, sent) or _are_changed(evaluations, sent)
     if not has_begun_anew and not exporter.takes_late_points:
         has_begun_anew = _come_late(reader, evaluations, sent, limits)
@@ -181,10 +180,12 @@ def _bring_up_to_date(reader: RunReader, exporter: Exporter, sent: Sent, limits:
     )
 
 
-def _named_evaluations(reader: RunReader, names: TrackerNames, rule: NameRule) -> list[Evaluation]:
+def _named_evaluations(reader: RunReader, names: TrackerNames) -> list[Evaluation]:
     """The evaluations that stand, by the names that their results have in the tracker."""
     standing = reader.evaluations()
-    conventional = evaluation_names((name for each in standing for name in each.results), separator=rule.separator)
+    conventional = evaluation_names(
+        (name for each in standing for name in each.results), separator=names.rule.separator
+    )
     return [
         msgspec.structs.replace(
             each, results={names[conventional[name]]: value for name, value in each.results.items()}

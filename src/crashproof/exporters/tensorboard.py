@@ -18,6 +18,7 @@ from crashproof.disk.atomic import write_all, write_bytes_atomically
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
 from crashproof.errors import OtherRun
 from crashproof.exporters.exporter import Point, RunFacts, Sent
+from crashproof.exporters.names import TrackerNames
 from crashproof.optional_dependencies import missing_extra, require_versions
 from crashproof.rules.naming.trackers import TENSORBOARD
 
@@ -39,10 +40,10 @@ class _Note(msgspec.Struct, frozen=True, kw_only=True):
 class TensorBoardSink:
     """A log folder of TensorBoard, for one run."""
 
-    rule = TENSORBOARD
     takes_late_points = True
 
     def __init__(self, log_dir: str | Path, *, disk: Disk = REAL_DISK) -> None:
+        self.names = TrackerNames(TENSORBOARD)
         self._folder = Path(log_dir)
         self._disk = disk
         self._protos = _import_tensorboard()

@@ -19,6 +19,7 @@ from crashproof.disk.atomic import write_bytes_atomically
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.errors import OtherRun
 from crashproof.exporters.exporter import Point, RunFacts, Sent
+from crashproof.exporters.names import TrackerNames
 from crashproof.optional_dependencies import missing_extra, require_versions
 from crashproof.rules.naming.trackers import WANDB
 
@@ -44,11 +45,11 @@ class _Note(msgspec.Struct, frozen=True, kw_only=True):
 class WandbSink:
     """An offline W&B run inside a folder."""
 
-    rule = WANDB
     takes_late_points = False
 
     def __init__(self, folder: str | Path, *, project: str = "crashproof", disk: Disk = REAL_DISK) -> None:
         """`folder`: where W&B creates its folder `wandb`."""
+        self.names = TrackerNames(WANDB)
         self._wandb = _import_wandb()
         self._folder = Path(folder)
         self._project = project

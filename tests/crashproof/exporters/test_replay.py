@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from crashproof.errors import NotARun
 from crashproof.exporters.exporter import Point, RunFacts, Sent
+from crashproof.exporters.names import TrackerNames
 from crashproof.exporters.replay import following, replay
 from crashproof.rules.naming.trackers import TENSORBOARD
 
@@ -16,10 +17,10 @@ from crashproof.rules.naming.trackers import TENSORBOARD
 class Remembering:
     """A tracker that keeps what it is given and takes nothing back but all."""
 
-    rule = TENSORBOARD
     takes_late_points = True
 
     def __init__(self) -> None:
+        self.names = TrackerNames(TENSORBOARD)
         self.points: list[Point] = []
         self.sent = Sent()
         self.num_forgotten = 0

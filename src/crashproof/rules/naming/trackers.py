@@ -81,7 +81,7 @@ def tracker_name(name: str, rule: NameRule) -> str:
     readable = _as_path(readable) if rule.is_path else readable
     if rule.reserved is not None and rule.reserved.match(readable):
         readable = f"x{readable}"
-    suffix = digest_suffix(name)
+    suffix = f"-{digest_suffix(name)}"
     return readable[: None if rule.longest is None else rule.longest - len(suffix)] + suffix
 
 
@@ -96,9 +96,9 @@ def parameter_names(config: Mapping[str, object]) -> dict[str, object]:
 
 
 def digest_suffix(name: str) -> str:
-    """What is put behind a mapped name so that no two become one."""
+    """What is put behind a name that another one would have as well."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
-    return f"--{digest[:_DIGEST_CHARACTERS]}"
+    return f"-{digest[:_DIGEST_CHARACTERS]}"
 
 
 def _leaves(config: object, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], object]]:
