@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,19 @@ def records(file: Path) -> list[wandb_internal_pb2.Record]:
     return found
 
 
+def complete(file: Path) -> list[wandb_internal_pb2.Record]:
+    """The records of a file that is not written any more: W&B's own process may be behind."""
+    for _ in range(600):
+        try:
+            found = records(file)
+        except AssertionError:
+            found = []
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"{file} is not complete")
+
+
 def offline(folder: Path) -> list[Path]:
     """In the order in which they are uploaded."""
     note = json.loads((folder / "crashproof-wandb.json").read_bytes())
@@ -56,7 +70,7 @@ def offline(folder: Path) -> list[Path]:
 def points(folder: Path, key: str = "loss") -> list[tuple[int, float | str]]:
     found = []
     for file in offline(folder):
-        for record in records(file):
+        for record in complete(file):
             if record.WhichOneof("record_type") == "history":
                 items = {
                     each.key or "/".join(each.nested_key): json.loads(each.value_json) for each in record.history.item
@@ -72,7 +86,7 @@ def ids(folder: Path) -> set[str]:
     return {
         record.run.run_id
         for file in offline(folder)
-        for record in records(file)
+        for record in complete(file)
         if record.WhichOneof("record_type") == "run"
     }
 
