@@ -11,6 +11,7 @@ import torch
 
 import crashproof
 from crashproof import RunReader
+from crashproof.cli.app import app
 from crashproof.errors import InvalidMetric
 from crashproof.exporters.replay import replay
 from crashproof.exporters.tables import write_csv
@@ -323,3 +324,37 @@ def test_exports_of_a_live_gan_never_start_over(train_gan, open_tracker, update,
 
     assert [False, False, False] == [each.has_begun_anew for each in (first, second, last)]
     assert [2, 4, 5] == [each.last_step for each in (first, second, last)]
+
+
+@pytest.mark.parametrize("options", [[], ["--last", "3"], ["--all"]], ids=["all-steps", "newest", "with-superseded"])
+def test_the_history_command_prints_a_step_in_two_reports_once(train_gan, run_dir, capsys, options):
+    train_gan(0, 2).close()
+
+    with pytest.raises(SystemExit):
+        app(["history", str(run_dir), "--json", *options])
+
+    rows = [json.loads(each) for each in capsys.readouterr().out.splitlines()]
+    assert [0, 1, 2] == [row["step"] for row in rows]
+    assert [{"d_loss": step + 0.5, "g_loss": step + 0.25} for step in range(3)] == [
+        row["loss_components"] for row in rows
+    ]
+
+
+def test_a_page_that_follows_a_gan_is_given_each_step_once_it_has_both_reports(
+    train_gan, open_tracker, update, run_dir
+):
+    pytest.importorskip("starlette")
+    from crashproof.dashboard.watched_run import WatchedRun
+
+    tracker = train_gan(0, 3)
+    run = WatchedRun("run", RunReader.open(run_dir).folder)
+    tail = run.tail(after=0)
+    update(tracker, 4, loss_components={"d_loss": 1.0})
+    between = run.tail(after=tail.end)
+    update(tracker, 4, loss=9.0, loss_components={"g_loss": 1.0})
+    update(tracker, 5)
+    after = run.tail(after=between.end)
+
+    assert [[0, 1, 2], [3], [4]] == [each.step for each in (tail, between, after)]
+    assert [9.0] == after.series["loss"].last
+    assert [1.0, 1.0] == [after.series[f"loss_components.{name}"].last[0] for name in ("d_loss", "g_loss")]
