@@ -113,7 +113,7 @@ class DeferredRun:
             return
         catalog = CheckpointCatalog(session)
         num_known = len(catalog) + len(catalog.quarantined())
-        if num_known:
+        if num_known and not _are_all_of_the_beginning(catalog):
             raise ConfigError(
                 f"The run in {self.folder.root} has {num_known} checkpoint(s), and training would begin at step 0.",
                 hint="Load the newest one first, as the adapter's docstring shows, or use another output folder.",
@@ -126,3 +126,9 @@ class DeferredRun:
             error = ConfigChanged(self.folder.root, changed=changed_keys(session.config, config))
             error.hint = 'Restore the old values, pass on_config_change="continue", or use another output folder.'
             raise error
+
+
+def _are_all_of_the_beginning(catalog: CheckpointCatalog) -> bool:
+    """Whether no checkpoint is beyond step 0, so that training from there loses nothing."""
+    steps = {each.checkpoint_step for each in catalog.all()}
+    return not any(steps | {each.checkpoint_step for each in catalog.quarantined()})

@@ -132,7 +132,7 @@ def newest_checkpoint(
 
 def _knows_nothing(run: FrameworkRun, session: TrainingSession | None) -> bool:
     """Whether the session has trained and saved nothing, so that a torn folder cannot be its own first save."""
-    return session is None or not (session.steps_completed or recorded_checkpoints(run, session))
+    return session is None or not (session.metrics_history or recorded_checkpoints(run, session))
 
 
 def _find_unrecorded(run: FrameworkRun, session: TrainingSession | None) -> list[Candidate]:

@@ -40,7 +40,7 @@ class AlertContent(msgspec.Struct, frozen=True, kw_only=True):
             step=session.steps_completed,
             host=attempt.host if attempt else None,
             time=now,
-            progress_pct=min(100.0, 100.0 * session.steps_completed / session.total_steps_target),
+            progress_pct=min(100.0, 100.0 * session.steps_done / session.total_steps_target),
         )
 
     def as_json(self) -> bytes:

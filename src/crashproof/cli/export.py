@@ -61,9 +61,16 @@ def export(
     if as_json:
         print_json({"run": str(folder), "to": to.value, "into": into} | msgspec.to_builtins(exported))
         return
-    again = " Rebuilt from the start: steps it had were superseded." if exported.has_begun_anew else ""
-    what = "rows" if to in (Target.CSV, Target.PARQUET) else "updates added"
-    say(f"{into}: {exported.num_added:,} {what}, up to step {exported.last_step:,}.{again}")
+    say(f"{into}: {_in_words(exported, is_table=to in (Target.CSV, Target.PARQUET))}")
+
+
+def _in_words(exported: Replayed, *, is_table: bool) -> str:
+    what = f"{exported.num_added:,} {'rows' if is_table else 'updates added'}"
+    if exported.num_evaluations_added:
+        what += f" and {exported.num_evaluations_added:,} evaluations"
+    up_to = "no step is recorded yet" if exported.last_step is None else f"up to step {exported.last_step:,}"
+    again = " Rebuilt from the start: something that it had was superseded." if exported.has_begun_anew else ""
+    return f"{what}, {up_to}.{again}"
 
 
 def _filler(folder: Path, to: Target, into: str, project: str) -> Callable[[bool], Replayed]:
@@ -104,5 +111,6 @@ def _follow(folder: Path, fill: Callable[[], object], *, name: str, seconds: flo
 
 
 def _written_table(folder: Path, num_rows: int) -> Replayed:
-    steps = RunReader.open(folder).session().steps_completed
-    return Replayed(num_added=num_rows, last_step=steps, has_begun_anew=False)
+    session = RunReader.open(folder).session()
+    last_step = session.steps_completed if session.metrics_history else None
+    return Replayed(num_added=num_rows, last_step=last_step, has_begun_anew=False)

@@ -21,7 +21,7 @@ from crashproof.errors import ConfigError
 from crashproof.reading.run_reader import RunReader
 from crashproof.records.codec import decode_line
 from crashproof.records.metrics import COLUMNS, MetricsSnapshot
-from crashproof.rules.history import Rewinds
+from crashproof.rules.history import Rewinds, are_parts, merged_parts, with_part
 
 __all__ = ["history"]
 
@@ -93,8 +93,7 @@ def _backwards(folder: RunFolder, wanted: _Wanted) -> Iterator[_Row]:
     if not folder.metrics.exists():
         return
     lowest: float = float("inf")
-    for line in scan_backwards(folder.metrics, end=folder.metrics.stat().st_size):
-        update = decode_line(folder.metrics, line.content, _decoder)
+    for update in _updates_backwards(folder):
         is_superseded = update.step >= lowest
         lowest = min(lowest, update.step)
         if not is_superseded or wanted.has_superseded:
@@ -104,16 +103,32 @@ def _backwards(folder: RunFolder, wanted: _Wanted) -> Iterator[_Row]:
             return
 
 
+def _updates_backwards(folder: RunFolder) -> Iterator[MetricsSnapshot]:
+    """The newest first, each with all its parts."""
+    waiting: MetricsSnapshot | None = None
+    for line in scan_backwards(folder.metrics, end=folder.metrics.stat().st_size):
+        update = decode_line(folder.metrics, line.content, _decoder)
+        if waiting is not None and are_parts(update, waiting):
+            waiting = with_part(update, waiting)
+            continue
+        if waiting is not None:
+            yield waiting
+        waiting = update
+    if waiting is not None:
+        yield waiting
+
+
 def _all_rows(reader: RunReader) -> Iterator[_Row]:
     """In the order of writing; a first pass finds which ones are superseded."""
     rewinds = Rewinds()
     num_lines = 0
     for update in reader.all_updates():
-        rewinds.feed(update.step)
+        rewinds.feed(update.step, update.attempt)
         num_lines += 1
     canonical = rewinds.canonical()
-    for update in islice(reader.all_updates(), num_lines):
-        yield _Row(update=update, is_superseded=not canonical.stands(update.step))
+    lines = ((not canonical.stands(each.step), each) for each in islice(reader.all_updates(), num_lines))
+    for is_superseded, update in merged_parts(lines):
+        yield _Row(update=update, is_superseded=is_superseded)
 
 
 def _between(rows: Iterable[_Row], wanted: _Wanted) -> Iterator[_Row]:

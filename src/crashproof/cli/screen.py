@@ -160,7 +160,7 @@ def _time(seen: Seen) -> str:
     )
     since = summary.seconds_since_update
     update = "no update yet" if since is None else f"last update {as_duration(max(0.0, since))} ago"
-    if summary.steps_completed >= summary.total_steps_target:
+    if summary.is_finished:
         return f"time   nothing remains, {trained}, {update}"
     hours = summary.estimated_remaining_hours
     low, high = summary.estimated_remaining_hours_low, summary.estimated_remaining_hours_high

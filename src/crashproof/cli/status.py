@@ -258,7 +258,7 @@ def _remaining(summary: ProgressSummary, now: float) -> str:
     low, high = summary.estimated_remaining_hours_low, summary.estimated_remaining_hours_high
     if hours is None or low is None or high is None:
         return "remaining time unknown"
-    if summary.steps_completed >= summary.total_steps_target:
+    if summary.is_finished:
         return "nothing remains"
     left = f"{as_duration(hours * 3600)} remaining ({as_duration(low * 3600)} to {as_duration(high * 3600)})"
     if summary.status != RunStatus.RUNNING:

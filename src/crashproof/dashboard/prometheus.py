@@ -55,6 +55,13 @@ class _Runs(Collector):
         self._states = {name: HealthState.UNREADABLE if run is None else run.health for name, run in runs.items()}
         self._values = {name: {} if run is None else self._values_of(name, run) for name, run in runs.items()}
 
+        self._evaluations = GaugeMetricFamily(
+            "crashproof_evaluation", "The newest results on held-out data.", labels=["run", "name"]
+        )
+        for name, run in runs.items():
+            for result, value in {} if run is None else run.evaluation.items():
+                self._evaluations.add_metric([name, result], value)
+
     def collect(self) -> Iterator[Metric]:
         for name, text, _ in _NUMBERS:
             family = GaugeMetricFamily(f"crashproof_{name}", text, labels=["run"])
@@ -62,6 +69,7 @@ class _Runs(Collector):
                 if name in values:
                     family.add_metric([run], values[name])
             yield family
+        yield self._evaluations
         health = GaugeMetricFamily("crashproof_health", "1 for the state that a run is in.", labels=["run", "state"])
         for run, is_in in self._states.items():
             for state in HealthState:

@@ -37,10 +37,12 @@ from crashproof.reading.curves import CurveFollower
 from crashproof.reading.discovery import path_outside
 from crashproof.reading.run_reader import RunReader
 from crashproof.reading.session_follower import SessionFollower
+from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import TrainingSession
 from crashproof.records.states import RunStatus
 from crashproof.rules.curves import joined, point_of
+from crashproof.rules.history import merged_parts, standing_evaluations
 from crashproof.rules.summary import progress_summary
 from crashproof.threads import try_to_start
 
@@ -113,7 +115,7 @@ class WatchedRun:
                 # The next reading changes the session's own.
                 attempts=[copy(each) for each in session.attempts],
                 checkpoints=checkpoint_rows(session),
-                evaluations=list(session.evaluations),
+                evaluations=standing_evaluations(session.evaluations, session.timelines),
                 config=config_texts(session.config),
                 config_hash=session.config_hash,
                 events=self._newest_events(),
@@ -177,20 +179,30 @@ class WatchedRun:
         return row
 
     def _read_tail(self, after: int) -> CurveTail | StaleTail:
-        updates, end = [], after
+        lines: list[tuple[int, MetricsSnapshot]] = []
         if not 0 <= after <= _size(self.folder.metrics):
             return StaleTail()
-        for line_end, update in self._curves.lines_after(after):
-            updates.append(update)
-            end = line_end
-            if len(updates) > _MOST_NEW_UPDATES:
+        for line_end, update in merged_parts(self._curves.lines_after(after)):
+            lines.append((line_end, update))
+            if len(lines) > _MOST_NEW_UPDATES:
                 return StaleTail()
+        if lines and self._may_be_in_parts():
+            # Another part of the newest update may follow, and the page cannot add to what it has.
+            lines.pop()
+        end = lines[-1][0] if lines else after
+        updates = [update for _, update in lines]
         if any(later.step <= earlier.step for earlier, later in pairwise(updates)):
             return StaleTail()
         points = [point_of([update]) for update in updates]
         size = max(1, -(-len(points) // _MOST_NEW_POINTS))
         points = [joined(points[start : start + size]) for start in range(0, len(points), size)]
         return CurveTail(**columns_of(points), end=end, num_updates=len(updates))
+
+    def _may_be_in_parts(self) -> bool:
+        """Whether the newest update may get another part: the run is live, and has reported steps in parts."""
+        with self._lock:
+            has_parts = self._session.session().parts_merged > 0
+        return has_parts and holder_of(self.folder.lock) is not None
 
     def _journals(self) -> tuple[Path, ...]:
         return self.folder.events, self.folder.metrics, self.folder.requests, self.folder.answers

@@ -7,10 +7,14 @@ from typing import Any, Protocol
 
 import msgspec
 
+from crashproof.exporters.names import TrackerNames
 from crashproof.records.metrics import MEASURED, MetricsSnapshot
 from crashproof.records.snapshots import JournalMark
 
-__all__ = ["Exporter", "RunFacts", "Sent", "named_values"]
+__all__ = ["COMPONENTS", "Exporter", "Point", "RunFacts", "Sent", "named_values", "spelled"]
+
+COMPONENTS = "loss_components/"
+"""Begins the name of a component of the loss in a tracker, such as `loss_components/kd`."""
 
 
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,18 +28,55 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, Any]
 
 
+class Point(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tracker is given for one step."""
+
+    step: int
+    timestamp: float
+    """Seconds since 1970."""
+    values: dict[str, float]
+    """Those of the update, by the tracker's names; empty if there is none at this step."""
+    evaluation: dict[str, float]
+    """Results on held-out data, likewise."""
+
+
 class Sent(msgspec.Struct, frozen=True, kw_only=True):
-    """How much of the run's journal a tracker has received."""
+    """How much of a run a tracker has received."""
 
     mark: JournalMark = JournalMark()
-    last_step: int = 0
-    """The highest step that it has; 0 if none."""
-    reached: int = 0
+    """Up to where in the journal of updates."""
+    last_step: int | None = None
+    """The highest step of an update that it has; None if it has none."""
+    reached: int | None = None
     """The highest step that an interrupted replay, which it continues, may have sent beyond that."""
+    evaluations: dict[int, dict[str, str]] = {}
+    """The results that it has, as `spelled`, by step and by the tracker's names."""
+
+    @property
+    def highest_step(self) -> int:
+        """The highest step that it may have; -1 if it has nothing."""
+        return max(-1 if self.last_step is None else self.last_step, -1 if self.reached is None else self.reached)
+
+    def with_evaluation(self, point: Point) -> dict[int, dict[str, str]]:
+        """The results with those of one more point."""
+        if not point.evaluation:
+            return self.evaluations
+        own = {name: spelled(value) for name, value in point.evaluation.items()}
+        return self.evaluations | {point.step: self.evaluations.get(point.step, {}) | own}
 
 
 class Exporter(Protocol):
-    """Exports one run to one tracker: opened, perhaps told to forget, given updates, closed."""
+    """Exports one run to one tracker: opened, perhaps told to forget, given points, closed."""
+
+    @property
+    def names(self) -> TrackerNames:
+        """The names of the run's values in the tracker."""
+        ...
+
+    @property
+    def takes_late_points(self) -> bool:
+        """Whether it takes a point at or below the highest step that it has, as of an evaluation that came late."""
+        ...
 
     def open(self, run: RunFacts) -> Sent:
         """Connect to the tracker; returns what it already has of this run.
@@ -47,11 +88,11 @@ class Exporter(Protocol):
         ...
 
     def forget(self) -> None:
-        """Remove the run from the tracker: some of the steps it has were superseded."""
+        """Remove the run from the tracker: something that it has was superseded."""
         ...
 
-    def add(self, updates: Sequence[MetricsSnapshot], mark: JournalMark) -> None:
-        """Send updates, in the order of their steps, and store `mark` with them: both or neither."""
+    def add(self, points: Sequence[Point], sent: Sent) -> None:
+        """Send points, in the order of their steps, and store `sent`, which counts them in: both or neither."""
         ...
 
     def close(self) -> None:
@@ -66,4 +107,9 @@ def named_values(update: MetricsSnapshot) -> Iterator[tuple[str, float]]:
         if value is not None:
             yield name, float(value)
     for name, value in update.loss_components.items():
-        yield f"loss_components/{name}", value
+        yield f"{COMPONENTS}{name}", value
+
+
+def spelled(value: float) -> str:
+    """A result as it is compared with what a tracker has: some round it, and some have no infinity."""
+    return {"inf": "1.79769313e+308", "-inf": "-1.79769313e+308"}.get(f"{value:.9g}", f"{value:.9g}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +17,10 @@ from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.optional_dependencies import missing_extra, require_versions
 from crashproof.reading.curves import CurveFollower
 from crashproof.reading.run_reader import RunReader
-from crashproof.records.metrics import COLUMNS, COMPONENT, INTEGERS, MetricsSnapshot
+from crashproof.records.metrics import COLUMNS, COMPONENT, INTEGERS
+from crashproof.rules.naming.evaluations import evaluation_names
+from crashproof.rules.naming.trackers import TABLE
+from crashproof.views.dataframes import rows_of
 
 __all__ = ["column_names", "write_csv", "write_parquet"]
 
@@ -26,7 +28,7 @@ _ROWS_AT_ONCE = 65_536
 
 
 def write_csv(run_dir: str | Path, path: str | Path, *, disk: Disk = REAL_DISK) -> int:
-    """Write the history as CSV with a header; returns the number of rows.
+    """Write the history and the evaluations as CSV with a header; returns the number of rows: one for each step.
 
     A non-finite value is `NaN`, `inf` or `-inf`, as pandas and NumPy spell them; a missing one is empty. Floats
     have all their digits.
@@ -44,8 +46,8 @@ def write_csv(run_dir: str | Path, path: str | Path, *, disk: Disk = REAL_DISK) 
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(names)
-        for update in reader.history():
-            rows.writerow([_spelled(value) for value in _values(update, names)])
+        for cells in rows_of(reader):
+            rows.writerow([_spelled(cells.get(name)) for name in names])
             num_rows += 1
             if text.tell() > 1 << 20:
                 file.write(text.getvalue().encode())
@@ -59,7 +61,9 @@ def write_csv(run_dir: str | Path, path: str | Path, *, disk: Disk = REAL_DISK) 
 
 
 def write_parquet(run_dir: str | Path, path: str | Path, *, disk: Disk = REAL_DISK) -> int:
-    """Write the history as Parquet; returns the number of rows. NaN stays NaN, a missing value is null.
+    """Write the history and the evaluations as Parquet; returns the number of rows: one for each step.
+
+    NaN stays NaN, a missing value is null.
 
     Raises:
         MissingExtra: pyarrow is not installed.
@@ -81,10 +85,10 @@ def write_parquet(run_dir: str | Path, path: str | Path, *, disk: Disk = REAL_DI
     def fill(file: BinaryIO) -> None:
         nonlocal num_rows
         with parquet.ParquetWriter(_PyarrowFile(file), schema) as writer:
-            history = reader.history()
-            while portion := list(islice(history, _ROWS_AT_ONCE)):
-                rows = zip(*(_values(update, names) for update in portion), strict=True)
-                arrays = [pyarrow.array(column, kind) for column, kind in zip(rows, kinds, strict=True)]
+            rows = rows_of(reader)
+            while portion := list(islice(rows, _ROWS_AT_ONCE)):
+                columns = ([cells.get(name) for cells in portion] for name in names)
+                arrays = [pyarrow.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
                 writer.write_table(pyarrow.table(arrays, schema=schema))
                 num_rows += len(portion)
 
@@ -94,11 +98,16 @@ def write_parquet(run_dir: str | Path, path: str | Path, *, disk: Disk = REAL_DI
 
 
 def column_names(reader: RunReader) -> list[str]:
-    """The columns of a run's table: the fields of an update, then each component as `loss_components.kd`."""
+    """The columns of a run's table: the fields of an update, its components, and what was evaluated.
+
+    A component is `loss_components.kd`, a result on held-out data `eval_loss`.
+    """
     follower = CurveFollower(reader.folder)
     follower.refresh()
     series = dict.fromkeys(name for point in follower.points() for name in point.series)
-    return [*COLUMNS, *(name for name in series if name.startswith(COMPONENT))]
+    results = (name for each in reader.evaluations() for name in each.results)
+    evaluated = evaluation_names(results, separator=TABLE.separator)
+    return [*COLUMNS, *(name for name in series if name.startswith(COMPONENT)), *sorted(evaluated.values())]
 
 
 class _PyarrowFile(io.RawIOBase):
@@ -118,14 +127,6 @@ class _PyarrowFile(io.RawIOBase):
 
     def tell(self) -> int:
         return self._position
-
-
-def _values(update: MetricsSnapshot, names: list[str]) -> Iterator[float | None]:
-    components = update.loss_components
-    return (
-        components.get(name.removeprefix(COMPONENT)) if name.startswith(COMPONENT) else getattr(update, name)
-        for name in names
-    )
 
 
 def _spelled(value: float | None) -> float | str | None:

@@ -17,10 +17,10 @@ import msgspec
 from crashproof.disk.atomic import write_all, write_bytes_atomically
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
 from crashproof.errors import OtherRun
-from crashproof.exporters.exporter import RunFacts, Sent, named_values
+from crashproof.exporters.exporter import Point, RunFacts, Sent
+from crashproof.exporters.names import TrackerNames
 from crashproof.optional_dependencies import missing_extra, require_versions
-from crashproof.records.metrics import MetricsSnapshot
-from crashproof.records.snapshots import JournalMark
+from crashproof.rules.naming.trackers import TENSORBOARD
 
 __all__ = ["TensorBoardSink"]
 
@@ -40,7 +40,10 @@ class _Note(msgspec.Struct, frozen=True, kw_only=True):
 class TensorBoardSink:
     """A log folder of TensorBoard, for one run."""
 
+    takes_late_points = True
+
     def __init__(self, log_dir: str | Path, *, disk: Disk = REAL_DISK) -> None:
+        self.names = TrackerNames(TENSORBOARD)
         self._folder = Path(log_dir)
         self._disk = disk
         self._protos = _import_tensorboard()
@@ -73,7 +76,7 @@ class TensorBoardSink:
         self._write_note(self._note)
         self._disk.truncate(self._file, 0)
 
-    def add(self, updates: Sequence[MetricsSnapshot], mark: JournalMark) -> None:
+    def add(self, points: Sequence[Point], sent: Sent) -> None:
         """See `Exporter`."""
         assert self._file is not None
         assert self._note is not None
@@ -81,28 +84,23 @@ class TensorBoardSink:
         target = _Target()
         records = writer.RecordWriter(target)
         if not self._note.num_bytes:
-            first = updates[0]
+            first = points[0]
             head = events.Event(wall_time=first.timestamp, file_version=_FILE_VERSION)
             start = events.SessionLog(status=events.SessionLog.START)
             begin = events.Event(wall_time=first.timestamp, step=first.step, session_log=start)
             records.write(head.SerializeToString())
             records.write(begin.SerializeToString())
-        for update in updates:
-            values = [summaries.Summary.Value(tag=name, simple_value=value) for name, value in named_values(update)]
-            event = events.Event(
-                wall_time=update.timestamp, step=update.step, summary=summaries.Summary(value=values)
-            )
+        for point in points:
+            named = (point.values | point.evaluation).items()
+            values = [summaries.Summary.Value(tag=name, simple_value=value) for name, value in named]
+            event = events.Event(wall_time=point.timestamp, step=point.step, summary=summaries.Summary(value=values))
             records.write(event.SerializeToString())
         content = bytes(target.content)
         with storage_errors(self._folder, needed_bytes=len(content)):
             write_all(self._file, content, self._disk)
             self._disk.sync(self._file)
         self._write_note(
-            msgspec.structs.replace(
-                self._note,
-                num_bytes=self._note.num_bytes + len(content),
-                sent=Sent(mark=mark, last_step=updates[-1].step),
-            )
+            msgspec.structs.replace(self._note, num_bytes=self._note.num_bytes + len(content), sent=sent)
         )
 
     def close(self) -> None:

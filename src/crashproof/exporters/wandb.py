@@ -2,12 +2,13 @@
 
 W&B ignores a step that it already has, so after a resume it would show the old, superseded losses. Each replay
 writes one offline folder (`wandb sync` uploads them, in order, into one W&B run) and a note of how far all of them
-go. An incomplete folder is removed and written again; a run with superseded steps starts over under another id, with
-the same name and group.
+go. An incomplete folder is removed and written again; a run with superseded steps, or with an evaluation that came
+after later steps were written, starts over under another id, with the same name and group.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ import msgspec
 from crashproof.disk.atomic import write_bytes_atomically
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.errors import OtherRun
-from crashproof.exporters.exporter import RunFacts, Sent, named_values
+from crashproof.exporters.exporter import Point, RunFacts, Sent
+from crashproof.exporters.names import TrackerNames
 from crashproof.optional_dependencies import missing_extra, require_versions
-from crashproof.records.metrics import MetricsSnapshot
-from crashproof.records.snapshots import JournalMark
+from crashproof.rules.naming.trackers import WANDB
 
 __all__ = ["WandbSink"]
 
 _NOTE = "crashproof-wandb.json"
+_SECONDS_BETWEEN_LOOKS = 0.05
 
 
 class _Note(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,8 +45,11 @@ class _Note(msgspec.Struct, frozen=True, kw_only=True):
 class WandbSink:
     """An offline W&B run inside a folder."""
 
+    takes_late_points = False
+
     def __init__(self, folder: str | Path, *, project: str = "crashproof", disk: Disk = REAL_DISK) -> None:
         """`folder`: where W&B creates its folder `wandb`."""
+        self.names = TrackerNames(WANDB)
         self._wandb = _import_wandb()
         self._folder = Path(folder)
         self._project = project
@@ -52,6 +57,8 @@ class WandbSink:
         self._facts: RunFacts | None = None
         self._note: _Note | None = None
         self._pending: Sent | None = None
+        self._used: set[str] = set()
+        """Names of offline folders that are taken, or were."""
         self._run: Any = None
 
     def open(self, run: RunFacts) -> Sent:
@@ -62,6 +69,7 @@ class WandbSink:
         if note.session_id != run.session_id:
             raise OtherRun(self._folder, found=note.session_id, wanted=run.session_id)
         self._note = note
+        self._used = {*note.folders, note.unfinished}
         if note.unfinished:
             self._remove(note.unfinished)
             self._write_note(msgspec.structs.replace(note, unfinished=""))
@@ -75,15 +83,15 @@ class WandbSink:
         for each in note.folders:
             self._remove(each)
 
-    def add(self, updates: Sequence[MetricsSnapshot], mark: JournalMark) -> None:
+    def add(self, points: Sequence[Point], sent: Sent) -> None:
         """See `Exporter`; what was added counts once the exporter is closed."""
         # If this fails half-way, the folder counts as unfinished.
         self._pending = None
         if self._run is None:
             self._run = self._start_run()
-        for update in updates:
-            self._run.log({**dict(named_values(update)), "_timestamp": update.timestamp}, step=update.step)
-        self._pending = Sent(mark=mark, last_step=updates[-1].step)
+        for point in points:
+            self._run.log({**point.values, **point.evaluation, "_timestamp": point.timestamp}, step=point.step)
+        self._pending = sent
 
     def close(self) -> None:
         """See `Exporter`."""
@@ -105,11 +113,15 @@ class WandbSink:
         facts, note = self._facts, self._note
         assert facts is not None
         assert note is not None
+        identity = f"{facts.session_id}-{note.generation}"
+        # W&B names a folder by the second: two within one second would be one.
+        while time.strftime(f"offline-run-%Y%m%d_%H%M%S-{identity}") in self._used:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
         run = self._wandb.init(
             mode="offline",
             project=self._project,
             dir=str(self._folder),
-            id=f"{facts.session_id}-{note.generation}",
+            id=identity,
             name=facts.name,
             group=facts.session_id,
             config=facts.config,
@@ -120,7 +132,9 @@ class WandbSink:
             ),
         )
         # The folder's name has a time in it, known only now; nothing of the run is in it yet.
-        self._write_note(msgspec.structs.replace(note, unfinished=Path(run.dir).parent.name))
+        name = Path(run.dir).parent.name
+        self._used.add(name)
+        self._write_note(msgspec.structs.replace(note, unfinished=name))
         return run
 
     def _remove(self, name: str) -> None:

@@ -23,6 +23,7 @@ from crashproof.records.curves import CurveBlock, CurvePoint
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.snapshots import JournalMark
 from crashproof.rules.curves import joined, point_of
+from crashproof.rules.history import are_parts, merged_updates, with_part
 
 __all__ = ["Curve", "CurveFollower", "Recomputed"]
 
@@ -114,7 +115,7 @@ class CurveFollower:
         stop_at = None if most_seconds is None else self._steady() + most_seconds
         while self._blocks:
             # The list is reversed: its last block is the next one.
-            if self._blocks[-1].offset < self._end:
+            if self._blocks[-1].offset < self._end or self._begins_with_part(self._blocks[-1]):
                 self._blocks.pop()
                 continue
             if self._blocks[-1].offset > self._end and not self._read_lines(self._blocks[-1].offset, stop_at):
@@ -195,6 +196,11 @@ class CurveFollower:
         mark = JournalMark(num_bytes=block.end, last_line_crc=block.last_line_crc)
         return line_continues(self._folder.metrics, mark)
 
+    def _begins_with_part(self, block: CurveBlock) -> bool:
+        """Whether the lines up to a block end with the update that it begins with, as earlier versions wrote it."""
+        newest = self._tail[-1] if self._tail and block.offset == self._end else None
+        return newest is not None and (newest.step, newest.attempt) == (block.first_step, block.attempt)
+
     def _take_block(self, block: CurveBlock) -> None:
         self._close_tail()
         self._go_back_to(block.first_step, block.attempt)
@@ -219,13 +225,27 @@ class CurveFollower:
 
     def _take_line(self, line: Line) -> None:
         update = decode_line(self._folder.metrics, line.content, _update_decoder)
+        self._reopen_newest_piece(update)
         newest = self._tail[-1].step if self._tail else self._newest_step()
-        if update.step <= newest or len(self._tail) >= _UPDATES_PER_BLOCK:
-            self._close_tail()
-            self._tail_offset = line.offset
-            self._go_back_to(update.step, update.attempt)
-        self._tail.append(update)
+        if self._tail and are_parts(self._tail[-1], update):
+            self._tail[-1] = with_part(self._tail[-1], update)
+        else:
+            if update.step <= newest or len(self._tail) >= _UPDATES_PER_BLOCK:
+                self._close_tail()
+                self._tail_offset = line.offset
+                self._go_back_to(update.step, update.attempt)
+            self._tail.append(update)
         self._end, self._last_crc = line.end, line_crc(line.content)
+
+    def _reopen_newest_piece(self, update: MetricsSnapshot) -> None:
+        """Read the newest piece as lines again where an update is a further part of its last one."""
+        if self._tail or not self._pieces:
+            return
+        piece = self._pieces[-1]
+        if (piece.point.last_step, piece.point.attempt) == (update.step, update.attempt):
+            self._tail = list(self._read_updates([piece], None, None))
+            self._tail_offset = piece.offset
+            self._pieces.pop()
 
     def _newest_step(self) -> int:
         return self._pieces[-1].point.last_step if self._pieces else -1
@@ -264,15 +284,17 @@ class CurveFollower:
         self, pieces: list[_Piece], first_step: int | None, last_step: int | None
     ) -> Iterator[MetricsSnapshot]:
         for piece in pieces:
-            for line in scan(self._folder.metrics, start=piece.offset):
-                if line.offset >= piece.end:
-                    break
-                if not isinstance(line, Line):
-                    continue
-                update = decode_line(self._folder.metrics, line.content, _update_decoder)
+            for update in merged_updates(self._read_piece(piece)):
                 stands = piece.below is None or update.step < piece.below
                 if stands and _is_between(update.step, first_step, last_step):
                     yield update
+
+    def _read_piece(self, piece: _Piece) -> Iterator[MetricsSnapshot]:
+        for line in scan(self._folder.metrics, start=piece.offset):
+            if line.offset >= piece.end:
+                break
+            if isinstance(line, Line):
+                yield decode_line(self._folder.metrics, line.content, _update_decoder)
 
 
 def _is_between(step: int, first_step: int | None, last_step: int | None) -> bool:

@@ -18,11 +18,18 @@ from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import NotARun
 from crashproof.reading.run_state import EVENT_DECODER, METRICS_DECODER, find_damages, read_run
 from crashproof.records.codec import decode_line
-from crashproof.records.events import Event
+from crashproof.records.events import EvaluationRecorded, Event
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.progress import ProgressSummary
-from crashproof.records.session import TrainingSession
-from crashproof.rules.history import Rewinds
+from crashproof.records.session import Evaluation, TrainingSession
+from crashproof.rules.history import (
+    CanonicalFilter,
+    Rewinds,
+    evaluation_of,
+    joined_by_step,
+    merged_updates,
+    standing_evaluations,
+)
 from crashproof.rules.summary import progress_summary
 
 __all__ = ["RunReader"]
@@ -73,17 +80,24 @@ class RunReader:
         rewinds = Rewinds()
         end = 0
         for line, update in self._updates():
-            rewinds.feed(update.step)
+            rewinds.feed(update.step, update.attempt)
             end = line.end
-        canonical = rewinds.canonical()
-        for line, update in self._updates():
-            if line.offset >= end:
-                break
-            if canonical.stands(update.step):
-                yield update
+        return merged_updates(self._standing(rewinds.canonical(), end))
+
+    def evaluations(self) -> list[Evaluation]:
+        """The results on held-out data that no resume has superseded: each step once, in order.
+
+        Of several evaluations of one step all results are there; of a name that several have, the newest.
+        """
+        recorded = (evaluation_of(each) for each in self.events() if isinstance(each, EvaluationRecorded))
+        return standing_evaluations(recorded, self.session().timelines)
+
+    def rows(self) -> Iterator[tuple[MetricsSnapshot | None, Evaluation | None]]:
+        """Yield the canonical history and the evaluations together: each step once, in order."""
+        return joined_by_step(self.history(), self.evaluations(), step_of=lambda update: update.step)
 
     def all_updates(self) -> Iterator[MetricsSnapshot]:
-        """Yield every update in the order of writing, including superseded ones."""
+        """Yield every line in the order of writing: superseded ones too, and each part of an update by itself."""
         for _, update in self._updates():
             yield update
 
@@ -100,6 +114,13 @@ class RunReader:
             for name, pieces in find_damages(self.folder).items()
             for piece in pieces
         ]
+
+    def _standing(self, canonical: CanonicalFilter, end: int) -> Iterator[MetricsSnapshot]:
+        for line, update in self._updates():
+            if line.offset >= end:
+                break
+            if canonical.stands(update.step):
+                yield update
 
     def _updates(self) -> Iterator[tuple[Line, MetricsSnapshot]]:
         for line in scan(self.folder.metrics):

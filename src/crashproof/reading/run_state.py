@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -24,6 +25,7 @@ from crashproof.records.requests import AnswerRecord, RequestLine
 from crashproof.records.session import TrainingSession
 from crashproof.records.snapshots import JournalMark, Manifest, ProgressFile, SessionFile
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
+from crashproof.rules.history import are_parts
 from crashproof.rules.identity import canonical_config
 from crashproof.rules.session import apply_answer, apply_event, apply_metrics, apply_request, begin_session
 from crashproof.rules.spending import spending_of
@@ -130,23 +132,25 @@ def read_snapshot(path: Path, decoder: msgspec.json.Decoder[T]) -> T | None:
         return None
 
 
-def read_losses(folder: RunFolder, *, first_step: int, end: int, max_steps: int) -> dict[int, float]:
-    """Read the canonical losses from `first_step` on, in the journal's lines before the offset `end`.
+def read_losses(folder: RunFolder, *, first_step: int, end: int, max_lines: int) -> deque[tuple[int, float]]:
+    """Read the canonical losses from `first_step` on, each with its step, in the journal's lines before `end`.
 
-    Reads backwards, only as far as needed; of more than `max_steps` steps, the lowest are kept.
+    In the order of writing; a step that was reported in several parts has a loss of each. Reads backwards, only as
+    far as needed; of more than `max_lines`, the first are kept.
     """
-    losses: dict[int, float] = {}
-    lowest = None
+    losses: deque[tuple[int, float]] = deque(maxlen=max_lines)
+    lowest: MetricsSnapshot | None = None
+    is_beside_lowest = False
     for line in scan_backwards(folder.metrics, end=end):
         update = decode_line(folder.metrics, line.content, METRICS_DECODER)
-        if lowest is not None and update.step >= lowest:
+        is_part = is_beside_lowest and lowest is not None and are_parts(update, lowest)
+        is_beside_lowest = is_part or lowest is None or update.step < lowest.step
+        if not is_beside_lowest:
             continue
-        lowest = update.step
-        if lowest < first_step:
+        if update.step < first_step:
             break
-        losses[lowest] = update.loss
-        if len(losses) > max_steps:
-            del losses[next(iter(losses))]
+        lowest = update
+        losses.appendleft((update.step, update.loss))
     return losses
 
 

@@ -162,6 +162,8 @@ class EvaluationRecorded(EventRecord, frozen=True, kw_only=True, tag="evaluation
     seconds: float
     """How long training stood still for it."""
     nonfinite: dict[str, str] | UnsetType = UNSET
+    rewinds: int | UnsetType = UNSET
+    """How often its attempt had gone back to an earlier step before; absent if never."""
 
 
 class ResumeChosen(EventRecord, frozen=True, kw_only=True, tag="resume_chosen"):

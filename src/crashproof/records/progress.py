@@ -101,6 +101,11 @@ class ProgressSummary(Struct, kw_only=True):
     """Lines that wait for space on the disk; only the run's writer reports it."""
 
     @property
+    def is_finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.progress_pct >= 100.0
+
+    @property
     def place(self) -> str:
         """`step 1,200 of 5,000`; of a generation job, `request 1,200 of 5,000`."""
         unit = "request" if self.is_job else "step"

@@ -93,6 +93,8 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     results: dict[str, float]
     """By name."""
     nonfinite: dict[str, str] | UnsetType = UNSET
+    rewinds: int = 0
+    """How often its attempt had gone back to an earlier step before."""
 
 
 class RaisedAlert(Struct, frozen=True, kw_only=True):
@@ -148,6 +150,10 @@ class TrainingSession(Struct, kw_only=True):
     """The last 1,000 updates of the canonical history."""
     moving_avg_loss: float | None = None
     """Exponential moving average over 100 finite losses."""
+    moving_avg_loss_before: float | None = None
+    """The same without the newest update, to which another part may come."""
+    parts_merged: int = 0
+    """Reports of a step that the same attempt had just reported: each is a part of that step's update."""
     api_responses_saved: int = 0
     api_responses_recovered: int = 0
     api_cost: Decimal = Decimal(0)
@@ -194,6 +200,16 @@ class TrainingSession(Struct, kw_only=True):
     """When each condition that is not over yet was raised, by kind."""
     alerts: list[RaisedAlert] = msgspec.field(default_factory=list)
     """The newest 100."""
+
+    @property
+    def steps_done(self) -> int:
+        """Optimizer steps done: in a loop that counts from 0, one more than the number of its newest step."""
+        return self.steps_completed + any(each.first_step == 0 for each in self.attempts)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.steps_done >= self.total_steps_target
 
     @property
     def is_job(self) -> bool:

@@ -127,7 +127,7 @@ def end_of(session: TrainingSession, attempt: AttemptRecord) -> tuple[AlertKind,
         # Starting a complete run again is no news.
         if any((each.kind, each.step) == (kind, done) for each in session.alerts):
             return None
-        return kind, f"all {done:,} {'requests completed' if session.is_job else 'steps are done'}"
+        return kind, f"all {session.steps_done:,} {'requests completed' if session.is_job else 'steps are done'}"
     if kind == AlertKind.PREEMPTED:
         return kind, f"asked to stop, and saved; {_how_far(session)}"
     if kind == AlertKind.RAISED:
@@ -221,7 +221,7 @@ def _kind_of_end(session: TrainingSession, attempt: AttemptRecord) -> AlertKind 
     if attempt.end is None:
         return AlertKind.CRASHED
     if attempt.how == AttemptState.COMPLETED:
-        return AlertKind.COMPLETE if session.steps_completed >= session.total_steps_target else None
+        return AlertKind.COMPLETE if session.is_finished else None
     return _KIND_OF_STATE.get(attempt.how)
 
 

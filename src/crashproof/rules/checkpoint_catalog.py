@@ -228,13 +228,12 @@ class CheckpointCatalog:
 
 
 def with_evaluation(checkpoint: CheckpointMetadata, evaluations: Iterable[Evaluation]) -> CheckpointMetadata:
-    """The checkpoint with what its own attempt has measured at its step, where it has."""
+    """The checkpoint with all that its own attempt has measured at its step; of each name the newest result."""
     for evaluation in evaluations:
         if (evaluation.step, evaluation.attempt) == (checkpoint.checkpoint_step, checkpoint.attempt):
-            names = nonfinite_names({"evaluation": evaluation.results})
-            checkpoint = msgspec.structs.replace(
-                checkpoint, evaluation=evaluation.results, nonfinite=names or msgspec.UNSET
-            )
+            results = (checkpoint.evaluation or {}) | evaluation.results
+            names = nonfinite_names({"evaluation": results})
+            checkpoint = msgspec.structs.replace(checkpoint, evaluation=results, nonfinite=names or msgspec.UNSET)
     return checkpoint
 
 

@@ -36,11 +36,11 @@ from crashproof.records.requests import (
     RequestSent,
     Spending,
 )
-from crashproof.records.session import AttemptRecord, Evaluation, PacePoint, RaisedAlert, Timeline, TrainingSession
+from crashproof.records.session import AttemptRecord, PacePoint, RaisedAlert, Timeline, TrainingSession
 from crashproof.records.states import AttemptState
 from crashproof.rules.alerts import CONDITIONS
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog, CheckpointEvent
-from crashproof.rules.history import superseded_from
+from crashproof.rules.history import are_parts, evaluation_of, superseded_from, with_part
 from crashproof.rules.pace import add_pace_point, is_pace_point_due
 from crashproof.rules.trends import moved_average
 
@@ -75,22 +75,32 @@ def begin_session(record: SessionStarted) -> TrainingSession:
 
 
 def apply_metrics(session: TrainingSession, line: MetricsSnapshot) -> None:
-    """Apply one update; a step already passed supersedes everything at or beyond it."""
+    """Apply one update; a step already passed supersedes everything at or beyond it.
+
+    A further part of the newest update is merged into it.
+    """
     attempt = _attempt(session, line.attempt)
     seconds = _seconds_since_last_update(attempt, line)
     if attempt.last_step is None or line.step < attempt.last_step:
         _begin_timeline(session, attempt, line)
-    if line.step <= session.steps_completed:
-        _go_back(session, line)
-    steps = line.step - session.steps_completed
+    history = session.metrics_history
+    steps: int | None = None
+    if history and line.step <= history[-1].step:
+        if are_parts(history[-1], line):
+            line, steps = _merged_with_newest(session, line), 0
+        else:
+            _go_back(session, line)
+    if steps is None:
+        # Without a history it is the first update, or has superseded all others.
+        steps = line.step - history[-1].step if history else 1
     _count_time(session, attempt, line, seconds, steps)
     session.steps_completed = line.step
     session.samples_processed = line.samples_processed
     session.tokens_processed = line.tokens_processed
+    session.moving_avg_loss_before = session.moving_avg_loss
     session.moving_avg_loss = moved_average(session.moving_avg_loss, line.loss)
     if line.wall_clock_hours > session.wall_clock_hours:
         session.wall_clock_hours = line.wall_clock_hours
-    history = session.metrics_history
     history.append(line)
     if len(history) > HISTORY_LENGTH:
         del history[0]
@@ -223,13 +233,7 @@ def _apply_beginning(session: TrainingSession, event: SessionStarted) -> None:
 
 def _apply_evaluation(session: TrainingSession, event: EvaluationRecorded) -> None:
     session.goodput.evaluating += event.seconds
-    evaluation = Evaluation(
-        step=event.step,
-        attempt=event.attempt,
-        timestamp=event.timestamp,
-        results=event.results,
-        nonfinite=event.nonfinite,
-    )
+    evaluation = evaluation_of(event)
     session.evaluations.append(evaluation)
     del session.evaluations[:-_NUM_EVALUATIONS]
     CheckpointCatalog(session).apply_evaluation(evaluation)
@@ -295,6 +299,13 @@ def update_at(session: TrainingSession, step: int) -> MetricsSnapshot | None:
     return next((line for line in reversed(session.metrics_history) if line.step <= step), None)
 
 
+def _is_first_time(session: TrainingSession, line: MetricsSnapshot, steps: int) -> bool:
+    """Of a step that is not above the highest one: whether it is a part of that one, or step 0 of a new run."""
+    if line.step < session.highest_step:
+        return False
+    return steps == 0 or all(each.first_step is None for each in session.attempts)
+
+
 def _begin_timeline(session: TrainingSession, attempt: AttemptRecord, line: MetricsSnapshot) -> None:
     """Note where an attempt takes training up, or goes back to: the checkpoints beyond are abandoned."""
     if attempt.last_step is not None:
@@ -309,14 +320,26 @@ def _go_back(session: TrainingSession, newer: MetricsSnapshot) -> None:
     session.moving_avg_loss = None
     for line in history:
         session.moving_avg_loss = moved_average(session.moving_avg_loss, line.loss)
-    session.steps_completed = history[-1].step if history else max(0, step - 1)
+
+
+def _merged_with_newest(session: TrainingSession, part: MetricsSnapshot) -> MetricsSnapshot:
+    """Take the newest update back, and return it with one more part."""
+    history = session.metrics_history
+    newest = history.pop()
+    session.parts_merged += 1
+    session.moving_avg_loss = session.moving_avg_loss_before
+    if session.moving_avg_loss is None:
+        # An earlier version did not keep it.
+        for each in history:
+            session.moving_avg_loss = moved_average(session.moving_avg_loss, each.loss)
+    return with_part(newest, part)
 
 
 def _count_time(
     session: TrainingSession, attempt: AttemptRecord, line: MetricsSnapshot, seconds: float, steps: int
 ) -> None:
     """Book the time since the last update as starting, recomputed or productive."""
-    is_new = line.step > session.highest_step
+    is_new = line.step > session.highest_step or _is_first_time(session, line, steps)
     if is_new:
         session.highest_step = line.step
     else:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from crashproof.records.progress import GoodputShare, ProgressSummary
-from crashproof.records.session import AttemptRecord, TrainingSession
+from crashproof.records.session import AttemptRecord, Evaluation, TrainingSession
 from crashproof.records.states import AttemptState, RunStatus
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.health import health_of, last_update_time
+from crashproof.rules.history import standing_evaluations
 from crashproof.rules.pace import estimate_remaining
 from crashproof.rules.spending import spending_of
 from crashproof.rules.trends import loss_trend
@@ -31,11 +32,11 @@ def progress_summary(
     `now` is in seconds since 1970; `wall_clock_hours` is the training time up to now; `is_alive` is whether a process
     still writes the run.
     """
-    done, target = session.steps_completed, session.total_steps_target
+    done, target = session.steps_done, session.total_steps_target
     remaining = estimate_remaining(session.pace, target - done)
     newest = session.metrics_history[-1] if session.metrics_history else None
     attempt = _newest(session.attempts)
-    evaluation = session.evaluations[-1] if session.evaluations else None
+    evaluation = _newest_evaluation(session)
     spending = spending_of(session, is_alive=is_alive)
     status = _status(session, attempt, is_alive=is_alive)
     trend = loss_trend(
@@ -52,7 +53,7 @@ def progress_summary(
         patience_seconds=health.patience_seconds,
         alerts_active=list(session.alerts_active),
         progress_pct=min(100.0, 100.0 * done / target),
-        steps_completed=done,
+        steps_completed=session.steps_completed,
         total_steps_target=target,
         samples_processed=session.samples_processed,
         tokens_processed=session.tokens_processed,
@@ -156,12 +157,17 @@ def _newest(attempts: Sequence[AttemptRecord]) -> AttemptRecord | None:
     return trained[-1] if trained else attempts[-1] if attempts else None
 
 
+def _newest_evaluation(session: TrainingSession) -> Evaluation | None:
+    standing = standing_evaluations(session.evaluations, session.timelines)
+    return standing[-1] if standing else None
+
+
 def _status(session: TrainingSession, attempt: AttemptRecord | None, *, is_alive: bool) -> RunStatus:
     if attempt is None:
         return RunStatus.NOT_STARTED
     if attempt.how == AttemptState.RUNNING and not is_alive:
         return RunStatus.CRASHED
-    if attempt.how == AttemptState.COMPLETED and session.steps_completed < session.total_steps_target:
+    if attempt.how == AttemptState.COMPLETED and not session.is_finished:
         return RunStatus.ENDED_EARLY
     return RunStatus(attempt.how)
 

@@ -120,7 +120,7 @@ class CheckpointRecorder:
             created_at=catalog.moment_after(checkpoint.created_at),
             metrics=update_at(session, checkpoint.checkpoint_step),
             rewinds=own.rewinds if own is not None and own.last_step is not None else -1,
-            is_before_update=session.steps_completed < checkpoint.checkpoint_step,
+            is_before_update=not session.metrics_history or session.steps_completed < checkpoint.checkpoint_step,
         )
         checkpoint = with_evaluation(checkpoint, session.evaluations)
         if is_best is None:

@@ -20,6 +20,7 @@ from crashproof.records.curves import CurveBlock
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.snapshots import JournalMark
 from crashproof.rules.curves import folded
+from crashproof.rules.history import with_part
 
 __all__ = ["UPDATES_A_BLOCK", "CurveWriter"]
 
@@ -31,33 +32,48 @@ _decoder = msgspec.json.Decoder(CurveBlock)
 
 
 class CurveWriter:
-    """Adds a block for every 256 updates. Not thread-safe: its owner locks."""
+    """Adds a block for every 256 updates, once the next one has come. Not thread-safe: its owner locks."""
 
     def __init__(self, folder: RunFolder, metrics: Journal, *, disk: Disk = REAL_DISK) -> None:
         self._folder = folder
         self._metrics = metrics
         self._disk = disk
         self._updates: list[MetricsSnapshot] = []
+        self._num_lines = 0
+        """Lines that these updates are in: one may have several parts."""
         self._start = metrics.mark
+        self._end = self._start
+        """Where the last line of a full block ends."""
         self._journal: Journal | None = None
         self._has_failed = False
 
-    def add(self, update: MetricsSnapshot, *, is_waiting: bool) -> None:
-        """Add an update that has just been journalled, or that waits for space on the disk."""
+    def add(self, update: MetricsSnapshot, *, is_waiting: bool, is_part: bool = False) -> None:
+        """Add an update that has just been journalled, or that waits for space on the disk.
+
+        Args:
+            update: The update, or a part of one.
+            is_waiting: Whether it waits for space.
+            is_part: Whether it belongs to the update before it.
+        """
+        # A full block is added only now: another part of its last update may have followed.
+        if len(self._updates) >= UPDATES_A_BLOCK and not is_part:
+            self._add_block()
         updates = self._updates
         if is_waiting:
             # Its offset is not known yet; readers find such lines in the journal.
-            updates.clear()
-            self._start = JournalMark()
+            self._start_over(JournalMark())
             return
-        if updates and update.step <= updates[-1].step:
-            # The loop went back, and a block needs steps in order: readers find these updates in the journal.
-            updates.clear()
-            self._start = self._metrics.mark
+        if updates and is_part:
+            updates[-1] = with_part(updates[-1], update)
+        elif is_part or (updates and update.step <= updates[-1].step):
+            # A block needs steps in order, and whole updates: readers find these in the journal.
+            self._start_over(self._metrics.mark)
             return
-        updates.append(update)
+        else:
+            updates.append(update)
+        self._num_lines += 1
         if len(updates) >= UPDATES_A_BLOCK:
-            self._add_block()
+            self._end = self._metrics.mark
 
     def close(self) -> None:
         """Close the file."""
@@ -65,16 +81,19 @@ class CurveWriter:
             self._journal.close()
             self._journal = None
 
+    def _start_over(self, start: JournalMark) -> None:
+        self._updates, self._num_lines, self._start = [], 0, start
+
     def _add_block(self) -> None:
-        updates, self._updates = self._updates, []
-        start, self._start = self._start, self._metrics.mark
+        updates, num_lines, start, end = self._updates, self._num_lines, self._start, self._end
+        self._start_over(end)
         # Lines that had waited for space may lie in between.
-        if self._has_failed or self._start.num_lines - start.num_lines != len(updates):
+        if self._has_failed or end.num_lines - start.num_lines != num_lines:
             return
         block = CurveBlock(
             offset=start.num_bytes,
-            end=self._start.num_bytes,
-            last_line_crc=self._start.last_line_crc,
+            end=end.num_bytes,
+            last_line_crc=end.last_line_crc,
             attempt=updates[-1].attempt,
             num_updates=len(updates),
             first_step=updates[0].step,

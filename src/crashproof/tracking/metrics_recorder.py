@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import deque
 
 import msgspec
 
@@ -24,7 +25,7 @@ __all__ = ["MetricsRecorder"]
 log = logging.getLogger("crashproof")
 
 _HUGE = sys.float_info.max
-_MOST_EXPECTED_LOSSES = 200_000
+_MOST_EXPECTED_LINES = 200_000
 
 
 class MetricsRecorder:
@@ -53,8 +54,9 @@ class MetricsRecorder:
         )
         self._pending = PendingUpdates(self._write)
         self._journal_end_at_opening = writer.run.metrics.journal.num_bytes
-        self._expected_losses: dict[int, float] | None = None
+        self._expected_losses: deque[tuple[int, float]] | None = None
         """What earlier attempts journalled for the next steps; None until the first update is known."""
+        self._order = _StepOrder()
 
     @property
     def num_pending(self) -> int:
@@ -85,6 +87,11 @@ class MetricsRecorder:
         """Wait for all numbers, and write."""
         self._pending.write_all()
 
+    def expect_resume(self) -> None:
+        """Expect the next update to be of an earlier step: a checkpoint is about to be loaded."""
+        self._pending.write_all()
+        self._order.expect_resume()
+
     def record_pause(self, seconds: float) -> None:
         """Record a pause that ends now, and leave it out of the training time."""
         # Updates from before the pause are timed before it; the device has had the pause to finish.
@@ -113,7 +120,8 @@ class MetricsRecorder:
         self._writer.keep(Paused(**self._writer.stamp(), seconds=seconds, cause="standstill"))
 
     def _write(self, moment: Moment, update: Update, numbers: Numbers) -> None:
-        measured = self._throughput.add(moment.steady_seconds, update.samples_processed, update.tokens_processed)
+        samples, tokens = self._order.take(update)
+        measured = self._throughput.add(moment.steady_seconds, samples, tokens)
         line = snapshot_of(
             update,
             numbers,
@@ -129,7 +137,7 @@ class MetricsRecorder:
         if not -_HUGE < total < _HUGE:
             names = nonfinite_names(msgspec.to_builtins(line))
             line = msgspec.structs.replace(line, nonfinite=names or msgspec.UNSET)
-        if self._expected_losses != {}:
+        if self._expected_losses is None or self._expected_losses:
             self._check_replay(line)
         self._writer.keep_update(line)
 
@@ -137,10 +145,15 @@ class MetricsRecorder:
         """Compare a recomputed step with what earlier attempts journalled."""
         if self._expected_losses is None:
             self._expected_losses = self._losses_to_repeat(line.step)
-        before = self._expected_losses.pop(line.step, None)
-        if before is None or losses_agree(before, line.loss):
+        expected = self._expected_losses
+        while expected and expected[0][0] < line.step:
+            expected.popleft()
+        if not expected or expected[0][0] > line.step:
             return
-        self._expected_losses = {}
+        _, before = expected.popleft()
+        if losses_agree(before, line.loss):
+            return
+        expected.clear()
         log.warning(
             "Step %s was recomputed with a different loss (%r before, %r now): this attempt does not repeat the "
             "earlier one bit for bit. Code, data, libraries or hardware may have changed.",
@@ -154,12 +167,62 @@ class MetricsRecorder:
             )
         )
 
-    def _losses_to_repeat(self, first_step: int) -> dict[int, float]:
+    def _losses_to_repeat(self, first_step: int) -> deque[tuple[int, float]]:
         """The losses of earlier attempts from the first step of this one on; empty if they ended before."""
         if first_step > self._writer.session.steps_completed:
-            return {}
+            return deque()
         end = self._journal_end_at_opening
-        return read_losses(self._writer.run.folder, first_step=first_step, end=end, max_steps=_MOST_EXPECTED_LOSSES)
+        return read_losses(self._writer.run.folder, first_step=first_step, end=end, max_lines=_MOST_EXPECTED_LINES)
+
+
+class _StepOrder:
+    """The order of the steps of one attempt; says once that a step comes again, and once that the loop goes back."""
+
+    def __init__(self) -> None:
+        self._step = -1
+        self._counts = (0, 0)
+        self._has_warned_of_parts = False
+        self._has_warned_of_going_back = False
+
+    def expect_resume(self) -> None:
+        """Any step may come next."""
+        self._step = -1
+
+    def take(self, update: Update) -> tuple[int, int]:
+        """Take the next update; return the samples and tokens processed up to it."""
+        before, counts = self._step, self._counts
+        self._step, self._counts = update.step, (update.samples_processed, update.tokens_processed)
+        if update.step == before:
+            self._warn_of_parts(update.step)
+            # A part may leave them out.
+            self._counts = max(counts[0], self._counts[0]), max(counts[1], self._counts[1])
+        elif update.step < before:
+            self._warn_of_going_back(before, update.step)
+        return self._counts
+
+    def _warn_of_parts(self, step: int) -> None:
+        if self._has_warned_of_parts:
+            return
+        self._has_warned_of_parts = True
+        log.warning(
+            "Step %s was reported again by the same attempt. The reports of a step are merged: all components are "
+            "kept, and of what both name, the loss included, the later value counts. One report per step, with all "
+            "of its components, is clearer.",
+            f"{step:,}",
+        )
+
+    def _warn_of_going_back(self, before: int, step: int) -> None:
+        if self._has_warned_of_going_back:
+            return
+        self._has_warned_of_going_back = True
+        log.warning(
+            "Step %s was reported after step %s by the same attempt, without a resume in between. The newer reports "
+            "count from step %s on; the journal keeps the older ones as superseded. If this is the number of a batch "
+            "in its epoch, report the number of optimizer steps since the beginning of the run instead.",
+            f"{step:,}",
+            f"{before:,}",
+            f"{step:,}",
+        )
 
 
 def _given_or_rounded(given: float | None, measured: float | None) -> float | None:

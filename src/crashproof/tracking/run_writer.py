@@ -50,6 +50,12 @@ class RunWriter:
         return history[-1] if history else None
 
     @property
+    def rewinds(self) -> int:
+        """How often this attempt has gone back to an earlier step."""
+        attempts = self.session.attempts
+        return next((each.rewinds for each in reversed(attempts) if each.attempt == self.attempt), 0)
+
+    @property
     def num_queued(self) -> int:
         """Lines that wait for a full disk."""
         return sum(each.num_queued for each in self.run.journals())
@@ -61,8 +67,10 @@ class RunWriter:
     def keep_update(self, line: MetricsSnapshot) -> None:
         """Write one line of metrics, now or as soon as the disk has space."""
         self.run.metrics.append(encode(line))
+        num_parts = self.session.parts_merged
         apply_metrics(self.session, line)
-        self._curves.add(line, is_waiting=self.run.metrics.num_queued > 0)
+        is_part = self.session.parts_merged > num_parts
+        self._curves.add(line, is_waiting=self.run.metrics.num_queued > 0, is_part=is_part)
 
     def keep(self, event: Event) -> None:
         """Write an event, now or as soon as the disk has space."""

@@ -184,7 +184,8 @@ class ProgressTracker:
         written once the number has arrived, in step order. While the disk is full, lines wait in memory.
 
         Args:
-            step: Optimizer steps done, this one included.
+            step: Optimizer steps done, this one included; in a loop that counts from 0, the number of the step.
+                A second report of the newest step is merged into it; an earlier step supersedes all from there on.
             loss: The total loss.
             loss_components: Its parts by name.
             learning_rate: As used in this step.
@@ -310,6 +311,7 @@ class ProgressTracker:
                     results=numbers,
                     seconds=stood_still,
                     nonfinite=nonfinite_names({"results": numbers}) or UNSET,
+                    rewinds=self._writer.rewinds or UNSET,
                 )
             )
             if CheckpointCatalog(self._writer.session).at_step(num_steps):
@@ -324,6 +326,7 @@ class ProgressTracker:
             NoUsableCheckpoint: some were recorded, but none can be used.
         """
         with self._guard:
+            self._metrics.expect_resume()
             digested = self._checkpoints.keep_digests(wait=True)
             session = self._writer.session_as_of_now()
         # Outside the lock: reading gigabytes takes a while.
@@ -417,7 +420,7 @@ class ProgressTracker:
         """Training time left at the recent pace, in seconds; None while that is unknown."""
         with self._guard.lock:
             session = self.session
-            estimate = estimate_remaining(session.pace, session.total_steps_target - session.steps_completed)
+            estimate = estimate_remaining(session.pace, session.total_steps_target - session.steps_done)
         return None if estimate is None else estimate.seconds
 
     def save(self) -> None:

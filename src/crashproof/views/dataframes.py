@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +14,18 @@ from crashproof.errors import ConfigError
 from crashproof.optional_dependencies import is_installed, missing_extra, require_versions
 from crashproof.reading.run_reader import RunReader
 from crashproof.records.metrics import COLUMNS, COMPONENT, MetricsSnapshot
+from crashproof.records.session import Evaluation
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
+from crashproof.rules.naming.evaluations import evaluation_names
+from crashproof.rules.naming.trackers import TABLE
 
-__all__ = ["LoadedRun", "load"]
+__all__ = ["LoadedRun", "load", "rows_of"]
 
 _ENGINES = {"pandas": "2.2", "polars": "1.30"}
 """The oldest supported version of each."""
+_PLACE = ("step", "attempt", "timestamp")
+"""Where and when an evaluation was."""
+_FIELDS = tuple(name for name in MetricsSnapshot.__struct_fields__ if name in COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,21 +40,23 @@ class LoadedRun:
     def metrics(self) -> Any:
         """The canonical history, each step once: a frame with a column per field, components as `loss_components.kd`.
 
-        NaN and infinities are as they were reported.
+        Results on held-out data are in the row of their step, as `eval_loss`; a step with nothing else has a row of
+        its own. NaN and infinities are as they were reported.
         """
-        return self._frame([_row(update) for update in self.reader.history()])
+        return self._frame(list(rows_of(self.reader)))
 
     @cached_property
     def evaluations(self) -> Any:
-        """The results on held-out data: a row per evaluation with `step`, `attempt`, `timestamp` and the results."""
-        found = [msgspec.to_builtins(each) for each in self.reader.events()]
-        return self._frame(
-            [
-                {name: each[name] for name in ("step", "attempt", "timestamp")} | each["results"]
-                for each in found
-                if each["event"] == "evaluation_recorded"
-            ]
-        )
+        """The results on held-out data that stand, a row per step, with `step`, `attempt` and `timestamp`.
+
+        A result has the name that it was recorded with; one that is called like one of these three is `eval_step`.
+        """
+        found = self.reader.evaluations()
+        names = {name: name for each in found for name in each.results}
+        for taken in names.keys() & set(_PLACE):
+            names[taken] = next(name for name in _longer(f"eval_{taken}") if name not in names)
+        rows = (_place_of(each) | {names[name]: value for name, value in each.results.items()} for each in found)
+        return self._frame(list(rows))
 
     @cached_property
     def checkpoints(self) -> Any:
@@ -113,6 +122,25 @@ def _engine(wanted: str | None) -> str:
     raise missing_extra(wanted or "pandas")
 
 
-def _row(update: MetricsSnapshot) -> dict[str, float | None]:
-    row = {name: getattr(update, name) for name in MetricsSnapshot.__struct_fields__ if name in COLUMNS}
-    return row | {f"{COMPONENT}{name}": value for name, value in update.loss_components.items()}
+def rows_of(reader: RunReader) -> Iterator[dict[str, float | None]]:
+    """The rows of a run's table by column: each step once, in order, with its update and its evaluation."""
+    evaluations = reader.evaluations()
+    names = evaluation_names((name for each in evaluations for name in each.results), separator=TABLE.separator)
+    for update, evaluation in reader.rows():
+        row: dict[str, float | None] = {} if evaluation is None else dict(_place_of(evaluation))
+        if update is not None:
+            row |= {name: getattr(update, name) for name in _FIELDS}
+            row |= {f"{COMPONENT}{name}": value for name, value in update.loss_components.items()}
+        if evaluation is not None:
+            row |= {names[name]: value for name, value in evaluation.results.items() if name in names}
+        yield row
+
+
+def _place_of(evaluation: Evaluation) -> dict[str, float]:
+    return {name: getattr(evaluation, name) for name in _PLACE}
+
+
+def _longer(name: str) -> Iterator[str]:
+    while True:
+        yield name
+        name += "_"

@@ -204,7 +204,8 @@ def _next_step(summary: ProgressSummary, session: TrainingSession, reader: RunRe
     if choice is None:
         return "Start the same command again: it begins at step 0, as no checkpoint was recorded."
     step = choice.checkpoint.checkpoint_step
-    num_recomputed = max(0, summary.steps_completed - step)
+    has_trained = bool(session.metrics_history)
+    num_recomputed = max(0, has_trained * (summary.steps_completed + 1 - choice.checkpoint.next_step))
     skipped = f" It skips {len(choice.refused)} newer checkpoint(s) that cannot be used." if choice.refused else ""
     return (
         f"Start the same command again: it resumes at step {step:,} from {choice.checkpoint.checkpoint_path}, and "

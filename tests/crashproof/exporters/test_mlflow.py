@@ -98,7 +98,18 @@ def test_characters_that_mlflow_does_not_allow_are_replaced(open_tracker, update
 
     replay(run_dir, MLflowSink(uri))
 
-    assert [(1, 1.0)] == points(uri, "loss_components/a_b__")
+    assert [(1, 1.0)] == points(uri, "loss_components/a_b_ü--7cf6d1213b98")
+
+
+def test_a_loop_that_counts_from_0_is_exported_without_a_second_run(train, canonical, uri):
+    for attempt in [(0, 5), (6, 9)]:
+        run = train(attempt)
+        replayed = replay(run, MLflowSink(uri))
+        assert canonical(run) == points(uri)
+        assert not replayed.has_begun_anew
+
+    assert (1, 0) == (len(runs_of(uri)), len(runs_of(uri, ViewType.DELETED_ONLY)))
+    assert 0 == replay(run, MLflowSink(uri)).num_added
 
 
 def test_two_runs_share_an_experiment(train, canonical, uri, tmp_path, open_tracker, update):

@@ -7,18 +7,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crashproof import MetricsSnapshot
 from crashproof.errors import NotARun
-from crashproof.exporters.exporter import RunFacts, Sent
+from crashproof.exporters.exporter import Point, RunFacts, Sent
+from crashproof.exporters.names import TrackerNames
 from crashproof.exporters.replay import following, replay
-from crashproof.records.snapshots import JournalMark
+from crashproof.rules.naming.trackers import TENSORBOARD
 
 
 class Remembering:
     """A tracker that keeps what it is given and takes nothing back but all."""
 
+    takes_late_points = True
+
     def __init__(self) -> None:
-        self.updates: list[MetricsSnapshot] = []
+        self.names = TrackerNames(TENSORBOARD)
+        self.points: list[Point] = []
         self.sent = Sent()
         self.num_forgotten = 0
         self.fails_at: int | None = None
@@ -32,20 +35,20 @@ class Remembering:
 
     def forget(self) -> None:
         self.num_forgotten += 1
-        self.updates, self.sent = [], Sent()
+        self.points, self.sent = [], Sent()
 
-    def add(self, updates: Sequence[MetricsSnapshot], mark: JournalMark) -> None:
-        if self.fails_at is not None and updates[-1].step >= self.fails_at:
+    def add(self, points: Sequence[Point], sent: Sent) -> None:
+        if self.fails_at is not None and points[-1].step >= self.fails_at:
             raise ConnectionError("the tracker is away, key sk-abcdefghij0123456789")
-        self.updates += updates
-        self.sent = Sent(mark=mark, last_step=updates[-1].step)
+        self.points += points
+        self.sent = sent
 
     def close(self) -> None:
         self.num_open -= 1
 
     @property
     def steps(self) -> list[int]:
-        return [update.step for update in self.updates]
+        return [point.step for point in self.points]
 
 
 @pytest.fixture
@@ -112,7 +115,9 @@ def test_when_it_is_complete_nothing_is_held_back(train, exporter):
 
 
 def test_before_the_first_checkpoint_everything_is_held_back(train, exporter):
-    assert 0 == replay(train((1, 50)), exporter, holds_back=True).num_added
+    replayed = replay(train((1, 50)), exporter, holds_back=True)
+
+    assert (0, None) == (replayed.num_added, replayed.last_step)
 
 
 def test_a_repaired_journal_is_replayed_again(train, exporter, canonical):
@@ -191,7 +196,7 @@ def test_the_exporter_is_closed_also_where_it_fails(train, exporter):
 def test_a_run_without_an_update_adds_nothing(open_tracker, run_dir, exporter):
     open_tracker()
 
-    assert (0, 0) == (replay(run_dir, exporter).num_added, replay(run_dir, exporter).last_step)
+    assert (0, None) == (replay(run_dir, exporter).num_added, replay(run_dir, exporter).last_step)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path, exporter):

@@ -49,6 +49,13 @@ def test_after_a_resume_no_curve_is_doubled(train, canonical, tmp_path, again):
     assert canonical(run) == points(tmp_path / "logs")
 
 
+def test_a_loop_that_counts_from_0_has_not_gone_back(train, canonical, tmp_path):
+    for attempt in [(0, 20), (21, 40)]:
+        run = train(attempt)
+        assert not replay(run, TensorBoardSink(tmp_path / "logs")).has_begun_anew
+        assert canonical(run) == points(tmp_path / "logs")
+
+
 def test_a_running_tensorboard_drops_superseded_steps(train, canonical, tmp_path):
     run = train((1, 120))
     replay(run, TensorBoardSink(tmp_path / "logs"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,19 @@ def records(file: Path) -> list[wandb_internal_pb2.Record]:
     return found
 
 
+def complete(file: Path) -> list[wandb_internal_pb2.Record]:
+    """The records of a file that is not written any more: W&B's own process may be behind."""
+    for _ in range(600):
+        try:
+            found = records(file)
+        except AssertionError:
+            found = []
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"{file} is not complete")
+
+
 def offline(folder: Path) -> list[Path]:
     """In the order in which they are uploaded."""
     note = json.loads((folder / "crashproof-wandb.json").read_bytes())
@@ -56,12 +70,14 @@ def offline(folder: Path) -> list[Path]:
 def points(folder: Path, key: str = "loss") -> list[tuple[int, float | str]]:
     found = []
     for file in offline(folder):
-        for record in records(file):
+        for record in complete(file):
             if record.WhichOneof("record_type") == "history":
                 items = {
                     each.key or "/".join(each.nested_key): json.loads(each.value_json) for each in record.history.item
                 }
-                value = items[key]
+                value = items.get(key)
+                if value is None:
+                    continue
                 found.append((items["_step"], "NaN" if value == "NaN" or value != value else value))
     return found
 
@@ -70,7 +86,7 @@ def ids(folder: Path) -> set[str]:
     return {
         record.run.run_id
         for file in offline(folder)
-        for record in records(file)
+        for record in complete(file)
         if record.WhichOneof("record_type") == "run"
     }
 
@@ -106,6 +122,24 @@ def test_a_folder_that_a_kill_cut_off_is_written_again(train, canonical, tmp_pat
     assert unfinished
     assert canonical(run) == points(tmp_path / "w")
     assert 1 == len(list((tmp_path / "w" / "wandb").glob("offline*")))
+
+
+def test_evaluations_and_step_0_are_there_and_one_that_comes_late_makes_it_begin_anew(
+    open_tracker, update, run_dir, tmp_path
+):
+    tracker = open_tracker()
+    for step in range(4):
+        update(tracker, step, loss_components={"_step": 0.5, "a\nb": 0.25})
+    tracker.record_evaluation(2, {"eval_loss": 0.5, "_runtime": 0.25})
+    replay(run_dir, WandbSink(tmp_path / "w"))
+    seen = {name: points(tmp_path / "w", name) for name in ("loss", "eval/loss", "eval/_runtime")}
+    tracker.record_evaluation(3, {"eval_loss": 0.25})
+    late = replay(run_dir, WandbSink(tmp_path / "w"))
+
+    assert {"loss": [(step, 2.0) for step in range(4)], "eval/loss": [(2, 0.5)], "eval/_runtime": [(2, 0.25)]} == seen
+    assert (True, 4, 2) == (late.has_begun_anew, late.num_added, late.num_evaluations_added)
+    assert [(2, 0.5), (3, 0.25)] == points(tmp_path / "w", "eval/loss")
+    assert [(step, 0.5) for step in range(4)] == points(tmp_path / "w", "loss_components/_step")
 
 
 def test_a_folder_of_another_run_is_refused(train, tmp_path, open_tracker, update):

@@ -279,7 +279,7 @@ def test_a_line_of_this_version_that_is_not_a_record_is_an_error(two_attempts):
 
 
 @pytest.mark.parametrize(
-    "first_step, max_steps, expected",
+    "first_step, max_lines, expected",
     [
         pytest.param(5, 100, {5, 6, 7, 8}, id="from-a-step-on"),
         pytest.param(3, 100, {3, 4, 5, 6, 7, 8}, id="into-the-first-attempt"),
@@ -288,18 +288,18 @@ def test_a_line_of_this_version_that_is_not_a_record_is_an_error(two_attempts):
         pytest.param(3, 2, {3, 4}, id="the-lowest-where-there-are-too-many"),
     ],
 )
-def test_the_canonical_losses_are_read_from_the_end(two_attempts, first_step, max_steps, expected):
+def test_the_canonical_losses_are_read_from_the_end(two_attempts, first_step, max_lines, expected):
     folder = RunFolder.under(two_attempts)
-    losses = read_losses(folder, first_step=first_step, end=folder.metrics.stat().st_size, max_steps=max_steps)
+    losses = read_losses(folder, first_step=first_step, end=folder.metrics.stat().st_size, max_lines=max_lines)
 
-    assert {each: 1.0 / each for each in expected} == losses
+    assert [(each, 1.0 / each) for each in sorted(expected)] == list(losses)
 
 
 def test_losses_behind_the_given_end_are_not_read(two_attempts):
     folder = RunFolder.under(two_attempts)
     first_line = folder.metrics.read_bytes().index(b"\n") + 1
 
-    assert {1: 1.0} == read_losses(folder, first_step=1, end=first_line, max_steps=100)
+    assert [(1, 1.0)] == list(read_losses(folder, first_step=1, end=first_line, max_lines=100))
 
 
 def test_journals_that_lost_their_beginning_are_still_a_run(two_attempts):

@@ -182,6 +182,7 @@ def test_an_event_of_every_kind_is_read_back_as_itself(kind):
         dict[str, Any]: {"a": 1},
         dict[str, float]: {"f1": 0.5},
         dict[str, str] | msgspec.UnsetType: msgspec.UNSET,
+        int | msgspec.UnsetType: 3,
         float | msgspec.UnsetType: 2.5,
         str | msgspec.UnsetType: "text",
         list[str]: ["a: 1 → 2"],

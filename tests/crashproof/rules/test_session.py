@@ -919,3 +919,17 @@ def test_a_job_is_timed_by_the_hours_that_it_reports_and_without_them_by_its_tim
     by_hours = session_of(started(1, at=0.0), jobs[0])
     by_time = session_of(started(1, at=3600.0), jobs[1])
     assert (1800.0, 3600.0) == (by_hours.busy_seconds, by_time.busy_seconds)
+
+
+def test_a_part_after_a_snapshot_without_the_average_before_it_computes_that_again():
+    session = session_of(line(1, 4.0), line(2, 2.0), line(3, 9.0))
+    session.moving_avg_loss_before = None
+    apply(session, line(3, 1.0))
+
+    assert session_of(line(1, 4.0), line(2, 2.0), line(3, 1.0)).moving_avg_loss == session.moving_avg_loss
+
+
+def test_steps_done_are_one_more_than_the_newest_step_where_a_loop_counts_from_0():
+    assert (3, 3, 0) == tuple(
+        session.steps_done for session in (session_of(line(1), line(3)), session_of(line(0), line(2)), session_of())
+    )

@@ -1,0 +1,1 @@
+"""The names that values have outside crashproof."""
