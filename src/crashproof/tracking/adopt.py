@@ -14,7 +14,7 @@ from crashproof.checkpoints.foreign.inspection import Finding, inspect
 from crashproof.checkpoints.foreign.placing import BY_NAME, Candidate
 from crashproof.checkpoints.foreign.survey import KNOWN_NAMES, Survey, survey
 from crashproof.checkpoints.select import newest_intact
-from crashproof.checkpoints.verify import problem_with
+from crashproof.checkpoints.verify import examine
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.lock import holder_of
@@ -174,7 +174,10 @@ def _is_known(candidate: Candidate, session: TrainingSession | None, folder: Run
     recorded = CheckpointCatalog(session).at_path(path)
     if recorded is None:
         return False
-    return recorded.checkpoint_step == candidate.step or problem_with(recorded, folder) is None
+    if recorded.checkpoint_step == candidate.step:
+        return True
+    place, problem = examine(recorded, folder)
+    return problem is None and place == folder.find(path)
 
 
 @contextmanager

@@ -368,6 +368,7 @@ def test_a_real_folder_of_a_trainer_is_intact(tmp_path: Path) -> None:
     safetensors.save_file(model.state_dict(), folder / "model.safetensors")
     torch.save(optimizer.state_dict(), folder / "optimizer.pt")
     torch.save(torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0).state_dict(), folder / "scheduler.pt")
+    torch.save({"cpu": torch.get_rng_state()}, folder / "rng_state.pth")
     (folder / "trainer_state.json").write_text(
         json.dumps({"global_step": 3, "log_history": [{"loss": float("nan")}]})
     )

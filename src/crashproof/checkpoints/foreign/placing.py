@@ -64,6 +64,7 @@ _PARTS = (
     "recipe_state*",
 )
 """Parts of a checkpoint's folder, which are no checkpoint by themselves."""
+_PART_FOLDERS = frozenset({"recipe_state"})
 _NOT_ONE = frozenset({"training_args.bin"})
 _LOOKS_LIKE_ONE = re.compile(
     r"checkpoint|ckpt|model|weights|last|latest|best|final|epoch|state|snapshot", re.IGNORECASE
@@ -121,6 +122,8 @@ def place_folder(path: Path) -> Candidate | NotUnderstood | None:
     """Tell what a folder is; None if it is no checkpoint, but may hold some."""
     if _UNFINISHED.fullmatch(path.name):
         return NotUnderstood(path=path, reason="it is a save that did not end, by its name")
+    if path.name in _PART_FOLDERS:
+        return None
     plain, layout = _PLAIN.fullmatch(path.name), layout_of(path)
     if layout is None:
         if plain is not None:
@@ -134,7 +137,9 @@ def place_folder(path: Path) -> Candidate | NotUnderstood | None:
 
 def is_inside_a_checkpoint(path: Path) -> bool:
     """Whether a folder is a part of a checkpoint's, such as a named adapter."""
-    return any((path.parent / name).exists() for name in ("trainer_state.json", "random_states_0.pkl"))
+    return path.name in _PART_FOLDERS or any(
+        (path.parent / name).exists() for name in ("trainer_state.json", "random_states_0.pkl")
+    )
 
 
 def read_progress(path: Path) -> SavedProgress | str:
