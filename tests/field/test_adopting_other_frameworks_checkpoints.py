@@ -188,6 +188,10 @@ def a_number_that_counts_saves(run_dir: Path) -> None:
     write_state(run_dir / "checkpoint_5.pt", {"global_step": 5000, "model": {}})
 
 
+def a_step_within_the_epoch(run_dir: Path) -> None:
+    write_state(run_dir / "checkpoint_5000.pt", {"epoch": 3, "step": 137, "model": {}})
+
+
 def an_epoch_in_the_name(run_dir: Path) -> None:
     write_state(run_dir / "checkpoint0299.pth", {"epoch": 299, "model": {}, "optimizer": adam(90_000)})
 
@@ -235,6 +239,7 @@ def step_zero(run_dir: Path) -> None:
         (a_trainers_folder_under_another_name, {"best": 500}),
         (a_loop_that_counts_from_zero, {"checkpoint_1000.pt": 1000}),
         (a_number_that_counts_saves, {"checkpoint_5.pt": 5000}),
+        (a_step_within_the_epoch, {"checkpoint_5000.pt": 5000}),
         (an_epoch_in_the_name, {"checkpoint0299.pth": 90_000}),
         (a_step_in_a_longer_name, {"saves/llama-7b_epoch_1_step_450.pt": 450}),
         (step_zero, {"ckpt.pt": 0}),
@@ -577,6 +582,19 @@ def test_results_and_data_beside_checkpoints_are_not_taken_for_one(run_dir: Path
     adoption = adopt_checkpoints(run_dir)
 
     assert ({"checkpoint_5.pt": 5}, {}) == (steps(adoption), adoption.not_understood)
+
+
+def test_a_folder_of_very_many_files_is_named_and_not_gone_through(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crashproof.checkpoints.foreign.survey._MOST_ENTRIES", 20)
+    for number in range(21):
+        write_archive(run_dir / "data" / f"image_{number}.pt")
+    write_archive(run_dir / "checkpoint_5.pt")
+
+    assert {"data": "it holds more than 20 files, and was not gone through"} == (
+        adopt_checkpoints(run_dir).not_understood
+    )
 
 
 def test_what_torch_saves_itself_is_read(run_dir: Path) -> None:

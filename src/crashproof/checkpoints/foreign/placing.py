@@ -219,9 +219,10 @@ def _no_resume(progress: SavedProgress) -> str | None:
 def _of_count(path: Path, number: int, progress: SavedProgress) -> Candidate | NotUnderstood:
     """Tell what the number in `checkpoint_<number>` counts: steps, epochs or saves."""
     if progress.step is not None:
-        # A loop that counts from 0 names one step less or more than it saves.
-        is_same = abs(progress.step - number) <= 1
-        step, source = (number, BY_NAME) if is_same else (progress.step, progress.key)
+        # A loop that counts from 0 names one step less or more than it saves; a plain `step` may be one of an epoch.
+        is_of_epoch = progress.is_vague and progress.step < number
+        is_by_name = is_of_epoch or abs(progress.step - number) <= 1
+        step, source = (number, BY_NAME) if is_by_name else (progress.step, progress.key)
         return Candidate(step=step, path=path, source=source, framework=progress.framework)
     if progress.epoch is not None and abs(progress.epoch - number) <= 1:
         return _of_progress(path, progress) or _without_step(path, progress)

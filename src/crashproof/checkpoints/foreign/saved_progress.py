@@ -15,6 +15,7 @@ _STEPS = (
     *("current_iteration", "iteration", "iter", "n_iter", "step", "current_step", "step_num", "steps", "updates"),
 )
 """Names under which loops save the number of steps, the plainest first."""
+_VAGUE = frozenset({"iteration", "iter", "n_iter", "step", "current_step", "step_num", "steps", "updates"})
 _EPOCHS = ("epochs_run", "epoch", "current_epoch", "epochs")
 _INSIDE = (
     *("meta", "extra_state", "state", "train_state", "trainer_state", "training_state", "progress", "counters"),
@@ -34,6 +35,8 @@ class SavedProgress:
     """Optimizer steps done; None if it names none."""
     key: str = ""
     """Where the step stands."""
+    is_vague: bool = False
+    """Whether the key may as well count the steps of an epoch."""
     epoch: int | None = None
     """As the state names it, counted from 0 or from 1; None if it names none."""
     updates: int | None = None
@@ -111,6 +114,7 @@ def progress_in(state: object, *, is_detectron: bool = False) -> SavedProgress:
         framework="" if framework is None else framework.name,
         step=step,
         key=key,
+        is_vague=framework is None and key.rpartition(".")[2] in _VAGUE,
         epoch=_first(root, _EPOCHS)[1],
         updates=max((each for each in map(_updates, optimizers) if each is not None), default=None),
         has_optimizer=bool(optimizers),

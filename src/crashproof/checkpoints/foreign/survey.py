@@ -6,9 +6,11 @@ understood is listed with the reason.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePath
 
 from crashproof.checkpoints.digest import is_litter
@@ -38,6 +40,8 @@ _PLACES = frozenset(
 _VERSION = re.compile(r"version_(\d{1,9})")
 _NOT_ENTERED = frozenset({"wandb", "mlruns", "node_modules", "venv", "site-packages", "progress"})
 _MAX_DEPTH = 5
+_MOST_ENTRIES = 10_000
+"""Of a folder in the run's; one with more holds data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +95,16 @@ def _anything(path: Path) -> bool:
 def _walk(
     folder: Path, accepts: Callable[[Path], bool], *, depth: int, most_depth: int
 ) -> Iterator[Candidate | NotUnderstood]:
-    for path in sorted(folder.iterdir()):
-        is_folder = path.is_dir()
+    with os.scandir(folder) as listed:
+        # One more than is looked at, so that it shows where there are more.
+        entries = list(listed if depth == 0 else islice(listed, _MOST_ENTRIES + 1))
+    if depth and len(entries) > _MOST_ENTRIES:
+        yield NotUnderstood(
+            path=folder, reason=f"it holds more than {_MOST_ENTRIES:,} files, and was not gone through"
+        )
+        return
+    for entry in sorted(entries, key=lambda each: each.name):
+        path, is_folder = folder / entry.name, entry.is_dir()
         if is_litter(path.name) or path.name.startswith("."):
             continue
         if accepts(path) and (placed := place_folder(path) if is_folder else place_file(path)) is not None:
