@@ -79,6 +79,12 @@ def torchtune(run_dir: Path) -> None:
     write_state(run_dir / "recipe_state" / "recipe_state.pt", {"epochs_run": 2, "steps_run": 60, "seed": 1})
 
 
+def torchtune_by_steps(run_dir: Path) -> None:
+    for step in (10, 20):
+        write_safetensors(run_dir / f"step_{step}" / "model-00001-of-00001.safetensors")
+    write_state(run_dir / "recipe_state" / "recipe_state.pt", {"epochs_run": 0, "steps_run": 20})
+
+
 def megatron(run_dir: Path) -> None:
     write_megatron(run_dir, 100)
     (run_dir / "latest_checkpointed_iteration.txt").write_text("100\n")
@@ -211,6 +217,7 @@ def step_zero(run_dir: Path) -> None:
         (deepspeed, {"global_step100": 100}),
         (deepspeed_with_a_tag_of_its_own, {"my-tag": 100}),
         (torchtune, {"epoch_1": 60}),
+        (torchtune_by_steps, {"step_10": 10, "step_20": 20}),
         (megatron, {"iter_0000100": 100}),
         (timm, {"checkpoint-12.pth.tar": 6500}),
         (imagenet_example, {"checkpoint.pth.tar": 900}),
@@ -299,6 +306,10 @@ def tensorflow(run_dir: Path) -> None:
         (run_dir / name).write_bytes(b"content")
 
 
+def flax(run_dir: Path) -> None:
+    (run_dir / "checkpoint_1000").write_bytes(b"\x81content")
+
+
 def an_export_of_nemo(run_dir: Path) -> None:
     (run_dir / "model.nemo").write_bytes(b"content")
 
@@ -344,6 +355,7 @@ def a_folder_of_an_unknown_framework(run_dir: Path) -> None:
         (only_an_epoch, "checkpoint-12.pth.tar", r"names its epoch \(12\)"),
         (keras, "model.weights.h5", "Keras"),
         (tensorflow, "ckpt-5.index", "TensorFlow"),
+        (flax, "checkpoint_1000", "file of Flax"),
         (an_export_of_nemo, "model.nemo", "export for NeMo"),
         (a_torn_file_without_a_step_in_its_name, "ckpt.pt", "damaged or cut off"),
         (an_unfinished_save_of_an_older_trainer, "tmp-checkpoint-500", "did not end"),
@@ -595,6 +607,15 @@ def test_a_folder_of_very_many_files_is_named_and_not_gone_through(
     assert {"data": "it holds more than 20 files, and was not gone through"} == (
         adopt_checkpoints(run_dir).not_understood
     )
+
+
+def test_of_very_many_files_a_few_are_named_and_the_rest_counted(run_dir: Path) -> None:
+    for number in range(25):
+        write_state(run_dir / "features" / f"sample{number:02}.pt", {"x": 1.0})
+    write_archive(run_dir / "checkpoint_5.pt")
+    passed_over = adopt_checkpoints(run_dir).not_understood
+
+    assert (21, "5 more in this folder are not understood") == (len(passed_over), passed_over["features/*"])
 
 
 def test_what_torch_saves_itself_is_read(run_dir: Path) -> None:

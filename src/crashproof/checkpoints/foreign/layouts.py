@@ -168,13 +168,13 @@ LAYOUTS = (
 
 def layout_of(folder: Path) -> Layout | None:
     """The layout of a folder; None if it is of none."""
-    is_epoch = re.fullmatch(r"epoch_\d+", folder.name) is not None
+    is_torchtune = re.fullmatch(r"(?:epoch|step)_\d+", folder.name) is not None
     return next(
         (
             each
             for each in LAYOUTS
             # What lies beside a folder tells whose it is only if it has the framework's own name.
-            if _exists_any(folder, [mark for mark in each.marks if is_epoch or not mark.startswith("../")])
+            if _exists_any(folder, [mark for mark in each.marks if is_torchtune or not mark.startswith("../")])
         ),
         None,
     )

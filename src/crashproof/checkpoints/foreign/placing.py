@@ -109,6 +109,11 @@ def place_file(path: Path) -> Candidate | NotUnderstood | None:
         return _of_another_framework(path, suffix)
     if suffix == ".zip" and (found := _STEPS_BEHIND.fullmatch(stem)):
         return Candidate(step=int(found[1]), path=path)
+    if not suffix and _PLAIN.fullmatch(stem) and path.is_file():
+        reason = (
+            f"it is a file of Flax or of a loop of its own, which is not looked into; to adopt it, {_GIVE_A_STEP}"
+        )
+        return NotUnderstood(path=path, reason=reason)
     if suffix not in SUFFIXES or path.name in _NOT_ONE:
         return None
     if any(fnmatchcase(path.name, pattern) for pattern in _PARTS):

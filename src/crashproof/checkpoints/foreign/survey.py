@@ -6,11 +6,9 @@ understood is listed with the reason.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path, PurePath
 
 from crashproof.checkpoints.digest import is_litter
@@ -40,6 +38,7 @@ _PLACES = frozenset(
 _VERSION = re.compile(r"version_(\d{1,9})")
 _NOT_ENTERED = frozenset({"wandb", "mlruns", "node_modules", "venv", "site-packages", "progress"})
 _MAX_DEPTH = 5
+_MOST_NAMED = 20
 _MOST_ENTRIES = 10_000
 """Of a folder in the run's; one with more holds data."""
 
@@ -84,8 +83,22 @@ def survey(
     candidates += [Candidate(step=step, path=path, source=GIVEN) for path, step in given.items()]
     return Survey(
         candidates=sorted(candidates, key=lambda each: (each.step, each.path.name)),
-        not_understood=sorted(passed_over, key=lambda each: str(each.path)),
+        not_understood=_summarized(sorted(passed_over, key=lambda each: str(each.path))),
     )
+
+
+def _summarized(passed_over: list[NotUnderstood]) -> list[NotUnderstood]:
+    """Name a few of very many files in one folder, and count the rest."""
+    by_folder: dict[Path, list[NotUnderstood]] = {}
+    for each in passed_over:
+        by_folder.setdefault(each.path.parent, []).append(each)
+    shown = []
+    for folder, inside in by_folder.items():
+        shown += inside[:_MOST_NAMED]
+        if len(inside) > _MOST_NAMED:
+            count = len(inside) - _MOST_NAMED
+            shown.append(NotUnderstood(path=folder / "*", reason=f"{count:,} more in this folder are not understood"))
+    return shown
 
 
 def _anything(path: Path) -> bool:
@@ -95,16 +108,14 @@ def _anything(path: Path) -> bool:
 def _walk(
     folder: Path, accepts: Callable[[Path], bool], *, depth: int, most_depth: int
 ) -> Iterator[Candidate | NotUnderstood]:
-    with os.scandir(folder) as listed:
-        # One more than is looked at, so that it shows where there are more.
-        entries = list(listed if depth == 0 else islice(listed, _MOST_ENTRIES + 1))
+    entries = sorted(folder.iterdir())
     if depth and len(entries) > _MOST_ENTRIES:
         yield NotUnderstood(
             path=folder, reason=f"it holds more than {_MOST_ENTRIES:,} files, and was not gone through"
         )
         return
-    for entry in sorted(entries, key=lambda each: each.name):
-        path, is_folder = folder / entry.name, entry.is_dir()
+    for path in entries:
+        is_folder = path.is_dir()
         if is_litter(path.name) or path.name.startswith("."):
             continue
         if accepts(path) and (placed := place_folder(path) if is_folder else place_file(path)) is not None:
