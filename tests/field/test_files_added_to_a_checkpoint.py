@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from collections.abc import Callable
@@ -141,8 +140,7 @@ def test_what_was_added_is_named_once_where_it_is_resumed_and_by_verify(
     saved(10).close()
     put("eval/results.json")(run_dir / "checkpoint-10")
     put(".DS_Store")(run_dir / "checkpoint-10")
-    with caplog.at_level(logging.INFO, "crashproof"):
-        open_tracker(total_steps=100).get_recovery_checkpoint()
+    open_tracker(total_steps=100).get_recovery_checkpoint()
 
     assert 1 == caplog.text.count("eval/results.json")
     assert (
@@ -177,11 +175,7 @@ def test_an_added_file_that_the_framework_would_load_is_warned_of(
     put(added)(run_dir / "checkpoint-10")
     tracker.get_recovery_checkpoint()
 
-    assert [True] == [
-        added in each.getMessage() and effect in each.getMessage()
-        for each in caplog.records
-        if each.levelno == logging.WARNING
-    ]
+    assert 1 == caplog.text.count(f"{added} was added after it was recorded, and a framework loads it {effect}.")
 
 
 def test_a_conversion_that_the_framework_does_not_prefer_is_no_warning(
@@ -193,7 +187,8 @@ def test_a_conversion_that_the_framework_does_not_prefer_is_no_warning(
     put("pytorch_model.bin")(run_dir / "checkpoint-10")
     tracker.get_recovery_checkpoint()
 
-    assert [] == [each for each in caplog.records if each.levelno >= logging.WARNING]
+    assert "a framework loads it" not in caplog.text
+    assert 1 == caplog.text.count("pytorch_model.bin")
 
 
 @pytest.mark.parametrize("settings", [None, LARGE], ids=["digested at once", "digested in the background"])

@@ -57,7 +57,7 @@ def log_added_files(checkpoint: CheckpointMetadata, folder: RunFolder) -> None:
     added = added_files(checkpoint, folder)
     if not added:
         return
-    log.info(
+    log.warning(
         "%s has files that were added after it was recorded, and are no part of it: %s.",
         checkpoint.checkpoint_path,
         listing(added),
