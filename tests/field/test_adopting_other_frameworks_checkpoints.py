@@ -618,6 +618,22 @@ def test_of_very_many_files_a_few_are_named_and_the_rest_counted(run_dir: Path) 
     assert (21, "5 more in this folder are not understood") == (len(passed_over), passed_over["features/*"])
 
 
+def test_a_folder_below_that_may_not_be_listed_is_named(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_archive(run_dir / "checkpoint_5.pt")
+    (run_dir / "private").mkdir()
+    listed = Path.iterdir
+
+    def refuse(path: Path) -> Any:
+        if path.name == "private":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    # Whoever runs the tests may be root, who may list everything.
+    monkeypatch.setattr(Path, "iterdir", refuse)
+
+    assert {"private": "it cannot be read (Permission denied)"} == adopt_checkpoints(run_dir).not_understood
+
+
 def test_what_torch_saves_itself_is_read(run_dir: Path) -> None:
     torch = pytest.importorskip("torch")
     model = torch.nn.Linear(2, 1)

@@ -115,13 +115,20 @@ def _walk(
         )
         return
     for path in entries:
-        is_folder = path.is_dir()
         if is_litter(path.name) or path.name.startswith("."):
             continue
-        if accepts(path) and (placed := place_folder(path) if is_folder else place_file(path)) is not None:
+        placed = _place(path) if accepts(path) else None
+        if placed is not None:
             yield placed
-        elif is_folder and depth < most_depth and _is_entered(path):
+        elif depth < most_depth and path.is_dir() and _is_entered(path):
             yield from _walk_below(path, accepts, depth=depth + 1, most_depth=most_depth)
+
+
+def _place(path: Path) -> Candidate | NotUnderstood | None:
+    try:
+        return place_folder(path) if path.is_dir() else place_file(path)
+    except OSError as error:
+        return NotUnderstood(path=path, reason=f"it cannot be read ({error.strerror})")
 
 
 def _walk_below(
