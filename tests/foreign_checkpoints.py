@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import pickle
 import struct
 import zipfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["write_accelerate", "write_archive", "write_hugging_face", "write_safetensors"]
+__all__ = [
+    "adam",
+    "write_accelerate",
+    "write_archive",
+    "write_hugging_face",
+    "write_safetensors",
+    "write_state",
+]
 
 
 def write_archive(path: Path, content: bytes = b"weights") -> Path:
@@ -18,6 +26,20 @@ def write_archive(path: Path, content: bytes = b"weights") -> Path:
         archive.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
         archive.writestr("archive/data/0", content * 50)
     return path
+
+
+def write_state(path: Path, state: object) -> Path:
+    """An archive as `torch.save` writes it, of plain values."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(state, protocol=2))
+        archive.writestr("archive/data/0", b"weights" * 50)
+    return path
+
+
+def adam(updates: int) -> dict[str, Any]:
+    """The state of an optimizer of the Adam family, which counts its updates."""
+    return {"state": {0: {"step": float(updates)}, 1: {"step": float(updates)}}, "param_groups": [{"lr": 0.1}]}
 
 
 def write_safetensors(path: Path, num_bytes: int = 64) -> Path:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
 
-__all__ = ["ago", "as_bytes", "as_dollars_text", "as_duration", "as_text"]
+__all__ = ["ago", "as_bytes", "as_dollars_text", "as_duration", "as_text", "listing"]
 
 
 def as_duration(seconds: float | None) -> str:
@@ -46,3 +47,9 @@ def as_dollars_text(dollars: Decimal) -> str:
 def as_text(name: str) -> str:
     r"""A file's name as text that every encoding of Unicode can hold: bytes that are no UTF-8 become `\udcff`."""
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def listing(names: Sequence[str], *, most: int = 3) -> str:
+    """`a, b, c and 4 more`."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(as_text, names[:most])) + more

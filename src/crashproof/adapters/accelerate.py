@@ -79,6 +79,7 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
             output_dir=Path(output_dir),
             on_config_change=on_config_change,
             settings=settings,
+            samples_per_step=samples_per_step,
             clock=clock,
             disk=disk,
         )
@@ -102,6 +103,7 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
             OtherRun: the folder holds the run of another program.
             RunInUse: another live process writes the run.
         """
+        self._run.take_up()
         self._tracker = self._run.open(values, self._total_steps)
 
     @on_main_process  # type: ignore[untyped-decorator]
@@ -119,7 +121,10 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
         if step is None:
             raise ConfigError("Metrics were logged without a step.", hint="Pass accelerator.log(values, step=…).")
         if not self._knows_where_to_resume:
-            self._run.require_resumed(tracker.session, 0)
+            # A loop that goes on behind the newest checkpoint has loaded it by itself.
+            is_resumed = step > (tracker.session.last_checkpoint_step or 0)
+            self._run.require_resumed(tracker.session, step if is_resumed else 0)
+            self._knows_where_to_resume = True
         if "loss" not in values:
             tracker.record_evaluation(step, values)
             return

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crashproof.adapters.resume import offered_checkpoint, require_own_run
+from crashproof.adapters.take_up import find_foreign, newest_foreign, take_up
+from crashproof.checkpoints.added_files import log_added_files
 from crashproof.checkpoints.select import choose_for
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.disk.files import REAL_DISK, Disk
@@ -42,6 +44,8 @@ class DeferredRun:
     on_config_change: str
     """`error` or `continue`."""
     settings: TrackerSettings | None
+    samples_per_step: int = 0
+    """Of all processes, for the positions of checkpoints that are taken up; 0 if not known."""
     clock: Clock = SYSTEM_CLOCK
     disk: Disk = REAL_DISK
 
@@ -60,25 +64,50 @@ class DeferredRun:
     def newest_checkpoint(self, *, is_main: bool) -> CheckpointMetadata | None:
         """The newest intact checkpoint with its absolute path, or None for a fresh start; quarantines damaged ones.
 
-        Reads every byte of a candidate. Call it on every process, before the run is opened.
+        Takes up what the framework saved without crashproof. Reads every byte of a candidate. Call it on every
+        process, before the run is opened.
 
         Raises:
-            NoUsableCheckpoint: some were recorded and none can be used.
+            NoUsableCheckpoint: there were some, and none can be used.
             OtherRun: the folder holds the run of another program.
-            RunInUse: another live process writes the run, and a damaged checkpoint must be quarantined.
+            RunInUse: another live process writes the run, and a checkpoint must be recorded or quarantined.
         """
+        if is_main:
+            self.take_up()
         session = read_run(self.folder).session
-        if session is None:
-            return None
         require_own_run(self.framework, self.folder, session)
-        choice = choose_for(session, self.folder)
-        if choice is None:
-            return None
+        foreign = None
+        if not is_main:
+            # The main process may not have recorded it yet.
+            foreign = newest_foreign(find_foreign(self.framework, self.folder, session), self.samples_per_step)
+        choice = None if session is None or foreign is not None else choose_for(session, self.folder)
+        if session is None or choice is None:
+            return foreign
         if choice.refused and is_main:
             return offered_checkpoint(
                 self.folder, session.config, session.total_steps_target, clock=self.clock, disk=self.disk
             )
+        log_added_files(choice.checkpoint, self.folder)
         return choice.located
+
+    def take_up(self) -> None:
+        """Adopt what the framework saved without crashproof and would resume itself.
+
+        Raises:
+            NoUsableCheckpoint: the run has no record yet, and none of the checkpoints in its folder can be used.
+            OtherRun: the folder holds the run of another program.
+            RunInUse: another live process writes the run.
+        """
+        session = read_run(self.folder).session
+        require_own_run(self.framework, self.folder, session)
+        take_up(
+            self.framework,
+            self.folder,
+            session,
+            samples_per_step=self.samples_per_step,
+            clock=self.clock,
+            disk=self.disk,
+        )
 
     def open(self, config: Mapping[str, object], total_steps: int) -> ProgressTracker:
         """Open the run for writing, before the first step of this process.

@@ -11,7 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from crashproof.checkpoints.foreign import Candidate, find_candidates, inspect
+from crashproof.checkpoints.added_files import log_added_files
+from crashproof.checkpoints.foreign.inspection import inspect
+from crashproof.checkpoints.foreign.placing import Candidate
+from crashproof.checkpoints.foreign.survey import survey
 from crashproof.checkpoints.select import choose
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.disk.files import REAL_DISK, Disk
@@ -137,7 +140,7 @@ def _knows_nothing(run: FrameworkRun, session: TrainingSession | None) -> bool:
 
 def _find_unrecorded(run: FrameworkRun, session: TrainingSession | None) -> list[Candidate]:
     try:
-        candidates = find_candidates(run.folder.root)
+        candidates = survey(run.folder.root, accepts=run.is_checkpoint, most_depth=0).candidates
     except FileNotFoundError:
         return []
     known = set()
@@ -145,11 +148,7 @@ def _find_unrecorded(run: FrameworkRun, session: TrainingSession | None) -> list
         known = {each.checkpoint_path for each in recorded_checkpoints(run, session)}
         # What is being deleted is left to the next start.
         known |= {each.checkpoint_path for each in session.checkpoints_removing}
-    return [
-        each
-        for each in candidates
-        if run.is_checkpoint(each.path) and run.folder.recorded_path(each.path) not in known
-    ]
+    return [each for each in candidates if run.folder.recorded_path(each.path) not in known]
 
 
 def _starts_over(run: FrameworkRun, session: TrainingSession) -> bool:
@@ -186,7 +185,13 @@ def _inspect_all(
 
 def _adopt(run: FrameworkRun, foreign: list[Candidate], clock: Clock, disk: Disk) -> None:
     try:
-        adoption = adopt_checkpoints(run.output_dir, samples_per_step=run.samples_per_step, clock=clock, disk=disk)
+        adoption = adopt_checkpoints(
+            run.output_dir,
+            samples_per_step=run.samples_per_step,
+            accepts={each.path for each in foreign}.__contains__,
+            clock=clock,
+            disk=disk,
+        )
     except NothingToAdopt as error:
         raise NoUsableCheckpoint(
             run.folder.root, refused=[(each.path.name, error.message) for each in foreign]
@@ -208,5 +213,6 @@ def _choose(run: FrameworkRun, session: TrainingSession, clock: Clock, disk: Dis
     if choice.refused:
         config = session.config if session.config_hash else run.config
         return offered_checkpoint(run.folder, config, session.total_steps_target, clock=clock, disk=disk)
+    log_added_files(choice.checkpoint, run.folder)
     log.info("Resuming at step %s (%s).", f"{choice.checkpoint.checkpoint_step:,}", choice.path.name)
     return choice.located

@@ -54,10 +54,11 @@ class BackgroundDigests:
 
 def _digest_unchanged(checkpoint: CheckpointMetadata, path: Path) -> Digest | None:
     """Digest what was recorded; None if it was changed since, before or while it was read."""
-    if checkpoint.stats and stats_of(path) != checkpoint.stats:
+    names = checkpoint.stats or None
+    if checkpoint.stats and stats_of(path, names) != checkpoint.stats:
         return None
-    digest = digest_of(path)
-    return None if checkpoint.stats and stats_of(path) != checkpoint.stats else digest
+    digest = digest_of(path, names)
+    return None if checkpoint.stats and stats_of(path, names) != checkpoint.stats else digest
 
 
 def _is_usable(checkpoint: CheckpointMetadata, future: Future[Digest | None]) -> bool:

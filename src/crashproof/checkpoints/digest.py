@@ -8,8 +8,9 @@ import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from crashproof.disk.atomic import sync_tree
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
@@ -23,6 +24,7 @@ __all__ = [
     "digest_of_files",
     "digest_of_names",
     "files_in",
+    "is_litter",
     "kind_of",
     "make_durable",
     "size_of",
@@ -31,6 +33,15 @@ __all__ = [
 
 _BLOCK_BYTES = 1 << 20
 _MAX_NAMED = 3
+_LITTER = (
+    # Of file managers and desktops.
+    *(".DS_Store", "._*", ".localized", "Thumbs.db", "desktop.ini", ".directory", "@eaDir", ".Trash-*"),
+    # Of editors, notebooks and Python.
+    *(".ipynb_checkpoints", "__pycache__", ".~lock.*", ".*.sw[op]"),
+    # Of file systems: a file that was deleted while it was open.
+    *(".nfs*", ".fuse_hidden*"),
+)
+"""What other programs leave in any folder, and no loader reads."""
 
 log = logging.getLogger("crashproof")
 
@@ -45,8 +56,12 @@ class Digest:
     """The digest of each file in a folder; None for a single file."""
 
 
-def digest_of(path: Path) -> Digest:
-    """Read a file, or every file of a folder, and compute its SHA-256; pipes, sockets and devices in it are none.
+def digest_of(path: Path, names: Iterable[str] | None = None) -> Digest:
+    """Read a file, or files of a folder, and compute its SHA-256; pipes, sockets and devices in it are none.
+
+    Args:
+        path: A file or a folder.
+        names: The files of a folder; all that are not litter if not given.
 
     Raises:
         FileNotFoundError: there is nothing.
@@ -55,7 +70,7 @@ def digest_of(path: Path) -> Digest:
     if not path.is_dir():
         single = _digest_of_file(path)
         return Digest(num_bytes=single.num_bytes, sha256=single.sha256, files=None)
-    return digest_of_files(digest_of_names(path, files_in(path)))
+    return digest_of_files(digest_of_names(path, files_in(path) if names is None else names))
 
 
 def digest_of_names(path: Path, names: Iterable[str]) -> dict[str, FileDigest]:
@@ -76,8 +91,13 @@ def digest_of_files(files: Mapping[str, FileDigest]) -> Digest:
     )
 
 
+def is_litter(name: str) -> bool:
+    """Whether a file, by its relative name, was left by a program that has nothing to do with the training."""
+    return any(fnmatchcase(part, pattern) for part in PurePath(name).parts for pattern in _LITTER)
+
+
 def files_in(path: Path) -> list[str]:
-    """The relative names of all files in a folder, links followed: what a loader would read."""
+    """The relative names of all files in a folder but litter, links followed: what a loader would read."""
     names: list[str] = []
     seen: set[tuple[int, int]] = set()
     for folder, below, files in os.walk(path, followlinks=True):
@@ -87,14 +107,17 @@ def files_in(path: Path) -> list[str]:
             below.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        names += [os.path.relpath(os.path.join(folder, each), path) for each in files]
+        below[:] = [each for each in below if not is_litter(each)]
+        names += [os.path.relpath(os.path.join(folder, each), path) for each in files if not is_litter(each)]
     return [each for each in names if (path / each).is_file()]
 
 
-def stats_of(path: Path) -> dict[str, FileStat]:
-    """What the file system says of a file (under `.`), or of each file in a folder."""
-    names = files_in(path) if path.is_dir() else ["."]
-    return {name: _stat(path / name) for name in sorted(names)}
+def stats_of(path: Path, names: Iterable[str] | None = None) -> dict[str, FileStat]:
+    """What the file system says of a file (under `.`), or of files in a folder: all, or those named that exist."""
+    if not path.is_dir():
+        return {".": _stat(path)}
+    found = files_in(path) if names is None else [each for each in names if (path / each).is_file()]
+    return {name: _stat(path / name) for name in sorted(found)}
 
 
 def size_of(path: Path) -> int:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
-from crashproof.checkpoints.digest import digest_of, digest_of_names, kind_of, size_of, stats_of
+from crashproof.checkpoints.digest import digest_of, digest_of_names, is_litter, kind_of, size_of, stats_of
+from crashproof.checkpoints.foreign.formats import SUFFIXES, Torn, check_file, named
 from crashproof.checkpoints.previous import previous_of
+from crashproof.disk.regular_file import open_descriptor
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import FileUnreadable
 from crashproof.records.checkpoints import CheckpointMetadata, FileDigest, FileStat
 
-__all__ = ["examine", "intact_previous", "is_damaged", "problem_with"]
+__all__ = ["MISSING", "examine", "intact_previous", "is_damaged", "problem_at_a_glance", "problem_with"]
+
+MISSING = "it is missing"
 
 
 def problem_with(checkpoint: CheckpointMetadata, folder: RunFolder, *, trusts_unverified: bool = False) -> str | None:
@@ -45,10 +49,51 @@ def intact_previous(checkpoint: CheckpointMetadata, folder: RunFolder) -> Path |
 
 def is_damaged(checkpoint: CheckpointMetadata, folder: RunFolder) -> bool:
     """Whether a checkpoint exists and is not what was recorded, so that it belongs in quarantine."""
-    if checkpoint.num_bytes is None or not folder.find(checkpoint.checkpoint_path).exists():
+    if checkpoint.num_bytes is None or not _exists(folder.find(checkpoint.checkpoint_path)):
         return False
-    # One without a digest may be skipped for a verifiable one; that is no damage.
-    return problem_with(checkpoint, folder, trusts_unverified=True) is not None
+    # One without a digest may be skipped for a verifiable one; that is no damage. Neither is a missing permission.
+    path, problem = examine(checkpoint, folder, trusts_unverified=True)
+    return problem is not None and not _is_forbidden(path, checkpoint)
+
+
+def problem_at_a_glance(checkpoint: CheckpointMetadata, folder: RunFolder) -> str | None:
+    """What names and sizes alone say is wrong with a checkpoint that lies in reach; reads no content."""
+    path = folder.find(checkpoint.checkpoint_path)
+    try:
+        if not path.exists():
+            return MISSING
+        recorded = _sizes(checkpoint)
+        if recorded and path.is_dir():
+            return _problem_with_sizes(recorded, path)
+        size = size_of(path)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    return None if size == checkpoint.num_bytes else f"it has {size:,} bytes instead of {checkpoint.num_bytes or 0:,}"
+
+
+def _sizes(checkpoint: CheckpointMetadata) -> dict[str, int]:
+    recorded: Mapping[str, FileDigest | FileStat] = checkpoint.files or checkpoint.stats or {}
+    return {name: each.num_bytes for name, each in recorded.items() if not is_litter(name)}
+
+
+def _exists(path: Path) -> bool:
+    """Whether something is there, as far as this process is allowed to see."""
+    try:
+        return path.exists()
+    except PermissionError:
+        return False
+
+
+def _is_forbidden(path: Path, checkpoint: CheckpointMetadata) -> bool:
+    """Whether a checkpoint may not be read, so that nobody knows whether it is damaged."""
+    try:
+        for each in [path / name for name in _sizes(checkpoint)] if path.is_dir() else [path]:
+            os.close(open_descriptor(each))
+    except FileUnreadable as error:
+        return isinstance(error.__cause__, PermissionError)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return False
 
 
 def _problem_at(path: Path, checkpoint: CheckpointMetadata, *, trusts_unverified: bool) -> str | None:
@@ -56,7 +101,7 @@ def _problem_at(path: Path, checkpoint: CheckpointMetadata, *, trusts_unverified
         if checkpoint.num_bytes is None:
             return None if trusts_unverified else "it did not exist when it was recorded, and cannot be verified"
         if not path.exists():
-            return "it is missing"
+            return MISSING
         if (kind := kind_of(path)) is not None and not path.is_dir():
             return f"it is {kind}, not a regular file"
         if checkpoint.files is not None:
@@ -78,52 +123,64 @@ def _problem_at(path: Path, checkpoint: CheckpointMetadata, *, trusts_unverified
 
 
 def _problem_without_digest(checkpoint: CheckpointMetadata, path: Path, trusts_unverified: bool) -> str | None:
-    """Check one whose digest a crash has cut off: nobody may have written to it since, and its archives are read.
+    """Check one whose digest a crash has cut off: nobody may have written to it since, and its formats are checked.
 
     `torch.save` writes checksums of its own, so a copied run can still be verified by those.
     """
-    if checkpoint.stats and (problem := _problem_with_stats(checkpoint.stats, path)) is not None:
+    stats = {name: each for name, each in (checkpoint.stats or {}).items() if not is_litter(name)}
+    problem = _problem_with_sizes(_sizes(checkpoint), path) or _problem_with_times(stats, path)
+    if problem is not None:
         return problem
-    if checkpoint.stats and _are_unchanged(checkpoint.stats, path):
-        archives = (path / name for name in checkpoint.stats if zipfile.is_zipfile(path / name))
-        problems = map(_problem_with_archive, archives)
-        return next((each for each in problems if each is not None), None)
-    if path.is_file() and zipfile.is_zipfile(path):
-        return _problem_with_archive(path)
+    try:
+        unchecked = _check_formats(_sizes(checkpoint), path)
+    except Torn as torn:
+        return str(torn)
+    if (stats and _are_unchanged(stats, path)) or (path.is_file() and not unchecked):
+        return None
     return None if trusts_unverified else "its digest was not computed before the run died, so it cannot be verified"
 
 
-def _problem_with_stats(recorded: Mapping[str, FileStat], path: Path) -> str | None:
-    """A copy has other times and inodes, and the same sizes; the same inode with another time was written to."""
-    found = stats_of(path)
-    for name, stat in recorded.items():
+def _problem_with_sizes(recorded: Mapping[str, int], path: Path) -> str | None:
+    found = stats_of(path, recorded)
+    for name, num_bytes in recorded.items():
         if name not in found:
-            return f"{name} is missing in it"
-        if found[name].num_bytes != stat.num_bytes:
-            return f"{name} in it has {found[name].num_bytes:,} bytes instead of {stat.num_bytes:,}"
-        if found[name].inode == stat.inode and found[name] != stat:
-            named = "it" if name == "." else f"{name} in it"
-            return f"{named} was written to after it was recorded, before its digest was computed"
+            return f"{name} is missing in it" if path.is_dir() and name != "." else "a folder has taken its place"
+        if found[name].num_bytes != num_bytes:
+            return f"{name} in it has {found[name].num_bytes:,} bytes instead of {num_bytes:,}"
     return None
 
 
+def _problem_with_times(recorded: Mapping[str, FileStat], path: Path) -> str | None:
+    """A copy has other times and inodes; the same inode with another time was written to."""
+    for name, found in stats_of(path, recorded).items():
+        if found.inode == recorded[name].inode and found != recorded[name]:
+            whose = "it" if name == "." else f"{name} in it"
+            return f"{whose} was written to after it was recorded, before its digest was computed"
+    return None
+
+
+def _check_formats(recorded: Mapping[str, int], path: Path) -> list[str]:
+    """Check the files of known formats; return those that have no checksums of their own."""
+    unchecked: list[str] = []
+    for name, num_bytes in recorded.items():
+        file = path / name if path.is_dir() else path
+        os.close(open_descriptor(file))
+        if num_bytes and file.suffix in SUFFIXES:
+            with named(name) if path.is_dir() else nullcontext():
+                unchecked += check_file(file)
+        else:
+            unchecked.append(name)
+    return unchecked
+
+
 def _are_unchanged(recorded: Mapping[str, FileStat], path: Path) -> bool:
-    found = stats_of(path)
+    found = stats_of(path, recorded)
     return all(found.get(name) == stat for name, stat in recorded.items())
 
 
-def _problem_with_archive(path: Path) -> str | None:
-    """Read a zip archive by its own checksums."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
-        return f"its archive is damaged ({error})"
-    return None if broken is None else f"{broken} in it is damaged"
-
-
 def _problem_with_files(recorded: Mapping[str, FileDigest], path: Path) -> str | None:
-    """Compare what was recorded of a folder; files that were added later are none of it."""
+    """Compare what was recorded of a folder; files that were added later are none of it, nor is litter."""
+    recorded = {name: digest for name, digest in recorded.items() if not is_litter(name)}
     missing = next((name for name in recorded if not (path / name).is_file()), None)
     if missing is not None:
         kind = kind_of(path / missing)

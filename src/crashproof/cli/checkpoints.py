@@ -10,8 +10,7 @@ from typing import Annotated
 import typer
 from msgspec import Struct
 
-from crashproof.checkpoints.digest import size_of
-from crashproof.checkpoints.verify import problem_with
+from crashproof.checkpoints.verify import MISSING, problem_at_a_glance, problem_with
 from crashproof.cli.arguments import AsJson, Folder
 from crashproof.cli.output import print_json, say, say_lines
 from crashproof.cli.status import RestartPoint, restart_point
@@ -28,7 +27,6 @@ __all__ = ["checkpoints"]
 
 _HEADS = ("path", "step", "size", "age", "loss", "attempt", "state", "tags")
 _RIGHT = frozenset({1, 2, 3, 4, 5})
-_MISSING = "it is missing"
 
 
 class _State(StrEnum):
@@ -146,25 +144,13 @@ def _check(
         problem = problem_with(checkpoint, folder)
         if problem is None:
             return _State.INTACT, None
-    problem = problem or _problem_seen_from_outside(checkpoint, folder)
+    if problem is None and checkpoint.num_bytes is not None and not is_remote(checkpoint.checkpoint_path):
+        problem = problem_at_a_glance(checkpoint, folder)
     if problem is None:
         return (_State.RECORDED if checkpoint.is_verifiable else _State.UNVERIFIED), None
-    if problem == _MISSING:
+    if problem == MISSING:
         return _State.MISSING, problem
     return (_State.UNVERIFIED if "cannot be verified" in problem else _State.DAMAGED), problem
-
-
-def _problem_seen_from_outside(checkpoint: CheckpointMetadata, folder: RunFolder) -> str | None:
-    if checkpoint.num_bytes is None or is_remote(checkpoint.checkpoint_path):
-        return None
-    path = folder.find(checkpoint.checkpoint_path)
-    try:
-        if not path.exists():
-            return _MISSING
-        size = size_of(path)
-    except OSError as error:
-        return f"it cannot be read ({error.strerror})"
-    return None if size == checkpoint.num_bytes else f"it has {size:,} bytes instead of {checkpoint.num_bytes:,}"
 
 
 def _in_words(rows: Sequence[_Row], restart: RestartPoint, now: float) -> Iterator[str]:

@@ -8,11 +8,12 @@ from pathlib import Path
 import typer
 from msgspec import Struct
 
+from crashproof.checkpoints.added_files import added_files
 from crashproof.checkpoints.delete import find_undeleted
 from crashproof.checkpoints.verify import problem_with
 from crashproof.cli.arguments import AsJson, Folder
 from crashproof.cli.output import print_json, say_lines
-from crashproof.formatting import as_bytes
+from crashproof.formatting import as_bytes, listing
 from crashproof.reading.run_reader import RunReader
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 
@@ -27,6 +28,8 @@ class _Checked(Struct, frozen=True, kw_only=True):
     num_bytes: int | None
     problem: str | None
     """None where it is intact."""
+    added: list[str]
+    """Files in its folder that were added since it was recorded: no part of it, and not read."""
 
 
 class _Audit(Struct, frozen=True, kw_only=True):
@@ -65,6 +68,7 @@ def _audit(reader: RunReader) -> _Audit:
             path=each.checkpoint_path,
             num_bytes=each.num_bytes,
             problem=problem_with(each, reader.folder),
+            added=added_files(each, reader.folder),
         )
         for each in CheckpointCatalog(session).all()
     ]
@@ -81,7 +85,8 @@ def _audit(reader: RunReader) -> _Audit:
 def _in_words(audit: _Audit, folder: Path) -> Iterator[str]:
     for each in audit.checkpoints:
         size = "" if each.num_bytes is None else f" ({as_bytes(each.num_bytes)})"
-        yield f"  step {each.step:,}: {each.path}{size}: {each.problem or 'intact'}"
+        added = f" (added since it was recorded, no part of it: {listing(each.added)})" if each.added else ""
+        yield f"  step {each.step:,}: {each.path}{size}: {each.problem or 'intact'}{added}"
     for path in audit.left_of_removals:
         yield f"  {path}: removed by the retention rule; the next start deletes what is left of it"
     for problem in audit.journals:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from crashproof.checkpoints.foreign import KNOWN_NAMES, Candidate, Finding, find_candidates, inspect
+from crashproof.checkpoints.foreign.inspection import Finding, inspect
+from crashproof.checkpoints.foreign.placing import BY_NAME, Candidate
+from crashproof.checkpoints.foreign.survey import KNOWN_NAMES, Survey, survey
 from crashproof.checkpoints.select import newest_intact
+from crashproof.checkpoints.verify import examine
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.lock import holder_of
@@ -32,6 +35,8 @@ from crashproof.tracking.run_writer import RunWriter
 from crashproof.tracking.settings import TrackerSettings
 
 __all__ = ["Adoption", "TornCheckpoint", "adopt_checkpoints"]
+
+_MAX_NAMED = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +59,10 @@ class Adoption:
     """By the path of an adopted checkpoint: its files whose format has no checksum."""
     num_known: int
     """Already recorded before."""
+    not_understood: dict[str, str]
+    """By path: why something that looks like a checkpoint was passed over."""
+    step_sources: dict[str, str]
+    """By the path of an adopted checkpoint: where its step stands, if not in its name."""
     forgotten: list[str]
     """Paths of checkpoints that were adopted earlier, no longer exist, and are not recorded any more."""
 
@@ -63,40 +72,50 @@ def adopt_checkpoints(
     *,
     samples_per_step: int | None = None,
     forgets_gone: bool = False,
+    accepts: Callable[[Path], bool] | None = None,
+    steps: Mapping[str, int] | None = None,
     clock: Clock = SYSTEM_CLOCK,
     disk: Disk = REAL_DISK,
 ) -> Adoption:
     """Record every intact checkpoint in a folder that is not recorded yet; none is moved or changed.
 
-    The run has no config until its first start, which continues it whatever its config is. With `forgets_gone`,
-    checkpoints that were adopted earlier and no longer exist are not recorded any more, if a newer one is intact.
+    The run has no config until its first start, which continues it whatever its config is.
+
+    Args:
+        output_dir: The run's folder; the folders in it are gone through as well.
+        samples_per_step: For the positions in the data.
+        forgets_gone: Whether checkpoints that were adopted earlier and no longer exist are not recorded any more, if
+            a newer one is intact.
+        accepts: Whether an absolute path may be a checkpoint at all; anything may if not given.
+        steps: The steps of checkpoints that do not name theirs, by path.
+        clock: The source of time.
+        disk: The disk to write to.
 
     Raises:
-        NothingToAdopt: there is no such folder, it cannot be read, nothing in it is named like a checkpoint, or none
-            is intact.
+        NothingToAdopt: there is no such folder, it cannot be read, nothing in it is understood as a checkpoint, none
+            is intact, or one of `steps` does not exist.
         RunInUse: a live process writes the run.
         StorageUnwritable, DiskFull: the run could not be written; what was recorded stays.
     """
     folder = RunFolder.under(output_dir)
-    candidates = _candidates(folder)
+    found = _survey(folder, accepts, steps or {})
     if (holder := holder_of(folder.lock)) is not None:
         raise RunInUse(folder.root, host=holder.host, pid=holder.pid)
     session = read_run(folder).session
     may_forget = forgets_gone and session is not None and bool(_gone(session, folder))
-    if not candidates and not may_forget:
-        raise NothingToAdopt(folder.root, reason=f"nothing in it is named like one ({KNOWN_NAMES})")
-    known = _known_paths(session)
-    new = [each for each in candidates if folder.recorded_path(each.path) not in known]
+    if not found.candidates and not may_forget:
+        raise NothingToAdopt(folder.root, reason=_why_nothing(found, folder))
+    new = [each for each in found.candidates if not _is_known(each, session, folder)]
     findings = [(each, inspect(each)) for each in new]
     torn = [
-        TornCheckpoint(step=each.step, path=each.path.name, reason=finding.problem)
+        TornCheckpoint(step=each.step, path=folder.recorded_path(each.path), reason=finding.problem)
         for each, finding in findings
         if finding.problem is not None
     ]
     intact = [(each, finding) for each, finding in findings if finding.problem is None]
-    if torn and len(torn) == len(candidates) and not may_forget:
-        listing = "; ".join(f"{each.path}: {each.reason}" for each in torn)
-        raise NothingToAdopt(folder.root, reason=f"none is intact. {listing}", hint="Restore one from a backup.")
+    if torn and len(torn) == len(found.candidates) and not may_forget:
+        torn_ones = "; ".join(f"{each.path}: {each.reason}" for each in torn)
+        raise NothingToAdopt(folder.root, reason=f"none is intact. {torn_ones}", hint="Restore one from a backup.")
     adopted: list[CheckpointMetadata] = []
     forgotten: list[CheckpointMetadata] = []
     if intact or may_forget:
@@ -106,28 +125,59 @@ def adopt_checkpoints(
     return Adoption(
         adopted=adopted,
         torn=torn,
-        unchecked={each.path.name: finding.unchecked for each, finding in intact if finding.unchecked},
-        num_known=len(candidates) - len(new),
+        unchecked={
+            folder.recorded_path(each.path): finding.unchecked for each, finding in intact if finding.unchecked
+        },
+        num_known=len(found.candidates) - len(new),
+        not_understood=_reasons(found, folder),
+        step_sources={folder.recorded_path(each.path): each.source for each, _ in intact if each.source != BY_NAME},
         forgotten=[each.checkpoint_path for each in forgotten],
     )
 
 
-def _candidates(folder: RunFolder) -> list[Candidate]:
+def _survey(folder: RunFolder, accepts: Callable[[Path], bool] | None, steps: Mapping[str, int]) -> Survey:
+    given = {folder.root / path: step for path, step in steps.items()}
     try:
-        return find_candidates(folder.root)
+        found = survey(folder.root, accepts=accepts, steps=given)
     except (FileNotFoundError, NotADirectoryError):
         raise NothingToAdopt(folder.root, reason="there is no such folder") from None
     except PermissionError as error:
         reason = f"the folder cannot be read ({error.strerror})"
         raise NothingToAdopt(folder.root, reason=reason, hint="Change its permissions.") from error
+    missing = [path for path in given if not path.exists()]
+    if missing:
+        raise NothingToAdopt(folder.root, reason=f"a step was given for {missing[0]}, which does not exist")
+    return found
 
 
-def _known_paths(session: TrainingSession | None) -> set[str]:
+def _why_nothing(found: Survey, folder: RunFolder) -> str:
+    reasons = _reasons(found, folder)
+    if not reasons:
+        return f"nothing in it is named like one ({KNOWN_NAMES})"
+    each_one = [f"{path}: {reason}" for path, reason in reasons.items()]
+    more = f"; and {len(each_one) - _MAX_NAMED:,} more" if len(each_one) > _MAX_NAMED else ""
+    return f"nothing in it is understood as one. {'; '.join(each_one[:_MAX_NAMED])}{more}"
+
+
+def _reasons(found: Survey, folder: RunFolder) -> dict[str, str]:
+    return {folder.recorded_path(each.path): each.reason for each in found.not_understood}
+
+
+def _is_known(candidate: Candidate, session: TrainingSession | None, folder: RunFolder) -> bool:
+    """Whether a checkpoint is recorded already, and not overwritten since by one of another step."""
     if session is None:
-        return set()
-    recorded = {each.checkpoint_path for each in CheckpointCatalog(session).all()}
+        return False
+    path = folder.recorded_path(candidate.path)
     # A checkpoint that is being deleted must not be adopted again.
-    return recorded | {each.checkpoint_path for each in session.checkpoints_removing}
+    if path in {each.checkpoint_path for each in session.checkpoints_removing}:
+        return True
+    recorded = CheckpointCatalog(session).at_path(path)
+    if recorded is None:
+        return False
+    if recorded.checkpoint_step == candidate.step:
+        return True
+    place, problem = examine(recorded, folder)
+    return problem is None and place == folder.find(path)
 
 
 @contextmanager
@@ -161,7 +211,9 @@ def _record(
         checkpoint = msgspec.structs.replace(
             checkpoint, evaluation=finding.evaluation, nonfinite=names or msgspec.UNSET
         )
-    return recorder.record(checkpoint, seconds=0.0)
+    recorded = recorder.record(checkpoint, seconds=0.0)
+    recorder.keep_previous(recorded, is_replaced=False)
+    return recorded
 
 
 def _gone(session: TrainingSession, folder: RunFolder) -> list[CheckpointMetadata]:

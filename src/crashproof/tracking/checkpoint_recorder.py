@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from crashproof.checkpoints.added_files import log_added_files, rescue_added_files
 from crashproof.checkpoints.background_hashing import BackgroundDigests
 from crashproof.checkpoints.delete import delete_removed, find_undeleted, is_removable
 from crashproof.checkpoints.digest import Digest, digest_of, make_durable, stats_of
@@ -141,9 +142,11 @@ class CheckpointRecorder:
             log.warning("%s was never verified, but no better checkpoint was recorded.", chosen.checkpoint_path)
         elif chosen.sha256 is None:
             # A run that was copied has other files than were recorded; those that were just read are the ones.
-            self._digests.start(msgspec.structs.replace(chosen, stats=stats_of(choice.path)))
+            stats = stats_of(choice.path, chosen.stats or None)
+            self._digests.start(msgspec.structs.replace(chosen, stats=stats))
         for checkpoint, reason in choice.refused:
             self._quarantine(checkpoint, reason)
+        log_added_files(chosen, self._writer.run.folder)
         self._writer.keep(
             ResumeChosen(
                 **self._writer.stamp(),
@@ -197,19 +200,19 @@ class CheckpointRecorder:
         Raises:
             DiskFull: they stay.
         """
-        session = self._writer.session
+        session, folder = self._writer.session, self._writer.run.folder
         known = CheckpointCatalog(session).all()
         removed = [
             RemovedCheckpoint(step=each.checkpoint_step, checkpoint_path=each.checkpoint_path)
             for each in stale.checkpoints
-            if each in known
+            if stale.verified in known and each in known and rescue_added_files(each, folder, disk=self._disk)
         ]
-        if stale.verified in known and removed:
+        if removed:
             # The event first, durable, so that nothing offers what is deleted; then the manifest, then the files.
             self._writer.keep_durably(
                 CheckpointRemoved(
                     **self._writer.stamp(),
-                    checkpoints=[*find_undeleted(session, self._writer.run.folder), *removed],
+                    checkpoints=[*find_undeleted(session, folder), *removed],
                     verified=stale.verified.checkpoint_path,
                 )
             )

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from crashproof.checkpoints.added_files import log_added_files
 from crashproof.checkpoints.digest import Digest
 from crashproof.checkpoints.select import choose_for
 from crashproof.clock import SYSTEM_CLOCK, Clock
@@ -247,6 +248,7 @@ def get_recovery_checkpoint(
         return None
     for checkpoint, reason in choice.refused:
         log.warning("Skipping %s: %s.", checkpoint.checkpoint_path, reason)
+    log_added_files(choice.checkpoint, folder)
     return choice.path, choice.checkpoint.dataset_position
 
 

@@ -516,7 +516,8 @@ class ProgressTracker:
             with self._guard.lock:
                 if self._guard.is_open():
                     self._checkpoints.keep_deletion()
-            return True
+            known = CheckpointCatalog(session).all()
+            return any(each not in known for each in stale.checkpoints)
 
     def _end_attempt(self, how: AttemptState, error: BaseException | None) -> None:
         self._metrics.write_all()

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from foreign_checkpoints import write_accelerate, write_archive, write_hugging_face, write_safetensors
 
-from crashproof.checkpoints.foreign import Candidate, Finding, find_candidates, inspect
+from crashproof.checkpoints.foreign.inspection import Finding, inspect
+from crashproof.checkpoints.foreign.placing import Candidate
+from crashproof.checkpoints.foreign.survey import survey
 
 
 def found(path: Path) -> Finding:
-    (candidate,) = [each for each in find_candidates(path.parent) if each.path == path]
+    (candidate,) = [each for each in survey(path.parent).candidates if each.path == path]
     return inspect(candidate)
 
 
@@ -38,7 +40,7 @@ def found(path: Path) -> Finding:
 def test_a_file_named_after_a_step_is_a_candidate(tmp_path: Path, name: str, step: int) -> None:
     (tmp_path / name).write_bytes(b"{}")
 
-    assert [Candidate(step=step, path=tmp_path / name)] == find_candidates(tmp_path)
+    assert [Candidate(step=step, path=tmp_path / name)] == survey(tmp_path).candidates
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ def test_a_file_named_after_a_step_is_a_candidate(tmp_path: Path, name: str, ste
 def test_other_files_are_no_candidates(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"{}")
 
-    assert [] == find_candidates(tmp_path)
+    assert [] == survey(tmp_path).candidates
 
 
 def test_candidates_are_sorted_by_step(tmp_path: Path) -> None:
@@ -67,7 +69,7 @@ def test_candidates_are_sorted_by_step(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-20").mkdir()
 
     assert ["checkpoint_3.pt", "checkpoint-20", "checkpoint_20.pt", "checkpoint_100.pt"] == [
-        each.path.name for each in find_candidates(tmp_path)
+        each.path.name for each in survey(tmp_path).candidates
     ]
 
 
@@ -366,6 +368,7 @@ def test_a_real_folder_of_a_trainer_is_intact(tmp_path: Path) -> None:
     safetensors.save_file(model.state_dict(), folder / "model.safetensors")
     torch.save(optimizer.state_dict(), folder / "optimizer.pt")
     torch.save(torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0).state_dict(), folder / "scheduler.pt")
+    torch.save({"cpu": torch.get_rng_state()}, folder / "rng_state.pth")
     (folder / "trainer_state.json").write_text(
         json.dumps({"global_step": 3, "log_history": [{"loss": float("nan")}]})
     )

@@ -1,0 +1,1 @@
+"""Find and inspect checkpoints that other code wrote."""
