@@ -210,7 +210,7 @@ def _begins_anew(folder: RunFolder, session: TrainingSession, requested: Request
         return False
     log.warning(
         "The config has changed (%s). Session %s is moved to %s with its checkpoints; a new one begins. "
-        "To keep a session, pass %s.",
+        "To continue instead, pass %s.",
         changed,
         session.session_id,
         folder.archive,

@@ -14,6 +14,7 @@ from crashproof.rules.identity.table import (
     PLACE_NOUNS,
     PLACES_OF_INPUTS,
     PLACES_OF_OUTPUTS,
+    PLACES_OF_OUTPUTS_ALWAYS,
     SECTIONS,
     USUAL_WORDS,
 )
@@ -110,6 +111,9 @@ def _has(names: Iterable[str], patterns: str) -> bool:
 
 def _is_output_place(name: str) -> bool:
     words = name.split("_")
-    if words[-1] not in PLACE_NOUNS or PLACES_OF_INPUTS.intersection(words):
+    if name in ("dirpath", "outdir"):
+        return True
+    if words[-1] not in PLACE_NOUNS:
         return False
-    return bool(PLACES_OF_OUTPUTS.intersection(words)) or name in ("dirpath", "outdir")
+    is_output = PLACES_OF_OUTPUTS_ALWAYS if PLACES_OF_INPUTS.intersection(words) else PLACES_OF_OUTPUTS
+    return not is_output.isdisjoint(words)

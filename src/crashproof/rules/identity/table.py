@@ -14,6 +14,7 @@ __all__ = [
     "KEYS",
     "PLACES_OF_INPUTS",
     "PLACES_OF_OUTPUTS",
+    "PLACES_OF_OUTPUTS_ALWAYS",
     "PLACE_NOUNS",
     "SECTIONS",
     "USUAL_WORDS",
@@ -229,8 +230,8 @@ SECTIONS: tuple[SectionRow, ...] = (
 )
 
 COUNT_IN_ANY_SECTION = """
-    size split *_size *_split *fraction *_ratio *percent* *held_?out* *hold_?out*
-    initial_load* init_* initial_checkpoint* *pretrained*
+    size *(set|train|eval|val|valid|validation|test|dev)_size split *_split *fraction *_ratio
+    *percent* *held_?out* *hold_?out* initial_load* init_* initial_checkpoint* *pretrained*
 """
 """What is taken out of the training data, and what the training starts from, wherever it stands."""
 
@@ -245,6 +246,8 @@ PLACES_OF_OUTPUTS = _words("""
     tensorboard tmp torch trace wandb weights work working
 """)
 """Words of a key that says where to write. It never counts; of any other place, the name of what lies there does."""
+PLACES_OF_OUTPUTS_ALWAYS = _words("cache dump log logging logs out output outputs prepared save saved tmp temp")
+"""Words that decide even beside one that says what is read: `dataset_cache_dir`, `model_save_path`."""
 PLACES_OF_INPUTS = _words("""
     adapter corpus data dataset datasets finetune from image images init initial input inputs load lora manifest
     model name pretrained prompt prompts ref reference reward source src student teacher text tokenizer train val
