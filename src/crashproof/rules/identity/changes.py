@@ -120,6 +120,8 @@ def compare_configs(
     """Compare two canonical configs."""
     # An earlier version may have hidden less.
     old, new = dict(_leaves(canonical_config(before))), dict(_leaves(canonical_config(after)))
+    if old == new:
+        return NO_DIFFERENCE
     verdicts = list(_verdicts(old, new, rules))
     return Comparison(
         changed=tuple(str(change) for change, reason in verdicts if reason is None),

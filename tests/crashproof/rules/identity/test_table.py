@@ -81,6 +81,10 @@ def test_a_key_is_judged_by_its_name_and_by_where_it_stands(key, expected):
     assert expected is reason_of_key(KeyPath.of(key.split(".")), (1, 2), {"epochs"})
 
 
+def test_a_list_is_no_length():
+    assert reason_of_key(KeyPath.of(["train", "steps"]), ([8, 11], [16, 22]), set()) is None
+
+
 def test_a_rank_beside_a_world_size_is_that_of_a_process():
     assert Reason.PROCESSES is reason_of_key(KeyPath.of(["rank"]), (0, 1), {"rank", "world_size"})
 
