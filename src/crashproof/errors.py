@@ -119,10 +119,17 @@ class CannotStop(RunError):
 class ConfigChanged(RunError):
     """The config differs from the one this run began with."""
 
-    def __init__(self, folder: Path, *, changed: Sequence[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        changed: Sequence[str],
+        how_to_keep: str = 'on_config_change="continue"',
+        how_to_start_over: str = 'pass on_config_change="archive" to begin a new session',
+    ) -> None:
         super().__init__(
             f"The config of the run in {folder} has changed: {'; '.join(changed)}.",
-            hint='Restore the old values, or pass on_config_change="archive" to begin a new session.',
+            hint=f"Restore the old values, pass {how_to_keep} to keep the run, or {how_to_start_over}.",
         )
         self.changed = list(changed)
 

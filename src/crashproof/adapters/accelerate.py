@@ -16,7 +16,7 @@ In the loop, `accelerator.log({"loss": loss, "learning_rate": rate}, step=step)`
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
         total_steps: int,
         samples_per_step: int = 0,
         on_config_change: str = "error",
+        ignore_config_keys: Sequence[str] = (),
         settings: TrackerSettings | None = None,
         clock: Clock = SYSTEM_CLOCK,
         disk: Disk = REAL_DISK,
@@ -69,6 +70,7 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
             total_steps: Optimizer steps to train.
             samples_per_step: Samples of all processes; counts what is consumed if `samples` is not logged.
             on_config_change: `error`, or `continue` to resume with the new config.
+            ignore_config_keys: Further keys that do not count; see `ProgressTracker`.
             settings: How often to write, and which checkpoints to keep.
             clock: The source of time.
             disk: The disk to write to.
@@ -78,6 +80,7 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
             framework="accelerate",
             output_dir=Path(output_dir),
             on_config_change=on_config_change,
+            ignore_config_keys=ignore_config_keys,
             settings=settings,
             samples_per_step=samples_per_step,
             clock=clock,

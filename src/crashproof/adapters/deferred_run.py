@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from crashproof.reading.run_state import read_run
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.session import TrainingSession
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
-from crashproof.rules.identity import canonical_config, changed_keys, is_another_run
+from crashproof.rules.identity import IdentityRules, canonical_config, compare_configs
 from crashproof.tracking.settings import TrackerSettings
 from crashproof.tracking.tracker import ProgressTracker
 
@@ -43,6 +43,8 @@ class DeferredRun:
     output_dir: Path
     on_config_change: str
     """`error` or `continue`."""
+    ignore_config_keys: Sequence[str] = ()
+    """See `ProgressTracker`."""
     settings: TrackerSettings | None
     samples_per_step: int = 0
     """Of all processes, for the positions of checkpoints that are taken up; 0 if not known."""
@@ -55,6 +57,7 @@ class DeferredRun:
                 f"on_config_change must be one of {', '.join(_ANSWERS)} here, got {self.on_config_change!r}.",
                 hint="To start over, use another output folder.",
             )
+        IdentityRules.of(self.ignore_config_keys)
 
     @property
     def folder(self) -> RunFolder:
@@ -127,6 +130,7 @@ class DeferredRun:
             identity,
             total_steps,
             on_config_change=self.on_config_change,
+            ignore_config_keys=self.ignore_config_keys,
             settings=self.settings,
             clock=self.clock,
             disk=self.disk,
@@ -149,12 +153,17 @@ class DeferredRun:
             )
 
     def _require_same_config(self, session: TrainingSession, identity: Mapping[str, object]) -> None:
-        config = canonical_config(identity)
-        is_changed = session.config_hash and is_another_run(session.config, config)
-        if is_changed and self.on_config_change == "error":
-            error = ConfigChanged(self.folder.root, changed=changed_keys(session.config, config))
-            error.hint = 'Restore the old values, pass on_config_change="continue", or use another output folder.'
-            raise error
+        if not session.config_hash or self.on_config_change != "error":
+            return
+        rules = IdentityRules.of(self.ignore_config_keys)
+        found = compare_configs(session.config, canonical_config(identity), rules)
+        if found.is_another_run:
+            raise ConfigChanged(
+                self.folder.root,
+                changed=found.changed,
+                how_to_keep=found.how_to_keep,
+                how_to_start_over="use another output folder",
+            )
 
 
 def _are_all_of_the_beginning(catalog: CheckpointCatalog) -> bool:

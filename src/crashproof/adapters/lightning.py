@@ -18,7 +18,7 @@ import logging
 import math
 import signal
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -70,6 +70,7 @@ class Crashproof:
         config: Mapping[str, object] | None = None,
         total_steps: int | None = None,
         on_config_change: str = "error",
+        ignore_config_keys: Sequence[str] = (),
         settings: TrackerSettings | None = None,
         clock: Clock = SYSTEM_CLOCK,
         disk: Disk = REAL_DISK,
@@ -81,6 +82,7 @@ class Crashproof:
             config: The config of the run; hyperparameters that Lightning logs are added.
             total_steps: Optimizer steps to train; the trainer's own estimate if not given.
             on_config_change: `error`, or `continue` to resume with the new config.
+            ignore_config_keys: Further keys that do not count; see `ProgressTracker`.
             settings: How often to write, and which checkpoints to keep.
             clock: The source of time.
             disk: The disk to write to.
@@ -89,6 +91,7 @@ class Crashproof:
             framework="lightning",
             output_dir=Path(output_dir),
             on_config_change=on_config_change,
+            ignore_config_keys=ignore_config_keys,
             settings=settings,
             clock=clock,
             disk=disk,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from crashproof.checkpoints.added_files import log_added_files
@@ -24,7 +24,7 @@ from crashproof.reading.run_state import read_run
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.session import TrainingSession
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
-from crashproof.rules.identity import canonical_config, changed_keys, is_another_run
+from crashproof.rules.identity import IdentityRules, canonical_config, compare_configs
 from crashproof.tracking.adopt import adopt_checkpoints
 from crashproof.tracking.repair import quarantine_unrecorded
 from crashproof.tracking.settings import TrackerSettings
@@ -45,6 +45,8 @@ class FrameworkRun:
     config: Mapping[str, object]
     on_config_change: str
     """See `ProgressTracker`."""
+    rules: IdentityRules = field(default_factory=IdentityRules)
+    """What is known of the config's keys."""
     samples_per_step: int
     is_checkpoint: Callable[[Path], bool]
     """Whether a path has the name of a checkpoint of the framework."""
@@ -155,11 +157,11 @@ def _starts_over(run: FrameworkRun, session: TrainingSession) -> bool:
     """Whether the next start archives the session with its checkpoints."""
     if not session.config_hash:
         return False
-    config = canonical_config(run.config)
-    if not is_another_run(session.config, config):
+    found = compare_configs(session.config, canonical_config(run.config), run.rules)
+    if not found.is_another_run:
         return False
     if run.on_config_change == "error":
-        raise ConfigChanged(run.folder.root, changed=changed_keys(session.config, config))
+        raise ConfigChanged(run.folder.root, changed=found.changed, how_to_keep=found.how_to_keep)
     return run.on_config_change == "archive"
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from crashproof.errors import ConfigError, CrashproofError, DiskFull, RunClosed
 from crashproof.optional_dependencies import require_modules, require_versions
 from crashproof.reading.run_state import read_run
 from crashproof.records.checkpoints import CheckpointMetadata
+from crashproof.rules.identity import IdentityRules
 from crashproof.rules.retention import KeepLatest, RetentionRule
 from crashproof.scalars import PendingScalar, is_on_device, start_copy
 from crashproof.tracking.context import TrainingProgressContext
@@ -85,6 +86,7 @@ class CrashproofCallback(TrainerCallback):
         trainer: Trainer,
         *,
         on_config_change: str = "archive",
+        ignore_config_keys: Sequence[str] = (),
         settings: TrackerSettings | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -94,6 +96,7 @@ class CrashproofCallback(TrainerCallback):
             trainer: With an `output_dir` of its own. From here on crashproof applies `save_total_limit`: it deletes
                 an old checkpoint only once a newer one has been verified.
             on_config_change: See `ProgressTracker`; the config is that of the model and of the training arguments.
+            ignore_config_keys: Further keys of it that do not count, such as `train.optim`; see `ProgressTracker`.
             settings: How often to write, and which checkpoints to keep.
             clock: The source of time.
 
@@ -107,12 +110,15 @@ class CrashproofCallback(TrainerCallback):
         self._trainer = trainer
         self._clock = clock
         self._on_config_change = on_config_change
+        self._ignore_config_keys = ignore_config_keys
+        self._config_defaults = _defaults(trainer)
         self._settings = _with_rule(settings or TrackerSettings(), trainer)
         self._run = FrameworkRun(
             framework="transformers",
             output_dir=output_dir,
             config=_identity(trainer),
             on_config_change=on_config_change,
+            rules=IdentityRules.of(ignore_config_keys, self._config_defaults),
             samples_per_step=trainer.get_total_train_batch_size(trainer.args),
             is_checkpoint=lambda path: _NAME.fullmatch(path.name) is not None,
         )
@@ -204,6 +210,8 @@ class CrashproofCallback(TrainerCallback):
                     state.max_steps,
                     is_main_process=state.is_world_process_zero,
                     on_config_change=self._on_config_change,
+                    ignore_config_keys=self._ignore_config_keys,
+                    config_defaults=self._config_defaults,
                     settings=self._settings,
                     clock=self._clock,
                 )
@@ -450,6 +458,8 @@ def _identity(trainer: Trainer) -> dict[str, object]:
         for name, value in trainer.args.to_dict().items()  # type: ignore[no-untyped-call]
         if not name.startswith(_HOW_NOT_WHAT) and not name.endswith(("_dir", "_token"))
     }
+    # Not to be a key that counts, but to tell the global batch.
+    arguments["num_processes"] = _num_replicas(trainer)
     adapters = getattr(model, "peft_config", None)
     return {
         "framework": "transformers",
@@ -457,6 +467,43 @@ def _identity(trainer: Trainer) -> dict[str, object]:
         "model": {"class": type(model).__name__} | _model_config(getattr(model, "config", None)),
         "adapters": {name: _model_config(each) for name, each in adapters.items()} if adapters else {},
     }
+
+
+def _defaults(trainer: Trainer) -> dict[str, object]:
+    """What the absence of a key means: another version of a library has other arguments."""
+    model = trainer.model
+    adapters = getattr(model, "peft_config", None) or {}
+    return {
+        "train": _field_defaults(type(trainer.args)),
+        "model": _config_defaults(getattr(model, "config", None)),
+        "adapters": {name: _field_defaults(type(each)) for name, each in adapters.items()},
+    }
+
+
+def _field_defaults(kind: type) -> dict[str, object]:
+    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    defaults: dict[str, object] = {}
+    for each in fields:
+        if each.default is not dataclasses.MISSING:
+            defaults[each.name] = getattr(each.default, "value", each.default)
+        elif each.default_factory is not dataclasses.MISSING:
+            defaults[each.name] = each.default_factory()
+    return defaults
+
+
+def _config_defaults(config: object) -> dict[str, object]:
+    try:
+        return _model_config(type(config)())
+    except (TypeError, ValueError):
+        # A model's own class may require arguments; then absence means none.
+        return {}
+
+
+def _num_replicas(trainer: Trainer) -> int:
+    """The processes that take samples of their own."""
+    args = trainer.args
+    samples = args.train_batch_size * args.gradient_accumulation_steps
+    return trainer.get_total_train_batch_size(args) // samples
 
 
 def _model_config(config: object) -> dict[str, object]:
@@ -467,12 +514,9 @@ def _model_config(config: object) -> dict[str, object]:
 
 def _count(inputs: Any, trainer: Trainer) -> tuple[int, int]:
     """The samples and tokens of a batch over all processes, from its shapes: nothing waits for a device."""
-    args = trainer.args
-    num_replicas = trainer.get_total_train_batch_size(args) // (
-        args.train_batch_size * args.gradient_accumulation_steps
-    )
+    num_replicas = _num_replicas(trainer)
     tensors = [value for value in inputs.values() if isinstance(value, Tensor) and value.ndim] if inputs else []
-    num_samples = len(tensors[0]) if tensors else args.train_batch_size
+    num_samples = len(tensors[0]) if tensors else trainer.args.train_batch_size
     tokens = inputs.get("input_ids") if isinstance(inputs, Mapping) else None
     num_tokens = tokens.numel() if isinstance(tokens, Tensor) else 0
     return num_samples * num_replicas, num_tokens * num_replicas

@@ -152,7 +152,7 @@ def _problem_with_sizes(recorded: Mapping[str, int], path: Path) -> str | None:
 
 def _problem_with_times(recorded: Mapping[str, FileStat], path: Path) -> str | None:
     """A copy has other times and inodes; the same inode with another time was written to."""
-    for name, found in stats_of(path, recorded).items():
+    for name, found in stats_of(path, recorded).items() if recorded else ():
         if found.inode == recorded[name].inode and found != recorded[name]:
             whose = "it" if name == "." else f"{name} in it"
             return f"{whose} was written to after it was recorded, before its digest was computed"

@@ -27,6 +27,7 @@ from crashproof.records.events import AttemptEnded
 from crashproof.records.session import TrainingSession
 from crashproof.records.states import AttemptState, OnConfigChange, SessionKind
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
+from crashproof.rules.identity import IdentityRules
 from crashproof.rules.retention import ADOPTED
 from crashproof.tracking.checkpoint_recorder import CheckpointRecorder, Stale
 from crashproof.tracking.open_run import open_run
@@ -247,5 +248,6 @@ def _requested_session(session: TrainingSession | None, highest_step: int) -> Re
         total_steps=max(1, highest_step) if session is None else session.total_steps_target,
         kind=SessionKind.TRAINING,
         on_config_change=OnConfigChange.CONTINUE,
+        rules=IdentityRules(),
         is_fresh=False,
     )

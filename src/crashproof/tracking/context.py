@@ -6,7 +6,7 @@ Off the main process, everything here does nothing: no file, no folder, no threa
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +21,7 @@ from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import RunClosed
 from crashproof.reading.run_state import read_run
 from crashproof.records.states import AttemptState, OnConfigChange
-from crashproof.rules.identity import canonical_config, is_another_run
+from crashproof.rules.identity import IdentityRules, canonical_config, is_another_run
 from crashproof.scalars import as_float
 from crashproof.tracking.settings import TrackerSettings
 from crashproof.tracking.tracker import ProgressTracker
@@ -52,6 +52,8 @@ class TrainingProgressContext:
         session_id: str | None = None,
         *,
         on_config_change: OnConfigChange | str = OnConfigChange.ARCHIVE,
+        ignore_config_keys: Sequence[str] = (),
+        config_defaults: Mapping[str, Any] | None = None,
         fresh: bool = False,
         settings: TrackerSettings | None = None,
         clock: Clock = SYSTEM_CLOCK,
@@ -70,6 +72,8 @@ class TrainingProgressContext:
         self._session_id = session_id
         self._checkpoint_counter = 0
         self._on_config_change = on_config_change
+        self._ignore_config_keys = ignore_config_keys
+        self._config_defaults = config_defaults
         self._fresh = fresh
         self._settings = settings
         self._clock = clock
@@ -110,6 +114,8 @@ class TrainingProgressContext:
                 self._total_steps,
                 self._session_id,
                 on_config_change=self._on_config_change,
+                ignore_config_keys=self._ignore_config_keys,
+                config_defaults=self._config_defaults,
                 fresh=self._fresh,
                 settings=self._settings,
                 clock=self._clock,
@@ -219,18 +225,22 @@ def setup_progress_tracking(
     total_steps: int,
     is_main_process: bool = True,
     session_id: str | None = None,
+    *,
+    ignore_config_keys: Sequence[str] = (),
 ) -> TrainingProgressContext:
     """A context to enter later, for loops that cannot be indented."""
-    return TrainingProgressContext(config, output_dir, total_steps, is_main_process, session_id)
+    return TrainingProgressContext(
+        config, output_dir, total_steps, is_main_process, session_id, ignore_config_keys=ignore_config_keys
+    )
 
 
 def get_recovery_checkpoint(
-    output_dir: str | Path, config: Mapping[str, Any] | None = None
+    output_dir: str | Path, config: Mapping[str, Any] | None = None, *, ignore_config_keys: Sequence[str] = ()
 ) -> tuple[Path, int] | None:
     """The checkpoint to resume from and the samples consumed at it, or None for a fresh start.
 
     Changes nothing, needs no lock, and may be called in every process. With `config`, a run with another config has
-    no checkpoint to offer, as it is about to be archived.
+    no checkpoint to offer, as it is about to be archived; `ignore_config_keys` are those of the tracker.
 
     Raises:
         NoUsableCheckpoint: some were recorded, but none can be used.
@@ -241,8 +251,10 @@ def get_recovery_checkpoint(
     if session is None:
         return None
     # An adopted session has no config yet: the next start continues it, whatever its config.
-    if config is not None and session.config_hash and is_another_run(session.config, canonical_config(config)):
-        return None
+    if config is not None and session.config_hash:
+        rules = IdentityRules.of(ignore_config_keys)
+        if is_another_run(session.config, canonical_config(config), rules):
+            return None
     choice = choose_for(session, folder)
     if choice is None:
         return None

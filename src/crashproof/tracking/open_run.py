@@ -42,7 +42,7 @@ from crashproof.records.session import TrainingSession
 from crashproof.records.snapshots import JournalMark
 from crashproof.records.states import OnConfigChange
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
-from crashproof.rules.identity import changed_keys, is_another_run
+from crashproof.rules.identity import NO_DIFFERENCE, Comparison, compare_configs
 from crashproof.rules.session import apply_event
 from crashproof.tracking.requested_session import RequestedSession
 
@@ -107,10 +107,11 @@ def _find_session(
 ) -> tuple[RunState, list[str], dict[str, list[Damage]]]:
     """Read the run, and begin a session if needed; return the state, the changed config keys and the damage."""
     state, damages = _recover(folder, disk)
-    changed: list[str] = []
+    found = NO_DIFFERENCE
     if state.session is not None and state.session.config_hash:
-        changed = changed_keys(state.session.config, requested.config)
-    if state.session is not None and _begins_anew(folder, state.session, requested, changed):
+        found = compare_configs(state.session.config, requested.config, requested.rules)
+    changed = [*found.changed, *found.not_counting]
+    if state.session is not None and _begins_anew(folder, state.session, requested, found):
         _archive(folder, state.session.session_id, state.session, disk)
         state, changed = RunState(session=None), []
     # A session without a config (adopted, or its first line was lost) gets that of the first start that has one.
@@ -191,31 +192,49 @@ def _repair_journals(folder: RunFolder, state: RunState, disk: Disk) -> dict[str
     return damages
 
 
-def _begins_anew(
-    folder: RunFolder, session: TrainingSession, requested: RequestedSession, changed: list[str]
-) -> bool:
+def _begins_anew(folder: RunFolder, session: TrainingSession, requested: RequestedSession, found: Comparison) -> bool:
     if requested.is_fresh:
         log.warning(
             "A new session begins, as requested; session %s is moved to %s.", session.session_id, folder.archive
         )
         return True
-    if not changed:
-        return False
-    if not is_another_run(session.config, requested.config):
-        log.warning("Only secrets have changed (%s); session %s continues.", "; ".join(changed), session.session_id)
+    changed = "; ".join(found.changed)
+    if not found.is_another_run:
+        _tell_what_does_not_count(session, found, changed)
         return False
     if requested.on_config_change == OnConfigChange.ERROR:
-        raise ConfigChanged(folder.root, changed=changed)
+        raise ConfigChanged(folder.root, changed=found.changed, how_to_keep=found.how_to_keep)
     if requested.on_config_change == OnConfigChange.CONTINUE:
-        log.warning("The config has changed (%s); session %s continues.", "; ".join(changed), session.session_id)
+        log.warning("The config has changed (%s); session %s continues.", changed, session.session_id)
+        _warn_of_consequences(found)
         return False
     log.warning(
-        "The config has changed (%s). Session %s is moved to %s with its checkpoints; a new one begins.",
-        "; ".join(changed),
+        "The config has changed (%s). Session %s is moved to %s with its checkpoints; a new one begins. "
+        "To continue instead, pass %s.",
+        changed,
         session.session_id,
         folder.archive,
+        found.how_to_keep,
     )
     return True
+
+
+def _tell_what_does_not_count(session: TrainingSession, found: Comparison, changed: str) -> None:
+    if changed:
+        log.warning("Only secrets have changed (%s); session %s continues.", changed, session.session_id)
+    if found.not_counting:
+        log.info(
+            "Config keys that do not count have changed: %s. Session %s continues.",
+            "; ".join(found.not_counting),
+            session.session_id,
+        )
+    _warn_of_consequences(found)
+
+
+def _warn_of_consequences(found: Comparison) -> None:
+    # The event of the change makes this the known config, so that the next start has nothing to say.
+    for note in found.notes:
+        log.warning("%s.", note)
 
 
 def _archive(folder: RunFolder, session_id: str, session: TrainingSession | None, disk: Disk) -> None:

@@ -11,7 +11,7 @@ from crashproof.disk.run_folder import is_folder_name
 from crashproof.errors import ConfigError, InvalidMetric
 from crashproof.records.checksummed_line import MAX_NESTING
 from crashproof.records.states import OnConfigChange, SessionKind
-from crashproof.rules.identity import canonical_config, config_hash
+from crashproof.rules.identity import IdentityRules, canonical_config, config_hash
 from crashproof.scalars import as_int
 
 __all__ = ["RequestedSession", "new_session_id"]
@@ -31,6 +31,8 @@ class RequestedSession:
     """Canonical, without secrets."""
     config_hash: str
     """Empty if the caller has no config: the session keeps its own, or waits for one."""
+    rules: IdentityRules
+    """What the caller knows of the config's keys."""
     kind: SessionKind
     """For a new session."""
     total_steps: int
@@ -46,6 +48,7 @@ class RequestedSession:
         *,
         session_id: str | None,
         on_config_change: OnConfigChange | str,
+        rules: IdentityRules,
         is_fresh: bool,
         kind: SessionKind,
     ) -> RequestedSession:
@@ -75,6 +78,7 @@ class RequestedSession:
             session_id=session_id or new_session_id(),
             config=canonical,
             config_hash=config_hash(canonical),
+            rules=rules,
             kind=kind,
             total_steps=num_steps,
             on_config_change=_parse_on_config_change(on_config_change),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from crashproof.records.requests import Spending
 from crashproof.records.session import TrainingSession
 from crashproof.records.states import AttemptState, OnConfigChange, SessionKind
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
+from crashproof.rules.identity import IdentityRules
 from crashproof.rules.pace import estimate_remaining
 from crashproof.rules.secrets.texts import without_secrets
 from crashproof.rules.stopwatch import StandstillDetector
@@ -73,6 +74,8 @@ class ProgressTracker:
         session_id: str | None = None,
         *,
         on_config_change: OnConfigChange | str = OnConfigChange.ARCHIVE,
+        ignore_config_keys: Sequence[str] = (),
+        config_defaults: Mapping[str, Any] | None = None,
         fresh: bool = False,
         kind: SessionKind = SessionKind.TRAINING,
         settings: TrackerSettings | None = None,
@@ -83,10 +86,13 @@ class ProgressTracker:
 
         Args:
             output_dir: The progress folder itself.
-            config: The identity of the run; `rules/identity.py` has the keys that do not matter.
+            config: The identity of the run; `rules/identity/table.py` has the keys that do not count.
             total_steps: Optimizer steps to train, at least 1.
             session_id: Name of a new session; one that exists keeps its own.
             on_config_change: `archive` (archive the old session and begin a new one), `continue` or `error`.
+            ignore_config_keys: Further dotted keys that do not count, or patterns such as `wandb_*` and
+                `data.*.path`; one that names a section covers all in it.
+            config_defaults: What the absence of a key means, for keys that a library's next version may add.
             fresh: Begin a new session even if the config is the same.
             kind: What the steps of a new session are.
             settings: Intervals, limits, retention and alerts.
@@ -97,8 +103,8 @@ class ProgressTracker:
             RunInUse: another live process writes this run.
             ConfigChanged: the config differs and `on_config_change` is `error`.
             NewerFormat: the run was written by a newer version; nothing was changed.
-            ConfigError: `config` is not a mapping, `total_steps` not a whole number of at least 1, or `session_id`
-                cannot name a folder.
+            ConfigError: `config` is not a mapping, `total_steps` not a whole number of at least 1, `session_id`
+                cannot name a folder, or `ignore_config_keys` is no list of texts.
             DiskFull, StorageUnwritable: the folder cannot be written.
         """
         self._settings = settings or TrackerSettings()
@@ -106,7 +112,13 @@ class ProgressTracker:
         self._disk = disk
         self._folder = RunFolder(Path(output_dir))
         requested = RequestedSession.from_arguments(
-            config, total_steps, session_id=session_id, on_config_change=on_config_change, is_fresh=fresh, kind=kind
+            config,
+            total_steps,
+            session_id=session_id,
+            on_config_change=on_config_change,
+            rules=IdentityRules.of(ignore_config_keys, config_defaults),
+            is_fresh=fresh,
+            kind=kind,
         )
         run = open_run(self._folder, requested, clock=clock, disk=disk)
         self._guard = RunGuard(self._folder.root, run.lock)

@@ -88,8 +88,10 @@ def test_the_hash_tells_configs_apart():
         pytest.param({"lr": 0.1}, {}, ["lr: 0.1 → (absent)"], id="key-removed"),
         pytest.param({"b": 1, "a": "x"}, {"b": 2, "a": "y"}, ['a: "x" → "y"', "b: 1 → 2"], id="sorted-by-key"),
         pytest.param({"a": [1, 2]}, {"a": [2, 1]}, ["a: [1,2] → [2,1]"], id="order-of-a-list"),
-        pytest.param({"a": {}}, {}, ["a: {} → (absent)"], id="empty-section"),
-        pytest.param({"a": None}, {}, ["a: null → (absent)"], id="null-is-not-absent"),
+        pytest.param({"a": {}}, {}, [], id="empty-section"),
+        pytest.param({"a": None}, {}, [], id="null-is-absent"),
+        pytest.param({"a": 0}, {}, ["a: 0 → (absent)"], id="zero-is-not-absent"),
+        pytest.param({"a": None}, {"a": False}, ["a: null → false"], id="null-is-not-false"),
         pytest.param({"a": {"b": 1}}, {"a": 2}, ["a: (absent) → 2", "a.b: 1 → (absent)"], id="section-to-value"),
     ],
 )
@@ -115,7 +117,7 @@ def test_how_long_to_train_does_not_matter(section, key):
     [
         pytest.param({"schedule": {"steps": 10}}, {"schedule": {"steps": 20}}, id="length-of-a-schedule"),
         pytest.param({"train": {"progress": 1}}, {"train": {"progress": 2}}, id="section-name-further-down"),
-        pytest.param({"progress_bar": 1}, {"progress_bar": 2}, id="longer-name"),
+        pytest.param({"progress_ratio": 1}, {"progress_ratio": 2}, id="longer-name"),
     ],
 )
 def test_similar_keys_elsewhere_do_matter(before, after):

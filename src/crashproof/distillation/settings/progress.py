@@ -124,4 +124,6 @@ class ProgressConfig(Section):
     """Held-out prompts that the student answers in an evaluation; perplexity is over all held-out data."""
     eval_every: int | None = Field(default=None, ge=1)
     """Optimizer steps between evaluations on held-out data; the last step then has one too."""
+    ignore_config_keys: tuple[str, ...] = ()
+    """Further dotted keys, or patterns, whose change continues the run instead of beginning a new one."""
     alerts: AlertsConfig = AlertsConfig()

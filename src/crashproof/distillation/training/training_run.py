@@ -81,6 +81,7 @@ class TrainingRun:
             output_dir=self._output_dir,
             total_steps=config.train.steps,
             is_main_process=ranks.is_main,
+            ignore_config_keys=config.progress.ignore_config_keys,
             fresh=resume == "never",
             settings=TrackerSettings(
                 keep=config.progress.keep.rule(),

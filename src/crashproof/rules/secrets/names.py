@@ -6,7 +6,15 @@ import re
 from enum import StrEnum, auto
 from functools import lru_cache
 
-__all__ = ["NameKind", "is_secret_text", "kind_of_name", "looks_random", "reads_as_words"]
+__all__ = [
+    "NameKind",
+    "is_certain_secret",
+    "is_secret_text",
+    "kind_of_name",
+    "looks_random",
+    "may_name_setting",
+    "reads_as_words",
+]
 
 
 class NameKind(StrEnum):
@@ -72,7 +80,8 @@ _JOINED = re.compile(
 _LONGEST_NAME = 200
 
 _WORDLIKE = re.compile(r"[A-Z]?[a-z]{1,14}|[A-Z]{1,6}|[a-z]?[0-9]{1,8}[A-Za-z]{0,2}")
-_BETWEEN_WORDS = re.compile(r"[-_./:\\ ]+")
+_BETWEEN_WORDS = re.compile(r"[-_./:,\\ ]+")
+_LIKE_KEY = re.compile(r"(?=[^0-9]*[0-9])[\w.~+/=-]+", re.ASCII)
 _REFERENCE = re.compile(r"env:\w+|\$\{[\w.:]+\}|\{\{[^{}]*\}\}|\*+|\$[A-Z][A-Z0-9_]*")
 _SPECIAL_TOKEN = re.compile(r"<[^<>\s]*>|\[[A-Za-z_]+\]|</?s>")
 _SETTINGS = _set(
@@ -80,6 +89,7 @@ _SETTINGS = _set(
     "token true yes"
 )
 _LEAST_RANDOM = 16
+_MAY_NAME_SETTINGS = _set("auth cookie cookies secret secrets token tokens")
 
 
 @lru_cache(maxsize=1024)
@@ -116,6 +126,19 @@ def is_secret_text(name: str, value: str) -> bool:
     if text.lower() in _SETTINGS or _SPECIAL_TOKEN.fullmatch(text):
         return False
     return kind is NameKind.SECRET or looks_random(text)
+
+
+def is_certain_secret(name: str, value: str) -> bool:
+    """Whether a text that is hidden under a name is no setting: under `token`, only what looks like a key."""
+    kind = kind_of_name(name)
+    if kind is NameKind.DOUBTFUL or (kind is NameKind.SECRET and may_name_setting(name)):
+        return looks_random(value) and _LIKE_KEY.fullmatch(value) is not None
+    return True
+
+
+def may_name_setting(name: str) -> bool:
+    """Whether a name alone, such as `token` or `cookies`, may also be that of a setting."""
+    return name.lower().lstrip("-") in _MAY_NAME_SETTINGS
 
 
 def looks_random(text: str) -> bool:

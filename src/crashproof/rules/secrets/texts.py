@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
-from crashproof.rules.secrets.names import NameKind, is_secret_text, kind_of_name, looks_random, reads_as_words
+from crashproof.rules.secrets.names import (
+    NameKind,
+    is_certain_secret,
+    is_secret_text,
+    kind_of_name,
+    looks_random,
+    reads_as_words,
+)
 from crashproof.rules.secrets.placeholder import PLACEHOLDER, hidden
 
 __all__ = ["hide_secrets", "is_option", "without_secrets"]
 
-Placeholder = Callable[[str], str]
-"""What stands in place of a secret."""
+
+class Placeholder(Protocol):
+    """What stands in place of a secret."""
+
+    def __call__(self, secret: str, *, is_certain: bool = True) -> str:
+        """The placeholder of a text that certainly is a secret, or that may be a setting."""
+        ...
+
 
 # A key may follow an escape: a line break in JSON, or a space in an address.
 _BEGINNING = r"(?:(?<![A-Za-z0-9])|(?<=\\[bfnrt])|(?<=%[0-9A-Fa-f]{2})|(?<=\\u[0-9A-Fa-f]{4}))"
@@ -142,14 +156,14 @@ def _replace_group(match: re.Match[str], placeholder: Placeholder) -> str:
 def _hide_assigned(text: str, placeholder: Placeholder) -> str:
     pieces: list[str] = []
     done = 0
-    for start, end in _assigned_secrets(text):
-        pieces += text[done:start], placeholder(text[start:end])
+    for start, end, is_certain in _assigned_secrets(text):
+        pieces += text[done:start], placeholder(text[start:end], is_certain=is_certain)
         done = end
     return "".join([*pieces, text[done:]])
 
 
-def _assigned_secrets(text: str) -> Iterator[tuple[int, int]]:
-    """Where the secrets are that follow their names, as in `api_key=…`, `"password": "…"` and `--token …`."""
+def _assigned_secrets(text: str) -> Iterator[tuple[int, int, bool]]:
+    """Where the secrets are that follow their names, as in `api_key=…`, and whether each is certainly one."""
     position = 0
     while match := _NAME.search(text, position):
         position = match.end()
@@ -162,8 +176,9 @@ def _assigned_secrets(text: str) -> Iterator[tuple[int, int]]:
         end = len(text) if is_certain else min(len(text), position + _LONGEST_DOUBTFUL)
         found = _value_at(text, match, end)
         if found is not None and _is_assigned_secret(text, match, *found, takes_groups=is_certain):
-            yield found
-            position = found[1]
+            start, end = found
+            yield start, end, is_certain_secret(name, text[start:end])
+            position = end
 
 
 def _value_at(text: str, name: re.Match[str], limit: int) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""The identity of a run: its config."""
+"""A config as plain values, without secrets."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from typing import Any
 
 import msgspec
 
-from crashproof.rules.secrets.names import NameKind, is_secret_text, kind_of_name, reads_as_words
-from crashproof.rules.secrets.placeholder import PLACEHOLDER, hidden_with_digest, without_digests
+from crashproof.rules.secrets.names import (
+    NameKind,
+    is_certain_secret,
+    is_secret_text,
+    kind_of_name,
+    may_name_setting,
+    reads_as_words,
+)
+from crashproof.rules.secrets.placeholder import PLACEHOLDER, hidden_with_digest
 from crashproof.rules.secrets.texts import hide_secrets, is_option
 
-__all__ = ["canonical_config", "changed_keys", "config_hash", "config_leaves", "is_another_run"]
-
-_CANNOT_CHANGE_THE_RESULT = frozenset({"progress", "logging", "log", "output_dir", "run_name", "resume"})
-"""Top-level sections about where to write, how to log, and when to save."""
-
-_LENGTHS = frozenset({"steps", "total_steps", "max_steps", "num_steps", "train_steps"})
-"""The length of the training: a run that is extended or shortened stays the same run."""
+__all__ = ["canonical_config", "config_hash", "config_leaves"]
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _SECRETS_AND_WORDS = frozenset({"auth", "cookie", "secret", "token"})
@@ -43,26 +44,13 @@ def canonical_config(config: Mapping[str, object]) -> dict[str, Any]:
         name = hide_secrets(str(key), hidden_with_digest)
         while name in canonical:
             name += "'"
-        canonical[name] = _hide(value) if is_secret else _canonical(value)
+        canonical[name] = _hide(str(key), value) if is_secret else _canonical(value)
     return canonical
 
 
 def config_hash(config: dict[str, Any]) -> str:
     """SHA-256 over the canonical JSON of a canonical config: keys sorted, no spaces, shortest floats."""
     return hashlib.sha256(msgspec.json.encode(config, order="sorted")).hexdigest()
-
-
-def changed_keys(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """The changes that make two canonical configs different runs: `train.batch_size: 32 → 64`, sorted by key.
-
-    A new value of a secret is `train.api_key: changed (hidden)`, if it was long enough to be noticed.
-    """
-    return [f"{name}: {change}" for name, change in _changes(before, after)]
-
-
-def is_another_run(before: dict[str, Any], after: dict[str, Any]) -> bool:
-    """Whether two canonical configs differ in more than the values of secrets: a renewed key makes no new run."""
-    return any(change != _HIDDEN_CHANGE for _, change in _changes(before, after))
 
 
 def config_leaves(config: object, name: str = "") -> Iterator[tuple[str, object]]:
@@ -72,20 +60,6 @@ def config_leaves(config: object, name: str = "") -> Iterator[tuple[str, object]
             yield from config_leaves(value, f"{name}.{key}" if name else key)
     else:
         yield name, config
-
-
-_ABSENT = object()
-_HIDDEN_CHANGE = "changed (hidden)"
-
-
-def _changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    # An earlier version may have hidden less.
-    old, new = dict(config_leaves(canonical_config(before))), dict(config_leaves(canonical_config(after)))
-    for name in sorted(old.keys() | new.keys()):
-        if not _matters(name) or old.get(name, _ABSENT) == new.get(name, _ABSENT):
-            continue
-        shown = _show(old, name), _show(new, name)
-        yield name, _HIDDEN_CHANGE if shown[0] == shown[1] else f"{shown[0]} → {shown[1]}"
 
 
 def _canonical(value: object) -> object:
@@ -115,7 +89,7 @@ def _canonical_list(config: Sequence[object]) -> list[object]:
         if isinstance(before, str) and (
             _is_value_of_option(before, value) or (len(config) == 2 and _is_pair(before, value))
         ):
-            canonical[place] = _hide(value)
+            canonical[place] = _hide(before, value)
     return canonical
 
 
@@ -129,10 +103,13 @@ def _is_pair(name: str, value: object) -> bool:
     return _is_secret(name, value) and not are_words
 
 
-def _hide(value: object) -> str:
+def _hide(name: str, value: object) -> str:
     if isinstance(value, str):
-        return value if PLACEHOLDER.fullmatch(value) else hidden_with_digest(value)
-    return hidden_with_digest(msgspec.json.encode(_canonical(value), order="sorted").decode())
+        if PLACEHOLDER.fullmatch(value):
+            return value
+        return hidden_with_digest(value, is_certain=is_certain_secret(name, value))
+    text = msgspec.json.encode(_canonical(value), order="sorted").decode()
+    return hidden_with_digest(text, is_certain=not may_name_setting(name))
 
 
 def _is_secret(name: str, value: object) -> bool:
@@ -144,16 +121,15 @@ def _is_secret(name: str, value: object) -> bool:
     kind = kind_of_name(name)
     if isinstance(value, (int, float)):
         return kind is NameKind.PASSWORD
+    if may_name_setting(name) and not _has_text(value):
+        # Such as `tokens: {max: 4096}`.
+        return False
     return kind in (NameKind.SECRET, NameKind.PASSWORD) and not (isinstance(value, Sized) and not len(value))
 
 
-def _matters(name: str) -> bool:
-    keys = name.split(".")
-    if keys[0] in _CANNOT_CHANGE_THE_RESULT:
-        return False
-    is_a_length = keys[-1] in _LENGTHS and (len(keys) == 1 or keys[:-1] in (["train"], ["training"], ["trainer"]))
-    return not is_a_length
-
-
-def _show(leaves: dict[str, object], name: str) -> str:
-    return without_digests(msgspec.json.encode(leaves[name]).decode()) if name in leaves else "(absent)"
+def _has_text(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_text, value.values()))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return any(map(_has_text, value))
+    return value is not None and not isinstance(value, (bool, int, float))
