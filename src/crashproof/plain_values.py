@@ -84,9 +84,10 @@ _FIELD_NAMES: tuple[Callable[[type], Iterable[str] | None], ...] = (
 
 
 def distinct_names(fields: Mapping[Any, object]) -> list[tuple[str, object]]:
-    """The fields by names that are text and distinct: of keys with the same text, such as `1` and `"1"`, one is marked.
+    """The fields by names that are text and distinct.
 
-    Which one does not depend on their order: a key that is text keeps its name.
+    Of keys with the same text, such as `1` and `"1"`, one is marked. Which one does not depend on their order: a key
+    that is text keeps its name.
     """
     items = list(fields.items())
     names = [as_text(key) for key, _ in items]

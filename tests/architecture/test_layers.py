@@ -22,6 +22,7 @@ LAYERS = {
         {"clock", "errors", "formatting", "strict_yaml", "threads"},
         {"json_lines", "notices", "optional_dependencies", "plain_values"},
         {"scalars"},
+        {"odd_values"},
         {"records"},
         {"disk", "rules"},
         {"answers", "checkpoints", "reading"},
