@@ -105,7 +105,7 @@ def recorded(run_dir: Path) -> dict[str, Any]:
         pytest.param(torch.zeros(1000), {}, id="large-tensor"),
         pytest.param(torch.zeros(1, device="meta"), {}, id="tensor-without-data"),
         pytest.param(np.zeros((0, 3)), {}, id="empty-array"),
-        pytest.param(datetime.datetime(2024, 1, 1), {}, id="date"),
+        pytest.param(datetime.date(2024, 1, 1), {}, id="date"),
         pytest.param(Path("results.json"), {}, id="path"),
         pytest.param(print, {}, id="function"),
         pytest.param((each for each in [0.5]), {}, id="generator"),
