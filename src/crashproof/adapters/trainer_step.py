@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from crashproof.adapters.batches import num_samples, num_tokens
+from crashproof.adapters.step_values import learning_rate_of, scalar_loss
 from crashproof.errors import InvalidMetric
 from crashproof.notices import Notices
 from crashproof.odd_values import OddValues
@@ -70,26 +71,16 @@ class TrainerStep:
 
     def add_loss(self, loss: object) -> None:
         """Add the loss of a batch; nothing if it is none."""
-        if not isinstance(loss, Tensor):
-            number = self._odd_values.number(loss, "loss", recorded="It is not added to the step's.")
-            if number is None:
-                return
-            loss = torch.as_tensor(number)
-        loss = loss.detach()
-        if loss.numel() != 1:
-            self._notices.warn("mean", "training_step returned %d losses: their mean is recorded.", loss.numel())
-            loss = loss.float().mean()
+        number = scalar_loss(loss, self._notices)
+        if number is None:
+            return
         if self._loss is None:
-            self._loss = torch.zeros((), device=loss.device)
-        self._loss = self._loss + loss.reshape(())
+            self._loss = torch.zeros((), device=number.device)
+        self._loss = self._loss + number
 
     def note_learning_rate(self, optimizer: Any) -> None:
-        """Note the learning rate before the schedule changes it; some optimizers have none."""
-        try:
-            rate = optimizer.param_groups[0]["lr"]
-            self.learning_rate = rate.detach().clone() if isinstance(rate, Tensor) else as_float(rate, "lr")
-        except (AttributeError, InvalidMetric, LookupError, TypeError):
-            self._notices.warn("rate", "%s has no learning rate: recording 0.", type(optimizer).__name__)
+        """Note the learning rate before the schedule changes it."""
+        self.learning_rate = learning_rate_of(optimizer, self._notices)
 
     def note_logs(self, logs: object) -> None:
         """Note what the program logs beside what a Trainer does, as a component of the next step's loss."""
