@@ -1,7 +1,7 @@
 """Accept what training loops pass by accident.
 
-A value that is no number costs its own record and nothing else: training continues, and the log says once, by name,
-what was left out and what to pass instead.
+A value that is not a number costs its own record and nothing else: training continues, and the log says once, by
+name, what was left out and what to pass instead.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class OddValues:
         ]
         if left_out:
             log.warning(
-                "Recording %s without what is no number: %s. Pass floats, 0-d tensors, or mappings of them.",
+                "Recording %s without what is not a number: %s. Pass floats, 0-d tensors, or mappings of them.",
                 what,
                 _listed(left_out),
             )

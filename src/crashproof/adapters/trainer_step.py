@@ -22,7 +22,7 @@ __all__ = ["TrainerStep", "evaluation_results"]
 log = logging.getLogger("crashproof")
 
 _OWN_LOGS = frozenset({"loss", "grad_norm", "learning_rate", "epoch", "step", "total_flos", "num_input_tokens_seen"})
-"""What a Trainer logs by itself: recorded as fields of the step, or of no use."""
+"""What a Trainer logs by itself: recorded as fields of the step, or not worth recording."""
 _OWN_PREFIXES = ("train_", "eval_", "test_")
 _NO_RESULTS = ("_runtime", "_per_second", "epoch")
 """Endings of what an evaluation reports besides its results."""

@@ -259,7 +259,7 @@ def calculate_metrics_from_step(
 ) -> tuple[float, dict[str, float], float]:
     """Plain numbers of a step: the loss, its components by name, and the learning rate.
 
-    Without `loss_dict` the components are `{"total": loss}`; nested ones are named `outer/inner`, and what is no
+    Without `loss_dict` the components are `{"total": loss}`; nested ones are named `outer/inner`, and what is not a
     number is left out. Without `scheduler` the learning rate is 0.0. A tensor on a device is waited for here; to
     avoid that, pass it to `update_metrics` itself.
 

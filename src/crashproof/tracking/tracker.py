@@ -187,8 +187,8 @@ class ProgressTracker:
         Numbers may be floats, decimals, NumPy scalars or 0-d tensors. One on a CUDA device is not waited for: its
         line is written once the number has arrived, in step order. While the disk is full, lines wait in memory.
 
-        A value that is no number does not end a training: it is left out, and the log says so once, by name. A step
-        without a loss counts, and is no step with a NaN loss.
+        A value that is not a number does not end a training: it is left out, and the log says so once, by name. A
+        step without a loss counts, and is not a step with a NaN loss.
 
         Args:
             step: Optimizer steps done, this one included.
@@ -302,7 +302,7 @@ class ProgressTracker:
         Args:
             step: Optimizer steps done.
             results: Numbers by name, such as `{"perplexity": 12.5}`; nested ones are recorded as `outer/inner`, and
-                what is no number is left out and named once in the log.
+                what is not a number is left out and named once in the log.
             seconds: How long training stood still for it; this does not count as productive time.
 
         Raises:
