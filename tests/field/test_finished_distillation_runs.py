@@ -11,7 +11,7 @@ from crashproof import RunReader
 from training.distill_kd import main
 
 CONFIG = """
-model: {vocab_size: 64, d_model: 16}
+model: {vocab_size: 1024, d_model: 16}
 train: {batch_size: 2, steps: 4}
 data: {held_out: 0.25}
 progress: {checkpoint_interval: 2, eval_every: 3}
