@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,16 +21,29 @@ progress: {checkpoint_interval: 2, eval_every: 3}
 """
 
 
-@pytest.fixture
-def start(tmp_path: Path):
-    config = tmp_path / "c.yaml"
+Start = Callable[..., int]
+
+
+def start_in(folder: Path, *overrides: str) -> int:
+    """The same command at every start."""
+    config = folder / "c.yaml"
     config.write_text(CONFIG)
+    return main("kd", ["--config", str(config), "--output-dir", str(folder / "out"), "teacher.steps=2", *overrides])
 
-    def starts(*overrides: str) -> int:
-        arguments = ["--config", str(config), "--output-dir", str(tmp_path / "out"), "teacher.steps=2", *overrides]
-        return main("kd", arguments)
 
-    return starts
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was trained to its end, to be copied."""
+    folder = tmp_path_factory.mktemp("finished")
+    start_in(folder)
+    return folder / "out"
+
+
+@pytest.fixture
+def start(finished: Path, tmp_path: Path) -> Start:
+    """Starts the command again in a copy of the finished run."""
+    shutil.copytree(finished, tmp_path / "out")
+    return partial(start_in, tmp_path)
 
 
 def evaluated(out: Path) -> list[int]:
@@ -44,7 +60,6 @@ def drop_last_evaluation(progress: Path) -> None:
 
 
 def test_nothing_is_trained_and_the_student_is_saved_again(start, tmp_path):
-    start()
     steps = len(list(RunReader.open(tmp_path / "out").all_updates()))
     for path in (tmp_path / "out").glob("student_*/*"):
         path.unlink()
@@ -56,14 +71,11 @@ def test_nothing_is_trained_and_the_student_is_saved_again(start, tmp_path):
 
 
 def test_a_lowered_target_trains_nothing(start, tmp_path):
-    start()
-
     assert 0 == start("train.steps=2")
     assert [1, 2, 3, 4] == [line.step for line in RunReader.open(tmp_path / "out").history()]
 
 
 def test_the_evaluation_at_the_end_that_a_kill_prevented_takes_place(start, tmp_path):
-    start()
     drop_last_evaluation(tmp_path / "out" / "progress")
     assert [3] == evaluated(tmp_path / "out")
 
