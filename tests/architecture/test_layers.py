@@ -20,7 +20,9 @@ MODULES = sorted(SOURCES.rglob("*.py"))
 LAYERS = {
     "": [
         {"clock", "errors", "formatting", "strict_yaml", "threads"},
-        {"json_lines", "optional_dependencies", "scalars"},
+        {"json_lines", "notices", "optional_dependencies", "plain_values"},
+        {"scalars"},
+        {"odd_values"},
         {"records"},
         {"disk", "rules"},
         {"answers", "checkpoints", "reading"},

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -28,6 +29,8 @@ from crashproof.scalars import as_float, as_int, is_on_device, start_copy
         pytest.param(torch.tensor(2.5, requires_grad=True), 2.5, id="tensor-with-gradient"),
         pytest.param(torch.tensor(2.5, dtype=torch.bfloat16), 2.5, id="half-precision-tensor"),
         pytest.param(-math.inf, -math.inf, id="infinity"),
+        pytest.param(Decimal("2.5"), 2.5, id="decimal"),
+        pytest.param(Fraction(5, 2), 2.5, id="fraction"),
     ],
 )
 def test_whatever_holds_one_number_becomes_a_float(value, expected):
@@ -50,7 +53,8 @@ def test_nan_stays_nan():
         pytest.param(torch.zeros(2, 2), id="matrix"),
         pytest.param(1 + 2j, id="complex"),
         pytest.param(np.complex64(1), id="numpy-complex"),
-        pytest.param(Decimal("2.5"), id="decimal"),
+        pytest.param(np.str_("2.5"), id="numpy-text"),
+        pytest.param(b"2.5", id="bytes"),
         pytest.param(10**400, id="int-beyond-floats"),
     ],
 )

@@ -16,7 +16,8 @@ In the loop, `accelerator.log({"loss": loss, "learning_rate": rate}, step=step)`
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,10 @@ from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.disk.atomic import partial_name, write_folder_atomically
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.errors import ConfigError
+from crashproof.notices import Notices
+from crashproof.odd_values import OddValues
 from crashproof.optional_dependencies import require_versions
+from crashproof.plain_values import named_fields
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.tracking.settings import TrackerSettings
 from crashproof.tracking.tracker import ProgressTracker
@@ -42,6 +46,9 @@ log = logging.getLogger("crashproof")
 
 _LEARNING_RATES = ("learning_rate", "lr")
 _COUNTS = ("samples", "tokens")
+_WORD = re.compile(r"[a-z]+")
+_OF_AN_EVALUATION = frozenset({"dev", "eval", "evaluation", "test", "val", "valid", "validation"})
+_OF_TRAINING = frozenset({"loss", "total", "train", "training"})
 
 
 class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate brings no types along.
@@ -91,6 +98,9 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
         self._tracker: ProgressTracker | None = None
         self._ends_as = "completed"
         self._knows_where_to_resume = False
+        self._has_ended = False
+        self._notices = Notices()
+        self._odd_values = OddValues()
 
     @property
     def tracker(self) -> ProgressTracker | None:
@@ -99,54 +109,64 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
 
     @on_main_process  # type: ignore[untyped-decorator]
     def store_init_configuration(self, values: dict[str, object]) -> None:
-        """Open the run with its config.
+        """Open the run with its config, or again after its end; while it is open, a second call changes nothing.
 
         Raises:
             ConfigChanged: the config differs and `on_config_change` is `error`.
             OtherRun: the folder holds the run of another program.
             RunInUse: another live process writes the run.
         """
+        if self._tracker is not None and not self._has_ended:
+            self._notices.warn("config", "init_trackers was called again: the run keeps its config.")
+            return
         self._run.take_up()
-        self._tracker = self._run.open(values, self._total_steps)
+        self._tracker = self._run.open(named_fields(values) or {}, self._total_steps)
+        self._has_ended, self._ends_as = False, "completed"
 
     @on_main_process  # type: ignore[untyped-decorator]
     def log(self, values: Mapping[str, Any], step: int | None = None, **kwargs: object) -> None:
-        """Record the metrics of one optimizer step; without a `loss` they are an evaluation.
+        """Record the metrics of one optimizer step; without a loss they are an evaluation.
 
-        `learning_rate` (or `lr`), `samples` and `tokens` have fields of their own; all else is a component of the
-        loss. Log each step once, with everything that belongs to it.
+        The loss is `loss`, or else what is named as one of training, such as `train_loss` or `train/loss`; of several
+        (`d_loss`, `g_loss`) none is the loss of the step. `learning_rate` (or `lr`), `samples` and `tokens` have
+        fields of their own; all else is a component of the loss. Log each step once, with everything that belongs to
+        it. Without `step`, metrics with a loss are those of the next step, and others those of the newest.
+
+        What cannot be recorded is named once in the log, and training continues.
 
         Raises:
-            ConfigError: no step is given, or training begins at step 0 although the run has checkpoints.
-            InvalidMetric: a value is not a number; nothing was recorded.
+            ConfigError: training begins at step 0 although the run has checkpoints.
         """
-        tracker = self._require_open()
-        if step is None:
-            raise ConfigError("Metrics were logged without a step.", hint="Pass accelerator.log(values, step=…).")
+        tracker = self._open_for_logging()
+        if tracker is None:
+            return
         if not self._knows_where_to_resume:
             # A loop that goes on behind the newest checkpoint has loaded it by itself.
-            is_resumed = step > (tracker.session.last_checkpoint_step or 0)
-            self._run.require_resumed(tracker.session, step if is_resumed else 0)
+            newest = tracker.session.last_checkpoint_step or 0
+            self._run.require_resumed(tracker.session, step if step is not None and step > newest else 0)
             self._knows_where_to_resume = True
-        if "loss" not in values:
-            tracker.record_evaluation(step, values)
+        flat = self._odd_values.numbers(values, "logs")
+        losses = _losses_among(flat)
+        num_steps = self._num_steps(step, is_update=bool(losses), newest=tracker.session.steps_completed)
+        if losses:
+            self._record_step(tracker, num_steps, flat, losses)
             return
-        rate = next((values[name] for name in _LEARNING_RATES if name in values), 0.0)
-        own = {"loss", *_LEARNING_RATES, *_COUNTS}
-        tracker.update_metrics(
-            step,
-            values["loss"],
-            {name: value for name, value in values.items() if name not in own},
-            rate,
-            values.get("samples", step * self._samples_per_step),
-            values.get("tokens", 0),
-        )
+        if flat:
+            self._notices.warn(
+                "loss",
+                "Metrics without a loss were logged (%s): they are recorded as an evaluation of step %d, and do not "
+                'advance the run. Pass {"loss": …} to record a step.',
+                ", ".join(list(flat)[:5]),
+                num_steps,
+            )
+        tracker.record_evaluation(num_steps, flat)
 
     @on_main_process  # type: ignore[untyped-decorator]
     def finish(self) -> None:
-        """End the attempt; `accelerator.end_training` calls it."""
+        """End the attempt; `accelerator.end_training` calls it. A second call does nothing."""
         if self._tracker is not None:
             self._tracker.close(self._ends_as)
+            self._has_ended = True
 
     def end_as(self, how: str) -> None:
         """Set how the attempt ends, such as `preempted`."""
@@ -204,6 +224,38 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
         accelerator.wait_for_everyone()
         return path
 
+    def _open_for_logging(self) -> ProgressTracker | None:
+        """The writer; None after the end. A run for which `init_trackers` got no config opens now."""
+        if self._has_ended:
+            self._notices.warn("end", "Metrics were logged after end_training: they are not recorded.")
+            return None
+        if self._tracker is None:
+            log.warning("accelerator.init_trackers got no config: a change of it will go unnoticed. Pass config={…}.")
+            self._tracker = self._run.open_without_config(self._total_steps)
+        return self._tracker
+
+    def _num_steps(self, step: object, *, is_update: bool, newest: int) -> int:
+        """The optimizer steps done, where the caller gave none, or no count."""
+        otherwise = newest + 1 if is_update else newest
+        if step is None:
+            self._notices.warn(
+                "step", "Metrics were logged without a step: steps are counted. Pass accelerator.log(values, step=…)."
+            )
+            return otherwise
+        return self._odd_values.count(step, "step", otherwise=otherwise)
+
+    def _record_step(self, tracker: ProgressTracker, step: int, flat: dict[str, object], losses: list[str]) -> None:
+        rates = [name for name in _LEARNING_RATES if name in flat]
+        own = {*losses[:1], *_COUNTS, *rates} if len(losses) == 1 else {*_COUNTS, *rates}
+        tracker.update_metrics(
+            step,
+            flat[losses[0]] if len(losses) == 1 else None,
+            {name: value for name, value in flat.items() if name not in own},
+            flat[rates[0]] if rates else 0.0,
+            flat.get("samples", step * self._samples_per_step),  # type: ignore[arg-type]  # Any number is converted.
+            flat.get("tokens", 0),  # type: ignore[arg-type]
+        )
+
     def _require_open(self) -> ProgressTracker:
         if self._tracker is None:
             raise ConfigError(
@@ -211,3 +263,12 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
                 hint='Call accelerator.init_trackers("name", config={…}) first, with Accelerator(log_with=tracker).',
             )
         return self._tracker
+
+
+def _losses_among(names: Iterable[str]) -> list[str]:
+    """The name of a step's loss, the names of its losses where none is that of the step, or no name at all."""
+    words = {name: set(_WORD.findall(name.lower())) for name in names}
+    losses = [name for name, found in words.items() if "loss" in found and not found & _OF_AN_EVALUATION]
+    if "loss" in losses:
+        return ["loss"]
+    return [name for name in losses if words[name] <= _OF_TRAINING][:1] or losses

@@ -120,7 +120,20 @@ class DeferredRun:
             OtherRun: the folder holds the run of another program.
             RunInUse: another live process writes the run.
         """
-        identity = {"framework": self.framework, **config}
+        return self._open({"framework": self.framework, **config}, total_steps)
+
+    def open_without_config(self, total_steps: int) -> ProgressTracker:
+        """Open the run for writing with the config that it has, if any.
+
+        Raises:
+            OtherRun: the folder holds the run of another program.
+            RunInUse: another live process writes the run.
+        """
+        session = read_run(self.folder).session
+        known = {} if session is None else session.config
+        return self._open({"framework": self.framework, **known}, total_steps)
+
+    def _open(self, identity: Mapping[str, object], total_steps: int) -> ProgressTracker:
         session = read_run(self.folder).session
         if session is not None:
             require_own_run(self.framework, self.folder, session)

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,7 @@ from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.errors import ConfigError, CrashproofError, DiskFull, RunClosed
 from crashproof.optional_dependencies import require_modules, require_versions
 from crashproof.reading.run_state import read_run
-from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.rules.identity import IdentityRules
-from crashproof.rules.retention import KeepLatest, RetentionRule
-from crashproof.scalars import PendingScalar, is_on_device, start_copy
 from crashproof.tracking.context import TrainingProgressContext
 from crashproof.tracking.settings import TrackerSettings
 from crashproof.tracking.tracker import ProgressTracker
@@ -30,12 +27,11 @@ from crashproof.tracking.tracker import ProgressTracker
 require_modules("transformers", "accelerate", "torch", "transformers")
 require_versions("transformers", {"transformers": "5.20", "accelerate": "1.1"})
 
-import torch
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import TrainOutput
 
+from crashproof.adapters.trainer_settings import require_usable, with_rule
+from crashproof.adapters.trainer_step import TrainerStep, evaluation_results
 from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 
@@ -43,9 +39,7 @@ __all__ = ["CrashproofCallback"]
 
 log = logging.getLogger("crashproof")
 
-_NAME = re.compile(r"checkpoint-(?P<step>\d+)")
-_DEFAULT_FOLDERS = ("trainer_output", "tmp_trainer")
-"""The default output folders of transformers."""
+_NAME = re.compile(r"checkpoint-\d+")
 
 _HOW_NOT_WHAT = (
     # Where to write, how to log, where to report.
@@ -66,12 +60,6 @@ _HOW_NOT_WHAT = (
 """Training arguments, or their prefixes, that do not identify the run."""
 _OF_THE_FILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 """Keys of a model's config that describe how it was stored."""
-_NO_RESULTS = ("_runtime", "_per_second", "epoch")
-"""Endings of what an evaluation reports besides its results."""
-
-
-class _AlreadyComplete(Exception):
-    """The checkpoint that training resumes from is that of the last step."""
 
 
 class CrashproofCallback(TrainerCallback):
@@ -104,7 +92,9 @@ class CrashproofCallback(TrainerCallback):
             ConfigError: the trainer has no `output_dir` of its own, saves in an unsupported way, or has a callback of
                 this kind already.
         """
-        output_dir = _require_usable(trainer)
+        output_dir = require_usable(trainer)
+        if any(isinstance(each, CrashproofCallback) for each in trainer.callback_handler.callbacks):
+            raise ConfigError("The Trainer has a CrashproofCallback already.", hint="Add one to each Trainer.")
         self.was_preempted = False
         """Whether training stopped on request, with its newest step in a checkpoint."""
         self._trainer = trainer
@@ -112,7 +102,7 @@ class CrashproofCallback(TrainerCallback):
         self._on_config_change = on_config_change
         self._ignore_config_keys = ignore_config_keys
         self._config_defaults = _defaults(trainer)
-        self._settings = _with_rule(settings or TrackerSettings(), trainer)
+        self._settings = with_rule(settings or TrackerSettings(), trainer)
         self._run = FrameworkRun(
             framework="transformers",
             output_dir=output_dir,
@@ -126,17 +116,17 @@ class CrashproofCallback(TrainerCallback):
         self._stack = ExitStack()
         self._interrupts = Interrupts()
         self._resumed_from: str | None = None
-        self._loss: Tensor | None = None
-        """The loss of the current step so far: the sum over its parts."""
-        self._learning_rate: Tensor | float = 0.0
-        self._samples = self._tokens = 0
-        self._num_stopping: PendingScalar | float = 0.0
-        """The number of processes with a request to stop, as of the previous step."""
-        self._evaluated: tuple[int, dict[str, float]] = (-1, {})
+        self._trial: object = None
+        """The trial of a hyperparameter search that is trained."""
+        self._step = TrainerStep(trainer)
+        self._is_finished = False
+        """Whether the checkpoint that training resumed from is at the run's end, or past it."""
+        self._evaluated: tuple[int, dict[str, object]] = (-1, {})
         self._idle_since = 0.0
         # Callbacks get the loss only averaged and filtered, and an exception of `train` not at all. These two
-        # methods see both, whatever the class of the trainer.
+        # methods see both, whatever the class of the trainer; the third decides whether there is a next step.
         trainer.training_step = self._wrap_training_step(trainer.training_step)  # type: ignore[method-assign]
+        trainer.get_batch_samples = self._wrap_get_batch_samples(trainer.get_batch_samples)  # type: ignore[method-assign]
         trainer.train = self._wrap_train(trainer.train)  # type: ignore[method-assign]
         trainer.add_callback(self)
 
@@ -194,34 +184,15 @@ class CrashproofCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Open the run."""
-        if state.is_hyper_param_search:
-            raise ConfigError(
-                "A hyperparameter search is many runs, and cannot be recorded as one.",
-                hint="Use CrashproofCallback with trainer.train() alone.",
-            )
         # `auto_find_batch_size` starts over in the middle of `train`.
         if self._progress is None:
-            if state.is_world_process_zero:
-                require_own_run(self._run.framework, self._run.folder, read_run(self._run.folder).session)
-            self._progress = self._stack.enter_context(
-                TrainingProgressContext(
-                    self._run.config,
-                    self._run.output_dir,
-                    state.max_steps,
-                    is_main_process=state.is_world_process_zero,
-                    on_config_change=self._on_config_change,
-                    ignore_config_keys=self._ignore_config_keys,
-                    config_defaults=self._config_defaults,
-                    settings=self._settings,
-                    clock=self._clock,
-                )
-            )
+            self._open(state)
         self._require_same_session()
         self._count_from(state.global_step)
-        self._loss = None
-        if state.global_step >= state.max_steps:
-            # The Trainer looks at the number of steps only after a step, so it would train one more.
-            raise _AlreadyComplete
+        self._is_finished = 0 < state.max_steps <= state.global_step
+        if self._is_finished:
+            control.should_training_stop = True
+            log.info("Nothing is left to train: %s of %s steps are done.", state.global_step, state.max_steps)
         if args.ignore_data_skip and state.global_step:
             log.warning(
                 "ignore_data_skip: the epoch's data start over, so the result differs from an uninterrupted run."
@@ -231,24 +202,26 @@ class CrashproofCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Reset the sum of losses."""
-        self._loss = None
+        self._step.begin()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Note the learning rate before the schedule changes it."""
-        rate = kwargs["optimizer"].param_groups[0]["lr"]
-        self._learning_rate = rate.detach().clone() if isinstance(rate, Tensor) else float(rate)
+        self._step.note_learning_rate(kwargs.get("optimizer"))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Record the step, and stop after it if that was requested."""
-        if self._progress is None or self._loss is None:
+        if self._progress is None:
             return
-        loss, is_stop_requested = self._reduce(self._loss)
-        tokens = self._tokens if args.include_num_input_tokens_seen == "no" else state.num_input_tokens_seen
-        self._progress.update_metrics(state.global_step, loss, {}, self._learning_rate, self._samples, int(tokens))
+        step = self._step
+        loss, is_stop_requested = step.reduce(is_stop_requested=self._interrupts.is_requested)
+        tokens: Any = step.tokens if args.include_num_input_tokens_seen == "no" else state.num_input_tokens_seen
+        self._progress.update_metrics(
+            state.global_step, loss, step.take_logs(), step.learning_rate, step.samples, tokens
+        )
         if is_stop_requested and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True
@@ -259,7 +232,9 @@ class CrashproofCallback(TrainerCallback):
         self._idle_since = self._clock.steady()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Exclude the time for logging from that for saving."""
+        """Note what the program logs; exclude the time for logging from that for saving."""
+        if self._progress is not None:
+            self._step.note_logs(kwargs.get("logs"))
         self._idle_since = self._clock.steady()
 
     def on_evaluate(
@@ -268,18 +243,29 @@ class CrashproofCallback(TrainerCallback):
         """Record the results, if during training: otherwise there is no run to record them in."""
         if self._progress is None:
             return
-        metrics: Mapping[str, Any] = kwargs.get("metrics") or {}
+        metrics: Mapping[str, object] = kwargs.get("metrics") or {}
+        self._step.forget_logs(metrics)
+        found, seconds = evaluation_results(metrics)
         step, known = self._evaluated
         # Several data sets may be evaluated at one step, one after the other.
-        results = (known if step == state.global_step else {}) | {
-            name: float(value)
-            for name, value in metrics.items()
-            if isinstance(value, (int, float)) and not name.endswith(_NO_RESULTS)
-        }
+        results = (known if step == state.global_step else {}) | found
         self._evaluated = (state.global_step, results)
-        seconds = sum(float(value) for name, value in metrics.items() if name.endswith("_runtime"))
         self._progress.record_evaluation(state.global_step, results, seconds)
         self._idle_since = self._clock.steady()
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep the checkpoint that a finished run was resumed from, instead of saving it again."""
+        if self._is_finished:
+            control.should_save = False
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Record what the program logged after the last step."""
+        if self._progress is not None:
+            self._progress.record_evaluation(state.global_step, self._step.take_logs())
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Make a checkpoint durable, and record it."""
@@ -291,16 +277,42 @@ class CrashproofCallback(TrainerCallback):
         tracker = self._progress.tracker
         if tracker is None:
             return
-        folder = self._run.output_dir / f"checkpoint-{state.global_step}"
+        folder = self._progress.output_dir / f"checkpoint-{state.global_step}"
         tags = ["periodic", "best_model"] if state.best_global_step == state.global_step else ["periodic"]
         try:
             make_durable(folder)
             seconds = self._clock.steady() - self._idle_since
-            tracker.record_checkpoint(state.global_step, folder, self._samples, tags, seconds=seconds, is_best=None)
+            tracker.record_checkpoint(
+                state.global_step, folder, self._step.samples, tags, seconds=seconds, is_best=None
+            )
         except DiskFull as error:
             if control.should_training_stop or state.global_step >= state.max_steps:
                 raise
             log.warning("Could not record %s; training continues: %s", folder.name, error)
+
+    def _open(self, state: TrainerState) -> None:
+        """Open the run, or that of a trial: each trial of a hyperparameter search is a run in a folder of its own."""
+        run, is_trial = self._run, state.is_hyper_param_search
+        if is_trial:
+            folder = Path(self._trainer._get_output_dir(self._trial))
+            config = {**_identity(self._trainer), "trial": state.trial_params}
+            run = dataclasses.replace(run, output_dir=folder, config=config)
+        if state.is_world_process_zero:
+            require_own_run(run.framework, run.folder, read_run(run.folder).session)
+        self._progress = self._stack.enter_context(
+            TrainingProgressContext(
+                run.config,
+                run.output_dir,
+                state.max_steps,
+                is_main_process=state.is_world_process_zero,
+                on_config_change=self._on_config_change,
+                ignore_config_keys=self._ignore_config_keys,
+                config_defaults=self._config_defaults,
+                fresh=is_trial,
+                settings=self._settings,
+                clock=self._clock,
+            )
+        )
 
     def _find_newest(self) -> str | None:
         chosen = newest_checkpoint(self._run, clock=self._clock)
@@ -317,56 +329,37 @@ class CrashproofCallback(TrainerCallback):
                 resume_from_checkpoint = self.newest_checkpoint()
             self._resumed_from = resume_from_checkpoint or None
             self.was_preempted = False
-            self._num_stopping = 0.0
+            self._trial = kwargs.get("trial", args[0] if args else None)
             try:
                 with ExitStack() as self._stack:
                     self._interrupts = self._stack.enter_context(Interrupts())
-                    try:
-                        return train(resume_from_checkpoint, *args, **kwargs)
-                    except _AlreadyComplete:
-                        return self._finish_complete_training()
+                    return train(resume_from_checkpoint, *args, **kwargs)
             finally:
-                self._progress = None
+                self._progress, self._trial, self._is_finished = None, None, False
 
         return recorded_train
 
-    def _finish_complete_training(self) -> TrainOutput:
-        """Do what `train` does after its last step; model, optimizer and schedule are loaded by now."""
-        trainer = self._trainer
-        log.info("All %s steps are done already; training no further.", f"{trainer.state.global_step:,}")
-        if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
-            trainer._load_best_model()
-        trainer.control = trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
-        trainer.is_in_train = False
-        return TrainOutput(trainer.state.global_step, 0.0, {"train_loss": 0.0})
-
-    def _wrap_training_step(self, training_step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def _wrap_training_step(self, training_step: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap `training_step` to add up its losses, on their device."""
 
         @functools.wraps(training_step)
-        def recorded_step(model: object, inputs: Any, *args: object, **kwargs: object) -> Tensor:
-            samples, tokens = _count(inputs, self._trainer)
+        def recorded_step(model: object, inputs: Any, *args: object, **kwargs: object) -> Any:
+            self._step.count(inputs)
             loss = training_step(model, inputs, *args, **kwargs)
-            if self._loss is None:
-                self._loss = torch.zeros((), device=loss.device)
-            self._loss = self._loss + loss.detach()
-            self._samples += samples
-            self._tokens += tokens
+            self._step.add_loss(loss)
             return loss
 
         return recorded_step
 
-    def _reduce(self, loss: Tensor) -> tuple[Tensor, bool]:
-        """The mean loss, and whether any process was requested to stop; all learn of it after the same step."""
-        is_requested = self._interrupts.is_requested
-        world_size = self._trainer.args.world_size
-        if world_size == 1:
-            return loss, is_requested
-        numbers = torch.stack([loss.float(), torch.full_like(loss, float(is_requested), dtype=torch.float32)])
-        torch.distributed.all_reduce(numbers)
-        before, stopping = self._num_stopping, numbers[1]
-        self._num_stopping = start_copy(stopping) if is_on_device(stopping) else float(stopping)
-        return numbers[0] / world_size, (before if isinstance(before, float) else before.value()) > 0
+    def _wrap_get_batch_samples(self, get_batch_samples: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap `get_batch_samples` so that a run that has reached its end gets no more data."""
+
+        @functools.wraps(get_batch_samples)
+        def samples_left(*args: object, **kwargs: object) -> Any:
+            # A Trainer that resumes in mid-epoch takes a step before it checks whether any is left.
+            return ([], None) if self._is_finished else get_batch_samples(*args, **kwargs)
+
+        return samples_left
 
     def _require_same_session(self) -> None:
         path = self._resumed_from
@@ -378,15 +371,15 @@ class CrashproofCallback(TrainerCallback):
 
     def _count_from(self, step: int) -> None:
         """Restore the counts of samples and tokens at a step."""
-        self._samples, self._tokens = step * self._run.samples_per_step, 0
+        self._step.restart(step * self._run.samples_per_step, 0)
         if self._progress is None or self._progress.tracker is None:
             return
         session = self._progress.tracker.session
         for checkpoint in CheckpointCatalog(session).at_step(step):
             if checkpoint.metrics is not None and checkpoint.metrics.step == step:
                 counts = checkpoint.metrics
-                self._samples, self._tokens = counts.samples_processed, counts.tokens_processed
-        known = recorded_checkpoints(self._run, session)
+                self._step.restart(counts.samples_processed, counts.tokens_processed)
+        known = [] if self._trial is not None else recorded_checkpoints(self._run, session)
         if known and self._resumed_from is None:
             newest = max(each.checkpoint_step for each in known)
             log.warning(
@@ -394,60 +387,6 @@ class CrashproofCallback(TrainerCallback):
                 "resume_from_checkpoint=hold.newest_checkpoint() to resume from it.",
                 newest,
             )
-
-
-class _KeepBestModel(RetentionRule):
-    """Keep the checkpoint that a Trainer would load as the best one."""
-
-    __slots__ = ("_trainer",)
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-
-    def choose(self, checkpoints: Iterable[CheckpointMetadata]) -> set[int]:
-        """The one that the Trainer names, which may have been evaluated between two checkpoints."""
-        best = self._trainer.state.best_model_checkpoint
-        name = _NAME.fullmatch(Path(best).name) if best else None
-        return {each.checkpoint_step for each in checkpoints if name and each.checkpoint_step == int(name["step"])}
-
-
-def _require_usable(trainer: Trainer) -> Path:
-    """Check that the trainer can be recorded, and return its output folder."""
-    args = trainer.args
-    if not args.output_dir or args.output_dir in _DEFAULT_FOLDERS:
-        raise ConfigError(
-            f"The Trainer has no output_dir of its own ({args.output_dir or 'none'} is what transformers takes where "
-            "none is named).",
-            hint='Pass TrainingArguments(output_dir="runs/my-run"), the same at every start.',
-        )
-    if args.enable_jit_checkpoint:
-        raise ConfigError(
-            "enable_jit_checkpoint saves on SIGTERM, and so does crashproof.", hint="Leave enable_jit_checkpoint out."
-        )
-    if any(isinstance(each, CrashproofCallback) for each in trainer.callback_handler.callbacks):
-        raise ConfigError("The Trainer has a CrashproofCallback already.", hint="Add one to each Trainer.")
-    if args.save_only_model:
-        log.warning("save_only_model: without optimizer and random states no resume is exact.")
-    if args.train_sampling_strategy == "group_by_length":
-        log.warning(
-            "group_by_length draws a new order of the epoch on a resume: some data come twice, some not at all."
-        )
-    return Path(args.output_dir)
-
-
-def _with_rule(settings: TrackerSettings, trainer: Trainer) -> TrackerSettings:
-    """Take over the deletion of checkpoints: `transformers` deletes before the new one is verified."""
-    rule, limit = settings.keep, trainer.args.save_total_limit
-    if limit is not None and limit > 0:
-        rule = KeepLatest(limit) if rule is None else rule | KeepLatest(limit)
-        if trainer.is_world_process_zero():
-            log.info(
-                "crashproof applies save_total_limit=%d: it deletes an old checkpoint once a newer one has been "
-                "verified, and keeps the best one.",
-                limit,
-            )
-    trainer.args.save_total_limit = None
-    return settings if rule is None else dataclasses.replace(settings, keep=rule | _KeepBestModel(trainer))
 
 
 def _identity(trainer: Trainer) -> dict[str, object]:
@@ -510,13 +449,3 @@ def _model_config(config: object) -> dict[str, object]:
     if not hasattr(config, "to_dict"):
         return {}
     return {name: value for name, value in config.to_dict().items() if name not in _OF_THE_FILE}
-
-
-def _count(inputs: Any, trainer: Trainer) -> tuple[int, int]:
-    """The samples and tokens of a batch over all processes, from its shapes: nothing waits for a device."""
-    num_replicas = _num_replicas(trainer)
-    tensors = [value for value in inputs.values() if isinstance(value, Tensor) and value.ndim] if inputs else []
-    num_samples = len(tensors[0]) if tensors else trainer.args.train_batch_size
-    tokens = inputs.get("input_ids") if isinstance(inputs, Mapping) else None
-    num_tokens = tokens.numel() if isinstance(tokens, Tensor) else 0
-    return num_samples * num_replicas, num_tokens * num_replicas

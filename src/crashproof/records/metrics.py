@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 from msgspec import UNSET, Struct, UnsetType, structs
 
@@ -17,6 +18,7 @@ __all__ = [
     "MetricsSnapshot",
     "Numbers",
     "Update",
+    "reported_losses",
     "snapshot_of",
 ]
 
@@ -27,7 +29,7 @@ class Update(Struct, frozen=True, kw_only=True, gc=False):
     step: int
     """Optimizer steps done, this one included."""
     loss: object
-    """A Python number, a NumPy scalar, or a 0-d tensor whose value may not be computed yet."""
+    """A Python number, a NumPy scalar, or a 0-d tensor whose value may not be computed yet; None: there is none."""
     loss_components: Mapping[str, object]
     """By name; each as `loss`."""
     learning_rate: object
@@ -41,7 +43,8 @@ class Update(Struct, frozen=True, kw_only=True, gc=False):
 class Numbers(Struct, frozen=True, gc=False):
     """The numbers of an update, once all are on the host."""
 
-    loss: float
+    loss: float | None
+    """None if the training loop reported none."""
     components: dict[str, float]
     learning_rate: float
 
@@ -66,6 +69,8 @@ class MetricsSnapshot(Struct, frozen=True, kw_only=True, tag_field="v", tag=FORM
     throughput_tokens_per_sec: float | None = None
     nonfinite: dict[str, str] | UnsetType = UNSET
     """Values that JSON cannot hold, by name, such as `{"loss": "NaN"}`; absent if there are none."""
+    without_loss: bool | UnsetType = UNSET
+    """True if the training loop reported no loss, so that `loss` is NaN; absent otherwise."""
 
 
 _PLACE = ("step", "attempt", "timestamp", "wall_clock_hours")
@@ -98,11 +103,17 @@ def snapshot_of(
         step=update.step,
         timestamp=timestamp,
         wall_clock_hours=wall_clock_hours,
-        loss=numbers.loss,
+        loss=math.nan if numbers.loss is None else numbers.loss,
         loss_components=numbers.components,
         learning_rate=numbers.learning_rate,
         samples_processed=update.samples_processed,
         tokens_processed=update.tokens_processed,
         throughput_samples_per_sec=samples_per_sec,
         throughput_tokens_per_sec=tokens_per_sec,
+        without_loss=True if numbers.loss is None else UNSET,
     )
+
+
+def reported_losses(lines: Iterable[MetricsSnapshot]) -> list[float]:
+    """The losses of those lines that have one."""
+    return [line.loss for line in lines if not line.without_loss]

@@ -156,7 +156,7 @@ def is_good_news(kind: str) -> bool:
 
 def _findings(session: TrainingSession, observed: Observed) -> dict[AlertKind, _Finding]:
     history, verdict = session.metrics_history, observed.verdict
-    nonfinite = [line for line in history if not math.isfinite(line.loss)]
+    nonfinite = [line for line in history if not math.isfinite(line.loss) and not line.without_loss]
     is_new = bool(nonfinite) and nonfinite[-1].timestamp >= observed.looked_at
     return {
         AlertKind.STALLED: _Finding(

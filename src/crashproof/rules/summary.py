@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+from crashproof.records.metrics import reported_losses
 from crashproof.records.progress import GoodputShare, ProgressSummary
 from crashproof.records.session import AttemptRecord, Evaluation, TrainingSession
 from crashproof.records.states import AttemptState, RunStatus
@@ -39,9 +40,7 @@ def progress_summary(
     evaluation = _newest_evaluation(session)
     spending = spending_of(session, is_alive=is_alive)
     status = _status(session, attempt, is_alive=is_alive)
-    trend = loss_trend(
-        [line.loss for line in session.metrics_history[-100:]], moving_avg_loss=session.moving_avg_loss
-    )
+    trend = loss_trend(reported_losses(session.metrics_history[-100:]), moving_avg_loss=session.moving_avg_loss)
     health = health_of(session, attempt, status=status, verdict=trend.verdict, now=now)
     return ProgressSummary(
         session_id=session.session_id,

@@ -22,6 +22,7 @@ from crashproof.disk.atomic import WholeFile
 from crashproof.disk.files import Disk
 from crashproof.disk.run_folder import is_remote
 from crashproof.errors import InvalidMetric
+from crashproof.plain_values import as_text
 from crashproof.records.checkpoints import CheckpointMetadata, RemovedCheckpoint
 from crashproof.records.events import (
     CheckpointHashed,
@@ -281,4 +282,5 @@ class CheckpointRecorder:
 def _tags(recovery_tags: Iterable[str] | None) -> list[str]:
     if recovery_tags is None:
         return ["periodic"]
-    return [recovery_tags] if isinstance(recovery_tags, str) else [str(tag) for tag in recovery_tags]
+    is_single = isinstance(recovery_tags, str) or not isinstance(recovery_tags, Iterable)
+    return [as_text(tag) for tag in ([recovery_tags] if is_single else recovery_tags)]

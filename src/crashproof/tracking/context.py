@@ -19,6 +19,7 @@ from crashproof.disk.atomic import WholeFile
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import RunClosed
+from crashproof.odd_values import OddValues
 from crashproof.reading.run_state import read_run
 from crashproof.records.states import AttemptState, OnConfigChange
 from crashproof.rules.identity import IdentityRules, canonical_config, is_another_run
@@ -35,6 +36,9 @@ __all__ = [
 ]
 
 log = logging.getLogger("crashproof")
+
+_ODD_VALUES = OddValues()
+"""Of `calculate_metrics_from_step`, which belongs to no run."""
 
 
 class TrainingProgressContext:
@@ -269,10 +273,15 @@ def calculate_metrics_from_step(
 ) -> tuple[float, dict[str, float], float]:
     """Plain numbers of a step: the loss, its components by name, and the learning rate.
 
-    Without `loss_dict` the components are `{"total": loss}`; without `scheduler` the learning rate is 0.0. A
-    tensor on a device is waited for here; to avoid that, pass it to `update_metrics` itself.
+    Without `loss_dict` the components are `{"total": loss}`; nested ones are named `outer/inner`, and what is not a
+    number is left out. Without `scheduler` the learning rate is 0.0. A tensor on a device is waited for here; to
+    avoid that, pass it to `update_metrics` itself.
+
+    Raises:
+        InvalidMetric: the loss is not one number.
     """
     total = as_float(loss, "loss")
-    components = {name: as_float(value, name) for name, value in (loss_dict or {"total": total}).items()}
+    found = _ODD_VALUES.numbers(loss_dict or {"total": total}, "loss_dict")
+    components = {name: as_float(value, name) for name, value in found.items()}
     learning_rate = 0.0 if scheduler is None else as_float(scheduler.get_last_lr()[0], "learning_rate")
     return total, components, learning_rate

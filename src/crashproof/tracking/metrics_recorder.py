@@ -9,6 +9,7 @@ from collections import deque
 import msgspec
 
 from crashproof.clock import Clock
+from crashproof.odd_values import OddValues
 from crashproof.reading.run_state import read_losses
 from crashproof.records.codec import nonfinite_names
 from crashproof.records.events import Paused, ReplayDiffered
@@ -17,7 +18,7 @@ from crashproof.rules.history import losses_agree
 from crashproof.rules.pace import ThroughputWindow
 from crashproof.rules.stopwatch import StandstillDetector, TrainingStopwatch
 from crashproof.tracking.heartbeat import current_tick
-from crashproof.tracking.pending_updates import Moment, PendingUpdates, numbers_on_host
+from crashproof.tracking.pending_updates import Moment, PendingUpdates, as_reported, floats_of, numbers_on_host
 from crashproof.tracking.run_writer import RunWriter
 
 __all__ = ["MetricsRecorder"]
@@ -41,8 +42,10 @@ class MetricsRecorder:
         clock: Clock,
         throughput_window_seconds: float,
         standstills: StandstillDetector,
+        odd_values: OddValues | None = None,
     ) -> None:
         self._writer = writer
+        self._odd_values = odd_values or OddValues()
         self._standstills = standstills
         self._clock = clock
         newest = writer.newest_update
@@ -72,7 +75,10 @@ class MetricsRecorder:
         moment = Moment(int(self._clock.now() * 1e3) / 1e3, self._clock.steady())
         if moment.steady_seconds > self._standstills.late_at:
             self.leave_out_standstill(moment.steady_seconds)
-        numbers = numbers_on_host(update)
+        numbers = floats_of(update)
+        if numbers is None:
+            update = as_reported(update, self._odd_values)
+            numbers = numbers_on_host(update)
         if numbers is not None and not self._pending:
             self._write(moment, update, numbers)
             return
@@ -132,7 +138,7 @@ class MetricsRecorder:
             tokens_per_sec=_given_or_rounded(update.throughput_tokens_per_sec, measured[1]),
         )
         # A sum is non-finite if one of its terms is; only then is it worth checking each of them.
-        total = numbers.loss + numbers.learning_rate + sum(numbers.components.values())
+        total = line.loss + numbers.learning_rate + sum(numbers.components.values())
         total += (update.throughput_samples_per_sec or 0.0) + (update.throughput_tokens_per_sec or 0.0)
         if not -_HUGE < total < _HUGE:
             names = nonfinite_names(msgspec.to_builtins(line))

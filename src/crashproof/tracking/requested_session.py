@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,14 +54,9 @@ class RequestedSession:
         """Check the arguments of a `ProgressTracker`.
 
         Raises:
-            ConfigError: `config` is not a mapping, `total_steps` not a whole number of at least 1, `session_id`
+            ConfigError: `config` cannot be kept, `total_steps` not a whole number of at least 1, `session_id`
                 cannot name a folder, or `on_config_change` is not one of the choices.
         """
-        if not isinstance(config, Mapping):
-            raise ConfigError(
-                f"A config must be a mapping, got {type(config).__name__}.",
-                hint="Pass a dict, such as a YAML mapping.",
-            )
         try:
             num_steps = as_int(total_steps, "total_steps")
         except InvalidMetric as error:

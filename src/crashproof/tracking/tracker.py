@@ -23,6 +23,7 @@ from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.run_folder import RunFolder
 from crashproof.disk.sole_writer import Intrusion, SoleWriter
 from crashproof.errors import InvalidMetric, StorageError
+from crashproof.odd_values import OddValues
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.codec import nonfinite_names
 from crashproof.records.events import (
@@ -32,7 +33,7 @@ from crashproof.records.events import (
     JobAdvanced,
     SpendingReported,
 )
-from crashproof.records.metrics import Update
+from crashproof.records.metrics import Update, reported_losses
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.requests import Spending
 from crashproof.records.session import TrainingSession
@@ -41,6 +42,7 @@ from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.identity import IdentityRules
 from crashproof.rules.pace import estimate_remaining
 from crashproof.rules.secrets.texts import without_secrets
+from crashproof.rules.session import update_at
 from crashproof.rules.stopwatch import StandstillDetector
 from crashproof.rules.trends import loss_trend
 from crashproof.scalars import as_amount, as_float, as_int
@@ -125,12 +127,14 @@ class ProgressTracker:
         self._sole_writer = SoleWriter(run.lock, [each.journal for each in run.journals()])
         self._writer = RunWriter(run, settings=self._settings, clock=clock, disk=disk)
         self._responses = RunResponses(self._writer, self._guard, disk=disk)
+        self._odd_values = OddValues()
         self._standstills = StandstillDetector(interval_seconds=self._settings.heartbeat_seconds)
         self._metrics = MetricsRecorder(
             self._writer,
             clock=clock,
             throughput_window_seconds=self._settings.throughput_window_seconds,
             standstills=self._standstills,
+            odd_values=self._odd_values,
         )
         self._checkpoints = CheckpointRecorder(
             self._writer, large_checkpoint_bytes=self._settings.large_checkpoint_bytes, clock=clock, disk=disk
@@ -192,14 +196,17 @@ class ProgressTracker:
     ) -> None:
         """Record one optimizer step; it is in the journal when this returns.
 
-        Numbers may be floats, NumPy scalars or 0-d tensors. One on a CUDA device is not waited for: its line is
-        written once the number has arrived, in step order. While the disk is full, lines wait in memory.
+        Numbers may be floats, decimals, NumPy scalars or 0-d tensors. One on a CUDA device is not waited for: its
+        line is written once the number has arrived, in step order. While the disk is full, lines wait in memory.
+
+        A value that is not a number does not end a training: it is left out, and the log says so once, by name. A
+        step without a loss counts, and is not a step with a NaN loss.
 
         Args:
             step: Optimizer steps done, this one included; in a loop that counts from 0, the number of the step.
                 A second report of the newest step is merged into it; an earlier step supersedes all from there on.
-            loss: The total loss.
-            loss_components: Its parts by name.
+            loss: The total loss; None if there is none.
+            loss_components: Its parts by name; nested ones are recorded as `outer/inner`.
             learning_rate: As used in this step.
             samples_processed: Since the beginning of the run.
             tokens_processed: Since the beginning of the run.
@@ -207,19 +214,20 @@ class ProgressTracker:
             throughput_tokens_per_sec: Likewise.
 
         Raises:
-            InvalidMetric: a value is not a number, or a count is negative; nothing was recorded.
+            InvalidMetric: `step` is not a whole number of at least 0; nothing was recorded.
             RunClosed: the tracker was closed or replaced.
             DiskFull: the disk has been full for so long that no more lines fit into memory.
         """
+        odd, known = self._odd_values, self._writer.session
         update = Update(
             step=as_int(step, "step"),
             loss=loss,
             loss_components=loss_components,
             learning_rate=learning_rate,
-            samples_processed=as_int(samples_processed, "samples_processed"),
-            tokens_processed=as_int(tokens_processed, "tokens_processed"),
-            throughput_samples_per_sec=_float_or_none(throughput_samples_per_sec, "throughput_samples_per_sec"),
-            throughput_tokens_per_sec=_float_or_none(throughput_tokens_per_sec, "throughput_tokens_per_sec"),
+            samples_processed=odd.count(samples_processed, "samples_processed", otherwise=known.samples_processed),
+            tokens_processed=odd.count(tokens_processed, "tokens_processed", otherwise=known.tokens_processed),
+            throughput_samples_per_sec=_rate(odd, throughput_samples_per_sec, "throughput_samples_per_sec"),
+            throughput_tokens_per_sec=_rate(odd, throughput_tokens_per_sec, "throughput_tokens_per_sec"),
         )
         with self._guard:
             self._metrics.record(update)
@@ -248,7 +256,8 @@ class ProgressTracker:
         Args:
             step: Optimizer steps done at the checkpoint.
             checkpoint_path: The file, or the folder of a sharded one.
-            dataset_position: Samples of the training data consumed so far.
+            dataset_position: Samples of the training data consumed so far; if it is no count, the samples that the
+                update of the step reported stand for it.
             recovery_tags: Why it is kept; `["periodic"]` by default.
             written: What `write_atomically` returned for the file, or the `digest_of_files` of a durable folder whose
                 files were digested while they were written: nothing is read again.
@@ -258,13 +267,14 @@ class ProgressTracker:
 
         Raises:
             DiskFull, StorageUnwritable: it is not recorded.
-            InvalidMetric: a count or `seconds` is not a number of at least 0.
+            InvalidMetric: `step` is not a whole number of at least 0, or the path holds the run's own files.
             RunClosed: the tracker was closed or replaced.
         """
         self._guard.require_open()
         started_at = self._clock.steady()
-        given_seconds = None if seconds is None else as_amount(seconds, "seconds", unit="seconds")
-        checkpoint = self._checkpoints.describe(step, checkpoint_path, dataset_position, recovery_tags, written)
+        given_seconds = self._odd_values.amount(seconds, "seconds", unit="seconds")
+        position = self._position(step, dataset_position)
+        checkpoint = self._checkpoints.describe(step, checkpoint_path, position, recovery_tags, written)
         with self._guard:
             self._metrics.write_all()
             stood_still = self._clock.steady() - started_at if given_seconds is None else given_seconds
@@ -304,17 +314,20 @@ class ProgressTracker:
 
         Args:
             step: Optimizer steps done.
-            results: Numbers by name, such as `{"perplexity": 12.5}`.
+            results: Numbers by name, such as `{"perplexity": 12.5}`; nested ones are recorded as `outer/inner`, and
+                what is not a number is left out and named once in the log.
             seconds: How long training stood still for it; this does not count as productive time.
 
         Raises:
-            InvalidMetric: a result is not a number, a name is not text, or `step` or `seconds` is not a number of at
-                least 0.
+            InvalidMetric: `step` is not a whole number of at least 0.
             RunClosed: the tracker was closed or replaced.
         """
         num_steps = as_int(step, "step")
-        numbers = _numbers_by_name(results)
-        stood_still = 0.0 if seconds is None else as_amount(seconds, "seconds", unit="seconds")
+        found = self._odd_values.numbers(results, "results")
+        numbers = {name: as_float(value, name) for name, value in found.items()}
+        stood_still = self._odd_values.amount(seconds, "seconds", unit="seconds") or 0.0
+        if not numbers and not stood_still:
+            return
         with self._guard:
             self._writer.keep(
                 EvaluationRecorded(
@@ -387,7 +400,7 @@ class ProgressTracker:
             self._writer.keep(
                 ConnectionFailed(
                     **self._writer.stamp(),
-                    retry_count=as_int(retry_count, "retry_count"),
+                    retry_count=self._odd_values.count(retry_count, "retry_count", otherwise=0),
                     error=without_secrets(str(error)),
                 )
             )
@@ -416,7 +429,7 @@ class ProgressTracker:
     def get_loss_trend(self, window_size: int = 100) -> dict[str, Any]:
         """The trend of the newest losses, at most 1,000; `LossTrend` has the names."""
         with self._guard.lock:
-            losses = [line.loss for line in self.session.metrics_history]
+            losses = reported_losses(self.session.metrics_history)
             average = self.session.moving_avg_loss
         trend: dict[str, Any] = msgspec.to_builtins(
             loss_trend(losses, moving_avg_loss=average, window_size=window_size)
@@ -481,6 +494,11 @@ class ProgressTracker:
                 self._responses.close()
                 self._writer.close()
                 atexit.unregister(self._close_at_exit)
+
+    def _position(self, step: object, dataset_position: object) -> int:
+        at_step = update_at(self._writer.session, as_int(step, "step"))
+        otherwise = 0 if at_step is None else at_step.samples_processed
+        return self._odd_values.count(dataset_position, "dataset_position", otherwise=otherwise)
 
     def _summary(self) -> ProgressSummary:
         with self._guard.lock:
@@ -647,14 +665,8 @@ class ProgressTracker:
         self.close(AttemptState.COMPLETED if error is None else AttemptState.RAISED, error)
 
 
-def _float_or_none(value: object, name: str) -> float | None:
-    return None if value is None else as_float(value, name)
-
-
-def _numbers_by_name(results: object) -> dict[str, float]:
-    if not isinstance(results, Mapping) or not all(isinstance(name, str) for name in results):
-        raise InvalidMetric(
-            f"results must be a mapping of names to numbers, got {results!r:.60}.",
-            hint='Pass a dict such as {"perplexity": 12.5}.',
-        )
-    return {name: as_float(value, name) for name, value in results.items()}
+def _rate(odd_values: OddValues, value: object, name: str) -> float | None:
+    if value is None:
+        return None
+    number = odd_values.number(value, name, recorded="It is measured instead.")
+    return None if number is None else as_float(number, name)

@@ -1,21 +1,20 @@
 from __future__ import annotations
 
-import msgspec
 import numpy as np
 import pytest
 
-from crashproof.errors import InvalidMetric
+from crashproof.odd_values import OddValues
 from crashproof.records.metrics import Numbers, Update
-from crashproof.tracking.pending_updates import Moment, PendingUpdates, numbers_on_host
+from crashproof.tracking.pending_updates import Moment, PendingUpdates, as_reported, floats_of, numbers_on_host
 
 NOW = Moment(1000.0, 1.0)
 
 
-def update(step: int, loss: object = 2.0, loss_components: object = None, learning_rate: object = 0.1) -> Update:
+def update(step: int, loss: object = 2.0, loss_components: object = (), learning_rate: object = 0.1) -> Update:
     return Update(
         step=step,
         loss=loss,
-        loss_components={} if loss_components is None else loss_components,
+        loss_components={} if loss_components == () else loss_components,
         learning_rate=learning_rate,
         samples_processed=8 * step,
         tokens_processed=100 * step,
@@ -84,23 +83,33 @@ def test_numbers_on_the_host_are_measured_at_once(loss, components, learning_rat
 
 def test_what_was_measured_is_not_changed_by_its_reporter():
     components = {"kd": 1.0}
-    measured = numbers_on_host(update(1, 2.5, components, 0.5))
+    measured = floats_of(update(1, 2.5, components, 0.5))
     components["kd"] = 9.0
 
     assert {"kd": 1.0} == measured.components
 
 
 @pytest.mark.parametrize(
-    "loss, components, learning_rate, name",
+    "given, expected",
     [
-        ("high", {}, 0.5, "loss"),
-        (2.5, {"kd": None}, 0.5, "kd"),
-        (2.5, {}, "fast", "learning_rate"),
+        ({"loss": "high"}, Numbers(None, {}, 0.5)),
+        ({"loss_components": {"kd": None, "ce": 1}}, Numbers(2.5, {"ce": 1.0}, 0.5)),
+        ({"loss_components": None}, Numbers(2.5, {}, 0.5)),
+        ({"learning_rate": "fast"}, Numbers(2.5, {}, 0.0)),
     ],
 )
-def test_what_is_no_number_is_refused_by_name(loss, components, learning_rate, name):
-    with pytest.raises(InvalidMetric, match=f"^{name} must be one number"):
-        numbers_on_host(update(1, loss, components, learning_rate))
+def test_what_is_no_number_is_left_out(given, expected):
+    reported = as_reported(update(1, **({"loss": 2.5, "learning_rate": 0.5} | given)), OddValues())
+
+    assert expected == numbers_on_host(reported)
+
+
+def test_an_update_without_a_loss_waits_for_its_components_alone(waiting, written, device):
+    waiting.add(NOW, update(1, None, {"kd": device.tensor(1.5)}))
+    device.finish()
+    waiting.write_ready()
+
+    assert [(1, Numbers(loss=None, components={"kd": 1.5}, learning_rate=0.1))] == written
 
 
 def test_at_the_end_all_are_waited_for_and_written_in_order(waiting, written, device):
@@ -110,15 +119,3 @@ def test_at_the_end_all_are_waited_for_and_written_in_order(waiting, written, de
     waiting.write_all()
 
     assert [(1, 1.0), (2, 2.0), (3, 3.0)] == [(step, measured.loss) for step, measured in written]
-
-
-def test_what_cannot_be_kept_is_refused_before_it_waits(waiting, device):
-    with pytest.raises(InvalidMetric, match="learning_rate"):
-        waiting.add(NOW, update(1, device.tensor(2.5), {}, "fast"))
-
-    assert 0 == len(waiting)
-
-
-def test_components_that_are_no_mapping_are_refused() -> None:
-    with pytest.raises(InvalidMetric, match="loss_components must be a mapping, got NoneType"):
-        numbers_on_host(msgspec.structs.replace(update(1), loss_components=None))

@@ -99,7 +99,8 @@ class TrainingRun:
             step, total_steps = self._state.counters.step, self._config.train.steps
             if step >= total_steps:
                 log.info("Nothing is left to train: %s of %s steps are done.", f"{step:,}", f"{total_steps:,}")
-                return True
+                if not self._lacks_evaluation(step):
+                    return True
             loop = self._build_loop(stack)
             with show_progress(
                 self._task.name, total_steps=total_steps, first_step=step, is_shown=self._ranks.is_main
@@ -147,6 +148,14 @@ class TrainingRun:
         by = self._interrupts.received.name if self._interrupts.received else "request"
         log.info("Stopped at step %s by %s. Start the same command again.", f"{self._state.counters.step:,}", by)
         self.progress.end_as("preempted")
+
+    def _lacks_evaluation(self, step: int) -> bool:
+        """Whether the run died between its last checkpoint and the evaluation at its end."""
+        if self._config.progress.eval_every is None or self._prepared.evaluator is None:
+            return False
+        tracker = self.progress.tracker
+        is_done = tracker is not None and any(each.step == step for each in tracker.session.evaluations)
+        return not self._ranks.broadcast(is_done, "looking for the last evaluation")
 
     def _build_loop(self, stack: ExitStack) -> TrainingLoop:
         config, prepared = self._config, self._prepared

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import math
-import re
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Sized
 from itertools import pairwise
 from typing import Any
 
 import msgspec
 
+from crashproof.plain_values import plain_config
 from crashproof.rules.secrets.names import (
     NameKind,
     is_certain_secret,
@@ -24,28 +23,18 @@ from crashproof.rules.secrets.texts import hide_secrets, is_option
 
 __all__ = ["canonical_config", "config_hash", "config_leaves"]
 
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _SECRETS_AND_WORDS = frozenset({"auth", "cookie", "secret", "token"})
 
 
-def canonical_config(config: Mapping[str, object]) -> dict[str, Any]:
+def canonical_config(config: object) -> dict[str, Any]:
     """The config as plain JSON values, as it will be read back; secrets are hidden.
 
-    Paths, enums and other objects become text; tuples and sets become lists; NaN and infinities become text.
+    `plain_config` says what becomes of each value.
+
+    Raises:
+        ConfigError: it is neither a mapping nor an object with named fields, or it cannot be read.
     """
-    names = [config.get(each) for each in ("name", "key", "variable")]
-    # Such as an entry of Kubernetes' `env`: {"name": "API_KEY", "value": "…"}.
-    is_secret_entry = "value" in config and any(
-        isinstance(each, str) and _is_secret(each, config["value"]) for each in names
-    )
-    canonical: dict[str, Any] = {}
-    for key, value in config.items():
-        is_secret = _is_secret(str(key), value) or (is_secret_entry and key == "value")
-        name = hide_secrets(str(key), hidden_with_digest)
-        while name in canonical:
-            name += "'"
-        canonical[name] = _hide(str(key), value) if is_secret else _canonical(value)
-    return canonical
+    return _hide_secrets_in(plain_config(config))
 
 
 def config_hash(config: dict[str, Any]) -> str:
@@ -62,27 +51,31 @@ def config_leaves(config: object, name: str = "") -> Iterator[tuple[str, object]
         yield name, config
 
 
+def _hide_secrets_in(config: dict[str, Any]) -> dict[str, Any]:
+    names = [config.get(each) for each in ("name", "key", "variable")]
+    # Such as an entry of Kubernetes' `env`: {"name": "API_KEY", "value": "…"}.
+    is_secret_entry = "value" in config and any(
+        isinstance(each, str) and _is_secret(each, config["value"]) for each in names
+    )
+    canonical: dict[str, Any] = {}
+    for key, value in config.items():
+        is_secret = _is_secret(key, value) or (is_secret_entry and key == "value")
+        name = hide_secrets(key, hidden_with_digest)
+        while name in canonical:
+            name += "'"
+        canonical[name] = _hide(key, value) if is_secret else _canonical(value)
+    return canonical
+
+
 def _canonical(value: object) -> object:
-    if isinstance(value, Mapping):
-        return canonical_config(value)
-    if isinstance(value, (set, frozenset)):
-        return sorted((_canonical(each) for each in value), key=str)
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+    if isinstance(value, dict):
+        return _hide_secrets_in(value)
+    if isinstance(value, list):
         return _canonical_list(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, str):
-        return hide_secrets(value, hidden_with_digest)
-    if value is None or isinstance(value, (bool, int)):
-        return value
-    if hasattr(value, "item"):
-        # A NumPy scalar or a 0-d tensor.
-        return _canonical(value.item())
-    # The memory address of an object differs in every process.
-    return hide_secrets(_ADDRESS.sub("", str(value)), hidden_with_digest)
+    return hide_secrets(value, hidden_with_digest) if isinstance(value, str) else value
 
 
-def _canonical_list(config: Sequence[object]) -> list[object]:
+def _canonical_list(config: list[object]) -> list[object]:
     """A list, perhaps of the words of a command line, or a name and its value."""
     canonical = [_canonical(value) for value in config]
     for place, (before, value) in enumerate(pairwise(config), 1):
@@ -128,8 +121,8 @@ def _is_secret(name: str, value: object) -> bool:
 
 
 def _has_text(value: object) -> bool:
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return any(map(_has_text, value.values()))
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if isinstance(value, list):
         return any(map(_has_text, value))
     return value is not None and not isinstance(value, (bool, int, float))
