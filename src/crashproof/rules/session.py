@@ -42,7 +42,7 @@ from crashproof.rules.alerts import CONDITIONS
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog, CheckpointEvent
 from crashproof.rules.history import superseded_from
 from crashproof.rules.pace import add_pace_point, is_pace_point_due
-from crashproof.rules.trends import moved_average
+from crashproof.rules.trends import add_loss_to_buckets, drop_superseded_losses, moved_average
 
 __all__ = [
     "HISTORY_LENGTH",
@@ -92,6 +92,7 @@ def apply_metrics(session: TrainingSession, line: MetricsSnapshot) -> None:
         session.wall_clock_hours = line.wall_clock_hours
     history = session.metrics_history
     history.append(line)
+    add_loss_to_buckets(session)
     if len(history) > HISTORY_LENGTH:
         del history[0]
     attempt.last_step = line.step
@@ -306,6 +307,7 @@ def _go_back(session: TrainingSession, newer: MetricsSnapshot) -> None:
     """Drop what a line supersedes, and recompute what was derived from it."""
     step, history = newer.step, session.metrics_history
     del history[superseded_from([line.step for line in history], step) :]
+    drop_superseded_losses(session, step)
     session.moving_avg_loss = None
     for line in history:
         session.moving_avg_loss = moved_average(session.moving_avg_loss, line.loss)

@@ -12,7 +12,7 @@ from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.health import health_of, last_update_time
 from crashproof.rules.pace import estimate_remaining
 from crashproof.rules.spending import spending_of
-from crashproof.rules.trends import loss_trend
+from crashproof.rules.trends import trend_of_session
 
 __all__ = ["goodput_seconds", "progress_summary"]
 
@@ -38,10 +38,8 @@ def progress_summary(
     evaluation = session.evaluations[-1] if session.evaluations else None
     spending = spending_of(session, is_alive=is_alive)
     status = _status(session, attempt, is_alive=is_alive)
-    trend = loss_trend(
-        [line.loss for line in session.metrics_history[-100:]], moving_avg_loss=session.moving_avg_loss
-    )
-    health = health_of(session, attempt, status=status, verdict=trend.verdict, now=now)
+    trend = trend_of_session(session)
+    health = health_of(session, attempt, status=status, verdict=trend.verdict, evidence=trend.evidence, now=now)
     return ProgressSummary(
         session_id=session.session_id,
         is_job=session.is_job,

@@ -41,7 +41,7 @@ from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.pace import estimate_remaining
 from crashproof.rules.secrets.texts import without_secrets
 from crashproof.rules.stopwatch import StandstillDetector
-from crashproof.rules.trends import loss_trend
+from crashproof.rules.trends import trend_of_session
 from crashproof.scalars import as_amount, as_float, as_int
 from crashproof.tracking.checkpoint_recorder import CheckpointRecorder, Stale
 from crashproof.tracking.heartbeat import Heartbeat
@@ -395,13 +395,13 @@ class ProgressTracker:
             self._metrics.record_pause(seconds)
 
     def get_loss_trend(self, window_size: int = 100) -> dict[str, Any]:
-        """The trend of the newest losses, at most 1,000; `LossTrend` has the names."""
+        """The trend of the newest losses, at most 1,000; `LossTrend` has the names.
+
+        The verdict is on all losses of the run, so it is the same for every `window_size`.
+        """
         with self._guard.lock:
-            losses = [line.loss for line in self.session.metrics_history]
-            average = self.session.moving_avg_loss
-        trend: dict[str, Any] = msgspec.to_builtins(
-            loss_trend(losses, moving_avg_loss=average, window_size=window_size)
-        )
+            session = self._writer.session_as_of_now()
+        trend: dict[str, Any] = msgspec.to_builtins(trend_of_session(session, window_size=window_size))
         return trend
 
     def get_progress_summary(self) -> dict[str, Any]:
