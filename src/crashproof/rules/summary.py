@@ -10,8 +10,9 @@ from crashproof.records.session import AttemptRecord, TrainingSession
 from crashproof.records.states import AttemptState, RunStatus
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.health import health_of, last_update_time
-from crashproof.rules.pace import estimate_remaining
+from crashproof.rules.pace import pace_of
 from crashproof.rules.spending import spending_of
+from crashproof.rules.time_left.estimate import estimate_remaining
 from crashproof.rules.trends import trend_of_session
 
 __all__ = ["goodput_seconds", "progress_summary"]
@@ -32,7 +33,7 @@ def progress_summary(
     still writes the run.
     """
     done, target = session.steps_completed, session.total_steps_target
-    remaining = estimate_remaining(session.pace, target - done)
+    remaining = estimate_remaining(pace_of(session), target - done)
     newest = session.metrics_history[-1] if session.metrics_history else None
     attempt = _newest(session.attempts)
     evaluation = session.evaluations[-1] if session.evaluations else None

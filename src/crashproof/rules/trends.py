@@ -123,12 +123,12 @@ def _with_verdict(
     newest = losses[-_NEWEST:]
     num_non_finite = sum(not math.isfinite(loss) for loss in newest)
     if newest and (not math.isfinite(newest[-1]) or num_non_finite > _NON_FINITE_SHARE * len(newest)):
-        evidence = f"{num_non_finite} of the newest {len(newest)} losses are not finite"
+        evidence = f"was not finite in {num_non_finite} of the newest {len(newest)} updates"
         return replace(trend, verdict=LossVerdict.NON_FINITE, confidence=1.0, evidence=evidence)
     judgement = judge(history, progress=progress)
     if judgement.window is None:
         falls = trend.slope_per_update is not None and trend.slope_per_update < 0
-        evidence = f"a verdict needs {FEWEST_UPDATES} finite losses"
+        evidence = f"is known too few times: a verdict needs {FEWEST_UPDATES} finite losses"
         return replace(trend, is_improving=falls, evidence=evidence)
     window = judgement.window
     return replace(

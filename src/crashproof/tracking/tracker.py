@@ -38,9 +38,10 @@ from crashproof.records.requests import Spending
 from crashproof.records.session import TrainingSession
 from crashproof.records.states import AttemptState, OnConfigChange, SessionKind
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
-from crashproof.rules.pace import estimate_remaining
+from crashproof.rules.pace import pace_of
 from crashproof.rules.secrets.texts import without_secrets
 from crashproof.rules.stopwatch import StandstillDetector
+from crashproof.rules.time_left.estimate import estimate_remaining
 from crashproof.rules.trends import trend_of_session
 from crashproof.scalars import as_amount, as_float, as_int
 from crashproof.tracking.checkpoint_recorder import CheckpointRecorder, Stale
@@ -413,7 +414,7 @@ class ProgressTracker:
         """Training time left at the recent pace, in seconds; None while that is unknown."""
         with self._guard.lock:
             session = self.session
-            estimate = estimate_remaining(session.pace, session.total_steps_target - session.steps_completed)
+            estimate = estimate_remaining(pace_of(session), session.total_steps_target - session.steps_completed)
         return None if estimate is None else estimate.seconds
 
     def save(self) -> None:

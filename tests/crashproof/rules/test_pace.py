@@ -7,12 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crashproof.records.session import PacePoint
+from crashproof.rules.time_left.estimate import Estimate, estimate_remaining
 from crashproof.rules.pace import (
     MAX_PACE_POINTS,
-    Estimate,
     ThroughputWindow,
     add_pace_point,
-    estimate_remaining,
     is_pace_point_due,
 )
 

@@ -58,6 +58,7 @@ _WARM_UP = 0.1
 """Of all steps of the run: so long the loss may rise while the learning rate does."""
 _JUMP = 0.5
 """Relative to the level, and at least the range before it."""
+_LEAST_FOR_NOISE = 16
 _GROWTH = 4.0
 _SPIKES = 8.0
 _SPIKE_SHARE = 0.05
@@ -206,7 +207,7 @@ def _rises(history: LossHistory, window: LossWindow, progress: float | None) -> 
         return False
     rise = window.level - min(levels)
     scale = abs(window.level) + _tiny(levels)
-    if rise < _LEAST_RISE * scale and rise < _RISE_IN_NOISE * _noise(window):
+    if rise < _LEAST_RISE * scale and rise < _RISE_IN_NOISE * _noise(history, window.num_updates):
         return False
     if progress is not None and progress < _WARM_UP and rise < abs(min(levels)):
         return False
@@ -244,13 +245,14 @@ def _has_jumped(history: LossHistory, window: LossWindow) -> bool:
         return False
     levels = [block.level for block in after]
     jump = min(levels) - max(before)
-    if jump < max(_JUMP * abs(median(before)), max(before) - min(before), _SPIKES * _noise(window)) or jump <= 0:
+    if jump < max(_JUMP * abs(median(before)), max(before) - min(before), _SPIKES * _noise(history, window.num_updates)) or jump <= 0:
         return False
     return slope_of(list(_points(after))).z > -1.0 and max(levels) - min(levels) < jump / 2
 
 
-def _noise(window: LossWindow) -> float:
-    return median(block.noise for block in window.blocks)
+def _noise(history: LossHistory, newest: int) -> float:
+    """The standard deviation of the noise of the newest updates; blocks of fewer than 16 have none to measure."""
+    return median(block.noise for block in history.blocks(newest, least_size=_LEAST_FOR_NOISE))
 
 
 def _tiny(levels: Sequence[float]) -> float:
@@ -272,8 +274,9 @@ def _noise_has_grown(history: LossHistory) -> bool:
     """Whether the noise of the last eighth is far above that of the calmer part of the half before it."""
     total = history.num_updates
     newest = max(total // 8, min(32, total // 2))
-    after, before = history.blocks(newest), history.blocks(newest + total // 2, skip=newest)
-    if newest < 16 or len(before) < 2:
+    after = history.blocks(newest, least_size=_LEAST_FOR_NOISE)
+    before = history.blocks(newest + total // 2, skip=newest, least_size=_LEAST_FOR_NOISE)
+    if not after or len(before) < 2:
         return False
     tail_before = quantile([each.tail for each in before], 0.25)
     tail_after = median(each.tail for each in after)
