@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from crashproof.records.session import LossBucket
 from crashproof.rules.loss.buckets import BUCKET_UPDATES, add_bucket
@@ -224,8 +224,17 @@ SHAPES = [
     Shape(
         name="steps of a schedule",
         curve=level(schedule, gauss(0.05)),
-        right=((0.03, IMPROVING), (0.16, CALM), (0.3, PLATEAU), (0.5, CALM), (0.515, IMPROVING), (0.6, CALM),
-               (0.755, CALM), (0.765, IMPROVING), (0.85, CALM)),
+        right=(
+            (0.03, IMPROVING),
+            (0.16, CALM),
+            (0.3, PLATEAU),
+            (0.5, CALM),
+            (0.515, IMPROVING),
+            (0.6, CALM),
+            (0.755, CALM),
+            (0.765, IMPROVING),
+            (0.85, CALM),
+        ),
     ),
     Shape(
         name="spikes that recover",
@@ -237,10 +246,20 @@ SHAPES = [
         curve=spiked(power(5.0, 0.15), relative(0.03), every=0.0006, height=4.0, lasts=60),
         right=((0.06, NO_ALARM),),
     ),
-    Shape(name="warm-up: rises, then falls", curve=level(warm_up, gauss(0.08)), right=((ALWAYS, NO_ALARM), (0.15, IMPROVING))),
+    Shape(
+        name="warm-up: rises, then falls",
+        curve=level(warm_up, gauss(0.08)),
+        right=((ALWAYS, NO_ALARM), (0.15, IMPROVING)),
+    ),
     Shape(name="cosine with six restarts", curve=level(restarts(6, 0.4), gauss(0.05)), right=((ALWAYS, NO_ALARM),)),
-    Shape(name="cosine with thirty restarts", curve=level(restarts(30, 0.3), gauss(0.05)), right=((ALWAYS, NO_ALARM),)),
-    Shape(name="restarts, each cycle twice as long", curve=level(doubling_restarts, gauss(0.05)), right=((ALWAYS, NO_ALARM),)),
+    Shape(
+        name="cosine with thirty restarts", curve=level(restarts(30, 0.3), gauss(0.05)), right=((ALWAYS, NO_ALARM),)
+    ),
+    Shape(
+        name="restarts, each cycle twice as long",
+        curve=level(doubling_restarts, gauss(0.05)),
+        right=((ALWAYS, NO_ALARM),),
+    ),
     Shape(
         name="oscillation around a level",
         curve=level(lambda share: 2.0 + 0.3 * math.sin(40 * math.pi * share), gauss(0.05)),
@@ -253,37 +272,130 @@ SHAPES = [
     ),
     Shape(name="tiny losses, 1e-6", curve=level(power(5e-6, 0.2), relative(0.1)), right=((0.06, IMPROVING),)),
     Shape(name="large losses, 1e4", curve=level(power(5e4, 0.2), relative(0.1)), right=((0.06, IMPROVING),)),
-    Shape(name="growing noise", curve=growing_noise, right=((0.1, PLATEAU), (0.5, PLATEAU | UNSTABLE), (0.9, UNSTABLE))),
-    Shape(name="noise that begins at once", curve=burst_of_noise, right=((0.1, PLATEAU), (0.6, PLATEAU | UNSTABLE), (0.7, UNSTABLE), (0.85, CALM | UNSTABLE))),
+    Shape(
+        name="growing noise", curve=growing_noise, right=((0.1, PLATEAU), (0.5, PLATEAU | UNSTABLE), (0.9, UNSTABLE))
+    ),
+    Shape(
+        name="noise that begins at once",
+        curve=burst_of_noise,
+        right=((0.1, PLATEAU), (0.6, PLATEAU | UNSTABLE), (0.7, UNSTABLE), (0.85, CALM | UNSTABLE)),
+    ),
     Shape(name="heavy tails", curve=level(power(5.0, 0.1), heavy(0.1)), right=((0.08, IMPROVING),)),
     Shape(name="heavy tails, flat", curve=level(lambda _: 2.0, heavy(0.1)), right=((0.05, PLATEAU),)),
     Shape(name="multiplicative noise", curve=level(power(5.0, 0.15), lognormal(0.3)), right=((0.15, IMPROVING),)),
-    Shape(name="noise that shrinks with the level", curve=level(decay(5.0, 0.5, 0.3), relative(0.2)), right=((0.05, IMPROVING),)),
-    Shape(name="diverges fast", curve=blow_up(0.6, 0.004), right=((0.1, CALM), (0.6, CALM | DIVERGING), (0.63, DIVERGING)), onset=0.6, late=0.05),
-    Shape(name="diverges at half speed", curve=blow_up(0.6, 0.05), right=((0.1, CALM), (0.6, CALM | DIVERGING), (0.66, DIVERGING)), onset=0.6, late=0.1),
-    Shape(name="diverges slowly", curve=blow_up(0.5, 0.5), right=((0.1, CALM), (0.5, CALM | DIVERGING), (0.65, DIVERGING)), onset=0.5, late=0.3),
-    Shape(name="falls, then rises slowly", curve=level(u_shape, gauss(0.1)), right=((0.1, CALM), (0.5, CALM | DIVERGING), (0.65, DIVERGING)), onset=0.5, late=0.3),
-    Shape(name="collapses to a level far above", curve=collapse, right=((0.1, CALM), (0.6, CALM | DIVERGING | UNSTABLE), (0.63, DIVERGING), (0.7, NO_ALARM | DIVERGING)), onset=0.6, late=0.05),
-    Shape(name="ends in NaN", curve=with_nan_tail, right=((0.06, IMPROVING), (0.7, IMPROVING | NON_FINITE), (0.705, NON_FINITE))),
+    Shape(
+        name="noise that shrinks with the level",
+        curve=level(decay(5.0, 0.5, 0.3), relative(0.2)),
+        right=((0.05, IMPROVING),),
+    ),
+    Shape(
+        name="diverges fast",
+        curve=blow_up(0.6, 0.004),
+        right=((0.1, CALM), (0.6, CALM | DIVERGING), (0.63, DIVERGING)),
+        onset=0.6,
+        late=0.05,
+    ),
+    Shape(
+        name="diverges at half speed",
+        curve=blow_up(0.6, 0.05),
+        right=((0.1, CALM), (0.6, CALM | DIVERGING), (0.66, DIVERGING)),
+        onset=0.6,
+        late=0.1,
+    ),
+    Shape(
+        name="diverges slowly",
+        curve=blow_up(0.5, 0.5),
+        right=((0.1, CALM), (0.5, CALM | DIVERGING), (0.65, DIVERGING)),
+        onset=0.5,
+        late=0.3,
+    ),
+    Shape(
+        name="falls, then rises slowly",
+        curve=level(u_shape, gauss(0.1)),
+        right=((0.1, CALM), (0.5, CALM | DIVERGING), (0.65, DIVERGING)),
+        onset=0.5,
+        late=0.3,
+    ),
+    Shape(
+        name="collapses to a level far above",
+        curve=collapse,
+        right=((0.1, CALM), (0.6, CALM | DIVERGING | UNSTABLE), (0.63, DIVERGING), (0.7, NO_ALARM | DIVERGING)),
+        onset=0.6,
+        late=0.05,
+    ),
+    Shape(
+        name="ends in NaN",
+        curve=with_nan_tail,
+        right=((0.06, IMPROVING), (0.7, IMPROVING | NON_FINITE), (0.705, NON_FINITE)),
+    ),
     Shape(name="now and then a NaN", curve=few_nan, right=((0.1, IMPROVING | NON_FINITE),)),
-    Shape(name="negative losses, falling", curve=level(lambda share: -3.0 - 2.0 * share, gauss(0.5)), right=((0.2, IMPROVING),)),
-    Shape(name="negative losses, rising", curve=level(lambda share: -5.0 + 2.0 * share, gauss(0.5)), right=((0.4, DIVERGING),)),
-    Shape(name="crosses zero, falling", curve=level(lambda share: 1.0 - 2.0 * share, gauss(0.3)), right=((0.15, IMPROVING),)),
+    Shape(
+        name="negative losses, falling",
+        curve=level(lambda share: -3.0 - 2.0 * share, gauss(0.5)),
+        right=((0.2, IMPROVING),),
+    ),
+    Shape(
+        name="negative losses, rising",
+        curve=level(lambda share: -5.0 + 2.0 * share, gauss(0.5)),
+        right=((0.4, DIVERGING),),
+    ),
+    Shape(
+        name="crosses zero, falling",
+        curve=level(lambda share: 1.0 - 2.0 * share, gauss(0.3)),
+        right=((0.15, IMPROVING),),
+    ),
     Shape(name="flat around zero", curve=level(lambda _: 0.0, gauss(0.3)), right=((0.05, PLATEAU),)),
     Shape(name="a GAN's: flat, noisy, wandering", curve=wandering(1.0, 0.2, 30), right=((0.1, CALM), (0.3, PLATEAU))),
-    Shape(name="grokking: long plateau, then a fall", curve=level(grokking, relative(0.05)), right=((0.1, PLATEAU), (0.6, CALM), (0.72, IMPROVING), (0.85, CALM))),
-    Shape(name="fell, then flat", curve=level(decay(5.0, 1.0, 0.03), gauss(0.05)), right=((0.03, IMPROVING), (0.12, CALM), (0.4, PLATEAU))),
-    Shape(name="at a floor, without noise", curve=level(decay(2.5, 0.5, 0.01), gauss(0.0)), right=((0.01, IMPROVING), (0.1, CALM), (0.3, PLATEAU))),
+    Shape(
+        name="grokking: long plateau, then a fall",
+        curve=level(grokking, relative(0.05)),
+        right=((0.1, PLATEAU), (0.6, CALM), (0.72, IMPROVING), (0.85, CALM)),
+    ),
+    Shape(
+        name="fell, then flat",
+        curve=level(decay(5.0, 1.0, 0.03), gauss(0.05)),
+        right=((0.03, IMPROVING), (0.12, CALM), (0.4, PLATEAU)),
+    ),
+    Shape(
+        name="at a floor, without noise",
+        curve=level(decay(2.5, 0.5, 0.01), gauss(0.0)),
+        right=((0.01, IMPROVING), (0.1, CALM), (0.3, PLATEAU)),
+    ),
     Shape(name="flat", curve=level(lambda _: 2.0, gauss(0.1)), right=((0.02, PLATEAU),)),
     Shape(name="constant", curve=level(lambda _: 2.0, gauss(0.0)), right=((0.02, PLATEAU),)),
-    Shape(name="difficulty alternates, period 2", curve=alternating(2, 0.5, power(5.0, 0.2)), right=((0.1, IMPROVING),)),
-    Shape(name="difficulty alternates, period 37", curve=alternating(37, 0.5, power(5.0, 0.2)), right=((0.1, IMPROVING),)),
+    Shape(
+        name="difficulty alternates, period 2", curve=alternating(2, 0.5, power(5.0, 0.2)), right=((0.1, IMPROVING),)
+    ),
+    Shape(
+        name="difficulty alternates, period 37",
+        curve=alternating(37, 0.5, power(5.0, 0.2)),
+        right=((0.1, IMPROVING),),
+    ),
     Shape(name="difficulty alternates, flat", curve=alternating(10, 0.5, lambda _: 2.0), right=((0.1, PLATEAU),)),
-    Shape(name="rises within each epoch", curve=level(sawtooth(power(5.0, 0.3), 0.1, 20), gauss(0.05)), right=((0.15, NO_ALARM),)),
+    Shape(
+        name="rises within each epoch",
+        curve=level(sawtooth(power(5.0, 0.3), 0.1, 20), gauss(0.05)),
+        right=((0.15, NO_ALARM),),
+    ),
     Shape(name="frequent irregular spikes", curve=random_spikes, right=((0.1, UNSTABLE | PLATEAU),)),
-    Shape(name="100 steps that fall, no noise", curve=lambda chance, n: [0.81**s * 100 for s in range(1, n + 1)], right=((0.08, IMPROVING),), length=100),
-    Shape(name="30 steps that fall, no noise", curve=lambda chance, n: [1.0 / s for s in range(1, n + 1)], right=((0.26, IMPROVING),), length=30),
-    Shape(name="20 steps that rise, no noise", curve=lambda chance, n: [1.0 + 0.1 * s for s in range(1, n + 1)], right=((0.8, DIVERGING),), length=20),
+    Shape(
+        name="100 steps that fall, no noise",
+        curve=lambda chance, n: [0.81**s * 100 for s in range(1, n + 1)],
+        right=((0.08, IMPROVING),),
+        length=100,
+    ),
+    Shape(
+        name="30 steps that fall, no noise",
+        curve=lambda chance, n: [1.0 / s for s in range(1, n + 1)],
+        right=((0.26, IMPROVING),),
+        length=30,
+    ),
+    Shape(
+        name="20 steps that rise, no noise",
+        curve=lambda chance, n: [1.0 + 0.1 * s for s in range(1, n + 1)],
+        right=((0.8, DIVERGING),),
+        length=20,
+    ),
 ]
 
 

@@ -23,7 +23,9 @@ class Trace:
     length: int = 4000
     steps_a_update: int = 1
     unknowable_until: float = 0.0
-    """Up to this share of the run, the pace has yet to change, or has changed too lately to be known."""
+    """Up to this share of the run, the pace has yet to change, or has changed within the last tenth of the run."""
+    chance: float = 0.05
+    """By how much the truth itself may differ from what can be expected, as chance decides on the steps to come."""
 
 
 def steps(mean: Callable[[float], float], *, noise: float = 0.05, stalls: Callable[[int, int], float] | None = None):
@@ -72,22 +74,42 @@ SAVES = every((50, 5.0), (200, 30.0))
 TRACES = [
     Trace(name="steady", step_seconds=steps(lambda _: 1.0)),
     Trace(name="regular stalls: saves and evaluations", step_seconds=steps(lambda _: 1.0, stalls=SAVES)),
-    Trace(name="an evaluation at the end of each of 20 epochs", step_seconds=steps(lambda _: 1.0, stalls=epochs(20, 40.0))),
-    Trace(name="an evaluation at the end of each of 8 epochs", step_seconds=steps(lambda _: 1.0, stalls=epochs(8, 100.0)), unknowable_until=0.3),
-    Trace(name="stalls at random", step_seconds=random_stalls),
+    Trace(
+        name="an evaluation at the end of each of 20 epochs",
+        step_seconds=steps(lambda _: 1.0, stalls=epochs(20, 40.0)),
+    ),
+    Trace(
+        name="an evaluation at the end of each of 8 epochs",
+        step_seconds=steps(lambda _: 1.0, stalls=epochs(8, 100.0)),
+        unknowable_until=0.3,
+    ),
+    Trace(name="stalls at random", step_seconds=random_stalls, chance=0.4),
     Trace(name="slow start: compilation", step_seconds=compiled(20, 60.0)),
     Trace(name="slow start: 2 % of the steps at five times the time", step_seconds=compiled(80, 5.0)),
-    Trace(name="half as fast from the middle on", step_seconds=steps(half_after(0.5, 2.0)), unknowable_until=0.51),
-    Trace(name="half as fast from the middle on, with saves", step_seconds=steps(half_after(0.5, 2.0), stalls=SAVES), unknowable_until=0.53),
-    Trace(name="half as fast from seven tenths on", step_seconds=steps(half_after(0.7, 2.0)), unknowable_until=0.71),
-    Trace(name="twice as fast from four tenths on", step_seconds=steps(half_after(0.4, 0.5)), unknowable_until=0.41),
+    Trace(name="half as fast from the middle on", step_seconds=steps(half_after(0.5, 2.0)), unknowable_until=0.6),
+    Trace(
+        name="half as fast from the middle on, with saves",
+        step_seconds=steps(half_after(0.5, 2.0), stalls=SAVES),
+        unknowable_until=0.6,
+    ),
+    Trace(name="half as fast from seven tenths on", step_seconds=steps(half_after(0.7, 2.0)), unknowable_until=0.8),
+    Trace(name="twice as fast from four tenths on", step_seconds=steps(half_after(0.4, 0.5)), unknowable_until=0.5),
     Trace(name="slower and slower: growing sequences", step_seconds=steps(lambda done: 1.0 + done)),
-    Trace(name="a little slower all the time", step_seconds=steps(lambda done: 1.0 + 0.2 * done)),
-    Trace(name="bursts of answers", step_seconds=bursty),
-    Trace(name="heavy-tailed steps", step_seconds=heavy),
-    Trace(name="20 steps", step_seconds=steps(lambda _: 1.0), length=20),
-    Trace(name="20 steps, the second compiles", step_seconds=lambda chance, n: [30.0, *(chance.gauss(1.0, 0.02) for _ in range(n - 1))], length=20),
-    Trace(name="ten million steps, weeks", step_seconds=steps(lambda _: 300.0, stalls=every((500, 3000.0))), length=10_000, steps_a_update=1000),
+    Trace(name="a little slower all the time", step_seconds=steps(lambda done: 1.0 + 0.2 * done), chance=0.12),
+    Trace(name="bursts of answers", step_seconds=bursty, chance=0.5),
+    Trace(name="heavy-tailed steps", step_seconds=heavy, chance=0.25),
+    Trace(name="20 steps", step_seconds=steps(lambda _: 1.0), length=20, chance=0.12),
+    Trace(
+        name="20 steps, the second compiles",
+        step_seconds=lambda chance, n: [30.0, *(chance.gauss(1.0, 0.02) for _ in range(n - 1))],
+        length=20,
+    ),
+    Trace(
+        name="ten million steps, weeks",
+        step_seconds=steps(lambda _: 300.0, stalls=every((500, 3000.0))),
+        length=10_000,
+        steps_a_update=1000,
+    ),
 ]
 
 
@@ -102,4 +124,8 @@ def estimates(trace: Trace, seed: int) -> Iterator[tuple[float, float, Estimate 
             add_pace_point(points, PacePoint(now, number * trace.steps_a_update))
         if number in looks:
             remaining = (trace.length - number) * trace.steps_a_update
-            yield looks[number], total - now, estimate_remaining([*points, PacePoint(now, number * trace.steps_a_update)], remaining)
+            yield (
+                looks[number],
+                total - now,
+                estimate_remaining([*points, PacePoint(now, number * trace.steps_a_update)], remaining),
+            )

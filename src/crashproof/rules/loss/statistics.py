@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
-__all__ = ["Z_95", "Slope", "excursions", "quantile", "slope_of", "spread"]
+__all__ = ["Z_95", "Slope", "quantile", "slope_of", "spread"]
 
 Z_95 = 1.959964
 _MAD_TO_SIGMA = 1.4826
@@ -26,7 +26,7 @@ class Slope(NamedTuple):
     low: float
     high: float
     z: float
-    """How surprising the order of the values would be without a trend, in standard deviations; below 0 if they fall."""
+    """How surprising the order of the values is without a trend, in standard deviations; below 0 if they fall."""
 
 
 def slope_of(points: Sequence[tuple[float, float]], *, z_interval: float = Z_95) -> Slope:
@@ -56,14 +56,3 @@ def spread(values: Sequence[float]) -> float:
 def quantile(values: Sequence[float], share: float) -> float:
     """The value below which this share of at least one value lies."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
-
-
-def excursions(values: Sequence[float]) -> list[float]:
-    """By how much each inner value lies above both of its neighbours, or, below 0, under both.
-
-    A monotone series has none, however curved it is.
-    """
-    return [
-        now - max(before, after) if now > before and now > after else min(0.0, now - min(before, after))
-        for before, now, after in zip(values, values[1:], values[2:], strict=False)
-    ]

@@ -245,7 +245,11 @@ def _has_jumped(history: LossHistory, window: LossWindow) -> bool:
         return False
     levels = [block.level for block in after]
     jump = min(levels) - max(before)
-    if jump < max(_JUMP * abs(median(before)), max(before) - min(before), _SPIKES * _noise(history, window.num_updates)) or jump <= 0:
+    if (
+        jump
+        < max(_JUMP * abs(median(before)), max(before) - min(before), _SPIKES * _noise(history, window.num_updates))
+        or jump <= 0
+    ):
         return False
     return slope_of(list(_points(after))).z > -1.0 and max(levels) - min(levels) < jump / 2
 

@@ -2,9 +2,10 @@
 
 The steps to come are expected to take what the newest take: since the pace last changed, or, where it changes evenly,
 along its trend. The last change is looked for by binary segmentation (A. J. Scott, M. Knott, "A cluster analysis
-method for grouping means in the analysis of variance", Biometrics 30, 1974). Stalls are counted apart, over all of
-the run: an evaluation an epoch is rare, and yet certain to come. The start, as long as it is slower than what follows,
-is left out.
+method for grouping means in the analysis of variance", Biometrics 30, 1974), each time by the Wilcoxon rank-sum test
+(F. Wilcoxon, "Individual comparisons by ranking methods", Biometrics Bulletin 1, 1945). Stalls are counted apart,
+over all of the run: an evaluation an epoch is rare, and yet certain to come. The start, as long as it is slower than
+what follows, is left out.
 """
 
 from __future__ import annotations
@@ -143,9 +144,8 @@ def _is_trend(segments: Sequence[Segment]) -> bool:
     if len(segments) < _FEWEST_FOR_TREND:
         return False
     line = _line_through(segments)
-    if abs(line.slope) < _T_TREND * line.error:
-        return False
-    if abs(line.slope) * (segments[-1].end - segments[0].end) < _LEAST_CHANGE * line.mean:
+    change = abs(line.slope) * (segments[-1].end - segments[0].end)
+    if change <= _LEAST_CHANGE * line.mean or abs(line.slope) < _T_TREND * line.error:
         return False
     halves = (segments[: len(segments) // 2], segments[len(segments) // 2 :])
     first, second = (_line_through(half).slope / line.slope for half in halves)
@@ -156,7 +156,8 @@ def _since_last_change(segments: Sequence[Segment]) -> list[Segment]:
     """The newest segments, since their pace last changed."""
     recent = list(segments)
     while (place := _place_of_change(recent)) is not None:
-        recent = recent[place:]
+        # The change itself lies somewhere in the first segment after it.
+        recent = recent[place + 1 :]
     return recent
 
 
@@ -199,14 +200,12 @@ def _stalled_time(segments: Sequence[Segment], stalls: Sequence[Stall], remainin
         return _Pace(share, share)
     gaps = gaps_of(stalls)
     gap = (stalls[-1].end - begin) / len(stalls)
-    expected = (now + remaining - stalls[-1].end) / gap
-    size_error = _deviation([stall.seconds for stall in stalls]) * math.sqrt(expected + expected**2 / len(stalls))
+    expected = remaining / gap
+    if are_regular(stalls):
+        # What is overdue is due once: stalls may have stopped.
+        expected += min(1.0, (now - stalls[-1].end) / gap)
+    size_error = deviation_of([stall.seconds for stall in stalls]) * math.sqrt(expected + expected**2 / len(stalls))
     gap_error = (
-        _deviation(gaps) / gap * math.sqrt(expected + expected**2 / len(gaps)) if len(gaps) > 1 else expected / 2
+        deviation_of(gaps) / gap * math.sqrt(expected + expected**2 / len(gaps)) if len(gaps) > 1 else expected / 2
     )
     return _Pace(expected * mean, math.hypot(size_error, mean * gap_error, mean / 4))
-
-
-def _deviation(values: Sequence[float]) -> float:
-    mean = sum(values) / len(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1))

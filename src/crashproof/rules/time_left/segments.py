@@ -14,13 +14,26 @@ from typing import NamedTuple
 
 from crashproof.records.session import PacePoint
 
-__all__ = ["Segment", "Stall", "gaps_of", "segments_of", "without_stalls", "without_start"]
+__all__ = [
+    "Segment",
+    "Stall",
+    "are_regular",
+    "deviation_of",
+    "gaps_of",
+    "segments_of",
+    "without_stalls",
+    "without_start",
+]
 
 _NEIGHBOURS = 7
 _STALL = 1.03
 _STALL_DEVIATIONS = 7.0
 _MOST_STALLED = 0.15
 """Of the segments: where more are stalled, their stalls belong to the pace."""
+_FEW_STALLS = 5
+"""More of them at irregular places are counted with the pace: some of their kind were not found."""
+_REGULAR = 0.3
+"""Gaps that differ by less than this share of a gap are regular."""
 _SLOW_START = 1.1
 _LEAST_OF_USUAL = 0.75
 
@@ -107,6 +120,8 @@ def without_stalls(segments: Sequence[Segment]) -> tuple[list[Segment], list[Sta
         for each, beyond, stalled in zip(segments, excess, is_stalled, strict=True)
         if stalled
     ]
+    if len(stalls) > _FEW_STALLS and not are_regular(stalls):
+        return list(segments), []
     regular = [
         Segment(each.end, each.steps, pace * each.steps) if stalled else each
         for each, pace, stalled in zip(segments, usual, is_stalled, strict=True)
@@ -125,3 +140,15 @@ def _usual_paces(segments: Sequence[Segment]) -> list[float]:
 def gaps_of(stalls: Sequence[Stall]) -> list[int]:
     """Steps between the ends of stalls."""
     return [later.end - earlier.end for earlier, later in pairwise(stalls)]
+
+
+def are_regular(stalls: Sequence[Stall]) -> bool:
+    """Whether at least three stalls come after about as many steps each time."""
+    gaps = gaps_of(stalls)
+    return len(gaps) > 1 and deviation_of(gaps) < _REGULAR * sum(gaps) / len(gaps)
+
+
+def deviation_of(values: Sequence[float]) -> float:
+    """The standard deviation of at least one value."""
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1))
