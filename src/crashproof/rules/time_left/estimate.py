@@ -17,7 +17,16 @@ from statistics import median
 from typing import NamedTuple
 
 from crashproof.records.session import PacePoint
-from crashproof.rules.time_left.segments import Segment, Stall, gaps_of, segments_of, without_stalls, without_start
+from crashproof.rules.time_left.segments import (
+    Segment,
+    Stall,
+    are_regular,
+    deviation_of,
+    gaps_of,
+    segments_of,
+    without_stalls,
+    without_start,
+)
 
 __all__ = ["Estimate", "estimate_remaining", "seconds_per_step"]
 
