@@ -23,7 +23,7 @@ class Trace:
     length: int = 4000
     steps_a_update: int = 1
     unknowable_until: float = 0.0
-    """Up to this share of the run, the pace has yet to change, or has changed within the last tenth of the run."""
+    """Up to this share of the run, the pace has yet to change, or has changed within the last twentieth of the run."""
     chance: float = 0.05
     """By how much the truth itself may differ from what can be expected, as chance decides on the steps to come."""
 
@@ -92,7 +92,7 @@ TRACES = [
         step_seconds=steps(half_after(0.5, 2.0), stalls=SAVES),
         unknowable_until=0.6,
     ),
-    Trace(name="half as fast from seven tenths on", step_seconds=steps(half_after(0.7, 2.0)), unknowable_until=0.8),
+    Trace(name="half as fast from seven tenths on", step_seconds=steps(half_after(0.7, 2.0)), unknowable_until=0.75),
     Trace(name="twice as fast from four tenths on", step_seconds=steps(half_after(0.4, 0.5)), unknowable_until=0.5),
     Trace(name="slower and slower: growing sequences", step_seconds=steps(lambda done: 1.0 + done)),
     Trace(name="a little slower all the time", step_seconds=steps(lambda done: 1.0 + 0.2 * done), chance=0.12),

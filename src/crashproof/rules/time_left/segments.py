@@ -31,7 +31,8 @@ _STALL_DEVIATIONS = 7.0
 _MOST_STALLED = 0.15
 """Of the segments: where more are stalled, their stalls belong to the pace."""
 _FEW_STALLS = 5
-"""More of them at irregular places are counted with the pace: some of their kind were not found."""
+_OVERDUE = 2.5
+"""Gaps between stalls without one."""
 _REGULAR = 0.3
 """Gaps that differ by less than this share of a gap are regular."""
 _SLOW_START = 1.1
@@ -120,7 +121,7 @@ def without_stalls(segments: Sequence[Segment]) -> tuple[list[Segment], list[Sta
         for each, beyond, stalled in zip(segments, excess, is_stalled, strict=True)
         if stalled
     ]
-    if len(stalls) > _FEW_STALLS and not are_regular(stalls):
+    if not _are_all_found(stalls, segments[-1].end):
         return list(segments), []
     regular = [
         Segment(each.end, each.steps, pace * each.steps) if stalled else each
@@ -140,6 +141,14 @@ def _usual_paces(segments: Sequence[Segment]) -> list[float]:
 def gaps_of(stalls: Sequence[Stall]) -> list[int]:
     """Steps between the ends of stalls."""
     return [later.end - earlier.end for earlier, later in pairwise(stalls)]
+
+
+def _are_all_found(stalls: Sequence[Stall], now: int) -> bool:
+    """Whether the stalls are regular, or few, and none is long overdue; otherwise some were not found."""
+    if len(stalls) < 2:
+        return True
+    overdue = now - stalls[-1].end > _OVERDUE * (stalls[-1].end - stalls[0].end) / (len(stalls) - 1)
+    return not overdue and (len(stalls) <= _FEW_STALLS or are_regular(stalls))
 
 
 def are_regular(stalls: Sequence[Stall]) -> bool:
