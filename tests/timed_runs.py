@@ -23,7 +23,7 @@ class Trace:
     length: int = 4000
     steps_a_update: int = 1
     unknowable_until: float = 0.0
-    """Up to this share of the run, the pace has yet to change, or has changed within the last twentieth of the run."""
+    """Up to this share of the run, the pace has yet to change, or has changed a twentieth of the run ago."""
     chance: float = 0.05
     """By how much the truth itself may differ from what can be expected, as chance decides on the steps to come."""
 

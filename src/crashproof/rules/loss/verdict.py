@@ -55,7 +55,8 @@ _SHARE_OF_RANGE = 0.05
 _RISE_IN_NOISE = 5.0
 _ROUNDING = 1e-9
 _WARM_UP = 0.1
-"""Of all steps of the run: so long the loss may rise while the learning rate does."""
+"""Of all steps of the run, and at most as many updates: so long the loss may rise while the learning rate does."""
+_WARM_UP_UPDATES = 2000
 _JUMP = 0.5
 """Relative to the level, and at least the range before it."""
 _LEAST_FOR_NOISE = 16
@@ -209,9 +210,13 @@ def _rises(history: LossHistory, window: LossWindow, progress: float | None) -> 
     scale = abs(window.level) + _tiny(levels)
     if rise < _LEAST_RISE * scale and rise < _RISE_IN_NOISE * _noise(history, window.num_updates):
         return False
-    if progress is not None and progress < _WARM_UP and rise < abs(min(levels)):
+    if _may_warm_up(history, progress) and rise < abs(min(levels)):
         return False
     return window.level > _highest_before(history, window, rise)
+
+
+def _may_warm_up(history: LossHistory, progress: float | None) -> bool:
+    return progress is not None and progress < _WARM_UP and history.num_updates < _WARM_UP_UPDATES
 
 
 def _highest_before(history: LossHistory, window: LossWindow, rise: float) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from statistics import median
 from typing import NamedTuple
 
@@ -97,12 +97,9 @@ def without_start(segments: Sequence[Segment]) -> list[Segment]:
 
 
 def _pace_of_the_middle_step(segments: Sequence[Segment], total: int) -> float:
-    steps = 0
-    for each in sorted(segments, key=lambda segment: segment.pace):
-        steps += each.steps
-        if steps >= total / 2:
-            return each.pace
-    return math.inf
+    by_pace = sorted(segments, key=lambda segment: segment.pace)
+    steps = accumulate(each.steps for each in by_pace)
+    return next(each.pace for each, so_far in zip(by_pace, steps, strict=True) if so_far >= total / 2)
 
 
 def without_stalls(segments: Sequence[Segment]) -> tuple[list[Segment], list[Stall]]:

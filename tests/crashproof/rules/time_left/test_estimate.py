@@ -80,3 +80,9 @@ def test_a_trend_is_followed_to_three_times_the_pace_of_now_at_most():
 
     assert estimate.seconds == pytest.approx(100_000 * 2 * (1.0 + 0.02 * 99.5), rel=0.02)
     assert estimate.high_seconds > estimate.seconds
+
+
+def test_one_step_after_a_slow_start_is_an_estimate_with_a_wide_range():
+    estimate = estimate_remaining(points_of([30.0, 1.0]), 100)
+
+    assert (100.0, 50.0, 150.0) == (estimate.seconds, estimate.low_seconds, estimate.high_seconds)
