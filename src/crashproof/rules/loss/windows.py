@@ -44,7 +44,7 @@ class LossHistory:
         self._buckets = buckets
         in_buckets = sum(bucket.num_updates for bucket in buckets) + num_open if buckets else 0
         self.num_updates = max(len(recent), in_buckets)
-        self._open = recent[len(recent) - num_open :] if num_open else recent[:0]
+        self._all = list(_blocks_of(buckets, recent[len(recent) - num_open :] if num_open else []))
 
     def blocks(self, newest: int, *, skip: int = 0, least_size: int = 1) -> list[Block]:
         """At most 32 blocks of the newest updates, oldest first; without the `skip` newest of them."""
@@ -61,24 +61,28 @@ class LossHistory:
         """Neighbouring buckets joined to blocks of about `size` updates."""
         age = self.num_updates
         group: list[Block] = []
-        for block in self._all_blocks():
+        num_grouped = 0
+        for block in self._all:
             middle = age - block.num_updates / 2
             age -= block.num_updates
             if not skip <= middle <= newest:
                 continue
             group.append(block)
-            if sum(each.num_updates for each in group) >= size:
+            num_grouped += block.num_updates
+            if num_grouped >= size:
                 yield _joined(group)
-                group = []
+                group, num_grouped = [], 0
         if group:
             yield _joined(group)
 
-    def _all_blocks(self) -> Iterator[Block]:
-        for bucket in self._buckets:
-            level = math.nan if bucket.level is None else bucket.level
-            yield Block(bucket.num_updates, level, bucket.low, bucket.high, bucket.noise, bucket.tail)
-        if self._open:
-            yield _block_of(self._open) or Block(len(self._open), math.nan, 0.0, 0.0, 0.0, 0.0)
+
+def _blocks_of(buckets: Sequence[LossBucket], newest: Sequence[float]) -> Iterator[Block]:
+    """All buckets, and the newest losses, as blocks; those without a level have NaN."""
+    for bucket in buckets:
+        level = math.nan if bucket.level is None else bucket.level
+        yield Block(bucket.num_updates, level, bucket.low, bucket.high, bucket.noise, bucket.tail)
+    if newest:
+        yield _block_of(newest) or Block(len(newest), math.nan, 0.0, 0.0, 0.0, 0.0)
 
 
 def _parts_of(losses: Sequence[float], size: int) -> Iterator[Block | None]:
