@@ -59,6 +59,9 @@ _WARM_UP = 0.1
 _WARM_UP_UPDATES = 2000
 _JUMP = 0.5
 """Relative to the level, and at least the range before it."""
+_FEWEST_BLOCKS_FOR_JUMP = 24
+_Z_BACK = -2.0
+"""Below, a jump comes back."""
 _LEAST_FOR_NOISE = 16
 _GROWTH = 4.0
 _SPIKES = 8.0
@@ -242,21 +245,16 @@ def _highest_before(history: LossHistory, window: LossWindow, rise: float) -> fl
 def _has_jumped(history: LossHistory, window: LossWindow) -> bool:
     """Whether the loss has jumped to a level far above, and does not come back."""
     count = len(window.blocks)
-    if count < 24 or window.num_updates == history.num_updates:
+    before = [block.level for block in history.blocks(history.num_updates * 3 // 4, skip=window.num_updates * 2 // 3)]
+    if count < _FEWEST_BLOCKS_FOR_JUMP or window.num_updates == history.num_updates or not before:
         return False
     after = window.blocks[-count // 3 :]
-    before = [block.level for block in history.blocks(history.num_updates * 3 // 4, skip=window.num_updates * 2 // 3)]
-    if not before:
-        return False
     levels = [block.level for block in after]
     jump = min(levels) - max(before)
-    if (
-        jump
-        < max(_JUMP * abs(median(before)), max(before) - min(before), _SPIKES * _noise(history, window.num_updates))
-        or jump <= 0
-    ):
+    noise = _noise(history, window.num_updates)
+    if jump <= 0 or jump < max(_JUMP * abs(median(before)), max(before) - min(before), _SPIKES * noise):
         return False
-    return slope_of(list(_points(after))).z > -1.0 and max(levels) - min(levels) < jump / 2
+    return slope_of(list(_points(after))).z > _Z_BACK and max(levels) - min(levels) < jump / 2
 
 
 def _noise(history: LossHistory, newest: int) -> float:
