@@ -60,8 +60,8 @@ _WARM_UP_UPDATES = 2000
 _JUMP = 0.5
 """Relative to the level, and at least the range before it."""
 _FEWEST_BLOCKS_FOR_JUMP = 24
-_Z_BACK = -2.0
-"""Below, a jump comes back."""
+_COMES_BACK = 0.1
+"""Of a jump: one that has lost so much since comes back."""
 _LEAST_FOR_NOISE = 16
 _GROWTH = 4.0
 _SPIKES = 8.0
@@ -254,7 +254,8 @@ def _has_jumped(history: LossHistory, window: LossWindow) -> bool:
     noise = _noise(history, window.num_updates)
     if jump <= 0 or jump < max(_JUMP * abs(median(before)), max(before) - min(before), _SPIKES * noise):
         return False
-    return slope_of(list(_points(after))).z > _Z_BACK and max(levels) - min(levels) < jump / 2
+    fall = -slope_of(list(_points(after))).estimate * sum(block.num_updates for block in after)
+    return fall < _COMES_BACK * jump and max(levels) - min(levels) < jump / 2
 
 
 def _noise(history: LossHistory, newest: int) -> float:
