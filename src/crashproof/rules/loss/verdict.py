@@ -28,7 +28,7 @@ from crashproof.records.states import LossVerdict
 from crashproof.rules.loss.statistics import Slope, quantile, slope_of
 from crashproof.rules.loss.windows import Block, LossHistory
 
-__all__ = ["FEWEST_UPDATES", "LossWindow", "Judgement", "judge"]
+__all__ = ["FEWEST_UPDATES", "Judgement", "LossWindow", "judge"]
 
 FEWEST_UPDATES = 8
 """With fewer finite losses, there is no verdict."""
