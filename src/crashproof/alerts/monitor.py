@@ -137,6 +137,7 @@ class AlertMonitor:
             health=HealthState.RUNNING if is_moving else summary.health,
             health_reason=summary.health_reason,
             verdict=summary.loss_trend.verdict,
+            evidence=summary.loss_trend.evidence,
             looked_at=self._looked_at,
             free_bytes=free_bytes,
             least_free_bytes=least_free_bytes(session) if limit is None else limit,

@@ -19,7 +19,8 @@ from crashproof.reading.curves import CurveFollower
 from crashproof.reading.run_reader import RunReader
 from crashproof.records.curves import CurvePoint
 from crashproof.rules.comparing import Difference, common_steps, config_differences
-from crashproof.rules.pace import estimate_remaining
+from crashproof.rules.pace import pace_of
+from crashproof.rules.time_left.estimate import seconds_per_step
 
 __all__ = ["compare"]
 
@@ -113,8 +114,7 @@ class _Side:
         return _AtStep(step=step, loss=last, mean_of_100=sum(means) / len(means) if means else None)
 
     def seconds_a_step(self) -> float | None:
-        estimate = estimate_remaining(self.session.pace, 1)
-        return None if estimate is None else estimate.seconds
+        return seconds_per_step(pace_of(self.session))
 
 
 def _as_object(sides: list[_Side], differences: list[Difference], steps: list[int]) -> dict[str, object]:

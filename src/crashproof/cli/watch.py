@@ -31,8 +31,9 @@ from crashproof.records.codec import decode_line
 from crashproof.records.curves import CurvePoint
 from crashproof.records.events import Event
 from crashproof.records.snapshots import JournalMark
-from crashproof.rules.pace import estimate_remaining
+from crashproof.rules.pace import pace_of
 from crashproof.rules.summary import progress_summary
+from crashproof.rules.time_left.estimate import seconds_per_step
 
 __all__ = ["watch"]
 
@@ -165,11 +166,10 @@ class _Watched:
         summary = progress_summary(session, now=now, wall_clock_hours=session.wall_clock_hours, is_alive=is_alive)
         self._read_curve(most_seconds)
         self._read_events()
-        estimate = estimate_remaining(session.pace, 1)
         return Seen(
             name=self._name,
             summary=summary,
-            seconds_a_step=None if estimate is None else estimate.seconds,
+            seconds_a_step=seconds_per_step(pace_of(session)),
             points=self._points,
             curve_share=self._curve_share,
             events=list(self._events),

@@ -104,7 +104,7 @@ def named_values(update: MetricsSnapshot) -> Iterator[tuple[str, float]]:
     """Yield every value of an update under its name in a tracker, such as `loss` or `loss_components/kd`."""
     for name in MEASURED:
         value = getattr(update, name)
-        if value is not None:
+        if value is not None and not (name == "loss" and update.without_loss):
             yield name, float(value)
     for name, value in update.loss_components.items():
         yield f"{COMPONENTS}{name}", value

@@ -30,7 +30,19 @@ class LossTrend(Struct, frozen=True, kw_only=True):
     """Robust standard deviation around the slope."""
     num_non_finite: int
     is_improving: bool = False
+    """Whether the verdict is `improving`; with too few losses for a verdict, whether the slope falls."""
     verdict: LossVerdict = LossVerdict.UNKNOWN
+    """On all losses of the run, whatever the window."""
+    confidence: float | None = None
+    """How certain the direction is, from 0 to 1; None if the verdict is not about one."""
+    evidence: str = ""
+    """What the verdict rests on, to be read after "the loss"; the interval in it is one of 99 %."""
+    verdict_window: int | None = None
+    """The newest updates that the verdict rests on."""
+    change: float | None = None
+    """By how much the loss has changed over these, with `change_low` and `change_high` as its 99 % interval."""
+    change_low: float | None = None
+    change_high: float | None = None
 
 
 class GoodputShare(Goodput, kw_only=True):

@@ -13,7 +13,16 @@ from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.requests import OpenRequest
 from crashproof.records.states import AlertKind, AttemptState, SessionKind
 
-__all__ = ["AttemptRecord", "Evaluation", "Goodput", "PacePoint", "RaisedAlert", "Timeline", "TrainingSession"]
+__all__ = [
+    "AttemptRecord",
+    "Evaluation",
+    "Goodput",
+    "LossBucket",
+    "PacePoint",
+    "RaisedAlert",
+    "Timeline",
+    "TrainingSession",
+]
 
 
 class AttemptRecord(Struct, kw_only=True):
@@ -57,6 +66,24 @@ class PacePoint(Struct, frozen=True, gc=False, array_like=True):
     """Time between updates, over all attempts; without pauses, downtime and startup."""
     steps: int
     """Optimizer steps computed; a recomputed step counts again."""
+
+
+class LossBucket(Struct, frozen=True, gc=False, array_like=True):
+    """The losses of consecutive updates, by numbers that one spike does not change."""
+
+    last_step: int
+    num_updates: int
+    """64 times a power of two."""
+    num_finite: int
+    level: float | None
+    """The mean of the medians of each 64 losses; None if none is finite."""
+    low: float
+    """The lowest of these medians."""
+    high: float
+    noise: float
+    """The standard deviation of the noise, by the median second difference."""
+    tail: float
+    """Likewise by the ninth decile, which frequent spikes change."""
 
 
 class Timeline(Struct, frozen=True, gc=False, array_like=True):
@@ -154,6 +181,10 @@ class TrainingSession(Struct, kw_only=True):
     """The same without the newest update, to which another part may come."""
     parts_merged: int = 0
     """Reports of a step that the same attempt had just reported: each is a part of that step's update."""
+    loss_buckets: list[LossBucket] = msgspec.field(default_factory=list)
+    """The losses of the canonical history, the older the coarser: at most 32 buckets of each size."""
+    loss_updates_open: int = 0
+    """The newest updates, which are in no bucket yet."""
     api_responses_saved: int = 0
     api_responses_recovered: int = 0
     api_cost: Decimal = Decimal(0)

@@ -61,6 +61,8 @@ class Observed:
     """Both as in the summary."""
     verdict: LossVerdict
     """The verdict on the loss."""
+    evidence: str = "rises by more than its noise"
+    """What it rests on, to be read after "the loss"."""
     looked_at: float = math.inf
     """When the previous check was; a non-finite loss since then counts even if it has recovered."""
     free_bytes: int | None = None
@@ -169,7 +171,7 @@ def _findings(session: TrainingSession, observed: Observed) -> dict[AlertKind, _
             is_bad=verdict == LossVerdict.DIVERGING,
             # A non-finite loss has no slope.
             is_fine=verdict not in (LossVerdict.DIVERGING, LossVerdict.NON_FINITE, LossVerdict.UNKNOWN),
-            message=f"the loss rises by more than its noise{_place(history)}",
+            message=f"the loss {observed.evidence}{_place(history)}",
             has_to_last=True,
         ),
         AlertKind.NON_FINITE: _Finding(

@@ -36,7 +36,13 @@ class Health:
 
 
 def health_of(
-    session: TrainingSession, attempt: AttemptRecord | None, *, status: RunStatus, verdict: LossVerdict, now: float
+    session: TrainingSession,
+    attempt: AttemptRecord | None,
+    *,
+    status: RunStatus,
+    verdict: LossVerdict,
+    now: float,
+    evidence: str = "rises by more than its noise",
 ) -> Health:
     """Judge a run by its records.
 
@@ -46,6 +52,7 @@ def health_of(
         status: By its records and its lock: `running` only if its process is alive.
         verdict: The verdict on its loss.
         now: Seconds since 1970.
+        evidence: What the verdict rests on, to be read after "the loss".
     """
     seen = last_update_time(session, attempt)
     since = None if seen is None else now - seen
@@ -62,14 +69,14 @@ def health_of(
     patience = patience_seconds(own)
     waited = now - max(attempt.start or 0.0, attempt.last_seen)
     if since is not None and since < -_CLOCK_SECONDS:
-        state, reason = _judge_loss(verdict) or (HealthState.RUNNING, "")
+        state, reason = _judge_loss(verdict, evidence) or (HealthState.RUNNING, "")
         clock = f"the newest update is dated {-since:.0f} s in the future: a clock is wrong"
         reason = f"{reason}; {clock}" if reason else clock
     elif waited > patience:
         waiting = f"no update for {waited:.0f} s" if has_begun else f"no update in the {waited:.0f} s since the start"
         state, reason = HealthState.STALLED, f"{waiting}; at most {patience:.0f} s is usual"
     else:
-        state, reason = _judge_loss(verdict) or (
+        state, reason = _judge_loss(verdict, evidence) or (
             (HealthState.RUNNING, "") if has_begun else (HealthState.STARTING, "no update yet")
         )
     return Health(state=state, reason=reason, seconds_since_update=since, patience_seconds=patience)
@@ -97,9 +104,9 @@ def patience_seconds(updates: Sequence[MetricsSnapshot]) -> float:
     return max(_LEAST_PATIENCE_SECONDS, _MEDIANS * median(intervals), _LONGEST * max(intervals))
 
 
-def _judge_loss(verdict: LossVerdict) -> tuple[HealthState, str] | None:
+def _judge_loss(verdict: LossVerdict, evidence: str) -> tuple[HealthState, str] | None:
     if verdict == LossVerdict.DIVERGING:
-        return HealthState.DIVERGING, "the loss rises by more than its noise"
+        return HealthState.DIVERGING, f"the loss {evidence}"
     if verdict == LossVerdict.NON_FINITE:
         return HealthState.NON_FINITE, "the loss is not finite"
     return None

@@ -98,10 +98,14 @@ def are_parts(earlier: MetricsSnapshot, later: MetricsSnapshot) -> bool:
 def with_part(update: MetricsSnapshot, part: MetricsSnapshot) -> MetricsSnapshot:
     """An update with a later part of it: what both name, the loss included, is the later one's.
 
-    Samples and tokens are counted since the beginning of the run, so the higher count is the newer one.
+    A part without a loss leaves that of the other. Samples and tokens are counted since the beginning of the run, so
+    the higher count is the newer one.
     """
+    has_no_loss = part.without_loss is True
     merged = msgspec.structs.replace(
         part,
+        loss=update.loss if has_no_loss else part.loss,
+        without_loss=update.without_loss if has_no_loss else msgspec.UNSET,
         loss_components=update.loss_components | part.loss_components,
         samples_processed=max(update.samples_processed, part.samples_processed),
         tokens_processed=max(update.tokens_processed, part.tokens_processed),

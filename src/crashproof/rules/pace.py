@@ -1,29 +1,22 @@
-"""Throughput, pace and remaining time."""
+"""Throughput, and the points of the pace."""
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 
-from crashproof.records.session import PacePoint
+from crashproof.records.session import PacePoint, TrainingSession
 
 __all__ = [
     "MAX_PACE_POINTS",
-    "Estimate",
     "ThroughputWindow",
     "add_pace_point",
-    "estimate_remaining",
     "is_pace_point_due",
+    "pace_of",
 ]
 
 MAX_PACE_POINTS = 240
-_RECENT_SECONDS = 2 * 3600.0
-"""The pace is that of this period, long enough to average over several checkpoints and evaluations."""
-_BLOCKS = 12
-_STANDARD_ERRORS = 2.0
+"""They cover all of the run, the newest part most finely."""
 
 
 class ThroughputWindow:
@@ -80,69 +73,25 @@ class ThroughputWindow:
         return self._before
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """The remaining training time."""
-
-    seconds: float
-    low_seconds: float
-    high_seconds: float
-
-
 def is_pace_point_due(points: Sequence[PacePoint], seconds: float) -> bool:
-    """Whether enough time has passed since the last point; most updates need none."""
-    return not points or seconds - points[-1].seconds >= min(seconds, _RECENT_SECONDS) / (MAX_PACE_POINTS / 2)
+    """Whether enough time has passed since the last point, for the length of the run; most updates need none."""
+    return not points or seconds - points[-1].seconds >= seconds / (MAX_PACE_POINTS / 2)
 
 
 def add_pace_point(points: list[PacePoint], point: PacePoint) -> None:
-    """Add a point; when the list is full, drop points that are old or close together."""
+    """Add a point; when the list is full, drop some of the older ones."""
     points.append(point)
     if len(points) > MAX_PACE_POINTS:
         _thin(points)
 
 
-def estimate_remaining(points: Sequence[PacePoint], remaining_steps: int) -> Estimate | None:
-    """Time for the remaining steps at the recent pace, including stalls; None with fewer than two points.
-
-    The range is two standard errors of the pace, estimated from the variation between blocks of the recent past.
-    """
-    if remaining_steps <= 0:
-        return Estimate(seconds=0.0, low_seconds=0.0, high_seconds=0.0)
-    recent = [point for point in points if point.seconds >= points[-1].seconds - _RECENT_SECONDS]
-    if len(recent) < 2 or recent[-1].steps <= recent[0].steps:
-        return None
-    pace = (recent[-1].seconds - recent[0].seconds) / (recent[-1].steps - recent[0].steps)
-    error = _standard_error(recent, pace)
-    return Estimate(
-        seconds=pace * remaining_steps,
-        low_seconds=max(0.0, pace - _STANDARD_ERRORS * error) * remaining_steps,
-        high_seconds=(pace + _STANDARD_ERRORS * error) * remaining_steps,
-    )
-
-
-def _standard_error(points: Sequence[PacePoint], pace: float) -> float:
-    """The standard error of the mean seconds per step, from block means weighted by their steps."""
-    size = max(1, (len(points) - 1) // _BLOCKS)
-    ends = [*points[:-1:size], points[-1]]
-    blocks = [
-        (later.seconds - earlier.seconds, later.steps - earlier.steps)
-        for earlier, later in pairwise(ends)
-        if later.steps > earlier.steps
-    ]
-    if len(blocks) < 2:
-        # One block has no variation to measure: assume a range of ±50 %.
-        return pace / (2 * _STANDARD_ERRORS)
-    total = sum(steps for _, steps in blocks)
-    variance = sum(steps * (seconds / steps - pace) ** 2 for seconds, steps in blocks) / total
-    return math.sqrt(variance / (len(blocks) - 1))
+def pace_of(session: TrainingSession) -> list[PacePoint]:
+    """The points of a session's pace up to now."""
+    now = PacePoint(session.busy_seconds, session.steps_computed)
+    return [*session.pace, now] if session.pace and now.seconds > session.pace[-1].seconds else list(session.pace)
 
 
 def _thin(points: list[PacePoint]) -> None:
-    """Drop the points that are too old; if there are none, every second point of the older half."""
-    oldest = points[-1].seconds - _RECENT_SECONDS
-    too_old = sum(point.seconds < oldest for point in points)
-    if too_old:
-        del points[:too_old]
-        return
+    """Drop every second point of the older half."""
     half = len(points) // 2
     del points[1:half:2]

@@ -42,7 +42,7 @@ from crashproof.rules.alerts import CONDITIONS
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog, CheckpointEvent
 from crashproof.rules.history import are_parts, evaluation_of, superseded_from, with_part
 from crashproof.rules.pace import add_pace_point, is_pace_point_due
-from crashproof.rules.trends import moved_average
+from crashproof.rules.trends import add_loss_to_buckets, drop_superseded_losses, moved_average, take_back_newest_loss
 
 __all__ = [
     "HISTORY_LENGTH",
@@ -102,6 +102,7 @@ def apply_metrics(session: TrainingSession, line: MetricsSnapshot) -> None:
     if line.wall_clock_hours > session.wall_clock_hours:
         session.wall_clock_hours = line.wall_clock_hours
     history.append(line)
+    add_loss_to_buckets(session)
     if len(history) > HISTORY_LENGTH:
         del history[0]
     attempt.last_step = line.step
@@ -317,6 +318,7 @@ def _go_back(session: TrainingSession, newer: MetricsSnapshot) -> None:
     """Drop what a line supersedes, and recompute what was derived from it."""
     step, history = newer.step, session.metrics_history
     del history[superseded_from([line.step for line in history], step) :]
+    drop_superseded_losses(session, step)
     session.moving_avg_loss = None
     for line in history:
         session.moving_avg_loss = moved_average(session.moving_avg_loss, line.loss)
@@ -326,6 +328,7 @@ def _merged_with_newest(session: TrainingSession, part: MetricsSnapshot) -> Metr
     """Take the newest update back, and return it with one more part."""
     history = session.metrics_history
     newest = history.pop()
+    take_back_newest_loss(session, newest)
     session.parts_merged += 1
     session.moving_avg_loss = session.moving_avg_loss_before
     if session.moving_avg_loss is None:

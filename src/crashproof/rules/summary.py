@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from crashproof.records.metrics import reported_losses
 from crashproof.records.progress import GoodputShare, ProgressSummary
 from crashproof.records.session import AttemptRecord, Evaluation, TrainingSession
 from crashproof.records.states import AttemptState, RunStatus
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.health import health_of, last_update_time
 from crashproof.rules.history import standing_evaluations
-from crashproof.rules.pace import estimate_remaining
+from crashproof.rules.pace import pace_of
 from crashproof.rules.spending import spending_of
-from crashproof.rules.trends import loss_trend
+from crashproof.rules.time_left.estimate import estimate_remaining
+from crashproof.rules.trends import trend_of_session
 
 __all__ = ["goodput_seconds", "progress_summary"]
 
@@ -34,14 +34,14 @@ def progress_summary(
     still writes the run.
     """
     done, target = session.steps_done, session.total_steps_target
-    remaining = estimate_remaining(session.pace, target - done)
+    remaining = estimate_remaining(pace_of(session), target - done)
     newest = session.metrics_history[-1] if session.metrics_history else None
     attempt = _newest(session.attempts)
     evaluation = _newest_evaluation(session)
     spending = spending_of(session, is_alive=is_alive)
     status = _status(session, attempt, is_alive=is_alive)
-    trend = loss_trend(reported_losses(session.metrics_history[-100:]), moving_avg_loss=session.moving_avg_loss)
-    health = health_of(session, attempt, status=status, verdict=trend.verdict, now=now)
+    trend = trend_of_session(session)
+    health = health_of(session, attempt, status=status, verdict=trend.verdict, evidence=trend.evidence, now=now)
     return ProgressSummary(
         session_id=session.session_id,
         is_job=session.is_job,

@@ -1,44 +1,44 @@
 """The trend of the loss.
 
-The slope is the Theil-Sen estimator, the median of pairwise slopes, with Sen's confidence interval (P. K. Sen,
-"Estimates of the regression coefficient based on Kendall's tau", J. Am. Stat. Assoc. 63, 1968): a single spike
-changes neither. The moving average is exponential over finite losses only.
+The moving average is exponential, over finite losses only. The slope is that of the newest losses, as many as are
+asked for; the verdict is on all losses of the run (`rules/loss/verdict.py`), and the same whatever is asked for.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from statistics import median
 
 from msgspec.structs import replace
 
+from crashproof.records.metrics import MetricsSnapshot, reported_losses
 from crashproof.records.progress import LossTrend
+from crashproof.records.session import TrainingSession
 from crashproof.records.states import LossVerdict
+from crashproof.rules.loss.buckets import BUCKET_UPDATES, add_bucket, drop_buckets
+from crashproof.rules.loss.statistics import slope_of, spread
+from crashproof.rules.loss.verdict import FEWEST_UPDATES, Judgement, judge
+from crashproof.rules.loss.windows import LossHistory
 
-__all__ = ["MOVING_AVERAGE_SPAN", "loss_trend", "moved_average", "slope_with_interval"]
+__all__ = [
+    "MOVING_AVERAGE_SPAN",
+    "add_loss_to_buckets",
+    "drop_superseded_losses",
+    "loss_trend",
+    "moved_average",
+    "take_back_newest_loss",
+    "trend_of_session",
+]
 
 MOVING_AVERAGE_SPAN = 100
 _SMOOTHING = 2.0 / (MOVING_AVERAGE_SPAN + 1)
 
-_Z_95 = 1.959964
 _MOST_POINTS = 128
 """A longer window is thinned to this many block medians: pairs grow with the square."""
-_FEWEST_POINTS = 8
-"""With fewer, there is no verdict."""
-_FEWEST_POINTS_FOR_NOISE = 30
-"""With fewer, the noise of half a window cannot be estimated well enough."""
-_MAD_TO_SIGMA = 1.4826
-_SPIKE_SIGMAS = 8.0
-_SPIKE_SHARE = 0.05
-_NOISE_GROWTH = 4.0
-_RISE_IN_NOISE = 2.0
-"""The rise over the window must be this many times the noise: by the slope's 95 % interval alone, frequent checks
-would raise too many false alarms."""
+_NEWEST = 100
 _NON_FINITE_SHARE = 0.1
-_LEAST_CHANGE = 1e-9
-"""Relative to the loss; a smaller change is a rounding error."""
+"""Of the newest 100 losses: where more are not finite, that is the verdict."""
 
 
 def moved_average(average: float | None, loss: float) -> float | None:
@@ -49,8 +49,67 @@ def moved_average(average: float | None, loss: float) -> float | None:
     return loss if average is None else (1.0 - _SMOOTHING) * average + _SMOOTHING * loss
 
 
-def loss_trend(losses: Sequence[float], *, moving_avg_loss: float | None, window_size: int = 100) -> LossTrend:
-    """The trend of the newest losses, of which at most `window_size` are used."""
+def add_loss_to_buckets(session: TrainingSession) -> None:
+    """Count the newest update of the history if it has a loss; put such ones in a bucket once they are enough."""
+    if session.metrics_history[-1].without_loss:
+        return
+    session.loss_updates_open += 1
+    while session.loss_updates_open >= BUCKET_UPDATES:
+        # Of the history's 1,000 updates nearly all may have no loss.
+        reported = [line for line in session.metrics_history if not line.without_loss]
+        end = len(reported) - session.loss_updates_open + BUCKET_UPDATES
+        lines = reported[max(0, end - BUCKET_UPDATES) : end]
+        add_bucket(session.loss_buckets, [line.loss for line in lines], lines[-1].step)
+        session.loss_updates_open -= BUCKET_UPDATES
+
+
+def drop_superseded_losses(session: TrainingSession, step: int) -> None:
+    """Drop the buckets that a line for this step supersedes; the history has been cut already."""
+    drop_buckets(session.loss_buckets, step)
+    end = session.loss_buckets[-1].last_step if session.loss_buckets else -math.inf
+    session.loss_updates_open = sum(line.step > end and not line.without_loss for line in session.metrics_history)
+
+
+def take_back_newest_loss(session: TrainingSession, line: MetricsSnapshot) -> None:
+    """Count an update no longer that was the newest and has been taken out of the history."""
+    if line.without_loss:
+        return
+    if session.loss_updates_open:
+        session.loss_updates_open -= 1
+    else:
+        drop_superseded_losses(session, line.step)
+
+
+def trend_of_session(session: TrainingSession, *, window_size: int = 100) -> LossTrend:
+    """The trend of a session's losses, of which at most the newest 1,000 are in the window."""
+    losses = reported_losses(session.metrics_history)
+    history = LossHistory(losses, session.loss_buckets, num_open=session.loss_updates_open)
+    return loss_trend(
+        losses,
+        moving_avg_loss=session.moving_avg_loss,
+        window_size=window_size,
+        history=history,
+        progress=session.steps_done / session.total_steps_target,
+    )
+
+
+def loss_trend(
+    losses: Sequence[float],
+    *,
+    moving_avg_loss: float | None,
+    window_size: int = 100,
+    history: LossHistory | None = None,
+    progress: float | None = None,
+) -> LossTrend:
+    """The trend of the newest losses, of which at most `window_size` are in the window.
+
+    Args:
+        losses: The newest ones.
+        moving_avg_loss: Their moving average.
+        window_size: How many the numbers are about; the verdict is about all.
+        history: All losses of the run; by default, those in `losses` are all.
+        progress: The share of the run's steps that is done; None if unknown.
+    """
     window = list(losses[-window_size:]) if window_size > 0 else []
     finite = [(float(place), loss) for place, loss in enumerate(window) if math.isfinite(loss)]
     trend = LossTrend(
@@ -62,73 +121,60 @@ def loss_trend(losses: Sequence[float], *, moving_avg_loss: float | None, window
         window_size=len(window),
         num_non_finite=len(window) - len(finite),
     )
-    if len(finite) < 2:
-        return replace(trend, verdict=_verdict_without_slope(window, trend))
-    slope, low, high = slope_with_interval(_thinned(finite))
-    trend = replace(
-        trend, slope_per_update=slope, slope_low=low, slope_high=high, noise=_spread(_residuals(finite, slope))
+    if len(finite) > 1:
+        slope = slope_of(_thinned(finite))
+        trend = replace(
+            trend,
+            slope_per_update=slope.estimate,
+            slope_low=slope.low,
+            slope_high=slope.high,
+            noise=spread(_residuals(finite, slope.estimate)),
+        )
+    return _with_verdict(trend, losses, history or LossHistory(losses), progress)
+
+
+def _with_verdict(
+    trend: LossTrend, losses: Sequence[float], history: LossHistory, progress: float | None
+) -> LossTrend:
+    newest = losses[-_NEWEST:]
+    num_non_finite = sum(not math.isfinite(loss) for loss in newest)
+    if newest and (not math.isfinite(newest[-1]) or num_non_finite > _NON_FINITE_SHARE * len(newest)):
+        evidence = f"was not finite in {num_non_finite} of the newest {len(newest)} updates"
+        return replace(trend, verdict=LossVerdict.NON_FINITE, confidence=1.0, evidence=evidence)
+    judgement = judge(history, progress=progress)
+    if judgement.window is None:
+        falls = trend.slope_per_update is not None and trend.slope_per_update < 0
+        evidence = f"is known too few times: a verdict needs {FEWEST_UPDATES} finite losses"
+        return replace(trend, is_improving=falls, evidence=evidence)
+    window = judgement.window
+    return replace(
+        trend,
+        verdict=judgement.verdict,
+        is_improving=judgement.verdict == LossVerdict.IMPROVING,
+        confidence=judgement.confidence,
+        evidence=_evidence(judgement),
+        verdict_window=window.num_updates,
+        change=window.change,
+        change_low=window.slope.low * window.num_updates,
+        change_high=window.slope.high * window.num_updates,
     )
-    verdict = _verdict(window, finite, trend)
-    falls = verdict == LossVerdict.IMPROVING or (verdict == LossVerdict.UNKNOWN and slope < 0)
-    return replace(trend, verdict=verdict, is_improving=falls)
 
 
-def slope_with_interval(points: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
-    """Sen's slope of at least two points (x strictly increasing) with its 95 % interval: slope, low, high."""
-    slopes = sorted(
-        (later[1] - earlier[1]) / (later[0] - earlier[0])
-        for place, earlier in enumerate(points)
-        for later in points[place + 1 :]
-    )
-    count = len(points)
-    half_width = _Z_95 * math.sqrt(count * (count - 1) * (2 * count + 5) / 18.0)
-    low = max(0, math.floor((len(slopes) - half_width) / 2))
-    high = min(len(slopes) - 1, math.ceil((len(slopes) + half_width) / 2))
-    return median(slopes), slopes[low], slopes[high]
-
-
-def _verdict_without_slope(window: list[float], trend: LossTrend) -> LossVerdict:
-    if window and (not math.isfinite(window[-1]) or trend.num_non_finite > _NON_FINITE_SHARE * len(window)):
-        return LossVerdict.NON_FINITE
-    return LossVerdict.UNKNOWN
-
-
-def _verdict(window: list[float], finite: list[tuple[float, float]], trend: LossTrend) -> LossVerdict:
-    without_slope = _verdict_without_slope(window, trend)
-    if without_slope == LossVerdict.NON_FINITE or len(finite) < _FEWEST_POINTS:
-        return without_slope
-    assert trend.min_loss is not None
-    assert trend.max_loss is not None
-    assert trend.slope_per_update is not None
-    assert trend.slope_low is not None
-    assert trend.slope_high is not None
-    assert trend.noise is not None
-    smallest = _LEAST_CHANGE * max(abs(trend.min_loss), abs(trend.max_loss))
-    rise_over_window = trend.slope_per_update * len(window)
-    # A falling loss may be noisy; a rise only counts if it exceeds the noise.
-    if trend.slope_low > 0 and rise_over_window > max(_RISE_IN_NOISE * trend.noise, smallest):
-        return LossVerdict.DIVERGING
-    if _is_unstable(finite, trend.slope_per_update):
-        return LossVerdict.UNSTABLE
-    if trend.slope_high < 0 and -rise_over_window > smallest:
-        return LossVerdict.IMPROVING
-    return LossVerdict.PLATEAU
-
-
-def _is_unstable(finite: list[tuple[float, float]], slope: float) -> bool:
-    """Whether spikes are frequent, or the noise of the second half is far above that of the first.
-
-    Noise is measured between neighbours, so that a curved loss is not mistaken for a noisy one.
-    """
-    if len(finite) < _FEWEST_POINTS_FOR_NOISE:
-        return False
-    steps = [later[1] - earlier[1] - slope * (later[0] - earlier[0]) for earlier, later in pairwise(finite)]
-    noise = _spread(steps)
-    if noise > 0 and sum(abs(step) > _SPIKE_SIGMAS * noise for step in steps) > _SPIKE_SHARE * len(steps):
-        return True
-    half = len(steps) // 2
-    before, after = _spread(steps[:half]), _spread(steps[half:])
-    return before > 0 and after > _NOISE_GROWTH * before
+def _evidence(judgement: Judgement) -> str:
+    window = judgement.window
+    assert window is not None
+    ends = sorted((window.slope.low * window.num_updates, window.slope.high * window.num_updates), key=abs)
+    over = f"over the last {window.num_updates:,} updates"
+    match judgement.verdict:
+        case LossVerdict.IMPROVING | LossVerdict.DIVERGING:
+            verb = "fell" if window.change < 0 else "rose"
+            low, high = (f"{abs(end):.3g}" for end in ends)
+            return f"{verb} by {abs(window.change):.3g} ({low} to {high}) {over}"
+        case LossVerdict.UNSTABLE:
+            return "has frequent spikes, or noise several times what it was"
+        case _:
+            low, high = (f"{end:+.3g}" for end in sorted(ends))
+            return f"changed by {window.change:+.3g} ({low} to {high}) {over}"
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -142,9 +188,3 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 def _residuals(points: list[tuple[float, float]], slope: float) -> list[float]:
     level = median(y - slope * x for x, y in points)
     return [y - slope * x - level for x, y in points]
-
-
-def _spread(values: Sequence[float]) -> float:
-    """Median absolute deviation, scaled to a normal distribution's standard deviation."""
-    middle = median(values)
-    return _MAD_TO_SIGMA * median(abs(value - middle) for value in values)

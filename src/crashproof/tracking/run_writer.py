@@ -154,6 +154,7 @@ class RunWriter:
         """A copy of the session that later records do not change, for use without the lock."""
         session = copy.copy(self.session)
         session.metrics_history = list(session.metrics_history)
+        session.loss_buckets = list(session.loss_buckets)
         session.pace = list(session.pace)
         session.pause_times = list(session.pause_times)
         session.checkpoints = dict(session.checkpoints)

@@ -33,18 +33,19 @@ from crashproof.records.events import (
     JobAdvanced,
     SpendingReported,
 )
-from crashproof.records.metrics import Update, reported_losses
+from crashproof.records.metrics import Update
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.requests import Spending
 from crashproof.records.session import TrainingSession
 from crashproof.records.states import AttemptState, OnConfigChange, SessionKind
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.identity import IdentityRules
-from crashproof.rules.pace import estimate_remaining
+from crashproof.rules.pace import pace_of
 from crashproof.rules.secrets.texts import without_secrets
 from crashproof.rules.session import update_at
 from crashproof.rules.stopwatch import StandstillDetector
-from crashproof.rules.trends import loss_trend
+from crashproof.rules.time_left.estimate import estimate_remaining
+from crashproof.rules.trends import trend_of_session
 from crashproof.scalars import as_amount, as_float, as_int
 from crashproof.tracking.checkpoint_recorder import CheckpointRecorder, Stale
 from crashproof.tracking.heartbeat import Heartbeat
@@ -427,13 +428,13 @@ class ProgressTracker:
             self._metrics.record_pause(seconds)
 
     def get_loss_trend(self, window_size: int = 100) -> dict[str, Any]:
-        """The trend of the newest losses, at most 1,000; `LossTrend` has the names."""
+        """The trend of the newest losses, at most 1,000; `LossTrend` has the names.
+
+        The verdict is on all losses of the run, so it is the same for every `window_size`.
+        """
         with self._guard.lock:
-            losses = reported_losses(self.session.metrics_history)
-            average = self.session.moving_avg_loss
-        trend: dict[str, Any] = msgspec.to_builtins(
-            loss_trend(losses, moving_avg_loss=average, window_size=window_size)
-        )
+            session = self._writer.session_as_of_now()
+        trend: dict[str, Any] = msgspec.to_builtins(trend_of_session(session, window_size=window_size))
         return trend
 
     def get_progress_summary(self) -> dict[str, Any]:
@@ -445,7 +446,7 @@ class ProgressTracker:
         """Training time left at the recent pace, in seconds; None while that is unknown."""
         with self._guard.lock:
             session = self.session
-            estimate = estimate_remaining(session.pace, session.total_steps_target - session.steps_done)
+            estimate = estimate_remaining(pace_of(session), session.total_steps_target - session.steps_done)
         return None if estimate is None else estimate.seconds
 
     def save(self) -> None:

@@ -177,7 +177,7 @@ def _clues(
     if trend.num_non_finite:
         clues.append(f"{trend.num_non_finite} of the last {trend.window_size} losses are non-finite.")
     if trend.verdict in (LossVerdict.DIVERGING, LossVerdict.UNSTABLE):
-        clues.append(f"The loss was {trend.verdict} before the end.")
+        clues.append(f"The loss was {trend.verdict} before the end: it {trend.evidence}.")
     if summary.replay_differed_at is not None:
         clues.append(f"Step {summary.replay_differed_at:,} had a different loss when it was recomputed.")
     if damage:

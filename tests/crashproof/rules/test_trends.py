@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crashproof.rules.trends import MOVING_AVERAGE_SPAN, loss_trend, moved_average, slope_with_interval
+from crashproof.rules.loss.statistics import slope_of
+from crashproof.rules.trends import MOVING_AVERAGE_SPAN, loss_trend, moved_average
 
 SEEDS = range(12)
 HUGE = sys.float_info.max
@@ -73,6 +74,12 @@ def test_without_losses_all_names_are_there_and_nothing_is_known():
         "num_non_finite": 0,
         "is_improving": False,
         "verdict": "unknown",
+        "confidence": None,
+        "evidence": "is known too few times: a verdict needs 8 finite losses",
+        "verdict_window": None,
+        "change": None,
+        "change_low": None,
+        "change_high": None,
     } == msgspec.to_builtins(loss_trend([], moving_avg_loss=None))
 
 
@@ -115,7 +122,7 @@ def test_one_spike_moves_neither_slope_nor_verdict():
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_true_slope_lies_in_its_interval(seed):
     losses = noisy(lambda place: 3.0 - 0.004 * place, seed=seed)
-    slope, low, high = slope_with_interval([(float(place), loss) for place, loss in enumerate(losses)])
+    slope, low, high, _ = slope_of([(float(place), loss) for place, loss in enumerate(losses)])
 
     assert low <= slope <= high
     assert low - 0.0005 <= -0.004 <= high + 0.0005

@@ -1,0 +1,1 @@
+"""What the losses of a run show: the one place that decides."""

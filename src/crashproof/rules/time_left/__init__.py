@@ -1,0 +1,1 @@
+"""How long a run still takes: the one place that decides."""
