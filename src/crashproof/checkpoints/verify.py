@@ -125,17 +125,19 @@ def _problem_at(path: Path, checkpoint: CheckpointMetadata, *, trusts_unverified
 def _problem_without_digest(checkpoint: CheckpointMetadata, path: Path, trusts_unverified: bool) -> str | None:
     """Check one whose digest a crash has cut off: nobody may have written to it since, and its formats are checked.
 
-    `torch.save` writes checksums of its own, so a copied run can still be verified by those.
+    A copy of the run has other inodes, and the same times if it was made with `cp -a` or `rsync -a`. With other times
+    too, a file may be that of another save: its own checksums do not tell which.
     """
     stats = {name: each for name, each in (checkpoint.stats or {}).items() if not is_litter(name)}
-    problem = _problem_with_sizes(_sizes(checkpoint), path) or _problem_with_times(stats, path)
+    sizes = _sizes(checkpoint) or {".": checkpoint.num_bytes or 0}
+    problem = _problem_with_sizes(sizes, path) or _problem_with_times(stats, path)
     if problem is not None:
         return problem
     try:
-        unchecked = _check_formats(_sizes(checkpoint), path)
+        unchecked = _check_formats(sizes, path)
     except Torn as torn:
         return str(torn)
-    if (stats and _are_unchanged(stats, path)) or (path.is_file() and not unchecked):
+    if _are_unchanged(stats, path) if stats else path.is_file() and not unchecked:
         return None
     return None if trusts_unverified else "its digest was not computed before the run died, so it cannot be verified"
 
@@ -175,7 +177,7 @@ def _check_formats(recorded: Mapping[str, int], path: Path) -> list[str]:
 
 def _are_unchanged(recorded: Mapping[str, FileStat], path: Path) -> bool:
     found = stats_of(path, recorded)
-    return all(found.get(name) == stat for name, stat in recorded.items())
+    return all(name in found and found[name].mtime_ns == stat.mtime_ns for name, stat in recorded.items())
 
 
 def _problem_with_files(recorded: Mapping[str, FileDigest], path: Path) -> str | None:

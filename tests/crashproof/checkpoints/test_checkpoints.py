@@ -199,7 +199,7 @@ def test_an_intact_archive_is_verified_without_a_digest(folder):
 @pytest.mark.parametrize(
     "place, expected",
     [
-        pytest.param(b"weightsweights", "data.pkl in it is damaged", id="bytes-of-a-member"),
+        pytest.param(b"weightsweights", "data.pkl in its archive is damaged", id="bytes-of-a-member"),
         pytest.param(b"PK\x01\x02", "its archive is damaged", id="list-of-members"),
     ],
 )

@@ -90,7 +90,7 @@ def test_an_altered_checkpoint_is_quarantined_and_a_missing_one_may_come_back(en
     "is_corrupt, expected",
     [
         pytest.param(False, [], id="whole"),
-        pytest.param(True, ["data.pkl in it is damaged"], id="corrupt"),
+        pytest.param(True, ["data.pkl in its archive is damaged"], id="corrupt"),
     ],
 )
 def test_an_archive_whose_digest_was_cut_off_is_held_against_itself(

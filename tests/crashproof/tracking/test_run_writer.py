@@ -10,6 +10,7 @@ from crashproof.errors import DiskFull
 from crashproof.records.events import ConnectionFailed, Paused
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.states import SessionKind
+from crashproof.rules.identity import IdentityRules
 from crashproof.testing import FaultyDisk
 from crashproof.tracking.open_run import open_run
 from crashproof.tracking.requested_session import RequestedSession
@@ -42,6 +43,7 @@ def writer(run_dir, clock, disk):
         config_hash="c",
         total_steps=100,
         on_config_change="archive",
+        rules=IdentityRules.of(()),
         is_fresh=False,
     )
     run = open_run(RunFolder.under(run_dir), requested, clock=clock, disk=disk)

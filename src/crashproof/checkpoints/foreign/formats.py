@@ -24,6 +24,8 @@ SUFFIXES = frozenset(
 )
 """Endings of files that are looked into."""
 _ZIP_MAGIC = b"PK\x03\x04"
+_ZIP_END_MAGIC = b"PK\x05\x06"
+_ZIP_END_BYTES = 22
 _MAX_HEADER_BYTES = 100_000_000
 _BLOCK_BYTES = 1 << 20
 
@@ -96,10 +98,20 @@ def _check_zip(file: BinaryIO) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             broken = archive.testzip()
+            is_ended = bool(archive.comment) or _ends_archive(file)
     except (EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise Torn(f"its archive is damaged or cut off ({error})") from None
     if broken is not None:
         raise Torn(f"{broken} in its archive is damaged")
+    if not is_ended:
+        raise Torn("the end of its archive is damaged")
+
+
+def _ends_archive(file: BinaryIO) -> bool:
+    """Whether a file ends with the end of an archive without a comment; Python reads others as well."""
+    file.seek(-_ZIP_END_BYTES, io.SEEK_END)
+    end = file.read()
+    return end.startswith(_ZIP_END_MAGIC) and end.endswith(b"\0\0")
 
 
 def check_distributed(metadata: Path) -> None:
