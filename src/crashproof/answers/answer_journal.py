@@ -165,7 +165,7 @@ class AnswerJournal:
 def _scan_places(path: Path, *, start: int) -> Iterator[tuple[str, Place]]:
     for line in scan(path, start=start):
         if isinstance(line, Line):
-            yield decode_line(path, line.content, _key_decoder).prompt_hash, (line.offset, len(line.content))
+            yield decode_line(path, line.content, _key_decoder).prompt_hash, (line.offset, line.num_bytes)
 
 
 class _Key(msgspec.Struct):

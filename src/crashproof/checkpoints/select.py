@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 
 from crashproof.checkpoints.verify import examine, problem_with
+from crashproof.disk.lost_records import find_traces
 from crashproof.disk.run_folder import RunFolder, is_remote
-from crashproof.errors import NoUsableCheckpoint
+from crashproof.errors import NoUsableCheckpoint, RecordsLost
 from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint
 from crashproof.records.session import TrainingSession
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
@@ -81,8 +82,14 @@ def choose(
 
 
 def choose_for(session: TrainingSession, folder: RunFolder) -> ResumePoint | None:
-    """The checkpoint that a session would resume from; see `choose`."""
+    """The checkpoint that a session would resume from; see `choose`.
+
+    Raises:
+        RecordsLost: its events are lost, and no snapshot says which checkpoints there were.
+    """
     catalog = CheckpointCatalog(session)
+    if not catalog.all() and not catalog.quarantined() and (traces := find_traces(folder)):
+        raise RecordsLost(folder.root, found=traces)
     return choose(catalog.candidates(), folder, quarantined=catalog.quarantined())
 
 

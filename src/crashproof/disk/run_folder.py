@@ -12,6 +12,7 @@ from crashproof.errors import StorageUnwritable
 __all__ = ["RunFolder", "is_folder_name", "is_remote"]
 
 _NOT_IN_A_NAME = re.compile("[/\0\ud800-\udfff]")
+_OWN_CHECKPOINT = re.compile(r"checkpoint_[0-9]{1,18}(?:\.pt)?")
 _MAX_NAME_BYTES = 200
 """Of the 255 that a file system allows, some are for what is put before and behind it."""
 _OWN_NAMES = frozenset(
@@ -55,8 +56,16 @@ class RunFolder:
 
     @property
     def holds_a_run(self) -> bool:
-        """Whether a session has begun here."""
-        return self.events.exists() or self.metrics.exists()
+        """Whether a session has begun here; some of its files may be lost."""
+        return any(each.exists() for each in (self.events, self.metrics, self.session, self.manifest))
+
+    def own_checkpoints(self) -> list[Path]:
+        """What lies beside the progress folder under the name that a run gives its checkpoints, recorded or not."""
+        try:
+            names = [each for each in os.listdir(self.root) if _OWN_CHECKPOINT.fullmatch(each)]
+        except FileNotFoundError:
+            return []
+        return [self.root / each for each in sorted(names, key=lambda each: (int(re.sub(r"\D", "", each)), each))]
 
     def recorded_path(self, path: Path) -> str:
         """A path as records keep it: relative to the run if it is inside, so that the run can be moved."""

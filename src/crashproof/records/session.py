@@ -13,7 +13,19 @@ from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.requests import OpenRequest
 from crashproof.records.states import AlertKind, AttemptState, SessionKind
 
-__all__ = ["AttemptRecord", "Evaluation", "Goodput", "PacePoint", "RaisedAlert", "Timeline", "TrainingSession"]
+__all__ = [
+    "UNKNOWN_SESSION",
+    "AttemptRecord",
+    "Evaluation",
+    "Goodput",
+    "PacePoint",
+    "RaisedAlert",
+    "Timeline",
+    "TrainingSession",
+]
+
+UNKNOWN_SESSION = "training_unknown"
+"""The name of a session whose beginning can no longer be read."""
 
 
 class AttemptRecord(Struct, kw_only=True):

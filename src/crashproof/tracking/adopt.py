@@ -81,7 +81,7 @@ def adopt_checkpoints(
     candidates = _candidates(folder)
     if (holder := holder_of(folder.lock)) is not None:
         raise RunInUse(folder.root, host=holder.host, pid=holder.pid)
-    session = read_run(folder).session
+    session = read_run(folder, accepts_loss=True).session
     may_forget = forgets_gone and session is not None and bool(_gone(session, folder))
     if not candidates and not may_forget:
         raise NothingToAdopt(folder.root, reason=f"nothing in it is named like one ({KNOWN_NAMES})")
@@ -196,4 +196,5 @@ def _requested_session(session: TrainingSession | None, highest_step: int) -> Re
         kind=SessionKind.TRAINING,
         on_config_change=OnConfigChange.CONTINUE,
         is_fresh=False,
+        accepts_loss=True,
     )

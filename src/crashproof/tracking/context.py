@@ -16,8 +16,9 @@ from crashproof.checkpoints.select import choose_for
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.disk.atomic import WholeFile
 from crashproof.disk.files import REAL_DISK, Disk
+from crashproof.disk.lost_records import find_loose_checkpoints
 from crashproof.disk.run_folder import RunFolder
-from crashproof.errors import RunClosed
+from crashproof.errors import RecordsLost, RunClosed
 from crashproof.reading.run_state import read_run
 from crashproof.records.states import AttemptState, OnConfigChange
 from crashproof.rules.identity import canonical_config, is_another_run
@@ -233,11 +234,16 @@ def get_recovery_checkpoint(
 
     Raises:
         NoUsableCheckpoint: some were recorded, but none can be used.
+        RecordsLost: likewise, as what was recorded cannot be read any more: the files of `progress/` are damaged or
+            gone, and checkpoints lie beside them.
         NewerFormat: the run was written by a newer version.
     """
     folder = RunFolder.under(Path(output_dir))
     session = read_run(folder).session
     if session is None:
+        loose = find_loose_checkpoints(folder)
+        if loose:
+            raise RecordsLost(folder.root, found=loose)
         return None
     # An adopted session has no config yet: the next start continues it, whatever its config.
     if config is not None and session.config_hash and is_another_run(session.config, canonical_config(config)):

@@ -20,13 +20,15 @@ from crashproof.clock import BootClock, Clock
 from crashproof.disk.archive import archive_session, interrupted_archiving
 from crashproof.disk.atomic import remove_partials
 from crashproof.disk.files import Disk, storage_errors
-from crashproof.disk.journal import Damage, Journal, repair_journal
+from crashproof.disk.journal import Damage, Journal
+from crashproof.disk.journal_repair import repair_journal
 from crashproof.disk.lock import WriterLock
+from crashproof.disk.lost_records import find_loose_checkpoints
 from crashproof.disk.queueing_journal import QueueingJournal
 from crashproof.disk.run_folder import RunFolder
-from crashproof.errors import ConfigChanged
+from crashproof.errors import ConfigChanged, RecordsLost
 from crashproof.reading.damage import damage_event
-from crashproof.reading.run_state import UNKNOWN_SESSION, RunState, read_run, read_total_cost
+from crashproof.reading.run_state import RunState, read_run, read_total_cost
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.codec import encode
 from crashproof.records.events import (
@@ -38,7 +40,7 @@ from crashproof.records.events import (
     SessionStarted,
     TargetChanged,
 )
-from crashproof.records.session import TrainingSession
+from crashproof.records.session import UNKNOWN_SESSION, TrainingSession
 from crashproof.records.snapshots import JournalMark
 from crashproof.records.states import OnConfigChange
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
@@ -106,6 +108,8 @@ def _find_session(
     folder: RunFolder, requested: RequestedSession, *, clock: Clock, disk: Disk
 ) -> tuple[RunState, list[str], dict[str, list[Damage]]]:
     """Read the run, and begin a session if needed; return the state, the changed config keys and the damage."""
+    _finish_archiving(folder, disk)
+    _require_records(folder, requested, disk)
     state, damages = _recover(folder, disk)
     changed: list[str] = []
     if state.session is not None and state.session.config_hash:
@@ -123,16 +127,21 @@ def _find_session(
 
 def _recover(folder: RunFolder, disk: Disk) -> tuple[RunState, dict[str, list[Damage]]]:
     """Finish what a crash has interrupted, repair the journals, and read the run."""
-    _finish_archiving(folder, disk)
-    state = read_run(folder)
+    state = read_run(folder, accepts_loss=True)
     _remove_partials(folder, state.session, disk)
     if state.session is not None:
         # Before anything else may take one of these names.
         delete_removed(state.session, folder, disk=disk)
+    for name, num_lines in state.missing_lines.items():
+        log.warning(
+            "%s has lost %d lines that session.json had counted; what is left is kept.",
+            folder.progress / name,
+            num_lines,
+        )
     damages = _repair_journals(folder, state, disk)
-    if state.session is None or damages:
+    if state.session is None or damages or state.reformatted:
         # A repair separates lines that were joined, and moves offsets.
-        remembered, state = state.remembered, read_run(folder)
+        remembered, state = state.remembered, read_run(folder, accepts_loss=True)
         state.remembered = remembered or state.remembered
     return state, damages
 
@@ -172,14 +181,46 @@ def _open_journals(folder: RunFolder, lock: WriterLock, state: RunState, disk: D
     )
 
 
+def _require_records(folder: RunFolder, requested: RequestedSession, disk: Disk) -> None:
+    """Begin nothing over a run whose records are lost; a fresh session archives what is left of it.
+
+    Raises:
+        RecordsLost: names what is left.
+    """
+    state = read_run(folder, accepts_loss=True)
+    if state.session is not None and not state.lost:
+        return
+    found = state.lost or find_loose_checkpoints(folder)
+    if not found or requested.accepts_loss:
+        return
+    if not requested.is_fresh:
+        raise RecordsLost(folder.root, found=found)
+    log.warning(
+        "A new session begins, as requested. What is left of an earlier one, whose records are lost, is moved to %s: "
+        "%s.",
+        archive_session(folder, "lost", folder.own_checkpoints(), disk=disk),
+        ", ".join(path for path, _ in found),
+    )
+
+
 def _repair_journals(folder: RunFolder, state: RunState, disk: Disk) -> dict[str, list[Damage]]:
     """Quarantine the damaged parts of journals; return them by the journal's name."""
     damages = {}
-    for name, pieces in state.damages.items():
-        side_file = folder.quarantine / name
-        damages[name] = repair_journal(
-            folder.progress / name, quarantine=side_file, start=pieces[0].offset, disk=disk
+    for name, lines in state.reformatted.items():
+        log.warning(
+            "Another program has rewritten %s: white space around %d records has changed (line ends, a byte order "
+            "mark, indentation). All of them are intact, and are written again as they were.",
+            folder.progress / name,
+            lines.num_lines,
         )
+    starts = {name: pieces[0].offset for name, pieces in state.damages.items()}
+    starts |= {name: min(lines.offset, starts.get(name, lines.offset)) for name, lines in state.reformatted.items()}
+    for name, start in starts.items():
+        side_file = folder.quarantine / name
+        found = repair_journal(folder.progress / name, quarantine=side_file, start=start, disk=disk)
+        if not found:
+            continue
+        damages[name] = found
         log.warning(
             "%s had %d damaged part(s), the first at byte %d (%s). They are in %s now; all intact lines are kept.",
             folder.progress / name,
@@ -226,7 +267,7 @@ def _archive(folder: RunFolder, session_id: str, session: TrainingSession | None
 def _finish_archiving(folder: RunFolder, disk: Disk) -> None:
     session_id = interrupted_archiving(folder)
     if session_id is not None:
-        _archive(folder, session_id, read_run(folder, trust_snapshot=False).session, disk)
+        _archive(folder, session_id, read_run(folder, trust_snapshot=False, accepts_loss=True).session, disk)
 
 
 def _write_beginning(
