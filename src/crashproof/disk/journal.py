@@ -369,11 +369,15 @@ def line_continues(path: Path, mark: JournalMark) -> bool:
         return True
     start = max(0, mark.num_bytes - CHECKSUM_BYTES - _MOST_BLANKS)
     try:
-        end = read_bytes_at(path, offset=start, num_bytes=mark.num_bytes - start)
+        # One byte more tells whether the file ends there.
+        end = read_bytes_at(path, offset=start, num_bytes=mark.num_bytes - start + 1)
     except (FileNotFoundError, FileUnreadable):
         return False
+    is_last, end = len(end) == mark.num_bytes - start, end[: mark.num_bytes - start]
+    if len(end) < mark.num_bytes - start or not (is_last or end.endswith(b"\n")):
+        return False
     # A line that another program reformatted ends with other white space, or none.
-    return len(end) == mark.num_bytes - start and end.rstrip().endswith(b',"crc":"%b"}' % mark.last_line_crc.encode())
+    return end.rstrip().endswith(b',"crc":"%b"}' % mark.last_line_crc.encode())
 
 
 class Journal:

@@ -1,7 +1,7 @@
 """Find what is left of a run whose records are lost.
 
-"Nothing was ever recorded" must have been seen. Where no record can be read, a journal with bytes in it, a snapshot
-or a checkpoint under a run's own name shows that there was one.
+"Nothing was ever recorded" must have been seen. Where no record can be read, a journal with bytes in it or a snapshot
+shows that there was one; `checkpoints/loose.py` finds its checkpoints.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import FileUnreadable
 from crashproof.records.reformatted_line import restore, what_it_looks_like
 
-__all__ = ["MAX_SNAPSHOT_BYTES", "Trace", "find_loose_checkpoints", "find_traces", "has_a_line"]
+__all__ = ["MAX_SNAPSHOT_BYTES", "Trace", "find_traces", "has_a_line"]
 
 MAX_SNAPSHOT_BYTES = 256 << 20
 _STEMS = ("events", "metrics", "session", "checkpoints", "progress")
 _ENDINGS = (".json", ".jsonl")
 _BEGINNING = b'{"event":"session_started",'
-_MOST_NAMED = 10
 
 Trace = tuple[str, str]
 """A path relative to the run, and why it is no record."""
@@ -50,18 +49,7 @@ def find_traces(folder: RunFolder) -> list[Trace]:
         for path, problem in ((folder.events, events), (folder.metrics, metrics))
         if problem is not None
     ]
-    loose = find_loose_checkpoints(folder) if journals else []
-    return [*journals, *snapshots, *others, *loose] if has_begun or loose else []
-
-
-def find_loose_checkpoints(folder: RunFolder) -> list[Trace]:
-    """What lies in a run's folder under the name of a checkpoint of its own, where no record is left."""
-    with read_errors(folder.root):
-        names = [each.name for each in folder.own_checkpoints()]
-    loose = [(each, "no record of it can be read") for each in names[-_MOST_NAMED:]]
-    if len(names) > _MOST_NAMED:
-        loose.append((f"{len(names) - _MOST_NAMED} more", "likewise"))
-    return loose
+    return [*journals, *snapshots, *others] if has_begun else []
 
 
 def has_a_line(path: Path) -> bool:

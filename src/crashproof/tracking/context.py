@@ -12,11 +12,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from crashproof.checkpoints.digest import Digest
+from crashproof.checkpoints.loose import find_loose
 from crashproof.checkpoints.select import choose_for
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.disk.atomic import WholeFile
 from crashproof.disk.files import REAL_DISK, Disk
-from crashproof.disk.lost_records import find_loose_checkpoints
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import RecordsLost, RunClosed
 from crashproof.reading.run_state import read_run
@@ -241,7 +241,7 @@ def get_recovery_checkpoint(
     folder = RunFolder.under(Path(output_dir))
     session = read_run(folder).session
     if session is None:
-        loose = find_loose_checkpoints(folder)
+        loose = find_loose(folder)
         if loose:
             raise RecordsLost(folder.root, found=loose)
         return None

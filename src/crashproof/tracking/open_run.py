@@ -16,6 +16,7 @@ from pathlib import Path
 from msgspec import UNSET
 
 from crashproof.checkpoints.delete import delete_removed, find_undeleted
+from crashproof.checkpoints.loose import find_loose
 from crashproof.clock import BootClock, Clock
 from crashproof.disk.archive import archive_session, interrupted_archiving
 from crashproof.disk.atomic import remove_partials
@@ -23,7 +24,6 @@ from crashproof.disk.files import Disk, storage_errors
 from crashproof.disk.journal import Damage, Journal
 from crashproof.disk.journal_repair import repair_journal
 from crashproof.disk.lock import WriterLock
-from crashproof.disk.lost_records import find_loose_checkpoints
 from crashproof.disk.queueing_journal import QueueingJournal
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import ConfigChanged, RecordsLost
@@ -133,6 +133,8 @@ def _recover(folder: RunFolder, disk: Disk) -> tuple[RunState, dict[str, list[Da
         # Before anything else may take one of these names.
         delete_removed(state.session, folder, disk=disk)
     for name, num_lines in state.missing_lines.items():
+        if num_lines <= len(state.damages.get(name, ())):
+            continue
         log.warning(
             "%s has lost %d lines that session.json had counted; what is left is kept.",
             folder.progress / name,
@@ -190,7 +192,7 @@ def _require_records(folder: RunFolder, requested: RequestedSession, disk: Disk)
     state = read_run(folder, accepts_loss=True)
     if state.session is not None and not state.lost:
         return
-    found = state.lost or find_loose_checkpoints(folder)
+    found = [*state.lost, *find_loose(folder)]
     if not found or requested.accepts_loss:
         return
     if not requested.is_fresh:
