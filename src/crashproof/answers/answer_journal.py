@@ -65,6 +65,11 @@ class AnswerJournal:
                 self._index = self._read_index()
             return self._index
 
+    def forget_index(self) -> None:
+        """Read the journal again at the next question: it has been written anew."""
+        with self._lock:
+            self._index = None
+
     def append(self, record: AnswerRecord) -> int:
         """Write an answer; it is not served before `publish`, which takes the offset that this returns.
 

@@ -131,6 +131,8 @@ class Interference(StrEnum):
     GREW = "has lines of another process"
     REMOVED = "was removed or renamed"
     REPLACED = "was replaced by another file"
+    SHORTENED = "was shortened"
+    EDITED = "was edited"
 
 
 class JournalAbandoned(Exception):
@@ -485,9 +487,47 @@ class Journal:
             return Interference.REMOVED if error.errno in _GONE else None
         if not os.path.samestat(own, named):
             return Interference.REPLACED
-        if own.st_size > self.num_bytes and not self._has_torn_end:
-            return Interference.GREW
-        return None
+        if own.st_size < self.num_bytes:
+            return Interference.SHORTENED
+        if self._has_torn_end:
+            return None
+        if not self._ends_as_written():
+            return Interference.EDITED
+        return Interference.GREW if own.st_size > self.num_bytes else None
+
+    def is_as_written(self) -> bool:
+        """Whether the open file, which may have no name any more, has all that was written to it."""
+        try:
+            return os.fstat(self._file).st_size >= self.num_bytes and self._ends_as_written()
+        except OSError:
+            # The server of a network file system has forgotten it.
+            return False
+
+    def _ends_as_written(self) -> bool:
+        """Whether the last line is where it was written; only what is left of the file can tell of the others."""
+        if self.has_foreign_lines or not self._last_line_crc:
+            return True
+        end = os.pread(self._file, CHECKSUM_BYTES, self.num_bytes - CHECKSUM_BYTES)
+        return line_crc(end) == self._last_line_crc and end.endswith(b"\n")
+
+    @property
+    def open_path(self) -> Path:
+        """A path to the open file, also where it has lost its name."""
+        return Path(f"/dev/fd/{self._file}")
+
+    def has_intact_lines_behind(self) -> bool:
+        """Whether what something else has added to the file holds a record."""
+        return any(isinstance(piece, Line) for piece in scan(self.open_path, start=self.num_bytes))
+
+    def reopen(self, mark: JournalMark) -> None:
+        """Go on in the file that has the journal's name now, and that ends at a mark."""
+        file = self._disk.open_to_append(self.path)
+        with self._sync_lock:
+            self._disk.close(self._file)
+            self._file = file
+            self.num_bytes, self._num_lines = os.fstat(file).st_size, mark.num_lines
+            self._last_line_crc, self._synced_bytes = mark.last_line_crc, self.num_bytes
+            self._has_torn_end, self._is_blocked = False, self._is_abandoned
 
     def accept_foreign_lines(self) -> None:
         """Go on behind the lines that another process has added."""
@@ -510,6 +550,13 @@ class Journal:
     def close(self) -> None:
         """Close the file; call `sync` first if its lines must be durable."""
         self._disk.close(self._file)
+
+    def content(self) -> Iterator[bytes]:
+        """What was written to the open file, block by block, without what is behind it."""
+        offset = 0
+        while block := os.pread(self._file, min(_BLOCK_BYTES, self.num_bytes - offset), offset):
+            offset += len(block)
+            yield block
 
     def _blocks(self) -> Iterator[bytes]:
         """The content of the open file, in blocks of complete lines."""

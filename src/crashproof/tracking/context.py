@@ -40,7 +40,8 @@ log = logging.getLogger("crashproof")
 class TrainingProgressContext:
     """A run as a context around a training loop.
 
-    Leaving it normally ends the attempt as `completed`; an exception ends it as `raised` and is raised further.
+    Leaving it normally, also by `sys.exit(0)`, ends the attempt as `completed`; any other exception ends it as
+    `raised` and is raised further.
     """
 
     def __init__(
@@ -126,9 +127,10 @@ class TrainingProgressContext:
         if self.tracker is None:
             return
         tracker, self.tracker = self.tracker, None
-        how = self._ends_as if exception is None or self._ends_as == AttemptState.PREEMPTED else AttemptState.RAISED
+        error = None if _is_orderly_exit(exception) else exception
+        how = self._ends_as if error is None or self._ends_as == AttemptState.PREEMPTED else AttemptState.RAISED
         try:
-            tracker.close(how, exception)
+            tracker.close(how, error)
         finally:
             self._final_summary = tracker.get_progress_summary()
 
@@ -207,6 +209,11 @@ class TrainingProgressContext:
     def end_as(self, how: AttemptState | str) -> None:
         """Set how the attempt ends when the context is left, such as `preempted`."""
         self._ends_as = AttemptState(how)
+
+
+def _is_orderly_exit(exception: BaseException | None) -> bool:
+    """Whether a program that ends like this tells its shell that all went well, as `sys.exit(0)` does."""
+    return isinstance(exception, SystemExit) and exception.code in (None, 0)
 
 
 training_progress_context = TrainingProgressContext

@@ -48,7 +48,7 @@ from crashproof.rules.identity import changed_keys, is_another_run
 from crashproof.rules.session import apply_event
 from crashproof.tracking.requested_session import RequestedSession
 
-__all__ = ["OpenRun", "open_run"]
+__all__ = ["OpenRun", "open_run", "restate_beginning"]
 
 log = logging.getLogger("crashproof")
 
@@ -322,7 +322,7 @@ def _write_opening_events(
     ]
     if run.folder.events.name in damages or run.events.journal.num_bytes == 0:
         # The lost line may have been the one that identifies the session.
-        events.append(_restate_beginning(session, run.attempt))
+        events.append(restate_beginning(session, run.attempt))
     if session.total_steps_target != requested.total_steps:
         events.append(TargetChanged(timestamp=now, attempt=run.attempt, total_steps=requested.total_steps))
     if changed:
@@ -352,7 +352,8 @@ def _write_opening_events(
     run.events.journal.sync()
 
 
-def _restate_beginning(session: TrainingSession, attempt: int) -> SessionStarted:
+def restate_beginning(session: TrainingSession, attempt: int) -> SessionStarted:
+    """The event of a session's beginning, for a journal that has lost it."""
     return SessionStarted(
         timestamp=session.start_time,
         attempt=attempt,
