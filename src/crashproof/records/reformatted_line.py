@@ -16,6 +16,7 @@ from crashproof.records.checksummed_line import is_intact
 __all__ = ["RecordInside", "find_records", "is_blank", "restore", "what_it_looks_like"]
 
 _BOM = b"\xef\xbb\xbf"
+_CHECKSUM = b',"crc":"'
 _BLANKS = b" \t\r\n\v\f"
 _CHECKS_PER_BYTE = 64
 """The most that each byte of a damaged line is read, on average, in search of records inside it."""
@@ -23,6 +24,7 @@ _RECORD_START = re.compile(rb'\{"(?:v|event)":')
 _RECORD_END = re.compile(rb',"crc":"[0-9a-f]{8}"\}')
 _REFORMATTED_END = re.compile(rb'"crc"\s*:\s*"[0-9a-f]{8}"\s*\}\Z')
 _MAX_END_BYTES = 1 << 10
+_ONLY_BLANKS = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n\v\f]*")
 _STRING_OR_BLANKS = re.compile(rb'("[^"\\]*(?:\\.[^"\\]*)*")|[ \t\r\n\v\f]+')
 _CONFLICT_MARKER = re.compile(rb"(?:<{7}|={7}|>{7}|\|{7})(?: |\r?\n|\Z)")
 _MAX_LOOK_BYTES = 4 << 10
@@ -40,7 +42,7 @@ class RecordInside:
 
 def is_blank(content: bytes) -> bool:
     """Whether there is nothing but white space and a byte order mark."""
-    return not content.removeprefix(_BOM).strip(_BLANKS)
+    return _ONLY_BLANKS.fullmatch(content) is not None
 
 
 def restore(content: bytes) -> bytes | None:
@@ -50,9 +52,10 @@ def restore(content: bytes) -> bytes | None:
     """
     if is_intact(content):
         return content
-    trimmed = content.removeprefix(_BOM).strip(_BLANKS)
-    if not _REFORMATTED_END.search(trimmed, max(0, len(trimmed) - _MAX_END_BYTES)):
+    # Before anything is copied: a damaged line may be long.
+    if not _REFORMATTED_END.search(content[-_MAX_END_BYTES:].rstrip(_BLANKS)):
         return None
+    trimmed = content.removeprefix(_BOM).strip(_BLANKS)
     line = trimmed + b"\n"
     if is_intact(line):
         return line
@@ -67,6 +70,8 @@ def find_records(damaged: bytes) -> Iterator[RecordInside]:
     two good records. The intact records are recovered from both. The search is given up where it takes too long, as
     in a line made of beginnings and ends: all of it is kept in quarantine.
     """
+    if _CHECKSUM not in damaged:
+        return
     num_left = _CHECKS_PER_BYTE * len(damaged)
     ends = [found.end() for found in _RECORD_END.finditer(damaged)]
     reached = 0
