@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from crashproof.disk.journal import Damage, Line, scan
+from crashproof.disk.journal import Damage, Line, read_bytes_at, scan
 from crashproof.disk.regular_file import read_errors, read_small
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import FileUnreadable
@@ -20,6 +20,7 @@ __all__ = ["MAX_SNAPSHOT_BYTES", "Trace", "find_traces", "has_a_line"]
 MAX_SNAPSHOT_BYTES = 256 << 20
 _STEMS = ("events", "metrics", "session", "checkpoints", "progress")
 _ENDINGS = (".json", ".jsonl")
+_BEGINNING_BYTES = 64
 _BEGINNING = b'{"event":"session_started",'
 
 Trace = tuple[str, str]
@@ -115,8 +116,8 @@ def _other_names(folder: RunFolder) -> list[Trace]:
 
 def _why_not_read(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            looks_like = what_it_looks_like(file.read(64)) if path.stat().st_size else None
-    except OSError:
+        beginning = read_bytes_at(path, offset=0, num_bytes=_BEGINNING_BYTES)
+        looks_like = what_it_looks_like(beginning) if beginning else None
+    except (OSError, FileUnreadable):
         looks_like = None
     return f"it {looks_like}" if looks_like else "it is not read under this name"

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from crashproof.records.checksummed_line import is_intact
+from crashproof.records.checksummed_line import is_intact, is_nested_too_deeply, matches_checksum
 
 __all__ = ["RecordInside", "find_records", "is_blank", "restore", "what_it_looks_like"]
 
@@ -50,17 +50,16 @@ def restore(content: bytes) -> bytes | None:
 
     A missing newline, carriage returns, a byte order mark and indentation are white space here.
     """
-    if is_intact(content):
-        return content
+    if matches_checksum(content):
+        return None if is_nested_too_deeply(content) else content
     # Before anything is copied: a damaged line may be long.
     if not _REFORMATTED_END.search(content[-_MAX_END_BYTES:].rstrip(_BLANKS)):
         return None
     trimmed = content.removeprefix(_BOM).strip(_BLANKS)
     line = trimmed + b"\n"
-    if is_intact(line):
-        return line
-    compact = _STRING_OR_BLANKS.sub(_keep_string, trimmed) + b"\n"
-    return compact if is_intact(compact) else None
+    if not matches_checksum(line):
+        line = _STRING_OR_BLANKS.sub(_keep_string, trimmed) + b"\n"
+    return line if is_intact(line) else None
 
 
 def find_records(damaged: bytes) -> Iterator[RecordInside]:
