@@ -381,8 +381,12 @@ def line_continues(path: Path, mark: JournalMark) -> bool:
     is_last, end = len(end) == mark.num_bytes - start, end[: mark.num_bytes - start]
     if len(end) < mark.num_bytes - start or not (is_last or end.endswith(b"\n")):
         return False
-    # A line that another program reformatted ends with other white space, or none.
-    return end.rstrip().endswith(b',"crc":"%b"}' % mark.last_line_crc.encode())
+    return _ends_with_line(end, mark.last_line_crc)
+
+
+def _ends_with_line(content: bytes, crc: str) -> bool:
+    """Whether bytes end with the line of a checksum, whatever white space is behind it."""
+    return content.rstrip().endswith(b',"crc":"%b"}' % crc.encode())
 
 
 class Journal:
@@ -494,9 +498,9 @@ class Journal:
             return Interference.SHORTENED
         if self._has_torn_end:
             return None
-        if not self._ends_as_written():
-            return Interference.EDITED
-        return Interference.GREW if own.st_size > self.num_bytes else None
+        if own.st_size > self.num_bytes:
+            return Interference.GREW
+        return None if self._ends_as_written() else Interference.EDITED
 
     def is_as_written(self) -> bool:
         """Whether the open file, which may have no name any more, has all that was written to it."""
@@ -510,8 +514,8 @@ class Journal:
         """Whether the last line is where it was written; only what is left of the file can tell of the others."""
         if self.has_foreign_lines or not self._last_line_crc:
             return True
-        end = os.pread(self._file, CHECKSUM_BYTES, self.num_bytes - CHECKSUM_BYTES)
-        return line_crc(end) == self._last_line_crc and end.endswith(b"\n")
+        start = max(0, self.num_bytes - CHECKSUM_BYTES - _MOST_BLANKS)
+        return _ends_with_line(os.pread(self._file, self.num_bytes - start, start), self._last_line_crc)
 
     @property
     def open_path(self) -> Path:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -25,6 +26,10 @@ log = logging.getLogger("crashproof")
 
 _GRACE_SECONDS = 30.0
 """How long an earlier writer may take to notice this one: its heartbeat, and what its file system caches."""
+
+
+_NUM_NEWEST = 100
+"""Lines at the end of a journal that are searched for those of a later attempt."""
 
 
 class _OfAttempt(msgspec.Struct):
@@ -88,21 +93,21 @@ class SoleWriter:
         has_foreign_records = interference is Interference.GREW and journal.has_intact_lines_behind()
         if other is not None or (has_foreign_records and self._has_gone_on(moment)):
             return Intrusion(what=f"{journal.path.name} {interference}", other=other)
-        if interference is Interference.REPLACED and self._is_of_newer_attempt(journal.path):
-            return Intrusion(what=f"{journal.path.name} has lines of a newer attempt", other=None)
         if has_foreign_records:
             journal.accept_foreign_lines()
+        elif self._is_of_newer_attempt(journal.path):
+            return Intrusion(what=f"{journal.path.name} has lines of a newer attempt", other=None)
         else:
             self.altered[journal.path] = Interference.EDITED if interference is Interference.GREW else interference
         return None
 
     def _is_of_newer_attempt(self, path: Path) -> bool:
-        """Whether a file in the place of a journal ends with a line that a later attempt has written."""
+        """Whether a later attempt has written one of the last lines under the name of a journal."""
         try:
-            newest = next(scan_backwards(path, end=path.stat().st_size), None)
+            newest = list(islice(scan_backwards(path, end=path.stat().st_size), _NUM_NEWEST))
         except (FileNotFoundError, FileUnreadable):
             return False
-        return newest is not None and _attempt_decoder.decode(newest.content).attempt > self._attempt
+        return any(_attempt_decoder.decode(each.content).attempt > self._attempt for each in newest)
 
     def _has_gone_on(self, moment: float) -> bool:
         """Whether another process has been writing for so long that it will not notice this one."""
