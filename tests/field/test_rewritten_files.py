@@ -169,8 +169,11 @@ def test_zeros_at_the_end_of_a_journal_cost_no_record(run: Path, open_tracker: O
         lambda progress: progress.rename(progress.with_name("old")),
         lambda progress: [each.unlink() for each in progress.iterdir()],
         lambda progress: [each.unlink() for each in progress.glob("*.json*")],
+        lambda progress: [
+            each.unlink() if each.suffix == ".json" else each.write_bytes(b"") for each in progress.glob("*.json*")
+        ],
     ],
-    ids=["removed", "renamed", "emptied", "without its journals and snapshots"],
+    ids=["removed", "renamed", "emptied", "without journals and snapshots", "with empty journals alone"],
 )
 def test_checkpoints_beside_a_lost_progress_folder_are_no_fresh_start(
     run: Path, lose: Callable[[Path], object], open_tracker: OpenTracker
@@ -179,8 +182,40 @@ def test_checkpoints_beside_a_lost_progress_folder_are_no_fresh_start(
 
     with pytest.raises(RecordsLost, match=r"checkpoint_3\.pt: no record of it can be read; checkpoint_6\.pt"):
         get_recovery_checkpoint(run)
+    for _ in range(2):
+        tracker = open_tracker()
+        with pytest.raises(RecordsLost, match=r"checkpoint_6\.pt"):
+            tracker.get_recovery_checkpoint()
+        tracker.close()
     with pytest.raises(RecordsLost, match=r"checkpoint_6\.pt"):
-        open_tracker()
+        get_recovery_checkpoint(run)
+
+
+def test_a_loop_that_resumes_by_itself_from_checkpoints_of_its_own_is_warned_and_goes_on(
+    run_dir: Path, open_tracker: OpenTracker, update: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    run_dir.mkdir()
+    (run_dir / "checkpoint_40.pt").write_bytes(b"weights")
+    tracker = open_tracker()
+    update(tracker, 41)
+    tracker.record_checkpoint(40, run_dir / "checkpoint_40.pt", 320)
+
+    assert any("checkpoint_40.pt: no record" in each for each in caplog.messages)
+    offered = tracker.get_recovery_checkpoint()
+    assert offered is not None
+    assert 40 == offered.checkpoint_step
+
+
+def test_a_checkpoint_that_a_kill_kept_from_being_recorded_is_no_lost_record(
+    run_dir: Path, open_tracker: OpenTracker, update: Callable[..., None]
+) -> None:
+    tracker = open_tracker()
+    update(tracker, 1)
+    (run_dir / "checkpoint_1.pt").write_bytes(b"weights")
+    tracker.close()
+
+    assert None is get_recovery_checkpoint(run_dir)
+    assert None is open_tracker().get_recovery_checkpoint()
 
 
 def test_a_progress_folder_on_a_disk_that_is_not_mounted_is_no_fresh_start(run: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from crashproof.checkpoints.loose import find_loose
 from crashproof.checkpoints.verify import examine, problem_with
 from crashproof.disk.lost_records import find_traces
 from crashproof.disk.run_folder import RunFolder, is_remote
@@ -85,11 +86,14 @@ def choose_for(session: TrainingSession, folder: RunFolder) -> ResumePoint | Non
     """The checkpoint that a session would resume from; see `choose`.
 
     Raises:
-        RecordsLost: its events are lost, and no snapshot says which checkpoints there were.
+        RecordsLost: its events are lost, and no snapshot says which checkpoints there were; or it has recorded
+            nothing yet, and checkpoints lie in its folder that it cannot have saved.
     """
     catalog = CheckpointCatalog(session)
-    if not catalog.all() and not catalog.quarantined() and (traces := find_traces(folder)):
-        raise RecordsLost(folder.root, found=traces)
+    if not catalog.all() and not catalog.quarantined():
+        traces = find_traces(folder) or ([] if session.highest_step else find_loose(folder))
+        if traces:
+            raise RecordsLost(folder.root, found=traces)
     return choose(catalog.candidates(), folder, quarantined=catalog.quarantined())
 
 

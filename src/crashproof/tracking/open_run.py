@@ -186,6 +186,8 @@ def _open_journals(folder: RunFolder, lock: WriterLock, state: RunState, disk: D
 def _require_records(folder: RunFolder, requested: RequestedSession, disk: Disk) -> None:
     """Begin nothing over a run whose records are lost; a fresh session archives what is left of it.
 
+    Where checkpoints are all that is left, another system may have saved them, which resumes from them by itself.
+
     Raises:
         RecordsLost: names what is left.
     """
@@ -196,7 +198,10 @@ def _require_records(folder: RunFolder, requested: RequestedSession, disk: Disk)
     if not found or requested.accepts_loss:
         return
     if not requested.is_fresh:
-        raise RecordsLost(folder.root, found=found)
+        if state.lost:
+            raise RecordsLost(folder.root, found=found)
+        log.warning("%s A new session begins beside them.", RecordsLost(folder.root, found=found))
+        return
     log.warning(
         "A new session begins, as requested. What is left of an earlier one, whose records are lost, is moved to %s: "
         "%s.",

@@ -207,7 +207,7 @@ def test_what_was_adopted_is_never_removed_by_a_rule(
 
 
 def test_a_run_that_a_process_writes_is_left_alone(old: Path, open_tracker: Callable[..., Any]) -> None:
-    tracker = open_tracker(fresh=True)
+    tracker = open_tracker()
 
     with pytest.raises(RunInUse):
         adopt_checkpoints(old)
@@ -216,7 +216,7 @@ def test_a_run_that_a_process_writes_is_left_alone(old: Path, open_tracker: Call
 
 def test_a_run_that_another_process_writes_is_left_alone(old: Path) -> None:
     holds = (
-        "import sys; from crashproof import ProgressTracker; ProgressTracker(sys.argv[1], {}, 10, fresh=True); "
+        "import sys; from crashproof import ProgressTracker; ProgressTracker(sys.argv[1], {}, 10); "
         "print('open', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(
