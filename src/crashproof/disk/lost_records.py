@@ -44,7 +44,7 @@ def find_traces(folder: RunFolder) -> list[Trace]:
     if folder.summary.exists() and _is_readable(folder.summary):
         snapshots.append((folder.recorded_path(folder.summary), "it names no checkpoint"))
     others = _other_names(folder)
-    has_begun = bool(snapshots or others) or _has_bytes(folder.metrics) or _num_damages(folder.events) > 1
+    has_begun = bool(snapshots or others) or _has_recorded(folder.metrics) or _num_damages(folder.events) > 1
     journals = [
         (folder.recorded_path(path), problem)
         for path, problem in ((folder.events, events), (folder.metrics, metrics))
@@ -86,8 +86,13 @@ def _num_damages(journal: Path) -> int:
     return sum(isinstance(piece, Damage) for piece in scan(journal))
 
 
-def _has_bytes(journal: Path) -> bool:
-    return os.path.lexists(journal) and (not journal.exists() or next(scan(journal), None) is not None)
+def _has_recorded(metrics: Path) -> bool:
+    """Whether a journal of metrics holds, or held, more than the beginning of its first line."""
+    if not metrics.exists():
+        return os.path.lexists(metrics)
+    first = next(scan(metrics), None)
+    is_cut_off = isinstance(first, Damage) and first.is_torn_tail and first.content.startswith(b"{")
+    return first is not None and not is_cut_off
 
 
 def _is_readable(snapshot: Path) -> bool:

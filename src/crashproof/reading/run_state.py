@@ -113,7 +113,8 @@ def read_run(folder: RunFolder, *, trust_snapshot: bool = True, accepts_loss: bo
         lost = find_traces(folder)
         if lost and not accepts_loss:
             raise RecordsLost(folder.root, found=lost)
-        return RunState(session=None, damages=find_damages(folder), lost=lost)
+        if lost or not folder.metrics.exists():
+            return RunState(session=None, damages=find_damages(folder), lost=lost)
     session = begin_session(beginning or _unknown_beginning())
     state = read_tails(folder, session, {}, read_from_snapshot=False)
     if snapshot is None and manifest is None and not _knows_checkpoints(session):

@@ -92,7 +92,7 @@ def find_records(damaged: bytes) -> Iterator[RecordInside]:
 def what_it_looks_like(content: bytes) -> str | None:
     """What damaged bytes probably are, as the end of a sentence that begins with "it"; None if nothing is known."""
     look = content[:_MAX_LOOK_BYTES]
-    if not look.strip(b"\0"):
+    if look and not look.strip(b"\0"):
         return "holds only zeros, as some file systems leave them after a power loss"
     if look.startswith((b"\xff\xfe", b"\xfe\xff")) or _is_utf_16(look):
         return "is UTF-16 text"

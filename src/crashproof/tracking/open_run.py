@@ -192,7 +192,7 @@ def _require_records(folder: RunFolder, requested: RequestedSession, disk: Disk)
         RecordsLost: names what is left.
     """
     state = read_run(folder, accepts_loss=True)
-    if state.session is not None and not state.lost:
+    if not state.lost and state.session is not None and _is_known(state.session):
         return
     found = [*state.lost, *find_loose(folder)]
     if not found or requested.accepts_loss:
@@ -208,6 +208,12 @@ def _require_records(folder: RunFolder, requested: RequestedSession, disk: Disk)
         archive_session(folder, "lost", folder.own_checkpoints(), disk=disk),
         ", ".join(path for path, _ in found),
     )
+
+
+def _is_known(session: TrainingSession) -> bool:
+    """Whether anything at all of a session can be read."""
+    has_recorded = session.highest_step or CheckpointCatalog(session).all()
+    return session.session_id != UNKNOWN_SESSION or bool(has_recorded)
 
 
 def _repair_journals(folder: RunFolder, state: RunState, disk: Disk) -> dict[str, list[Damage]]:
