@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -179,6 +180,8 @@ def test_checkpoints_beside_a_lost_progress_folder_are_no_fresh_start(
     run: Path, lose: Callable[[Path], object], open_tracker: OpenTracker
 ) -> None:
     lose(run / "progress")
+    for path in run.glob("checkpoint_*"):
+        os.utime(path, (0, 0))
 
     with pytest.raises(RecordsLost, match=r"checkpoint_3\.pt: no record of it can be read; checkpoint_6\.pt"):
         get_recovery_checkpoint(run)
@@ -207,10 +210,9 @@ def test_a_loop_that_resumes_by_itself_from_checkpoints_of_its_own_is_warned_and
 
 
 def test_a_checkpoint_that_a_kill_kept_from_being_recorded_is_no_lost_record(
-    run_dir: Path, open_tracker: OpenTracker, update: Callable[..., None]
+    run_dir: Path, open_tracker: OpenTracker
 ) -> None:
     tracker = open_tracker()
-    update(tracker, 1)
     (run_dir / "checkpoint_1.pt").write_bytes(b"weights")
     tracker.close()
 

@@ -22,14 +22,15 @@ _MOST_NAMED = 10
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 
 
-def find_loose(folder: RunFolder) -> list[Trace]:
-    """What lies under the names that a run gives its checkpoints, in a folder that has no session.
+def find_loose(folder: RunFolder, *, before: float | None = None) -> list[Trace]:
+    """What lies under the names that a run gives its checkpoints, in a folder where no record names one.
 
     A file that an archived session has recorded, byte for byte, is that session's: its deletion was lost with the
-    power.
+    power. With `before`, in seconds since 1970, only what was last written earlier: where a session has begun, a kill
+    may have come between the saving of a checkpoint and its record.
     """
     with read_errors(folder.root):
-        own = folder.own_checkpoints()
+        own = [each for each in folder.own_checkpoints() if before is None or each.lstat().st_mtime < before]
     loose = [path for path in own if not _is_archived(path, folder)]
     found = [(each.name, "no record of it can be read") for each in loose[-_MOST_NAMED:]]
     if len(loose) > _MOST_NAMED:

@@ -87,11 +87,13 @@ def choose_for(session: TrainingSession, folder: RunFolder) -> ResumePoint | Non
 
     Raises:
         RecordsLost: its events are lost, and no snapshot says which checkpoints there were; or it has recorded
-            nothing yet, and checkpoints lie in its folder that it cannot have saved.
+            nothing yet, and checkpoints lie in its folder that are older than it.
     """
     catalog = CheckpointCatalog(session)
     if not catalog.all() and not catalog.quarantined():
-        traces = find_traces(folder) or ([] if session.highest_step else find_loose(folder))
+        traces = find_traces(folder) or (
+            [] if session.highest_step else find_loose(folder, before=session.start_time)
+        )
         if traces:
             raise RecordsLost(folder.root, found=traces)
     return choose(catalog.candidates(), folder, quarantined=catalog.quarantined())
