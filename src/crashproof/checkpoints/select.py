@@ -91,9 +91,10 @@ def choose_for(session: TrainingSession, folder: RunFolder) -> ResumePoint | Non
     """
     catalog = CheckpointCatalog(session)
     if not catalog.all() and not catalog.quarantined():
-        traces = find_traces(folder) or (
-            [] if session.highest_step else find_loose(folder, before=session.start_time)
-        )
+        traces = find_traces(folder)
+        if not traces and not session.highest_step:
+            # Without a beginning it is unknown when the session began.
+            traces = find_loose(folder, before=session.start_time or None)
         if traces:
             raise RecordsLost(folder.root, found=traces)
     return choose(catalog.candidates(), folder, quarantined=catalog.quarantined())
