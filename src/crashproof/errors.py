@@ -28,6 +28,7 @@ CrashproofError
 │   ├── CheckpointMismatch   it belongs to another model
 │   ├── NothingToAdopt       a folder holds no intact checkpoint of other code
 │   └── NoUsableCheckpoint   some were recorded, none is intact
+│       └── RecordsLost      what was recorded cannot be read any more
 ├── InputError               what the user passed in
 │   ├── AddressInUse         a server cannot listen at this address
 │   ├── ConfigError          a config file or key
@@ -76,6 +77,7 @@ __all__ = [
     "QuotaExceeded",
     "RankLost",
     "RecordTooLarge",
+    "RecordsLost",
     "RequestError",
     "RunClosed",
     "RunError",
@@ -363,6 +365,22 @@ class NoUsableCheckpoint(CheckpointError):
             hint="Restore one from a backup, or start over in another output folder (--resume never).",
         )
         self.refused = list(refused)
+
+
+class RecordsLost(NoUsableCheckpoint):
+    """A run has been here, and its records of checkpoints cannot be read any more."""
+
+    def __init__(self, folder: Path, *, found: Sequence[tuple[str, str]]) -> None:
+        """`found` is what shows it: paths relative to the folder, each with what is wrong with it."""
+        listing = "; ".join(f"{path}: {reason}" for path, reason in found)
+        CheckpointError.__init__(
+            self,
+            f"{folder} has held a run whose records are lost, so it is unknown where it would resume. {listing}.",
+            hint=f"Restore progress/ from a backup; or record the checkpoints that are there with `crashproof adopt "
+            f"{folder}`; or start over with fresh=True (--resume never), which moves all of this to "
+            "progress/archive/.",
+        )
+        self.refused = list(found)
 
 
 class NothingToAdopt(CheckpointError):

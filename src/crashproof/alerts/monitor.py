@@ -106,6 +106,11 @@ class AlertMonitor:
             if self._process is not None:
                 self._process.restart_if_dead()
 
+    def report_altered_journals(self, message: str) -> None:
+        """Report that something else has edited or removed journals of the live run."""
+        with _never_raising():
+            self._raise(AlertKind.JOURNAL_ALTERED, message, self._own_attempt())
+
     def report_end(self, error: BaseException | None) -> None:
         """Report how the attempt ended, once its end is recorded."""
         with _never_raising():

@@ -22,7 +22,8 @@ from crashproof.alerts.delivery import Deliveries
 from crashproof.alerts.process_client import STOP_SIGNALS, Finished, Send, WatchedRun
 from crashproof.alerts.settings import CHANNELS
 from crashproof.disk.files import storage_errors
-from crashproof.disk.journal import append_durably, repair_journal
+from crashproof.disk.journal import append_durably
+from crashproof.disk.journal_repair import repair_journal
 from crashproof.disk.lock import WriterLock
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import CrashproofError, RunInUse

@@ -65,6 +65,11 @@ class AnswerJournal:
                 self._index = self._read_index()
             return self._index
 
+    def forget_index(self) -> None:
+        """Read the journal again at the next question: it has been written anew."""
+        with self._lock:
+            self._index = None
+
     def append(self, record: AnswerRecord) -> int:
         """Write an answer; it is not served before `publish`, which takes the offset that this returns.
 
@@ -165,7 +170,7 @@ class AnswerJournal:
 def _scan_places(path: Path, *, start: int) -> Iterator[tuple[str, Place]]:
     for line in scan(path, start=start):
         if isinstance(line, Line):
-            yield decode_line(path, line.content, _key_decoder).prompt_hash, (line.offset, len(line.content))
+            yield decode_line(path, line.content, _key_decoder).prompt_hash, (line.offset, line.num_bytes)
 
 
 class _Key(msgspec.Struct):

@@ -95,6 +95,10 @@ class RunResponses:
         self._longest_bytes = 0
         self._served = _NONE_SERVED
 
+    def forget_index(self) -> None:
+        """Read the journal of answers again at the next question: it has been written anew."""
+        self._journal.forget_index()
+
     def keep(self, prompt_hash: str, response: Mapping[str, object], cost: Decimal) -> None:
         """Store an answer that the caller requested itself.
 

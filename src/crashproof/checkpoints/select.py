@@ -9,9 +9,11 @@ from pathlib import Path
 
 import msgspec
 
+from crashproof.checkpoints.loose import find_loose
 from crashproof.checkpoints.verify import examine, intact_previous, problem_with
+from crashproof.disk.lost_records import find_traces
 from crashproof.disk.run_folder import RunFolder, is_remote
-from crashproof.errors import NoUsableCheckpoint
+from crashproof.errors import NoUsableCheckpoint, RecordsLost
 from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint
 from crashproof.records.session import TrainingSession
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
@@ -77,8 +79,20 @@ def choose(
 
 
 def choose_for(session: TrainingSession, folder: RunFolder) -> ResumePoint | None:
-    """The checkpoint that a session would resume from; see `choose`."""
+    """The checkpoint that a session would resume from; see `choose`.
+
+    Raises:
+        RecordsLost: its events are lost, and no snapshot says which checkpoints there were; or it has recorded
+            nothing yet, and checkpoints lie in its folder that are older than it.
+    """
     catalog = CheckpointCatalog(session)
+    if not catalog.all() and not catalog.quarantined():
+        traces = find_traces(folder)
+        if not traces and not session.highest_step:
+            # Without a beginning it is unknown when the session began.
+            traces = find_loose(folder, before=session.start_time or None)
+        if traces:
+            raise RecordsLost(folder.root, found=traces)
     return choose(catalog.candidates(), folder, overwritten=catalog.overwritten(), quarantined=catalog.quarantined())
 
 

@@ -17,7 +17,8 @@ from crashproof.cli.tables import aligned, compact, dollars, short_duration, ter
 from crashproof.disk.lock import holder_of
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import CrashproofError, NotAFolder, NotARun
-from crashproof.reading.discovery import find_runs
+from crashproof.formatting import as_text
+from crashproof.reading.discovery import RunSearch, SkippedFolder
 from crashproof.reading.run_state import read_run
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.states import RunStatus
@@ -60,7 +61,7 @@ def runs(
 ) -> None:
     """List all runs under ROOT, newest first. Works on live runs and changes nothing.
 
-    A run that cannot be read is listed with the reason. A `!` after the state
+    What cannot be read is listed with the reason. A `!` after the state
     means that a journal is damaged: see `crashproof verify`.
 
     Example: crashproof runs runs
@@ -68,7 +69,9 @@ def runs(
     if not root.is_dir():
         raise NotAFolder(root)
     now = time.time()
-    rows = sorted((_read_row(name, folder, now) for name, folder in find_runs(root)), key=_age)
+    search = RunSearch(root)
+    found = [_read_row(as_text(name), folder, now) for name, folder in search.runs.items()]
+    rows = sorted([*found, *(_odd_row(root, each) for each in [*search.odd, *search.skipped])], key=_age)
     if as_json:
         print_json({"root": str(root.absolute()), "runs": [row.as_object() for row in rows]})
     elif not rows:
@@ -84,6 +87,11 @@ def _read_row(name: str, folder: RunFolder, now: float) -> _Row:
         # Whatever a run's files hold, the others have their rows.
         since = _seconds_since_written(folder, now)
         return _Row(name=name, path=str(folder.root), seconds_since_sign_of_life=since, error=_reason(error))
+
+
+def _odd_row(root: Path, odd: SkippedFolder) -> _Row:
+    path = as_text(str(root.absolute() / odd.name))
+    return _Row(name=as_text(odd.name), path=path, seconds_since_sign_of_life=None, error=odd.reason)
 
 
 def _read_summary(name: str, folder: RunFolder, now: float) -> _Row:

@@ -85,7 +85,7 @@ class Page:
             RunList(
                 root=shown_text(str(self._runs.root)),
                 now=now,
-                runs=rows,
+                runs=[*rows, *(msgspec.Raw(as_json(each)) for each in self._runs.odd)],
                 num_skipped=len(skipped),
                 skipped=skipped[:_MOST_SKIPPED],
             )

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from crashproof.dashboard.responses import Skipped, shown_text
+from crashproof.dashboard.responses import Skipped, UnreadableRun, shown_text
 from crashproof.dashboard.watched_run import WatchedRun
 from crashproof.reading.discovery import RunSearch
 
@@ -31,6 +31,8 @@ class WatchedRuns:
         self.root = root
         self.skipped: list[Skipped] = []
         """The folders that the last search left out."""
+        self.odd: list[UnreadableRun] = []
+        """Rows for what the last search found in the place of runs, and that can be none."""
         self._follows_links = follows_links
         self._steady = steady
         self._lock = threading.Lock()
@@ -62,5 +64,6 @@ class WatchedRuns:
             name: self._runs.get(name) or WatchedRun(name, folder, boundary=boundary)
             for name, folder in found.items()
         }
+        self.odd = [UnreadableRun(name=shown_text(each.name), health_reason=each.reason) for each in search.odd]
         self.skipped = [Skipped(name=shown_text(each.name), reason=each.reason) for each in search.skipped]
         self._searched_at = self._steady()

@@ -13,16 +13,14 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO
 
-from crashproof.disk.atomic import partial_name, write_all
+from crashproof.disk.atomic import write_all
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
 from crashproof.disk.regular_file import next_data, open_descriptor, open_to_read, read_errors
-from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import FileUnreadable, RecordTooLarge
 from crashproof.records.checksummed_line import (
     CHECKSUM_BYTES,
@@ -31,8 +29,8 @@ from crashproof.records.checksummed_line import (
     is_intact,
     is_nested_too_deeply,
     matches_checksum,
-    salvage,
 )
+from crashproof.records.reformatted_line import find_records, is_blank, restore, what_it_looks_like
 from crashproof.records.snapshots import JournalMark
 
 __all__ = [
@@ -47,7 +45,6 @@ __all__ = [
     "quarantine_bytes",
     "read_bytes_at",
     "read_line",
-    "repair_journal",
     "scan",
     "scan_backwards",
 ]
@@ -57,6 +54,10 @@ log = logging.getLogger("crashproof")
 _BLOCK_BYTES = 1 << 20
 _MAX_EXCERPT_BYTES = 64 << 10
 _CHECKSUM = re.compile(rb',"crc":"[0-9a-f]{8}"\}')
+_MAX_INDENTED_BYTES = 1 << 20
+"""The longest record that is recognised although a formatter has spread it over several lines."""
+_MOST_BLANKS = 64
+"""White space behind a line, beyond which a mark at its end counts as lost."""
 _MAX_PIECES = 1_000
 """Pieces of damage that one reading tells apart; beyond, neighbouring ones count as one."""
 _GONE = {errno.ENOENT, errno.ESTALE, errno.ENOTDIR}
@@ -68,11 +69,24 @@ class Line:
 
     offset: int
     content: bytes
+    """As it was written."""
+    reformatted_bytes: int | None = None
+    """Its length in the file, if another program has changed what is around its record; None: as it was written."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Its length in the file."""
+        return len(self.content) if self.reformatted_bytes is None else self.reformatted_bytes
 
     @property
     def end(self) -> int:
         """The offset behind it."""
-        return self.offset + len(self.content)
+        return self.offset + self.num_bytes
+
+    @property
+    def is_reformatted(self) -> bool:
+        """Whether another program has changed what is around its record."""
+        return self.reformatted_bytes is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +116,8 @@ class Damage:
         """What is wrong, in words."""
         if self.is_too_long:
             return f"it is longer than a line may be ({MAX_LINE_BYTES:,} bytes)"
+        if looks_like := what_it_looks_like(self.content):
+            return f"it {looks_like}"
         if self.is_torn_tail:
             return "the last write was cut off"
         if self.is_too_deep:
@@ -115,6 +131,8 @@ class Interference(StrEnum):
     GREW = "has lines of another process"
     REMOVED = "was removed or renamed"
     REPLACED = "was replaced by another file"
+    SHORTENED = "was shortened"
+    EDITED = "was edited"
 
 
 class JournalAbandoned(Exception):
@@ -163,10 +181,9 @@ def _read_pieces(path: Path, start: int) -> Iterator[Line | Damage]:
                 yield Line(offset, content)
                 offset += len(content)
                 continue
-            damage = _damage_at(offset, content, file.fileno())
-            yield damage
-            offset = damage.end
-            num_damaged += 1
+            pieces, offset = _take_apart(offset, content, file)
+            yield from pieces
+            num_damaged += sum(isinstance(each, Damage) for each in pieces)
             if num_damaged > _MAX_PIECES:
                 end = _find_possible_line(file.fileno(), offset)
                 if end > offset:
@@ -175,6 +192,69 @@ def _read_pieces(path: Path, start: int) -> Iterator[Line | Damage]:
             # Also where a line that is too long was not read to its end.
             if file.tell() != offset:
                 file.seek(offset)
+
+
+def _take_apart(offset: int, content: bytes, file: BinaryIO) -> tuple[list[Line | Damage], int]:
+    """What is in a line that is not as it was written, and the offset behind it.
+
+    The one decision of what still counts as a record: whatever reads a journal goes by it, and so does its repair.
+    """
+    if len(content) == MAX_LINE_BYTES and not content.endswith(b"\n"):
+        # With carriage returns for line ends, a whole file is one line.
+        content = content[: content.rfind(b"\r") + 1] or content
+    end = offset + len(content)
+    if is_blank(content):
+        return [], _skip_blanks(file.fileno(), end)
+    if matches_checksum(content):
+        # Nested too deeply, which takes long to find out.
+        return [_damage_at(offset, content, file.fileno())], end
+    line = restore(content)
+    if line is not None:
+        return [Line(offset, line, len(content))], end
+    if (indented := _read_indented(offset, content, file)) is not None:
+        return [indented], indented.end
+    damage = _damage_at(offset, content, file.fileno())
+    lines, is_complete = _lines_inside(damage, content, file.fileno())
+    return [*lines] if is_complete else [*lines, damage], damage.end
+
+
+def _skip_blanks(file: int, offset: int) -> int:
+    """The offset of the next byte that is not white space, or the file's end."""
+    while block := os.pread(file, _BLOCK_BYTES, offset):
+        num_blanks = len(block) - len(block.lstrip())
+        offset += num_blanks
+        if num_blanks < len(block):
+            break
+    return offset
+
+
+def _read_indented(offset: int, first: bytes, file: BinaryIO) -> Line | None:
+    """The record that begins with a lone brace and ends with the next one that is not indented, if it is intact."""
+    if first.strip() != b"{":
+        return None
+    block = [first]
+    num_bytes = len(first)
+    while num_bytes < _MAX_INDENTED_BYTES and (more := file.readline(_MAX_INDENTED_BYTES)):
+        block.append(more)
+        num_bytes += len(more)
+        if more.startswith(b"}"):
+            line = restore(b"".join(block))
+            return None if line is None else Line(offset, line, num_bytes)
+    return None
+
+
+def _lines_inside(damage: Damage, content: bytes, file: int) -> tuple[list[Line], bool]:
+    """The records in a damaged line, and whether nothing but white space is beside them.
+
+    Of a line that is too long, those near its end.
+    """
+    start = max(damage.offset, damage.end - MAX_LINE_BYTES)
+    searched = os.pread(file, damage.end - start, start) if damage.is_too_long else content
+    found = list(find_records(searched))
+    edges = [0, *(edge for each in found for edge in (each.start, each.end)), len(searched)]
+    beside = (searched[left:right] for left, right in zip(edges[::2], edges[1::2], strict=True))
+    is_complete = bool(found) and not damage.is_too_long and all(map(is_blank, beside))
+    return [Line(start + each.start, each.line, each.end - each.start) for each in found], is_complete
 
 
 def _damage_at(offset: int, content: bytes, file: int) -> Damage:
@@ -232,11 +312,20 @@ def scan_backwards(path: Path, *, end: int) -> Iterator[Line]:
             offset = start + len(block)
             for content in reversed(block[keep:].splitlines(keepends=True)):
                 offset -= len(content)
-                if is_intact(content):
-                    yield Line(offset, content)
+                yield from _lines_backwards(offset, content)
             rest, end = block[:keep], start
             if len(rest) > MAX_LINE_BYTES:
                 rest, end = b"", _find_line_start(file, start)
+
+
+def _lines_backwards(offset: int, content: bytes) -> Iterator[Line]:
+    if is_intact(content):
+        yield Line(offset, content)
+    elif (line := restore(content)) is not None:
+        yield Line(offset, line, len(content))
+    else:
+        for each in reversed(list(find_records(content))):
+            yield Line(offset + each.start, each.line, each.end - each.start)
 
 
 def _find_line_start(file: BinaryIO, end: int) -> int:
@@ -259,9 +348,8 @@ def _find_line_start(file: BinaryIO, end: int) -> int:
 
 
 def read_line(path: Path, *, offset: int, num_bytes: int) -> bytes | None:
-    """The line at an offset, or None if it is no longer intact."""
-    content = read_bytes_at(path, offset=offset, num_bytes=num_bytes)
-    return content if is_intact(content) else None
+    """The line at an offset as it was written, or None if it is no longer intact."""
+    return restore(read_bytes_at(path, offset=offset, num_bytes=num_bytes))
 
 
 def read_bytes_at(path: Path, *, offset: int, num_bytes: int) -> bytes:
@@ -284,13 +372,21 @@ def line_continues(path: Path, mark: JournalMark) -> bool:
     """Whether a journal still has the line that a snapshot ended with, at the same place."""
     if mark.num_bytes == 0:
         return True
-    if mark.num_bytes < CHECKSUM_BYTES:
-        return False
+    start = max(0, mark.num_bytes - CHECKSUM_BYTES - _MOST_BLANKS)
     try:
-        end = read_bytes_at(path, offset=mark.num_bytes - CHECKSUM_BYTES, num_bytes=CHECKSUM_BYTES)
+        # One byte more tells whether the file ends there.
+        end = read_bytes_at(path, offset=start, num_bytes=mark.num_bytes - start + 1)
     except (FileNotFoundError, FileUnreadable):
         return False
-    return len(end) == CHECKSUM_BYTES and line_crc(end) == mark.last_line_crc and end.endswith(b"\n")
+    is_last, end = len(end) == mark.num_bytes - start, end[: mark.num_bytes - start]
+    if len(end) < mark.num_bytes - start or not (is_last or end.endswith(b"\n")):
+        return False
+    return _ends_with_line(end, mark.last_line_crc)
+
+
+def _ends_with_line(content: bytes, crc: str) -> bool:
+    """Whether bytes end with the line of a checksum, whatever white space is behind it."""
+    return content.rstrip().endswith(b',"crc":"%b"}' % crc.encode())
 
 
 class Journal:
@@ -320,7 +416,10 @@ class Journal:
             self._file = disk.open_to_append(path)
             if is_new:
                 disk.sync_folder(path.parent)
-        self.num_bytes = path.stat().st_size
+            self.num_bytes = os.fstat(self._file).st_size
+            if self.num_bytes and os.pread(self._file, 1, self.num_bytes - 1) != b"\n":
+                # The next line must not become part of it.
+                self._has_torn_end = self._is_blocked = True
         # What a killed predecessor wrote may not have reached the disk yet.
         self._synced_bytes = 0
 
@@ -395,9 +494,47 @@ class Journal:
             return Interference.REMOVED if error.errno in _GONE else None
         if not os.path.samestat(own, named):
             return Interference.REPLACED
-        if own.st_size > self.num_bytes and not self._has_torn_end:
+        if own.st_size < self.num_bytes:
+            return Interference.SHORTENED
+        if self._has_torn_end:
+            return None
+        if own.st_size > self.num_bytes:
             return Interference.GREW
-        return None
+        return None if self._ends_as_written() else Interference.EDITED
+
+    def is_as_written(self) -> bool:
+        """Whether the open file, which may have no name any more, has all that was written to it."""
+        try:
+            return os.fstat(self._file).st_size >= self.num_bytes and self._ends_as_written()
+        except OSError:
+            # The server of a network file system has forgotten it.
+            return False
+
+    def _ends_as_written(self) -> bool:
+        """Whether the last line is where it was written; only what is left of the file can tell of the others."""
+        if self.has_foreign_lines or not self._last_line_crc:
+            return True
+        start = max(0, self.num_bytes - CHECKSUM_BYTES - _MOST_BLANKS)
+        return _ends_with_line(os.pread(self._file, self.num_bytes - start, start), self._last_line_crc)
+
+    @property
+    def open_path(self) -> Path:
+        """A path to the open file, also where it has lost its name."""
+        return Path(f"/dev/fd/{self._file}")
+
+    def has_intact_lines_behind(self) -> bool:
+        """Whether what something else has added to the file holds a record."""
+        return any(isinstance(piece, Line) for piece in scan(self.open_path, start=self.num_bytes))
+
+    def reopen(self, mark: JournalMark) -> None:
+        """Go on in the file that has the journal's name now, and that ends at a mark."""
+        file = self._disk.open_to_append(self.path)
+        with self._sync_lock:
+            self._disk.close(self._file)
+            self._file = file
+            self.num_bytes, self._num_lines = os.fstat(file).st_size, mark.num_lines
+            self._last_line_crc, self._synced_bytes = mark.last_line_crc, self.num_bytes
+            self._has_torn_end, self._is_blocked = False, self._is_abandoned
 
     def accept_foreign_lines(self) -> None:
         """Go on behind the lines that another process has added."""
@@ -420,6 +557,13 @@ class Journal:
     def close(self) -> None:
         """Close the file; call `sync` first if its lines must be durable."""
         self._disk.close(self._file)
+
+    def content(self) -> Iterator[bytes]:
+        """What was written to the open file, block by block, without what is behind it."""
+        offset = 0
+        while block := os.pread(self._file, min(_BLOCK_BYTES, self.num_bytes - offset), offset):
+            offset += len(block)
+            yield block
 
     def _blocks(self) -> Iterator[bytes]:
         """The content of the open file, in blocks of complete lines."""
@@ -453,65 +597,6 @@ class Journal:
         self.num_bytes = self.path.stat().st_size
 
 
-def repair_journal(path: Path, *, quarantine: Path, start: int = 0, disk: Disk = REAL_DISK) -> list[Damage]:
-    """Move all damage of a journal to the file `quarantine`, and keep all intact lines in order.
-
-    Checks from the offset `start` on; if more than the last line is damaged there, the whole file is repaired. The
-    damage is durable in quarantine before the journal changes: a crash in between duplicates it there and loses
-    nothing. Intact lines that were merged with damage are kept.
-    """
-    damages = _find_damages(path, start)
-    if not damages:
-        return []
-    with storage_errors(path):
-        if any(each.is_too_long for each in damages):
-            return _repair_by_name(path, quarantine, disk)
-        if damages[0].is_torn_tail and not any(_salvage(path, damages[0])):
-            _quarantine_damages(path, damages, quarantine, disk)
-            _truncate_file(path, damages[0].offset, disk)
-        else:
-            damages = _find_damages(path, 0)
-            if any(each.is_too_long for each in damages):
-                return _repair_by_name(path, quarantine, disk)
-            _quarantine_damages(path, damages, quarantine, disk)
-            _rewrite_intact_lines(path, disk)
-    return damages
-
-
-def _repair_by_name(path: Path, quarantine: Path, disk: Disk) -> list[Damage]:
-    """Keep all of a journal under a second name in quarantine: a copy of a terabyte of zeros would fill the disk."""
-    damages = _find_damages(path, 0)
-    disk.make_folders(quarantine.parent)
-    target = RunFolder.free_name(quarantine)
-    disk.link(path.resolve(), target)
-    disk.sync_folder(quarantine.parent)
-    _rewrite_intact_lines(path, disk)
-    log.warning(
-        "%s was damaged beyond %d MiB in one piece; all of it is kept as %s.", path, MAX_LINE_BYTES >> 20, target
-    )
-    return [replace(each, moved_to=target) for each in damages]
-
-
-def _quarantine_damages(path: Path, damages: Iterable[Damage], quarantine: Path, disk: Disk) -> None:
-    quarantine_bytes((piece for each in damages for piece in _read_damage(path, each)), quarantine, disk)
-
-
-def _read_damage(path: Path, damage: Damage) -> Iterator[bytes]:
-    """Yield the bytes of a damage; of many damaged lines, some at a time."""
-    offset = damage.offset
-    while content := read_bytes_at(path, offset=offset, num_bytes=damage.end - offset):
-        if offset + len(content) < damage.end:
-            content = content[: content.rfind(b"\n") + 1]
-        yield content
-        offset += len(content)
-
-
-def _salvage(path: Path, damage: Damage) -> Iterator[bytes]:
-    """Yield the intact records in a damaged line; of one that is too long, those near its end."""
-    start = max(damage.offset, damage.end - MAX_LINE_BYTES)
-    return salvage(read_bytes_at(path, offset=start, num_bytes=damage.end - start))
-
-
 def quarantine_bytes(pieces: Iterable[bytes], quarantine: Path, disk: Disk) -> None:
     """Append damaged bytes to a file in quarantine, durably."""
     disk.make_folders(quarantine.parent)
@@ -538,36 +623,3 @@ def append_durably(path: Path, lines: Iterable[bytes], *, mark: JournalMark, dis
         journal.sync()
     finally:
         journal.close()
-
-
-def _find_damages(path: Path, start: int) -> list[Damage]:
-    return [piece for piece in scan(path, start=start) if isinstance(piece, Damage)]
-
-
-def _truncate_file(path: Path, num_bytes: int, disk: Disk) -> None:
-    file = disk.open_to_append(path)
-    try:
-        disk.truncate(file, num_bytes)
-        disk.sync(file)
-    finally:
-        disk.close(file)
-
-
-def _rewrite_intact_lines(path: Path, disk: Disk) -> None:
-    partial = partial_name(path)
-    try:
-        file = disk.open_anew(partial)
-        try:
-            for piece in _read_pieces(path, 0):
-                lines = [piece.content] if isinstance(piece, Line) else _salvage(path, piece)
-                for line in lines:
-                    write_all(file, line, disk)
-            disk.sync(file)
-        finally:
-            disk.close(file)
-        disk.replace(partial, path)
-    except OSError:
-        with suppress(OSError):
-            disk.remove_file(partial)
-        raise
-    disk.sync_folder(path.parent)

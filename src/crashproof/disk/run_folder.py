@@ -12,6 +12,7 @@ from crashproof.errors import StorageUnwritable
 __all__ = ["RunFolder", "is_folder_name", "is_remote"]
 
 _NOT_IN_A_NAME = re.compile("[/\0\ud800-\udfff]")
+_OWN_CHECKPOINT = re.compile(r"checkpoint_0*[1-9][0-9]{0,17}(?:\.[A-Za-z0-9.]{1,20})?")
 _MAX_NAME_BYTES = 200
 """Of the 255 that a file system allows, some are for what is put before and behind it."""
 _OWN_NAMES = frozenset(
@@ -55,8 +56,20 @@ class RunFolder:
 
     @property
     def holds_a_run(self) -> bool:
-        """Whether a session has begun here."""
-        return self.events.exists() or self.metrics.exists()
+        """Whether a session has begun here; some of its files may be lost."""
+        return any(each.exists() for each in (self.events, self.metrics, self.session, self.manifest))
+
+    def own_checkpoints(self) -> list[Path]:
+        """What lies beside the progress folder under the name that a run gives its checkpoints, recorded or not.
+
+        Not those of step 0: a loop may save one before it has anything to record.
+        """
+        try:
+            names = [each for each in os.listdir(self.root) if _OWN_CHECKPOINT.fullmatch(each)]
+        except FileNotFoundError:
+            return []
+        by_step = sorted(names, key=lambda each: (int(re.findall(r"[0-9]+", each)[0]), each))
+        return [self.root / each for each in by_step]
 
     def recorded_path(self, path: Path) -> str:
         """A path as records keep it: relative to the run if it is inside, so that the run can be moved."""

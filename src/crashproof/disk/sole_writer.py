@@ -1,7 +1,8 @@
 """Notice that something else writes a run that this process has locked.
 
 A lock may not reach the other process (a network file system, another mount), and its file may be removed. What the
-other one does to the files shows all the same.
+other one does to the files shows all the same. A second writer is told from a tool (an editor, `sed -i`, `rm`, a
+rotation of logs) by the lock and by the records in the files: a tool writes none.
 """
 
 from __future__ import annotations
@@ -10,9 +11,14 @@ import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 
-from crashproof.disk.journal import Interference, Journal
+import msgspec
+
+from crashproof.disk.journal import Interference, Journal, scan_backwards
 from crashproof.disk.lock import Holder, WriterLock
+from crashproof.errors import FileUnreadable
 
 __all__ = ["Intrusion", "SoleWriter"]
 
@@ -20,6 +26,17 @@ log = logging.getLogger("crashproof")
 
 _GRACE_SECONDS = 30.0
 """How long an earlier writer may take to notice this one: its heartbeat, and what its file system caches."""
+
+
+_NUM_NEWEST = 100
+"""Lines at the end of a journal that are searched for those of a later attempt."""
+
+
+class _OfAttempt(msgspec.Struct):
+    attempt: int = 0
+
+
+_attempt_decoder = msgspec.json.Decoder(_OfAttempt)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +56,13 @@ class SoleWriter:
     one is what was believed dead.
     """
 
-    def __init__(self, lock: WriterLock, journals: Sequence[Journal]) -> None:
+    def __init__(self, lock: WriterLock, journals: Sequence[Journal], *, attempt: int) -> None:
         self._lock = lock
         self._journals = journals
+        self._attempt = attempt
         self._grew_at: float | None = None
+        self.altered: dict[Path, Interference] = {}
+        """Journals that a tool has edited or removed, as of the last look."""
 
     def find_intrusion(self, moment: float, *, guard: AbstractContextManager[object]) -> Intrusion | None:
         """What shows another writer; None if this process may go on.
@@ -51,6 +71,7 @@ class SoleWriter:
             moment: By a steady clock.
             guard: Held while a line is appended.
         """
+        self.altered = {}
         other = self._lock.find_other()
         if other is not None:
             return Intrusion(what=f"{self._lock.path.name} names that process", other=other)
@@ -69,10 +90,24 @@ class SoleWriter:
             # A line was being appended.
             return None
         other = self._lock.last_named
-        if interference is not Interference.GREW or other is not None or self._has_gone_on(moment):
+        has_foreign_records = interference is Interference.GREW and journal.has_intact_lines_behind()
+        if other is not None or (has_foreign_records and self._has_gone_on(moment)):
             return Intrusion(what=f"{journal.path.name} {interference}", other=other)
-        journal.accept_foreign_lines()
+        if has_foreign_records:
+            journal.accept_foreign_lines()
+        elif self._is_of_newer_attempt(journal.path):
+            return Intrusion(what=f"{journal.path.name} has lines of a newer attempt", other=None)
+        else:
+            self.altered[journal.path] = Interference.EDITED if interference is Interference.GREW else interference
         return None
+
+    def _is_of_newer_attempt(self, path: Path) -> bool:
+        """Whether a later attempt has written one of the last lines under the name of a journal."""
+        try:
+            newest = list(islice(scan_backwards(path, end=path.stat().st_size), _NUM_NEWEST))
+        except (FileNotFoundError, FileUnreadable):
+            return False
+        return any(_attempt_decoder.decode(each.content).attempt > self._attempt for each in newest)
 
     def _has_gone_on(self, moment: float) -> bool:
         """Whether another process has been writing for so long that it will not notice this one."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from crashproof.disk.regular_file import kind_in_words
 from crashproof.disk.run_folder import RunFolder
 from crashproof.formatting import as_text
 
@@ -17,7 +19,7 @@ _DEEPEST = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SkippedFolder:
-    """A folder that was not searched."""
+    """A folder that was not searched, or something in its place."""
 
     name: str
     """Its path relative to the searched folder."""
@@ -45,6 +47,8 @@ class RunSearch:
         self.boundary = Path(os.path.realpath(root))
         """The folder itself, which no link of its path can change."""
         self.skipped: list[SkippedFolder] = []
+        self.odd: list[SkippedFolder] = []
+        """What lies in the folder itself and can be no run: a link that leads nowhere, a pipe, a device."""
         self._follows_links = follows_links
         self._links: list[tuple[Path, str, int]] = []
         found = dict(self._search(Path(os.path.abspath(root)), "", deepest))
@@ -90,17 +94,24 @@ class RunSearch:
         """The folders and links in a folder, without hidden ones: each name, and whether it is a link."""
         try:
             with os.scandir(folder) as entries:
-                return sorted(
+                visible = sorted((each for each in entries if not each.name.startswith(".")), key=lambda e: e.name)
+                if not name:
+                    found = ((each.name, _oddity(each)) for each in visible)
+                    self.odd += [SkippedFolder(name=child, reason=reason) for child, reason in found if reason]
+                return [
                     (each.name, each.is_symlink())
-                    for each in entries
-                    if not each.name.startswith(".") and (each.is_symlink() or each.is_dir(follow_symlinks=False))
-                )
+                    for each in visible
+                    if each.is_symlink() or each.is_dir(follow_symlinks=False)
+                ]
         except OSError as error:
             self.skipped.append(SkippedFolder(name=name or ".", reason=os.strerror(error.errno or 0).lower()))
             return []
 
     def _may_read(self, progress: Path) -> bool:
-        return self._follows_links or not progress.is_symlink() or _is_inside(progress, self.boundary)
+        if os.path.islink(progress) and not os.path.exists(progress):
+            # The run is elsewhere, and not there now. It is listed with this reason.
+            return True
+        return self._follows_links or not os.path.islink(progress) or _is_inside(progress, self.boundary)
 
 
 def path_outside(run: RunFolder, boundary: Path) -> Path | None:
@@ -113,13 +124,27 @@ def path_outside(run: RunFolder, boundary: Path) -> Path | None:
     return next((each for each in paths if not _is_inside(each, boundary)), None)
 
 
+def _oddity(entry: os.DirEntry[str]) -> str | None:
+    """Why something can be no run; None for folders, files and links to them."""
+    try:
+        mode = os.stat(entry.path).st_mode
+    except FileNotFoundError:
+        return "it is a link that leads nowhere"
+    except OSError as error:
+        return os.strerror(error.errno or 0).lower()
+    return None if stat.S_ISDIR(mode) or (kind := kind_in_words(mode)) is None else f"it is {kind}, not a folder"
+
+
 def _is_inside(path: Path, boundary: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(boundary)
 
 
 def _holds_a_run(run: RunFolder) -> bool:
     try:
-        return run.holds_a_run
+        if run.holds_a_run or (os.path.islink(run.progress) and not run.progress.exists()):
+            return True
+        # An emptied progress folder beside checkpoints.
+        return run.progress.is_dir() and bool(run.own_checkpoints())
     except OSError:
         # Its files cannot be looked at. As a run it is listed with the reason.
         return True

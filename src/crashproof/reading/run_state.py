@@ -13,16 +13,17 @@ from typing import TypeVar
 import msgspec
 
 from crashproof.disk.journal import Damage, Line, line_continues, line_crc, scan, scan_backwards
+from crashproof.disk.lost_records import MAX_SNAPSHOT_BYTES, Trace, find_traces, has_a_line
 from crashproof.disk.regular_file import read_small
 from crashproof.disk.run_folder import RunFolder
-from crashproof.errors import FileUnreadable
+from crashproof.errors import FileUnreadable, RecordsLost
 from crashproof.records.checkpoints import CheckpointMetadata
-from crashproof.records.checksummed_line import is_intact
 from crashproof.records.codec import decode, decode_line, refuse_newer
 from crashproof.records.events import Event, SessionStarted
 from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.reformatted_line import restore
 from crashproof.records.requests import AnswerRecord, RequestLine
-from crashproof.records.session import TrainingSession
+from crashproof.records.session import UNKNOWN_SESSION, TrainingSession
 from crashproof.records.snapshots import JournalMark, Manifest, ProgressFile, SessionFile
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.history import are_parts
@@ -34,7 +35,7 @@ __all__ = [
     "EVENT_DECODER",
     "JOURNALS",
     "METRICS_DECODER",
-    "UNKNOWN_SESSION",
+    "ReformattedLines",
     "RunState",
     "find_damages",
     "journals_continue",
@@ -46,7 +47,6 @@ __all__ = [
 ]
 
 JOURNALS = ("events.jsonl", "metrics.jsonl", "api_requests.jsonl", "api_recovery.jsonl")
-UNKNOWN_SESSION = "training_unknown"
 
 EVENT_DECODER: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 METRICS_DECODER = msgspec.json.Decoder(MetricsSnapshot)
@@ -56,14 +56,21 @@ _session_decoder = msgspec.json.Decoder(SessionFile)
 _manifest_decoder = msgspec.json.Decoder(Manifest)
 _summary_decoder = msgspec.json.Decoder(ProgressFile)
 
-_MAX_SNAPSHOT_BYTES = 256 << 20
-
 log = logging.getLogger("crashproof")
 
 _reported: set[Path] = set()
 """Snapshots that were reported as unreadable."""
 
 T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class ReformattedLines:
+    """Intact lines of a journal around which another program has changed white space."""
+
+    offset: int
+    """That of the first."""
+    num_lines: int = 0
 
 
 @dataclass(slots=True)
@@ -76,19 +83,26 @@ class RunState:
     """For each journal, by name: where its reading ended."""
     damages: dict[str, list[Damage]] = field(default_factory=dict)
     """For each journal, by name: the damage in the part that was read."""
+    reformatted: dict[str, ReformattedLines] = field(default_factory=dict)
+    """The same for lines that another program has reformatted."""
+    lost: list[Trace] = field(default_factory=list)
+    """What shows that there was a run, where no record of its checkpoints can be read."""
+    missing_lines: dict[str, int] = field(default_factory=dict)
+    """For each journal, by name: how many of the lines that `session.json` has counted are not there any more."""
     remembered: list[CheckpointMetadata] = field(default_factory=list)
     """Checkpoints whose events were lost and that a snapshot still names."""
     read_from_snapshot: bool = False
     """Whether the session was read from `session.json`, and only what follows it from the journals."""
 
 
-def read_run(folder: RunFolder, *, trust_snapshot: bool = True) -> RunState:
+def read_run(folder: RunFolder, *, trust_snapshot: bool = True, accepts_loss: bool = False) -> RunState:
     """Read the session: its snapshot, if there is a usable one, and the tails of the journals behind it.
 
     Takes time in proportion to the tails; without a snapshot, to the whole journals.
 
     Raises:
         NewerFormat: a file was written by a newer version.
+        RecordsLost: there was a run, and nothing of it can be read; not raised if `accepts_loss`.
     """
     snapshot = read_snapshot(folder.session, _session_decoder)
     manifest = read_snapshot(folder.manifest, _manifest_decoder)
@@ -97,9 +111,18 @@ def read_run(folder: RunFolder, *, trust_snapshot: bool = True) -> RunState:
         state = read_tails(folder, _plain_session(snapshot), snapshot.journals, read_from_snapshot=True)
         return _without_secrets(state)
     beginning = _read_beginning(folder, snapshot)
-    if beginning is None and not folder.metrics.exists() and manifest is None:
-        return RunState(session=None, damages=find_damages(folder))
-    state = read_tails(folder, begin_session(beginning or _unknown_beginning()), {}, read_from_snapshot=False)
+    if beginning is None and manifest is None and not has_a_line(folder.events) and not has_a_line(folder.metrics):
+        lost = find_traces(folder)
+        if lost and not accepts_loss:
+            raise RecordsLost(folder.root, found=lost)
+        if lost or not folder.metrics.exists():
+            return RunState(session=None, damages=find_damages(folder), lost=lost)
+    session = begin_session(beginning or _unknown_beginning())
+    state = read_tails(folder, session, {}, read_from_snapshot=False)
+    if snapshot is None and manifest is None and not _knows_checkpoints(session):
+        state.lost = find_traces(folder)
+    if snapshot is not None:
+        state.missing_lines = _missing_lines(state, snapshot)
     events_end = snapshot.journals.get(folder.events.name) if snapshot is not None else None
     are_events_lost = beginning is None if events_end is None else not line_continues(folder.events, events_end)
     if are_events_lost:
@@ -114,7 +137,7 @@ def read_snapshot(path: Path, decoder: msgspec.json.Decoder[T]) -> T | None:
         NewerFormat: it was written by a newer version.
     """
     try:
-        content = read_small(path, most_bytes=_MAX_SNAPSHOT_BYTES)
+        content = restore(read_small(path, most_bytes=MAX_SNAPSHOT_BYTES))
     except FileNotFoundError:
         return None
     except FileUnreadable as error:
@@ -123,7 +146,7 @@ def read_snapshot(path: Path, decoder: msgspec.json.Decoder[T]) -> T | None:
             _reported.add(path)
             log.warning("%s The run is read from its journals instead.", error)
         return None
-    if not is_intact(content):
+    if content is None:
         return None
     refuse_newer(path, content)
     try:
@@ -198,6 +221,8 @@ def _read_journal(
         if isinstance(piece, Damage):
             state.damages.setdefault(path.name, []).append(piece)
             continue
+        if piece.is_reformatted:
+            state.reformatted.setdefault(path.name, ReformattedLines(piece.offset)).num_lines += 1
         take(decode_line(path, piece.content, decoder))
         end, num_lines, last_line = piece.end, num_lines + 1, piece.content
     state.marks[path.name] = JournalMark(
@@ -210,6 +235,21 @@ def _read_journal(
 def journals_continue(folder: RunFolder, marks: dict[str, JournalMark]) -> bool:
     """Whether every journal still has the line that its mark ends with."""
     return all(name in JOURNALS and line_continues(folder.progress / name, mark) for name, mark in marks.items())
+
+
+def _knows_checkpoints(session: TrainingSession) -> bool:
+    catalog = CheckpointCatalog(session)
+    return bool(catalog.all() or catalog.quarantined())
+
+
+def _missing_lines(state: RunState, snapshot: SessionFile) -> dict[str, int]:
+    """How many lines of each journal a snapshot has counted that are not there any more."""
+    missing = {
+        name: mark.num_lines - state.marks[name].num_lines
+        for name, mark in snapshot.journals.items()
+        if name in state.marks
+    }
+    return {name: num_lines for name, num_lines in missing.items() if num_lines > 0}
 
 
 def _remember_checkpoints(state: RunState, snapshot: SessionFile | Manifest | None) -> None:

@@ -12,8 +12,6 @@ damaged.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
-from collections.abc import Iterator
 from zlib import crc32
 
 import msgspec
@@ -26,7 +24,6 @@ __all__ = [
     "is_intact",
     "is_nested_too_deeply",
     "matches_checksum",
-    "salvage",
     "version_of",
 ]
 
@@ -42,10 +39,6 @@ CHECKSUM_BYTES = len(_CHECKSUM_START) + 8 + len(b'"}\n')
 _BRACKETS = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
-_CHECKS_PER_BYTE = 64
-"""The most that each byte of a damaged line is read, on average, in search of records inside it."""
-_RECORD_START = re.compile(rb'\{"(?:v|event)":')
-_RECORD_END = re.compile(rb',"crc":"[0-9a-f]{8}"\}')
 
 
 class _Versioned(msgspec.Struct):
@@ -96,28 +89,3 @@ def version_of(line: bytes) -> int:
         return _version_decoder.decode(line).v
     except (RecursionError, ValueError):
         return 0
-
-
-def salvage(damaged: bytes) -> Iterator[bytes]:
-    """Intact records inside one damaged line.
-
-    A torn write leaves a fragment without a newline, and the next record is appended to it; a corrupt newline joins
-    two good records. The intact records are recovered from both. The search is given up where it takes too long, as
-    in a line made of beginnings and ends: all of it is kept in quarantine.
-    """
-    num_left = _CHECKS_PER_BYTE * len(damaged)
-    ends = [found.end() for found in _RECORD_END.finditer(damaged)]
-    reached = 0
-    for start in (found.start() for found in _RECORD_START.finditer(damaged)):
-        # A start inside a recovered line is a part of it, such as the metrics of a checkpoint.
-        if start < reached:
-            continue
-        for end in ends[bisect_right(ends, start) :]:
-            num_left -= end - start
-            if num_left < 0:
-                return
-            line = damaged[start:end] + b"\n"
-            if is_intact(line):
-                yield line
-                reached = end
-                break

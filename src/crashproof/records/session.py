@@ -14,6 +14,7 @@ from crashproof.records.requests import OpenRequest
 from crashproof.records.states import AlertKind, AttemptState, SessionKind
 
 __all__ = [
+    "UNKNOWN_SESSION",
     "AttemptRecord",
     "Evaluation",
     "Goodput",
@@ -23,6 +24,9 @@ __all__ = [
     "Timeline",
     "TrainingSession",
 ]
+
+UNKNOWN_SESSION = "training_unknown"
+"""The name of a session whose beginning can no longer be read."""
 
 
 class AttemptRecord(Struct, kw_only=True):

@@ -108,6 +108,8 @@ class AlertKind(StrEnum):
     DISK_LOW = "disk_low"
     BUDGET_80 = "budget_80"
     BUDGET_100 = "budget_100"
+    JOURNAL_ALTERED = "journal_altered"
+    """A journal was edited or removed while the run was live."""
     CRASHED = "crashed"
     RAISED = "raised"
     PREEMPTED = "preempted"

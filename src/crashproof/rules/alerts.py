@@ -31,7 +31,13 @@ __all__ = [
     "untold_crashes",
 ]
 
-HAPPENINGS = (AlertKind.CRASHED, AlertKind.RAISED, AlertKind.PREEMPTED, AlertKind.COMPLETE)
+HAPPENINGS = (
+    AlertKind.JOURNAL_ALTERED,
+    AlertKind.CRASHED,
+    AlertKind.RAISED,
+    AlertKind.PREEMPTED,
+    AlertKind.COMPLETE,
+)
 CONDITIONS = tuple(kind for kind in AlertKind if kind not in HAPPENINGS)
 ALERT_KINDS = tuple(AlertKind)
 _KIND_OF_STATE = {

@@ -102,7 +102,7 @@ def adopt_checkpoints(
     found = _survey(folder, accepts, steps or {})
     if (holder := holder_of(folder.lock)) is not None:
         raise RunInUse(folder.root, host=holder.host, pid=holder.pid)
-    session = read_run(folder).session
+    session = read_run(folder, accepts_loss=True).session
     may_forget = forgets_gone and session is not None and bool(_gone(session, folder))
     if not found.candidates and not may_forget:
         raise NothingToAdopt(folder.root, reason=_why_nothing(found, folder))
@@ -250,4 +250,5 @@ def _requested_session(session: TrainingSession | None, highest_step: int) -> Re
         on_config_change=OnConfigChange.CONTINUE,
         rules=IdentityRules(),
         is_fresh=False,
+        accepts_loss=True,
     )

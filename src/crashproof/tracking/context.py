@@ -13,12 +13,13 @@ from typing import Any, Self
 
 from crashproof.checkpoints.added_files import log_added_files
 from crashproof.checkpoints.digest import Digest
+from crashproof.checkpoints.loose import find_loose
 from crashproof.checkpoints.select import choose_for
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.disk.atomic import WholeFile
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.run_folder import RunFolder
-from crashproof.errors import RunClosed
+from crashproof.errors import RecordsLost, RunClosed
 from crashproof.odd_values import OddValues
 from crashproof.reading.run_state import read_run
 from crashproof.records.states import AttemptState, OnConfigChange
@@ -44,7 +45,8 @@ _ODD_VALUES = OddValues()
 class TrainingProgressContext:
     """A run as a context around a training loop.
 
-    Leaving it normally ends the attempt as `completed`; an exception ends it as `raised` and is raised further.
+    Leaving it normally, also by `sys.exit(0)`, ends the attempt as `completed`; any other exception ends it as
+    `raised` and is raised further.
     """
 
     def __init__(
@@ -136,9 +138,10 @@ class TrainingProgressContext:
         if self.tracker is None:
             return
         tracker, self.tracker = self.tracker, None
-        how = self._ends_as if exception is None or self._ends_as == AttemptState.PREEMPTED else AttemptState.RAISED
+        error = None if _is_orderly_exit(exception) else exception
+        how = self._ends_as if error is None or self._ends_as == AttemptState.PREEMPTED else AttemptState.RAISED
         try:
-            tracker.close(how, exception)
+            tracker.close(how, error)
         finally:
             self._final_summary = tracker.get_progress_summary()
 
@@ -219,6 +222,11 @@ class TrainingProgressContext:
         self._ends_as = AttemptState(how)
 
 
+def _is_orderly_exit(exception: BaseException | None) -> bool:
+    """Whether a program that ends like this tells its shell that all went well, as `sys.exit(0)` does."""
+    return isinstance(exception, SystemExit) and exception.code in (None, 0)
+
+
 training_progress_context = TrainingProgressContext
 """`with training_progress_context(config, output_dir, total_steps) as progress: …`"""
 
@@ -248,11 +256,16 @@ def get_recovery_checkpoint(
 
     Raises:
         NoUsableCheckpoint: some were recorded, but none can be used.
+        RecordsLost: likewise, as what was recorded cannot be read any more: the files of `progress/` are damaged or
+            gone, and checkpoints lie beside them.
         NewerFormat: the run was written by a newer version.
     """
     folder = RunFolder.under(Path(output_dir))
     session = read_run(folder).session
     if session is None:
+        loose = find_loose(folder)
+        if loose:
+            raise RecordsLost(folder.root, found=loose)
         return None
     # An adopted session has no config yet: the next start continues it, whatever its config.
     if config is not None and session.config_hash:

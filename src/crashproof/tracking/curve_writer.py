@@ -75,6 +75,12 @@ class CurveWriter:
         if len(updates) >= UPDATES_A_BLOCK:
             self._end = self._metrics.mark
 
+    def begin_again(self) -> None:
+        """Forget the file and what is not in it yet: the journal of metrics has been written again."""
+        self.close()
+        self._updates.clear()
+        self._start = self._metrics.mark
+
     def close(self) -> None:
         """Close the file."""
         if self._journal is not None:

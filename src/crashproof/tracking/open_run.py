@@ -16,17 +16,19 @@ from pathlib import Path
 from msgspec import UNSET
 
 from crashproof.checkpoints.delete import delete_removed, find_undeleted
+from crashproof.checkpoints.loose import find_loose
 from crashproof.clock import BootClock, Clock
 from crashproof.disk.archive import archive_session, interrupted_archiving
 from crashproof.disk.atomic import remove_partials
 from crashproof.disk.files import Disk, storage_errors
-from crashproof.disk.journal import Damage, Journal, repair_journal
+from crashproof.disk.journal import Damage, Journal
+from crashproof.disk.journal_repair import repair_journal
 from crashproof.disk.lock import WriterLock
 from crashproof.disk.queueing_journal import QueueingJournal
 from crashproof.disk.run_folder import RunFolder
-from crashproof.errors import ConfigChanged
+from crashproof.errors import ConfigChanged, RecordsLost
 from crashproof.reading.damage import damage_event
-from crashproof.reading.run_state import UNKNOWN_SESSION, RunState, read_run, read_total_cost
+from crashproof.reading.run_state import RunState, read_run, read_total_cost
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.codec import encode
 from crashproof.records.events import (
@@ -38,7 +40,7 @@ from crashproof.records.events import (
     SessionStarted,
     TargetChanged,
 )
-from crashproof.records.session import TrainingSession
+from crashproof.records.session import UNKNOWN_SESSION, TrainingSession
 from crashproof.records.snapshots import JournalMark
 from crashproof.records.states import OnConfigChange
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
@@ -46,7 +48,7 @@ from crashproof.rules.identity import NO_DIFFERENCE, Comparison, compare_configs
 from crashproof.rules.session import apply_event
 from crashproof.tracking.requested_session import RequestedSession
 
-__all__ = ["OpenRun", "open_run"]
+__all__ = ["OpenRun", "open_run", "restate_beginning"]
 
 log = logging.getLogger("crashproof")
 
@@ -106,6 +108,8 @@ def _find_session(
     folder: RunFolder, requested: RequestedSession, *, clock: Clock, disk: Disk
 ) -> tuple[RunState, list[str], dict[str, list[Damage]]]:
     """Read the run, and begin a session if needed; return the state, the changed config keys and the damage."""
+    _finish_archiving(folder, disk)
+    _require_records(folder, requested, disk)
     state, damages = _recover(folder, disk)
     found = NO_DIFFERENCE
     if state.session is not None and state.session.config_hash:
@@ -124,16 +128,23 @@ def _find_session(
 
 def _recover(folder: RunFolder, disk: Disk) -> tuple[RunState, dict[str, list[Damage]]]:
     """Finish what a crash has interrupted, repair the journals, and read the run."""
-    _finish_archiving(folder, disk)
-    state = read_run(folder)
+    state = read_run(folder, accepts_loss=True)
     _remove_partials(folder, state.session, disk)
     if state.session is not None:
         # Before anything else may take one of these names.
         delete_removed(state.session, folder, disk=disk)
+    for name, num_lines in state.missing_lines.items():
+        if num_lines <= len(state.damages.get(name, ())):
+            continue
+        log.warning(
+            "%s has lost %d lines that session.json had counted; what is left is kept.",
+            folder.progress / name,
+            num_lines,
+        )
     damages = _repair_journals(folder, state, disk)
-    if state.session is None or damages:
+    if state.session is None or damages or state.reformatted:
         # A repair separates lines that were joined, and moves offsets.
-        remembered, state = state.remembered, read_run(folder)
+        remembered, state = state.remembered, read_run(folder, accepts_loss=True)
         state.remembered = remembered or state.remembered
     return state, damages
 
@@ -173,14 +184,57 @@ def _open_journals(folder: RunFolder, lock: WriterLock, state: RunState, disk: D
     )
 
 
+def _require_records(folder: RunFolder, requested: RequestedSession, disk: Disk) -> None:
+    """Begin nothing over a run whose records are lost; a fresh session archives what is left of it.
+
+    Where checkpoints are all that is left, another system may have saved them, which resumes from them by itself.
+
+    Raises:
+        RecordsLost: names what is left.
+    """
+    state = read_run(folder, accepts_loss=True)
+    if not state.lost and state.session is not None and _is_known(state.session):
+        return
+    found = [*state.lost, *find_loose(folder)]
+    if not found or requested.accepts_loss:
+        return
+    if not requested.is_fresh:
+        if state.lost:
+            raise RecordsLost(folder.root, found=found)
+        log.warning("%s A new session begins beside them.", RecordsLost(folder.root, found=found))
+        return
+    log.warning(
+        "A new session begins, as requested. What is left of an earlier one, whose records are lost, is moved to %s: "
+        "%s.",
+        archive_session(folder, "lost", folder.own_checkpoints(), disk=disk),
+        ", ".join(path for path, _ in found),
+    )
+
+
+def _is_known(session: TrainingSession) -> bool:
+    """Whether anything at all of a session can be read."""
+    has_recorded = session.highest_step or CheckpointCatalog(session).all()
+    return session.session_id != UNKNOWN_SESSION or bool(has_recorded)
+
+
 def _repair_journals(folder: RunFolder, state: RunState, disk: Disk) -> dict[str, list[Damage]]:
     """Quarantine the damaged parts of journals; return them by the journal's name."""
     damages = {}
-    for name, pieces in state.damages.items():
-        side_file = folder.quarantine / name
-        damages[name] = repair_journal(
-            folder.progress / name, quarantine=side_file, start=pieces[0].offset, disk=disk
+    for name, lines in state.reformatted.items():
+        log.warning(
+            "Another program has rewritten %s: white space around %d records has changed (line ends, a byte order "
+            "mark, indentation). All of them are intact, and are written again as they were.",
+            folder.progress / name,
+            lines.num_lines,
         )
+    starts = {name: pieces[0].offset for name, pieces in state.damages.items()}
+    starts |= {name: min(lines.offset, starts.get(name, lines.offset)) for name, lines in state.reformatted.items()}
+    for name, start in starts.items():
+        side_file = folder.quarantine / name
+        found = repair_journal(folder.progress / name, quarantine=side_file, start=start, disk=disk)
+        if not found:
+            continue
+        damages[name] = found
         log.warning(
             "%s had %d damaged part(s), the first at byte %d (%s). They are in %s now; all intact lines are kept.",
             folder.progress / name,
@@ -245,7 +299,7 @@ def _archive(folder: RunFolder, session_id: str, session: TrainingSession | None
 def _finish_archiving(folder: RunFolder, disk: Disk) -> None:
     session_id = interrupted_archiving(folder)
     if session_id is not None:
-        _archive(folder, session_id, read_run(folder, trust_snapshot=False).session, disk)
+        _archive(folder, session_id, read_run(folder, trust_snapshot=False, accepts_loss=True).session, disk)
 
 
 def _write_beginning(
@@ -298,7 +352,7 @@ def _write_opening_events(
     ]
     if run.folder.events.name in damages or run.events.journal.num_bytes == 0:
         # The lost line may have been the one that identifies the session.
-        events.append(_restate_beginning(session, run.attempt))
+        events.append(restate_beginning(session, run.attempt))
     if session.total_steps_target != requested.total_steps:
         events.append(TargetChanged(timestamp=now, attempt=run.attempt, total_steps=requested.total_steps))
     if changed:
@@ -328,7 +382,8 @@ def _write_opening_events(
     run.events.journal.sync()
 
 
-def _restate_beginning(session: TrainingSession, attempt: int) -> SessionStarted:
+def restate_beginning(session: TrainingSession, attempt: int) -> SessionStarted:
+    """The event of a session's beginning, for a journal that has lost it."""
     return SessionStarted(
         timestamp=session.start_time,
         attempt=attempt,

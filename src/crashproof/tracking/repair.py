@@ -8,7 +8,8 @@ from crashproof.checkpoints.quarantine import quarantine
 from crashproof.checkpoints.verify import is_damaged, problem_with
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.disk.files import REAL_DISK, Disk
-from crashproof.disk.journal import append_durably, repair_journal
+from crashproof.disk.journal import append_durably
+from crashproof.disk.journal_repair import repair_journal
 from crashproof.disk.lock import WriterLock
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import NotARun

@@ -38,6 +38,8 @@ class RequestedSession:
     on_config_change: OnConfigChange
     is_fresh: bool
     """Whether to begin a new session even if the config is the same."""
+    accepts_loss: bool = False
+    """Whether to begin one although the records of an earlier one are lost: its checkpoints are being adopted."""
 
     @classmethod
     def from_arguments(

@@ -5,21 +5,31 @@ from __future__ import annotations
 import copy
 import os
 import socket
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from crashproof.clock import Clock
 from crashproof.disk.files import Disk
 from crashproof.disk.journal import Interference
+from crashproof.disk.restored_journal import Restoration, restore_journal
 from crashproof.errors import DiskFull
 from crashproof.records.codec import encode
-from crashproof.records.events import Event, Stamp
+from crashproof.records.events import (
+    AttemptStarted,
+    CheckpointRecorded,
+    DamageFound,
+    EvaluationRecorded,
+    Event,
+    Stamp,
+)
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import TrainingSession
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.session import apply_event, apply_metrics
 from crashproof.rules.summary import progress_summary
 from crashproof.tracking.curve_writer import CurveWriter
-from crashproof.tracking.open_run import OpenRun
+from crashproof.tracking.open_run import OpenRun, restate_beginning
 from crashproof.tracking.settings import TrackerSettings
 from crashproof.tracking.snapshots import SnapshotWriter, session_bytes
 
@@ -114,6 +124,67 @@ class RunWriter:
         for each in self.run.journals():
             each.journal.abandon()
 
+    def restore_journals(self, altered: Mapping[Path, Interference]) -> list[Restoration]:
+        """Write journals again that were edited or removed, from what is left of them and what the session knows.
+
+        Raises:
+            DiskFull, StorageUnwritable: some are not written yet.
+        """
+        restored = [
+            restore_journal(
+                each.journal,
+                altered[each.journal.path],
+                self._known_lines(each.journal.path),
+                quarantine=self.folder.quarantine,
+                disk=self._disk,
+            )
+            for each in self.run.journals()
+            if each.journal.path in altered
+        ]
+        self._curves.begin_again()
+        for each in restored:
+            moved_to = "" if each.moved_to is None else self.folder.recorded_path(each.moved_to)
+            self.keep(
+                DamageFound(
+                    **self.stamp(), file=each.name, offset=0, num_bytes=0, reason=str(each), moved_to=moved_to
+                )
+            )
+        return restored
+
+    def _known_lines(self, journal: Path) -> Iterator[bytes]:
+        """The newest lines of a journal as far as the session knows them, in order."""
+        if journal == self.folder.metrics:
+            yield from map(encode, self.session.metrics_history)
+        elif journal == self.folder.events:
+            yield from map(encode, self._known_events())
+
+    def _known_events(self) -> Iterator[Event]:
+        """What a run needs to be resumed, as far as the session knows it."""
+        yield restate_beginning(self.session, self.run.attempt)
+        for each in self.session.attempts:
+            if each.start is not None:
+                yield AttemptStarted(
+                    timestamp=each.start,
+                    attempt=each.attempt,
+                    host=each.host,
+                    pid=each.pid,
+                    git_commit=each.git_commit,
+                    wall_clock_hours=each.hours_at_start or 0.0,
+                )
+        for checkpoint in CheckpointCatalog(self.session).all():
+            yield CheckpointRecorded(
+                timestamp=checkpoint.created_at, attempt=checkpoint.attempt, checkpoint=checkpoint, seconds=0.0
+            )
+        for evaluation in self.session.evaluations:
+            yield EvaluationRecorded(
+                timestamp=evaluation.timestamp,
+                attempt=evaluation.attempt,
+                step=evaluation.step,
+                results=evaluation.results,
+                seconds=0.0,
+                nonfinite=evaluation.nonfinite,
+            )
+
     def rescue(self) -> list[Path]:
         """Write to quarantine what is in no journal of the run; return the files.
 
@@ -170,6 +241,12 @@ class RunWriter:
         session.alerts_active = dict(session.alerts_active)
         session.alerts = list(session.alerts)
         return session
+
+    def are_snapshots_gone(self) -> bool:
+        """Whether something else has removed a snapshot that can be written again now."""
+        if self.num_queued or any(each.journal.has_foreign_lines for each in self.run.journals()):
+            return False
+        return not all(each.exists() for each in (self.folder.session, self.folder.manifest, self.folder.summary))
 
     def write_summary(self, summary: ProgressSummary) -> None:
         """Replace `progress.json`."""

@@ -125,7 +125,7 @@ class ProgressTracker:
         )
         run = open_run(self._folder, requested, clock=clock, disk=disk)
         self._guard = RunGuard(self._folder.root, run.lock)
-        self._sole_writer = SoleWriter(run.lock, [each.journal for each in run.journals()])
+        self._sole_writer = SoleWriter(run.lock, [each.journal for each in run.journals()], attempt=run.attempt)
         self._writer = RunWriter(run, settings=self._settings, clock=clock, disk=disk)
         self._responses = RunResponses(self._writer, self._guard, disk=disk)
         self._odd_values = OddValues()
@@ -478,7 +478,7 @@ class ProgressTracker:
         if self._guard.is_open():
             if self._heartbeat is not None:
                 self._heartbeat.stop()
-            self._check_sole_writer()
+            self._check_before_closing()
         if self._guard.state is GuardState.INTRUDED and error is None and not self._guard.has_raised:
             self._guard.require_open()
         if not self._guard.is_open():
@@ -588,6 +588,41 @@ class ProgressTracker:
         intrusion = self._sole_writer.find_intrusion(self._clock.steady(), guard=self._guard.lock)
         if intrusion is not None:
             self._stop_writing(intrusion)
+        elif self._sole_writer.altered:
+            self._restore_journals()
+        elif self._writer.are_snapshots_gone():
+            log.warning("Snapshots in %s were removed; they are written again.", self._folder.progress)
+            with self._guard:
+                self._write_snapshots()
+
+    def _restore_journals(self) -> None:
+        """Write journals again that a tool has edited or removed, loudly; training goes on.
+
+        Raises:
+            DiskFull, StorageUnwritable: it could not be done; the next heartbeat tries again.
+        """
+        with self._guard:
+            restored = self._writer.restore_journals(self._sole_writer.altered)
+            if self._folder.answers in self._sole_writer.altered:
+                self._responses.forget_index()
+            message = "; ".join(map(str, restored))
+            log.error(
+                "Something has altered the journals of %s while this process writes them: %s. Training goes on.",
+                self._folder.root,
+                message,
+            )
+            self._alerts.report_altered_journals(message)
+            self._writer.sync()
+            self._write_snapshots()
+
+    def _check_before_closing(self) -> None:
+        """Look for another writer and for altered journals a last time; without its journals no run is complete."""
+        try:
+            self._check_sole_writer()
+        except (StorageError, OSError) as error:
+            names = ", ".join(path.name for path in self._sole_writer.altered)
+            what = f"its journals ({names}) were altered and cannot be written again: {error}"
+            self._stop_writing(Intrusion(what=what, other=None))
 
     def _stop_writing(self, intrusion: Intrusion) -> None:
         """Leave the run to another writer; every later call raises an error that names it."""

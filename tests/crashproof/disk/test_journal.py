@@ -20,10 +20,10 @@ from crashproof.disk.journal import (
     append_durably,
     line_continues,
     read_line,
-    repair_journal,
     scan,
     scan_backwards,
 )
+from crashproof.disk.journal_repair import repair_journal
 from crashproof.errors import DiskFull, FileUnreadable, RecordTooLarge, StorageUnwritable
 from crashproof.records.checksummed_line import MAX_LINE_BYTES, MAX_NESTING, add_checksum
 from crashproof.records.snapshots import JournalMark
@@ -237,7 +237,7 @@ def test_a_repair_keeps_exactly_the_intact_lines_whatever_is_damaged(data: st.Da
 
         damages = repair_journal(path, quarantine=aside)
 
-        assert b"".join(expected) == path.read_bytes()
+        assert expected == intact(path)
         kept = aside.read_bytes() if damages else b""
         assert all(damage.content.rstrip(b"\n") in kept for damage in damages)
         assert [] == repair_journal(path, quarantine=aside)
@@ -373,7 +373,7 @@ def test_brackets_in_texts_are_no_nesting(tmp_path: Path) -> None:
 
 
 def test_very_many_damaged_lines_are_a_few_pieces_and_every_good_line_is_read(tmp_path: Path) -> None:
-    rubbish = b"\n" * 3_000_000
+    rubbish = b"x\n" * 3_000_000
     (tmp_path / "j").write_bytes(line(1) + rubbish + line(2) + rubbish + line(3) + rubbish + b"torn")
 
     found = damages(tmp_path / "j")
@@ -539,3 +539,40 @@ def test_an_empty_journal_is_rescued_as_nothing(tmp_path: Path) -> None:
     opened(tmp_path / "j").rescue(tmp_path / "kept")
 
     assert b"" == (tmp_path / "kept").read_bytes()
+
+
+def test_a_reader_takes_lines_that_were_joined_backwards_too(tmp_path: Path) -> None:
+    (tmp_path / "j").write_bytes(line(1) + line(2)[:-1] + line(3)[:-1] + b"rubbish\r\n" + line(4)[:-1] + b"\r\n")
+    size = (tmp_path / "j").stat().st_size
+
+    assert [line(4), line(3), line(2), line(1)] == [each.content for each in scan_backwards(tmp_path / "j", end=size)]
+    assert [line(1), line(2), line(3), line(4)] == intact(tmp_path / "j")
+
+
+def test_a_line_appended_to_one_without_a_newline_is_a_line_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "j").write_bytes(line(1)[:-1])
+    journal = opened(tmp_path / "j")
+    journal.append(line(2))
+    journal.close()
+
+    assert line(1) + line(2) == (tmp_path / "j").read_bytes()
+
+
+def test_an_indented_record_that_does_not_end_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "j").write_bytes(b"{\n" + b'  "a": 1,\n' * 9 + line(1))
+
+    assert [line(1)] == intact(tmp_path / "j")
+
+
+def test_an_indented_record_that_was_altered_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "j").write_bytes(b'{\n  "a": 1\n}\n' + line(1))
+
+    assert [line(1)] == intact(tmp_path / "j")
+
+
+def test_a_file_that_its_server_has_forgotten_is_not_as_written(tmp_path: Path) -> None:
+    journal = opened(tmp_path / "j")
+    journal.append(line(1))
+    journal.close()
+
+    assert not journal.is_as_written()

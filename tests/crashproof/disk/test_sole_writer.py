@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,7 +32,7 @@ def lock(tmp_path: Path) -> Iterator[WriterLock]:
 
 @pytest.fixture
 def sole(lock: WriterLock, journal: Journal) -> SoleWriter:
-    return SoleWriter(lock, [journal])
+    return SoleWriter(lock, [journal], attempt=1)
 
 
 def name_other(lock: WriterLock, *, since: float) -> None:
@@ -88,7 +88,36 @@ def test_a_line_in_the_making_is_not_foreign(
     assert None is found(sole)
 
 
-def test_a_removed_journal_stops_its_writer_at_once(sole: SoleWriter, journal: Journal) -> None:
-    journal.path.unlink()
+@pytest.mark.parametrize(
+    ("alter", "what"),
+    [
+        (lambda path: path.unlink(), "was removed or renamed"),
+        (lambda path: path.with_name("copy").replace(path), "was replaced by another file"),
+        (lambda path: path.write_bytes(b""), "was shortened"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"}", b" }")), "was edited"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"no record\n"), "was edited"),
+    ],
+    ids=["removed", "replaced", "emptied", "edited", "appended to"],
+)
+def test_what_a_tool_does_to_a_journal_is_told_and_stops_nobody(
+    sole: SoleWriter, journal: Journal, alter: Callable[[Path], object], what: str
+) -> None:
+    journal.append(LINE)
+    journal.path.with_name("copy").write_bytes(LINE)
+    alter(journal.path)
 
-    assert ("j was removed or renamed", None) == found(sole)
+    assert (None, {journal.path: what}) == (found(sole), sole.altered)
+
+
+def test_a_journal_in_whose_place_a_later_attempt_writes_stops_its_writer(sole: SoleWriter, journal: Journal) -> None:
+    journal.path.unlink()
+    journal.path.write_bytes(add_checksum(b'{"v":1,"attempt":2}'))
+
+    assert ("j has lines of a newer attempt", None) == found(sole)
+
+
+def test_a_device_in_the_place_of_a_journal_is_no_other_writer(sole: SoleWriter, journal: Journal) -> None:
+    journal.path.unlink()
+    journal.path.symlink_to("/dev/zero")
+
+    assert (None, {journal.path: "was replaced by another file"}) == (found(sole), sole.altered)

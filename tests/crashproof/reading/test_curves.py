@@ -154,8 +154,9 @@ def test_without_good_blocks_the_journal_is_read(train, run_dir, harm):
     assert canonical(run_dir) == steps_and_losses(follow(run_dir))
 
 
-def test_blocks_of_lines_lost_in_a_power_loss_are_ignored(train, run_dir):
+def test_blocks_of_lines_lost_in_a_power_loss_are_ignored(train, run_dir, open_tracker):
     train((1, 1000))
+    open_tracker(total_steps=10_000).close()
     metrics = RunFolder.under(run_dir).metrics
     lines = metrics.read_bytes().splitlines(keepends=True)
     metrics.write_bytes(b"".join(lines[:300]))

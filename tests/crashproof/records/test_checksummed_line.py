@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crashproof.records.checksummed_line import CHECKSUM_BYTES, add_checksum, is_intact, salvage, version_of
+from crashproof.records.checksummed_line import CHECKSUM_BYTES, add_checksum, is_intact, version_of
+from crashproof.records.reformatted_line import find_records
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=8),
@@ -114,7 +115,7 @@ NESTED = checksummed({"event": "checkpoint_recorded", "checkpoint": {"metrics": 
     ],
 )
 def test_intact_lines_are_recovered_from_joined_ones(damaged, expected):
-    assert expected == list(salvage(damaged))
+    assert expected == [each.line for each in find_records(damaged)]
 
 
 @settings(max_examples=100)
@@ -123,4 +124,4 @@ def test_records_without_newlines_between_them_are_all_saved(written, piece):
     lines = [checksummed(record) for record in written]
     joined = piece.replace(b"\n", b"") + b"".join(line[:-1] for line in lines) + b"\n"
 
-    assert lines == list(salvage(joined))
+    assert lines == [each.line for each in find_records(joined)]
