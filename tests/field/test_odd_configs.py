@@ -197,7 +197,9 @@ def test_a_key_that_is_no_text_becomes_one_whatever_the_order(config, expected):
     assert expected == canonical_config(config)
 
 
-@pytest.mark.parametrize("config", [Optimizer(), argparse.Namespace(name="adamw"), ModelConfig()], ids=repr)
+@pytest.mark.parametrize(
+    "config", [Optimizer(), argparse.Namespace(name="adamw"), ModelConfig()], ids=lambda each: type(each).__name__
+)
 def test_a_config_may_be_an_object_with_named_fields(run_dir, config):
     ProgressTracker(run_dir / "progress", config, 10, settings=QUIET).close()
     (run_dir / "c.pt").write_bytes(b"weights")
