@@ -396,7 +396,7 @@ def test_very_many_damaged_lines_are_kept_to_the_last_byte(tmp_path: Path) -> No
 
 
 def test_damage_longer_than_a_line_is_kept_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crashproof.disk.journal.MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr("crashproof.disk.journal.reading.MAX_LINE_BYTES", 1000)
     rubbish = b"".join(b"%d\n" % number for number in range(3_000))
     (tmp_path / "j").write_bytes(rubbish + line(1))
 
@@ -520,7 +520,7 @@ def test_a_failed_write_does_not_cut_off_what_another_process_has_written(tmp_pa
 def test_an_abandoned_journal_takes_no_more_lines_and_can_be_rescued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crashproof.disk.journal._BLOCK_BYTES", 20)
+    monkeypatch.setattr("crashproof.disk.journal.writer._BLOCK_BYTES", 20)
     journal = opened(tmp_path / "j")
     for number in range(5):
         journal.append(line(number))
