@@ -21,7 +21,8 @@ LAYERS = {
     "": [
         {"clock", "errors", "formatting", "strict_yaml", "threads"},
         {"json_lines", "optional_dependencies", "scalars"},
-        {"records"},
+        {"data_files", "records"},
+        {"samples"},
         {"disk", "rules"},
         {"answers", "checkpoints", "reading"},
         {"alerts"},
