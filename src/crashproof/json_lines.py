@@ -77,7 +77,7 @@ def decode_object(content: bytes, path: Path, number: int, *, at: int = 0, unit:
         if content.startswith(_UTF_16_MARKS):
             raise DataError(path, "it is UTF-16", line=number, unit=unit, hint="Save it as UTF-8.") from error
         hint = next(hint for pattern, hint in _LIKELY_CAUSES if pattern.search(content))
-        if "truncated" in str(error) and not content.endswith(b"\n"):
+        if "truncated" in str(error) and not content.rstrip(b" \t").endswith((b"\n", b"}")):
             hint = _CUT_OFF
         raise DataError(path, f"it is not valid JSON ({error})", line=number, unit=unit, hint=hint) from error
     if not isinstance(value, dict):

@@ -245,6 +245,9 @@ def _problem_with_tool_calls(calls: object) -> str | None:
 def _is_json_text(value: object) -> bool:
     if not isinstance(value, str):
         return False
+    if not value:
+        # Some servers write the arguments of a call without any so.
+        return True
     try:
         msgspec.json.decode(value)
     except (msgspec.MsgspecError, RecursionError):
