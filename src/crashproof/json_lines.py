@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -99,7 +100,9 @@ def repeated_key(content: bytes, value: dict[str, Any]) -> str | None:
         found.extend(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
         return dict(pairs)
 
-    json.loads(content, object_pairs_hook=note)
+    # This decoder does not go as deep as the other.
+    with suppress(RecursionError):
+        json.loads(content, object_pairs_hook=note)
     return found[0] if found else None
 
 
@@ -121,6 +124,13 @@ def _first_bad_byte(content: bytes) -> int:
 
 
 def _num_keys(value: object) -> int:
-    if isinstance(value, dict):
-        return len(value) + sum(map(_num_keys, value.values()))
-    return sum(map(_num_keys, value)) if isinstance(value, list) else 0
+    """Keys of all objects in a value, however deep they lie."""
+    num, pending = 0, [value]
+    while pending:
+        each = pending.pop()
+        if isinstance(each, dict):
+            num += len(each)
+            pending += each.values()
+        elif isinstance(each, list):
+            pending += each
+    return num

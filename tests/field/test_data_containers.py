@@ -21,7 +21,10 @@ import pytest
 
 from crashproof.data_files.reader import read_records
 from crashproof.distillation.data.text_data import load_source
+from crashproof.distillation.recipes.kd import KD, KdConfig
 from crashproof.distillation.settings.data import DataConfig
+from crashproof.distillation.settings.section import validated
+from crashproof.distillation.training.lessons import split_source
 from crashproof.errors import ConfigError, DataError, MissingExtra
 from crashproof.json_lines import MAX_LINE_BYTES
 
@@ -153,7 +156,9 @@ def test_columns_of_conversations_are_rows(tmp_path: Path) -> None:
 DAMAGED = {
     "torn.jsonl": (lines(ROWS)[:-9], "line 3: it is not valid JSON .*The file ends inside this line"),
     "torn.jsonl.gz": (gzip.compress(lines(ROWS))[:-12], "its compressed content is damaged or ends early"),
-    "torn.jsonl.zst": (zstd(lines(ROWS * 50))[:-9], "its compressed content is damaged|line .* is not valid JSON"),
+    "torn.jsonl.zst": (zstd(lines(ROWS * 50))[:-9], "its compressed content is damaged or ends early"),
+    "followed.jsonl.zst": (zstd(lines(ROWS)) + b"more", "damaged or ends early .something else follows a frame"),
+    "deep.jsonl": (b'{"text": 1, "a": ' + b"[" * 900 + b"1" + b"]" * 900 + b"}", 'line 1: it needs "text"'),
     "torn.jsonl.xz": (lzma.compress(lines(ROWS))[:-9], "its compressed content is damaged or ends early"),
     "torn.jsonl.bz2": (bz2.compress(lines(ROWS))[:-9], "its compressed content is damaged or ends early"),
     "flipped.jsonl.gz": (
@@ -187,6 +192,24 @@ DAMAGED = {
     "empty.jsonl.gz": (gzip.compress(b""), "it contains no samples"),
 }
 DAMAGED["utf-16.jsonl"] = (("\ufeff" + lines(ROWS).decode()).encode("utf-16-le"), "line 1: it is UTF-16")
+
+
+@pytest.mark.parametrize("num_lost", [1, 3, 4, 7, 20, 60, -1])
+def test_a_zstd_file_that_is_cut_anywhere_is_never_taken_as_complete(tmp_path: Path, num_lost: int) -> None:
+    content = zstd(lines(ROWS)) + zstd(lines(ROWS * 1000))
+    (tmp_path / "a.jsonl.zst").write_bytes(
+        content[:-num_lost] if num_lost > 0 else content[: len(zstd(lines(ROWS))) + 5]
+    )
+
+    with pytest.raises(DataError, match="its compressed content is damaged or ends early"):
+        read(tmp_path / "a.jsonl.zst")
+
+
+def test_several_zstd_frames_and_what_may_be_skipped_between_them_are_one_file(tmp_path: Path) -> None:
+    skippable = b"\x50\x2a\x4d\x18" + (3).to_bytes(4, "little") + b"abc"
+    (tmp_path / "a.jsonl.zst").write_bytes(zstd(lines(ROWS[:1])) + skippable + zstd(lines(ROWS[1:])))
+
+    assert TEXTS == read(tmp_path / "a.jsonl.zst")
 
 
 @pytest.mark.parametrize("name", DAMAGED)
@@ -348,8 +371,6 @@ def test_several_paths_are_read_in_the_order_given(tmp_path: Path) -> None:
 
     assert ["first", "second"] == read(paths)
     with pytest.raises(ConfigError, match="an empty list names no file"):
-        from crashproof.distillation.settings.section import validated
-
         validated(DataConfig, {"path": []})
 
 
@@ -398,3 +419,17 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     for name in ("a.jsonl", "a.parquet", "a.json.gz", "a.csv"):
         with pytest.raises(DataError, match=rf"{name}: it cannot be read"):
             read(tmp_path / name)
+
+
+def test_a_split_for_evaluation_is_read_from_the_same_folder(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        save_dataset(tmp_path / "saved" / split, [f"{split} {number}" for number in range(2)])
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    config = KdConfig(data=DataConfig(path=tmp_path / "saved", split="train", eval_split="test"))
+
+    source = KD.load(config)
+    learned, held_out = split_source(KD, config, source)
+
+    assert held_out is not None
+    assert ["train 0", "train 1"] == [sample["text"] for sample in learned.samples]
+    assert ["test 0", "test 1"] == [sample["text"] for sample in held_out.samples]

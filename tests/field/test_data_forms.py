@@ -291,6 +291,20 @@ def test_no_text_for_arguments_is_no_arguments(learn: Learn) -> None:
     assert '{"name": "clock", "arguments": {}}' in said
 
 
+def test_half_a_character_in_arguments_is_named(learn: Learn) -> None:
+    line = {"messages": [asking(), calling(call("search", r'{"city": "\ud83d"}'))], "tools": [WEATHER]}
+
+    with pytest.raises(DataError, match=r"line 1: the arguments of search are not valid .*surrogates not allowed"):
+        learn("kd", line)
+
+
+def test_a_rejected_answer_that_a_recipe_does_not_read_is_counted(
+    learn: Learn, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert ["Four."] == learn("kd", FORMS["our own"] | {"rejected": "Five."})
+    assert "in 1 of 1: a quality or a rejected answer is not read" in caplog.text
+
+
 def test_process_leaves_lines_without_a_call_out_and_counts_them(
     learn: Learn, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
+from crashproof.data_files.zstd_frames import require_complete_frames
 from crashproof.errors import DataError
 from crashproof.optional_dependencies import missing_extra
 
@@ -86,8 +87,9 @@ def _xz(file: IO[bytes]) -> BinaryIO:
     return cast(BinaryIO, lzma.LZMAFile(file))
 
 
-def _zstd(file: IO[bytes]) -> BinaryIO:
+def _zstd(file: io.BufferedReader) -> BinaryIO:
     """With the first that is there: Python's own, zstandard, pyarrow."""
+    require_complete_frames(file)
     if sys.version_info >= (3, 14):
         return cast(BinaryIO, importlib.import_module("compression.zstd").ZstdFile(file))
     if find_spec("zstandard") is not None:
@@ -100,7 +102,7 @@ def _zstd(file: IO[bytes]) -> BinaryIO:
     raise missing_extra("zstd")
 
 
-_STREAMS: dict[bytes, Callable[[IO[bytes]], BinaryIO]] = {
+_STREAMS: dict[bytes, Callable[[io.BufferedReader], BinaryIO]] = {
     b"\x1f\x8b": _gzip,
     b"\x28\xb5\x2f\xfd": _zstd,
     b"BZh": _bzip2,

@@ -38,7 +38,7 @@ def read_function_calls(text: object, number: int) -> list[dict[str, Any]]:
         InvalidSample: It contains something else.
     """
     try:
-        value = json.loads(text) if isinstance(text, str) else text
+        value = _decode(text) if isinstance(text, str) else text
     except (ValueError, RecursionError) as error:
         raise InvalidSample(f"the function call of message {number} is no JSON ({error})", CHAT_HINT) from error
     return read_calls(value if isinstance(value, list) else [value], number)
@@ -65,9 +65,16 @@ def _parse(name: str, text: str) -> Any:
     if not text.strip():
         return {}
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return _decode(text)
     except (ValueError, RecursionError) as error:
         raise InvalidSample(f"the arguments of {name} are not valid JSON ({error})", CHAT_HINT) from error
+
+
+def _decode(text: str) -> Any:
+    value = json.loads(text, parse_constant=_refuse_constant)
+    # This decoder lets halves of characters pass, which no tokenizer takes.
+    json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def _refuse_constant(name: str) -> NoReturn:

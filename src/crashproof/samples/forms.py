@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from crashproof.samples.messages import is_turn
@@ -16,13 +16,14 @@ from crashproof.samples.preferences import (
     read_pair,
 )
 from crashproof.samples.problems import InvalidSample
-from crashproof.samples.rules import SampleRules
+from crashproof.samples.rules import Preferences, SampleRules
 from crashproof.samples.sample import Fields, ReadSample, answered, chat, without
 from crashproof.samples.tools import parse_json_text
 
 __all__ = ["FORMS", "Form", "read_sample"]
 
 _HINT = 'A line is {"text": …}, {"prompt": …, "teacher_text": …}, {"messages": […]}, or another form of the guide.'
+_UNREAD_NOTE = "a quality or a rejected answer is not read, as this recipe judges none"
 _ANSWER_NAMES = ("teacher_text", "answer", "completion")
 _QUESTIONS, _REPLIES = ("question", "query"), ("answer", "response")
 _NESTED = ("messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected")
@@ -51,7 +52,9 @@ def read_sample(line: dict[str, Any], rules: SampleRules) -> tuple[Form, ReadSam
         names = ", ".join(line) or "none"
         reason = f'it needs "text", or "prompt" with "teacher_text", or "messages"; its fields are: {names}'
         raise InvalidSample(reason, _HINT)
-    return form, form.read(line, rules)
+    read = form.read(line, rules)
+    is_unread = rules.preferences is not Preferences.PAIRS and bool({"rejected", "quality"} & read.fields.keys())
+    return form, replace(read, notes=read.notes | {_UNREAD_NOTE}) if is_unread else read
 
 
 def _with_lists(line: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,9 @@ _CLOSED = re.compile(r"\A(.*?)</think>\s*", re.DOTALL)
 
 def split_thoughts(text: str) -> tuple[str, str]:
     """The thoughts that stand at the beginning of an answer as `<think>…</think>`, and the rest."""
-    match = _OPENED.match(text) or (_CLOSED.match(text) if "<think>" not in text else None)
+    match = _OPENED.match(text)
+    if match is None and "</think>" in text and "<think>" not in text:
+        match = _CLOSED.match(text)
     return (match[1].strip(), text[match.end() :]) if match else ("", text)
 
 

@@ -61,7 +61,7 @@ class PromptSource:
         return [str(message.get("content") or "") for chat in self.chats for message in chat]
 
 
-def load_prompts(path: Path, rules: SampleRules | None = None) -> PromptSource:
+def load_prompts(path: Path, rules: SampleRules | None = None, *, split: str | None = None) -> PromptSource:
     """Read the prompts of a training run; those that a student cannot read are left out, and never asked.
 
     Raises:
@@ -70,7 +70,7 @@ def load_prompts(path: Path, rules: SampleRules | None = None) -> PromptSource:
     rules = rules or SampleRules()
     tally = Tally(str(path))
     prompts, chats = [], []
-    for prompt in read_prompts(path):
+    for prompt in read_prompts(path, split=split):
         assert prompt.place is not None, "prompts are read from files"
         try:
             chat = read_messages(prompt.messages, rules)
@@ -86,7 +86,7 @@ def load_prompts(path: Path, rules: SampleRules | None = None) -> PromptSource:
     if not prompts:
         raise tally.nothing_left() or DataError(path, "it contains no prompts")
     tally.report()
-    return PromptSource(path=path, prompts=prompts, chats=chats, sha256=digest_files(select_files(path)))
+    return PromptSource(path=path, prompts=prompts, chats=chats, sha256=digest_files(select_files(path, split=split)))
 
 
 class ApiData(TrainingData):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from crashproof.distillation.settings.section import Section
 
@@ -34,6 +34,8 @@ class DataConfig(Section):
     """Fraction of the lines held out from training for evaluation."""
     eval_path: Path | None = None
     """Separate file or folder for evaluation, in any of these forms."""
+    eval_split: str | None = None
+    """Split for evaluation, of `eval_path`, or of `path` without one."""
 
     @field_validator("path")
     @classmethod
@@ -41,3 +43,9 @@ class DataConfig(Section):
         if path == []:
             raise ValueError("an empty list names no file")
         return path
+
+    @model_validator(mode="after")
+    def _has_a_path_for_its_splits(self) -> DataConfig:
+        if self.path is None and (self.split is not None or (self.eval_split is not None and not self.eval_path)):
+            raise ValueError("a split belongs to a path: set data.path")
+        return self

@@ -120,7 +120,7 @@ class _Prompts:
                 "A paid teacher answers the prompts of one file or folder, and data.path names several.",
                 hint="Put the files into a folder.",
             )
-        self.source = load_prompts(config.data.path, rules_of(config.data))
+        self.source = load_prompts(config.data.path, rules_of(config.data), split=config.data.split)
 
     def prepare(self, tokenizer: PreTrainedTokenizerFast, cache: Path, interrupts: Interrupts) -> Lessons:
         """See `LessonsSource.prepare`."""
@@ -144,8 +144,9 @@ class _Prompts:
 
 
 def _evaluation_source(task: AnyTask, config: RunConfig) -> Source | None:
-    if config.data.eval_path is None:
+    if config.data.eval_path is None and config.data.eval_split is None:
         return None
-    data = config.data.model_copy(update={"path": config.data.eval_path})
+    path = config.data.eval_path or config.data.path
+    data = config.data.model_copy(update={"path": path, "split": config.data.eval_split})
     source: Source = task.load(config.model_copy(update={"data": data}))
     return source

@@ -48,7 +48,7 @@ class Prompt:
     """None if it stands in no file."""
 
 
-def read_prompts(path: Path) -> Iterator[Prompt]:
+def read_prompts(path: Path, *, split: str | None = None) -> Iterator[Prompt]:
     """Yield the prompts of a file, or of a folder's files, one line at a time; blank lines are skipped.
 
     Memory does not grow with a file of JSON lines, except for the ids of batch lines.
@@ -58,7 +58,7 @@ def read_prompts(path: Path) -> Iterator[Prompt]:
     """
     num_prompts = 0
     places_by_custom_id: dict[str, Place] = {}
-    for record in chain.from_iterable(map(read_records, select_files(path))):
+    for record in chain.from_iterable(map(read_records, select_files(path, split=split))):
         place = record.place
         try:
             prompt = replace(_prompt(place.number, record.content), place=place)
