@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,11 @@ import pytest
 from learned_text import learned, texts_of, tokens_of, write_lines
 from tool_lines import CLOCK, TEMPLATES, WEATHER, answering, asking, call, calling, result, whole
 
+from crashproof.distillation.data.answer_data import read_answers
 from crashproof.errors import DataError
+from crashproof.samples.forms import FORMS as FORMS_READ
+from crashproof.samples.forms import read_sample
+from crashproof.samples.rules import Preferences, SampleRules
 
 Learn = Callable[..., list[str]]
 
@@ -135,8 +140,6 @@ def test_a_preference_pair_is_refused_unless_the_better_answer_is_asked_for(lear
 
 @pytest.mark.parametrize("line", PAIRS.values(), ids=PAIRS)
 def test_answer_generation_compares_pairs_in_every_form(tmp_path: Path, line: Any, field_tokenizer: Any) -> None:
-    from crashproof.distillation.data.answer_data import read_answers
-
     source = read_answers(write_lines(tmp_path / "data.jsonl", line))
 
     read = source.line(source.samples[0])
@@ -319,3 +322,18 @@ def test_process_does_not_learn_a_turn_of_weight_zero(learn: Learn) -> None:
     line["messages"][1]["weight"] = 0
 
     assert ["It is 21.5 degrees in Rome."] == learn("process", line)
+
+
+GUIDE = Path(__file__).parents[2] / "docs" / "DISTILLATION_GUIDE.md"
+
+
+def test_the_guide_has_an_example_of_each_form_in_the_order_in_which_they_are_tried() -> None:
+    section = GUIDE.read_text().partition("### Forms of a line")[2].partition("###")[0]
+    rows = re.findall(r"^\| ([^|`]+) \| `(\{.*?\})`", section, re.MULTILINE)
+
+    assert [form.name for form in FORMS_READ] == [name for name, _ in rows]
+    for name, example in rows:
+        line = json.loads(example)
+        assert name == next(form.name for form in FORMS_READ if form.matches(line))
+        if "refused" not in section.partition(example)[2].partition("\n")[0]:
+            read_sample(line, SampleRules(preferences=Preferences.PAIRS))

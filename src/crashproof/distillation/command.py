@@ -113,7 +113,7 @@ def _load_config(task: AnyTask, options: argparse.Namespace) -> RunConfig:
     if config.progress.eval_every is not None and _evaluates_nothing(config):
         raise ConfigError(
             "progress.eval_every is set, and nothing is held out to evaluate on.",
-            hint="Set data.held_out to a share of the data, such as 0.1, data.eval_path to a file, or data.eval_split.",
+            hint="Set data.held_out to a share, such as 0.1, data.eval_path to a file, or data.eval_split.",
         )
     return config
 
