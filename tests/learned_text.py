@@ -15,8 +15,6 @@ from crashproof.distillation.data.tool_data import ToolDataConfig, tool_data
 from crashproof.distillation.losses.divergences import IGNORED
 from crashproof.distillation.settings.data import DataConfig
 
-RECIPES = ("kd", "answer_generation", "process", "tool_select")
-
 
 def tokens_of(
     recipe: str, path: Path | list[Path], tokenizer: PreTrainedTokenizerFast, **settings: Any

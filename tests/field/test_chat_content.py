@@ -169,12 +169,30 @@ def test_an_empty_refusal_beside_an_answer_is_no_refusal(learn: Learn) -> None:
     assert ["Four."] == learn("kd", said("Four.", refusal=None, annotations=[], audio=None, function_call=None))
 
 
-@pytest.mark.parametrize(
-    "line", [said(""), said(" \n"), said([text("")]), {"prompt": "Two? ", "teacher_text": " "}], ids=str
-)
+EMPTY = {
+    "no text": said(""),
+    "white space": said(" \n"),
+    "null": said(None, tool_calls=None, refusal=None),
+    "parts without text": said([text("")]),
+    "a prompt's answer": {"prompt": "Two? ", "teacher_text": " "},
+    "thoughts that were cut off": said("<think>\nAdd th"),
+    "thoughts alone": said(None, reasoning_content="Add them."),
+    "thoughts alone in a text": {"prompt": "Two? ", "teacher_text": "<think>Add them.</think>"},
+}
+
+
+@pytest.mark.parametrize("line", EMPTY.values(), ids=EMPTY)
+@pytest.mark.parametrize("learn_reasoning", [False, True], ids=["without-thoughts", "with-thoughts"])
 @pytest.mark.parametrize("recipe", ["kd", "answer_generation"])
-def test_an_empty_answer_never_teaches_the_end_token_alone(learn: Learn, recipe: str, line: Any) -> None:
-    assert ["Four."] == learn(recipe, line, CHAT)
+def test_an_empty_answer_never_teaches_the_end_token_alone(
+    learn: Learn, recipe: str, line: Any, learn_reasoning: bool
+) -> None:
+    assert ["Four."] == learn(recipe, line, CHAT, learn_reasoning=learn_reasoning)
+
+
+def test_images_beside_the_messages_are_media_too(learn: Learn, caplog: pytest.LogCaptureFixture) -> None:
+    assert ["Four."] == learn("kd", CHAT | {"images": ["1.jpg"]}, CHAT | {"images": []})
+    assert "1 of 2 are left out because it has images beside its messages" in caplog.text
 
 
 def test_the_roles_developer_and_name_are_read(

@@ -54,6 +54,12 @@ FORMS = {
     "Alpaca": {"instruction": "Add.", "input": "Two and two", "output": "Four."},
     "Alpaca without an input": {"instruction": "Add two and two.", "input": "", "output": "Four."},
     "Alpaca with a system": {"instruction": "Two and two?", "output": "Four.", "system": "Be brief.", "history": []},
+    "Alpaca with its rendered text": {
+        "instruction": "Add.",
+        "input": "",
+        "output": "Four.",
+        "text": "### Add. Four.",
+    },
     "Dolly": {"instruction": "Add.", "context": "2, 2", "response": "Four.", "category": "open_qa"},
     "question and answer": {"question": "Two and two?", "answer": "Four."},
     "OpenOrca": {"id": "niv.1", "system_prompt": "", "question": "Two and two?", "response": "Four."},
@@ -169,6 +175,13 @@ REFUSED = {
         "its fields are: context, question, ans",
     ),
     "two conversations": ({"first": [USER, SAID], "second": [USER, SAID]}, "several conversations: first, second"),
+    "a function call that is no JSON": (
+        {"conversations": [GPT[0], {"from": "function_call", "value": "f("}]},
+        "is no JSON",
+    ),
+    "tools that are text": ({"messages": [USER, SAID], "tools": "search"}, '"tools" must be a list'),
+    "a tool without a name": ({"messages": [USER, SAID], "tools": [{"type": "function"}]}, "a tool must be"),
+    "a pair of numbers": ({"prompt": 1, "chosen": 2, "rejected": 3}, "it is a pair of a better and a worse answer"),
     "an unknown role": ({"messages": [USER, {"role": "asistant", "content": "x"}]}, 'the unknown role "asistant"'),
     "a history that is no list of pairs": (FORMS["Alpaca"] | {"history": ["x"]}, '"history" must be a list of pairs'),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -98,6 +99,23 @@ def test_answers_to_prompts_of_text_carry_their_thoughts(
     thought = ["Four.", "<think>\nAdd them.\n</think>\n\nFour.", "<think>\nAdd.\n</think>\n\nFour."]
     assert thought == learned("kd", out, field_tokenizer, learn_reasoning=True)
     assert "the teacher refused" in failed[-1]["reason"]
+
+
+def test_prompts_in_a_compressed_folder_are_asked_in_order(
+    generate: Callable[..., Path], tmp_path: Path, server: TeacherServer
+) -> None:
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    (folder / "b.jsonl").write_text('{"prompt": "thinks"}\n')
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "plain"}\n'))
+    command = ["generate", "--prompts", folder, "--model", "teacher", "--base-url", server.base_url, "--out"]
+
+    CliRunner().invoke(app, [str(word) for word in [*command, tmp_path / "out.jsonl"]])
+    among = CliRunner().invoke(app, [str(word) for word in [*command, folder / "out.jsonl"]])
+
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert ["plain", "thinks"] == [line["prompt"] for line in written]
+    assert "would lie among the prompts" in str(among.exception)
 
 
 def test_an_earlier_call_without_arguments_can_be_asked_about(

@@ -9,12 +9,12 @@ from typing import Any
 from crashproof.samples.calls import CHAT_HINT
 from crashproof.samples.problems import InvalidSample, LeftOut
 
-__all__ = ["Content", "read_content"]
+__all__ = ["UNREADABLE", "Content", "read_content"]
 
 _TEXT = frozenset({"text", "input_text", "output_text"})
 _THOUGHTS = frozenset({"thinking", "reasoning", "reasoning_text", "summary_text", "think", "thought"})
 _MEDIA = ("image", "audio", "video", "file", "document")
-_UNREADABLE = "The student reads text alone; take the text parts out of such lines to learn from them."
+UNREADABLE = "The student reads text alone; take the text parts out of such lines to learn from them."
 
 
 @dataclass(slots=True, kw_only=True)
@@ -84,7 +84,7 @@ def _unreadable(kind: str, number: int, role: str) -> Exception:
     media = next((word for word in _MEDIA if word in kind), None)
     if media is None:
         return InvalidSample(f'message {number} ({role}) has a part of the unknown type "{kind}"', CHAT_HINT)
-    return LeftOut(f"a message has {'an' if media[0] in 'aeiou' else 'a'} {media} part", _UNREADABLE)
+    return LeftOut(f"a message has {'an' if media[0] in 'aeiou' else 'a'} {media} part", UNREADABLE)
 
 
 def _text(fields: dict[str, Any], name: str, number: int, role: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from crashproof.samples.content import UNREADABLE
 from crashproof.samples.messages import is_turn
 from crashproof.samples.preferences import (
     is_judged,
@@ -15,7 +16,7 @@ from crashproof.samples.preferences import (
     read_openai_pair,
     read_pair,
 )
-from crashproof.samples.problems import InvalidSample
+from crashproof.samples.problems import InvalidSample, LeftOut
 from crashproof.samples.rules import Preferences, SampleRules
 from crashproof.samples.sample import Fields, ReadSample, answered, chat, without
 from crashproof.samples.tools import parse_json_text
@@ -23,6 +24,7 @@ from crashproof.samples.tools import parse_json_text
 __all__ = ["FORMS", "Form", "read_sample"]
 
 _HINT = 'A line is {"text": …}, {"prompt": …, "teacher_text": …}, {"messages": […]}, or another form of the guide.'
+_MEDIA_FIELDS = ("images", "image", "audios", "audio", "videos", "video")
 _UNREAD_NOTE = "a quality or a rejected answer is not read, as this recipe judges none"
 _ANSWER_NAMES = ("teacher_text", "answer", "completion")
 _QUESTIONS, _REPLIES = ("question", "query"), ("answer", "response")
@@ -52,6 +54,9 @@ def read_sample(line: dict[str, Any], rules: SampleRules) -> tuple[Form, ReadSam
         names = ", ".join(line) or "none"
         reason = f'it needs "text", or "prompt" with "teacher_text", or "messages"; its fields are: {names}'
         raise InvalidSample(reason, _HINT)
+    media = next((name for name in _MEDIA_FIELDS if line.get(name)), None)
+    if media is not None and form.name != "texts":
+        raise LeftOut(f"it has {media} beside its messages", UNREADABLE)
     read = form.read(line, rules)
     is_unread = rules.preferences is not Preferences.PAIRS and bool({"rejected", "quality"} & read.fields.keys())
     return form, replace(read, notes=read.notes | {_UNREAD_NOTE}) if is_unread else read
@@ -197,13 +202,13 @@ FORMS = (
     Form(name="chats", matches=lambda line: "messages" in line, read=_read_messages),
     Form(name="chats in prompt and completion", matches=_is_conversational, read=_read_conversational),
     Form(name="prompts with answers", matches=_is_prompted, read=_read_prompted),
+    Form(name="conversations", matches=lambda line: bool(_named_turns(line)), read=_read_conversation),
+    Form(name="instructions", matches=_is_alpaca, read=_read_alpaca),
+    Form(name="questions with answers", matches=_is_question, read=_read_question),
     Form(
         name="texts",
         matches=lambda line: isinstance(line.get("text"), str),
         read=lambda line, rules: ReadSample(fields=dict(line)),
     ),
-    Form(name="conversations", matches=lambda line: bool(_named_turns(line)), read=_read_conversation),
-    Form(name="instructions", matches=_is_alpaca, read=_read_alpaca),
-    Form(name="questions with answers", matches=_is_question, read=_read_question),
 )
 """The first form that matches is the line's."""

@@ -140,9 +140,7 @@ def _of_assistant(
     refusal = content.refusal or str(message.get("refusal") or "")
     inline, text = split_thoughts(content.text) if content.text else ("", content.text)
     thoughts = thoughts_beside(message) or content.thoughts.strip() or inline
-    if not calls and text is None and not refusal:
-        raise InvalidSample(f'the "content" of message {number} (assistant) must be text', CHAT_HINT)
-    read: Message = {"role": "assistant", "content": text}
+    read: Message = {"role": "assistant", "content": text if calls else text or ""}
     if thoughts and not rules.learns_reasoning:
         chat.notes.add(REASONING_NOTE)
     elif thoughts:
@@ -152,7 +150,7 @@ def _of_assistant(
     elif refusal and not text:
         read["content"] = refusal
         _note_refusal(chat, rules)
-    elif not str(text).strip() and not read.get("reasoning_content"):
+    elif not read["content"].strip():
         # Only the end mark would be learned.
         chat.unlearned.append(len(chat.messages))
         chat.notes.add(EMPTY_NOTE)

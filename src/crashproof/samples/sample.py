@@ -55,7 +55,7 @@ def answered(prompt: object, answer: object, others: dict[str, Any], rules: Samp
     beside = thoughts_beside(others)
     inline, text = split_thoughts(answer) if isinstance(answer, str) else ("", answer)
     thoughts = beside or inline
-    if rules.learns_reasoning and isinstance(text, str):
+    if rules.learns_reasoning and isinstance(text, str) and text.strip():
         text = with_thoughts(thoughts, text)
     notes = frozenset({REASONING_NOTE} if thoughts and not rules.learns_reasoning else ())
     given = {name: value for name, value in (("prompt", prompt), ("answer", text)) if value is not None}

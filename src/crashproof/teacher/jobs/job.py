@@ -80,6 +80,11 @@ class GenerationJob:
             )
         if self.out.is_dir():
             raise ConfigError(f"{self.out} is a folder.", hint="Pass a file as --out.")
+        if self.prompts.is_dir() and self.out.resolve().parent == self.prompts.resolve():
+            raise ConfigError(
+                f"The output {self.out} would lie among the prompts, and be read as one of them.",
+                hint="Choose another folder for --out.",
+            )
         for path in (self.out, self.failed):
             if path.resolve() == self.prompts.resolve():
                 raise ConfigError(f"The job would overwrite its own prompts in {path}.", hint="Choose another --out.")
