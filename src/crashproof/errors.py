@@ -438,10 +438,12 @@ class UnknownPrice(ConfigError):
 
 
 class DataError(InputError):
-    """A line of a data file cannot be used."""
+    """A line of a data file cannot be used; in a file without lines it is a row, or a record."""
 
-    def __init__(self, path: Path, reason: str, *, line: int | None = None, hint: str = "") -> None:
-        where = f"{path}, line {line}" if line is not None else f"{path}"
+    def __init__(
+        self, path: Path, reason: str, *, line: int | None = None, unit: str = "line", hint: str = ""
+    ) -> None:
+        where = f"{path}, {unit} {line}" if line is not None else f"{path}"
         super().__init__(f"{where}: {reason}.", hint=hint)
         self.path = path
         self.line = line

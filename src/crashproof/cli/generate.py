@@ -41,7 +41,7 @@ _SET_ELSEWHERE = {
 
 
 def generate(
-    prompts: Annotated[Path, typer.Option(help="JSONL file of prompts, messages, or batch-file lines.")],
+    prompts: Annotated[Path, typer.Option(help="File or folder of prompts, messages, or batch-file lines.")],
     model: Annotated[str, typer.Option(help="Model name at the teacher's API.")],
     out: Annotated[Path, typer.Option(help="Output file for the answers, in the order of the prompts.")],
     store: Annotated[str | None, typer.Option(help="Shared answer store, such as sqlite:///PATH.")] = None,

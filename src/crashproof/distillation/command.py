@@ -110,12 +110,16 @@ def _load_config(task: AnyTask, options: argparse.Namespace) -> RunConfig:
         if value is not None:
             overrides.append(f"{name}={value}")
     config: RunConfig = load_config(task.config, files, overrides)
-    if config.progress.eval_every is not None and config.data.held_out == 0 and config.data.eval_path is None:
+    if config.progress.eval_every is not None and _evaluates_nothing(config):
         raise ConfigError(
             "progress.eval_every is set, and nothing is held out to evaluate on.",
-            hint="Set data.held_out to a share of the data, such as 0.1, or data.eval_path to a file.",
+            hint="Set data.held_out to a share, such as 0.1, data.eval_path to a file, or data.eval_split.",
         )
     return config
+
+
+def _evaluates_nothing(config: RunConfig) -> bool:
+    return config.data.held_out == 0 and config.data.eval_path is None and config.data.eval_split is None
 
 
 def _require_trainable(config: RunConfig, output_dir: Path, ranks: Ranks) -> None:

@@ -13,22 +13,19 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from crashproof.distillation.data.messages import InvalidSample, Message, check_message, parse_arguments
-from crashproof.distillation.data.text_data import (
-    Batch,
-    Source,
-    TaskData,
-    TokenizedData,
-    answer_tokens,
-    tokens_end_to_end,
-)
+from crashproof.distillation.data.source import Source, rules_of
+from crashproof.distillation.data.text_data import Batch, TaskData, TokenizedData, answer_tokens, tokens_end_to_end
 from crashproof.distillation.data.token_cache import cached_state
-from crashproof.distillation.data.tool_conversations import read_conversation
+from crashproof.distillation.data.tool_conversations import check_conversation
 from crashproof.distillation.losses.divergences import IGNORED
 from crashproof.distillation.settings.data import DataConfig
-from crashproof.distillation.text.chat import BUILTIN_TEMPLATE, Tools, render_chat
+from crashproof.distillation.text.chat import BUILTIN_TEMPLATE, render_chat
 from crashproof.distillation.text.tokenizer import tokenizer_hash
-from crashproof.errors import DataError
+from crashproof.samples.messages import Message, read_messages
+from crashproof.samples.problems import InvalidSample, LeftOut
+from crashproof.samples.rules import SampleRules
+from crashproof.samples.sample import require_learned
+from crashproof.samples.tools import Tools
 
 __all__ = [
     "AnswerBatch",
@@ -40,7 +37,9 @@ __all__ = [
     "read_answers",
 ]
 
-_FORMAT = 1
+_FORMAT = 2
+_AS_READ = SampleRules(learns_reasoning=True, learns_refusals=True)
+"""For what was read before: nothing more is taken away."""
 _LINES = (
     'A line is {"prompt": …, "answer": …} or {"messages": […]} that ends with the assistant\'s answer; optional are '
     '"quality", a number from 0 to 1, or "rejected", a worse answer.'
@@ -68,6 +67,9 @@ class AnswerLine:
     """The messages before the answer."""
     tools: Tools | None
     answer: str
+    """Empty if the assistant only calls tools."""
+    reply: Message
+    """The answer as a message of the assistant."""
     rejected: str | None
     quality: float | None
 
@@ -82,12 +84,10 @@ class AnswerSource(Source):
         Raises:
             DataError: Names the line and the problem.
         """
-        if sample.get("tools") is not None and isinstance(sample.get("messages"), list):
-            sample = sample | {"messages": read_conversation(sample, self.where).messages}
         try:
             return _line(sample)
         except InvalidSample as error:
-            raise error.at(self.where, sample["line"]) from error
+            raise error.at(self.place(sample)) from error
 
     def documents(self) -> list[str]:
         """All text, for training a tokenizer."""
@@ -196,16 +196,15 @@ class AnswerData(TaskData):
         return torch.stack([num_tokens, num_tokens * ~has_quality, is_judged.long()], dim=1)
 
 
-def read_answers(path: Path) -> AnswerSource:
-    """Read a file and check every line.
+def read_answers(paths: Path | list[Path], config: AnswerDataConfig | None = None) -> AnswerSource:
+    """Read files and check every line.
 
     Raises:
         DataError: Names the file, the line and the problem.
     """
-    source = AnswerSource.read(path)
-    for sample in source.samples:
-        source.line(sample)
-    return source
+    config = config or AnswerDataConfig()
+    rules = rules_of(config, compares=True)
+    return AnswerSource.read(paths, check=_require_answer, rules=rules, split=config.split)
 
 
 def answer_data(
@@ -231,23 +230,33 @@ def answer_data(
     return AnswerData(sequences, state["quality"], state["rejected_at"].tolist(), has_rejected=has_rejected)
 
 
+def _require_answer(sample: dict[str, Any]) -> None:
+    """Raises `InvalidSample` or `LeftOut` if a sample has no answer to learn."""
+    line = _line(sample)
+    if line.prompt is None:
+        require_learned(sample, [len(line.messages)])
+
+
 def _line(sample: dict[str, Any]) -> AnswerLine:
     if "messages" in sample and ("prompt" in sample or "answer" in sample):
         raise InvalidSample('it has "prompt" or "answer" beside "messages"', _LINES)
     messages: list[Message] = []
     if "messages" in sample:
         prompt = None
-        messages, answer = _split_answer(sample["messages"])
+        messages, reply = _split_answer(sample)
     else:
-        prompt, answer = _text_field(sample, "prompt"), _text_field(sample, "answer")
+        prompt = _text_field(sample, "prompt")
+        reply = {"role": "assistant", "content": _text_field(sample, "answer")}
     quality, rejected = sample.get("quality"), sample.get("rejected")
     if quality is not None and rejected is not None:
         raise InvalidSample('it has both "quality" and "rejected"', "Keep one of them.")
+    answer = reply["content"] or ""
     return AnswerLine(
         prompt=prompt,
         messages=messages,
         tools=sample.get("tools"),
         answer=answer,
+        reply=reply,
         rejected=_rejected(rejected, answer),
         quality=_quality(quality),
     )
@@ -255,9 +264,11 @@ def _line(sample: dict[str, Any]) -> AnswerLine:
 
 def _text_field(sample: dict[str, Any], name: str) -> str:
     text = sample.get(name)
-    # White space is a prompt, but no answer.
-    if not isinstance(text, str) or not (text if name == "prompt" else text.strip()):
+    if not isinstance(text, str) or (not text and name == "prompt"):
         raise InvalidSample(f'"{name}" must be non-empty text', _LINES)
+    # White space is a prompt, but no answer.
+    if not text.strip() and name == "answer":
+        raise LeftOut("the answer is empty", _LINES)
     return text
 
 
@@ -281,21 +292,18 @@ def _rejected(rejected: object, answer: str) -> str | None:
     return rejected
 
 
-def _split_answer(messages: object) -> tuple[list[Message], str]:
+def _split_answer(sample: dict[str, Any]) -> tuple[list[Message], Message]:
     """The messages before the answer, and the answer."""
+    messages = sample["messages"]
     if not isinstance(messages, list) or len(messages) < 2:
         raise InvalidSample('"messages" must be a list with at least a question and an answer', _LINES)
-    checked = [check_message(each, number, read_arguments=_read_arguments) for number, each in enumerate(messages, 1)]
-    last = checked[-1]
-    if last["role"] != "assistant" or last.get("tool_calls"):
-        raise InvalidSample("the last message must be a text answer of the assistant", _LINES)
-    if not last["content"].strip():
-        raise InvalidSample("the assistant's answer is empty", _LINES)
-    return checked[:-1], last["content"]
-
-
-def _read_arguments(name: str, arguments: object) -> Message:
-    return arguments if isinstance(arguments, dict) else parse_arguments(name, arguments)
+    read = check_conversation(sample).messages if sample.get("tools") else read_messages(messages, _AS_READ).messages
+    last = read[-1]
+    if last["role"] != "assistant":
+        raise InvalidSample("the last message must be an answer of the assistant", _LINES)
+    if not last.get("tool_calls") and not last["content"].strip():
+        raise LeftOut("the assistant's answer is empty", _LINES)
+    return read[:-1], last
 
 
 def _text(sample: dict[str, Any]) -> str:
@@ -317,13 +325,14 @@ def _tokenize(source: AnswerSource, max_length: int, tokenizer: PreTrainedTokeni
     for sample in source.samples:
         line = source.line(sample)
         try:
-            answers.append(_sequence(line, line.answer, max_length, tokenizer))
+            answers.append(_sequence(line, line.reply, max_length, tokenizer))
             if line.rejected is not None:
-                rejected.append(_sequence(line, line.rejected, max_length, tokenizer))
+                worse = {"role": "assistant", "content": line.rejected}
+                rejected.append(_sequence(line, worse, max_length, tokenizer))
         except InvalidSample as error:
-            raise error.at(source.where, sample["line"]) from error
+            raise error.at(source.place(sample)) from error
         except ValueError as error:
-            raise DataError(source.where, str(error), line=sample["line"]) from error
+            raise source.place(sample).error(str(error)) from error
         rejected_at.append(-1 if line.rejected is None else len(source.samples) + len(rejected) - 1)
         quality.append(math.nan if line.quality is None else line.quality)
     return {
@@ -334,14 +343,14 @@ def _tokenize(source: AnswerSource, max_length: int, tokenizer: PreTrainedTokeni
 
 
 def _sequence(
-    line: AnswerLine, answer: str, max_length: int, tokenizer: PreTrainedTokenizerFast
+    line: AnswerLine, reply: Message, max_length: int, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[list[int], list[int]]:
     """Token ids and labels of a line with this answer."""
-    text, span = _rendered(line, answer, tokenizer)
+    text, span = _rendered(line, reply, tokenizer)
     ids, labels = answer_tokens(tokenizer, text, [span], has_end=line.prompt is not None)
     if len(ids) > max_length:
         num_before = next(place for place, label in enumerate(labels) if label != IGNORED)
-        what = "it has" if answer == line.answer else "with the rejected answer it has"
+        what = "it has" if reply is line.reply else "with the rejected answer it has"
         room = ", which leaves no room for the answer" if num_before >= max_length else ""
         raise InvalidSample(
             f"{what} {len(ids):,} tokens, {num_before:,} of them before the answer, and data.max_length is "
@@ -351,11 +360,10 @@ def _sequence(
     return ids, labels
 
 
-def _rendered(line: AnswerLine, answer: str, tokenizer: PreTrainedTokenizerFast) -> tuple[str, tuple[int, int]]:
+def _rendered(line: AnswerLine, reply: Message, tokenizer: PreTrainedTokenizerFast) -> tuple[str, tuple[int, int]]:
     """The whole text, and the characters of the answer."""
     if line.prompt is not None:
-        text = line.prompt + answer
+        text = f"{line.prompt}{reply['content']}"
         return text, (len(line.prompt), len(text))
-    messages = [*line.messages, {"role": "assistant", "content": answer}]
-    text, turns = render_chat(messages, tokenizer, tools=line.tools)
+    text, turns = render_chat([*line.messages, reply], tokenizer, tools=line.tools)
     return text, turns[-1]

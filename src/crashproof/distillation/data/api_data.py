@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections import deque
@@ -19,6 +18,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from crashproof.data_files.reader import digest_files
+from crashproof.data_files.selection import select_files
 from crashproof.distillation.data.text_data import Batch, Sample, TokenizedData, TopK, TrainingData
 from crashproof.distillation.losses.divergences import IGNORED
 from crashproof.distillation.text.chat import render_chat
@@ -27,6 +28,12 @@ from crashproof.distillation.text.tokenizer import encode_text, end_id, padding_
 from crashproof.errors import AnswerUnusable, DataError, ModelMismatch
 from crashproof.pytorch.interrupts import Interrupts, StopRequested
 from crashproof.rules.requests import TeacherRequest
+from crashproof.samples.messages import Message, read_messages
+from crashproof.samples.problems import InvalidSample, LeftOut
+from crashproof.samples.rules import SampleRules
+from crashproof.samples.sample import require_learned
+from crashproof.samples.tally import Tally
+from crashproof.samples.thoughts import with_thoughts
 from crashproof.teacher import Answer, Teacher
 from crashproof.teacher.jobs.prompts import Prompt, problem_with_answer, read_prompts
 from crashproof.tracking.tracker import ProgressTracker
@@ -44,21 +51,42 @@ class PromptSource:
 
     path: Path
     prompts: list[Prompt]
+    """As the teacher is asked."""
+    chats: list[list[Message]]
+    """Their messages as the student reads them."""
     sha256: str
 
     def documents(self) -> list[str]:
         """All text, for training a tokenizer."""
-        return [str(message.get("content") or "") for prompt in self.prompts for message in prompt.messages]
+        return [str(message.get("content") or "") for chat in self.chats for message in chat]
 
 
-def load_prompts(path: Path) -> PromptSource:
-    """Read the prompts of a training run.
+def load_prompts(path: Path, rules: SampleRules | None = None, *, split: str | None = None) -> PromptSource:
+    """Read the prompts of a training run; those that a student cannot read are left out, and never asked.
 
     Raises:
         DataError: The file is missing or empty, or a line is malformed; names the line.
     """
-    prompts = list(read_prompts(path))
-    return PromptSource(path=path, prompts=prompts, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    rules = rules or SampleRules()
+    tally = Tally(str(path))
+    prompts, chats = [], []
+    for prompt in read_prompts(path, split=split):
+        assert prompt.place is not None, "prompts are read from files"
+        try:
+            chat = read_messages(prompt.messages, rules)
+        except LeftOut as problem:
+            tally.leave_out(problem, prompt.place)
+            continue
+        except InvalidSample as error:
+            raise error.at(prompt.place) from error
+        prompts.append(prompt)
+        chats.append(chat.messages)
+        tally.forms["prompts"] += 1
+        tally.notes.update(chat.notes)
+    if not prompts:
+        raise tally.nothing_left() or DataError(path, "it contains no prompts")
+    tally.report()
+    return PromptSource(path=path, prompts=prompts, chats=chats, sha256=digest_files(select_files(path, split=split)))
 
 
 class ApiData(TrainingData):
@@ -80,6 +108,7 @@ class ApiData(TrainingData):
         ahead_samples: int,
         open_teacher: Callable[[ProgressTracker], AbstractContextManager[Teacher]],
         interrupts: Interrupts,
+        rules: SampleRules | None = None,
     ) -> None:
         """Prepare the prompts; requests begin with `attach`.
 
@@ -93,6 +122,7 @@ class ApiData(TrainingData):
         self._max_length = max_length
         self._top_k = top_k
         self._interrupts = interrupts
+        self._rules = rules or SampleRules()
         self._ids_of_bytes = BytesToIds(token_bytes(tokenizer)) if top_k is not None else None
         self._teacher: Teacher | None = None
         self._ahead_samples = ahead_samples
@@ -148,8 +178,10 @@ class ApiData(TrainingData):
     def _ask(self, index: int) -> Future[Answer]:
         assert self._teacher is not None, "`connect` comes before the first batch"
         prompt = self._source.prompts[index]
+        takes_refusals = self._rules.learns_refusals
         return self._teacher.begin(
-            self._request(prompt), check=lambda answer: problem_with_answer(prompt, answer.message)
+            self._request(prompt),
+            check=lambda answer: problem_with_answer(prompt, answer.message, takes_refusals=takes_refusals),
         )
 
     def _request(self, prompt: Prompt) -> TeacherRequest:
@@ -158,17 +190,31 @@ class ApiData(TrainingData):
         return self._teacher.request(prompt.messages, tools=prompt.tools, **parameters)
 
     def _sample(self, index: int, asked: Future[Answer]) -> _AnsweredSample:
-        prompt = self._source.prompts[index]
         try:
             answer = self._wait(asked)
-        except AnswerUnusable as error:
+            if self._top_k is not None and answer.text and not answer.message.get("tool_calls"):
+                return self._from_tokens(index, answer)
+            return self._from_text(index, self._reply(answer))
+        except (AnswerUnusable, InvalidSample, LeftOut) as error:
             if index not in self._reported:
                 self._reported.add(index)
-                log.warning("Skipping %s, line %d: %s", self._source.path, prompt.line, error)
-            return _unanswered(self._ids_before(prompt)[: self._max_length])
-        if self._top_k is None:
-            return self._from_text(prompt, answer)
-        return self._from_tokens(prompt, answer)
+                log.warning("Skipping %s (%s skipped so far)", self._error(index, str(error)), len(self._reported))
+            return _unanswered(self._ids_before(index)[: self._max_length])
+
+    def _reply(self, answer: Answer) -> Message:
+        """The answer as the student learns it.
+
+        Raises:
+            InvalidSample, LeftOut: It is malformed, or not to be learned.
+        """
+        chat = read_messages([answer.message | {"role": "assistant"}], self._rules)
+        require_learned({"unlearned": chat.unlearned, "refusals": chat.refusals}, [0])
+        return chat.messages[0]
+
+    def _error(self, index: int, reason: str, *, hint: str = "") -> DataError:
+        place = self._source.prompts[index].place
+        assert place is not None, "prompts are read from files"
+        return place.error(reason, hint=hint)
 
     def _wait(self, future: Future[Answer]) -> Answer:
         while True:
@@ -178,23 +224,30 @@ class ApiData(TrainingData):
                 if self._interrupts.is_requested:
                     raise StopRequested from None
 
-    def _from_text(self, prompt: Prompt, answer: Answer) -> _AnsweredSample:
-        before, said, after = self._parts(prompt, answer)
-        ids, spans = encode_text(self._tokenizer, before + said + after)
-        is_predicted = [end > len(before) for _, end in spans]
-        if prompt.text is not None:
+    def _from_text(self, index: int, reply: Message) -> _AnsweredSample:
+        prompt = self._source.prompts[index].text
+        if prompt is not None:
+            start = len(prompt)
+            text = prompt + with_thoughts(reply.get("reasoning_content", ""), reply["content"])
+        else:
+            text, (start, end) = self._rendered(index, reply)
+            text = text[:end]
+        ids, spans = encode_text(self._tokenizer, text)
+        is_predicted = [end > start for _, end in spans]
+        if prompt is not None:
             ids, is_predicted = [*ids, end_id(self._tokenizer)], [*is_predicted, True]
         cut = slice(0, self._max_length)
         return _AnsweredSample(Sample(ids=ids[cut], is_predicted=is_predicted[cut]), [])
 
-    def _from_tokens(self, prompt: Prompt, answer: Answer) -> _AnsweredSample:
+    def _from_tokens(self, index: int, answer: Answer) -> _AnsweredSample:
         """The teacher's own tokens, mapped to the student's vocabulary by their bytes."""
+        prompt = self._source.prompts[index]
         if answer.logprobs is None:
             raise ModelMismatch(
                 f"The answer to {self._source.path}, line {prompt.line} has no log-probabilities.",
                 hint="Use a teacher that returns them, or leave out teacher.logprobs and set loss.kd to 0.",
             )
-        before, _, after = self._parts(prompt, answer)
+        before, _, after = self._parts(index, answer)
         prompt_ids = encode_text(self._tokenizer, before).ids
         said_ids = [self._id_of(entry, place, prompt) for place, entry in enumerate(answer.logprobs, 1)]
         last = [end_id(self._tokenizer)] if prompt.text is not None else encode_text(self._tokenizer, after).ids
@@ -230,41 +283,42 @@ class ApiData(TrainingData):
                 known[found] = float(np.logaddexp(known.get(found, -math.inf), each["logprob"]))
         return list(known.items())[: self._top_k]
 
-    def _parts(self, prompt: Prompt, answer: Answer) -> tuple[str, str, str]:
+    def _parts(self, index: int, answer: Answer) -> tuple[str, str, str]:
         """The text before the answer, the answer, and what the template adds after it."""
+        prompt = self._source.prompts[index]
         if prompt.text is not None:
             return prompt.text, answer.text, ""
-        text, (start, end) = self._rendered(prompt, answer.text)
+        text, (start, end) = self._rendered(index, {"role": "assistant", "content": answer.text})
         said = answer.text if text.startswith(answer.text, start) else answer.text.strip()
         if not text.startswith(said, start):
-            raise DataError(self._source.path, "the chat template rewrites the answer", line=prompt.line)
+            raise self._error(index, "the chat template rewrites the answer")
         return text[:start], said, text[start + len(said) : end]
 
-    def _ids_before(self, prompt: Prompt) -> list[int]:
+    def _ids_before(self, index: int) -> list[int]:
         """The tokens before the answer."""
-        before = prompt.text
+        before = self._source.prompts[index].text
         if before is None:
-            text, (start, _) = self._rendered(prompt, "-")
+            text, (start, _) = self._rendered(index, {"role": "assistant", "content": "-"})
             before = text[:start]
         return encode_text(self._tokenizer, before).ids
 
-    def _rendered(self, prompt: Prompt, answer: str) -> tuple[str, tuple[int, int]]:
+    def _rendered(self, index: int, reply: Message) -> tuple[str, tuple[int, int]]:
         """A prompt with an answer through the chat template, and the characters of the answer."""
+        messages, tools = [*self._source.chats[index], reply], self._source.prompts[index].tools
         try:
-            text, spans = render_chat([*prompt.messages, {"role": "assistant", "content": answer}], self._tokenizer)
+            text, spans = render_chat(messages, self._tokenizer, tools=tools)
         except ValueError as error:
-            raise DataError(self._source.path, str(error), line=prompt.line) from error
+            raise self._error(index, str(error)) from error
         return text, spans[-1]
 
     def _require_room(self) -> None:
         """Find prompts that are too long before any request is paid for."""
-        for prompt in self._source.prompts:
-            num_tokens = len(self._ids_before(prompt))
+        for index in range(len(self)):
+            num_tokens = len(self._ids_before(index))
             if num_tokens >= self._max_length:
-                raise DataError(
-                    self._source.path,
+                raise self._error(
+                    index,
                     f"its {num_tokens:,} tokens leave no room for an answer within {self._max_length:,}",
-                    line=prompt.line,
                     hint="Raise data.max_length.",
                 )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from crashproof.distillation.data.source import Source, rules_of
 from crashproof.distillation.data.token_cache import cached_state
 from crashproof.distillation.losses.divergences import IGNORED, next_token_targets
 from crashproof.distillation.settings.data import DataConfig
@@ -23,13 +23,13 @@ from crashproof.distillation.text.chat import render_chat
 from crashproof.distillation.text.corpus import builtin_documents, text_hash
 from crashproof.distillation.text.tokenizer import encode_text, end_id, padding_id, tokenizer_hash
 from crashproof.errors import DataError
-from crashproof.json_lines import read_objects
+from crashproof.samples.problems import InvalidSample, LeftOut
+from crashproof.samples.sample import require_learned
 from crashproof.tracking.tracker import ProgressTracker
 
 __all__ = [
     "Batch",
     "Sample",
-    "Source",
     "TaskData",
     "TokenizedData",
     "TopK",
@@ -40,8 +40,8 @@ __all__ = [
     "tokens_end_to_end",
 ]
 
-_FORMAT = 1
-_FORMATS = 'A line is {"text": …}, {"prompt": …, "teacher_text": …} or {"messages": […]}.'
+_FORMAT = 2
+_FORMATS = 'A line is {"text": …}, {"prompt": …, "teacher_text": …}, {"messages": […]}, or another form of the guide.'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,56 +130,6 @@ class TaskData(TrainingData, Protocol):
     def tokens(self) -> TokenizedData:
         """All samples as plain tokens, in the same order."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """Samples before any tokenizer."""
-
-    samples: list[dict[str, Any]]
-    """Each with the number of its line as `line`."""
-    sha256: str
-    path: Path | None
-    """None for built-in text and generated tasks."""
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read the JSON objects of a file, without checking them.
-
-        Raises:
-            DataError: The file is missing or empty, or a line is not a JSON object; names the line.
-        """
-        samples = [sample | {"line": number} for number, sample in read_objects(path)]
-        if not samples:
-            raise DataError(path, "it contains no samples", hint="Put one JSON object on each line.")
-        return cls(samples=samples, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), path=path)
-
-    @classmethod
-    def generated(cls, samples: list[dict[str, object]]) -> Self:
-        """The samples of a generated task."""
-        return cls(samples=samples, sha256=hashlib.sha256(json.dumps(samples).encode()).hexdigest(), path=None)
-
-    @property
-    def where(self) -> Path:
-        """What errors name as the place of a sample."""
-        return self.path or Path("the generated task")
-
-    def documents(self) -> list[str]:
-        """All text, for training a tokenizer."""
-        return [_text(sample) for sample in self.samples]
-
-    def split(self, held_out: float) -> tuple[Self, Self]:
-        """The training part, and an evenly spread share of the lines that is held out from it."""
-        num_held_out = round(len(self.samples) * held_out)
-        places = {int((place + 0.5) * len(self.samples) / num_held_out) for place in range(num_held_out)}
-        return tuple(  # type: ignore[return-value]
-            dataclasses.replace(
-                self,
-                samples=[sample for place, sample in enumerate(self.samples) if (place in places) is is_held_out],
-                sha256=hashlib.sha256(f"{self.sha256} {held_out} {is_held_out}".encode()).hexdigest(),
-            )
-            for is_held_out in (False, True)
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,17 +227,13 @@ def load_source(config: DataConfig) -> Source:
     """Read the data and check every line.
 
     Raises:
-        DataError: The file is missing or empty, or a line is malformed; names the line.
+        DataError: A file is missing or empty, or a line is malformed; names the line.
     """
     if config.path is None:
         documents = builtin_documents()
         samples = [{"text": text, "line": number} for number, text in enumerate(documents, 1)]
         return Source(samples=samples, sha256=text_hash(documents), path=None)
-    source = Source.read(config.path)
-    for sample in source.samples:
-        if problem := _problem_with(sample):
-            raise DataError(config.path, problem, line=sample["line"], hint=_FORMATS)
-    return source
+    return Source.read(config.path, check=_require_text, rules=rules_of(config), split=config.split)
 
 
 def tokenized(source: Source, config: DataConfig, tokenizer: PreTrainedTokenizerFast, cache: Path) -> TokenizedData:
@@ -330,32 +276,20 @@ def _moved(value: Any, device: torch.device) -> Any:
     return value.to(device) if hasattr(value, "to") else value
 
 
-def _problem_with(sample: dict[str, Any]) -> str | None:
+def _require_text(sample: dict[str, Any]) -> None:
+    """Raises `InvalidSample` or `LeftOut` if a sample has nothing to learn."""
     if "messages" in sample:
-        messages = sample["messages"]
-        if not isinstance(messages, list) or not messages:
-            return '"messages" must be a non-empty list'
-        for message in messages:
-            if not isinstance(message, dict) or not isinstance(message.get("content"), str) or "role" not in message:
-                return 'each message needs a "role" and a "content" that is text'
-        has_answer = any(message["role"] == "assistant" for message in messages)
-        return None if has_answer else 'no message has the role "assistant"'
-    if "prompt" in sample or "teacher_text" in sample:
-        if isinstance(sample.get("prompt"), str) and isinstance(sample.get("teacher_text"), str):
-            return None
-        return '"prompt" and "teacher_text" must both be present and be text'
-    if isinstance(sample.get("text"), str):
-        return None
-    return 'it needs "text", or "prompt" with "teacher_text", or "messages"'
-
-
-def _text(sample: dict[str, Any]) -> str:
-    """Everything in a sample that is text."""
-    if isinstance(sample.get("text"), str):
-        return str(sample["text"])
-    if isinstance(sample.get("messages"), list):
-        return "\n".join(str(message["content"]) for message in sample["messages"])
-    return f"{sample['prompt']}{sample['teacher_text']}"
+        answers = [place for place, message in enumerate(sample["messages"]) if message["role"] == "assistant"]
+        if not answers:
+            raise InvalidSample('no message has the role "assistant"', _FORMATS)
+        require_learned(sample, answers)
+    elif "prompt" in sample or "answer" in sample:
+        if not isinstance(sample.get("prompt"), str) or not isinstance(sample.get("answer"), str):
+            raise InvalidSample('"prompt" and "teacher_text" must both be present and be text', _FORMATS)
+        if not sample["answer"].strip():
+            raise LeftOut("the answer is empty", "Only its end would be learned.")
+    elif not isinstance(sample.get("text"), str):
+        raise InvalidSample('it needs "text", or "prompt" with "teacher_text", or "messages"', _FORMATS)
 
 
 def _tokenize(source: Source, max_length: int, tokenizer: PreTrainedTokenizerFast) -> dict[str, Tensor]:
@@ -371,7 +305,7 @@ def _sequences(
     sample: dict[str, Any], source: Source, max_length: int, tokenizer: PreTrainedTokenizerFast
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Token ids and labels of the sequences of a sample, without those in which nothing is predicted."""
-    if "text" in sample and "messages" not in sample:
+    if "messages" not in sample and "prompt" not in sample:
         ids = [*encode_text(tokenizer, sample["text"]).ids, end_id(tokenizer)]
         chunks = (ids[start : start + max_length] for start in range(0, len(ids), max_length))
         yield from ((chunk, chunk) for chunk in chunks if len(chunk) > 1)
@@ -380,10 +314,8 @@ def _sequences(
     ids, labels = answer_tokens(tokenizer, text, spans, has_end="messages" not in sample)
     ids, labels = ids[:max_length], labels[:max_length]
     if all(label == IGNORED for label in labels[1:]):
-        raise DataError(
-            source.where,
+        raise source.place(sample).error(
             f"the answer begins after the first {max_length} tokens, which are all that is read",
-            line=sample["line"],
             hint="Raise data.max_length.",
         )
     yield ids, labels
@@ -393,11 +325,13 @@ def _answer_spans(
     sample: dict[str, Any], source: Source, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[str, list[tuple[int, int]]]:
     """The text of a sample, and the characters in it that are to be learned."""
-    if "messages" in sample:
-        try:
-            return render_chat(sample["messages"], tokenizer)
-        except ValueError as error:
-            raise DataError(source.where, str(error), line=sample["line"]) from error
-    prompt = sample["prompt"]
-    text = prompt + sample["teacher_text"]
-    return text, [(len(prompt), len(text))]
+    if "messages" not in sample:
+        text = sample["prompt"] + sample["answer"]
+        return text, [(len(sample["prompt"]), len(text))]
+    try:
+        text, turns = render_chat(sample["messages"], tokenizer, tools=sample.get("tools"))
+    except ValueError as error:
+        raise source.place(sample).error(str(error)) from error
+    places = [place for place, message in enumerate(sample["messages"]) if message["role"] == "assistant"]
+    unlearned = sample.get("unlearned", ())
+    return text, [turn for place, turn in zip(places, turns, strict=True) if place not in unlearned]

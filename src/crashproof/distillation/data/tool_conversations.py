@@ -14,18 +14,24 @@ import jsonschema
 import referencing.exceptions
 from referencing.jsonschema import EMPTY_REGISTRY
 
-from crashproof.distillation.data.messages import InvalidSample, Message, check_message, parse_arguments
-from crashproof.distillation.data.text_data import Source
-from crashproof.distillation.text.chat import Tools, render_builtin
+from crashproof.distillation.data.source import Source, place_of, rules_of
+from crashproof.distillation.settings.data import DataConfig
+from crashproof.distillation.text.chat import render_builtin
 from crashproof.distillation.text.json_grammar import problem_with_schema
-from crashproof.errors import DataError
+from crashproof.samples.messages import Message, read_messages
+from crashproof.samples.problems import InvalidSample, LeftOut
+from crashproof.samples.rules import SampleRules
+from crashproof.samples.sample import require_learned
+from crashproof.samples.tools import Tools, read_tools
 
-__all__ = ["Call", "Conversation", "ToolSource", "read_conversation", "read_source"]
+__all__ = ["Call", "Conversation", "ToolSource", "check_conversation", "read_conversation", "read_source"]
 
 _FORMAT = (
     'A line is {"messages": […], "tools": [{"type": "function", "function": {"name": …, "parameters": …}}]}, '
     "as OpenAI's chat API takes them."
 )
+_AS_READ = SampleRules(learns_reasoning=True, learns_refusals=True)
+"""For what was read before: nothing more is taken away."""
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 _DECIDES_THE_TYPE = frozenset({"type", "$ref", "allOf", "anyOf", "oneOf", "const", "enum"})
 
@@ -52,6 +58,8 @@ class Conversation:
     calls: list[Call]
     restated: list[tuple[int, int]] | None
     """Characters of the last answer that restate a tool's result, if the line has `integration_spans`."""
+    unlearned: frozenset[int] = frozenset()
+    """Indices of the assistant's messages that are context only."""
 
     def offered(self) -> list[str]:
         """The names of all tools that can be called."""
@@ -72,23 +80,39 @@ class ToolSource(Source):
         return [render_builtin(each.messages, each.tools) for _, each in self.conversations()]
 
 
-def read_source(path: Path, *, has_one_call: bool) -> ToolSource:
-    """Read a file and check every line.
+def read_source(paths: Path | list[Path], config: DataConfig | None = None, *, has_one_call: bool) -> ToolSource:
+    """Read files and check every line.
 
     Args:
-        path: JSONL.
-        has_one_call: Require exactly one call in each line; otherwise at least one.
+        paths: Files or folders.
+        config: `data`.
+        has_one_call: Learn only lines with exactly one call; otherwise with at least one.
 
     Raises:
         DataError: Names the file, the line and the problem.
     """
-    source = ToolSource.read(path)
-    for number, conversation in source.conversations():
-        num_calls = len(conversation.calls)
-        if num_calls == 0 or (has_one_call and num_calls > 1):
-            wanted = "exactly one tool call" if has_one_call else "at least one tool call"
-            raise DataError(path, f"it must have {wanted}, and has {num_calls}", line=number, hint=_FORMAT)
-    return source
+    config = config or DataConfig()
+    check = partial(_require_calls, has_one_call=has_one_call)
+    return ToolSource.read(paths, check=check, rules=rules_of(config), split=config.split)
+
+
+def _require_calls(sample: dict[str, Any], *, has_one_call: bool) -> None:
+    """Raises `InvalidSample` or `LeftOut` if a sample has no call to learn."""
+    if "messages" not in sample:
+        raise InvalidSample('"messages" must be a non-empty list', _FORMAT)
+    answers = [place for place, message in enumerate(sample["messages"]) if message["role"] == "assistant"]
+    if not any(message.get("tool_calls") for message in sample["messages"]):
+        # Without tools there may well be no call: that is no mistake in the line.
+        _require_number(0, has_one_call=has_one_call)
+    calls = check_conversation(sample).calls
+    _require_number(len(calls), has_one_call=has_one_call)
+    require_learned(sample, [calls[-1].message] if has_one_call else answers)
+
+
+def _require_number(num_calls: int, *, has_one_call: bool) -> None:
+    if num_calls == 0 or (has_one_call and num_calls > 1):
+        wanted = "exactly one tool call" if has_one_call else "at least one tool call"
+        raise LeftOut(f"it must have {wanted}, and has {num_calls}", "It teaches nothing to this recipe.")
 
 
 def read_conversation(sample: dict[str, Any], where: Path) -> Conversation:
@@ -98,21 +122,29 @@ def read_conversation(sample: dict[str, Any], where: Path) -> Conversation:
         DataError: Names the line and the problem.
     """
     try:
-        return _conversation(sample)
+        return check_conversation(sample)
     except InvalidSample as error:
-        raise error.at(where, sample["line"]) from error
+        raise error.at(place_of(sample, where)) from error
 
 
-def _conversation(sample: dict[str, Any]) -> Conversation:
-    schemas = _schemas(sample.get("tools"))
+def check_conversation(sample: dict[str, Any]) -> Conversation:
+    """Check one line and prepare it for a chat template.
+
+    Raises:
+        InvalidSample: Says what is wrong with it.
+    """
+    tools = read_tools(sample.get("tools"))
+    schemas = _schemas(tools)
+    assert tools is not None
     given = sample.get("messages")
     if not isinstance(given, list) or not given:
         raise InvalidSample('"messages" must be a non-empty list', _FORMAT)
+    read = read_messages(given, _AS_READ)
     messages: list[Message] = []
     calls: list[Call] = []
     open_ids: deque[object] = deque()
-    for place, each in enumerate(given):
-        message = check_message(each, place + 1, read_arguments=partial(_read_arguments, schemas))
+    for place, each in enumerate(read.messages):
+        message = _with_checked_calls(each, schemas)
         messages.append(message)
         for call in message.get("tool_calls", ()):
             name, arguments = call["function"]["name"], call["function"]["arguments"]
@@ -121,7 +153,19 @@ def _conversation(sample: dict[str, Any]) -> Conversation:
         if message["role"] == "tool":
             _close_call(message, open_ids)
     restated = _restated_spans(sample.get("integration_spans"), messages)
-    return Conversation(messages=messages, tools=sample["tools"], calls=calls, restated=restated)
+    unlearned = frozenset(sample.get("unlearned", ())) | frozenset(read.unlearned)
+    return Conversation(messages=messages, tools=tools, calls=calls, restated=restated, unlearned=unlearned)
+
+
+def _with_checked_calls(message: Message, schemas: dict[str, dict[str, Any]]) -> Message:
+    if "tool_calls" not in message:
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = call["function"]
+        arguments = _checked_arguments(schemas, function["name"], function["arguments"])
+        calls.append(call | {"function": function | {"arguments": arguments}})
+    return message | {"tool_calls": calls}
 
 
 def _schemas(tools: object) -> dict[str, dict[str, Any]]:
@@ -160,7 +204,7 @@ def _schema(tool: object) -> tuple[str, dict[str, Any]]:
     return name, schema if _DECIDES_THE_TYPE & schema.keys() else {"type": "object"} | schema
 
 
-def _read_arguments(schemas: dict[str, dict[str, Any]], name: str, text: object) -> Message:
+def _checked_arguments(schemas: dict[str, dict[str, Any]], name: str, given: Message) -> Message:
     """The arguments of a call, checked against the schema of its tool."""
     if name not in schemas:
         raise InvalidSample(
@@ -168,7 +212,7 @@ def _read_arguments(schemas: dict[str, dict[str, Any]], name: str, text: object)
             f'Offered are {", ".join(schemas)}; add the tool to "tools", or correct the call.',
         )
     schema = schemas[name]
-    arguments: Message = _in_order(parse_arguments(name, text), schema, schema)
+    arguments: Message = _in_order(given, schema, schema)
     violation = _violation(arguments, schema)
     if violation:
         raise InvalidSample(

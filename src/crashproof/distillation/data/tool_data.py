@@ -23,11 +23,10 @@ from crashproof.distillation.settings.data import DataConfig
 from crashproof.distillation.text.chat import BUILTIN_TEMPLATE
 from crashproof.distillation.text.json_grammar import JsonGrammars
 from crashproof.distillation.text.tokenizer import tokenizer_hash
-from crashproof.errors import DataError
 
 __all__ = ["ToolBatch", "ToolData", "ToolDataConfig", "tool_data"]
 
-_FORMAT = 1
+_FORMAT = 2
 _COUNTED = {"selection": SELECTION, "arguments": ARGUMENTS, "json": JSON, "integration": INTEGRATION}
 
 
@@ -200,17 +199,16 @@ def _tokenize(
     ends_with_call: bool,
 ) -> dict[str, Any]:
     samples = []
-    for line, conversation in source.conversations():
+    for sample_fields, (_, conversation) in zip(source.samples, source.conversations(), strict=True):
+        place = source.place(sample_fields)
         try:
             chat = render_conversation(conversation, tokenizer, min_words=config.restated_words)
             sample = tool_tokens(chat, conversation.offered(), tokenizer, grammars, ends_with_call=ends_with_call)
         except ValueError as error:
-            raise DataError(source.where, str(error), line=line) from error
+            raise place.error(str(error)) from error
         if len(sample.ids) > config.max_length:
-            raise DataError(
-                source.where,
+            raise place.error(
                 f"it has {len(sample.ids):,} tokens, and data.max_length is {config.max_length:,}",
-                line=line,
                 hint="Raise data.max_length, or leave out the line: a truncated call teaches nothing.",
             )
         samples.append(sample)

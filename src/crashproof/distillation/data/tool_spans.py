@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-from crashproof.distillation.data.messages import Message
 from crashproof.distillation.data.restated_spans import restated_spans
 from crashproof.distillation.data.tool_conversations import Call, Conversation
 from crashproof.distillation.text.chat import render_chat, render_text
+from crashproof.samples.messages import Message
 
 __all__ = ["CallSpan", "RenderedChat", "render_conversation"]
 
@@ -37,7 +37,7 @@ class RenderedChat:
 
     text: str
     turns: list[Span]
-    """The assistant's, including their end marks."""
+    """The assistant's that are learned, including their end marks."""
     calls: list[CallSpan]
     """In the order of the text."""
     restated: list[Span]
@@ -70,8 +70,9 @@ def render_conversation(
         _call_span(call, turn_of[call.message], names[number], arguments[number])
         for number, call in enumerate(conversation.calls)
     ]
+    learned = [turn for place, turn in turn_of.items() if place not in conversation.unlearned]
     return RenderedChat(
-        text=text, turns=turns, calls=calls, restated=_restated(conversation, text, turn_of, min_words)
+        text=text, turns=learned, calls=calls, restated=_restated(conversation, text, turn_of, min_words)
     )
 
 

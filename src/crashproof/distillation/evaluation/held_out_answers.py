@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from transformers import PreTrainedTokenizerFast
 
 from crashproof.distillation.data.answer_data import AnswerData, AnswerLine, AnswerSource
@@ -31,7 +33,8 @@ class AnswerEvaluator:
         self._pairs = data.pairs()
         self._tokenizer = tokenizer
         right = [sample for sample in source.samples if sample.get("quality") in (None, 1)]
-        lines = [source.line(sample) for sample in right[:num_generated]]
+        # An answer that only calls tools has no words to compare.
+        lines = list(islice((line for line in map(source.line, right) if line.answer), num_generated))
         self._prompts = [_question(line, tokenizer) for line in lines]
         self._answers = [line.answer for line in lines]
         self._max_new_tokens = longest_length(self._answers, tokenizer) + _SPARE_TOKENS

@@ -82,7 +82,7 @@ class AnswerRecipe(Recipe):
 def _load(config: AnswerGenerationConfig) -> AnswerSource:
     if config.data.path is None:
         return generated_answers(config.data.samples, seed=config.data.task_seed)
-    return read_answers(config.data.path)
+    return read_answers(config.data.path, config.data)
 
 
 ANSWER_GENERATION = Task(

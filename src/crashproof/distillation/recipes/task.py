@@ -9,7 +9,8 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from crashproof.distillation.data.text_data import Source, TaskData
+from crashproof.distillation.data.source import Source
+from crashproof.distillation.data.text_data import TaskData
 from crashproof.distillation.evaluation.evaluator import Evaluator
 from crashproof.distillation.recipes.recipe import Recipe
 from crashproof.distillation.settings.loss import DivergenceConfig

@@ -55,7 +55,7 @@ def tool_task(
         data = config.data
         if data.path is None:
             return generated_source(data.samples, seed=data.task_seed, has_answers=not has_one_call)
-        return read_source(data.path, has_one_call=has_one_call)
+        return read_source(data.path, data, has_one_call=has_one_call)
 
     def tokenize(source: ToolSource, config: ConfigT, tokenizer: PreTrainedTokenizerFast, cache: Path) -> ToolData:
         return tool_data(

@@ -10,10 +10,11 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from crashproof.distillation.text.chat_template import BUILTIN_TEMPLATE
+from crashproof.samples.thoughts import with_thoughts
+from crashproof.samples.tools import Tools
 
 __all__ = [
     "BUILTIN_TEMPLATE",
-    "Tools",
     "end_of_turn",
     "render_builtin",
     "render_chat",
@@ -21,8 +22,7 @@ __all__ = [
     "render_text",
 ]
 
-Tools = list[dict[str, Any]]
-"""Tool definitions, `{"type": "function", "function": {"name", "description", "parameters"}}`."""
+_THOUGHTS = "reasoning_content"
 
 
 def render_chat(
@@ -69,11 +69,12 @@ def render_text(
     Raises:
         ValueError: The template refuses the messages.
     """
+    template = tokenizer.chat_template or BUILTIN_TEMPLATE
     try:
         rendered = tokenizer.apply_chat_template(
-            messages,
+            _with_visible_thoughts(messages, str(template)),
             tools=tools,  # type: ignore[arg-type]  # Its type lacks plain lists of objects.
-            chat_template=tokenizer.chat_template or BUILTIN_TEMPLATE,
+            chat_template=template,
             tokenize=False,
             add_generation_prompt=adds_prompt,
         )
@@ -85,7 +86,8 @@ def render_text(
 def render_builtin(messages: list[dict[str, Any]], tools: Tools) -> str:
     """Render a conversation with the built-in template, without a tokenizer."""
     # A tuple of the texts and the positions of the assistant's turns, whatever its annotation says.
-    rendered: Any = render_jinja_template([messages], tools=tools, chat_template=BUILTIN_TEMPLATE)  # type: ignore[arg-type]
+    shown = _with_visible_thoughts(messages, BUILTIN_TEMPLATE)
+    rendered: Any = render_jinja_template([shown], tools=tools, chat_template=BUILTIN_TEMPLATE)  # type: ignore[arg-type]
     return str(rendered[0][0])
 
 
@@ -98,6 +100,19 @@ def end_of_turn(tokenizer: PreTrainedTokenizerFast) -> str:
         # The template needs other messages.
         return ""
     return text.rpartition("answer")[2].strip()
+
+
+def _with_visible_thoughts(messages: list[dict[str, Any]], template: str) -> list[dict[str, Any]]:
+    """Messages with their thoughts in the content, for a template that does not write them itself."""
+    if _THOUGHTS in template:
+        return messages
+    return [
+        {name: value for name, value in message.items() if name != _THOUGHTS}
+        | {"content": with_thoughts(message[_THOUGHTS], message["content"] or "")}
+        if message.get(_THOUGHTS)
+        else message
+        for message in messages
+    ]
 
 
 def _last_words(message: dict[str, Any]) -> str:

@@ -24,7 +24,8 @@ from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.lock import WriterLock
 from crashproof.distillation.data.captured_folder import CapturedFolder, CapturedFrom, CaptureManifest, ShardRecord
 from crashproof.distillation.data.shards import ShardPlan, pack_shard, plan_shards
-from crashproof.distillation.data.text_data import Source, TokenizedData, TopK, load_source, tokenized
+from crashproof.distillation.data.source import Source
+from crashproof.distillation.data.text_data import TokenizedData, TopK, load_source, tokenized
 from crashproof.distillation.display import ProgressDisplay, show_progress
 from crashproof.distillation.losses.divergences import IGNORED, next_token_targets
 from crashproof.distillation.models.causal_lm import require_vocabulary

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from crashproof.distillation.data.api_data import ApiData, PromptSource, load_prompts
 from crashproof.distillation.data.captured_logits import CapturedLogits
-from crashproof.distillation.data.text_data import Source, TaskData, TrainingData
+from crashproof.distillation.data.source import Source, rules_of
+from crashproof.distillation.data.text_data import TaskData, TrainingData
 from crashproof.distillation.recipes.task import AnyTask
 from crashproof.distillation.settings.run import RunConfig
 from crashproof.distillation.teachers.api import open_teacher
@@ -114,7 +115,12 @@ class _Prompts:
         assert config.data.path is not None, "the config refuses a paid teacher without prompts"
         self._task = task
         self._config = config
-        self.source = load_prompts(config.data.path)
+        if isinstance(config.data.path, list):
+            raise ConfigError(
+                "A paid teacher answers the prompts of one file or folder, and data.path names several.",
+                hint="Put the files into a folder.",
+            )
+        self.source = load_prompts(config.data.path, rules_of(config.data), split=config.data.split)
 
     def prepare(self, tokenizer: PreTrainedTokenizerFast, cache: Path, interrupts: Interrupts) -> Lessons:
         """See `LessonsSource.prepare`."""
@@ -132,13 +138,15 @@ class _Prompts:
             ahead_samples=config.ahead_steps * train.batch_size * train.gradient_accumulation,
             open_teacher=partial(open_teacher, config),
             interrupts=interrupts,
+            rules=rules_of(self._config.data),
         )
         return Lessons(data=data, data_sha256=self.source.sha256, teacher=None, held_out=held_out)
 
 
 def _evaluation_source(task: AnyTask, config: RunConfig) -> Source | None:
-    if config.data.eval_path is None:
+    if config.data.eval_path is None and config.data.eval_split is None:
         return None
-    data = config.data.model_copy(update={"path": config.data.eval_path})
+    path = config.data.eval_path or config.data.path
+    data = config.data.model_copy(update={"path": path, "split": config.data.eval_split})
     source: Source = task.load(config.model_copy(update={"data": data}))
     return source

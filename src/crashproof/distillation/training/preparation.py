@@ -11,7 +11,8 @@ from crashproof.disk.files import REAL_DISK
 from crashproof.disk.lock import WriterLock
 from crashproof.distillation.data.api_data import PromptSource
 from crashproof.distillation.data.captured_logits import CapturedLogits
-from crashproof.distillation.data.text_data import Source, TrainingData
+from crashproof.distillation.data.source import Source
+from crashproof.distillation.data.text_data import TrainingData
 from crashproof.distillation.evaluation.evaluator import Evaluator
 from crashproof.distillation.models.causal_lm import load_model, new_model, require_length
 from crashproof.distillation.models.lora import add_adapters

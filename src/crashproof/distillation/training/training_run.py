@@ -17,6 +17,7 @@ from crashproof.distillation.models.causal_lm import save_model
 from crashproof.distillation.models.layers import prepare_layers
 from crashproof.distillation.recipes.task import AnyTask
 from crashproof.distillation.settings.api_teacher import ApiTeacherFields
+from crashproof.distillation.settings.data import DataConfig
 from crashproof.distillation.settings.run import RunConfig
 from crashproof.distillation.settings.train import TrainConfig
 from crashproof.distillation.teachers.api import identifying_fields
@@ -42,7 +43,9 @@ log = logging.getLogger("crashproof")
 _AHEAD_STEPS = 2
 _HOW_IT_RUNS = ("strategy", "limit_seconds")
 """Of `train`: a run may continue with another number of processes, or another strategy."""
-_DATA_PATHS = ("path", "eval_path")
+_DATA_PATHS = ("path", "eval_path", "split", "eval_split")
+_DATA_RULES = ("learn_reasoning", "learn_refusals", "preferences")
+"""Of `data`: at their defaults they are left out, as before there were any."""
 
 
 class TrainingRun:
@@ -234,9 +237,11 @@ def _identity(recipe: str, config: RunConfig, prepared: Prepared) -> dict[str, o
     )
     if config.teacher.kind == "api":
         content["teacher"] = identifying_fields(config.teacher)
+    defaults = {name for name in _DATA_RULES if getattr(config.data, name) == DataConfig.model_fields[name].default}
+    left_out = {*_DATA_PATHS, *defaults}
     # The content of data and models counts, not their paths.
     content["data"] = {
-        **{name: value for name, value in content["data"].items() if name not in _DATA_PATHS},
+        **{name: value for name, value in content["data"].items() if name not in left_out},
         "sha256": prepared.data_sha256,
     }
     for section, path in (("teacher", _teacher_path(config)), ("student", config.student.path)):

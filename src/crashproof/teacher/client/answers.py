@@ -15,6 +15,8 @@ from referencing.jsonschema import EMPTY_REGISTRY
 from crashproof.answers.store import Answered
 from crashproof.records.requests import AnswerRecord
 from crashproof.rules.requests import JsonObject
+from crashproof.samples.content import read_content
+from crashproof.samples.problems import InvalidSample, LeftOut
 from crashproof.teacher.client.prices import Usage
 
 __all__ = ["Answer", "Check", "answer_in", "note_problem", "problem_with"]
@@ -60,6 +62,7 @@ def answer_in(record: AnswerRecord) -> Answer:
     message = choices[0].get("message")
     if not isinstance(message, dict):
         raise ValueError("its first choice has no message")
+    message = _with_content_as_text(message)
     content = message.get("content")
     if content is not None and not isinstance(content, str):
         raise ValueError(f"its content is a {type(content).__name__}")
@@ -76,6 +79,19 @@ def answer_in(record: AnswerRecord) -> Answer:
         cost=record.cost,
         response=record.response,
     )
+
+
+def _with_content_as_text(message: JsonObject) -> JsonObject:
+    """A message with the text of its parts as its content, and the thoughts among them beside it."""
+    parts = message.get("content")
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        return message
+    try:
+        content = read_content(parts, 1, "assistant")
+    except (InvalidSample, LeftOut) as error:
+        raise ValueError(str(error)) from error
+    given = {"reasoning_content": content.thoughts, "refusal": content.refusal}
+    return message | {"content": content.text} | {name: text for name, text in given.items() if text}
 
 
 def note_problem(answered: Answered) -> Answered:

@@ -80,6 +80,11 @@ class GenerationJob:
             )
         if self.out.is_dir():
             raise ConfigError(f"{self.out} is a folder.", hint="Pass a file as --out.")
+        if self.prompts.is_dir() and self.out.resolve().parent == self.prompts.resolve():
+            raise ConfigError(
+                f"The output {self.out} would lie among the prompts, and be read as one of them.",
+                hint="Choose another folder for --out.",
+            )
         for path in (self.out, self.failed):
             if path.resolve() == self.prompts.resolve():
                 raise ConfigError(f"The job would overwrite its own prompts in {path}.", hint="Choose another --out.")
@@ -99,10 +104,10 @@ class GenerationJob:
             model = prompt.parameters.get("model", self.form.model)
             if model != self.form.model:
                 reason = f"its model is {model!r}, the job's is {self.form.model!r}"
-                raise DataError(self.prompts, reason, line=prompt.line, hint="Run one job per model.")
+                raise _error(prompt, reason, hint="Run one job per model.")
             problem = _problem_with_parameters(parameters)
             if problem is not None:
-                raise DataError(self.prompts, problem, line=prompt.line, hint="Leave it out.")
+                raise _error(prompt, problem, hint="Leave it out.")
             for sample in range(self.num_samples):
                 request = self.form.fill(prompt.messages, tools=prompt.tools, sample=sample, **parameters)
                 yield Question(prompt=prompt, sample=sample, request=request)
@@ -166,6 +171,11 @@ class GenerationJob:
 
 
 _encoder = msgspec.json.Encoder()
+
+
+def _error(prompt: Prompt, reason: str, *, hint: str) -> DataError:
+    assert prompt.place is not None, "prompts are read from files"
+    return prompt.place.error(reason, hint=hint)
 
 
 def _problem_with_parameters(parameters: Mapping[str, object]) -> str | None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from crashproof.data_files.reader import read_records
+from crashproof.data_files.record import Place
+from crashproof.data_files.selection import select_files
 from crashproof.errors import DataError
-from crashproof.json_lines import read_objects
 from crashproof.rules.requests import JsonObject
+from crashproof.samples.thoughts import thoughts_beside
 
 __all__ = ["Prompt", "problem_with_answer", "read_prompts", "trained_line"]
 
@@ -40,47 +44,58 @@ class Prompt:
     """The id of a batch line."""
     extra: JsonObject = field(default_factory=dict)
     """Unknown fields, in order, copied to the training line."""
+    place: Place | None = field(default=None, compare=False)
+    """None if it stands in no file."""
 
 
-def read_prompts(path: Path) -> Iterator[Prompt]:
-    """Yield the prompts of a JSONL file, one line at a time; blank lines are skipped.
+def read_prompts(path: Path, *, split: str | None = None) -> Iterator[Prompt]:
+    """Yield the prompts of a file, or of a folder's files, one line at a time; blank lines are skipped.
 
-    Memory does not grow with the file, except for the ids of batch lines.
+    Memory does not grow with a file of JSON lines, except for the ids of batch lines.
 
     Raises:
         DataError: the file is missing or holds no prompt, or a line is malformed; names the line and the reason.
     """
     num_prompts = 0
-    lines_by_custom_id: dict[str, int] = {}
-    for number, content in read_objects(path):
+    places_by_custom_id: dict[str, Place] = {}
+    for record in chain.from_iterable(map(read_records, select_files(path, split=split))):
+        place = record.place
         try:
-            prompt = _prompt(number, content)
+            prompt = replace(_prompt(place.number, record.content), place=place)
         except ValueError as error:
-            raise DataError(path, str(error), line=number, hint=_FORMATS) from None
+            raise place.error(str(error), hint=_FORMATS) from None
         if prompt.custom_id is not None:
-            earlier = lines_by_custom_id.setdefault(prompt.custom_id, number)
-            if earlier != number:
-                reason = f'its "custom_id" {prompt.custom_id!r} is already used on line {earlier}'
-                raise DataError(path, reason, line=number, hint="Give each line its own custom_id.")
+            earlier = places_by_custom_id.setdefault(prompt.custom_id, place)
+            if earlier is not place:
+                where = f"on {earlier.unit} {earlier.number}" if earlier.path == place.path else f"in {earlier.path}"
+                reason = f'its "custom_id" {prompt.custom_id!r} is already used {where}'
+                raise place.error(reason, hint="Give each line its own custom_id.")
         num_prompts += 1
         yield prompt
     if not num_prompts:
         raise DataError(path, "it contains no prompts", hint=_FORMATS)
 
 
-def problem_with_answer(prompt: Prompt, message: Mapping[str, object]) -> str | None:
-    """Why the teacher's message makes no training line, or None."""
+def problem_with_answer(prompt: Prompt, message: Mapping[str, object], *, takes_refusals: bool = False) -> str | None:
+    """Why the teacher's message makes no training line, or None.
+
+    Args:
+        prompt: What was asked.
+        message: The message of the response's choice.
+        takes_refusals: Whether a refusal answers a `{"prompt": …}` line too, whose own line could not mark it as one.
+    """
     content = message.get("content")
     if not isinstance(content, str | None):
         return f"its content is not text but a {type(content).__name__}"
+    if content:
+        return "it calls a tool, but its prompt has none" if prompt.text and message.get("tool_calls") else None
     if prompt.text is None:
-        has_something = any(message.get(key) for key in ("content", "refusal", "tool_calls"))
-        return None if has_something else "it is empty"
+        return None if message.get("refusal") or message.get("tool_calls") else "it is empty"
     if message.get("tool_calls"):
         return "it calls a tool, but its prompt has none"
-    if content:
-        return None
-    return "the teacher refused" if message.get("refusal") else "it is empty"
+    if not message.get("refusal"):
+        return "it is empty"
+    return None if takes_refusals else "the teacher refused"
 
 
 def trained_line(
@@ -112,7 +127,9 @@ def trained_line(
 
 def _prompt_and_answer(prompt: Prompt, message: Mapping[str, object]) -> JsonObject:
     if prompt.text is not None:
-        return {"prompt": prompt.text, "teacher_text": message["content"]}
+        thoughts = thoughts_beside(message)
+        answer_text: JsonObject = {"prompt": prompt.text, "teacher_text": message["content"]}
+        return answer_text | {"reasoning_content": thoughts} if thoughts else answer_text
     # Some servers send empty fields; only content may be empty.
     kept = {key: message[key] for key in _KEPT_ANSWER_FIELDS if message.get(key)}
     answer = {"role": "assistant", "content": message.get("content")} | kept
@@ -228,6 +245,9 @@ def _problem_with_tool_calls(calls: object) -> str | None:
 def _is_json_text(value: object) -> bool:
     if not isinstance(value, str):
         return False
+    if not value:
+        # Some servers write the arguments of a call without any so.
+        return True
     try:
         msgspec.json.decode(value)
     except (msgspec.MsgspecError, RecursionError):

@@ -71,7 +71,7 @@ class Choice:
         full = _as_full_answer(answer)
         message: JsonObject = {"role": "assistant", "content": None, **full["message"]}
         given = (full.get("logprobs") or {}).get("content")
-        tokens = [entry["token"] for entry in given] if given else tokens_of(message["content"] or "")
+        tokens = [entry["token"] for entry in given] if given else tokens_of(_text_in(message["content"]))
         num_thought = num_tokens([message.get("reasoning"), message.get("reasoning_content")])
         wanted = num_thought + len(tokens) + num_tokens(message.get("tool_calls"))
         charged = min(wanted, question.most_tokens or wanted)
@@ -148,6 +148,13 @@ def _as_full_answer(answer: str | Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(answer, str):
         return {"message": {"content": answer}}
     return answer if "message" in answer else {"message": answer}
+
+
+def _text_in(content: object) -> str:
+    """The text of a content, which may consist of parts."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content)
+    return str(content or "")
 
 
 def _logprobs(

@@ -57,8 +57,9 @@ class TeacherServer:
 
         Args:
             answer: Called with a request's body; returns the text of the answer, or a complete message, or a dict of
-                the message and optionally its `logprobs` and `finish_reason`. Runs on the server's only thread,
-                once per choice, and must not block. By default, words derived from the request.
+                the message and optionally its `logprobs` and `finish_reason`; a message's content may be a list of
+                parts. Runs on the server's only thread, once per choice, and must not block. By default, words
+                derived from the request.
             faults: Faults to inject; by default none.
             prices: Dollars per million prompt tokens, cached prompt tokens and completion tokens.
             cached_share: How much of each prompt is charged as cached, from 0 to 1.

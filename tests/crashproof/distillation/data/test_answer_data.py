@@ -144,7 +144,6 @@ def test_tokens_are_read_back_from_the_cache(data: MakeData, tmp_path: Path) -> 
     [
         ({"prompt": "x"}, '"answer" must be non-empty text'),
         ({"answer": "x"}, '"prompt" must be non-empty text'),
-        (PLAIN | {"answer": " \n"}, '"answer" must be non-empty text'),
         (PLAIN | {"quality": 1.5}, '"quality" must be a number from 0 to 1, and is 1.5'),
         (PLAIN | {"quality": -0.1}, "and is -0.1"),
         (PLAIN | {"quality": True}, "and is true"),
@@ -153,12 +152,11 @@ def test_tokens_are_read_back_from_the_cache(data: MakeData, tmp_path: Path) -> 
         (PLAIN | {"rejected": ""}, '"rejected" must be non-empty text'),
         (PAIR | {"quality": 0.5}, 'it has both "quality" and "rejected"'),
         (CHAT | {"prompt": "x"}, 'it has "prompt" or "answer" beside "messages"'),
-        ({"messages": []}, '"messages" must be a list'),
-        ({"messages": CHAT["messages"][:2]}, "the last message must be a text answer of the assistant"),
-        ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}]}, "answer is empty"),
+        ({"messages": []}, '"messages" must be a non-empty list'),
+        ({"messages": CHAT["messages"][:1]}, '"messages" must be a list with at least a question and an answer'),
+        ({"messages": CHAT["messages"][:3]}, "the last message must be an answer of the assistant"),
         ({"messages": [{"role": "user"}, {"role": "assistant", "content": "x"}]}, r"message 1 \(user\) must be text"),
         ({"messages": ["x", "y"]}, 'message 1 needs a "role"'),
-        (CHAT | {"tools": []}, '"tools" must be a non-empty list'),
         (CHAT | {"tools": [WEATHER | {"function": WEATHER["function"] | {"name": "find"}}]}, "which is not offered"),
     ],
 )
@@ -167,6 +165,23 @@ def test_a_line_that_cannot_be_used_names_itself(tmp_path: Path, line: dict[str,
 
     with pytest.raises(DataError, match=rf"lines\.jsonl, line 2: .*{reason}"):
         read_answers(path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        PLAIN | {"answer": " \n"},
+        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}]},
+    ],
+    ids=["text", "message"],
+)
+def test_an_empty_answer_is_left_out_and_counted(
+    tmp_path: Path, line: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = read_answers(written(tmp_path, PLAIN, line))
+
+    assert [1] == [sample["line"] for sample in source.samples]
+    assert "1 of 2 are left out because the" in caplog.text
 
 
 @pytest.mark.parametrize("arguments", ["{", "[1]", None, 3], ids=["no JSON", "no object", "none", "a number"])

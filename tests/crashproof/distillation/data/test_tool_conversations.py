@@ -97,7 +97,7 @@ def bad(**function: Any) -> dict[str, Any]:
         pytest.param(
             bad(name="search", arguments="[1]"), "the arguments of search are not a JSON object", id="a-list"
         ),
-        pytest.param(bad(name="search", arguments={"city": "Rome"}), "of search are not text", id="no-string"),
+        pytest.param(bad(name="search", arguments=7), "of search are not text", id="no-string"),
         pytest.param(bad(name="search"), "the arguments of search are not text", id="no-arguments"),
         pytest.param(bad(arguments="{}"), "names no function", id="no-name"),
         pytest.param(

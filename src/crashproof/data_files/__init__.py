@@ -1,0 +1,1 @@
+"""Files of records, in whatever container people keep them."""

@@ -1,0 +1,1 @@
+"""What a line of training data says, whatever its form."""
