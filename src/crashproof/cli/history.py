@@ -148,7 +148,8 @@ def _apart(rows: Iterable[_Row], steps: int) -> Iterator[_Row]:
 
 
 def _as_object(row: _Row, *, marked: bool) -> dict[str, object]:
-    fields = {name: getattr(row.update, name) for name in MetricsSnapshot.__struct_fields__ if name != "nonfinite"}
+    names = (name for name in MetricsSnapshot.__struct_fields__ if name != "nonfinite")
+    fields = {name: value for name in names if (value := getattr(row.update, name)) is not msgspec.UNSET}
     return fields | {"is_superseded": row.is_superseded} if marked else fields
 
 

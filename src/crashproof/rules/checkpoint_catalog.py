@@ -20,6 +20,9 @@ from crashproof.records.session import Evaluation, Timeline, TrainingSession
 
 __all__ = ["CheckpointCatalog", "CheckpointEvent", "with_evaluation"]
 
+_MOST_OVERWRITTEN = 2
+"""Of one path."""
+
 CheckpointEvent = CheckpointRecorded | CheckpointHashed | CheckpointSetAside | CheckpointRemoved | CheckpointsDeleted
 
 
@@ -166,13 +169,12 @@ class CheckpointCatalog:
 
     def _overwrite(self, recorded: CheckpointMetadata) -> None:
         """Remember the record whose file a new one has replaced; of each path the newest two."""
-        session, path = self._session, recorded.checkpoint_path
-        known = self.at_path(path)
-        if known is None or known.sha256 is None:
-            return
-        own = [each for each in session.checkpoints_overwritten if each.checkpoint_path == path]
-        others = [each for each in session.checkpoints_overwritten if each.checkpoint_path != path]
-        session.checkpoints_overwritten = [*others, *own, known] if len(own) < 2 else [*others, own[-1], known]
+        known = self.at_path(recorded.checkpoint_path)
+        replaced = [*self.overwritten()] if known is None or known.sha256 is None else [*self.overwritten(), known]
+        # A journal may hold a record twice, where a tool has doubled its lines.
+        own = [each for each in replaced if _is_older(each, recorded)]
+        others = [each for each in replaced if each.checkpoint_path != recorded.checkpoint_path]
+        self._session.checkpoints_overwritten = [*others, *own[-_MOST_OVERWRITTEN:]]
 
     def _complete(self, event: CheckpointHashed) -> None:
         """Add a digest that was computed in the background, unless another record has taken the path meanwhile."""
@@ -239,6 +241,11 @@ def with_evaluation(checkpoint: CheckpointMetadata, evaluations: Iterable[Evalua
 
 def _age(checkpoint: CheckpointMetadata) -> tuple[int, float]:
     return checkpoint.checkpoint_step, checkpoint.created_at
+
+
+def _is_older(checkpoint: CheckpointMetadata, newer: CheckpointMetadata) -> bool:
+    """Whether a record was made before another one of the same path."""
+    return checkpoint.checkpoint_path == newer.checkpoint_path and checkpoint.created_at < newer.created_at
 
 
 def _loss(checkpoint: CheckpointMetadata) -> float:

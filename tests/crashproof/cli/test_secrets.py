@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from crashproof import RunReader
+from crashproof.exporters.exporter import Point, Sent
+from crashproof.exporters.names import TrackerNames
 from crashproof.exporters.replay import replay
-from crashproof.records.metrics import MetricsSnapshot
+from crashproof.rules.naming.trackers import TENSORBOARD
 
 SECRETS = {
     "openai_key": "swordfish-of-openai",
@@ -33,13 +35,14 @@ def assert_clean(text: str) -> None:
 class Received:
     """A tracker's parameters."""
 
-    def open(self, facts):
-        from crashproof.exporters.exporter import Sent
+    takes_late_points = True
+    names = TrackerNames(TENSORBOARD)
 
+    def open(self, facts):
         self.config = facts.config
         return Sent()
 
-    def add(self, updates: list[MetricsSnapshot], mark: object) -> None:
+    def add(self, points: list[Point], mark: object) -> None:
         pass
 
     def forget(self) -> None:

@@ -5,7 +5,7 @@ from crashproof.records.metrics import COLUMNS, INTEGERS, SERIES
 
 
 def test_every_field_of_an_update_but_its_components_is_a_column():
-    assert {*MetricsSnapshot.__struct_fields__} - {"loss_components", "nonfinite"} == {*COLUMNS}
+    assert {*MetricsSnapshot.__struct_fields__} - {"loss_components", "nonfinite", "without_loss"} == {*COLUMNS}
 
 
 def test_counters_and_the_place_of_an_update_are_no_curves():

@@ -393,6 +393,8 @@ def test_a_large_checkpoint_whose_digest_a_kill_cut_off_is_passed_over_and_left_
     tracker = open_tracker(settings=SMALL_IS_LARGE)
     save_checkpoint(tracker, 10)
     left = left_by_a_kill(run_dir)
+    # A copy that does not keep the times, or another file.
+    os.utime(left / "checkpoint_10.pt", ns=(1, 1))
     resumed = open_tracker(output_dir=left)
 
     assert 5 == resumed.get_recovery_checkpoint().checkpoint_step
