@@ -175,7 +175,7 @@ class Walk:
         self.kill_and_resume()
 
     def overwrite_before_the_digest(self) -> None:
-        """A kill in a save, in place, while the digest of the save before is still to come: one save is lost."""
+        """An end in a save, in place, while the digest of the save before is still to come: one save is lost."""
         if self.digests_at_once:
             return
         assert self.tracker is not None
@@ -192,6 +192,9 @@ class Walk:
         time.sleep(0.02)
         self.write("last.pt", lost.content[::-1], is_folder=False, way="adopted")
         gate.set()
+        if self.chance.random() < 0.5:
+            # An orderly end waits for the digest.
+            self.tracker.close()
         self.kill_and_resume()
         left = [each for each in kept if self.content_of(each) == each.content]
         assert left or not kept, self.why(f"one save was lost, and {kept} with it")
