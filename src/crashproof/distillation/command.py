@@ -14,6 +14,7 @@ from crashproof.distillation.recipes.task import AnyTask
 from crashproof.distillation.settings.load import files_and_overrides, load_config
 from crashproof.distillation.settings.run import RunConfig
 from crashproof.distillation.training.preparation import Prepared, prepare
+from crashproof.distillation.training.sample_length import with_max_length
 from crashproof.distillation.training.training_run import TrainingRun, alert_settings
 from crashproof.distillation.training.training_state import require_checkpoint
 from crashproof.errors import ConfigError, CrashproofError, RankLost, TeacherUnreachable
@@ -77,7 +78,7 @@ def _parser(recipe: str) -> argparse.ArgumentParser:
 
 
 def _train(task: AnyTask, options: argparse.Namespace, interrupts: Interrupts) -> int:
-    config = _load_config(task, options)
+    config = with_max_length(task, _load_config(task, options))
     compute_deterministically()
     device = choose_device(config.train.device, config.train.precision)
     with join_ranks(device_type=device.device.type, limit_seconds=config.train.limit_seconds) as ranks:

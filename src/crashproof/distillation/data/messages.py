@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from crashproof.distillation.text.tokenizer import problem_with_text
 from crashproof.errors import DataError
 
 __all__ = ["InvalidSample", "Message", "check_message", "parse_arguments"]
@@ -67,6 +68,8 @@ def parse_arguments(name: str, text: object) -> Message:
         arguments = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise InvalidSample(f"the arguments of {name} are not valid JSON ({error})", _CALL) from error
+    if problem := problem_with_text(json.dumps(arguments, ensure_ascii=False)):
+        raise InvalidSample(f"the arguments of {name} are no text: {problem}", _CALL)
     if not isinstance(arguments, dict):
         raise InvalidSample(f"the arguments of {name} are not a JSON object, but {text[:40]}", _CALL)
     return arguments

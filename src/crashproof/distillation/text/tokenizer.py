@@ -25,6 +25,7 @@ __all__ = [
     "keep_tokenizer",
     "load_tokenizer",
     "padding_id",
+    "problem_with_text",
     "tokenizer_hash",
     "train_tokenizer",
 ]
@@ -66,8 +67,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         ConfigError: The folder contains none.
     """
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
         raise ConfigError(
             f"{folder} contains no tokenizer that transformers can load.", hint="Pass a local model folder."
         ) from error
@@ -83,9 +84,24 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> EncodedText:
-    """The tokens of a text and the characters that each covers."""
+    """The tokens of a text and the characters that each covers.
+
+    Raises:
+        ValueError: It is no text that UTF-8 can hold.
+    """
+    if problem := problem_with_text(text):
+        raise ValueError(problem)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return EncodedText(encoded["input_ids"], encoded["offset_mapping"])
+
+
+def problem_with_text(text: str) -> str | None:
+    """What keeps a tokenizer from reading a text; None if nothing does."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"character {error.start + 1:,} is a lone surrogate, half of a character"
+    return None
 
 
 def end_id(tokenizer: PreTrainedTokenizerFast) -> int:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
+
 from crashproof.alerts.settings import AlertSettings
 from crashproof.checkpoints.digest import digest_of
 from crashproof.distillation.data.captured_folder import CapturedFolder
@@ -17,6 +19,7 @@ from crashproof.distillation.models.causal_lm import save_model
 from crashproof.distillation.models.layers import prepare_layers
 from crashproof.distillation.recipes.task import AnyTask
 from crashproof.distillation.settings.api_teacher import ApiTeacherFields
+from crashproof.distillation.settings.data import DataConfig
 from crashproof.distillation.settings.run import RunConfig
 from crashproof.distillation.settings.train import TrainConfig
 from crashproof.distillation.teachers.api import identifying_fields
@@ -43,6 +46,8 @@ _AHEAD_STEPS = 2
 _HOW_IT_RUNS = ("strategy", "limit_seconds")
 """Of `train`: a run may continue with another number of processes, or another strategy."""
 _DATA_PATHS = ("path", "eval_path")
+_DATA_RULES = ("on_too_long",)
+"""Of `data`: at their defaults they are left out, as before there were any."""
 
 
 class TrainingRun:
@@ -122,7 +127,12 @@ class TrainingRun:
                 student.load_state_dict(weights, strict=False)
             session_id = self.progress.get_progress_summary()["session_id"]
             origin: dict[str, str | int] = {"session_id": session_id, "step": step}
-            save_model(student, self._prepared.tokenizer, folder, origin=origin)
+            dtype = self._prepared.saved_dtype
+            if dtype != torch.float32:
+                name = str(dtype).removeprefix("torch.")
+                origin["dtype"] = name
+                log.info("The student is saved in %s (student.save_dtype); checkpoints hold float32.", name)
+            save_model(student, self._prepared.tokenizer, folder, origin=origin, dtype=dtype)
             log.info("Complete: %s steps. The student is in %s.", f"{step:,}", folder)
 
     def _build_state(self) -> tuple[Strategy, TrainingState]:
@@ -228,15 +238,18 @@ def _identity(recipe: str, config: RunConfig, prepared: Prepared) -> dict[str, o
         exclude={
             "teacher": set(ApiTeacherFields.model_fields),
             "train": set(_HOW_IT_RUNS),
+            "student": {"save_dtype"},
             # Addresses and commands contain secrets.
             "progress": {"alerts"},
         },
     )
     if config.teacher.kind == "api":
         content["teacher"] = identifying_fields(config.teacher)
+    defaults = {name for name in _DATA_RULES if getattr(config.data, name) == DataConfig.model_fields[name].default}
+    left_out = {*_DATA_PATHS, *defaults}
     # The content of data and models counts, not their paths.
     content["data"] = {
-        **{name: value for name, value in content["data"].items() if name not in _DATA_PATHS},
+        **{name: value for name, value in content["data"].items() if name not in left_out},
         "sha256": prepared.data_sha256,
     }
     for section, path in (("teacher", _teacher_path(config)), ("student", config.student.path)):
