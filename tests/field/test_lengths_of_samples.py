@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,7 @@ def test_lines_of_which_none_can_be_used_are_an_error(
 ) -> None:
     data = write(*[{"prompt": FOX * 9, "teacher_text": "fox"}] * 3)
 
-    with pytest.raises(DataError, match="all of its 3 lines have more tokens than data.max_length, which is 16"):
+    with pytest.raises(DataError, match=r"all of its 3 lines have more tokens than data\.max_length, which is 16"):
         read(data, max_length=16, on_too_long=on_too_long)
 
 
@@ -229,10 +230,8 @@ def test_a_run_that_skips_lines_goes_on_as_the_same_run(
 
     assert 0 == kd(data, "data.on_too_long=skip")
     assert 0 == kd(data, "data.on_too_long=skip", "train.steps=4")
-    session = RunReader.open(tmp_path / "out").session()
 
-    assert 2 == session.attempts_count if hasattr(session, "attempts_count") else True
-    assert not list((tmp_path / "out").glob("progress*/archive/*"))
+    assert 2 == len(RunReader.open(tmp_path / "out").session().attempts)
 
 
 def test_held_out_lines_are_measured_before_a_teacher_is_trained(
@@ -299,7 +298,11 @@ def test_an_answer_behind_a_call_is_cut_but_never_a_call(
 
 
 RECIPES: dict[str, tuple[Callable[..., int], dict[str, Any], dict[str, Any]]] = {
-    "answer_generation": (train_answers, {"prompt": "Say:", "answer": " fox"}, {"prompt": "Say:", "answer": FOX * 99}),
+    "answer_generation": (
+        train_answers,
+        {"prompt": "Say:", "answer": " fox"},
+        {"prompt": "Say:", "answer": FOX * 99},
+    ),
     "tool_select": (
         train_tools,
         {"tools": [CLOCK], "messages": call_line("")["messages"][:1]},
@@ -326,7 +329,9 @@ def test_every_recipe_counts_first_and_leaves_out_where_it_is_told(
     out = ["--output-dir", str(tmp_path / "out"), "--eval-every", "1"]
 
     assert 2 == train(name, [*words, *out])
-    assert "have more tokens than data.max_length" in (said := capsys.readouterr().err) or "it has" in said
+    assert re.search("data.max_length(, which)? is 512", capsys.readouterr().err)
+        "data.max_length, which is", "data.max_length is"
+    )
     assert 0 == train(name, [*words, "data.on_too_long=skip", *out])
 
 
@@ -351,7 +356,7 @@ def test_answers_that_may_not_fit_are_refused_before_one_is_paid(
     said = capsys.readouterr().err
     assert "6 of 6 prompts may need more tokens with their answers (up to 26" in said
     assert "Set data.max_length to 26" in said
-    assert 0 == server.stats().requests
+    assert 0 == len(server.requests_seen)
 
 
 def test_prompts_that_are_too_long_alone_are_never_asked(
@@ -363,7 +368,7 @@ def test_prompts_that_are_too_long_alone_are_never_asked(
     assert 0 == kd(data, *paid(server, *settings), "train.batch_size=1")
 
     assert any("2 of 3 lines have more than 128 tokens" in each for each in caplog.messages)
-    assert 1 == server.stats().requests
+    assert 1 == len(server.requests_seen)
 
 
 @pytest.mark.parametrize("on_too_long, fate", [("skip", "left out"), ("truncate", "cut")])
@@ -380,8 +385,10 @@ def test_paid_answers_that_turn_out_too_long_are_counted(
 
     assert 0 == kd(data, *words)
 
-    assert any(f"the answers to 2 of 2 prompts had too many tokens for data.max_length (32) and were {fate}" in each
-               for each in caplog.messages)
+    assert any(
+        f"the answers to 2 of 2 prompts had too many tokens for data.max_length (32) and were {fate}" in each
+        for each in caplog.messages
+    )
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,10 @@ def pickle_nothing(folder: Path) -> None:
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "an adapter": (make_adapter, "it is an adapter of PEFT, which needs its base model"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
-    "a cut config": (lambda folder: (folder / "config.json").write_text('{"model_type"'), "config.json cannot be read"),
+    "a cut config": (
+        lambda folder: (folder / "config.json").write_text('{"model_type"'),
+        "config.json cannot be read",
+    ),
     "a list as config": (lambda folder: (folder / "config.json").write_text("[]"), "config.json is not an object"),
     "no type": (lambda folder: edit_json(folder / "config.json", model_type=None), "cannot read its config"),
     "a wrong value": (lambda folder: edit_json(folder / "config.json", hidden_size="16"), "holds no causal"),
@@ -247,8 +250,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "own code": (need_own_code, "it needs the code in its folder .* which is never run"),
     "more layers": (lambda folder: edit_json(folder / "config.json", num_hidden_layers=3), "lack 9 of the model's"),
     "an index without a map": (
-        lambda folder: (folder / "model.safetensors").rename(folder / "model-1.safetensors")
-        and (folder / "model.safetensors.index.json").write_text("{}"),
+        lambda folder: (
+            (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+            and (folder / "model.safetensors.index.json").write_text("{}")
+        ),
         "model.safetensors.index.json cannot be read",
     ),
 }

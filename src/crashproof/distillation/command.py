@@ -78,12 +78,13 @@ def _parser(recipe: str) -> argparse.ArgumentParser:
 
 
 def _train(task: AnyTask, options: argparse.Namespace, interrupts: Interrupts) -> int:
-    config = with_max_length(task, _load_config(task, options))
+    config = _load_config(task, options)
     compute_deterministically()
     device = choose_device(config.train.device, config.train.precision)
     with join_ranks(device_type=device.device.type, limit_seconds=config.train.limit_seconds) as ranks:
         if not ranks.is_main:
             log.setLevel(logging.ERROR)
+        config = with_max_length(task, config)
         _require_trainable(config, options.output_dir, ranks)
         if options.resume not in ("auto", "never"):
             require_checkpoint(Path(options.resume))

@@ -217,9 +217,7 @@ def test_a_file_with_nothing_to_learn_is_an_error(write: Write, tokens_of: Calla
 def test_an_answer_out_of_reach_is_named(write: Write, tokens_of: Callable[..., TokenizedData]) -> None:
     path = write(LINES[0], {"prompt": "long " * 50, "teacher_text": "short"})
 
-    with pytest.raises(
-        DataError, match=r"line 2: it has .* leaves no room for an answer.*Raise data\.max_length"
-    ):
+    with pytest.raises(DataError, match=r"line 2: it has .* leaves no room for an answer.*Raise data\.max_length"):
         tokens_of(path, max_length=16)
 
 
