@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers import (
+    BloomConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    MambaConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
 
 from crashproof import RunReader
 from crashproof.distillation.data.answer_data import AnswerDataConfig, answer_data, read_answers
@@ -19,9 +27,13 @@ from crashproof.distillation.data.tool_conversations import read_source
 from crashproof.distillation.data.tool_data import ToolDataConfig, tool_data
 from crashproof.distillation.losses.divergences import IGNORED
 from crashproof.distillation.models.text_model import most_positions
+from crashproof.distillation.recipes.kd import KdConfig
 from crashproof.distillation.settings.data import DataConfig
+from crashproof.distillation.settings.load import load_config
 from crashproof.distillation.text.tokenizer import end_id
+from crashproof.distillation.training.capture import CaptureSettings, capture_logits
 from crashproof.errors import DataError
+from crashproof.pytorch.interrupts import Interrupts
 from crashproof.testing import TeacherServer
 from tests.model_folders import VOCAB_SIZE, WITHOUT_A_TEACHER, save, tiny_tokenizer
 from tests.tool_lines import CLOCK, WEATHER
@@ -141,11 +153,6 @@ def test_the_smaller_of_two_models_decides(
 def test_capture_of_a_teacher_with_fewer_positions_than_the_data_is_refused_first(
     of_128: Path, write: Callable[..., Path], tmp_path: Path
 ) -> None:
-    from crashproof.distillation.recipes.kd import KdConfig
-    from crashproof.distillation.settings.load import load_config
-    from crashproof.distillation.training.capture import CaptureSettings, capture_logits
-    from crashproof.pytorch.interrupts import Interrupts
-
     data = write(long(), {"prompt": "Say:", "teacher_text": FOX * 30}, {"prompt": "Say:", "teacher_text": FOX * 40})
     words = [f"data.path={data}", "teacher.kind=local", f"teacher.path={of_128}", "train.device=cpu"]
     settings = CaptureSettings(top_k=4, temperature=1.0, shard_tokens=1000, batch_size=2)
@@ -156,6 +163,28 @@ def test_capture_of_a_teacher_with_fewer_positions_than_the_data_is_refused_firs
     manifest = capture_logits(skipping, settings, tmp_path / "logits", interrupts=Interrupts())
 
     assert 1 == sum(shard.num_samples for shard in manifest.shards)
+
+
+def test_captured_logits_bring_their_length_along(
+    of_128: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    write: Callable[..., Path],
+    kd: Callable[..., int],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    shape = GPT2Config(vocab_size=VOCAB_SIZE, n_embd=16, n_layer=1, n_head=2, n_positions=48)
+    teacher = save(GPT2LMHeadModel(shape), tokenizer, tmp_path / "teacher")
+    data, logits = write({"text": FOX * 9}, long(2)), tmp_path / "logits"
+    words = [f"data.path={data}", "teacher.kind=local", f"teacher.path={teacher}", "train.device=cpu"]
+    settings = CaptureSettings(top_k=4, temperature=2.0, shard_tokens=1000, batch_size=2)
+    capture_logits(load_config(KdConfig, [], words), settings, logits, interrupts=Interrupts())
+
+    from_logits = ("teacher.kind=logits", f"teacher.path={logits}", "loss.kd=1", "loss.temperature=2")
+    assert 0 == kd(data, f"student.path={of_128}", *from_logits)
+
+    assert "data.max_length is 48 tokens: that of the captured logits." in caplog.messages
 
 
 def test_all_lines_that_are_too_long_are_counted_at_once(
@@ -330,8 +359,6 @@ def test_every_recipe_counts_first_and_leaves_out_where_it_is_told(
 
     assert 2 == train(name, [*words, *out])
     assert re.search("data.max_length(, which)? is 512", capsys.readouterr().err)
-        "data.max_length, which is", "data.max_length is"
-    )
     assert 0 == train(name, [*words, "data.on_too_long=skip", *out])
 
 
@@ -412,6 +439,4 @@ def test_the_limit_of_a_model_is_what_its_config_says(config: Any, limit: int | 
 
 
 def test_a_model_without_positions_has_no_limit() -> None:
-    from transformers import BloomConfig, MambaConfig
-
     assert [None, None] == [most_positions(each) for each in (BloomConfig(), MambaConfig())]
