@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,20 +77,8 @@ def load_model(folder: Path) -> PreTrainedModel:
         ConfigError: the folder holds none, its weights are incomplete, or code in it would have to run.
     """
     ModelFolder.read(folder)
-    try:
-        # Typed as a model alone, though it comes with what was found.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), local_files_only=True, dtype="float32", trust_remote_code=False, output_loading_info=True
-        )
-    except MemoryError:
-        raise
-    except Exception as error:  # A model's own code may raise anything for weights or packages that it lacks.
-        raise ConfigError(
-            f"{folder} holds no causal language model that transformers can read ({why(error)}).",
-            hint="It needs config.json and whole weights, and the packages that its type imports.",
-        ) from error
-    model: PreTrainedModel = loaded[0]
-    _require_whole(folder, loaded[1])
+    model, found = _load(folder)
+    _require_whole(folder, found)
     _require_causal(folder, model)
     return model
 
@@ -158,8 +148,49 @@ def _convert(model: PreTrainedModel, dtype: torch.dtype) -> None:
     text_config(model).dtype = dtype
 
 
+def _load(folder: Path) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and what `transformers` found of its weights."""
+    try:
+        with _without_report():
+            # Typed as a model alone, though what was found comes with it.
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                local_files_only=True,
+                dtype="float32",
+                trust_remote_code=False,
+                output_loading_info=True,
+                # They are refused by their names instead.
+                ignore_mismatched_sizes=True,
+            )
+    except MemoryError:
+        raise
+    except Exception as error:  # A model's own code may raise anything for weights or packages that it lacks.
+        raise ConfigError(
+            f"{folder} holds no causal language model that transformers can read ({why(error)}).",
+            hint="It needs config.json and whole weights, and the packages that its type imports.",
+        ) from error
+    return loaded[0], loaded[1]
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep `transformers` from writing a table of what it found: `_require_whole` says it in a line."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _require_whole(folder: Path, found: dict[str, Any]) -> None:
     """Refuse weights that would be drawn at random, and name those that are not used."""
+    for name, in_file, in_model in sorted(found["mismatched_keys"]):
+        raise ConfigError(
+            f"{name} in {folder} has the shape {tuple(in_file)}, and {tuple(in_model)} by its config.json.",
+            hint="The weights belong to another config.json.",
+        )
     missing, unused = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
     if missing:
         raise ConfigError(
