@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import AbstractContextManager, contextmanager
@@ -19,7 +19,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from crashproof.data_files.reader import digest_files
+from crashproof.data_files.record import Place
 from crashproof.data_files.selection import select_files
+from crashproof.distillation.data.lengths import LengthCensus, OnTooLong
 from crashproof.distillation.data.text_data import Batch, Sample, TokenizedData, TopK, TrainingData
 from crashproof.distillation.losses.divergences import IGNORED
 from crashproof.distillation.text.chat import render_chat
@@ -38,7 +40,7 @@ from crashproof.teacher import Answer, Teacher
 from crashproof.teacher.jobs.prompts import Prompt, problem_with_answer, read_prompts
 from crashproof.tracking.tracker import ProgressTracker
 
-__all__ = ["ApiData", "PromptSource", "load_prompts"]
+__all__ = ["ApiData", "PromptSource", "load_prompts", "most_answered"]
 
 log = logging.getLogger("crashproof")
 
@@ -59,6 +61,11 @@ class PromptSource:
     def documents(self) -> list[str]:
         """All text, for training a tokenizer."""
         return [str(message.get("content") or "") for chat in self.chats for message in chat]
+
+    def only(self, places: Sequence[int]) -> PromptSource:
+        """The same with these prompts alone, by their places."""
+        chats = [self.chats[place] for place in places]
+        return replace(self, prompts=[self.prompts[place] for place in places], chats=chats)
 
 
 def load_prompts(path: Path, rules: SampleRules | None = None, *, split: str | None = None) -> PromptSource:
@@ -109,17 +116,25 @@ class ApiData(TrainingData):
         open_teacher: Callable[[ProgressTracker], AbstractContextManager[Teacher]],
         interrupts: Interrupts,
         rules: SampleRules | None = None,
+        on_too_long: str = OnTooLong.ERROR,
+        max_tokens: int | None = None,
     ) -> None:
         """Prepare the prompts; requests begin with `attach`.
 
+        `max_tokens` are those of an answer, as far as its prompt does not state others. An answer that turns out too
+        long is paid already: it is cut where `on_too_long` says so, and else left out.
+
         Raises:
-            DataError: A prompt leaves no room for an answer.
+            DataError: Prompts leave no room for an answer, or less than it may take; counts them.
         """
         self.num_waits = 0
         """Batches that had to wait for an answer."""
         self._source = source
         self._tokenizer = tokenizer
         self._max_length = max_length
+        self._on_too_long = on_too_long
+        self._too_long: set[int] = set()
+        """Samples whose answers turned out too long."""
         self._top_k = top_k
         self._interrupts = interrupts
         self._rules = rules or SampleRules()
@@ -131,7 +146,7 @@ class ApiData(TrainingData):
         self._asked: deque[tuple[int, Future[Answer]]] = deque()
         self._reported: set[int] = set()
         self._num_counted: dict[tuple[int, ...], int] = {}
-        self._require_room()
+        self._source = self._with_room(max_tokens)
 
     def __len__(self) -> int:
         return len(self._source.prompts)
@@ -142,7 +157,10 @@ class ApiData(TrainingData):
         assert tracker is not None, "the only process asks a paid teacher"
         with self._open_teacher(tracker) as teacher:
             self.connect(teacher, upcoming)
-            yield
+            try:
+                yield
+            finally:
+                self._report_too_long()
 
     def connect(self, teacher: Teacher, coming: Iterator[int]) -> None:
         """Request answers from this teacher; `coming` are the samples in the order of the training loop."""
@@ -163,7 +181,7 @@ class ApiData(TrainingData):
         self._ask_ahead()
         if not all(answer.done() for _, answer in asked):
             self.num_waits += 1
-        batch = self._joined([self._sample(index, answer) for index, answer in asked])
+        batch = self._joined([self._fitted(index, self._sample(index, answer)) for index, answer in asked])
         self._num_counted[tuple(indices)] = batch.num_counted()
         return batch
 
@@ -211,10 +229,13 @@ class ApiData(TrainingData):
         require_learned({"unlearned": chat.unlearned, "refusals": chat.refusals}, [0])
         return chat.messages[0]
 
-    def _error(self, index: int, reason: str, *, hint: str = "") -> DataError:
+    def _place(self, index: int) -> Place:
         place = self._source.prompts[index].place
         assert place is not None, "prompts are read from files"
-        return place.error(reason, hint=hint)
+        return place
+
+    def _error(self, index: int, reason: str, *, hint: str = "") -> DataError:
+        return self._place(index).error(reason, hint=hint)
 
     def _wait(self, future: Future[Answer]) -> Answer:
         while True:
@@ -236,8 +257,7 @@ class ApiData(TrainingData):
         is_predicted = [end > start for _, end in spans]
         if prompt is not None:
             ids, is_predicted = [*ids, end_id(self._tokenizer)], [*is_predicted, True]
-        cut = slice(0, self._max_length)
-        return _AnsweredSample(Sample(ids=ids[cut], is_predicted=is_predicted[cut]), [])
+        return _AnsweredSample(Sample(ids=ids, is_predicted=is_predicted), [])
 
     def _from_tokens(self, index: int, answer: Answer) -> _AnsweredSample:
         """The teacher's own tokens, mapped to the student's vocabulary by their bytes."""
@@ -251,7 +271,7 @@ class ApiData(TrainingData):
         prompt_ids = encode_text(self._tokenizer, before).ids
         said_ids = [self._id_of(entry, place, prompt) for place, entry in enumerate(answer.logprobs, 1)]
         last = [end_id(self._tokenizer)] if prompt.text is not None else encode_text(self._tokenizer, after).ids
-        ids = [*prompt_ids, *said_ids, *last][: self._max_length]
+        ids = [*prompt_ids, *said_ids, *last]
         is_predicted = [place >= len(prompt_ids) for place in range(len(ids))]
         # The position before a token predicts it; the end mark is not a token of the teacher.
         entries = [self._entries(entry) for entry in answer.logprobs]
@@ -311,16 +331,73 @@ class ApiData(TrainingData):
             raise self._error(index, str(error)) from error
         return text, spans[-1]
 
-    def _require_room(self) -> None:
-        """Find prompts that are too long before any request is paid for."""
-        for index in range(len(self)):
-            num_tokens = len(self._ids_before(index))
-            if num_tokens >= self._max_length:
-                raise self._error(
+    def _fitted(self, index: int, answered: _AnsweredSample) -> _AnsweredSample:
+        """A sample as long as it may be; the end of an answer is its last token, and so never follows a cut."""
+        sample = answered.sample
+        if len(sample.ids) <= self._max_length:
+            return answered
+        if not self._too_long:
+            log.warning(
+                "%s Such answers are %s.",
+                self._error(
                     index,
-                    f"its {num_tokens:,} tokens leave no room for an answer within {self._max_length:,}",
-                    hint="Raise data.max_length.",
-                )
+                    f"with its answer it has {len(sample.ids):,} tokens, and data.max_length is {self._max_length:,}",
+                ),
+                self._fate,
+            )
+        self._too_long.add(index)
+        cut = Sample(ids=sample.ids[: self._max_length], is_predicted=sample.is_predicted[: self._max_length])
+        return replace(answered, sample=cut) if self._on_too_long == OnTooLong.TRUNCATE else _unanswered(cut.ids)
+
+    @property
+    def _fate(self) -> str:
+        return "cut" if self._on_too_long == OnTooLong.TRUNCATE else "left out"
+
+    def _report_too_long(self) -> None:
+        if self._too_long:
+            log.warning(
+                "%s: the answers to %s of %s prompts had too many tokens for data.max_length (%s) and were %s.",
+                self._source.path,
+                f"{len(self._too_long):,}",
+                f"{len(self):,}",
+                f"{self._max_length:,}",
+                self._fate,
+            )
+
+    def _with_room(self, max_tokens: int | None) -> PromptSource:
+        """The prompts that leave room for an answer; what they may need is said before any request is paid for."""
+        census = LengthCensus(max_length=self._max_length, on_too_long=self._on_too_long)
+        kept, needed = [], []
+        for index, prompt in enumerate(self._source.prompts):
+            num_before = len(self._ids_before(index))
+            if census.tokens_kept(self._place(index), num_before + 1, num_before=num_before):
+                kept.append(index)
+                needed.append(num_before + (most_answered(prompt.parameters) or max_tokens or 0) + 1)
+        census.require_usable(self._source.path)
+        census.report(self._source.path)
+        self._compare_with_room([num for num in needed if num > self._max_length])
+        if max_tokens is None:
+            log.warning(
+                "teacher.max_tokens is not set: answers that are longer than data.max_length (%s) allows are %s.",
+                f"{self._max_length:,}",
+                self._fate,
+            )
+        return self._source.only(kept)
+
+    def _compare_with_room(self, needed: list[int]) -> None:
+        """Refuse, or report, prompts whose answers may need more tokens than there is room for."""
+        if not needed:
+            return
+        many = f"{len(needed):,} of {len(self._source.prompts):,} prompts may need more tokens with their answers"
+        problem = f"{many} (up to {max(needed):,}, by max_tokens) than data.max_length, which is {self._max_length:,}"
+        if self._on_too_long == OnTooLong.ERROR:
+            raise DataError(
+                self._source.path,
+                problem,
+                hint=f"Set data.max_length to {max(needed):,} if the student accepts that, lower teacher.max_tokens, "
+                "or set data.on_too_long to skip or truncate.",
+            )
+        log.warning("%s: %s. Answers that turn out too long are %s.", self._source.path, problem, self._fate)
 
     def _joined(self, samples: list[_AnsweredSample]) -> Batch:
         ids = [torch.tensor(each.sample.ids) for each in samples]
@@ -343,6 +420,12 @@ class _AnsweredSample:
     sample: Sample
     entries: list[tuple[int, list[tuple[int, float]]]]
     """Positions, each with the teacher's entries for the next token."""
+
+
+def most_answered(parameters: Mapping[str, object]) -> int | None:
+    """The most tokens that the parameters of a request allow for its answer."""
+    stated = (parameters.get(name) for name in ("max_completion_tokens", "max_tokens"))
+    return next((each for each in stated if isinstance(each, int)), None)
 
 
 def _unanswered(ids: list[int]) -> _AnsweredSample:

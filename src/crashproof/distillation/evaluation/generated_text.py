@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from crashproof.distillation.evaluation.evaluator import EvaluatedStudent, Place
+from crashproof.distillation.models.text_model import most_positions
 from crashproof.distillation.text.chat import end_of_turn
 from crashproof.pytorch.device import ComputeDevice
 
@@ -67,6 +69,8 @@ def generate_texts(
     """
     encoded = [tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"] for prompt in prompts]
     length = max(map(len, encoded))
+    # Behind its last position a model with learned positions has none to read.
+    room = (most_positions(student.student.config) or math.inf) - length
     pad_id = int(tokenizer.pad_token_id or 0)
     mark = end_of_turn(tokenizer)
     ends = _ends(student, tokenizer, mark)
@@ -76,7 +80,7 @@ def generate_texts(
     generated = student.generate(
         ids.to(device.device),
         mask.to(device.device),
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=int(min(max_new_tokens, room)),
         eos_token_id=ends,
         pad_token_id=pad_id,
         synced_gpus=in_lockstep,

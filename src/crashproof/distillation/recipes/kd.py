@@ -12,6 +12,7 @@ from crashproof.distillation.evaluation.evaluator import TextEvaluator
 from crashproof.distillation.losses.chunked import RowsLoss, values_of_rows
 from crashproof.distillation.losses.divergences import cross_entropy_rows, hidden_distance_rows
 from crashproof.distillation.models.causal_lm import require_vocabulary
+from crashproof.distillation.models.text_model import text_config
 from crashproof.distillation.recipes.recipe import LossPart, Recipe
 from crashproof.distillation.recipes.task import Task
 from crashproof.distillation.settings.loss import DivergenceConfig
@@ -97,7 +98,7 @@ class KdRecipe(Recipe):
         if "intermediate" in self.weights:
             assert teacher is not None, "the config refuses loss.intermediate where no model has hidden states"
             self._layers = _mapped_layers(config, student, teacher)
-            widths = (student.config.hidden_size, teacher.config.hidden_size)
+            widths = (text_config(student).hidden_size, text_config(teacher).hidden_size)
             for layer in self._layers:
                 self.projections[str(layer)] = nn.Linear(*widths, bias=False)
 
@@ -128,7 +129,7 @@ class KdRecipe(Recipe):
 
 
 def _mapped_layers(config: KdLossConfig, student: PreTrainedModel, teacher: PreTrainedModel) -> dict[int, int]:
-    num_student, num_teacher = student.config.num_hidden_layers, teacher.config.num_hidden_layers
+    num_student, num_teacher = (text_config(each).num_hidden_layers for each in (student, teacher))
     if config.layers is None:
         return {layer: max(1, round(layer * num_teacher / num_student)) for layer in range(1, num_student + 1)}
     for layer, teacher_layer in config.layers.items():
@@ -149,6 +150,5 @@ KD = Task(
     build=lambda student, teacher, config, vocab_size: KdRecipe(student, teacher, config.loss, vocab_size=vocab_size),
     evaluator=lambda source, data, config, tokenizer: TextEvaluator(data),
     divergence=lambda config: config.loss if config.loss.kd > 0 or config.loss.intermediate > 0 else None,
-    cuts_samples=True,
 )
 """`distill_kd`: text, prompts with a teacher's text, or chat."""

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from crashproof.disk.atomic import write_bytes_atomically, write_folder_atomically
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.errors import ConfigError
+from crashproof.samples.problems import problem_with_text
 
 __all__ = [
     "END_OF_TEXT",
@@ -66,8 +67,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         ConfigError: The folder contains none.
     """
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
         raise ConfigError(
             f"{folder} contains no tokenizer that transformers can load.", hint="Pass a local model folder."
         ) from error
@@ -83,7 +84,13 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> EncodedText:
-    """The tokens of a text and the characters that each covers."""
+    """The tokens of a text and the characters that each covers.
+
+    Raises:
+        ValueError: It is no text that UTF-8 can hold.
+    """
+    if problem := problem_with_text(text):
+        raise ValueError(problem)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return EncodedText(encoded["input_ids"], encoded["offset_mapping"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from crashproof.disk.files import REAL_DISK
@@ -16,6 +17,8 @@ from crashproof.distillation.data.text_data import TrainingData
 from crashproof.distillation.evaluation.evaluator import Evaluator
 from crashproof.distillation.models.causal_lm import load_model, new_model, require_length
 from crashproof.distillation.models.lora import add_adapters
+from crashproof.distillation.models.model_folder import DTYPES, ModelFolder
+from crashproof.distillation.models.text_model import train_text_alone
 from crashproof.distillation.recipes.recipe import Recipe
 from crashproof.distillation.recipes.task import AnyTask
 from crashproof.distillation.settings.models import StudentConfig
@@ -43,6 +46,8 @@ class Prepared:
     data_sha256: str
     evaluator: Evaluator | None
     """None without held-out data."""
+    saved_dtype: torch.dtype
+    """Of the weights of the saved student."""
 
 
 def prepare(
@@ -97,7 +102,9 @@ def new_student(config: StudentConfig, tokenizer: PreTrainedTokenizerFast, max_l
         student = load_model(config.path)
     else:
         student = new_model(config, tokenizer=tokenizer, max_length=max_length)
-    return student if config.lora is None else add_adapters(student, config.lora)
+    student = student if config.lora is None else add_adapters(student, config.lora)
+    train_text_alone(student)
+    return student
 
 
 def _build(task: AnyTask, config: RunConfig, source: LessonsSource, cache: Path, interrupts: Interrupts) -> Prepared:
@@ -106,15 +113,13 @@ def _build(task: AnyTask, config: RunConfig, source: LessonsSource, cache: Path,
     # The student's first weights depend on the seed alone, not on whether the teacher had to be trained.
     seed_everything(config.train.seed)
     student = new_student(config.student, tokenizer, config.data.max_length)
-    if not task.cuts_samples:
-        require_length(student, "student", config.data.max_length)
-        if lessons.teacher is not None:
-            require_length(lessons.teacher, "teacher", config.data.max_length)
+    require_length(student.config, "student", config.data.max_length)
+    if lessons.teacher is not None:
+        require_length(lessons.teacher.config, "teacher", config.data.max_length)
     recipe: Recipe = task.build(student, lessons.teacher, config, len(tokenizer))
     evaluator: Evaluator | None = None
     if lessons.held_out is not None:
-        tokens = task.tokenize(lessons.held_out, config, tokenizer, cache)
-        evaluator = task.evaluator(lessons.held_out, tokens, config, tokenizer)
+        evaluator = task.evaluator(lessons.held_out, lessons.held_out_data, config, tokenizer)
     return Prepared(
         recipe=recipe,
         teacher=lessons.teacher,
@@ -122,7 +127,14 @@ def _build(task: AnyTask, config: RunConfig, source: LessonsSource, cache: Path,
         data=lessons.data,
         data_sha256=lessons.data_sha256,
         evaluator=evaluator,
+        saved_dtype=_saved_dtype(config.student),
     )
+
+
+def _saved_dtype(config: StudentConfig) -> torch.dtype:
+    if config.save_dtype != "auto":
+        return DTYPES[config.save_dtype]
+    return torch.float32 if config.path is None else ModelFolder.read(config.path).dtype
 
 
 def _tokenizer_folder(config: TeacherConfig) -> Path | None:

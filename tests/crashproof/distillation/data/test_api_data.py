@@ -219,7 +219,7 @@ def test_an_answer_without_probabilities_is_refused_where_they_are_needed(folder
 def test_a_prompt_without_room_for_an_answer_is_refused_before_anything_is_asked(tokenizer, prompts):
     source = prompts({"prompt": "short"}, {"prompt": "word " * 200})
 
-    with pytest.raises(DataError, match=r"prompts.jsonl, line 2: its .* leave no room"):
+    with pytest.raises(DataError, match=r"prompts.jsonl, line 2: it has .* leaves no room for an answer"):
         data_of(source, tokenizer)
 
 

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from crashproof import RunReader, training_progress_context
 from crashproof.disk.files import REAL_DISK, Disk
-from crashproof.distillation.data.text_data import Source, TokenizedData, tokenized
+from crashproof.distillation.data.source import Source
+from crashproof.distillation.data.text_data import TokenizedData, tokenized
 from crashproof.distillation.display import show_progress
 from crashproof.distillation.evaluation.evaluator import Evaluator
 from crashproof.distillation.recipes.kd import KdLossConfig, KdRecipe
