@@ -19,11 +19,14 @@ __all__ = [
     "END_OF_TEXT",
     "PADDING",
     "EncodedText",
+    "encode_document",
     "encode_text",
     "end_id",
     "is_kept_tokenizer",
     "keep_tokenizer",
     "load_tokenizer",
+    "opening_ids",
+    "opening_text",
     "padding_id",
     "tokenizer_hash",
     "train_tokenizer",
@@ -86,6 +89,31 @@ def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> EncodedText:
     """The tokens of a text and the characters that each covers."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return EncodedText(encoded["input_ids"], encoded["offset_mapping"])
+
+
+def encode_document(tokenizer: PreTrainedTokenizerFast, text: str) -> EncodedText:
+    """The same, behind the special tokens that the tokenizer itself puts before a text; one that is there stays alone.
+
+    What it puts behind a text is left out: the caller decides whether the text has ended.
+    """
+    plain, opening = encode_text(tokenizer, text), opening_ids(tokenizer)
+    if plain.ids[: len(opening)] == opening:
+        return plain
+    return EncodedText([*opening, *plain.ids], [*[(0, 0)] * len(opening), *plain.spans])
+
+
+def opening_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The special tokens that the tokenizer's post-processor puts before a text, such as `<bos>`; usually none or one."""
+    plain: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+    processed: list[int] = tokenizer("a", add_special_tokens=True)["input_ids"]
+    starts = range(len(processed) - len(plain) + 1)
+    place = next((start for start in starts if processed[start : start + len(plain)] == plain), 0)
+    return processed[:place]
+
+
+def opening_text(tokenizer: PreTrainedTokenizerFast) -> str:
+    """How `opening_ids` are spelled."""
+    return "".join(tokenizer.convert_ids_to_tokens(opening_ids(tokenizer)))
 
 
 def end_id(tokenizer: PreTrainedTokenizerFast) -> int:
