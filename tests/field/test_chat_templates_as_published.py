@@ -106,7 +106,10 @@ def turns(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast, **
         pytest.param("ADDS_SYSTEM", [U1, PLAIN], ["Four.<|im_end|>\n"], id="adds-a-system-message"),
         pytest.param("GEMMA", [PLAIN, U2, SIX], ["Four.<end_of_turn>\n", "Six.<end_of_turn>\n"], id="answer-first"),
         pytest.param(
-            "TEXT_ARGUMENTS", [U1, CALLING, RESULT, PLAIN], ['add\n{"numbers": [2, 2]};', "Four.;"], id="text-arguments"
+            "TEXT_ARGUMENTS",
+            [U1, CALLING, RESULT, PLAIN],
+            ['add\n{"numbers": [2, 2]};', "Four.;"],
+            id="text-arguments",
         ),
     ],
 )
@@ -223,9 +226,10 @@ def test_a_long_text_begins_anew_in_each_of_its_parts(
 
     assert {bos} == {part[0] for part in parts}
     assert max(map(len, parts)) == 16
-    assert opening_tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"] == [
-        token for part in parts for token in part[1:]
-    ][:-1]
+    assert (
+        opening_tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"]
+        == [token for part in parts for token in part[1:]][:-1]
+    )
 
 
 def test_a_template_that_begins_with_it_gets_no_second_one(

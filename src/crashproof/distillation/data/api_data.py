@@ -13,29 +13,29 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from crashproof.distillation.data.text_data import Batch, Sample, TokenizedData, TopK, TrainingData
 from crashproof.distillation.losses.divergences import IGNORED
+from crashproof.distillation.text.aligned_answer import AlignedAnswer, FitCounter, LogprobsMisfit, TokenAligner
 from crashproof.distillation.text.chat import render_chat
-from crashproof.distillation.text.token_bytes import BytesToIds, token_bytes
-from crashproof.distillation.text.tokenizer import encode_text, end_id, padding_id
-from crashproof.errors import AnswerUnusable, DataError, ModelMismatch
+from crashproof.distillation.text.tokenizer import encode_document, encode_text, end_id, padding_id
+from crashproof.errors import AnswerUnusable, DataError
 from crashproof.pytorch.interrupts import Interrupts, StopRequested
 from crashproof.rules.requests import TeacherRequest
 from crashproof.teacher import Answer, Teacher
 from crashproof.teacher.jobs.prompts import Prompt, problem_with_answer, read_prompts
 from crashproof.tracking.tracker import ProgressTracker
 
-__all__ = ["ApiData", "PromptSource", "load_prompts"]
+__all__ = ["AnsweredSample", "ApiData", "PromptSource", "answered_sample", "load_prompts", "with_topk"]
 
 log = logging.getLogger("crashproof")
 
 _SECONDS_BETWEEN_LOOKS = 0.5
+_CUT = frozenset({"content_filter", "length"})
+"""Finish reasons of answers that were cut: no end mark is learned behind them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +93,8 @@ class ApiData(TrainingData):
         self._max_length = max_length
         self._top_k = top_k
         self._interrupts = interrupts
-        self._ids_of_bytes = BytesToIds(token_bytes(tokenizer)) if top_k is not None else None
+        self._aligner = TokenAligner(tokenizer, top_k=top_k) if top_k is not None else None
+        self._fits = FitCounter(source.path, num_answers=len(source.prompts))
         self._teacher: Teacher | None = None
         self._ahead_samples = ahead_samples
         self._open_teacher = open_teacher
@@ -112,7 +113,10 @@ class ApiData(TrainingData):
         assert tracker is not None, "the only process asks a paid teacher"
         with self._open_teacher(tracker) as teacher:
             self.connect(teacher, upcoming)
-            yield
+            try:
+                yield
+            finally:
+                self._fits.report()
 
     def connect(self, teacher: Teacher, coming: Iterator[int]) -> None:
         """Request answers from this teacher; `coming` are the samples in the order of the training loop."""
@@ -125,7 +129,7 @@ class ApiData(TrainingData):
 
         Raises:
             TeacherError: A request failed.
-            ModelMismatch: The student has no such token as the teacher; names the first.
+            ModelMismatch: The log-probabilities of no answer fit the student's tokens; names the first reason.
             StopRequested: A stop was requested during the wait.
         """
         asked = [self._asked.popleft() if self._asked else (index, self._ask(index)) for index in indices]
@@ -157,7 +161,7 @@ class ApiData(TrainingData):
         parameters = {name: value for name, value in prompt.parameters.items() if name != "model"}
         return self._teacher.request(prompt.messages, tools=prompt.tools, **parameters)
 
-    def _sample(self, index: int, asked: Future[Answer]) -> _AnsweredSample:
+    def _sample(self, index: int, asked: Future[Answer]) -> AnsweredSample:
         prompt = self._source.prompts[index]
         try:
             answer = self._wait(asked)
@@ -166,9 +170,13 @@ class ApiData(TrainingData):
                 self._reported.add(index)
                 log.warning("Skipping %s, line %d: %s", self._source.path, prompt.line, error)
             return _unanswered(self._ids_before(prompt)[: self._max_length])
-        if self._top_k is None:
+        if self._aligner is None:
             return self._from_text(prompt, answer)
-        return self._from_tokens(prompt, answer)
+        try:
+            return self._from_tokens(prompt, answer, self._aligner)
+        except LogprobsMisfit as misfit:
+            self._fits.add_misfit(prompt.line, misfit)
+            return _unanswered(self._ids_before(prompt)[: self._max_length])
 
     def _wait(self, future: Future[Answer]) -> Answer:
         while True:
@@ -178,57 +186,27 @@ class ApiData(TrainingData):
                 if self._interrupts.is_requested:
                     raise StopRequested from None
 
-    def _from_text(self, prompt: Prompt, answer: Answer) -> _AnsweredSample:
+    def _from_text(self, prompt: Prompt, answer: Answer) -> AnsweredSample:
         before, said, after = self._parts(prompt, answer)
-        ids, spans = encode_text(self._tokenizer, before + said + after)
+        encode = encode_document if prompt.text is not None else encode_text
+        ids, spans = encode(self._tokenizer, before + said + after)
         is_predicted = [end > len(before) for _, end in spans]
         if prompt.text is not None:
             ids, is_predicted = [*ids, end_id(self._tokenizer)], [*is_predicted, True]
         cut = slice(0, self._max_length)
-        return _AnsweredSample(Sample(ids=ids[cut], is_predicted=is_predicted[cut]), [])
+        return AnsweredSample(Sample(ids=ids[cut], is_predicted=is_predicted[cut]), [])
 
-    def _from_tokens(self, prompt: Prompt, answer: Answer) -> _AnsweredSample:
+    def _from_tokens(self, prompt: Prompt, answer: Answer, aligner: TokenAligner) -> AnsweredSample:
         """The teacher's own tokens, mapped to the student's vocabulary by their bytes."""
-        if answer.logprobs is None:
-            raise ModelMismatch(
-                f"The answer to {self._source.path}, line {prompt.line} has no log-probabilities.",
-                hint="Use a teacher that returns them, or leave out teacher.logprobs and set loss.kd to 0.",
-            )
-        before, _, after = self._parts(prompt, answer)
-        prompt_ids = encode_text(self._tokenizer, before).ids
-        said_ids = [self._id_of(entry, place, prompt) for place, entry in enumerate(answer.logprobs, 1)]
-        last = [end_id(self._tokenizer)] if prompt.text is not None else encode_text(self._tokenizer, after).ids
-        ids = [*prompt_ids, *said_ids, *last][: self._max_length]
-        is_predicted = [place >= len(prompt_ids) for place in range(len(ids))]
-        # The position before a token predicts it; the end mark is not a token of the teacher.
-        entries = [self._entries(entry) for entry in answer.logprobs]
-        return _AnsweredSample(
-            Sample(ids=ids, is_predicted=is_predicted),
-            [(len(prompt_ids) + place - 1, known) for place, known in enumerate(entries)],
-        )
-
-    def _id_of(self, entry: dict[str, Any], place: int, prompt: Prompt) -> int:
-        assert self._ids_of_bytes is not None
-        content = _bytes_of(entry)
-        found = self._ids_of_bytes.find(content)
-        if found is None:
-            raise ModelMismatch(
-                f"The teacher's answer to {self._source.path}, line {prompt.line} has as token {place} the bytes "
-                f"{content!r}, and the student's tokenizer has no such token.",
-                hint="Use a student that shares the teacher's tokenizer, or leave out teacher.logprobs.",
-            )
-        return found
-
-    def _entries(self, entry: dict[str, Any]) -> list[tuple[int, float]]:
-        """Ids and log-probabilities; tokens that the student lacks belong to the rest."""
-        assert self._ids_of_bytes is not None
-        known: dict[int, float] = {}
-        for each in entry.get("top_logprobs") or []:
-            found = self._ids_of_bytes.find(_bytes_of(each))
-            if found is not None:
-                # Two tokens of the teacher can be one of the student.
-                known[found] = float(np.logaddexp(known.get(found, -math.inf), each["logprob"]))
-        return list(known.items())[: self._top_k]
+        before, said, after = self._parts(prompt, answer)
+        is_document = prompt.text is not None
+        last = [end_id(self._tokenizer)] if is_document else encode_text(self._tokenizer, after).ids
+        if answer.finish_reason in _CUT:
+            last = []
+        aligned = aligner.align(answer.logprobs, said, end_id=last[0] if last else None)
+        self._fits.add_fit(prompt.line)
+        prompt_ids = (encode_document if is_document else encode_text)(self._tokenizer, before).ids
+        return answered_sample(prompt_ids, aligned, last, max_length=self._max_length)
 
     def _parts(self, prompt: Prompt, answer: Answer) -> tuple[str, str, str]:
         """The text before the answer, the answer, and what the template adds after it."""
@@ -242,11 +220,10 @@ class ApiData(TrainingData):
 
     def _ids_before(self, prompt: Prompt) -> list[int]:
         """The tokens before the answer."""
-        before = prompt.text
-        if before is None:
-            text, (start, _) = self._rendered(prompt, "-")
-            before = text[:start]
-        return encode_text(self._tokenizer, before).ids
+        if prompt.text is not None:
+            return encode_document(self._tokenizer, prompt.text).ids
+        text, (start, _) = self._rendered(prompt, "-")
+        return encode_text(self._tokenizer, text[:start]).ids
 
     def _rendered(self, prompt: Prompt, answer: str) -> tuple[str, tuple[int, int]]:
         """A prompt with an answer through the chat template, and the characters of the answer."""
@@ -268,7 +245,7 @@ class ApiData(TrainingData):
                     hint="Raise data.max_length.",
                 )
 
-    def _joined(self, samples: list[_AnsweredSample]) -> Batch:
+    def _joined(self, samples: list[AnsweredSample]) -> Batch:
         ids = [torch.tensor(each.sample.ids) for each in samples]
         labels = [
             torch.where(torch.tensor(each.sample.is_predicted), own, IGNORED)
@@ -281,21 +258,37 @@ class ApiData(TrainingData):
             starts=starts,
             pad_id=padding_id(self._tokenizer),
         ).batch(list(range(len(samples))))
-        return batch if self._top_k is None else _with_topk(batch, samples, self._top_k)
+        return batch if self._top_k is None else with_topk(batch, samples, self._top_k)
 
 
 @dataclass(frozen=True, slots=True)
-class _AnsweredSample:
+class AnsweredSample:
+    """The tokens of a prompt and its answer, with the teacher's distributions."""
+
     sample: Sample
     entries: list[tuple[int, list[tuple[int, float]]]]
     """Positions, each with the teacher's entries for the next token."""
 
 
-def _unanswered(ids: list[int]) -> _AnsweredSample:
-    return _AnsweredSample(Sample(ids=ids, is_predicted=[False] * len(ids)), [])
+def answered_sample(
+    prompt_ids: list[int], aligned: AlignedAnswer, last: list[int], *, max_length: int
+) -> AnsweredSample:
+    """The sample of a prompt, the teacher's tokens, and what is learned behind them."""
+    ids = [*prompt_ids, *aligned.ids, *last][:max_length]
+    entries = [*aligned.entries, aligned.end_entries] if last else aligned.entries
+    return AnsweredSample(
+        Sample(ids=ids, is_predicted=[place >= len(prompt_ids) for place in range(len(ids))]),
+        # The position before a token predicts it.
+        [(len(prompt_ids) + place - 1, known) for place, known in enumerate(entries)],
+    )
 
 
-def _with_topk(batch: Batch, samples: list[_AnsweredSample], top_k: int) -> Batch:
+def _unanswered(ids: list[int]) -> AnsweredSample:
+    return AnsweredSample(Sample(ids=ids, is_predicted=[False] * len(ids)), [])
+
+
+def with_topk(batch: Batch, samples: list[AnsweredSample], top_k: int) -> Batch:
+    """A batch of these samples with the teacher's entries."""
     shape = (*batch.labels.shape, top_k)
     ids = torch.full(shape, -1, dtype=torch.long)
     logprobs = torch.full(shape, -math.inf)
@@ -306,9 +299,3 @@ def _with_topk(batch: Batch, samples: list[_AnsweredSample], top_k: int) -> Batc
                     ids[row, position, place] = token
                     logprobs[row, position, place] = logprob
     return replace(batch, topk=TopK(ids=ids, logprobs=logprobs))
-
-
-def _bytes_of(entry: dict[str, Any]) -> bytes:
-    """The bytes of a token as the API returns them; of its text if it returns none."""
-    content = entry.get("bytes")
-    return bytes(content) if isinstance(content, list) else str(entry["token"]).encode()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import logging
+import re
 from datetime import date
 from functools import lru_cache
 from typing import Any
@@ -128,7 +128,7 @@ def _apply_template(
 def _template_of(tokenizer: PreTrainedTokenizerFast, tools: Tools | None) -> str:
     """The tokenizer's template for these tools, or the built-in one; none of them depends on today's date."""
     if tokenizer.chat_template:
-        return _with_fixed_date(tokenizer.get_chat_template(tools=tools))  # type: ignore[arg-type]
+        return _with_fixed_date(tokenizer.get_chat_template(tools=tools))
     # As with plain text, the tokenizer's own first token stands in front.
     return _spelled_as_text(opening_text(tokenizer)) + BUILTIN_TEMPLATE
 

@@ -92,7 +92,7 @@ def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> EncodedText:
 
 
 def encode_document(tokenizer: PreTrainedTokenizerFast, text: str) -> EncodedText:
-    """The same, behind the special tokens that the tokenizer itself puts before a text; one that is there stays alone.
+    """The same, behind the special tokens that the tokenizer itself puts before a text, unless it begins with them.
 
     What it puts behind a text is left out: the caller decides whether the text has ended.
     """
@@ -103,7 +103,7 @@ def encode_document(tokenizer: PreTrainedTokenizerFast, text: str) -> EncodedTex
 
 
 def opening_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """The special tokens that the tokenizer's post-processor puts before a text, such as `<bos>`; usually none or one."""
+    """The special tokens that the tokenizer's post-processor puts before a text, such as `<bos>`."""
     plain: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
     processed: list[int] = tokenizer("a", add_special_tokens=True)["input_ids"]
     starts = range(len(processed) - len(plain) + 1)

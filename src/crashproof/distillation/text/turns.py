@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,7 +33,10 @@ def locate_turns(messages: Messages, render: Render) -> tuple[str, list[tuple[in
         if message["role"] == "assistant":
             turn = _Turn(text, messages, place, render)
             start = turn.start(after=spans[-1][1] if spans else 0)
-            spans.append((start, turn.end(start)))
+            end = turn.end(start)
+            if end == start and (message.get("content") or message.get("tool_calls")):
+                raise ValueError("the chat template drops an answer, so it cannot be found in its text")
+            spans.append((start, end))
     return text, spans
 
 
@@ -83,7 +85,7 @@ class _Turn:
         for behind in ([], [{"role": "user", "content": "-"}]):
             marked = self._try([*self._before, answer, *behind], False)
             if marked is not None:
-                header = os.path.commonprefix([prompt, marked])
+                header = prompt[: _common_length(prompt, marked)]
                 if header.startswith(bare) and len(header) > len(bare):
                     yield header
 
@@ -117,7 +119,7 @@ class _Turn:
         end = len(self._text) - len(behind)
         if end < start or not self._text.endswith(behind):
             return None
-        return end + len(os.path.commonprefix([behind, end_mark]))
+        return end + _common_length(behind, end_mark)
 
     def _end_of_call(self, start: int, alone: str | None) -> int | None:
         """The end of a turn whose last words are the arguments of a call."""
@@ -127,7 +129,7 @@ class _Turn:
         if place < 0 or alone is None:
             return None
         end = place + len(words)
-        return end + len(os.path.commonprefix([self._text[end:], alone.rpartition(words)[2]]))
+        return end + _common_length(self._text[end:], alone.rpartition(words)[2])
 
     def _marked_text(self) -> str | None:
         """The whole conversation with a marker in place of the answer."""
@@ -139,3 +141,9 @@ class _Turn:
             return self._render(messages, adds_prompt)
         except ValueError:
             return None
+
+
+def _common_length(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    shorter = min(len(one), len(other))
+    return next((place for place in range(shorter) if one[place] != other[place]), shorter)

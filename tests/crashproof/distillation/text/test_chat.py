@@ -49,8 +49,8 @@ def test_answers_are_found_in_a_template_that_rewrites_what_was_before(tokenizer
 def test_a_template_that_drops_the_answers_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
 
-    with pytest.raises(ValueError, match="rewrites earlier messages"):
-        render_chat(TURNS[:3] + TURNS[:1], tokenizer)
+    with pytest.raises(ValueError, match="drops an answer"):
+        render_chat(TURNS, tokenizer)
 
 
 def test_a_template_that_refuses_says_why(tokenizer: PreTrainedTokenizerFast) -> None:

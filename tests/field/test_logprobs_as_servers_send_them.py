@@ -1,0 +1,281 @@
+"""Log-probabilities as servers send them."""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from crashproof.distillation.data.api_data import ApiData, load_prompts
+from crashproof.distillation.losses.divergences import IGNORED
+from crashproof.distillation.text.aligned_answer import AlignedAnswer, LogprobsMisfit, TokenAligner
+from crashproof.distillation.text.tokenizer import encode_text, end_id, train_tokenizer
+from crashproof.errors import ModelMismatch
+from crashproof.pytorch.interrupts import Interrupts
+from crashproof.teacher import AsyncTeacher, Endpoint, Teacher
+from crashproof.testing import TeacherServer
+
+TEXTS = ["The quick brown fox jumps over the lazy dog. " * 5, "What is two and two? Two and two is four. " * 5]
+EMOJI = "\U0001f600"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
+    return train_tokenizer(TEXTS, vocab_size=300, folder=tmp_path_factory.mktemp("tokenizer") / "tiny")
+
+
+@pytest.fixture
+def aligner(tokenizer: PreTrainedTokenizerFast) -> TokenAligner:
+    return TokenAligner(tokenizer, top_k=3)
+
+
+Entry = dict[str, Any]
+
+
+def entry(content: bytes | str, logprob: float | None = -0.5, **more: Any) -> Entry:
+    content = content.encode() if isinstance(content, str) else content
+    return {
+        "token": content.decode(errors="replace"),
+        "logprob": logprob,
+        "bytes": list(content),
+        "top_logprobs": [],
+        **more,
+    }
+
+
+def entries_of(text: str, tokenizer: PreTrainedTokenizerFast) -> list[Entry]:
+    """The entries that a good server sends for a text."""
+    aligner = TokenAligner(tokenizer, top_k=1)
+    return [entry(aligner._tokens[number].content) for number in encode_text(tokenizer, text).ids]
+
+
+def aligned(aligner: TokenAligner, sent: object, said: str) -> AlignedAnswer:
+    return aligner.align(sent, said, end_id=end_id(aligner._tokenizer))
+
+
+def spelled(entries: list[Entry], spelling: str) -> list[Entry]:
+    """The same tokens without bytes, as a vocabulary spells them."""
+    changed = []
+    for each in entries:
+        text = bytes(each["bytes"]).decode()
+        token = text.replace(" ", "Ġ") if spelling == "byte-level" else text.replace(" ", "▁")
+        changed.append(each | {"token": token, "bytes": None})
+    return changed
+
+
+SAID = "Two and two is four."
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda sent: sent, id="as-openai-does"),
+        pytest.param(lambda sent: [*sent, entry("<|end|>")], id="stop-token-last"),
+        pytest.param(lambda sent: [*sent, entry("")], id="empty-token-last"),
+        pytest.param(lambda sent: [*sent, entry("", bytes=None)], id="empty-token-without-bytes"),
+        pytest.param(lambda sent: [*sent, entry("<|eot_id|>")], id="stop-token-of-another-vocabulary"),
+        pytest.param(lambda sent: [*sent, entry("<\uff5cend▁of▁sentence\uff5c>")], id="stop-token-of-deepseek"),
+        pytest.param(lambda sent: [*sent, entry("\n")], id="white-space-that-the-template-strips"),
+        pytest.param(lambda sent: [each | {"bytes": None} for each in sent], id="bytes-null"),
+        pytest.param(lambda sent: [{k: v for k, v in e.items() if k != "bytes"} for e in sent], id="no-bytes"),
+        pytest.param(lambda sent: spelled(sent, "byte-level"), id="byte-level-spelling"),
+        pytest.param(lambda sent: spelled(sent, "sentencepiece"), id="sentencepiece-spelling"),
+        pytest.param(lambda sent: [e | {"top_logprobs": None} for e in sent], id="top-logprobs-null"),
+        pytest.param(lambda sent: {"content": sent, "refusal": None}, id="the-whole-object"),
+        pytest.param(
+            lambda sent: {
+                "tokens": [each["token"] for each in sent],
+                "token_logprobs": [None, *[-0.5 for _ in sent[1:]]],
+                "top_logprobs": [None, *[{each["token"]: -0.5} for each in sent[1:]]],
+                "text_offset": [0],
+            },
+            id="as-completions-do",
+        ),
+        pytest.param(
+            lambda sent: [entry("Count."), entry("\n"), entry("</think>"), entry("\n\n"), *sent],
+            id="thoughts-before-it",
+        ),
+        pytest.param(
+            lambda sent: [entry("<think>"), entry("</th"), entry("ink>\n\n"), *sent, entry("<|end|>")],
+            id="the-end-of-a-thought-in-two-tokens",
+        ),
+    ],
+)
+def test_the_answers_tokens_are_found(aligner: TokenAligner, tokenizer: PreTrainedTokenizerFast, change: Any) -> None:
+    found = aligned(aligner, change(entries_of(SAID, tokenizer)), SAID)
+
+    assert encode_text(tokenizer, SAID).ids == found.ids
+    assert len(found.ids) == len(found.entries)
+
+
+def test_tokens_given_by_their_ids_are_taken_as_they_are(
+    aligner: TokenAligner, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    ids = encode_text(tokenizer, SAID).ids
+    sent = [entry("", token=f"token_id:{number}", bytes=None) for number in [*ids, end_id(tokenizer)]]
+
+    assert ids == aligned(aligner, sent, SAID).ids
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param([entry(byte, bytes=[byte[0]]) for byte in map(bytes, zip(EMOJI.encode()))], id="with-bytes"),
+        pytest.param([entry("�", bytes=None)] * 4, id="without-bytes"),
+        pytest.param([entry("�")] * 4, id="with-the-bytes-of-what-is-shown"),
+        pytest.param([entry(f"bytes:\\x{byte:02x}", bytes=None) for byte in EMOJI.encode()], id="as-escapes"),
+    ],
+)
+def test_an_emoji_in_several_tokens_is_one_in_the_answer(
+    aligner: TokenAligner, tokenizer: PreTrainedTokenizerFast, parts: list[Entry]
+) -> None:
+    sent = [*entries_of("Two ", tokenizer), *parts, *entries_of(" and two.", tokenizer)]
+
+    found = aligned(aligner, sent, f"Two {EMOJI} and two.")
+
+    assert f"Two {EMOJI} and two." == tokenizer.decode(found.ids)
+    assert len(sent) == len(found.ids)
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        pytest.param(lambda sent: None, "it has no log-probabilities", id="null"),
+        pytest.param(lambda sent: [], "it has no log-probabilities", id="empty"),
+        pytest.param(lambda sent: {"content": None, "refusal": sent}, "it has no log-probabilities", id="a-refusals"),
+        pytest.param(lambda sent: sent[:2], "its log-probabilities end before", id="a-part-of-the-text"),
+        pytest.param(lambda sent: sent[2:], "its text goes on with b'Two", id="the-end-of-the-text"),
+        pytest.param(lambda sent: [*sent, *sent], "its text goes on with b''", id="twice-the-text"),
+        pytest.param(lambda sent: [entry(SAID)], "has no such token", id="merged-differently"),
+        pytest.param(lambda sent: [entry("�", bytes=None)], "do not tell their bytes", id="unknown-bytes"),
+        pytest.param(lambda sent: [{"logprob": -1.0}], "names no token", id="no-token"),
+        pytest.param(lambda sent: ["Two"], "names no token", id="a-list-of-texts"),
+        pytest.param(lambda sent: [entry("T", token="token_id:99999", bytes=None)], "token 1 of", id="unknown-id"),
+    ],
+)
+def test_what_does_not_fit_its_text_says_why(
+    aligner: TokenAligner, tokenizer: PreTrainedTokenizerFast, change: Any, reason: str
+) -> None:
+    with pytest.raises(LogprobsMisfit, match=reason):
+        aligned(aligner, change(entries_of(SAID, tokenizer)), SAID)
+
+
+def alternatives(aligner: TokenAligner, top: list[Entry], logprob: float | None = -0.5) -> dict[int, float]:
+    sent = [entry("T", logprob, top_logprobs=top)]
+    return dict(aligned(aligner, sent, "T").entries[0])
+
+
+def test_the_token_that_was_taken_counts_though_it_is_not_among_the_likeliest(aligner: TokenAligner) -> None:
+    found = alternatives(aligner, [entry("a", -1.0)], logprob=-3.0)
+
+    assert {aligner._ids.find(b"a"): -1.0, aligner._ids.find(b"T"): -3.0} == found
+
+
+def test_entries_that_are_sent_twice_count_once(aligner: TokenAligner) -> None:
+    assert {aligner._ids.find(b"T"): -0.5} == alternatives(aligner, [entry("T"), entry("T")])
+
+
+@pytest.mark.parametrize("unknown", [-9999.0, -math.inf, math.nan, None, "low", True])
+def test_a_probability_of_nothing_is_no_entry(aligner: TokenAligner, unknown: object) -> None:
+    found = alternatives(aligner, [entry("a", logprob=unknown)], logprob=None)  # type: ignore[arg-type]
+
+    assert {} == found
+
+
+def test_rounding_above_1_is_1(aligner: TokenAligner) -> None:
+    assert {aligner._ids.find(b"T"): 0.0} == alternatives(aligner, [entry("T", 1e-6)], logprob=1e-6)
+
+
+def test_only_as_many_entries_are_kept_as_asked_for(aligner: TokenAligner) -> None:
+    top = [entry(letter, -place) for place, letter in enumerate("abcde", 1)]
+
+    assert [-0.5, -1, -2] == list(alternatives(aligner, top).values())
+
+
+def test_the_end_is_learned_from_the_servers_last_entry(
+    aligner: TokenAligner, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    end = entry("<|end|>", -0.1, top_logprobs=[entry("<|end|>", -0.1), entry(".", -3.0)])
+
+    found = aligned(aligner, [*entries_of(SAID, tokenizer), end], SAID)
+
+    assert {end_id(tokenizer): -0.1, aligner._ids.find(b"."): -3.0} == dict(found.end_entries)
+
+
+def test_an_alternative_that_ends_the_answer_is_the_students_end(aligner: TokenAligner) -> None:
+    assert end_id(aligner._tokenizer) in alternatives(aligner, [entry("<|end|>", -1.0)])
+
+
+@pytest.fixture
+def data_from(tmp_path: Path, open_tracker: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """Training data of prompts that a server answers in its way."""
+    opened: list[Any] = []
+
+    def make(answers: list[dict[str, Any]]) -> ApiData:
+        path = tmp_path / "prompts.jsonl"
+        path.write_text("".join(json.dumps({"prompt": f"{place}: "}) + "\n" for place in range(len(answers))))
+        answer_to = {f"{place}: ": answer for place, answer in enumerate(answers)}
+        server = TeacherServer(lambda body: answer_to[body["messages"][0]["content"]])
+        teacher = Teacher(
+            AsyncTeacher(
+                "teacher",
+                store=open_tracker().responses,
+                endpoint=Endpoint(base_url=server.__enter__().base_url),
+                parameters={"logprobs": True, "top_logprobs": 3},
+            )
+        )
+        opened.extend([teacher.close, lambda: server.__exit__(None, None, None)])
+        data = ApiData(
+            load_prompts(path),
+            tokenizer,
+            max_length=64,
+            top_k=3,
+            ahead_samples=0,
+            open_teacher=lambda tracker: nullcontext(teacher),
+            interrupts=Interrupts(),
+        )
+        data.connect(teacher, iter(range(len(answers))))
+        return data
+
+    yield make
+    for close in opened:
+        close()
+
+
+def answer(said: str, sent: object, **more: Any) -> dict[str, Any]:
+    return {"message": {"role": "assistant", "content": said}, "logprobs": sent, **more}
+
+
+def test_an_answer_that_does_not_fit_is_skipped_and_counted(
+    data_from: Any, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = {"content": entries_of(SAID, tokenizer)}
+    data = data_from([answer(SAID, good), answer(SAID, None), answer(SAID, {"content": good["content"][:2]})])
+
+    batch = data.batch([0, 1, 2])
+    data._fits.report()
+
+    assert [True, False, False] == [bool((row != IGNORED).any()) for row in batch.labels]
+    assert "Skipped 2 of 3 answers: their log-probabilities do not fit." in caplog.messages
+    assert 2 == sum(message.startswith("Skipping the answer") for message in caplog.messages)
+
+
+def test_answers_of_which_none_fits_end_the_run_in_words(data_from: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    data = data_from([answer(SAID, {"content": [entry(SAID)]})] * 3)
+
+    with pytest.raises(ModelMismatch, match=r"None of 3 answers .*prompts.jsonl, line 1: .*no such token"):
+        data.batch([0, 1, 2])
+
+
+def test_no_end_is_learned_behind_an_answer_that_was_cut(data_from: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    sent = {"content": entries_of(SAID, tokenizer)}
+    data = data_from([answer(SAID, sent), answer(SAID, sent, finish_reason="length")])
+
+    batch = data.batch([0, 1])
+
+    assert [True, False] == [end_id(tokenizer) in row.tolist() for row in batch.labels]
