@@ -9,16 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 
+from crashproof import RunReader
 from crashproof.distillation.data.api_data import ApiData, load_prompts
+from crashproof.distillation.data.text_data import Source
 from crashproof.distillation.losses.divergences import IGNORED
+from crashproof.distillation.models.causal_lm import new_model, save_model
+from crashproof.distillation.recipes.kd import KdConfig, complete_config
+from crashproof.distillation.settings.load import load_config
+from crashproof.distillation.settings.models import ModelShape
+from crashproof.distillation.teachers.answer_file import read_answered_file
 from crashproof.distillation.text.aligned_answer import AlignedAnswer, LogprobsMisfit, TokenAligner
 from crashproof.distillation.text.tokenizer import encode_text, end_id, train_tokenizer
 from crashproof.errors import ModelMismatch
 from crashproof.pytorch.interrupts import Interrupts
 from crashproof.teacher import AsyncTeacher, Endpoint, Teacher
 from crashproof.testing import TeacherServer
+from training.distill_kd import main
 
 TEXTS = ["The quick brown fox jumps over the lazy dog. " * 5, "What is two and two? Two and two is four. " * 5]
 EMOJI = "\U0001f600"
@@ -279,3 +288,122 @@ def test_no_end_is_learned_behind_an_answer_that_was_cut(data_from: Any, tokeniz
     batch = data.batch([0, 1])
 
     assert [True, False] == [end_id(tokenizer) in row.tolist() for row in batch.labels]
+
+
+@pytest.fixture(scope="module")
+def student(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with the teacher's tokenizer."""
+    torch.manual_seed(0)
+    model = new_model(ModelShape(d_model=16, num_layers=1, num_heads=2), tokenizer=tokenizer, max_length=64)
+    folder = tmp_path_factory.mktemp("student") / "model"
+    save_model(model, tokenizer, folder, origin={"made": "here"})
+    return folder
+
+
+def line(said: str, sent: object, **more: Any) -> dict[str, Any]:
+    return {"prompt": "Two and two? ", "teacher_text": said, "logprobs": sent, **more}
+
+
+def written(folder: Path, *lines: dict[str, Any]) -> Path:
+    """As `crashproof generate --logprobs` writes it."""
+    path = folder / "answers.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    return path
+
+
+def train(folder: Path, student: Path, data: Path, *overrides: str, steps: int = 4) -> int:
+    settings = [f"data.path={data}", f"student.path={student}", "loss.kd=1", f"train.steps={steps}"]
+    return main("kd", ["--config", *settings, "train.batch_size=2", *overrides, "--output-dir", str(folder / "out")])
+
+
+def test_a_file_of_logprobs_is_a_teacher(
+    tmp_path: Path, student: Path, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent = entries_of(SAID, tokenizer)
+    chat = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": SAID}], "logprobs": sent}
+    data = written(tmp_path, *[line(SAID, sent)] * 5, chat, line(SAID, None))
+
+    with caplog.at_level("INFO", logger="crashproof"):
+        assert 0 == train(tmp_path, student, data, "data.held_out=0.15", "progress.eval_every=2")
+
+    [*_, last] = RunReader.open(tmp_path / "out").all_updates()
+    assert {"kd", "ce"} == {*last.loss_components}
+    assert last.loss_components["kd"] > 0
+    assert any("Learning from the logprobs in" in message for message in caplog.messages)
+    assert not any("built-in teacher" in message for message in caplog.messages)
+
+
+def test_the_distributions_of_a_file_are_those_that_were_sent(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    top = [entry("T", -0.25), entry("a", -2.0)]
+    sent = [entry("T", -0.25, top_logprobs=top), entry("<|end|>", -0.125, top_logprobs=[entry("<|end|>", -0.125)])]
+    data = read_answered_file(Source.read(written(tmp_path, line("T", sent))), tokenizer, max_length=64)
+
+    batch = data.batch([0])
+    prompt = len(encode_text(tokenizer, "Two and two? ").ids)
+    first, second = batch.topk.logprobs[0, prompt - 1], batch.topk.logprobs[0, prompt]
+
+    assert [-0.25, -2.0] == first.tolist()
+    assert [-0.125, -math.inf] == second.tolist()
+    assert end_id(tokenizer) == batch.topk.ids[0, prompt, 0]
+    assert {"tokens": 2} == data.counts([0])
+
+
+def test_a_cut_answer_and_a_too_long_one_teach_no_end(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent = entries_of(SAID, tokenizer)
+    long = line(SAID * 9, sent * 9)
+    source = Source.read(written(tmp_path, line(SAID, sent, finish_reason="length"), long, line(SAID, sent)))
+
+    data = read_answered_file(source, tokenizer, max_length=40)
+
+    has_end = [end_id(tokenizer) in data.batch([place]).labels.tolist()[0] for place in range(3)]
+    assert [False, False, True] == has_end
+    assert any(message.startswith("Truncated 1 of 3 answers") for message in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        pytest.param(["loss.temperature=2"], "are not softened", id="temperature"),
+        pytest.param(["loss.intermediate=0.1"], "has no hidden states", id="hidden-states"),
+    ],
+)
+def test_losses_that_need_more_than_logprobs_are_refused_before_training(
+    tmp_path: Path,
+    student: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    capsys: pytest.CaptureFixture[str],
+    overrides: list[str],
+    said: str,
+) -> None:
+    data = written(tmp_path, line(SAID, entries_of(SAID, tokenizer)))
+
+    assert 2 == train(tmp_path, student, data, *overrides)
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_that_is_named_is_used_and_the_file_is_said_to_be_unused(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = written(tmp_path, line(SAID, entries_of(SAID, tokenizer)))
+    config = load_config(KdConfig, [], [f"data.path={path}", "teacher.kind=builtin"])
+
+    with caplog.at_level("INFO", logger="crashproof"):
+        completed = complete_config(config)
+
+    assert "builtin" == completed.teacher.kind
+    assert any("are not used: teacher.kind is builtin" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("overrides", [["loss.kd=0"], ["data.path=missing.jsonl"]])
+def test_where_no_logprobs_are_needed_or_found_nothing_changes(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, overrides: list[str]
+) -> None:
+    path = written(tmp_path, line(SAID, entries_of(SAID, tokenizer)))
+    config = load_config(KdConfig, [], [f"data.path={path}", *overrides])
+
+    assert config is complete_config(config)

@@ -109,7 +109,7 @@ def _load_config(task: AnyTask, options: argparse.Namespace) -> RunConfig:
     for name, value in (("train.steps", options.steps), ("progress.eval_every", options.eval_every)):
         if value is not None:
             overrides.append(f"{name}={value}")
-    config: RunConfig = load_config(task.config, files, overrides)
+    config: RunConfig = task.complete(load_config(task.config, files, overrides))
     if config.progress.eval_every is not None and config.data.held_out == 0 and config.data.eval_path is None:
         raise ConfigError(
             "progress.eval_every is set, and nothing is held out to evaluate on.",

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from crashproof.distillation.data.text_data import Batch, Sample, TokenizedData, TopK, TrainingData
 from crashproof.distillation.losses.divergences import IGNORED
 from crashproof.distillation.text.aligned_answer import AlignedAnswer, FitCounter, LogprobsMisfit, TokenAligner
-from crashproof.distillation.text.chat import render_chat
+from crashproof.distillation.text.chat import render_chat, split_at_answer
 from crashproof.distillation.text.tokenizer import encode_document, encode_text, end_id, padding_id
 from crashproof.errors import AnswerUnusable, DataError
 from crashproof.pytorch.interrupts import Interrupts, StopRequested
@@ -29,12 +29,12 @@ from crashproof.teacher import Answer, Teacher
 from crashproof.teacher.jobs.prompts import Prompt, problem_with_answer, read_prompts
 from crashproof.tracking.tracker import ProgressTracker
 
-__all__ = ["AnsweredSample", "ApiData", "PromptSource", "answered_sample", "load_prompts", "with_topk"]
+__all__ = ["CUT_REASONS", "AnsweredSample", "ApiData", "PromptSource", "answered_sample", "load_prompts", "with_topk"]
 
 log = logging.getLogger("crashproof")
 
 _SECONDS_BETWEEN_LOOKS = 0.5
-_CUT = frozenset({"content_filter", "length"})
+CUT_REASONS = frozenset({"content_filter", "length"})
 """Finish reasons of answers that were cut: no end mark is learned behind them."""
 
 
@@ -201,7 +201,7 @@ class ApiData(TrainingData):
         before, said, after = self._parts(prompt, answer)
         is_document = prompt.text is not None
         last = [end_id(self._tokenizer)] if is_document else encode_text(self._tokenizer, after).ids
-        if answer.finish_reason in _CUT:
+        if answer.finish_reason in CUT_REASONS:
             last = []
         aligned = aligner.align(answer.logprobs, said, end_id=last[0] if last else None)
         self._fits.add_fit(prompt.line)
@@ -212,11 +212,11 @@ class ApiData(TrainingData):
         """The text before the answer, the answer, and what the template adds after it."""
         if prompt.text is not None:
             return prompt.text, answer.text, ""
-        text, (start, end) = self._rendered(prompt, answer.text)
-        said = answer.text if text.startswith(answer.text, start) else answer.text.strip()
-        if not text.startswith(said, start):
-            raise DataError(self._source.path, "the chat template rewrites the answer", line=prompt.line)
-        return text[:start], said, text[start + len(said) : end]
+        messages = [*prompt.messages, {"role": "assistant", "content": answer.text}]
+        try:
+            return split_at_answer(messages, self._tokenizer)
+        except ValueError as error:
+            raise DataError(self._source.path, str(error), line=prompt.line) from error
 
     def _ids_before(self, prompt: Prompt) -> list[int]:
         """The tokens before the answer."""

@@ -26,6 +26,7 @@ __all__ = [
     "render_chat",
     "render_question",
     "render_text",
+    "split_at_answer",
 ]
 
 log = logging.getLogger("crashproof")
@@ -56,6 +57,26 @@ def render_chat(
     return locate_turns(
         messages, lambda part, adds_prompt: render_text(part, tokenizer, tools=tools, adds_prompt=adds_prompt)
     )
+
+
+def split_at_answer(
+    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast, *, tools: Tools | None = None
+) -> tuple[str, str, str]:
+    """Render a conversation that ends with an answer, and split it: before the answer, the answer, its end mark.
+
+    Templates strip the white space around an answer, and the thoughts before it.
+
+    Raises:
+        ValueError: The template refuses the messages, or changes the answer.
+    """
+    text, spans = render_chat(messages, tokenizer, tools=tools)
+    start, end = spans[-1]
+    content = str(messages[-1].get("content") or "")
+    for said in (content, content.strip(), content.rpartition("</think>")[2].strip()):
+        place = text.rfind(said, start, end) if said else start
+        if place >= 0:
+            return text[:place], said, text[place + len(said) : end]
+    raise ValueError("the chat template rewrites the answer")
 
 
 def render_question(

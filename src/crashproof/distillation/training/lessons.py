@@ -14,6 +14,7 @@ from crashproof.distillation.data.captured_logits import CapturedLogits
 from crashproof.distillation.data.text_data import Source, TaskData, TrainingData
 from crashproof.distillation.recipes.task import AnyTask
 from crashproof.distillation.settings.run import RunConfig
+from crashproof.distillation.teachers.answer_file import read_answered_file
 from crashproof.distillation.teachers.api import open_teacher
 from crashproof.distillation.teachers.local import load_teacher, prepare_teacher
 from crashproof.errors import ConfigError
@@ -75,7 +76,7 @@ def split_source(task: AnyTask, config: RunConfig, source: Source) -> tuple[Sour
 
 
 class _Samples:
-    """Samples, with a teacher that is a model, captured logits, or no teacher."""
+    """Samples, with a teacher that is a model, captured logits, log-probabilities in the lines, or no teacher."""
 
     def __init__(self, task: AnyTask, config: RunConfig) -> None:
         self._task = task
@@ -85,6 +86,9 @@ class _Samples:
     def prepare(self, tokenizer: PreTrainedTokenizerFast, cache: Path, interrupts: Interrupts) -> Lessons:
         """See `LessonsSource.prepare`."""
         learned, held_out = split_source(self._task, self._config, self.source)
+        if self._config.teacher.kind == "logprobs" and self._task.divergence(self._config) is not None:
+            answered = read_answered_file(learned, tokenizer, max_length=self._config.data.max_length)
+            return Lessons(data=answered, data_sha256=learned.sha256, teacher=None, held_out=held_out)
         tokenized: TaskData = self._task.tokenize(learned, self._config, tokenizer, cache)
         teacher, data = self._add_teacher(tokenized, tokenizer, cache, interrupts)
         return Lessons(data=data, data_sha256=learned.sha256, teacher=teacher, held_out=held_out)
