@@ -21,6 +21,7 @@ from crashproof.distillation.settings.run import RunConfig
 from crashproof.distillation.settings.section import validated
 from crashproof.distillation.teachers.answer_file import has_logprobs
 from crashproof.distillation.teachers.distributions import DistributionSource, FromModel, FromTopK
+from crashproof.distillation.text.shared_tokens import SharedTokens
 from crashproof.errors import ConfigError
 
 __all__ = ["KD", "KdConfig", "KdLossConfig", "KdRecipe", "complete_config"]
@@ -119,6 +120,10 @@ class KdRecipe(Recipe):
             widths = (student.config.hidden_size, teacher.config.hidden_size)
             for layer in self._layers:
                 self.projections[str(layer)] = nn.Linear(*widths, bias=False)
+
+    def restrict_teacher(self, tokens: SharedTokens) -> None:
+        """See `Recipe.restrict_teacher`."""
+        self._teacher.restrict(tokens)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Each weighted loss, summed over the tokens that are predicted."""

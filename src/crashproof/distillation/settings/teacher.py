@@ -28,6 +28,9 @@ class TeacherConfig(ModelShape, ApiTeacherFields):
     path: Path | None = None
     d_model: int = Field(default=128, ge=2)
     num_layers: int = Field(default=3, ge=1)
+    shared_tokens_only: bool = False
+    """Accept a student whose tokenizer differs in a few tokens; the divergence leaves those out, and the student's
+    tokenizer reads the data."""
     steps: int = Field(default=250, ge=1)
     """Optimizer steps of the built-in teacher's training."""
     batch_size: int = Field(default=16, ge=1)
