@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from crashproof.distillation.data.answer_data import AnswerLine
 from crashproof.distillation.data.text_data import Source, load_source, tokenized
+from crashproof.distillation.evaluation.held_out_answers import _question
 from crashproof.distillation.settings.data import DataConfig
 from crashproof.distillation.text.chat import render_chat, render_question
-from crashproof.distillation.text.tokenizer import end_id, train_tokenizer
-from crashproof.errors import DataError
+from crashproof.distillation.text.tokenizer import end_id, load_tokenizer, train_tokenizer
+from crashproof.errors import ConfigError, DataError
 
 TEXTS = ["The quick brown fox jumps over the lazy dog. " * 5, "What is two and two? Two and two is four. " * 5]
 
@@ -259,3 +262,65 @@ def test_a_line_that_a_template_refuses_is_named(tokenizer: PreTrainedTokenizerF
 
     with pytest.raises(DataError, match=r"chats.jsonl, line 2: .*System role not supported"):
         tokenized(load_source(config), config, tokenizer, tmp_path)
+
+
+def test_named_templates_and_templates_in_files_are_loaded(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    tokenizer.chat_template = {"default": "default", "tool_use": "tools"}
+    tokenizer.save_pretrained(str(tmp_path))
+
+    assert "default" == render_question([U1], load_tokenizer(tmp_path))
+
+    (tmp_path / "chat_template.jinja").write_text("from a file")
+
+    assert "from a file" == render_question([U1], load_tokenizer(tmp_path))
+
+
+@pytest.mark.parametrize("named", [1, [1, 0]], ids=["one", "a-list"])
+def test_an_end_that_only_the_model_names_is_taken_from_it(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, named: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_without_end(tokenizer, tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
+
+    with caplog.at_level("INFO", logger="crashproof"):
+        assert 1 == end_id(load_tokenizer(tmp_path))
+    assert "names no end of text; <|end|> is from generation_config.json" in caplog.text
+
+
+def test_a_tokenizer_without_an_end_is_refused_in_words(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    save_without_end(tokenizer, tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "eos_token_id": null}')
+
+    with pytest.raises(ConfigError, match="has no end-of-text token"):
+        tokens_of({"text": "Two."}, load_tokenizer(tmp_path), tmp_path / "cache")
+
+
+def test_a_damaged_tokenizer_is_refused_in_words(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text('{"model": 1}')
+
+    with pytest.raises(ConfigError, match="contains no tokenizer that transformers can load"):
+        load_tokenizer(tmp_path)
+
+
+def save_without_end(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    tokenizer.save_pretrained(str(folder))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("eos_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def test_a_student_is_asked_as_it_was_taught(opening_tokenizer: PreTrainedTokenizerFast) -> None:
+    """With `<bos>` before a plain prompt, once, also where the template writes it."""
+    bos = opening_tokenizer.bos_token_id
+    for template in (chat_templates.GEMMA, None):
+        opening_tokenizer.chat_template = template
+        plain = AnswerLine(prompt="Two?", messages=[], tools=None, answer="2", rejected=None, quality=None)
+        chat = AnswerLine(prompt=None, messages=[U1], tools=None, answer="2", rejected=None, quality=None)
+
+        assert [[0], [0]] == [
+            [place for place, token in enumerate(_question(line, opening_tokenizer)) if token == bos]
+            for line in (plain, chat)
+        ]

@@ -40,7 +40,7 @@ __all__ = [
     "read_answers",
 ]
 
-_FORMAT = 1
+_FORMAT = 2
 _LINES = (
     'A line is {"prompt": …, "answer": …} or {"messages": […]} that ends with the assistant\'s answer; optional are '
     '"quality", a number from 0 to 1, or "rejected", a worse answer.'

@@ -27,7 +27,7 @@ from crashproof.errors import DataError
 
 __all__ = ["ToolBatch", "ToolData", "ToolDataConfig", "tool_data"]
 
-_FORMAT = 1
+_FORMAT = 2
 _COUNTED = {"selection": SELECTION, "arguments": ARGUMENTS, "json": JSON, "integration": INTEGRATION}
 
 

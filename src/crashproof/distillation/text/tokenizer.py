@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,8 @@ __all__ = [
     "tokenizer_hash",
     "train_tokenizer",
 ]
+
+log = logging.getLogger("crashproof")
 
 END_OF_TEXT = "<|end|>"
 PADDING = "<|pad|>"
@@ -70,10 +73,17 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # The library behind it raises plain `Exception` for a file that it cannot read.
         raise ConfigError(
             f"{folder} contains no tokenizer that transformers can load.", hint="Pass a local model folder."
         ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ConfigError(
+            f"The tokenizer in {folder} does not tell which characters its tokens cover.",
+            hint="Save it with a tokenizer.json, as AutoTokenizer.from_pretrained(…).save_pretrained(…) does.",
+        )
+    if tokenizer.eos_token_id is None:
+        _add_end(tokenizer, folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     loaded: PreTrainedTokenizerFast = tokenizer
@@ -117,9 +127,19 @@ def opening_text(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def end_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    """The id of the end-of-text token."""
-    assert isinstance(tokenizer.eos_token_id, int)
-    return tokenizer.eos_token_id
+    """The id of the end-of-text token.
+
+    Raises:
+        ConfigError: The tokenizer has none.
+    """
+    found = tokenizer.eos_token_id
+    if not isinstance(found, int):
+        raise ConfigError(
+            f"The tokenizer {tokenizer.name_or_path or 'in memory'} has no end-of-text token, and the end of a text "
+            "is to be learned.",
+            hint="Name it as eos_token in tokenizer_config.json.",
+        )
+    return found
 
 
 def padding_id(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -140,6 +160,21 @@ def is_kept_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerFast) -> bool:
         return (folder / _ORIGIN_FILE).read_bytes() == _origin(tokenizer)
     except (FileNotFoundError, NotADirectoryError):
         return False
+
+
+def _add_end(tokenizer: Any, folder: Path) -> None:
+    """Take the end-of-text token that the model names, if the tokenizer names none."""
+    for name in ("generation_config.json", "config.json"):
+        try:
+            named = msgspec.json.decode((folder / name).read_bytes()).get("eos_token_id")
+        except (AttributeError, OSError, msgspec.DecodeError):
+            # A folder of a tokenizer alone has no such file.
+            continue
+        first = named[0] if isinstance(named, list) and named else named
+        if isinstance(first, int) and 0 <= first < len(tokenizer):
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(first)
+            log.info("The tokenizer in %s names no end of text; %s is from %s.", folder, tokenizer.eos_token, name)
+            return
 
 
 def _origin(tokenizer: PreTrainedTokenizerFast) -> bytes:
