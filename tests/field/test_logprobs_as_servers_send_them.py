@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import chat_templates
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -120,6 +122,19 @@ def test_the_answers_tokens_are_found(aligner: TokenAligner, tokenizer: PreTrain
 
     assert encode_text(tokenizer, SAID).ids == found.ids
     assert len(found.ids) == len(found.entries)
+
+
+def test_a_first_token_with_the_space_before_it_is_that_of_the_teacher(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """As SentencePiece has it: what follows a mark begins with a space, which no answer shows."""
+    sent = entries_of(" Two and two.", tokenizer)
+    line_of_it = {"prompt": "Two and? ", "teacher_text": "Two and two.", "logprobs": sent}
+
+    data = read_answered_file(Source.read(written(tmp_path, line_of_it)), tokenizer, max_length=64)
+
+    assert "Two and? Two and two.<|end|>" == tokenizer.decode(data.batch([0]).input_ids[0])
+    assert len(sent) + 1 == data.counts([0])["tokens"]
 
 
 def test_tokens_given_by_their_ids_are_taken_as_they_are(
@@ -348,6 +363,42 @@ def test_the_distributions_of_a_file_are_those_that_were_sent(
     assert [-0.125, -math.inf] == second.tolist()
     assert end_id(tokenizer) == batch.topk.ids[0, prompt, 0]
     assert {"tokens": 2} == data.counts([0])
+
+
+def test_lines_without_logprobs_before_the_first_with_some_do_not_end_the_run(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent = entries_of(SAID, tokenizer)
+    source = Source.read(written(tmp_path, *[line(SAID, None)] * 20, line(SAID, sent)))
+
+    assert 1 == len(read_answered_file(source, tokenizer, max_length=64))
+    assert "Skipped 20 of 21 answers: their log-probabilities do not fit." in caplog.messages
+    assert 9 == len(caplog.messages)
+
+
+def test_a_file_in_which_no_line_fits_is_refused_before_training(
+    tmp_path: Path, student: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = written(tmp_path, *[line(SAID, [entry(SAID)])] * 3)
+
+    assert 2 == train(tmp_path, student, data)
+    assert "None of 3 answers has log-probabilities that fit" in capsys.readouterr().err
+
+
+def test_a_chat_whose_template_opens_a_thought_is_aligned_with_its_answer(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = chat_templates.QWEN_THINKING
+    sent = [entry("Count."), entry("</think>"), entry("\n\n"), *entries_of(SAID, tokenizer), entry("<|im_end|>")]
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": SAID}]
+
+    data = read_answered_file(
+        Source.read(written(tmp_path, {"messages": messages, "logprobs": sent})), tokenizer, max_length=96
+    )
+    labels = data.batch([0]).labels[0]
+
+    assert f"{SAID}<|im_end|>\n" == tokenizer.decode(labels[labels != IGNORED])
 
 
 def test_a_cut_answer_and_a_too_long_one_teach_no_end(

@@ -83,6 +83,7 @@ def _train(task: AnyTask, options: argparse.Namespace, interrupts: Interrupts) -
     with join_ranks(device_type=device.device.type, limit_seconds=config.train.limit_seconds) as ranks:
         if not ranks.is_main:
             log.setLevel(logging.ERROR)
+        config = task.complete(config)
         _require_trainable(config, options.output_dir, ranks)
         if options.resume not in ("auto", "never"):
             require_checkpoint(Path(options.resume))
@@ -109,7 +110,7 @@ def _load_config(task: AnyTask, options: argparse.Namespace) -> RunConfig:
     for name, value in (("train.steps", options.steps), ("progress.eval_every", options.eval_every)):
         if value is not None:
             overrides.append(f"{name}={value}")
-    config: RunConfig = task.complete(load_config(task.config, files, overrides))
+    config: RunConfig = load_config(task.config, files, overrides)
     if config.progress.eval_every is not None and config.data.held_out == 0 and config.data.eval_path is None:
         raise ConfigError(
             "progress.eval_every is set, and nothing is held out to evaluate on.",

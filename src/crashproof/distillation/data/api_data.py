@@ -205,6 +205,7 @@ class ApiData(TrainingData):
             last = []
         aligned = aligner.align(answer.logprobs, said, end_id=last[0] if last else None)
         self._fits.add_fit(prompt.line)
+        before = before.removesuffix(" ") if aligned.takes_space else before
         prompt_ids = (encode_document if is_document else encode_text)(self._tokenizer, before).ids
         return answered_sample(prompt_ids, aligned, last, max_length=self._max_length)
 

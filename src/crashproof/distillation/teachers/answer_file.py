@@ -64,7 +64,10 @@ def read_answered_file(source: Source, tokenizer: PreTrainedTokenizerFast, *, ma
         ModelMismatch: No line fits the student's tokens; names the first reason.
     """
     top_k = _largest_number_of_entries(source)
-    aligner, fits = TokenAligner(tokenizer, top_k=top_k), FitCounter(source.where, num_answers=len(source.samples))
+    aligner, fits = (
+        TokenAligner(tokenizer, top_k=top_k),
+        FitCounter(source.where, num_answers=len(source.samples), all_are_known=True),
+    )
     samples: list[AnsweredSample] = []
     num_cut = 0
     for line in source.samples:
@@ -104,24 +107,29 @@ def _sample(
     line: dict[str, Any], source: Source, aligner: TokenAligner, tokenizer: PreTrainedTokenizerFast, max_length: int
 ) -> tuple[AnsweredSample, bool]:
     """One line's tokens, and whether they were truncated."""
-    if "messages" in line:
-        try:
-            before, said, after = split_at_answer(line["messages"], tokenizer, tools=line.get("tools"))
-        except ValueError as error:
-            raise DataError(source.where, str(error), line=line["line"]) from error
-        prompt_ids, last = encode_text(tokenizer, before).ids, encode_text(tokenizer, after).ids
-    elif "prompt" in line:
-        said = line["teacher_text"]
-        prompt_ids, last = encode_document(tokenizer, line["prompt"]).ids, [end_id(tokenizer)]
-    else:
-        raise LogprobsMisfit("it is plain text, without an answer")
+    before, said, after = _parts(line, source, tokenizer)
+    last = [end_id(tokenizer)] if after is None else encode_text(tokenizer, after).ids
     if line.get("finish_reason") in CUT_REASONS:
         last = []
+    aligned = aligner.align(line.get("logprobs"), said, end_id=last[0] if last else None)
+    before = before.removesuffix(" ") if aligned.takes_space else before
+    prompt_ids = (encode_document if after is None else encode_text)(tokenizer, before).ids
     if len(prompt_ids) >= max_length:
         raise LogprobsMisfit(f"the {len(prompt_ids):,} tokens before it fill data.max_length, {max_length:,}")
-    aligned = aligner.align(line.get("logprobs"), said, end_id=last[0] if last else None)
     num_tokens = len(prompt_ids) + len(aligned.ids) + len(last)
     return answered_sample(prompt_ids, aligned, last, max_length=max_length), num_tokens > max_length
+
+
+def _parts(line: dict[str, Any], source: Source, tokenizer: PreTrainedTokenizerFast) -> tuple[str, str, str | None]:
+    """The text before the answer, the answer, and what the template adds after it; None for a plain prompt."""
+    if "messages" in line:
+        try:
+            return split_at_answer(line["messages"], tokenizer, tools=line.get("tools"))
+        except ValueError as error:
+            raise DataError(source.where, str(error), line=line["line"]) from error
+    if "prompt" in line:
+        return line["prompt"], line["teacher_text"], None
+    raise LogprobsMisfit("it is plain text, without an answer")
 
 
 def _labels(each: AnsweredSample) -> list[int]:

@@ -30,6 +30,8 @@ _FOREIGN_MARK = re.compile(rb"<[|\xef]\S+>|</s>|<end_of_turn>|<eos>")
 
 _ENOUGH_MISFITS = 8
 """If as many answers do not fit and not one does, no later one will."""
+_NUM_NAMED = 8
+"""Lines that are reported one by one."""
 
 
 class LogprobsMisfit(ValueError):
@@ -45,6 +47,8 @@ class AlignedAnswer:
     """For each of them, the ids and log-probabilities that the teacher had for its place."""
     end_entries: Entries
     """The same for the end mark behind the answer; empty if the server does not send it."""
+    takes_space: bool = False
+    """The first token contains the space before the answer, as with SentencePiece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +95,11 @@ class TokenAligner:
             raise LogprobsMisfit(str(error)) from error
         if tokens is None:
             raise LogprobsMisfit("it has no log-probabilities")
-        tokens, ends = self._split_ends(tokens, said.encode())
-        pieces = self._pieces(self._without_thoughts(tokens, said.encode()), said.encode())
+        text = said.encode()
+        tokens, ends = self._split_ends(tokens, text)
+        tokens = self._without_thoughts(tokens, text)
+        takes_space = bool(tokens) and self._takes_space(tokens[0], text)
+        pieces = self._pieces(tokens, b" " + text if takes_space else text)
         return AlignedAnswer(
             ids=[number for piece in pieces for number in piece.ids],
             entries=[
@@ -101,6 +108,7 @@ class TokenAligner:
                 for number, token in zip(piece.ids, piece.tokens, strict=True)
             ],
             end_entries=self._entries(ends[0], end_id) if ends and end_id is not None else [],
+            takes_space=takes_space,
         )
 
     def _split_ends(self, tokens: list[TokenLogprob], said: bytes) -> tuple[list[TokenLogprob], list[TokenLogprob]]:
@@ -139,6 +147,10 @@ class TokenAligner:
             if b"".join(spelled[start:]) == said:
                 return tokens[start:]
         return tokens
+
+    def _takes_space(self, token: TokenLogprob, said: bytes) -> bool:
+        """Whether a text goes on with a token only if a space is put before it."""
+        return self._content_at(token, said, 0) is None and self._content_at(token, b" " + said, 0) is not None
 
     def _first_spelling(self, token: TokenLogprob) -> bytes:
         if token.token_id is not None:
@@ -232,9 +244,10 @@ class TokenAligner:
 class FitCounter:
     """Counts the answers of a file whose log-probabilities fit the student's tokens, and those that are skipped."""
 
-    def __init__(self, path: Path, *, num_answers: int) -> None:
+    def __init__(self, path: Path, *, num_answers: int, all_are_known: bool = False) -> None:
+        """If `all_are_known`, an error waits for the last answer; otherwise each further one would be paid for."""
         self._path = path
-        self._num_answers = num_answers
+        self._enough = num_answers if all_are_known else min(num_answers, _ENOUGH_MISFITS)
         self._fits: set[int] = set()
         self._misfits: dict[int, str] = {}
 
@@ -243,15 +256,16 @@ class FitCounter:
         self._fits.add(line)
 
     def add_misfit(self, line: int, misfit: LogprobsMisfit) -> None:
-        """An answer is skipped, and reported the first time.
+        """An answer is skipped; the first ones are reported, and the others counted.
 
         Raises:
             ModelMismatch: Many do not fit, and not one does.
         """
         if line not in self._misfits:
             self._misfits[line] = str(misfit)
-            log.warning("Skipping the answer to %s, line %d: %s.", self._path, line, misfit)
-        if not self._fits and len(self._misfits) >= min(self._num_answers, _ENOUGH_MISFITS):
+            if len(self._misfits) <= _NUM_NAMED:
+                log.warning("Skipping the answer to %s, line %d: %s.", self._path, line, misfit)
+        if not self._fits and len(self._misfits) >= self._enough:
             first, reason = next(iter(self._misfits.items()))
             raise ModelMismatch(
                 f"None of {len(self._misfits):,} answers has log-probabilities that fit; the first is that to "
