@@ -166,6 +166,18 @@ def test_an_emoji_in_several_tokens_is_one_in_the_answer(
     assert len(sent) == len(found.ids)
 
 
+@pytest.mark.parametrize("num_bytes", [1, 2, 3])
+def test_an_answer_that_was_cut_in_a_character_is_known_by_its_bytes(
+    aligner: TokenAligner, tokenizer: PreTrainedTokenizerFast, num_bytes: int
+) -> None:
+    cut = EMOJI.encode()[:num_bytes]
+    sent = [*entries_of("Two ", tokenizer), *(entry(bytes([byte])) for byte in cut)]
+
+    found = aligned(aligner, sent, "Two " + cut.decode(errors="replace"))
+
+    assert [aligner._ids.find(bytes([byte])) for byte in cut] == found.ids[-num_bytes:]
+
+
 @pytest.mark.parametrize(
     "change, reason",
     [

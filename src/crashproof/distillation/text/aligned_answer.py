@@ -97,7 +97,10 @@ class TokenAligner:
             raise LogprobsMisfit("it has no log-probabilities")
         text = said.encode()
         tokens, ends = self._split_ends(tokens, text)
-        tokens = self._without_thoughts(tokens, text)
+        tokens = self._without_thoughts(tokens, said)
+        if self._is_spelled(tokens, said):
+            # The text shows U+FFFD where these are no whole characters.
+            text = self._joined(tokens)
         takes_space = bool(tokens) and self._takes_space(tokens[0], text)
         pieces = self._pieces(tokens, b" " + text if takes_space else text)
         return AlignedAnswer(
@@ -135,18 +138,23 @@ class TokenAligner:
             return meaning is not None and meaning.is_special
         return all(not spelling or spelling in self._special_ids for spelling in token.spellings)
 
-    def _without_thoughts(self, tokens: list[TokenLogprob], said: bytes) -> list[TokenLogprob]:
+    def _without_thoughts(self, tokens: list[TokenLogprob], said: str) -> list[TokenLogprob]:
         """The tokens of the answer alone, if the server has put those of its thoughts before them."""
-        spelled = [self._first_spelling(token) for token in tokens]
-        place = next(
-            (place for place in reversed(range(len(tokens))) if _END_OF_THOUGHT in b"".join(spelled[place:])), None
-        )
-        if place is None or b"".join(spelled) == said:
+        if self._is_spelled(tokens, said):
             return tokens
-        for start in range(place + 1, len(tokens) + 1):
-            if b"".join(spelled[start:]) == said:
-                return tokens[start:]
-        return tokens
+        place = next(
+            (place for place in reversed(range(len(tokens))) if _END_OF_THOUGHT in self._joined(tokens[place:])), None
+        )
+        if place is None:
+            return tokens
+        starts = (start for start in range(place + 1, len(tokens) + 1) if self._is_spelled(tokens[start:], said))
+        return tokens[next(starts, 0) :]
+
+    def _is_spelled(self, tokens: list[TokenLogprob], said: str) -> bool:
+        return self._joined(tokens).decode(errors="replace") == said
+
+    def _joined(self, tokens: list[TokenLogprob]) -> bytes:
+        return b"".join(map(self._first_spelling, tokens))
 
     def _takes_space(self, token: TokenLogprob, said: bytes) -> bool:
         """Whether a text goes on with a token only if a space is put before it."""
