@@ -54,9 +54,9 @@ class _Turn:
     def start(self, *, after: int) -> int:
         """Where the turn begins behind its header; `after` is where the turn before it ends."""
         prompt = self._try(self._before, True)
-        bare = self._try(self._before, False)
         if prompt is not None and after <= len(prompt) and self._text.startswith(prompt):
             return len(prompt)
+        bare = self._try(self._before, False)
         if prompt is not None and bare is not None:
             for header in self._headers(prompt, bare):
                 start = self._behind_header(header, bare, after)

@@ -18,7 +18,7 @@ def entries_of(sent: object) -> list[Any] | None:
         if isinstance(sent.get("content"), list):
             return list(sent["content"])
         return list(_entries_of_completion(sent)) if isinstance(sent.get("tokens"), list) else None
-    return sent if isinstance(sent, list) else None
+    return sent if isinstance(sent, list) and sent else None
 
 
 def _entries_of_completion(sent: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
