@@ -84,7 +84,7 @@ def _train(task: AnyTask, options: argparse.Namespace, interrupts: Interrupts) -
     with join_ranks(device_type=device.device.type, limit_seconds=config.train.limit_seconds) as ranks:
         if not ranks.is_main:
             log.setLevel(logging.ERROR)
-        config = with_max_length(task, config)
+        config = with_max_length(task, task.complete(config))
         _require_trainable(config, options.output_dir, ranks)
         if options.resume not in ("auto", "never"):
             require_checkpoint(Path(options.resume))

@@ -22,7 +22,14 @@ from crashproof.distillation.losses.divergences import IGNORED, next_token_targe
 from crashproof.distillation.settings.data import DataConfig
 from crashproof.distillation.text.chat import render_chat
 from crashproof.distillation.text.corpus import builtin_documents, text_hash
-from crashproof.distillation.text.tokenizer import encode_text, end_id, padding_id, tokenizer_hash
+from crashproof.distillation.text.tokenizer import (
+    encode_document,
+    encode_text,
+    end_id,
+    opening_ids,
+    padding_id,
+    tokenizer_hash,
+)
 from crashproof.errors import DataError
 from crashproof.samples.problems import InvalidSample, LeftOut
 from crashproof.samples.sample import require_learned
@@ -255,7 +262,7 @@ def answer_tokens(
     tokenizer: PreTrainedTokenizerFast, text: str, spans: list[tuple[int, int]], *, has_end: bool
 ) -> tuple[list[int], list[int]]:
     """Token ids of a text, and labels for the characters in `spans` and, with `has_end`, for the end of text."""
-    encoded = encode_text(tokenizer, text)
+    encoded = (encode_document if has_end else encode_text)(tokenizer, text)
     is_learned = encoded.overlapping(spans)
     labels = [token if learned else IGNORED for token, learned in zip(encoded.ids, is_learned, strict=True)]
     end = [end_id(tokenizer)] if has_end else []
@@ -315,10 +322,7 @@ def _sequences(
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Token ids and labels of the sequences of a sample, without those in which nothing is predicted."""
     if "messages" not in sample and "prompt" not in sample:
-        ids = [*encode_text(tokenizer, sample["text"]).ids, end_id(tokenizer)]
-        census.count_text(len(ids))
-        chunks = (ids[start : start + census.max_length] for start in range(0, len(ids), census.max_length))
-        yield from ((chunk, chunk) for chunk in chunks if len(chunk) > 1)
+        yield from _text_sequences(sample["text"], census, tokenizer)
         return
     text, spans = _answer_spans(sample, source, tokenizer)
     ids, labels = answer_tokens(tokenizer, text, spans, has_end="messages" not in sample)
@@ -327,6 +331,22 @@ def _sequences(
     kept = census.tokens_kept(source.place(sample), len(ids), num_before=num_before_learned(labels))
     if kept:
         yield ids[:kept], labels[:kept]
+
+
+def _text_sequences(
+    text: str, census: LengthCensus, tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[list[int], list[int]]]:
+    """The parts of a text; each begins as the tokenizer begins a text, for models need that (Gemma)."""
+    opening, ids = opening_ids(tokenizer), encode_document(tokenizer, text).ids
+    ids = [*(ids[len(opening) :] if ids[: len(opening)] == opening else ids), end_id(tokenizer)]
+    census.count_text(len(opening) + len(ids))
+    room = max(1, census.max_length - len(opening))
+    for start in range(0, len(ids), room):
+        part = ids[start : start + room]
+        # The first token of a later part does not follow from the opening.
+        labels = [IGNORED, *part[1:]] if opening and start else part
+        if len(opening) + len(part) > 1:
+            yield [*opening, *part], [*opening, *labels]
 
 
 def _answer_spans(

@@ -9,12 +9,15 @@ from typing import Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from crashproof.distillation.data.api_data import ApiData, PromptSource, load_prompts, most_answered
+from crashproof.distillation.data.answered.prompts import PromptSource, load_prompts
+from crashproof.distillation.data.answered.room import most_answered
+from crashproof.distillation.data.api_data import ApiData
 from crashproof.distillation.data.captured_logits import CapturedLogits
 from crashproof.distillation.data.source import Source, rules_of
 from crashproof.distillation.data.text_data import TaskData, TrainingData
 from crashproof.distillation.recipes.task import AnyTask
 from crashproof.distillation.settings.run import RunConfig
+from crashproof.distillation.teachers.answer_file import read_answered_file
 from crashproof.distillation.teachers.api import open_teacher
 from crashproof.distillation.teachers.local import load_teacher, prepare_teacher
 from crashproof.errors import ConfigError
@@ -78,7 +81,7 @@ def split_source(task: AnyTask, config: RunConfig, source: Source) -> tuple[Sour
 
 
 class _Samples:
-    """Samples, with a teacher that is a model, captured logits, or no teacher."""
+    """Samples, with a teacher that is a model, captured logits, log-probabilities in the lines, or no teacher."""
 
     def __init__(self, task: AnyTask, config: RunConfig) -> None:
         self._task = task
@@ -88,6 +91,18 @@ class _Samples:
     def prepare(self, tokenizer: PreTrainedTokenizerFast, cache: Path, interrupts: Interrupts) -> Lessons:
         """See `LessonsSource.prepare`."""
         learned, held_out = split_source(self._task, self._config, self.source)
+        if self._config.teacher.kind == "logprobs" and self._task.divergence(self._config) is not None:
+            data_config = self._config.data
+            answered = read_answered_file(
+                learned, tokenizer, max_length=data_config.max_length, on_too_long=data_config.on_too_long
+            )
+            return Lessons(
+                data=answered,
+                data_sha256=learned.sha256,
+                teacher=None,
+                held_out=held_out,
+                held_out_data=_tokenize_held_out(self._task, self._config, held_out, tokenizer, cache),
+            )
         tokenized: TaskData = self._task.tokenize(learned, self._config, tokenizer, cache)
         # Both before the teacher, which may have to be trained: a line that is too long is found first.
         held_out_data = _tokenize_held_out(self._task, self._config, held_out, tokenizer, cache)

@@ -17,6 +17,7 @@ from crashproof.records.requests import AnswerRecord
 from crashproof.rules.requests import JsonObject
 from crashproof.samples.content import read_content
 from crashproof.samples.problems import InvalidSample, LeftOut
+from crashproof.teacher.client.logprobs import entries_of
 from crashproof.teacher.client.prices import Usage
 
 __all__ = ["Answer", "Check", "answer_in", "note_problem", "problem_with"]
@@ -68,13 +69,11 @@ def answer_in(record: AnswerRecord) -> Answer:
         raise ValueError(f"its content is a {type(content).__name__}")
     if content is None and not message.get("tool_calls") and not message.get("refusal"):
         raise ValueError("it has neither content nor tool calls")
-    logprobs = choices[0].get("logprobs")
-    by_token = logprobs.get("content") if isinstance(logprobs, Mapping) else None
     return Answer(
         key=record.prompt_hash,
         message=message,
         finish_reason=choices[0].get("finish_reason"),
-        logprobs=by_token if isinstance(by_token, list) else None,
+        logprobs=entries_of(choices[0].get("logprobs")),
         usage=Usage.read(record.response),
         cost=record.cost,
         response=record.response,

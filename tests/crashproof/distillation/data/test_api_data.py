@@ -11,7 +11,8 @@ import pytest
 import torch
 from loss_sums import topk_kl_sum
 
-from crashproof.distillation.data.api_data import ApiData, load_prompts
+from crashproof.distillation.data.answered.prompts import load_prompts
+from crashproof.distillation.data.api_data import ApiData
 from crashproof.distillation.losses.divergences import IGNORED, next_token_targets
 from crashproof.distillation.models.causal_lm import load_model, new_model, save_model
 from crashproof.distillation.models.model_answers import ModelAnswers
@@ -188,7 +189,7 @@ def test_a_token_that_the_student_does_not_have_is_named(folder, tokenizer, prom
         with pytest.raises(ModelMismatch) as raised:
             data.batch([0])
 
-    assert "prompts.jsonl, line 1 has as token 1 the bytes b'zebra'" in str(raised.value)
+    assert "prompts.jsonl, line 1: it has as token 1 the bytes b'zebra'" in str(raised.value)
 
 
 def test_two_of_the_teachers_tokens_that_are_one_of_the_students_are_counted_together(
@@ -212,7 +213,7 @@ def test_an_answer_without_probabilities_is_refused_where_they_are_needed(folder
     with TeacherServer() as server:
         data = data_of(prompts({"prompt": "A letter: "}), tokenizer, top_k=3)
         data.connect(asked(server), iter([0]))
-        with pytest.raises(ModelMismatch, match="has no log-probabilities"):
+        with pytest.raises(ModelMismatch, match="it has no log-probabilities"):
             data.batch([0])
 
 
