@@ -36,6 +36,7 @@ LAYERS = {
         {"cli"},
     ],
     "teacher": [
+        {"replies"},
         {"client", "shared_store"},
         {"teacher"},
         {"jobs"},

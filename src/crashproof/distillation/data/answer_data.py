@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from crashproof.distillation.data.cut_answers import is_cut_off, log_cut_off, up_to_cut
 from crashproof.distillation.data.messages import InvalidSample, Message, check_message, parse_arguments
 from crashproof.distillation.data.text_data import (
     Batch,
@@ -40,7 +41,7 @@ __all__ = [
     "read_answers",
 ]
 
-_FORMAT = 1
+_FORMAT = 2
 _LINES = (
     'A line is {"prompt": …, "answer": …} or {"messages": […]} that ends with the assistant\'s answer; optional are '
     '"quality", a number from 0 to 1, or "rejected", a worse answer.'
@@ -70,6 +71,8 @@ class AnswerLine:
     answer: str
     rejected: str | None
     quality: float | None
+    is_cut: bool
+    """Whether the answer, by its `finish_reason`, is not complete: it has no end to learn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +227,7 @@ def answer_data(
     Raises:
         DataError: A line is too long, or the answer cannot be found in the text that the template renders.
     """
+    log_cut_off(source.samples)
     template = tokenizer.chat_template or BUILTIN_TEMPLATE
     parts = (_FORMAT, source.sha256, config.max_length, tokenizer_hash(tokenizer), template)
     state = cached_state(cache, "answers", parts, lambda: _tokenize(source, config.max_length, tokenizer))
@@ -250,6 +254,7 @@ def _line(sample: dict[str, Any]) -> AnswerLine:
         answer=answer,
         rejected=_rejected(rejected, answer),
         quality=_quality(quality),
+        is_cut=is_cut_off(sample),
     )
 
 
@@ -338,7 +343,10 @@ def _sequence(
 ) -> tuple[list[int], list[int]]:
     """Token ids and labels of a line with this answer."""
     text, span = _rendered(line, answer, tokenizer)
-    ids, labels = answer_tokens(tokenizer, text, [span], has_end=line.prompt is not None)
+    is_cut = line.is_cut and answer == line.answer
+    if is_cut:
+        text, (span,) = up_to_cut(text, [span], answer)
+    ids, labels = answer_tokens(tokenizer, text, [span], has_end=line.prompt is not None and not is_cut)
     if len(ids) > max_length:
         num_before = next(place for place, label in enumerate(labels) if label != IGNORED)
         what = "it has" if answer == line.answer else "with the rejected answer it has"

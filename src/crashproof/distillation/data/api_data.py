@@ -182,7 +182,7 @@ class ApiData(TrainingData):
         before, said, after = self._parts(prompt, answer)
         ids, spans = encode_text(self._tokenizer, before + said + after)
         is_predicted = [end > len(before) for _, end in spans]
-        if prompt.text is not None:
+        if prompt.text is not None and answer.ending.may_be_whole:
             ids, is_predicted = [*ids, end_id(self._tokenizer)], [*is_predicted, True]
         cut = slice(0, self._max_length)
         return _AnsweredSample(Sample(ids=ids[cut], is_predicted=is_predicted[cut]), [])
@@ -197,7 +197,8 @@ class ApiData(TrainingData):
         before, _, after = self._parts(prompt, answer)
         prompt_ids = encode_text(self._tokenizer, before).ids
         said_ids = [self._id_of(entry, place, prompt) for place, entry in enumerate(answer.logprobs, 1)]
-        last = [end_id(self._tokenizer)] if prompt.text is not None else encode_text(self._tokenizer, after).ids
+        has_end = prompt.text is not None and answer.ending.may_be_whole
+        last = [end_id(self._tokenizer)] if has_end else encode_text(self._tokenizer, after).ids
         ids = [*prompt_ids, *said_ids, *last][: self._max_length]
         is_predicted = [place >= len(prompt_ids) for place in range(len(ids))]
         # The position before a token predicts it; the end mark is not a token of the teacher.
@@ -231,14 +232,15 @@ class ApiData(TrainingData):
         return list(known.items())[: self._top_k]
 
     def _parts(self, prompt: Prompt, answer: Answer) -> tuple[str, str, str]:
-        """The text before the answer, the answer, and what the template adds after it."""
+        """The text before the answer, the answer, and what the template adds after it; nothing if it was cut off."""
         if prompt.text is not None:
             return prompt.text, answer.text, ""
         text, (start, end) = self._rendered(prompt, answer.text)
         said = answer.text if text.startswith(answer.text, start) else answer.text.strip()
         if not text.startswith(said, start):
             raise DataError(self._source.path, "the chat template rewrites the answer", line=prompt.line)
-        return text[:start], said, text[start + len(said) : end]
+        after = text[start + len(said) : end] if answer.ending.may_be_whole else ""
+        return text[:start], said, after
 
     def _ids_before(self, prompt: Prompt) -> list[int]:
         """The tokens before the answer."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from crashproof.distillation.data.cut_answers import is_cut_off, log_cut_off, up_to_cut
 from crashproof.distillation.data.token_cache import cached_state
 from crashproof.distillation.losses.divergences import IGNORED, next_token_targets
 from crashproof.distillation.settings.data import DataConfig
@@ -40,7 +41,7 @@ __all__ = [
     "tokens_end_to_end",
 ]
 
-_FORMAT = 1
+_FORMAT = 2
 _FORMATS = 'A line is {"text": …}, {"prompt": …, "teacher_text": …} or {"messages": […]}.'
 
 
@@ -296,6 +297,7 @@ def tokenized(source: Source, config: DataConfig, tokenizer: PreTrainedTokenizer
     Raises:
         DataError: A sample has no token to learn.
     """
+    log_cut_off(source.samples)
     parts = (_FORMAT, source.sha256, config.max_length, tokenizer_hash(tokenizer), tokenizer.chat_template)
     state = cached_state(cache, "tokens", parts, lambda: _tokenize(source, config.max_length, tokenizer))
     return TokenizedData.from_state(state, tokenizer)
@@ -377,7 +379,8 @@ def _sequences(
         yield from ((chunk, chunk) for chunk in chunks if len(chunk) > 1)
         return
     text, spans = _answer_spans(sample, source, tokenizer)
-    ids, labels = answer_tokens(tokenizer, text, spans, has_end="messages" not in sample)
+    has_end = "messages" not in sample and not is_cut_off(sample)
+    ids, labels = answer_tokens(tokenizer, text, spans, has_end=has_end)
     ids, labels = ids[:max_length], labels[:max_length]
     if all(label == IGNORED for label in labels[1:]):
         raise DataError(
@@ -395,7 +398,8 @@ def _answer_spans(
     """The text of a sample, and the characters in it that are to be learned."""
     if "messages" in sample:
         try:
-            return render_chat(sample["messages"], tokenizer)
+            text, spans = render_chat(sample["messages"], tokenizer)
+            return up_to_cut(text, spans, sample["messages"][-1]["content"]) if is_cut_off(sample) else (text, spans)
         except ValueError as error:
             raise DataError(source.where, str(error), line=sample["line"]) from error
     prompt = sample["prompt"]

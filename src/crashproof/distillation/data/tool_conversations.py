@@ -14,6 +14,7 @@ import jsonschema
 import referencing.exceptions
 from referencing.jsonschema import EMPTY_REGISTRY
 
+from crashproof.distillation.data.cut_answers import is_cut_off
 from crashproof.distillation.data.messages import InvalidSample, Message, check_message, parse_arguments
 from crashproof.distillation.data.text_data import Source
 from crashproof.distillation.text.chat import Tools, render_builtin
@@ -52,6 +53,8 @@ class Conversation:
     calls: list[Call]
     restated: list[tuple[int, int]] | None
     """Characters of the last answer that restate a tool's result, if the line has `integration_spans`."""
+    is_cut: bool = False
+    """Whether the last turn, by the line's `finish_reason`, is not complete: it has no end to learn."""
 
     def offered(self) -> list[str]:
         """The names of all tools that can be called."""
@@ -121,7 +124,9 @@ def _conversation(sample: dict[str, Any]) -> Conversation:
         if message["role"] == "tool":
             _close_call(message, open_ids)
     restated = _restated_spans(sample.get("integration_spans"), messages)
-    return Conversation(messages=messages, tools=sample["tools"], calls=calls, restated=restated)
+    return Conversation(
+        messages=messages, tools=sample["tools"], calls=calls, restated=restated, is_cut=is_cut_off(sample)
+    )
 
 
 def _schemas(tools: object) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from crashproof.distillation.data.cut_answers import log_cut_off
 from crashproof.distillation.data.text_data import Batch, TaskData, TokenizedData, tokens_end_to_end
 from crashproof.distillation.data.token_cache import cached_state
 from crashproof.distillation.data.tool_conversations import ToolSource
@@ -27,7 +28,7 @@ from crashproof.errors import DataError
 
 __all__ = ["ToolBatch", "ToolData", "ToolDataConfig", "tool_data"]
 
-_FORMAT = 1
+_FORMAT = 2
 _COUNTED = {"selection": SELECTION, "arguments": ARGUMENTS, "json": JSON, "integration": INTEGRATION}
 
 
@@ -180,6 +181,7 @@ def tool_data(
         DataError: A line is too long, or a call violates its schema or cannot be found in the template's text.
         ModelMismatch: llguidance cannot read the tokenizer.
     """
+    log_cut_off(source.samples)
     template = tokenizer.chat_template or BUILTIN_TEMPLATE
     decides = (config.max_length, config.restated_words, ends_with_call, template, version("llguidance"))
     parts = (_FORMAT, source.sha256, tokenizer_hash(tokenizer), *decides)

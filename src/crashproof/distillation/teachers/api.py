@@ -43,6 +43,7 @@ def open_teacher(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterator
                     attempts=config.attempts, deadline_seconds=config.deadline_hours * _SECONDS_PER_HOUR
                 ),
                 parameters=config.request_parameters(),
+                keeps_truncated=config.keep_truncated,
                 on_failure=tracker.record_connection_failure,
             )
         )
