@@ -231,7 +231,7 @@ def _result_lines(
     if result.asked.over_budget is not None:
         lines.append("The budget is used up. Start the same command with a larger one to continue.")
     if result.written is not None and result.written.num_failed:
-        lines.append(f"{result.written.num_failed:,} have no usable answer: see {job.failed}.")
+        lines.append(f"{result.written.num_failed:,} have no answer: see {job.failed}.")
     if result.written is not None and result.written.incomplete:
         lines.append(_incomplete_line(result.written.incomplete, job))
     return [*lines, _account(result.spending, job.form.model, settings.prices)]

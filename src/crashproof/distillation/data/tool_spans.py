@@ -78,10 +78,10 @@ def render_conversation(
     )
 
 
-def _up_to_cut(last: Message, text: str, turns: list[Span], arguments: list[Span]) -> list[Span]:
+def _up_to_cut(last: Message, text: str, turns: list[Span], arguments: list[list[Span]]) -> list[Span]:
     """The turns, the last of them without what the template adds behind it."""
     if last.get("tool_calls"):
-        return [*turns[:-1], (turns[-1][0], arguments[-1][1])]
+        return [*turns[:-1], (turns[-1][0], arguments[-1][-1][1])]
     return up_to_cut(text, turns, last["content"])[1]
 
 

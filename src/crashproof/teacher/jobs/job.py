@@ -135,7 +135,7 @@ class GenerationJob:
             nonlocal num_answers
             for question in self.questions():
                 stored = _Stored.read(question, store)
-                incomplete.update(stored.incomplete)
+                incomplete.update([f"{stored.finish_reason}"] if stored.is_cut else [])
                 try:
                     line = self._trained_line(question, stored, reasons)
                 except ValueError as error:
@@ -184,17 +184,17 @@ class _Stored:
 
     record: AnswerRecord | None
     finish_reason: str | None
-    incomplete: list[str]
-    """The finish reason, if the answer is not known to be complete."""
+    is_cut: bool
+    """Whether its finish reason speaks against its being complete."""
 
     @classmethod
     def read(cls, question: Question, store: ResponseStore) -> _Stored:
         record = store.read(question.request.key)
         if record is None:
-            return cls(record=None, finish_reason=None, incomplete=[])
+            return cls(record=None, finish_reason=None, is_cut=False)
         finish_reason = finish_reason_of(record)
         is_cut = finish_reason is not None and not ending_of(finish_reason).may_be_whole
-        return cls(record=record, finish_reason=finish_reason, incomplete=[finish_reason] if is_cut else [])
+        return cls(record=record, finish_reason=finish_reason, is_cut=is_cut)
 
 
 _encoder = msgspec.json.Encoder()

@@ -120,7 +120,7 @@ def _error_within(response: JsonObject) -> ReportedError | None:
     if choice is None:
         usage = PartialUsage.read(response)
         # Tokens without choices were paid for: such a body is kept, as an answer of no use.
-        return None if usage.completion_tokens else _no_answer("no choices and no completion tokens", response)
+        return None if usage.completion_tokens else _no_answer("no choices, and nothing generated", response)
     if ending_of(choice.get("finish_reason")) is Ending.FAILED:
         what = f"the generation broke off (finish_reason {choice['finish_reason']!r})"
         return _as_error(what, {}, response)
