@@ -46,25 +46,47 @@ def test_an_error_within_a_success_is_tried_again_and_the_answer_is_written(tmp_
 @pytest.mark.parametrize(
     "body, words",
     [
-        pytest.param({"choices": None, "usage": NO_TOKENS, "base_resp": {"status_code": 1002, "status_msg": "rate limit"}}, "rate limit", id="MiniMax"),
+        pytest.param(
+            {"choices": None, "usage": NO_TOKENS, "base_resp": {"status_code": 1002, "status_msg": "rate limit"}},
+            "rate limit",
+            id="MiniMax",
+        ),
         pytest.param({"choices": [], "usage": NO_TOKENS, "trace": "a-51"}, '"trace":"a-51"', id="no choices"),
         pytest.param({"id": "x"}, '{"id":"x"}', id="an object"),
         pytest.param({"error": "It is on fire."}, "It is on fire.", id="text"),
         pytest.param({"error": [{"message": "It is on fire."}]}, "It is on fire.", id="list within"),
         pytest.param([{"error": {"code": 503, "message": "It is on fire."}}], "It is on fire.", id="list"),
         pytest.param({"detail": "It is on fire."}, "It is on fire.", id="FastAPI"),
-        pytest.param({"success": False, "errors": [{"code": 7000, "message": "It is on fire."}]}, "It is on fire.", id="Cloudflare"),
-        pytest.param({"object": "error", "message": "It is on fire.", "code": 500}, "It is on fire.", id="vLLM of old"),
-        pytest.param({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}, "Overloaded", id="Anthropic"),
-        pytest.param({"error": {"code": 502, "message": "Provider returned error", "metadata": {"raw": "It is on fire."}}}, "It is on fire.", id="OpenRouter, raw"),
-        pytest.param(answer_body("Half a", choice={"finish_reason": "error"}), "finish_reason 'error'", id="finish reason alone"),
+        pytest.param(
+            {"success": False, "errors": [{"code": 7000, "message": "It is on fire."}]},
+            "It is on fire.",
+            id="Cloudflare",
+        ),
+        pytest.param(
+            {"object": "error", "message": "It is on fire.", "code": 500}, "It is on fire.", id="vLLM of old"
+        ),
+        pytest.param(
+            {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}},
+            "Overloaded",
+            id="Anthropic",
+        ),
+        pytest.param(
+            {"error": {"code": 502, "message": "Provider returned error", "metadata": {"raw": "It is on fire."}}},
+            "It is on fire.",
+            id="OpenRouter, raw",
+        ),
+        pytest.param(
+            answer_body("Half a", choice={"finish_reason": "error"}),
+            "finish_reason 'error'",
+            id="finish reason alone",
+        ),
         pytest.param(answer_body("Half a", choice={"finish_reason": "abort"}), "finish_reason 'abort'", id="aborted"),
         pytest.param(b"<html><body>Gateway says no</body></html>", "Gateway says no", id="page"),
         pytest.param(b"upstream connect error", "upstream connect error", id="text that is called JSON"),
         pytest.param(b'"a string"', "a string", id="JSON string"),
         pytest.param(b"", "an empty body", id="nothing"),
     ],
-)  # fmt: skip
+)
 def test_it_is_retried_within_bounds_and_the_servers_words_are_told(tmp_path, body, words):
     teacher = ScriptedBodies([body])
     with http_server(teacher) as url:
@@ -82,10 +104,13 @@ def test_it_is_retried_within_bounds_and_the_servers_words_are_told(tmp_path, bo
         pytest.param({"error": {"code": "402", "message": "Out of money"}}, id="as text"),
         pytest.param({"error": {"code": "insufficient_quota", "message": "Out of money"}}, id="OpenAI"),
         pytest.param({"error": {"type": "authentication_error", "message": "Out of money"}}, id="type alone"),
-        pytest.param({"choices": None, "usage": NO_TOKENS, "base_resp": {"status_code": 1008, "status_msg": "Out of money"}}, id="MiniMax"),
+        pytest.param(
+            {"choices": None, "usage": NO_TOKENS, "base_resp": {"status_code": 1008, "status_msg": "Out of money"}},
+            id="MiniMax",
+        ),
         pytest.param({"code": "Arrearage", "message": "Out of money", "request_id": "r"}, id="DashScope"),
     ],
-)  # fmt: skip
+)
 def test_what_would_hit_every_prompt_stops_the_job_at_once(tmp_path, error):
     teacher = ScriptedBodies([error])
     with http_server(teacher) as url:

@@ -21,31 +21,168 @@ def paid(body: object, tmp_path, *options: str) -> Decimal:
 @pytest.mark.parametrize(
     "usage, prompt, cached, output",
     [
-        pytest.param({"prompt_tokens": 20, "completion_tokens": 198, "total_tokens": 623}, 20, 0, 603, id="thoughts in the total alone"),
-        pytest.param({"prompt_tokens": 21, "completion_tokens": 0, "total_tokens": 81, "completion_tokens_details": {"reasoning_tokens": 60}}, 21, 0, 60, id="thoughts in the details alone"),
-        pytest.param({"prompt_tokens": 32, "completion_tokens": 9, "total_tokens": 161, "completion_tokens_details": {"reasoning_tokens": 120}}, 32, 0, 129, id="thoughts in details and total"),
-        pytest.param({"prompt_tokens": 32, "completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 120}}, 32, 0, 129, id="more thoughts than tokens"),
-        pytest.param({"prompt_tokens": 32, "completion_tokens": 129, "total_tokens": 161, "completion_tokens_details": {"reasoning_tokens": 120}}, 32, 0, 129, id="thoughts within"),
-        pytest.param({"prompt_tokens": 32, "completion_tokens": 129, "total_tokens": 161, "reasoning_tokens": 120}, 32, 0, 129, id="thoughts beside"),
+        pytest.param(
+            {"prompt_tokens": 20, "completion_tokens": 198, "total_tokens": 623},
+            20,
+            0,
+            603,
+            id="thoughts in the total alone",
+        ),
+        pytest.param(
+            {
+                "prompt_tokens": 21,
+                "completion_tokens": 0,
+                "total_tokens": 81,
+                "completion_tokens_details": {"reasoning_tokens": 60},
+            },
+            21,
+            0,
+            60,
+            id="thoughts in the details alone",
+        ),
+        pytest.param(
+            {
+                "prompt_tokens": 32,
+                "completion_tokens": 9,
+                "total_tokens": 161,
+                "completion_tokens_details": {"reasoning_tokens": 120},
+            },
+            32,
+            0,
+            129,
+            id="thoughts in details and total",
+        ),
+        pytest.param(
+            {"prompt_tokens": 32, "completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 120}},
+            32,
+            0,
+            129,
+            id="more thoughts than tokens",
+        ),
+        pytest.param(
+            {
+                "prompt_tokens": 32,
+                "completion_tokens": 129,
+                "total_tokens": 161,
+                "completion_tokens_details": {"reasoning_tokens": 120},
+            },
+            32,
+            0,
+            129,
+            id="thoughts within",
+        ),
+        pytest.param(
+            {"prompt_tokens": 32, "completion_tokens": 129, "total_tokens": 161, "reasoning_tokens": 120},
+            32,
+            0,
+            129,
+            id="thoughts beside",
+        ),
         pytest.param({"input_tokens": 20, "output_tokens": 10}, 20, 0, 10, id="Anthropic"),
-        pytest.param({"input_tokens": 20, "output_tokens": 10, "cache_read_input_tokens": 100, "cache_creation_input_tokens": 0}, 120, 100, 10, id="Anthropic, cached"),
-        pytest.param({"input_tokens": 20, "output_tokens": 10, "cache_read_input_tokens": 0, "cache_creation_input_tokens": 50}, 70, 0, 10, id="Anthropic, written to the cache"),
-        pytest.param({"input_tokens": 120, "output_tokens": 10, "total_tokens": 130, "input_tokens_details": {"cached_tokens": 100}}, 120, 100, 10, id="OpenAI's responses"),
-        pytest.param({"prompt_tokens": 120, "completion_tokens": 10, "total_tokens": 130, "cache_read_input_tokens": 100}, 120, 100, 10, id="LiteLLM"),
-        pytest.param({"prompt_tokens": 20, "completion_tokens": 10, "cache_read_input_tokens": 100}, 120, 100, 10, id="more cached than asked"),
-        pytest.param({"promptTokenCount": 20, "candidatesTokenCount": 10, "thoughtsTokenCount": 30, "totalTokenCount": 60}, 20, 0, 40, id="Gemini"),
-        pytest.param({"promptTokenCount": 120, "candidatesTokenCount": 10, "cachedContentTokenCount": 100}, 120, 100, 10, id="Gemini, cached"),
-        pytest.param({"prompt_token_count": 20, "candidates_token_count": 10, "thoughts_token_count": 30}, 20, 0, 40, id="Gemini in snake case"),
+        pytest.param(
+            {
+                "input_tokens": 20,
+                "output_tokens": 10,
+                "cache_read_input_tokens": 100,
+                "cache_creation_input_tokens": 0,
+            },
+            120,
+            100,
+            10,
+            id="Anthropic, cached",
+        ),
+        pytest.param(
+            {
+                "input_tokens": 20,
+                "output_tokens": 10,
+                "cache_read_input_tokens": 0,
+                "cache_creation_input_tokens": 50,
+            },
+            70,
+            0,
+            10,
+            id="Anthropic, written to the cache",
+        ),
+        pytest.param(
+            {
+                "input_tokens": 120,
+                "output_tokens": 10,
+                "total_tokens": 130,
+                "input_tokens_details": {"cached_tokens": 100},
+            },
+            120,
+            100,
+            10,
+            id="OpenAI's responses",
+        ),
+        pytest.param(
+            {"prompt_tokens": 120, "completion_tokens": 10, "total_tokens": 130, "cache_read_input_tokens": 100},
+            120,
+            100,
+            10,
+            id="LiteLLM",
+        ),
+        pytest.param(
+            {"prompt_tokens": 20, "completion_tokens": 10, "cache_read_input_tokens": 100},
+            120,
+            100,
+            10,
+            id="more cached than asked",
+        ),
+        pytest.param(
+            {"promptTokenCount": 20, "candidatesTokenCount": 10, "thoughtsTokenCount": 30, "totalTokenCount": 60},
+            20,
+            0,
+            40,
+            id="Gemini",
+        ),
+        pytest.param(
+            {"promptTokenCount": 120, "candidatesTokenCount": 10, "cachedContentTokenCount": 100},
+            120,
+            100,
+            10,
+            id="Gemini, cached",
+        ),
+        pytest.param(
+            {"prompt_token_count": 20, "candidates_token_count": 10, "thoughts_token_count": 30},
+            20,
+            0,
+            40,
+            id="Gemini in snake case",
+        ),
         pytest.param({"inputTokens": 20, "outputTokens": 10, "totalTokens": 30}, 20, 0, 10, id="Bedrock"),
-        pytest.param({"prompt_tokens": 120, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 100}}, 120, 100, 10, id="OpenAI, cached"),
-        pytest.param({"prompt_tokens": 120, "completion_tokens": 10, "prompt_cache_hit_tokens": 100, "prompt_cache_miss_tokens": 20}, 120, 100, 10, id="DeepSeek, cached"),
-        pytest.param({"prompt_tokens": 120, "completion_tokens": 10, "cached_tokens": 100}, 120, 100, 10, id="Moonshot, cached"),
-        pytest.param({"prompt_tokens": "20", "completion_tokens": 10.0, "total_tokens": "30"}, 20, 0, 10, id="text and floats"),
-        pytest.param({"prompt_tokens": 20, "completion_tokens": 10, "total_tokens": 0}, 20, 0, 10, id="a total of nothing"),
+        pytest.param(
+            {"prompt_tokens": 120, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 100}},
+            120,
+            100,
+            10,
+            id="OpenAI, cached",
+        ),
+        pytest.param(
+            {
+                "prompt_tokens": 120,
+                "completion_tokens": 10,
+                "prompt_cache_hit_tokens": 100,
+                "prompt_cache_miss_tokens": 20,
+            },
+            120,
+            100,
+            10,
+            id="DeepSeek, cached",
+        ),
+        pytest.param(
+            {"prompt_tokens": 120, "completion_tokens": 10, "cached_tokens": 100}, 120, 100, 10, id="Moonshot, cached"
+        ),
+        pytest.param(
+            {"prompt_tokens": "20", "completion_tokens": 10.0, "total_tokens": "30"}, 20, 0, 10, id="text and floats"
+        ),
+        pytest.param(
+            {"prompt_tokens": 20, "completion_tokens": 10, "total_tokens": 0}, 20, 0, 10, id="a total of nothing"
+        ),
         pytest.param({"prompt_tokens": 20, "total_tokens": 30}, 20, 0, 10, id="no completion"),
         pytest.param({"completion_tokens": 10, "total_tokens": 30}, 20, 0, 10, id="no prompt"),
     ],
-)  # fmt: skip
+)
 def test_the_bill_is_what_the_tokens_cost_however_they_are_named(tmp_path, usage, prompt, cached, output):
     bill = paid(answer_body(usage=usage), tmp_path, "--max-tokens", "1000")
 

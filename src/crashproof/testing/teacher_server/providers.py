@@ -97,7 +97,7 @@ def _cached(usage: Usage) -> JsonObject | None:
 _UNFILTERED = {"hate": {"filtered": False, "severity": "safe"}}
 
 MANNERS: Mapping[Provider, Manner] = {
-    Provider.OPENAI: Manner(usage=_plain, body={"service_tier": "default", "system_fingerprint": None}),
+    Provider.OPENAI: Manner(usage=_plain),
     Provider.OPENROUTER: Manner(
         usage=_with_cost, body={"provider": "Upstream"}, choice={"native_finish_reason": "STOP"}
     ),
