@@ -1,1 +1,1 @@
-"""What a teacher's reply says: its answer, its end, its tokens, its error; no network and no files."""
+"""What a reply says: an answer, its end, its tokens, or an error."""

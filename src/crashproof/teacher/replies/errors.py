@@ -119,7 +119,7 @@ def _error_within(response: JsonObject) -> ReportedError | None:
         return _as_error("an error instead of an answer", found, response)
     if choice is None:
         usage = PartialUsage.read(response)
-        # Tokens without choices were paid for: such a body is kept, as an answer of no use.
+        # Tokens without choices were paid for: such a body is kept, as an unusable answer.
         return None if usage.completion_tokens else _no_answer("no choices, and nothing generated", response)
     if ending_of(choice.get("finish_reason")) is Ending.FAILED:
         what = f"the generation broke off (finish_reason {choice['finish_reason']!r})"

@@ -83,7 +83,7 @@ class Fault(StrEnum):
 
     @property
     def spoils_answer(self) -> bool:
-        """Whether what arrives counts as the answer, but as one of no use: it is not requested again."""
+        """Whether what arrives counts as the answer, but as an unusable one: it is not requested again."""
         return self in _SPOILS_ANSWER
 
 
