@@ -19,6 +19,7 @@ CrashproofError
 │   └── TooManyOpenFiles     no more files can be opened
 ├── TeacherError             a teacher over HTTP
 │   ├── AnswerUnusable       a paid answer cannot be used
+│   │   └── AnswerIncomplete it was cut off, filtered, or ended in an unknown way
 │   ├── BudgetExhausted      the next request could cost more than is left
 │   ├── TeacherClosed        it was closed before it answered
 │   ├── TeacherRefused       the server rejected the request, and would again
@@ -51,6 +52,7 @@ from pathlib import Path
 
 __all__ = [
     "AddressInUse",
+    "AnswerIncomplete",
     "AnswerUnusable",
     "BudgetExhausted",
     "CannotStop",
@@ -285,13 +287,21 @@ class TeacherError(CrashproofError):
 class AnswerUnusable(TeacherError):
     """A paid answer cannot be used."""
 
+    _HINT = "It is kept, and not paid for again unless you request it."
+
     def __init__(self, key: str, *, problem: str) -> None:
-        super().__init__(
-            f"The answer to request {key[:12]} cannot be used: {problem}.",
-            hint="It is kept, and not paid for again unless you request it.",
-        )
+        super().__init__(f"The answer to request {key[:12]} cannot be used: {problem}.", hint=self._HINT)
         self.key = key
         self.problem = problem
+
+
+class AnswerIncomplete(AnswerUnusable):
+    """A paid answer was cut off, filtered, or ended in an unknown way."""
+
+    _HINT = (
+        "It is kept. Use it as it is (--keep-truncated, teacher.keep_truncated, keeps_truncated=True), or raise "
+        "max_tokens, which asks anew."
+    )
 
 
 class BudgetExhausted(TeacherError):

@@ -319,8 +319,8 @@ def test_a_student_is_asked_as_it_was_taught(opening_tokenizer: PreTrainedTokeni
     for template in (chat_templates.GEMMA, None):
         opening_tokenizer.chat_template = template
         said = {"answer": "2", "reply": {"role": "assistant", "content": "2"}, "rejected": None, "quality": None}
-        plain = AnswerLine(prompt="Two?", messages=[], tools=None, **said)
-        chat = AnswerLine(prompt=None, messages=[U1], tools=None, **said)
+        plain = AnswerLine(prompt="Two?", messages=[], tools=None, is_cut=False, **said)
+        chat = AnswerLine(prompt=None, messages=[U1], tools=None, is_cut=False, **said)
 
         assert [[0], [0]] == [
             [place for place, token in enumerate(_question(line, opening_tokenizer)) if token == bos]

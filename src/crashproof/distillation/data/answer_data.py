@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from crashproof.data_files.record import Place
+from crashproof.distillation.data.answered.cut_answers import is_cut_off, log_cut_off, up_to_cut
 from crashproof.distillation.data.lengths import LengthCensus
 from crashproof.distillation.data.source import Source, rules_of
 from crashproof.distillation.data.text_data import (
@@ -85,6 +86,8 @@ class AnswerLine:
     """The answer as a message of the assistant."""
     rejected: str | None
     quality: float | None
+    is_cut: bool
+    """Whether the answer, by its `finish_reason`, is not complete: it has no end to learn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +249,7 @@ def answer_data(
     Raises:
         DataError: A line is too long, or the answer cannot be found in the text that the template renders.
     """
+    log_cut_off(source.samples)
     template = tokenizer.chat_template or BUILTIN_TEMPLATE
     lengths = (config.max_length, config.on_too_long)
     parts = (_FORMAT, source.sha256, lengths, tokenizer_hash(tokenizer), template)
@@ -285,6 +289,7 @@ def _line(sample: dict[str, Any]) -> AnswerLine:
         reply=reply,
         rejected=_rejected(rejected, answer),
         quality=_quality(quality),
+        is_cut=is_cut_off(sample),
     )
 
 
@@ -404,7 +409,10 @@ def _num_common(one: list[int], other: list[int]) -> int:
 def _sequence(line: AnswerLine, reply: Message, tokenizer: PreTrainedTokenizerFast) -> _Sequence:
     """Token ids and labels of a line with this answer."""
     text, span = _rendered(line, reply, tokenizer)
-    return answer_tokens(tokenizer, text, [span], has_end=line.prompt is not None)
+    is_cut = line.is_cut and reply is line.reply
+    if is_cut:
+        text, (span,) = up_to_cut(text, [span], line.answer)
+    return answer_tokens(tokenizer, text, [span], has_end=line.prompt is not None and not is_cut)
 
 
 def _rendered(line: AnswerLine, reply: Message, tokenizer: PreTrainedTokenizerFast) -> tuple[str, tuple[int, int]]:

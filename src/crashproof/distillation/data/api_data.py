@@ -12,15 +12,10 @@ from itertools import islice
 
 from transformers import PreTrainedTokenizerFast
 
+from crashproof.distillation.data.answered.cut_answers import up_to_cut
 from crashproof.distillation.data.answered.prompts import PromptSource
 from crashproof.distillation.data.answered.room import AnswerRoom, most_answered
-from crashproof.distillation.data.answered.samples import (
-    CUT_REASONS,
-    AnsweredSample,
-    answered_sample,
-    unanswered,
-    with_topk,
-)
+from crashproof.distillation.data.answered.samples import AnsweredSample, answered_sample, unanswered, with_topk
 from crashproof.distillation.data.lengths import OnTooLong
 from crashproof.distillation.data.text_data import Batch, Sample, TokenizedData, TrainingData, tokens_end_to_end
 from crashproof.distillation.text.aligned_answer import FitCounter, LogprobsMisfit, TokenAligner
@@ -162,7 +157,7 @@ class ApiData(TrainingData):
             answer = self._wait(asked)
             if self._aligner is not None and answer.text and not answer.message.get("tool_calls"):
                 return self._from_tokens(index, answer, self._aligner)
-            return self._from_text(index, self._reply(answer))
+            return self._from_text(index, self._reply(answer), may_be_whole=answer.ending.may_be_whole)
         except LogprobsMisfit as misfit:
             self._fits.add_misfit(self._source.place(index), misfit)
         except (AnswerUnusable, InvalidSample, LeftOut) as error:
@@ -192,14 +187,18 @@ class ApiData(TrainingData):
                 if self._interrupts.is_requested:
                     raise StopRequested from None
 
-    def _from_text(self, index: int, reply: Message) -> AnsweredSample:
+    def _from_text(self, index: int, reply: Message, *, may_be_whole: bool) -> AnsweredSample:
         prompt = self._source.prompts[index].text
         if prompt is not None:
             said = with_thoughts(reply.get("reasoning_content", ""), reply["content"])
             ids, spans = encode_document(self._tokenizer, prompt + said)
             is_predicted = [end > len(prompt) for _, end in spans]
-            return AnsweredSample(Sample(ids=[*ids, end_id(self._tokenizer)], is_predicted=[*is_predicted, True]), [])
+            if may_be_whole:
+                ids, is_predicted = [*ids, end_id(self._tokenizer)], [*is_predicted, True]
+            return AnsweredSample(Sample(ids=ids, is_predicted=is_predicted), [])
         text, (start, end) = self._rendered(index, reply)
+        if not may_be_whole:
+            end = _end_of_cut(text, (start, end), reply)
         ids, spans = encode_text(self._tokenizer, text[:end])
         return AnsweredSample(Sample(ids=ids, is_predicted=[stop > start for _, stop in spans]), [])
 
@@ -208,7 +207,7 @@ class ApiData(TrainingData):
         before, said, after = self._parts(index, answer)
         is_document = self._source.prompts[index].text is not None
         last = [end_id(self._tokenizer)] if is_document else encode_text(self._tokenizer, after).ids
-        if answer.finish_reason in CUT_REASONS:
+        if not answer.ending.may_be_whole:
             last = []
         aligned = aligner.align(answer.logprobs, said, end_id=last[0] if last else None)
         self._fits.add_fit(self._source.place(index))
@@ -260,3 +259,10 @@ class ApiData(TrainingData):
         tokens = TokenizedData(**state, pad_id=padding_id(self._tokenizer))
         batch = tokens.batch(list(range(len(samples))))
         return batch if self._top_k is None else with_topk(batch, samples, self._top_k)
+
+
+def _end_of_cut(text: str, span: tuple[int, int], reply: Message) -> int:
+    try:
+        return up_to_cut(text, [span], reply["content"])[1][0][1]
+    except ValueError as error:
+        raise LeftOut(str(error), "Its end would be learned.") from error

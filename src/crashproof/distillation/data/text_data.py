@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from crashproof.distillation.data.answered.cut_answers import is_cut_off, log_cut_off, up_to_cut
 from crashproof.distillation.data.lengths import LengthCensus
 from crashproof.distillation.data.source import Source, rules_of
 from crashproof.distillation.data.token_cache import cached_state
@@ -251,6 +252,7 @@ def tokenized(source: Source, config: DataConfig, tokenizer: PreTrainedTokenizer
     Raises:
         DataError: A sample has no token to learn, or is too long.
     """
+    log_cut_off(source.samples)
     lengths = (config.max_length, config.on_too_long)
     parts = (_FORMAT, source.sha256, lengths, tokenizer_hash(tokenizer), tokenizer.chat_template)
     state = cached_state(cache, "tokens", parts, lambda: _tokenize(source, config, tokenizer))
@@ -325,7 +327,8 @@ def _sequences(
         yield from _text_sequences(sample["text"], census, tokenizer)
         return
     text, spans = _answer_spans(sample, source, tokenizer)
-    ids, labels = answer_tokens(tokenizer, text, spans, has_end="messages" not in sample)
+    has_end = "messages" not in sample and not is_cut_off(sample)
+    ids, labels = answer_tokens(tokenizer, text, spans, has_end=has_end)
     if all(label == IGNORED for label in labels[1:]):
         raise source.place(sample).error("none of its tokens is learned", hint="Leave it out.")
     kept = census.tokens_kept(source.place(sample), len(ids), num_before=num_before_learned(labels))
@@ -356,10 +359,12 @@ def _answer_spans(
     if "messages" not in sample:
         text = sample["prompt"] + sample["answer"]
         return text, [(len(sample["prompt"]), len(text))]
+    messages, unlearned = sample["messages"], sample.get("unlearned", ())
     try:
-        text, turns = render_chat(sample["messages"], tokenizer, tools=sample.get("tools"))
+        text, turns = render_chat(messages, tokenizer, tools=sample.get("tools"))
+        if is_cut_off(sample) and len(messages) - 1 not in unlearned:
+            text, turns = up_to_cut(text, turns, messages[-1]["content"])
     except ValueError as error:
         raise source.place(sample).error(str(error)) from error
-    places = [place for place, message in enumerate(sample["messages"]) if message["role"] == "assistant"]
-    unlearned = sample.get("unlearned", ())
+    places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     return text, [turn for place, turn in zip(places, turns, strict=True) if place not in unlearned]

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from crashproof.distillation.data.answered.cut_answers import log_cut_off
 from crashproof.distillation.data.lengths import LengthCensus
 from crashproof.distillation.data.text_data import (
     Batch,
@@ -189,6 +190,7 @@ def tool_data(
         DataError: A line is too long, or a call violates its schema or cannot be found in the template's text.
         ModelMismatch: llguidance cannot read the tokenizer.
     """
+    log_cut_off(source.samples)
     template = tokenizer.chat_template or BUILTIN_TEMPLATE
     lengths = (config.max_length, config.on_too_long)
     decides = (lengths, config.restated_words, ends_with_call, template, version("llguidance"))

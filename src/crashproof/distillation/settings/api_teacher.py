@@ -34,6 +34,8 @@ class ApiTeacherFields(Section):
     """Maximum US dollars that this run may spend."""
     prices: Path | None = None
     """Price table to use instead of the bundled one."""
+    keep_truncated: bool = False
+    """Whether to learn from answers that were cut off or filtered; the end token behind them is never learned."""
     concurrency: int = Field(default=16, ge=1)
     """Maximum requests in flight."""
     attempts: int = Field(default=1000, ge=1)

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from crashproof.data_files.reader import read_records
 from crashproof.data_files.selection import select_files
-from crashproof.distillation.data.answered.samples import CUT_REASONS, AnsweredSample, answered_sample, with_topk
+from crashproof.distillation.data.answered.cut_answers import is_cut_off, log_cut_off
+from crashproof.distillation.data.answered.samples import AnsweredSample, answered_sample, with_topk
 from crashproof.distillation.data.lengths import LengthCensus, OnTooLong
 from crashproof.distillation.data.source import Source
 from crashproof.distillation.data.text_data import (
@@ -73,6 +74,7 @@ def read_answered_file(
         DataError: The chat template refuses a line, or lines are too long.
         ModelMismatch: No line fits the student's tokens; names the first reason.
     """
+    log_cut_off(source.samples)
     top_k = _largest_number_of_entries(source)
     aligner = TokenAligner(tokenizer, top_k=top_k)
     fits = FitCounter(num_answers=len(source.samples), all_are_known=True)
@@ -115,7 +117,7 @@ def _sample(
     """One line's tokens."""
     before, said, after = _parts(line, source, tokenizer)
     last = [end_id(tokenizer)] if after is None else encode_text(tokenizer, after).ids
-    if line.get("finish_reason") in CUT_REASONS:
+    if is_cut_off(line):
         last = []
     aligned = aligner.align(line.get("logprobs"), said, end_id=last[0] if last else None)
     before = before.removesuffix(" ") if aligned.takes_space else before

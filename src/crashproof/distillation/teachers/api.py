@@ -43,6 +43,7 @@ def open_teacher(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterator
                     attempts=config.attempts, deadline_seconds=config.deadline_hours * _SECONDS_PER_HOUR
                 ),
                 parameters=config.request_parameters(),
+                keeps_truncated=config.keep_truncated,
                 on_failure=tracker.record_connection_failure,
             )
         )
@@ -70,12 +71,13 @@ def _open_store(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterator[
 
 def identifying_fields(config: ApiTeacherFields) -> dict[str, object]:
     """The part of the config that decides the answers: where it differs, it is another run."""
-    return {
+    fields: dict[str, object] = {
         "kind": "api",
         "model": config.model,
         "base_url": _endpoint(config).base_url,
         "parameters": config.request_parameters(),
     }
+    return fields | ({"keep_truncated": True} if config.keep_truncated else {})
 
 
 def _endpoint(config: ApiTeacherFields) -> Endpoint:

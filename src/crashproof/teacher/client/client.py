@@ -32,6 +32,7 @@ from crashproof.answers.store import (
 )
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.errors import (
+    AnswerIncomplete,
     AnswerUnusable,
     BudgetExhausted,
     ConfigError,
@@ -42,15 +43,26 @@ from crashproof.errors import (
 from crashproof.formatting import as_dollars_text
 from crashproof.records.checksummed_line import MAX_LINE_BYTES, is_nested_too_deeply
 from crashproof.records.requests import AnswerRecord
-from crashproof.rules.requests import JsonObject, TeacherRequest
-from crashproof.teacher.client.answers import Answer, Check, answer_in, note_problem, problem_with
+from crashproof.rules.requests import TeacherRequest
+from crashproof.teacher.client.answers import (
+    Answer,
+    Check,
+    answer_in,
+    note_problem,
+    problem_with,
+    problem_with_ending,
+)
+from crashproof.teacher.client.bills import Billing
 from crashproof.teacher.client.endpoint import Endpoint
 from crashproof.teacher.client.group_commit import GroupCommit
 from crashproof.teacher.client.limits import Gate, Limits, Place
-from crashproof.teacher.client.prices import PriceTable, Usage, is_plausible, price_of
+from crashproof.teacher.client.prices import PriceTable, price_of
 from crashproof.teacher.client.request_builder import Messages, RequestForm
 from crashproof.teacher.client.retry import Patience
-from crashproof.teacher.client.transport import Delivered, Failed, HttpTransport, Reply, Transport, failure_in
+from crashproof.teacher.client.transport import Delivered, Failed, HttpTransport, Reply, Transport, failed_by
+from crashproof.teacher.replies.endings import Ending
+from crashproof.teacher.replies.errors import error_in, parse
+from crashproof.teacher.replies.usage import Usage
 
 __all__ = ["AsyncTeacher", "OnFailure"]
 
@@ -62,6 +74,7 @@ OnFailure = Callable[[int, object], None]
 
 _BYTES_PER_TOKEN = 4
 """Typical of prose; used only for the limit of tokens per minute."""
+_OK = 200
 _SECONDS_BETWEEN_POLLS = 0.2
 _LONGEST_RAW = MAX_LINE_BYTES // 16
 _HINTS = {
@@ -90,6 +103,7 @@ class AsyncTeacher:
         patience: Patience | None = None,
         parameters: Mapping[str, object] | None = None,
         asks_again: bool = False,
+        keeps_truncated: bool = False,
         on_failure: OnFailure | None = None,
         transport: Transport | None = None,
         clock: Clock = SYSTEM_CLOCK,
@@ -107,6 +121,7 @@ class AsyncTeacher:
             patience: Retry policy: attempts, backoff and timeouts.
             parameters: Sampling parameters of every request, such as `{"temperature": 0.7, "max_tokens": 512}`.
             asks_again: Whether to pay once more for a stored answer that is unusable.
+            keeps_truncated: Whether an answer is usable that was cut off, filtered, or ended in an unknown way.
             on_failure: Called for every failed attempt.
             transport: The network; by default HTTP.
             clock: Source of time.
@@ -126,7 +141,9 @@ class AsyncTeacher:
         _check_settings(budget, self._limits, self._retry_policy)
         table = prices or PriceTable.load()
         self._price = table.of(model) if budget is not None else price_of(model, table)
+        self._billing = Billing(self._price)
         self._asks_again = asks_again
+        self._keeps_truncated = keeps_truncated
         self._asked_again: set[str] = set()
         self._on_failure = on_failure
         self._clock = clock
@@ -137,7 +154,7 @@ class AsyncTeacher:
         self._in_flight: dict[str, asyncio.Task[AnswerRecord]] = {}
         self._sending: set[asyncio.Task[object] | None] = set()
         self._is_closing = False
-        self._has_warned_of_usage = False
+        self._has_warned_of_ending = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -167,6 +184,7 @@ class AsyncTeacher:
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._transport.close()
+        self._billing.report()
         await asyncio.get_running_loop().run_in_executor(None, self._commits.close)
 
     def request(
@@ -187,6 +205,7 @@ class AsyncTeacher:
         """Get the answer to one question, from the store or from the teacher; see `request` for the arguments.
 
         Raises:
+            AnswerIncomplete: the paid answer is stored, but it was cut off or filtered.
             AnswerUnusable: the paid answer is stored but violates its response format, its tools, or `check`.
             BudgetExhausted: the request could cost more than is left.
             TeacherRefused: the teacher refused, and would refuse again.
@@ -248,6 +267,12 @@ class AsyncTeacher:
         if isinstance(record.problem, str):
             raise AnswerUnusable(request.key, problem=record.problem)
         answer = answer_in(record)
+        self._note_ending(answer)
+        if not self._keeps_truncated and (cut := problem_with_ending(answer)) is not None:
+            if self._asks_again:
+                # Without a mark it would not be replaced; with one it counts as wasted.
+                await self._commits.mark(request.key, cut)
+            raise AnswerIncomplete(request.key, problem=cut)
         problem = problem_with(answer, request.body) or (check(answer) if check is not None else None)
         if problem is not None:
             await self._commits.mark(request.key, problem)
@@ -340,62 +365,40 @@ class AsyncTeacher:
                 await self._keep(Refused(granted=verdict, reason="not sent"))
             raise
 
+    def _note_ending(self, answer: Answer) -> None:
+        if answer.ending is Ending.UNSTATED and not self._has_warned_of_ending:
+            self._has_warned_of_ending = True
+            log.warning(
+                "The teacher does not say how its answers end (no finish_reason). One that has all the tokens it "
+                "might have counts as cut off, any other as complete."
+            )
+
     def _classify(self, reply: Reply) -> Reply:
         """Turn a success without an answer into a failure."""
         if isinstance(reply, Failed):
             return reply
-        response = _as_object(reply.body)
-        if response is not None:
-            return failure_in(response, self._endpoint) or reply
-        if reply.is_json:
-            return reply
-        # A proxy's page, not the teacher's.
-        return Failed(reason="a page instead of an answer", is_retryable=True, may_have_been_paid=True)
+        error = error_in(_OK, reply.body)
+        return reply if error is None else failed_by(error, self._endpoint)
 
     def _outcome(self, reply: Reply, granted: Granted) -> Outcome:
         if isinstance(reply, Failed):
             kind = Lost if reply.may_have_been_paid else Refused
             return kind(granted=granted, reason=reply.reason)
-        response = _as_object(reply.body)
-        if response is None:
+        response, _ = parse(reply.body)
+        if not isinstance(response, dict):
             return self._answered_verbatim(reply, granted, "its body is not a JSON object")
         if _is_too_deep(reply.body):
             return self._answered_verbatim(reply, granted, "its body is nested too deeply")
-        return note_problem(Answered(granted=granted, cost=self._cost(response, granted), response=response))
+        cost = self._billing.cost(response, granted.request.body, most=granted.most)
+        return note_problem(Answered(granted=granted, cost=cost, response=response))
 
     def _answered_verbatim(self, reply: Delivered, granted: Granted, problem: str) -> Answered:
         raw = reply.body.decode("utf-8", "backslashreplace")
         if len(raw) > _LONGEST_RAW:
             # A character can take six bytes in a line, which holds the request too.
             raw, problem = raw[:_LONGEST_RAW], f"{problem}; only its first {_LONGEST_RAW:,} characters are kept"
-        # The cost is unknown: book the worst case.
-        return Answered(granted=granted, cost=granted.most, response={}, raw=raw, problem=problem)
-
-    def _cost(self, response: Mapping[str, object], granted: Granted) -> Decimal:
-        """The cost by the server's usage if it is plausible, else the worst case."""
-        usage = Usage.read(response)
-        if usage is None:
-            return granted.most
-        body = granted.request.body
-        choices = response.get("choices")
-        text_bytes = sum(
-            len(str(choice["message"].get("content") or "").encode("utf-8", "replace"))
-            for choice in (choices if isinstance(choices, list) else [])
-            if isinstance(choice, dict) and isinstance(choice.get("message"), dict)
-        )
-        most_tokens = self._price.most_completion_tokens(body) if self._budget is not None else None
-        cost = self._price.cost(usage)
-        if is_plausible(usage, len(msgspec.json.encode(body)), text_bytes, most_tokens):
-            return cost
-        if not self._has_warned_of_usage:
-            self._has_warned_of_usage = True
-            log.warning(
-                "The teacher reported an implausible usage (%d prompt tokens, %d completion tokens). The worst "
-                "case is booked for this answer and for any other like it.",
-                usage.prompt_tokens,
-                usage.completion_tokens,
-            )
-        return max(cost, granted.most)
+        cost = self._billing.cost_of_damaged(granted.request.body, len(reply.body), most=granted.most)
+        return Answered(granted=granted, cost=cost, response={}, raw=raw, problem=problem)
 
     def _adjust_limits(self, outcome: Outcome, reply: Reply, place: Place) -> None:
         if isinstance(outcome, Answered):
@@ -413,12 +416,8 @@ class AsyncTeacher:
 
     def _worst_case(self, request: TeacherRequest) -> Decimal:
         """The most that a request can cost; 0 if nothing bounds it and no budget is set."""
-        try:
-            return self._price.worst_case(request.body)
-        except ConfigError:
-            if self._budget is not None:
-                raise
-            return Decimal(0)
+        priced = self._price if self._budget is not None else self._billing
+        return priced.worst_case(request.body)
 
     def _estimated_tokens(self, request: TeacherRequest) -> int:
         try:
@@ -436,14 +435,6 @@ class AsyncTeacher:
             f"The budget of {budget} does not allow a request that can cost {most}: {spent} are spent, and requests "
             f"in doubt may have cost {in_doubt}."
         )
-
-
-def _as_object(body: bytes) -> JsonObject | None:
-    try:
-        content = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _is_too_deep(body: bytes) -> bool:

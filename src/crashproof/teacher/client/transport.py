@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 from urllib.request import getproxies
 
@@ -17,27 +15,16 @@ import msgspec
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.errors import ConfigError
 from crashproof.records.checksummed_line import MAX_LINE_BYTES
-from crashproof.rules.requests import JsonObject, TeacherRequest
+from crashproof.rules.requests import TeacherRequest
 from crashproof.rules.secrets.proxies import MAY_SEE_KEYS, proxy_of, reads_requests
 from crashproof.teacher.client.endpoint import Endpoint
 from crashproof.teacher.client.retry import Patience, parse_retry_after
+from crashproof.teacher.replies.errors import ReportedError, error_in
 
-__all__ = ["Delivered", "Failed", "HttpTransport", "Reply", "Transport", "failure_in"]
-
-RETRIED = frozenset({408, 409, 425, 429})
-"""Besides every 5xx."""
-
-MAY_BE_CHARGED = frozenset({408, 502, 504, 520, 524})
-"""A proxy gave up waiting; the model may have gone on, and charged."""
-
-_PERMANENT_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
-"""Codes of a 429 that a retry cannot help."""
+__all__ = ["Delivered", "Failed", "HttpTransport", "Reply", "Transport", "failed_by"]
 
 _STREAM_PARAMETERS = frozenset({"stream", "stream_options"})
-_STATUS = re.compile(r"[1-5]\d\d", re.ASCII)
 _LONGEST_REASON = 300
-_LONGEST_PAGE_BYTES = 64 << 10
-"""How much of a non-JSON error is read; the reason is cut further."""
 _LONGEST_BODY_BYTES = MAX_LINE_BYTES // 2
 """An answer is stored with its request (at most a quarter of a line), in one line."""
 _KEY_IN_CLEAR = "The API key would go through a proxy unencrypted, since the base URL is http:// and a proxy is set."
@@ -51,8 +38,6 @@ class Delivered:
     """A complete body with a status of success."""
 
     body: bytes
-    is_json: bool
-    """Whether it is declared as JSON, or looks like it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,62 +186,26 @@ class HttpTransport:
         return self._reply(response, bytes(body))
 
     def _reply(self, response: httpx2.Response, body: bytes) -> Reply:
-        status = response.status_code
         # A server that echoes the request would put the key into the run.
         body = self._endpoint.without_key(body)
         if response.is_success:
-            is_json = "json" in response.headers.get("content-type", "") or body.lstrip()[:1] in (b"{", b"[")
-            return Delivered(body=body, is_json=is_json)
-        error = error_in(body)
-        return Failed(
-            reason=f"HTTP {status}: {_describe(error, self._endpoint) or self._redact(response.reason_phrase)}",
-            status=status,
-            is_retryable=(status in RETRIED or status >= 500) and not _is_permanent(error),
-            may_have_been_paid=status in MAY_BE_CHARGED,
-            retry_after_seconds=parse_retry_after(response.headers.get("retry-after"), now=self._clock.now()),
-        )
+            return Delivered(body=body)
+        error = error_in(response.status_code, body)
+        assert error is not None, "a status without success is an error"
+        failed = failed_by(error, self._endpoint)
+        reason = f"HTTP {response.status_code}: {failed.reason or self._redact(response.reason_phrase)}"
+        wait = parse_retry_after(response.headers.get("retry-after"), now=self._clock.now())
+        return replace(failed, reason=reason, retry_after_seconds=wait)
 
     def _redact(self, error: Exception | str) -> str:
         return self._endpoint.hide_key(f"{error}" or type(error).__name__, longest=_LONGEST_REASON)
 
 
-def failure_in(response: Mapping[str, object], endpoint: Endpoint) -> Failed | None:
-    """The failure in a body that a gateway sends with a status of success: `error` and no choices."""
-    if response.get("choices") or not response.get("error"):
-        return None
-    error = error_in(msgspec.json.encode(response))
-    code = str(error.get("code") or error.get("status"))
-    status = int(code) if _STATUS.fullmatch(code) else None
+def failed_by(error: ReportedError, endpoint: Endpoint) -> Failed:
+    """The failure of an attempt by an error that its reply reports."""
     return Failed(
-        reason=f"an error instead of an answer: {_describe(error, endpoint)}",
-        status=status,
-        is_retryable=(status is None or status in RETRIED or status >= 500) and not _is_permanent(error),
-        may_have_been_paid=status is None or status in MAY_BE_CHARGED,
+        reason=endpoint.hide_key(error.told, longest=_LONGEST_REASON),
+        status=error.status,
+        is_retryable=error.is_retryable,
+        may_have_been_paid=error.may_have_been_paid,
     )
-
-
-def error_in(body: bytes) -> JsonObject:
-    """The `error` object of a body, in OpenAI's form or similar; only a message if it has none."""
-    try:
-        content = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return {"message": " ".join(body[:_LONGEST_PAGE_BYTES].decode("utf-8", "replace").split())}
-    if not isinstance(content, dict):
-        return {"message": _as_text(content)}
-    error = content.get("error", content)
-    if not isinstance(error, dict):
-        return {"message": _as_text(error)}
-    return error
-
-
-def _is_permanent(error: Mapping[str, object]) -> bool:
-    return not _PERMANENT_CODES.isdisjoint({str(error.get("code")), str(error.get("type"))})
-
-
-def _describe(error: Mapping[str, object], endpoint: Endpoint) -> str:
-    message = error.get("message") or error.get("detail") or error.get("code") or ""
-    return endpoint.hide_key(_as_text(message), longest=_LONGEST_REASON)
-
-
-def _as_text(value: object) -> str:
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()

@@ -68,7 +68,7 @@ class TeacherSettings:
     asks_again: bool = False
     """Whether to pay once more for stored answers that are unusable."""
 
-    def open(self, model: str, store: ResponseStore, on_failure: OnFailure) -> AsyncTeacher:
+    def open(self, model: str, store: ResponseStore, on_failure: OnFailure, *, keeps_truncated: bool) -> AsyncTeacher:
         """Open a teacher with these settings."""
         return AsyncTeacher(
             model,
@@ -79,6 +79,7 @@ class TeacherSettings:
             limits=self.limits,
             patience=self.patience,
             asks_again=self.asks_again,
+            keeps_truncated=keeps_truncated,
             on_failure=on_failure,
         )
 
@@ -238,7 +239,7 @@ class LocalEngine:
         return asyncio.run(self._ask_all(job, store, on_end))
 
     async def _ask_all(self, job: GenerationJob, store: ResponseStore, on_end: Callable[[int], None]) -> EngineResult:
-        teacher = self.settings.open(job.form.model, store, self.on_failure)
+        teacher = self.settings.open(job.form.model, store, self.on_failure, keeps_truncated=job.keeps_truncated)
         concurrency = self.settings.limits.concurrency
         max_unreachable = max(_MIN_UNREACHABLE, concurrency)
         asking = _Asking(teacher, store, max_unreachable=max_unreachable, on_end=on_end)

@@ -81,6 +81,7 @@ class RayEngine:
             _Worker,
             fn_constructor_kwargs={
                 "model": job.form.model,
+                "keeps_truncated": job.keeps_truncated,
                 "settings": replace(self.settings, limits=_divide(self.settings.limits, concurrency, num_workers)),
                 "store_url": self.store_url,
                 "account": self.account,
@@ -102,14 +103,18 @@ class RayEngine:
 class _Worker:
     """A worker process of the cluster."""
 
-    def __init__(self, *, model: str, settings: TeacherSettings, store_url: str, account: str) -> None:
+    def __init__(
+        self, *, model: str, keeps_truncated: bool, settings: TeacherSettings, store_url: str, account: str
+    ) -> None:
         # The key of the worker's machine takes precedence.
         key = os.environ.get("OPENAI_API_KEY") or settings.endpoint.api_key
         self._base_url = settings.endpoint.base_url
         self._store = SharedStore.open(store_url, account=account)
         self._failures: list[tuple[int, str]] = []
         settings = replace(settings, endpoint=Endpoint(base_url=self._base_url, api_key=key))
-        self._teacher = Teacher(settings.open(model, self._store, self._note_failure))
+        self._teacher = Teacher(
+            settings.open(model, self._store, self._note_failure, keeps_truncated=keeps_truncated)
+        )
 
     def __call__(self, batch: dict[str, Sequence[Any]]) -> dict[str, list[str]]:
         """Obtain the answers of a batch into the store; returns how each request ended."""

@@ -53,11 +53,38 @@ class Fault(StrEnum):
     """200, charged; a good answer whose `usage` is negative, missing or zero, in turn."""
     ERROR_BODY = "error_body"
     """200 with an error and no choices; nothing was computed."""
+    ERROR_TEXT = "error_text"
+    """200 with an error that is a text; nothing was computed."""
+    ERROR_LIST = "error_list"
+    """200 with a list that holds an error, as Gemini sends it; nothing was computed."""
+    ERROR_DETAIL = "error_detail"
+    """200 with a `detail` alone; nothing was computed."""
+    RATE_LIMITED_IN_CHOICE = "rate_limited_in_choice"
+    """200 with a choice that is empty but for an error 429, as OpenRouter sends it; nothing was computed."""
+    RATE_LIMITED_IN_BODY = "rate_limited_in_body"
+    """200 with no choices and a `base_resp`, as MiniMax sends it; nothing was computed."""
+    NO_CHOICES = "no_choices"
+    """200 with an empty list of choices and no tokens; nothing was computed."""
+    NULL_BODY = "null_body"
+    """200 with the JSON `null`; nothing was computed."""
+    EMPTY_BODY = "empty_body"
+    """200 without a body; nothing was computed."""
+    BROKEN_OFF = "broken_off"
+    """200, charged; half of the text, with an error 502 in its choice, as OpenRouter sends it."""
+    TRUNCATED = "truncated"
+    """200, charged; half of the text, with the finish reason `length`."""
+    FILTERED = "filtered"
+    """200, charged; half of the text, with the finish reason `content_filter`."""
 
     @property
     def is_charged(self) -> bool:
         """Whether the answer was computed and charged before the fault."""
         return self in _CHARGED
+
+    @property
+    def spoils_answer(self) -> bool:
+        """Whether what arrives counts as the answer, but as an unusable one: it is not requested again."""
+        return self in _SPOILS_ANSWER
 
 
 _CHARGED = {
@@ -68,7 +95,12 @@ _CHARGED = {
     Fault.SLOW_BODY,
     Fault.BROKEN_JSON,
     Fault.WRONG_USAGE,
+    Fault.BROKEN_OFF,
+    Fault.TRUNCATED,
+    Fault.FILTERED,
 }
+
+_SPOILS_ANSWER = {Fault.BROKEN_JSON, Fault.TRUNCATED, Fault.FILTERED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -83,7 +83,14 @@ def error_response(
     status: int, message: str, *, code: str | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
     """An error in OpenAI's form."""
-    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    # A success with an error inside blames the server, too.
+    kind = (
+        "server_error"
+        if status >= 500 or status == 200
+        else "rate_limit_error"
+        if status == 429
+        else "invalid_request_error"
+    )
     error = {"message": message, "type": kind, "param": None, "code": code}
     return Response(status=status, headers=headers or {}, pieces=(json.dumps({"error": error}).encode(),))
 

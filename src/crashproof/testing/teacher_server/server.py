@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Self
 
@@ -17,7 +18,8 @@ from crashproof.testing.teacher_server.counts import Ledger, SeenRequest, Teache
 from crashproof.testing.teacher_server.echo import KeyEcho, echo_key
 from crashproof.testing.teacher_server.faults import Fault, FaultPlan, Faults
 from crashproof.testing.teacher_server.http_stub import Connection, HttpThread, Malformed, Request, Response
-from crashproof.testing.teacher_server.misbehaviour import refuse, spoil, wrong_usage
+from crashproof.testing.teacher_server.misbehaviour import cut_short, refuse, spoil, wrong_usage
+from crashproof.testing.teacher_server.providers import MANNERS, Provider
 from crashproof.testing.teacher_server.questions import Question, Refused, error_response
 from crashproof.testing.teacher_server.tokens import num_tokens, some_text
 
@@ -50,6 +52,7 @@ class TeacherServer:
         echoes_key: KeyEcho | None = None,
         latency_seconds: float = 0.0,
         honours_idempotency_keys: bool = False,
+        provider: Provider = Provider.OPENAI,
         port: int = 0,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -68,6 +71,7 @@ class TeacherServer:
             echoes_key: How each complete body spells the key that the client sent; None for no echo.
             latency_seconds: Time between computing and delivering an answer.
             honours_idempotency_keys: Whether a repeated key gets the earlier answer, free of charge.
+            provider: Whose manner of answering it takes on.
             port: 0 picks a free one.
             clock: Source of time for answers and `Retry-After`.
         """
@@ -80,6 +84,7 @@ class TeacherServer:
         self._echoes_key = echoes_key
         self._latency_seconds = latency_seconds
         self._honours_idempotency_keys = honours_idempotency_keys
+        self._manner = MANNERS[provider]
         self._wanted_port = port
         self._clock = clock
         self._plan = FaultPlan(self._faults)
@@ -158,8 +163,10 @@ class TeacherServer:
         completion = self._compute_or_recall(question, request.headers.get("idempotency-key"))
         await asyncio.sleep(self._latency_seconds)
         usage = completion.usage
-        shown = wrong_usage(usage, number) if fault is Fault.WRONG_USAGE else usage.as_json()
-        response = completion.response(question, usage=shown)
+        told = self._manner.usage(usage, usage.dollars(self._prices))
+        shown = wrong_usage(usage, number) if fault is Fault.WRONG_USAGE else told
+        ended = completion if fault is None else cut_short(fault, completion)
+        response = ended.response(question, usage=shown)
         if fault is None:
             await connection.send(response, on_delivery=self._ledger.deliver)
         else:
@@ -192,7 +199,7 @@ class TeacherServer:
         prompt_tokens = num_tokens(question.body["messages"]) + num_tokens(question.body.get("tools"))
         usage = Usage(
             prompt_tokens=prompt_tokens,
-            cached_tokens=int(prompt_tokens * self._cached_share),
+            cached_tokens=int(prompt_tokens * self._cached_share) if self._manner.reports_cache else 0,
             completion_tokens=sum(choice.completion_tokens for choice in choices),
             reasoning_tokens=sum(choice.reasoning_tokens for choice in choices),
         )
@@ -201,8 +208,10 @@ class TeacherServer:
             identity=f"chatcmpl-{question.request_hash[:24]}-{times}",
             created=int(self._clock.now()),
             model=question.model,
-            choices=choices,
+            choices=[replace(choice, message=choice.message | self._manner.message) for choice in choices],
             usage=usage,
+            manner_of_body=self._manner.body,
+            manner_of_choice=self._manner.choice,
         )
 
     def _choose(self, question: Question, number: int) -> Choice:

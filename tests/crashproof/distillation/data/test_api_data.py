@@ -65,7 +65,7 @@ def asked(open_tracker):
     """A teacher behind a server, with a run's store."""
     opened = []
 
-    def open_it(server: TeacherServer, **parameters: object) -> Teacher:
+    def open_it(server: TeacherServer, *, keeps_truncated: bool = True, **parameters: object) -> Teacher:
         tracker = open_tracker()
         teacher = Teacher(
             AsyncTeacher(
@@ -74,6 +74,7 @@ def asked(open_tracker):
                 endpoint=Endpoint(base_url=server.base_url),
                 parameters={"max_tokens": 5, "temperature": 1.0, **parameters},
                 patience=Patience(attempts=2, first_wait_seconds=0.01),
+                keeps_truncated=keeps_truncated,
             )
         )
         opened.append(teacher)

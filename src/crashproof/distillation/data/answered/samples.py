@@ -11,10 +11,7 @@ from crashproof.distillation.data.text_data import Batch, Sample, TopK
 from crashproof.distillation.losses.divergences import IGNORED
 from crashproof.distillation.text.aligned_answer import AlignedAnswer
 
-__all__ = ["CUT_REASONS", "AnsweredSample", "answered_sample", "unanswered", "with_topk"]
-
-CUT_REASONS = frozenset({"content_filter", "length"})
-"""Finish reasons of answers that were cut: no end mark is learned behind them."""
+__all__ = ["AnsweredSample", "answered_sample", "unanswered", "with_topk"]
 
 
 @dataclass(frozen=True, slots=True)
