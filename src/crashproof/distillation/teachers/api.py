@@ -40,7 +40,10 @@ def open_teacher(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterator
                 budget=config.budget,
                 limits=Limits(concurrency=config.concurrency),
                 patience=Patience(
-                    attempts=config.attempts, deadline_seconds=config.deadline_hours * _SECONDS_PER_HOUR
+                    attempts=config.attempts,
+                    deadline_seconds=config.deadline_hours * _SECONDS_PER_HOUR,
+                    first_byte_seconds=config.first_byte_seconds,
+                    between_chunks_seconds=config.between_chunks_seconds,
                 ),
                 parameters=config.request_parameters(),
                 on_failure=tracker.record_connection_failure,
@@ -79,4 +82,4 @@ def identifying_fields(config: ApiTeacherFields) -> dict[str, object]:
 
 
 def _endpoint(config: ApiTeacherFields) -> Endpoint:
-    return Endpoint.of(os.environ, base_url=config.base_url)
+    return Endpoint.of(os.environ, base_url=config.base_url, headers=config.headers, query=config.query)

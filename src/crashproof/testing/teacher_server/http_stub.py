@@ -101,10 +101,12 @@ class Connection:
             is_last = start + step >= len(payload)
             await self._write(payload[start : start + step], on_delivery if is_last else None)
 
-    async def send_half(self, response: Response) -> None:
-        """Send the head with the full length and half of the body, then close."""
+    async def send_half(self, response: Response, *, stalls_seconds: float | None = None) -> None:
+        """Send the head with the full length and half of the body, then close; at once, or after a silence."""
         payload = response.payload()
         await self._write(response.head() + payload[: len(payload) // 2])
+        if stalls_seconds is not None:
+            await self.stall(seconds=stalls_seconds)
         self.drop()
 
     async def stall(self, *, seconds: float) -> None:

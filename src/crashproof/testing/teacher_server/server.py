@@ -6,7 +6,8 @@ import asyncio
 import functools
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Self
 
@@ -18,6 +19,7 @@ from crashproof.testing.teacher_server.echo import KeyEcho, echo_key
 from crashproof.testing.teacher_server.faults import Fault, FaultPlan, Faults
 from crashproof.testing.teacher_server.http_stub import Connection, HttpThread, Malformed, Request, Response
 from crashproof.testing.teacher_server.misbehaviour import refuse, spoil, wrong_usage
+from crashproof.testing.teacher_server.provider_refusals import check_parameters
 from crashproof.testing.teacher_server.questions import Question, Refused, error_response
 from crashproof.testing.teacher_server.tokens import num_tokens, some_text
 
@@ -50,6 +52,8 @@ class TeacherServer:
         echoes_key: KeyEcho | None = None,
         latency_seconds: float = 0.0,
         honours_idempotency_keys: bool = False,
+        refuses: Collection[str] = (),
+        only_streams: bool = False,
         port: int = 0,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -67,6 +71,8 @@ class TeacherServer:
             echoes_key: How each complete body spells the key that the client sent; None for no echo.
             latency_seconds: Time between computing and delivering an answer.
             honours_idempotency_keys: Whether a repeated key gets the earlier answer, free of charge.
+            refuses: Parameters that are refused by name, such as `max_tokens` or `stream_options`.
+            only_streams: Whether a request that does not ask for a stream is refused.
             port: 0 picks a free one.
             clock: Source of time for answers and `Retry-After`.
         """
@@ -79,6 +85,8 @@ class TeacherServer:
         self._echoes_key = echoes_key
         self._latency_seconds = latency_seconds
         self._honours_idempotency_keys = honours_idempotency_keys
+        self._refuses = refuses
+        self._only_streams = only_streams
         self._wanted_port = port
         self._clock = clock
         self._plan = FaultPlan(self._faults)
@@ -122,7 +130,9 @@ class TeacherServer:
             else:
                 await connection.send(self._response_to_get(request))
         except Refused as refusal:
-            await connection.send(error_response(refusal.status, str(refusal), code=refusal.code))
+            await connection.send(
+                error_response(refusal.status, str(refusal), code=refusal.code, parameter=refusal.parameter)
+            )
 
     def _response_to_get(self, request: Request) -> Response:
         if (request.method, request.path) == ("GET", "/counts"):
@@ -138,6 +148,7 @@ class TeacherServer:
         if request.path != "/v1/chat/completions":
             raise Refused(404, f"Not found: POST {request.path}.")
         question = Question.read(request.body)
+        check_parameters(question.body, refuses=self._refuses, only_streams=self._only_streams)
         if question.model not in self._models:
             message = f"The model {question.model!r} does not exist or you do not have access to it."
             raise Refused(404, message, code="model_not_found")
@@ -158,6 +169,8 @@ class TeacherServer:
         await asyncio.sleep(self._latency_seconds)
         usage = completion.usage
         shown = wrong_usage(usage, number) if fault is Fault.WRONG_USAGE else usage.as_json()
+        if fault is not None and fault.is_streamed:
+            question = replace(question, is_streamed=True, includes_usage=True)
         response = completion.response(question, usage=shown)
         if fault is None:
             await connection.send(response, on_delivery=self._ledger.deliver)
