@@ -76,8 +76,8 @@ END_ALONE = chunk(finish="stop")
 def part_of_call(
     index: int, arguments: str, *, name: str | None = None, identity: str | None = None
 ) -> dict[str, Any]:
-    function = {"arguments": arguments} if name is None else {"name": name, "arguments": arguments}
-    opened = {} if identity is None else {"id": identity, "type": "function"}
+    function = {"arguments": arguments} if not name else {"name": name, "arguments": arguments}
+    opened = {} if not identity else {"id": identity, "type": "function"}
     return {"index": index, **opened, "function": function}
 
 

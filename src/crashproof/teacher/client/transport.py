@@ -16,11 +16,11 @@ from crashproof.rules.base_urls import canonical_base_url, completions_url
 from crashproof.rules.requests import JsonObject, TeacherRequest
 from crashproof.teacher.client.endpoint import Endpoint
 from crashproof.teacher.client.retry import Patience
-from crashproof.teacher.client.wire.body_form import LearnedForm
+from crashproof.teacher.client.wire.body_form import LearnedForm, parameter_of
 from crashproof.teacher.client.wire.body_reader import StreamEnd
 from crashproof.teacher.client.wire.connections import Connections
 from crashproof.teacher.client.wire.exchange import LONGEST_BODY_BYTES, Exchange, TooLong, reason_of
-from crashproof.teacher.client.wire.refusals import refusal_of, rejected_parameter
+from crashproof.teacher.client.wire.refusals import refusal_of
 from crashproof.teacher.client.wire.waits import seconds_asked_for
 
 __all__ = ["Delivered", "Failed", "HttpTransport", "Reply", "Transport", "failure_in"]
@@ -150,7 +150,7 @@ class HttpTransport:
                 content=msgspec.json.encode(body),
                 headers={"Idempotency-Key": request.idempotency_key},
             )
-            return self._reply(response, exchange, body, base_url)
+            return self._reply(response, exchange, request)
         except (TimeoutError, TooLong, httpx2.HTTPError, httpx2.InvalidURL) as error:
             return self._failure(error, exchange, base_url)
         finally:
@@ -165,10 +165,10 @@ class HttpTransport:
             self._urls[base_url] = url.copy_merge_params(dict(self._endpoint.secret_query))
         return self._urls[base_url]
 
-    def _reply(self, response: httpx2.Response, exchange: Exchange, body: JsonObject, base_url: str) -> Reply:
+    def _reply(self, response: httpx2.Response, exchange: Exchange, request: TeacherRequest) -> Reply:
         assert exchange.body is not None
         if not response.is_success:
-            return self._refused(response, exchange.body.raw, body, base_url)
+            return self._refused(response, exchange.body.raw, request)
         stream = exchange.body.end_of_stream(is_cut=False)
         if stream is not None and stream.body:
             return self._streamed(stream, "the stream ended without saying that the answer is complete")
@@ -203,13 +203,13 @@ class HttpTransport:
             partial=content,
         )
 
-    def _refused(self, response: httpx2.Response, content: bytes, body: JsonObject, base_url: str) -> Failed:
+    def _refused(self, response: httpx2.Response, content: bytes, request: TeacherRequest) -> Failed:
         status = response.status_code
         content = self._endpoint.without_key(content)
         error = error_in(content)
         wait = seconds_asked_for(response.headers, content, now=self._clock.now())
         refusal = refusal_of(status, error, has_wait=wait is not None)
-        by_proxy = self._connections.route(base_url) if status in _FROM_PROXIES else ""
+        by_proxy = self._connections.route(request.base_url) if status in _FROM_PROXIES else ""
         described = _describe(error, self._endpoint) or self._redact(response.reason_phrase)
         return Failed(
             reason=f"HTTP {status}{by_proxy}: {described}",
@@ -219,7 +219,7 @@ class HttpTransport:
             retry_after_seconds=wait,
             hits_all=refusal.hits_all,
             hint=refusal.hint,
-            parameter=rejected_parameter(error, body) if status in _ABOUT_PARAMETERS else None,
+            parameter=parameter_of(request, error) if status in _ABOUT_PARAMETERS else None,
             error=error,
         )
 

@@ -15,7 +15,7 @@ from crashproof.rules.requests import JsonObject, TeacherRequest
 from crashproof.rules.secrets.texts import without_secrets
 from crashproof.teacher.client.wire.refusals import rejected_parameter
 
-__all__ = ["BodyForm", "LearnedForm"]
+__all__ = ["BodyForm", "LearnedForm", "parameter_of"]
 
 log = logging.getLogger("crashproof")
 
@@ -87,6 +87,15 @@ class LearnedForm:
             self.current = wanted
             log.warning("The teacher refused a request: %s. %s", _message_of(error), _told(sent, wanted))
         return self.current not in self._refused
+
+
+def parameter_of(request: TeacherRequest, error: Mapping[str, object]) -> str | None:
+    """The parameter that an error complains of, under its name in the request."""
+    body = request.body
+    for other, name in ((_NEW_LIMIT, _LIMIT), (_LIMIT, _NEW_LIMIT)):
+        if name in body and other not in body and rejected_parameter(error, {other: None}) == other:
+            return name
+    return rejected_parameter(error, body)
 
 
 def _form_wanted(error: Mapping[str, object], sent: BodyForm, body: JsonObject) -> BodyForm | None:
