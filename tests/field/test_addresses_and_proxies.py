@@ -277,7 +277,7 @@ def test_the_proxys_own_answer_to_a_plain_request_names_the_proxy(tmp_path):
         http_server(
             lambda request: Response(status=407, content_type="text/html", pieces=(b"<p>Log in</p>",))
         ) as url,
-        pytest.raises(TeacherRefused, match="through the proxy http://127.0.0.1") as refusal,
+        pytest.raises(TeacherRefused, match=r"through the proxy http://127\.0\.0\.1") as refusal,
     ):
         generate(tmp_path, "http://teacher.example/v1", environment={"HTTP_PROXY": url.removesuffix("/v1")})
 
@@ -306,9 +306,13 @@ def test_a_request_that_never_left_is_not_in_doubt_and_uses_up_no_budget(tmp_pat
         assert 0 == generate(tmp_path, server.base_url, *options, num_prompts=1).exit_code
 
 
-def test_a_server_without_tls_is_not_tried_again_and_nothing_is_in_doubt(tmp_path, server):
-    with pytest.raises(TeacherRefused, match="no connection"):
-        generate(tmp_path, server.replace("http://", "https://"), "--concurrency", 2)
+def test_a_server_without_tls_is_not_tried_again_and_nothing_is_in_doubt(tmp_path):
+    def speak_plainly(connection: socket.socket) -> None:
+        connection.recv(64)
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
+
+    with listening(speak_plainly) as address, pytest.raises(TeacherRefused, match="no connection"):
+        generate(tmp_path, f"https://{address}/v1", "--concurrency", 2)
 
     assert 0 == requests_in_doubt(tmp_path)
 
