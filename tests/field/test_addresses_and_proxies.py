@@ -12,6 +12,8 @@ import pytest
 from generating import PROXY_VARIABLES, generate
 from teaching import completion, http_server, json_response
 
+from crashproof.distillation.settings.api_teacher import ApiTeacherFields
+from crashproof.distillation.teachers.api import identifying_fields, open_teacher
 from crashproof.errors import ConfigError, CrashproofError, RequestError, TeacherError, TeacherRefused
 from crashproof.reading.run_reader import RunReader
 from crashproof.rules.base_urls import canonical_base_url, completions_url
@@ -135,7 +137,7 @@ def test_an_address_that_leads_elsewhere_is_refused_with_the_right_one(written, 
 def test_a_job_at_a_copied_address_asks_the_right_one(tmp_path, server, seen):
     generate(tmp_path, f"{server}/chat/completions?api-version=2024-10-21", num_prompts=1)
 
-    assert "/v1/chat/completions" == seen[0].path
+    assert ("/v1/chat/completions", "api-version=2024-10-21") == (seen[0].path, seen[0].query)
 
 
 # Headers.
@@ -169,6 +171,26 @@ def test_a_secret_that_a_server_repeats_is_hidden(tmp_path):
         generate(tmp_path, url, "--header", "api-key=env:AZURE_KEY", environment={"AZURE_KEY": KEY})
 
     assert KEY not in str(refusal.value)
+
+
+def test_a_trainers_config_takes_the_same_options(server, seen, open_tracker, monkeypatch):
+    monkeypatch.setenv("AZURE_KEY", KEY)
+    config = ApiTeacherFields(
+        model="teacher",
+        base_url=f"{server}/?api-version=1",
+        headers={"api-key": "env:AZURE_KEY"},
+        query={"code": "env:AZURE_KEY"},
+        parameters={"stream": True},
+        first_byte_seconds=5.0,
+        between_chunks_seconds=5.0,
+    )
+
+    with open_teacher(config, open_tracker()) as teacher:
+        teacher.ask("2 + 2?")
+
+    assert (KEY, f"api-version=1&code={KEY}") == (seen[0].headers["api-key"], seen[0].query)
+    assert b'"stream":true' in seen[0].body
+    assert {} == identifying_fields(config)["parameters"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from crashproof.errors import RequestError
 from crashproof.records.checksummed_line import MAX_LINE_BYTES, is_nested_too_deeply
 from crashproof.rules.base_urls import canonical_base_url
 
-__all__ = ["JsonObject", "TeacherRequest", "nearest_difference", "teacher_request"]
+__all__ = ["JsonObject", "TeacherRequest", "deciding_parameters", "nearest_difference", "teacher_request"]
 
 _MAX_REQUEST_BYTES = MAX_LINE_BYTES // 4
 
@@ -28,6 +28,8 @@ _CANNOT_CHANGE_THE_ANSWER = frozenset(
     }
 )
 """Parameters that affect delivery, billing or storage of an answer, not its content."""
+
+_DELIVERY = frozenset({"stream", "stream_options"})
 
 _WEIGHTS = {"messages": 100, "tools": 10, "model": 3}
 """How much a differing parameter adds to the distance of two requests; 1 if not listed."""
@@ -101,6 +103,11 @@ def teacher_request(base_url: str, body: Mapping[str, object], *, sample: int = 
         )
     key = hashlib.sha256(encoded).hexdigest()
     return TeacherRequest(base_url=url, body=sent, sample=sample, key=key)
+
+
+def deciding_parameters(parameters: Mapping[str, object]) -> dict[str, object]:
+    """The parameters by which a run or a job is known again: a stream delivers the same answers."""
+    return {name: value for name, value in parameters.items() if name not in _DELIVERY}
 
 
 def nearest_difference(request: TeacherRequest, stored: Iterable[JsonObject]) -> str:

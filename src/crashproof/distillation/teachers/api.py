@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from crashproof.answers.store import ResponseStore
 from crashproof.disk.run_folder import RunFolder
 from crashproof.distillation.settings.api_teacher import ApiTeacherFields
+from crashproof.rules.requests import deciding_parameters
 from crashproof.teacher import AsyncTeacher, Endpoint, Limits, Patience, PriceTable, Teacher
 from crashproof.teacher.shared_store.accounts import account_of
 from crashproof.teacher.shared_store.fallback import SpooledStore
@@ -77,7 +78,7 @@ def identifying_fields(config: ApiTeacherFields) -> dict[str, object]:
         "kind": "api",
         "model": config.model,
         "base_url": _endpoint(config).base_url,
-        "parameters": config.request_parameters(),
+        "parameters": deciding_parameters(config.request_parameters()),
     }
 
 

@@ -13,7 +13,7 @@ from crashproof.disk.atomic import write_atomically, write_bytes_atomically
 from crashproof.disk.files import REAL_DISK, storage_errors
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import ConfigError, DataError
-from crashproof.rules.requests import JsonObject, TeacherRequest
+from crashproof.rules.requests import JsonObject, TeacherRequest, deciding_parameters
 from crashproof.teacher.client.answers import answer_in, problem_with
 from crashproof.teacher.client.request_builder import RequestForm
 from crashproof.teacher.jobs.prompts import Prompt, problem_with_answer, read_prompts, trained_line
@@ -64,7 +64,7 @@ class GenerationJob:
         return {
             "base_url": self.form.base_url,
             "model": self.form.model,
-            "parameters": dict(self.form.parameters),
+            "parameters": deciding_parameters(self.form.parameters),
             "samples": self.num_samples,
         }
 
