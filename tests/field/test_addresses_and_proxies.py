@@ -306,6 +306,22 @@ def test_the_proxys_own_answer_to_a_plain_request_names_the_proxy(tmp_path):
     assert "password of the proxy" in refusal.value.hint
 
 
+def test_a_proxys_page_in_place_of_an_answer_names_the_proxy(tmp_path):
+    page = Response(content_type="text/html", pieces=(b"<p>Log in to the network</p>",))
+    with (
+        http_server(lambda request: page) as url,
+        pytest.raises(TeacherError, match=r"a page instead of an answer through the proxy http://127\.0\.0\.1"),
+    ):
+        generate(
+            tmp_path,
+            "http://teacher.example/v1",
+            "--attempts",
+            1,
+            num_prompts=1,
+            environment={"HTTP_PROXY": url.removesuffix("/v1")},
+        )
+
+
 # What never left.
 
 

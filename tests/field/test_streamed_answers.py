@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from generating import generate
 from teaching import EAGER, completion, http_server, price_table_at
 
 from crashproof import ProgressTracker
@@ -163,6 +164,21 @@ def test_a_broken_stream_is_kept_and_marked_and_asked_for_once_more(ask, tracker
     assert (2, 1, 0) == (spending.answers, spending.answers_bad, spending.requests_in_doubt)
     kept = (run_dir / "progress" / "api_recovery.jsonl").read_text()
     assert "it is incomplete, since" in kept
+
+
+def test_a_broken_stream_is_replaced_in_a_shared_store_too(tmp_path):
+    with TeacherServer(faults=Faults(script=[Fault.STREAM_CUT])) as server:
+        result = generate(
+            tmp_path,
+            server.base_url,
+            "--store",
+            f"sqlite:///{tmp_path / 'answers.db'}",
+            "--attempts",
+            2,
+            num_prompts=1,
+        )
+
+        assert (0, 2) == (result.exit_code, server.counts.requests)
 
 
 def test_a_stream_that_breaks_each_time_is_not_paid_for_again_and_again(ask, tracker):

@@ -176,10 +176,12 @@ class HttpTransport:
         content = self._endpoint.without_key(exchange.body.raw)
         # A stream in another form than this API's was computed, and is kept.
         is_foreign = stream is not None and stream.is_foreign
-        is_json = (
-            is_foreign or "json" in response.headers.get("content-type", "") or content.lstrip()[:1] in (b"{", b"[")
-        )
-        return Delivered(body=content, is_json=is_json)
+        is_json = "json" in response.headers.get("content-type", "") or content.lstrip()[:1] in (b"{", b"[")
+        route = self._connections.route(request.base_url)
+        if route and not is_json and not is_foreign:
+            reason = f"a page instead of an answer{route}"
+            return Failed(reason=reason, is_retryable=True, may_have_been_paid=True)
+        return Delivered(body=content, is_json=is_json or is_foreign)
 
     def _streamed(self, stream: StreamEnd, why_cut: str) -> Reply:
         content = self._endpoint.without_key(msgspec.json.encode(stream.body))
