@@ -106,9 +106,9 @@ def _form_wanted(error: Mapping[str, object], sent: BodyForm, body: JsonObject) 
     if name is None or not _IS_NAME.search(message):
         return None
     if name == _LIMIT:
-        return replace(sent, limit_name=_NEW_LIMIT)
+        return replace(sent, limit_name=None if sent.limit_name == _LIMIT else _NEW_LIMIT)
     if name == _NEW_LIMIT:
-        return replace(sent, limit_name=_LIMIT)
+        return replace(sent, limit_name=None if sent.limit_name == _NEW_LIMIT else _LIMIT)
     if name == "stream_options":
         return replace(sent, has_stream_options=False)
     return replace(sent, is_streamed=False) if name == "stream" else None
@@ -116,7 +116,8 @@ def _form_wanted(error: Mapping[str, object], sent: BodyForm, body: JsonObject) 
 
 def _told(sent: BodyForm, wanted: BodyForm) -> str:
     if wanted.limit_name != sent.limit_name:
-        return f"The limit of tokens is sent as {wanted.limit_name} from here on; the answers are stored as before."
+        name = wanted.limit_name or "it is named in the request"
+        return f"The limit of tokens is sent as {name} from here on; the answers are stored as before."
     if wanted.has_stream_options != sent.has_stream_options:
         return "Streams are no longer asked for their usage, so that the cost of each is estimated."
     return f"Answers are asked for {'as a stream' if wanted.is_streamed else 'in one piece'} from here on."
