@@ -324,21 +324,29 @@ class TeacherClosed(TeacherError):
 class TeacherRefused(TeacherError):
     """The server rejected a request, and would again."""
 
-    def __init__(self, url: str, *, status: int, reason: str, hint: str = "") -> None:
+    def __init__(self, url: str, *, status: int, reason: str, hint: str = "", hits_all: bool = False) -> None:
         # The reason is the server's own sentence, or begins with its status.
         super().__init__(f"{url} refused the request: {reason.rstrip('.')}.", hint=hint)
         self.status = status
+        self.hits_all = hits_all
+        """Whether every other request would be refused for the same reason."""
 
 
 class TeacherUnreachable(TeacherError):
     """No response came after all attempts."""
 
-    def __init__(self, url: str, *, attempts: int, seconds: float, last: str) -> None:
+    def __init__(
+        self, url: str, *, attempts: int, seconds: float, last: str, asked_to_wait: str = "", hits_all: bool = False
+    ) -> None:
         tries = f"{attempts} attempt{'s' if attempts != 1 else ''}"
+        wait = f" The server asks to wait {asked_to_wait}, longer than the deadline allows." if asked_to_wait else ""
         super().__init__(
-            f"{url}: no response after {tries} over {seconds:.0f} s; last error: {last.rstrip('.')}.",
-            hint="Start the same command again later; every answer so far is kept.",
+            f"{url}: no response after {tries} over {seconds:.0f} s; last error: {last.rstrip('.')}.{wait}",
+            hint=f"Start the same command again {f'in {asked_to_wait}' if wait else 'later'}; "
+            "every answer so far is kept.",
         )
+        self.hits_all = hits_all
+        """Whether every other request would fare alike, at present."""
 
 
 class CheckpointError(CrashproofError):

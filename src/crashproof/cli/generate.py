@@ -56,11 +56,24 @@ def generate(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Other parameter, as JSON.")
     ] = None,
     base_url: Annotated[str | None, typer.Option(help="API base URL (default: OPENAI_BASE_URL, or OpenAI).")] = None,
+    header: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Request header; env:VAR as value for a secret.")
+    ] = None,
+    query: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=env:VAR", help="Secret parameter of the address.")
+    ] = None,
     prices: Annotated[Path | None, typer.Option(help="Price table in YAML that replaces the built-in one.")] = None,
     requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Request rate limit.")] = None,
     tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="Token rate limit, in and out.")] = None,
     attempts: Annotated[int, typer.Option(min=1, help="Maximum attempts per request, retries included.")] = 8,
     answer_seconds: Annotated[float, typer.Option(min=0.001, help="Timeout per attempt, in seconds.")] = 3600.0,
+    first_byte_seconds: Annotated[
+        float, typer.Option(min=0.001, help="Timeout until an answer's first byte, in seconds.")
+    ] = 900.0,
+    between_chunks_seconds: Annotated[
+        float, typer.Option(min=0.001, help="Timeout between pieces of an answer, in seconds.")
+    ] = 600.0,
+    deadline_hours: Annotated[float, typer.Option(min=0.0001, help="Maximum hours for all attempts at one.")] = 2.0,
     ask_again: Annotated[bool, typer.Option("--ask-again", help="Pay again for unusable stored answers.")] = False,
     keep_truncated: Annotated[
         bool, typer.Option("--keep-truncated", help="Write answers that were cut off or filtered, too.")
@@ -98,7 +111,13 @@ def generate(
     from crashproof.teacher.jobs.job import GenerationJob
 
     sends_nothing = write_batch is not None or bool(read_batch)
-    endpoint = Endpoint.of(os.environ, base_url=base_url, needs_key=not sends_nothing)
+    endpoint = Endpoint.of(
+        os.environ,
+        base_url=base_url,
+        headers=_named(header or [], "--header"),
+        query=_named(query or [], "--query"),
+        needs_key=not sends_nothing,
+    )
     given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     if logprobs is not None:
         given |= {"logprobs": True, "top_logprobs": logprobs}
@@ -119,7 +138,13 @@ def generate(
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
         ),
-        patience=Patience(attempts=attempts, answer_seconds=answer_seconds),
+        patience=Patience(
+            attempts=attempts,
+            answer_seconds=answer_seconds,
+            first_byte_seconds=first_byte_seconds,
+            between_chunks_seconds=between_chunks_seconds,
+            deadline_seconds=deadline_hours * 3600,
+        ),
         asks_again=ask_again,
     )
     alerts = AlertSettings(
@@ -283,6 +308,17 @@ def _parse(parameters: list[str]) -> dict[str, Any]:
         except ValueError:
             parsed[name] = text
     return parsed
+
+
+def _named(pairs: list[str], option: str) -> dict[str, str]:
+    named = {}
+    for each in pairs:
+        name, equals, value = each.partition("=")
+        if not equals or not name:
+            # What follows may be a secret.
+            raise ConfigError(f"A value of {option} has no name.", hint=f"Pass {option} NAME=env:VAR.")
+        named[name.strip()] = value
+    return named
 
 
 def _address(named: str | None, option: str) -> str | None:

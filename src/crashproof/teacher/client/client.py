@@ -31,15 +31,7 @@ from crashproof.answers.store import (
     Verdict,
 )
 from crashproof.clock import SYSTEM_CLOCK, Clock
-from crashproof.errors import (
-    AnswerIncomplete,
-    AnswerUnusable,
-    BudgetExhausted,
-    ConfigError,
-    TeacherClosed,
-    TeacherRefused,
-    TeacherUnreachable,
-)
+from crashproof.errors import AnswerIncomplete, AnswerUnusable, BudgetExhausted, ConfigError, TeacherClosed
 from crashproof.formatting import as_dollars_text
 from crashproof.records.checksummed_line import MAX_LINE_BYTES, is_nested_too_deeply
 from crashproof.records.requests import AnswerRecord
@@ -52,6 +44,7 @@ from crashproof.teacher.client.answers import (
     problem_with,
     problem_with_ending,
 )
+from crashproof.teacher.client.attempts import Attempts, Interrupted
 from crashproof.teacher.client.bills import Billing
 from crashproof.teacher.client.endpoint import Endpoint
 from crashproof.teacher.client.group_commit import GroupCommit
@@ -77,11 +70,6 @@ _BYTES_PER_TOKEN = 4
 _OK = 200
 _SECONDS_BETWEEN_POLLS = 0.2
 _LONGEST_RAW = MAX_LINE_BYTES // 16
-_HINTS = {
-    401: "Check OPENAI_API_KEY.",
-    403: "Check the permissions of the API key.",
-    404: "Check the model name and the base URL.",
-}
 
 
 class AsyncTeacher:
@@ -282,29 +270,27 @@ class AsyncTeacher:
     async def _obtain(self, request: TeacherRequest) -> AnswerRecord:
         """Send, with retries, until the answer is stored."""
         intent = Intent(request=request, most=self._worst_case(request), replaces=bool(request.replaced))
-        begun_at = self._clock.steady()
-        failures = 0
+        attempts = Attempts(self._retry_policy, steady=self._clock.steady, chance=self._chance)
         while True:
             found = await self._attempt(intent)
             if isinstance(found, AnswerRecord):
                 return found
             if self._is_closing:
                 raise asyncio.CancelledError
-            failures += 1
-            waited = self._clock.steady() - begun_at
-            pause = self._retry_policy.wait_seconds(
-                failures, retry_after=found.retry_after_seconds, chance=self._chance
-            )
-            is_last = failures >= self._retry_policy.attempts or waited + pause > self._retry_policy.deadline_seconds
-            self._report_failure(found, will_retry=found.is_retryable and not is_last)
-            if not found.is_retryable:
-                hint = _HINTS.get(found.status or 0, "")
-                raise TeacherRefused(request.base_url, status=found.status or 0, reason=found.reason, hint=hint)
-            if is_last:
-                raise TeacherUnreachable(request.base_url, attempts=failures, seconds=waited, last=found.reason)
-            await asyncio.sleep(pause)
+            failure = found.failure if isinstance(found, Interrupted) else found
+            pause = attempts.pause_after(failure)
+            self._report_failure(failure, will_retry=pause is not None)
+            if pause is not None:
+                if failure.is_overload and failure.retry_after_seconds is not None:
+                    self._gate.hold(failure.retry_after_seconds)
+                intent = dataclasses.replace(intent, replaces=intent.replaces or isinstance(found, Interrupted))
+                await asyncio.sleep(pause)
+            elif isinstance(found, Interrupted):
+                return found.record
+            else:
+                raise attempts.error(failure, request.base_url, parameters=self.form.parameters)
 
-    async def _attempt(self, intent: Intent) -> AnswerRecord | Failed:
+    async def _attempt(self, intent: Intent) -> AnswerRecord | Failed | Interrupted:
         async with self._gate.place(tokens=self._estimated_tokens(intent.request)) as place:
             granted = await self._wait_for_grant(intent)
             if isinstance(granted, AnswerRecord):
@@ -319,10 +305,11 @@ class AsyncTeacher:
             finally:
                 self._sending.discard(asyncio.current_task())
             self._adjust_limits(outcome, reply, place)
-        if isinstance(reply, Failed):
+        if isinstance(reply, Failed) and not isinstance(outcome, Answered):
             return reply
         assert isinstance(outcome, Answered)
-        return outcome.as_record(timestamp=self._clock.now(), session_id="", attempt=0)
+        record = outcome.as_record(timestamp=self._clock.now(), session_id="", attempt=0)
+        return Interrupted(failure=reply, record=record) if isinstance(reply, Failed) else record
 
     async def _send(self, granted: Granted) -> tuple[Reply, Outcome]:
         try:
@@ -375,15 +362,14 @@ class AsyncTeacher:
 
     def _classify(self, reply: Reply) -> Reply:
         """Turn a success without an answer into a failure."""
-        if isinstance(reply, Failed):
+        if isinstance(reply, Failed) or reply.is_foreign_stream:
             return reply
         error = error_in(_OK, reply.body)
         return reply if error is None else failed_by(error, self._endpoint)
 
     def _outcome(self, reply: Reply, granted: Granted) -> Outcome:
         if isinstance(reply, Failed):
-            kind = Lost if reply.may_have_been_paid else Refused
-            return kind(granted=granted, reason=reply.reason)
+            return self._outcome_of_failure(reply, granted)
         response, _ = parse(reply.body)
         if not isinstance(response, dict):
             return self._answered_verbatim(reply, granted, "its body is not a JSON object")
@@ -391,6 +377,16 @@ class AsyncTeacher:
             return self._answered_verbatim(reply, granted, "its body is nested too deeply")
         cost = self._billing.cost(response, granted.request.body, most=granted.most)
         return note_problem(Answered(granted=granted, cost=cost, response=response))
+
+    def _outcome_of_failure(self, failure: Failed, granted: Granted) -> Outcome:
+        partial = None if failure.partial is None else parse(failure.partial)[0]
+        if not isinstance(partial, dict):
+            kind = Lost if failure.may_have_been_paid else Refused
+            return kind(granted=granted, reason=failure.reason)
+        # What was generated is kept, also where it ends in the middle of a sentence.
+        problem = f"it is incomplete, since {failure.reason}"
+        cost = self._billing.cost(partial, granted.request.body, most=granted.most)
+        return Answered(granted=granted, cost=cost, response=partial, problem=problem)
 
     def _answered_verbatim(self, reply: Delivered, granted: Granted, problem: str) -> Answered:
         raw = reply.body.decode("utf-8", "backslashreplace")

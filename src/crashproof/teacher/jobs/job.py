@@ -15,7 +15,7 @@ from crashproof.disk.files import REAL_DISK, storage_errors
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import ConfigError, DataError
 from crashproof.records.requests import AnswerRecord
-from crashproof.rules.requests import JsonObject, TeacherRequest
+from crashproof.rules.requests import JsonObject, TeacherRequest, deciding_parameters
 from crashproof.teacher.client.answers import answer_in, finish_reason_of, problem_with, problem_with_ending
 from crashproof.teacher.client.request_builder import RequestForm
 from crashproof.teacher.jobs.prompts import Prompt, problem_with_answer, read_prompts, trained_line
@@ -72,7 +72,7 @@ class GenerationJob:
         return {
             "base_url": self.form.base_url,
             "model": self.form.model,
-            "parameters": dict(self.form.parameters),
+            "parameters": deciding_parameters(self.form.parameters),
             "samples": self.num_samples,
         }
 

@@ -12,7 +12,9 @@ from crashproof.testing.teacher_server.completions import Completion, Usage
 from crashproof.testing.teacher_server.errors_in_success import ERRORS_IN_SUCCESS, UPSTREAM_ERROR
 from crashproof.testing.teacher_server.faults import Fault, FaultTimes
 from crashproof.testing.teacher_server.http_stub import Connection, Response
+from crashproof.testing.teacher_server.provider_refusals import PROVIDER_REFUSALS
 from crashproof.testing.teacher_server.questions import error_response
+from crashproof.testing.teacher_server.streams import streamed
 
 __all__ = ["cut_short", "refuse", "spoil", "wrong_usage"]
 
@@ -40,6 +42,8 @@ async def refuse(fault: Fault, connection: Connection, times: FaultTimes, clock:
             await connection.send(Response(content_type="text/html", pieces=(_PROXY_PAGE,)))
         case _ if fault in ERRORS_IN_SUCCESS:
             await connection.send(ERRORS_IN_SUCCESS[fault])
+        case _ if fault in PROVIDER_REFUSALS:
+            await connection.send(PROVIDER_REFUSALS[fault])
         case _:
             headers = _retry_after(fault, times, clock)
             await connection.send(
@@ -64,6 +68,14 @@ async def spoil(
             await connection.send_half(response)
         case Fault.STALL:
             await connection.stall(seconds=times.stall_seconds)
+        case Fault.STREAM_UNASKED | Fault.STREAM_ODD | Fault.STREAM_OF_LINES | Fault.STREAM_OF_ONE:
+            await connection.send(streamed(fault, response), on_delivery=on_delivery)
+        case Fault.STREAM_ERROR:
+            await connection.send(streamed(fault, response))
+        case Fault.STREAM_CUT:
+            await connection.send_half(streamed(fault, response))
+        case Fault.STREAM_STALL:
+            await connection.send_half(streamed(fault, response), stalls_seconds=times.stall_seconds)
         case Fault.BROKEN_JSON:
             body = b"".join(response.pieces)
             await connection.send(replace(response, pieces=(body[: len(body) // 2],)))

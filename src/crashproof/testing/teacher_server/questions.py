@@ -23,10 +23,11 @@ _MOST_CHOICES = 128
 class Refused(Exception):
     """A request that is rejected."""
 
-    def __init__(self, status: int, message: str, *, code: str | None = None) -> None:
+    def __init__(self, status: int, message: str, *, code: str | None = None, parameter: str | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
+        self.parameter = parameter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,12 @@ def request_hash(body: Mapping[str, object]) -> str:
 
 
 def error_response(
-    status: int, message: str, *, code: str | None = None, headers: Mapping[str, str] | None = None
+    status: int,
+    message: str,
+    *,
+    code: str | None = None,
+    parameter: str | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     """An error in OpenAI's form."""
     # A success with an error inside blames the server, too.
@@ -91,7 +97,7 @@ def error_response(
         if status == 429
         else "invalid_request_error"
     )
-    error = {"message": message, "type": kind, "param": None, "code": code}
+    error = {"message": message, "type": kind, "param": parameter, "code": code}
     return Response(status=status, headers=headers or {}, pieces=(json.dumps({"error": error}).encode(),))
 
 

@@ -281,8 +281,11 @@ def test_what_is_no_question_is_refused_before_anything_is_written(asked, tracke
 
 # What goes wrong, and is tried again or not.
 
+KEPT_AT_ONCE = (Fault.SLOW_BODY, Fault.WRONG_USAGE)
 KINDS_TRIED_AGAIN = [
-    kind for kind in Fault if not kind.spoils_answer and kind not in (Fault.SLOW_BODY, Fault.WRONG_USAGE)
+    kind
+    for kind in Fault
+    if kind not in KEPT_AT_ONCE and not kind.spoils_answer and not kind.is_streamed and not kind.is_lasting
 ]
 
 

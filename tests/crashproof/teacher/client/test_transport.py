@@ -110,11 +110,16 @@ def test_the_same_question_is_sent_with_the_same_idempotency_key_and_another_wit
     assert f"crashproof-{request_for(base_url=recorder).key}" == keys[0]
 
 
-def test_an_answer_comes_in_one_piece_whatever_the_callers_own_program_reads(recorder, seen):
-    """Of a stream, which is paid for, nobody here would understand a word."""
-    sent_to(recorder, stream=True, stream_options={"include_usage": True}, user="me")
+def test_an_answer_comes_in_one_piece_unless_the_request_is_for_a_stream(recorder, seen):
+    sent_to(recorder, stream_options={"include_usage": True}, user="me")
+    sent_to(recorder, stream=True, stream_options={"chunk_include_usage": True})
 
-    assert {"model", "messages", "user"} == json.loads(seen[0].body).keys()
+    plain, streamed = (json.loads(request.body) for request in seen)
+    assert {"model", "messages", "user"} == plain.keys()
+    assert (True, {"chunk_include_usage": True, "include_usage": True}) == (
+        streamed["stream"],
+        streamed["stream_options"],
+    )
 
 
 def test_connections_are_kept(recorder, seen):
