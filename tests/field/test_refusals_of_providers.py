@@ -59,7 +59,7 @@ def test_a_wait_that_only_the_message_names_is_kept(tmp_path):
 
 def test_a_limit_under_its_other_name_is_learned_from_one_refusal(tmp_path, caplog):
     with TeacherServer(refuses=["max_tokens"]) as server:
-        result = generate(tmp_path, server.base_url, "--max-tokens", 20, "--concurrency", 2)
+        result = generate(tmp_path, server.base_url, "--max-tokens", 20, "--concurrency", 2, "--keep-truncated")
         counts = server.counts
 
     assert 0 == result.exit_code
@@ -78,7 +78,9 @@ def test_a_limit_under_its_other_name_is_known_by_the_model(tmp_path, model):
 
 def test_a_server_that_knows_only_the_old_name_is_given_that(tmp_path):
     with TeacherServer(refuses=["max_completion_tokens"], models=["gpt-5-mini"]) as server:
-        result = generate(tmp_path, server.base_url, "--max-tokens", 20, num_prompts=3, model="gpt-5-mini")
+        result = generate(
+            tmp_path, server.base_url, "--max-tokens", 20, "--keep-truncated", num_prompts=3, model="gpt-5-mini"
+        )
 
     assert (0, 3) == (result.exit_code, server.counts.answers_computed)
 
