@@ -22,6 +22,7 @@ from transformers import (
 
 from crashproof import RunReader
 from crashproof.distillation.data.answer_data import AnswerDataConfig, answer_data, read_answers
+from crashproof.distillation.data.answered.prompts import load_prompts
 from crashproof.distillation.data.text_data import TokenizedData, load_source, tokenized
 from crashproof.distillation.data.tool_conversations import read_source
 from crashproof.distillation.data.tool_data import ToolDataConfig, tool_data
@@ -396,6 +397,26 @@ def test_prompts_that_are_too_long_alone_are_never_asked(
 
     assert any("2 of 3 lines have more than 128 tokens" in each for each in caplog.messages)
     assert 1 == len(server.requests_seen)
+
+
+def test_chats_stay_with_their_prompts_where_others_are_left_out(write: Callable[..., Path]) -> None:
+    source = load_prompts(write({"prompt": FOX}, {"prompt": "Say: "}, {"prompt": "Tell: "})).only([1, 2])
+
+    assert ["Say: ", "Tell: "] == [prompt.text for prompt in source.prompts] == source.documents()
+
+
+def test_of_several_files_each_line_is_named_with_its_own(
+    write: Callable[..., Path], read: Callable[..., TokenizedData]
+) -> None:
+    first = write(long(), long(65))
+    first = first.rename(first.with_name("first.jsonl"))
+    files = [first, write(long(), long(), long(70))]
+    said = r"first\.jsonl: 2 of 5 .*: lines 2, lines 3 of data\.jsonl; the longest, line 3 of data\.jsonl, has 145"
+
+    with pytest.raises(DataError, match=said):
+        read(files, max_length=128)
+    with pytest.raises(DataError, match=r"data\.jsonl, line 3: it has 145 tokens"):
+        read(files, max_length=140)
 
 
 @pytest.mark.parametrize("on_too_long, fate", [("skip", "left out"), ("truncate", "cut")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import math
 from contextlib import nullcontext
@@ -25,10 +26,10 @@ from crashproof.distillation.recipes.kd import KdConfig, complete_config
 from crashproof.distillation.settings.data import DataConfig
 from crashproof.distillation.settings.load import load_config
 from crashproof.distillation.settings.models import ModelShape
-from crashproof.distillation.teachers.answer_file import read_answered_file
+from crashproof.distillation.teachers.answer_file import has_logprobs, read_answered_file
 from crashproof.distillation.text.aligned_answer import AlignedAnswer, LogprobsMisfit, TokenAligner
 from crashproof.distillation.text.tokenizer import encode_text, end_id, train_tokenizer
-from crashproof.errors import ModelMismatch
+from crashproof.errors import DataError, ModelMismatch
 from crashproof.pytorch.interrupts import Interrupts
 from crashproof.teacher import AsyncTeacher, Endpoint, Teacher
 from crashproof.testing import TeacherServer
@@ -478,3 +479,31 @@ def test_where_no_logprobs_are_needed_or_found_nothing_changes(
     config = load_config(KdConfig, [], [f"data.path={path}", *overrides])
 
     assert config is complete_config(config)
+
+
+def test_logprobs_are_found_in_any_container_and_a_line_that_is_too_long_is_refused(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    sent = entries_of(SAID, tokenizer)
+    plain = written(tmp_path, line(SAID, sent), line(SAID * 9, sent * 9))
+    packed = tmp_path / "more.jsonl.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    config = DataConfig(path=[packed, plain])
+
+    assert has_logprobs(config)
+    with pytest.raises(DataError, match=r"2 of 4 lines have more tokens than data\.max_length, which is 40"):
+        read_answered_file(load_source(config), tokenizer, max_length=40)
+    assert 2 == len(read_answered_file(load_source(config), tokenizer, max_length=40, on_too_long="skip"))
+
+
+def test_the_last_answer_is_not_learned_where_it_is_context(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent = entries_of(SAID, tokenizer)
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": SAID}]
+    context = {"messages": [*turns, *turns[:1], turns[1] | {"weight": 0}], "logprobs": sent}
+
+    assert 1 == len(
+        read_answered_file(source_of(written(tmp_path, context, line(SAID, sent))), tokenizer, max_length=200)
+    )
+    assert any("its last answer is context" in message for message in caplog.messages)

@@ -44,6 +44,8 @@ class LengthCensus:
     """The name of the file, the unit and the number of the first few lines that are too long."""
     longest: tuple[str, str, int] | None = None
     """The same of the longest line that is too long."""
+    longest_place: Place | None = None
+    """Its place, as far as it was counted here; no part of `state`."""
     most_tokens: int = 0
     """Of the longest line that is too long."""
     most_before: int = 0
@@ -114,7 +116,8 @@ class LengthCensus:
 
     def state(self) -> dict[str, Any]:
         """What `of` makes the same census of."""
-        return dataclasses.asdict(self)
+        fields = (each.name for each in dataclasses.fields(self) if each.name != "longest_place")
+        return {name: getattr(self, name) for name in fields}
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> LengthCensus:
@@ -127,7 +130,8 @@ class LengthCensus:
         if len(self.first_places) < _MOST_NAMED:
             self.first_places.append(named)
         if num_tokens > self.most_tokens:
-            self.longest, self.most_tokens, self.most_before = named, num_tokens, num_before
+            self.longest, self.longest_place = named, place
+            self.most_tokens, self.most_before = num_tokens, num_before
 
     def _longest(self, where: Path) -> str:
         assert self.longest is not None, "a line is too long"
@@ -142,7 +146,8 @@ class LengthCensus:
         )
         if self.num_too_long == 1:
             problem = f"it has {has}, and data.max_length is {self.max_length:,}{room}"
-            return self._error_of_longest(where, problem, hint)
+            assert self.longest_place is not None, "it was counted here"
+            return self.longest_place.error(problem, hint=hint)
         others = self.num_too_long - len(self.first_places)
         named = f"{_listed(self.first_places, where)}{f' and {others:,} more' if others else ''}"
         return DataError(
@@ -152,13 +157,6 @@ class LengthCensus:
             f"{self._longest(where)}, has {has}{room}",
             hint=hint,
         )
-
-    def _error_of_longest(self, where: Path, problem: str, hint: str) -> DataError:
-        assert self.longest is not None, "a line is too long"
-        file, unit, number = self.longest
-        if file == where.name:
-            return DataError(where, problem, line=number, unit=unit, hint=hint)
-        return DataError(where, f"{_named(*self.longest, where)}: {problem}", hint=hint)
 
 
 def _named(file: str, unit: str, number: int, where: Path) -> str:
