@@ -53,7 +53,7 @@ COST = Decimal("0.00002")
 
 def delivered(message: str | dict[str, Any] = "4", **others: Any) -> Delivered:
     """A good answer, as it comes over the network."""
-    return Delivered(body=json.dumps(completion(message, **others)).encode(), is_json=True)
+    return Delivered(body=json.dumps(completion(message, **others)).encode())
 
 
 def failed(status: int | None = 503, **others: Any) -> Failed:

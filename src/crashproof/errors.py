@@ -19,6 +19,7 @@ CrashproofError
 │   └── TooManyOpenFiles     no more files can be opened
 ├── TeacherError             a teacher over HTTP
 │   ├── AnswerUnusable       a paid answer cannot be used
+│   │   └── AnswerIncomplete it was cut off, filtered, or ended in an unknown way
 │   ├── BudgetExhausted      the next request could cost more than is left
 │   ├── TeacherClosed        it was closed before it answered
 │   ├── TeacherRefused       the server rejected the request, and would again
@@ -51,6 +52,7 @@ from pathlib import Path
 
 __all__ = [
     "AddressInUse",
+    "AnswerIncomplete",
     "AnswerUnusable",
     "BudgetExhausted",
     "CannotStop",
@@ -285,13 +287,21 @@ class TeacherError(CrashproofError):
 class AnswerUnusable(TeacherError):
     """A paid answer cannot be used."""
 
+    _HINT = "It is kept, and not paid for again unless you request it."
+
     def __init__(self, key: str, *, problem: str) -> None:
-        super().__init__(
-            f"The answer to request {key[:12]} cannot be used: {problem}.",
-            hint="It is kept, and not paid for again unless you request it.",
-        )
+        super().__init__(f"The answer to request {key[:12]} cannot be used: {problem}.", hint=self._HINT)
         self.key = key
         self.problem = problem
+
+
+class AnswerIncomplete(AnswerUnusable):
+    """A paid answer was cut off, filtered, or ended in an unknown way."""
+
+    _HINT = (
+        "It is kept. Use it as it is (--keep-truncated, teacher.keep_truncated, keeps_truncated=True), or raise "
+        "max_tokens, which asks anew."
+    )
 
 
 class BudgetExhausted(TeacherError):
@@ -314,21 +324,29 @@ class TeacherClosed(TeacherError):
 class TeacherRefused(TeacherError):
     """The server rejected a request, and would again."""
 
-    def __init__(self, url: str, *, status: int, reason: str, hint: str = "") -> None:
+    def __init__(self, url: str, *, status: int, reason: str, hint: str = "", hits_all: bool = False) -> None:
         # The reason is the server's own sentence, or begins with its status.
         super().__init__(f"{url} refused the request: {reason.rstrip('.')}.", hint=hint)
         self.status = status
+        self.hits_all = hits_all
+        """Whether every other request would be refused for the same reason."""
 
 
 class TeacherUnreachable(TeacherError):
     """No response came after all attempts."""
 
-    def __init__(self, url: str, *, attempts: int, seconds: float, last: str) -> None:
+    def __init__(
+        self, url: str, *, attempts: int, seconds: float, last: str, asked_to_wait: str = "", hits_all: bool = False
+    ) -> None:
         tries = f"{attempts} attempt{'s' if attempts != 1 else ''}"
+        wait = f" The server asks to wait {asked_to_wait}, longer than the deadline allows." if asked_to_wait else ""
         super().__init__(
-            f"{url}: no response after {tries} over {seconds:.0f} s; last error: {last.rstrip('.')}.",
-            hint="Start the same command again later; every answer so far is kept.",
+            f"{url}: no response after {tries} over {seconds:.0f} s; last error: {last.rstrip('.')}.{wait}",
+            hint=f"Start the same command again {f'in {asked_to_wait}' if wait else 'later'}; "
+            "every answer so far is kept.",
         )
+        self.hits_all = hits_all
+        """Whether every other request would fare alike, at present."""
 
 
 class CheckpointError(CrashproofError):

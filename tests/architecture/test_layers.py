@@ -37,6 +37,7 @@ LAYERS = {
         {"cli"},
     ],
     "teacher": [
+        {"replies"},
         {"client", "shared_store"},
         {"teacher"},
         {"jobs"},

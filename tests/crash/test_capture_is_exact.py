@@ -32,6 +32,7 @@ NUM_SHARDS = 10
 STEPS = 12
 SETTINGS = [
     "data.max_length=24",
+    "data.on_too_long=truncate",
     "tokenizer.vocab_size=280",
     "teacher.steps=2",
     "teacher.d_model=16",

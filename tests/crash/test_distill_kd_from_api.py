@@ -29,6 +29,7 @@ SETTINGS = [
     "teacher.kind=api",
     "teacher.model=teacher",
     "teacher.max_tokens=6",
+    "teacher.keep_truncated=true",
     "teacher.temperature=1.0",
     "teacher.ahead_steps=2",
     "teacher.concurrency=4",

@@ -21,6 +21,7 @@ from crashproof.testing import KilledRun, run_and_kill
 STEPS = 24
 SETTINGS = [
     "data.max_length=24",
+    "data.on_too_long=truncate",
     "tokenizer.vocab_size=300",
     "teacher.steps=3",
     "teacher.d_model=16",

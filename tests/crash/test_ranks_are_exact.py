@@ -23,6 +23,7 @@ STEPS = 12
 NUM_SAMPLES = 48
 SETTINGS = [
     "data.max_length=24",
+    "data.on_too_long=truncate",
     "tokenizer.vocab_size=300",
     "teacher.steps=3",
     "teacher.d_model=16",

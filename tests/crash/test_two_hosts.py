@@ -24,7 +24,13 @@ pytestmark = pytest.mark.long
 
 STEPS = 12
 SETTINGS = [
-    *("data.max_length=24", "tokenizer.vocab_size=300", "teacher.steps=3", "teacher.d_model=16"),
+    *(
+        "data.max_length=24",
+        "data.on_too_long=truncate",
+        "tokenizer.vocab_size=300",
+        "teacher.steps=3",
+        "teacher.d_model=16",
+    ),
     *("teacher.num_heads=2", "teacher.num_layers=2", "student.d_model=16", "student.num_heads=2"),
     *("train.batch_size=4", "train.warmup_steps=4", "train.limit_seconds=20", f"train.steps={STEPS}"),
     *("progress.checkpoint_interval=4", "progress.saves_behind=false", "train.strategy=fsdp"),

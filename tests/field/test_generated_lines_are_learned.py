@@ -16,7 +16,8 @@ from tool_lines import CLOCK, WEATHER
 from typer.testing import CliRunner
 
 from crashproof.cli.app import app
-from crashproof.distillation.data.api_data import ApiData, load_prompts
+from crashproof.distillation.data.answered.prompts import load_prompts
+from crashproof.distillation.data.api_data import ApiData
 from crashproof.distillation.losses.divergences import IGNORED
 from crashproof.pytorch.interrupts import Interrupts
 from crashproof.samples.rules import SampleRules

@@ -156,6 +156,7 @@ def test_an_output_folder_that_is_a_file_is_an_error(
 
 SMALL = [
     "data.max_length=16",
+    "data.on_too_long=truncate",
     "tokenizer.vocab_size=300",
     "teacher.steps=1",
     "teacher.d_model=16",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,12 +56,28 @@ def generate(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Other parameter, as JSON.")
     ] = None,
     base_url: Annotated[str | None, typer.Option(help="API base URL (default: OPENAI_BASE_URL, or OpenAI).")] = None,
+    header: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Request header; env:VAR as value for a secret.")
+    ] = None,
+    query: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=env:VAR", help="Secret parameter of the address.")
+    ] = None,
     prices: Annotated[Path | None, typer.Option(help="Price table in YAML that replaces the built-in one.")] = None,
     requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Request rate limit.")] = None,
     tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="Token rate limit, in and out.")] = None,
     attempts: Annotated[int, typer.Option(min=1, help="Maximum attempts per request, retries included.")] = 8,
     answer_seconds: Annotated[float, typer.Option(min=0.001, help="Timeout per attempt, in seconds.")] = 3600.0,
+    first_byte_seconds: Annotated[
+        float, typer.Option(min=0.001, help="Timeout until an answer's first byte, in seconds.")
+    ] = 900.0,
+    between_chunks_seconds: Annotated[
+        float, typer.Option(min=0.001, help="Timeout between pieces of an answer, in seconds.")
+    ] = 600.0,
+    deadline_hours: Annotated[float, typer.Option(min=0.0001, help="Maximum hours for all attempts at one.")] = 2.0,
     ask_again: Annotated[bool, typer.Option("--ask-again", help="Pay again for unusable stored answers.")] = False,
+    keep_truncated: Annotated[
+        bool, typer.Option("--keep-truncated", help="Write answers that were cut off or filtered, too.")
+    ] = False,
     alert_webhook: Annotated[
         str | None, typer.Option(metavar="env:NAME", help="Environment variable with a webhook URL for alerts.")
     ] = None,
@@ -95,7 +111,13 @@ def generate(
     from crashproof.teacher.jobs.job import GenerationJob
 
     sends_nothing = write_batch is not None or bool(read_batch)
-    endpoint = Endpoint.of(os.environ, base_url=base_url, needs_key=not sends_nothing)
+    endpoint = Endpoint.of(
+        os.environ,
+        base_url=base_url,
+        headers=_named(header or [], "--header"),
+        query=_named(query or [], "--query"),
+        needs_key=not sends_nothing,
+    )
     given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     if logprobs is not None:
         given |= {"logprobs": True, "top_logprobs": logprobs}
@@ -105,6 +127,7 @@ def generate(
         out=out,
         form=RequestForm(base_url=endpoint.base_url, model=model, parameters=parameters),
         num_samples=samples,
+        keeps_truncated=keep_truncated,
     )
     settings = TeacherSettings(
         endpoint=endpoint,
@@ -115,7 +138,13 @@ def generate(
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
         ),
-        patience=Patience(attempts=attempts, answer_seconds=answer_seconds),
+        patience=Patience(
+            attempts=attempts,
+            answer_seconds=answer_seconds,
+            first_byte_seconds=first_byte_seconds,
+            between_chunks_seconds=between_chunks_seconds,
+            deadline_seconds=deadline_hours * 3600,
+        ),
         asks_again=ask_again,
     )
     alerts = AlertSettings(
@@ -196,6 +225,7 @@ def _summary(result: JobResult, job: GenerationJob) -> dict[str, object]:
         "answers_wanted": result.num_questions,
         "answers_written": result.written.num_answers if result.written else 0,
         "failed": result.written.num_failed if result.written else None,
+        "incomplete": dict(result.written.incomplete) if result.written else None,
         "is_stopped": result.asked.is_stopped,
         "is_over_budget": result.asked.over_budget is not None,
         "note": result.asked.note,
@@ -227,7 +257,18 @@ def _result_lines(
         lines.append("The budget is used up. Start the same command with a larger one to continue.")
     if result.written is not None and result.written.num_failed:
         lines.append(f"{result.written.num_failed:,} have no answer: see {job.failed}.")
+    if result.written is not None and result.written.incomplete:
+        lines.append(_incomplete_line(result.written.incomplete, job))
     return [*lines, _account(result.spending, job.form.model, settings.prices)]
+
+
+def _incomplete_line(incomplete: Mapping[str, int], job: GenerationJob) -> str:
+    """How many answers are not known to be complete, and what became of them."""
+    by_reason = ", ".join(f"{reason} {count:,}" for reason, count in sorted(incomplete.items()))
+    found = f"{sum(incomplete.values()):,} answers are incomplete (finish_reason: {by_reason})"
+    if job.keeps_truncated:
+        return f"{found}: written as they are."
+    return f"{found}: paid and kept, but not written. Pass --keep-truncated to use them, or raise --max-tokens."
 
 
 def _account(spending: Spending, model: str, prices: PriceTable) -> str:
@@ -245,7 +286,7 @@ def _account(spending: Spending, model: str, prices: PriceTable) -> str:
         saved = "" if is_unpriced else f" ({as_dollars_text(spending.saved)} saved)"
         paid += f"; reused from the store: {spending.answers_served:,} answers{saved}"
     if spending.requests_in_doubt:
-        most = "" if is_unpriced else f", at most {as_dollars_text(spending.in_doubt)}"
+        most = "" if is_unpriced or not spending.in_doubt else f", at most {as_dollars_text(spending.in_doubt)}"
         paid += f"; in doubt: {spending.requests_in_doubt:,} requests{most}"
     if spending.spent_before:
         paid += f"; earlier sessions of this job: {as_dollars_text(spending.spent_before)}"
@@ -267,6 +308,17 @@ def _parse(parameters: list[str]) -> dict[str, Any]:
         except ValueError:
             parsed[name] = text
     return parsed
+
+
+def _named(pairs: list[str], option: str) -> dict[str, str]:
+    named = {}
+    for each in pairs:
+        name, equals, value = each.partition("=")
+        if not equals or not name:
+            # What follows may be a secret.
+            raise ConfigError(f"A value of {option} has no name.", hint=f"Pass {option} NAME=env:VAR.")
+        named[name.strip()] = value
+    return named
 
 
 def _address(named: str | None, option: str) -> str | None:

@@ -21,6 +21,9 @@ class Place:
     unit: str = "line"
     """What is counted: `line`, `row` or `record`."""
 
+    def __str__(self) -> str:
+        return f"{self.path}, {self.unit} {self.number}"
+
     def error(self, reason: str, *, hint: str = "") -> DataError:
         """The error that names this place."""
         return DataError(self.path, reason, line=self.number, unit=self.unit, hint=hint)

@@ -14,6 +14,7 @@ from crashproof.distillation.recipes.task import AnyTask
 from crashproof.distillation.settings.load import files_and_overrides, load_config
 from crashproof.distillation.settings.run import RunConfig
 from crashproof.distillation.training.preparation import Prepared, prepare
+from crashproof.distillation.training.sample_length import with_max_length
 from crashproof.distillation.training.training_run import TrainingRun, alert_settings
 from crashproof.distillation.training.training_state import require_checkpoint
 from crashproof.errors import ConfigError, CrashproofError, RankLost, TeacherUnreachable
@@ -83,6 +84,7 @@ def _train(task: AnyTask, options: argparse.Namespace, interrupts: Interrupts) -
     with join_ranks(device_type=device.device.type, limit_seconds=config.train.limit_seconds) as ranks:
         if not ranks.is_main:
             log.setLevel(logging.ERROR)
+        config = with_max_length(task, task.complete(config))
         _require_trainable(config, options.output_dir, ranks)
         if options.resume not in ("auto", "never"):
             require_checkpoint(Path(options.resume))

@@ -7,15 +7,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
 from crashproof.errors import RequestError
 from crashproof.records.checksummed_line import MAX_LINE_BYTES, is_nested_too_deeply
-from crashproof.rules.secrets.texts import without_secrets
+from crashproof.rules.base_urls import canonical_base_url
 
-__all__ = ["JsonObject", "TeacherRequest", "nearest_difference", "teacher_request"]
+__all__ = ["JsonObject", "TeacherRequest", "deciding_parameters", "nearest_difference", "teacher_request"]
 
 _MAX_REQUEST_BYTES = MAX_LINE_BYTES // 4
 
@@ -30,8 +29,7 @@ _CANNOT_CHANGE_THE_ANSWER = frozenset(
 )
 """Parameters that affect delivery, billing or storage of an answer, not its content."""
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
-_URL_EXAMPLE = "For example https://api.openai.com/v1."
+_DELIVERY = frozenset({"stream", "stream_options"})
 
 _WEIGHTS = {"messages": 100, "tools": 10, "model": 3}
 """How much a differing parameter adds to the distance of two requests; 1 if not listed."""
@@ -82,7 +80,7 @@ def teacher_request(base_url: str, body: Mapping[str, object], *, sample: int = 
         raise RequestError("The request names no model.", hint='Pass model="…".')
     if sample < 0:
         raise RequestError(f"sample must be 0 or more, got {sample!r}.")
-    url = _canonical_url(base_url)
+    url = canonical_base_url(base_url)
     try:
         sent = {
             _json_value(name, "The body"): _number(_json_value(value, name))
@@ -105,6 +103,11 @@ def teacher_request(base_url: str, body: Mapping[str, object], *, sample: int = 
         )
     key = hashlib.sha256(encoded).hexdigest()
     return TeacherRequest(base_url=url, body=sent, sample=sample, key=key)
+
+
+def deciding_parameters(parameters: Mapping[str, object]) -> dict[str, object]:
+    """The parameters by which a run or a job is known again: a stream delivers the same answers."""
+    return {name: value for name, value in parameters.items() if name not in _DELIVERY}
 
 
 def nearest_difference(request: TeacherRequest, stored: Iterable[JsonObject]) -> str:
@@ -132,35 +135,6 @@ def nearest_difference(request: TeacherRequest, stored: Iterable[JsonObject]) ->
 
 
 _ABSENT = object()
-
-
-def _canonical_url(base_url: str) -> str:
-    try:
-        parts = urlsplit(base_url)
-        port = parts.port
-    except ValueError:
-        # An unreadable URL may hold a password anywhere.
-        raise RequestError("The base URL cannot be parsed.", hint=_URL_EXAMPLE) from None
-    if parts.scheme.lower() not in _DEFAULT_PORTS or not parts.hostname:
-        shown = "" if set("@?#") & set(base_url) else f" {base_url!r}"
-        raise RequestError(f"The base URL{shown} is not an HTTP URL.", hint=_URL_EXAMPLE)
-    if parts.username or parts.password:
-        raise RequestError(
-            "The base URL contains a user name or password, which would be stored.", hint="Pass the key as api_key."
-        )
-    if parts.query or parts.fragment:
-        raise RequestError(
-            f"The base URL of {parts.hostname} has a query or fragment.", hint="Remove everything from the ? or #."
-        )
-    if without_secrets(parts.path) != parts.path:
-        raise RequestError(
-            f"The base URL of {parts.hostname} contains what looks like a key, which would be stored.",
-            hint="Pass the key as api_key.",
-        )
-    scheme, host = parts.scheme.lower(), parts.hostname.lower()
-    host = f"[{host}]" if ":" in host else host
-    netloc = host if port in (None, _DEFAULT_PORTS[scheme]) else f"{host}:{port}"
-    return urlunsplit((scheme, netloc, parts.path.rstrip("/"), "", ""))
 
 
 def _json_value(value: object, name: str) -> Any:

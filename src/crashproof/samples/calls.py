@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, NoReturn
 
-from crashproof.samples.problems import InvalidSample
+from crashproof.samples.problems import InvalidSample, problem_with_text
 
 __all__ = ["CHAT_HINT", "calls_misplaced", "parse_arguments", "read_calls", "read_function_calls"]
 
@@ -58,6 +58,9 @@ def parse_arguments(name: str, value: object) -> dict[str, Any]:
             parsed = _parse(name, parsed)
     if not isinstance(parsed, dict):
         raise InvalidSample(f"the arguments of {name} are not a JSON object, but {str(value)[:40]}", CHAT_HINT)
+    # Escapes in JSON let halves of characters pass, which no tokenizer takes.
+    if problem := problem_with_text(json.dumps(parsed, ensure_ascii=False)):
+        raise InvalidSample(f"the arguments of {name} are no text: {problem}", CHAT_HINT)
     return parsed
 
 
@@ -71,10 +74,7 @@ def _parse(name: str, text: str) -> Any:
 
 
 def _decode(text: str) -> Any:
-    value = json.loads(text, parse_constant=_refuse_constant)
-    # This decoder lets halves of characters pass, which no tokenizer takes.
-    json.dumps(value, ensure_ascii=False).encode()
-    return value
+    return json.loads(text, parse_constant=_refuse_constant)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from crashproof.data_files.record import Place
 from crashproof.errors import DataError
 
-__all__ = ["InvalidSample", "LeftOut"]
+__all__ = ["InvalidSample", "LeftOut", "problem_with_text"]
 
 
 class InvalidSample(Exception):
@@ -29,3 +29,12 @@ class LeftOut(Exception):
         self.reason = reason
         """Completes `… are left out because `; the same for all samples of the kind."""
         self.hint = hint
+
+
+def problem_with_text(text: str) -> str | None:
+    """What keeps a tokenizer from reading a text; None if nothing does."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"character {error.start + 1:,} is a lone surrogate, half of a character"
+    return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from crashproof.testing.clock import FakeClock
 from crashproof.testing.faulty_disk import FaultyDisk, PowerLost
 from crashproof.testing.processes import KilledRun, forget_open_runs, run_and_kill
-from crashproof.testing.teacher_server import Fault, Faults, KeyEcho, TeacherServer
+from crashproof.testing.teacher_server import Fault, Faults, KeyEcho, Provider, TeacherServer
 
 __all__ = [
     "FakeClock",
@@ -20,6 +20,7 @@ __all__ = [
     "KeyEcho",
     "KilledRun",
     "PowerLost",
+    "Provider",
     "TeacherServer",
     "forget_open_runs",
     "run_and_kill",

@@ -17,7 +17,7 @@ from crashproof.optional_dependencies import install_line
 from crashproof.reading.run_reader import RunReader
 
 CONFIG = """
-data: {max_length: 16}
+data: {max_length: 16, on_too_long: truncate}
 tokenizer: {vocab_size: 262}
 teacher: {steps: 1, d_model: 8, num_heads: 2, num_layers: 1}
 student: {d_model: 8, num_heads: 2, num_layers: 1}

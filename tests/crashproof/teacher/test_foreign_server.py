@@ -84,6 +84,7 @@ def test_a_foreign_server_is_asked_once(base_url, model_folder, tracker):
                 store=tracker.responses,
                 endpoint=Endpoint(base_url=base_url),
                 parameters={"max_tokens": 6},
+                keeps_truncated=True,
             )
         )
 
@@ -108,6 +109,7 @@ def test_the_official_clients_own_objects_are_messages(base_url, model_folder, t
             store=tracker.responses,
             endpoint=Endpoint(base_url=base_url),
             parameters={"max_tokens": 4},
+            keeps_truncated=True,
         )
     ) as teacher:
         answer = teacher.ask(history)
@@ -121,7 +123,7 @@ def test_a_generation_job_runs_against_a_foreign_server(base_url, model_folder, 
     monkeypatch.setenv("OPENAI_BASE_URL", base_url)
     (tmp_path / "p.jsonl").write_text(f'{{"prompt": "Hi", "id": 7}}\n{json.dumps({"messages": QUESTION})}\n')
     arguments = ["--prompts", f"{tmp_path}/p.jsonl", "--model", str(model_folder), "--max-tokens", "5"]
-    arguments += ["--out", f"{tmp_path}/d.jsonl", "--concurrency", "2"]
+    arguments += ["--out", f"{tmp_path}/d.jsonl", "--concurrency", "2", "--keep-truncated"]
     said = CliRunner().invoke(app, ["generate", *arguments])
     lines = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
 

@@ -37,7 +37,11 @@ REFUSALS = {
     Fault.TOO_EARLY: 425,
     Fault.GATEWAY_TIMEOUT: 504,
 }
-CHARGED = {"gateway_timeout", "drop_after", "drop_midway", "stall", "slow_body", "broken_json", "wrong_usage"}
+CHARGED = {
+    *("gateway_timeout", "drop_after", "drop_midway", "stall", "slow_body", "broken_json", "wrong_usage"),
+    *("broken_off", "truncated", "filtered"),
+    *(fault for fault in Fault if fault.is_streamed),
+}
 
 
 @dataclass(frozen=True)
@@ -621,7 +625,10 @@ def test_a_fault_is_counted_and_charged_if_the_answer_was_computed(fault):
 
     assert {fault: 1} == server.counts.faults
     assert (times_charged, times_charged * once) == (server.counts.answers_computed, server.counts.dollars)
-    assert 1 + (fault in {"slow_body", "wrong_usage"}) == server.counts.answers_delivered
+    is_delivered = fault in {"slow_body", "wrong_usage", "truncated", "filtered"} or (
+        fault.is_streamed and not fault.leaves_part
+    )
+    assert 1 + is_delivered == server.counts.answers_delivered
 
 
 @pytest.mark.parametrize("fault", Fault)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,18 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from crashproof.data_files.record import Place
+from crashproof.distillation.data.answered.cut_answers import is_cut_off, log_cut_off, up_to_cut
+from crashproof.distillation.data.lengths import LengthCensus
 from crashproof.distillation.data.source import Source, rules_of
-from crashproof.distillation.data.text_data import Batch, TaskData, TokenizedData, answer_tokens, tokens_end_to_end
+from crashproof.distillation.data.text_data import (
+    Batch,
+    TaskData,
+    TokenizedData,
+    answer_tokens,
+    num_before_learned,
+    tokens_end_to_end,
+)
 from crashproof.distillation.data.token_cache import cached_state
 from crashproof.distillation.data.tool_conversations import check_conversation
 from crashproof.distillation.losses.divergences import IGNORED
@@ -37,7 +48,9 @@ __all__ = [
     "read_answers",
 ]
 
-_FORMAT = 2
+_FORMAT = 3
+_Sequence = tuple[list[int], list[int]]
+"""Token ids and labels."""
 _AS_READ = SampleRules(learns_reasoning=True, learns_refusals=True)
 """For what was read before: nothing more is taken away."""
 _LINES = (
@@ -50,7 +63,8 @@ class AnswerDataConfig(DataConfig):
     """`data` of `distill_answer_generation`; without `path` a task is generated."""
 
     max_length: int = Field(default=256, ge=2)
-    """Maximum tokens per sample; a longer one is an error, since a truncated answer has no end to learn."""
+    """Maximum tokens per sample; default: as many as the models of `path` accept, at most 4,096; this number for new
+    ones."""
     samples: int = Field(default=2000, ge=1)
     """Number of lines of the generated task."""
     task_seed: int = 0
@@ -72,6 +86,8 @@ class AnswerLine:
     """The answer as a message of the assistant."""
     rejected: str | None
     quality: float | None
+    is_cut: bool
+    """Whether the answer, by its `finish_reason`, is not complete: it has no end to learn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +137,13 @@ class AnswerData(TaskData):
     """All samples of a source."""
 
     def __init__(
-        self, sequences: TokenizedData, quality: Tensor, rejected_at: list[int], *, has_rejected: bool
+        self,
+        sequences: TokenizedData,
+        quality: Tensor,
+        rejected_at: list[int],
+        *,
+        has_rejected: bool,
+        whole: Sequence[int] = (),
     ) -> None:
         """Arrange the data.
 
@@ -130,7 +152,10 @@ class AnswerData(TaskData):
             quality: (samples,) of float32; NaN for an answer without a quality.
             rejected_at: For each sample the index of its rejected answer in `sequences`, or -1.
             has_rejected: Put the rejected answers into the batches.
+            whole: See `whole`.
         """
+        self.whole = whole
+        """The places in the source of the lines that are neither cut nor left out."""
         self._sequences = sequences
         self._quality = quality
         self._rejected_at = rejected_at
@@ -152,7 +177,8 @@ class AnswerData(TaskData):
 
     def with_rejected(self) -> AnswerData:
         """The same data with the rejected answers in the batches."""
-        return AnswerData(self._sequences, self._quality, self._rejected_at, has_rejected=True)
+        rejected_at = self._rejected_at
+        return AnswerData(self._sequences, self._quality, rejected_at, has_rejected=True, whole=self.whole)
 
     def reference_tokens(self) -> TokenizedData:
         """Like `tokens`, but answers with a quality below 1 have no labels."""
@@ -223,11 +249,15 @@ def answer_data(
     Raises:
         DataError: A line is too long, or the answer cannot be found in the text that the template renders.
     """
+    log_cut_off(source.samples)
     template = tokenizer.chat_template or BUILTIN_TEMPLATE
-    parts = (_FORMAT, source.sha256, config.max_length, tokenizer_hash(tokenizer), template)
-    state = cached_state(cache, "answers", parts, lambda: _tokenize(source, config.max_length, tokenizer))
+    lengths = (config.max_length, config.on_too_long)
+    parts = (_FORMAT, source.sha256, lengths, tokenizer_hash(tokenizer), template)
+    state = cached_state(cache, "answers", parts, lambda: _tokenize(source, config, tokenizer))
+    LengthCensus.of(state["lengths"]).report(source.where)
     sequences = TokenizedData.from_state(state, tokenizer)
-    return AnswerData(sequences, state["quality"], state["rejected_at"].tolist(), has_rejected=has_rejected)
+    rejected_at, whole = state["rejected_at"].tolist(), state["whole"]
+    return AnswerData(sequences, state["quality"], rejected_at, has_rejected=has_rejected, whole=whole)
 
 
 def _require_answer(sample: dict[str, Any]) -> None:
@@ -259,6 +289,7 @@ def _line(sample: dict[str, Any]) -> AnswerLine:
         reply=reply,
         rejected=_rejected(rejected, answer),
         quality=_quality(quality),
+        is_cut=is_cut_off(sample),
     )
 
 
@@ -317,47 +348,71 @@ def _text(sample: dict[str, Any]) -> str:
     return "\n".join([*parts, sample.get("rejected") or ""])
 
 
-def _tokenize(source: AnswerSource, max_length: int, tokenizer: PreTrainedTokenizerFast) -> dict[str, Tensor]:
-    answers: list[tuple[list[int], list[int]]] = []
-    rejected: list[tuple[list[int], list[int]]] = []
-    rejected_at: list[int] = []
+def _tokenize(source: AnswerSource, config: AnswerDataConfig, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    census = LengthCensus(max_length=config.max_length, on_too_long=config.on_too_long)
+    answers: list[_Sequence] = []
+    rejected: list[_Sequence] = []
+    pairs: list[int] = []
     quality: list[float] = []
-    for sample in source.samples:
+    whole: list[int] = []
+    for place, sample in enumerate(source.samples):
         line = source.line(sample)
-        try:
-            answers.append(_sequence(line, line.reply, max_length, tokenizer))
-            if line.rejected is not None:
-                worse = {"role": "assistant", "content": line.rejected}
-                rejected.append(_sequence(line, worse, max_length, tokenizer))
-        except InvalidSample as error:
-            raise error.at(source.place(sample)) from error
-        except ValueError as error:
-            raise source.place(sample).error(str(error)) from error
-        rejected_at.append(-1 if line.rejected is None else len(source.samples) + len(rejected) - 1)
+        sequences = _sequences_of(line, source.place(sample), tokenizer)
+        kept = _fitted(sequences, source.place(sample), census)
+        if not kept:
+            continue
+        answers.append(kept[0])
+        pairs.append(len(rejected) if len(kept) > 1 else -1)
+        rejected += kept[1:]
         quality.append(math.nan if line.quality is None else line.quality)
+        if kept == sequences:
+            whole.append(place)
+    census.require_usable(source.where)
     return {
         **tokens_end_to_end(answers + rejected),
-        "rejected_at": torch.tensor(rejected_at),
+        "rejected_at": torch.tensor([-1 if pair < 0 else len(answers) + pair for pair in pairs]),
         "quality": torch.tensor(quality, dtype=torch.float32),
+        "lengths": census.state(),
+        "whole": whole,
     }
 
 
-def _sequence(
-    line: AnswerLine, reply: Message, max_length: int, tokenizer: PreTrainedTokenizerFast
-) -> tuple[list[int], list[int]]:
+def _sequences_of(line: AnswerLine, place: Place, tokenizer: PreTrainedTokenizerFast) -> list[_Sequence]:
+    """Token ids and labels of a line with its answer and, if it has one, with the rejected answer."""
+    replies = [line.reply]
+    if line.rejected is not None:
+        replies.append({"role": "assistant", "content": line.rejected})
+    try:
+        return [_sequence(line, reply, tokenizer) for reply in replies]
+    except InvalidSample as error:
+        raise error.at(place) from error
+    except ValueError as error:
+        raise place.error(str(error)) from error
+
+
+def _fitted(sequences: list[_Sequence], place: Place, census: LengthCensus) -> list[_Sequence]:
+    """What of a line is kept; nothing if it is left out."""
+    num_tokens = max(len(ids) for ids, _ in sequences)
+    before = [num_before_learned(labels) for _, labels in sequences]
+    # Where the answers of a pair part behind the cut, nothing is left to compare.
+    fewest = _num_common(*(ids for ids, _ in sequences)) + 1 if len(sequences) > 1 else 0
+    num_kept = census.tokens_kept(place, num_tokens, num_before=max(before), fewest=fewest)
+    return [(ids[:num_kept], labels[:num_kept]) for ids, labels in sequences] if num_kept else []
+
+
+def _num_common(one: list[int], other: list[int]) -> int:
+    """The tokens at the beginning that both have."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (left, right) in pairs if left != right), min(len(one), len(other)))
+
+
+def _sequence(line: AnswerLine, reply: Message, tokenizer: PreTrainedTokenizerFast) -> _Sequence:
     """Token ids and labels of a line with this answer."""
     text, span = _rendered(line, reply, tokenizer)
-    ids, labels = answer_tokens(tokenizer, text, [span], has_end=line.prompt is not None)
-    if len(ids) > max_length:
-        num_before = next(place for place, label in enumerate(labels) if label != IGNORED)
-        what = "it has" if reply is line.reply else "with the rejected answer it has"
-        room = ", which leaves no room for the answer" if num_before >= max_length else ""
-        raise InvalidSample(
-            f"{what} {len(ids):,} tokens, {num_before:,} of them before the answer, and data.max_length is "
-            f"{max_length:,}{room}",
-            "Raise data.max_length, or leave out the line: a truncated answer has no end to learn.",
-        )
-    return ids, labels
+    is_cut = line.is_cut and reply is line.reply
+    if is_cut:
+        text, (span,) = up_to_cut(text, [span], line.answer)
+    return answer_tokens(tokenizer, text, [span], has_end=line.prompt is not None and not is_cut)
 
 
 def _rendered(line: AnswerLine, reply: Message, tokenizer: PreTrainedTokenizerFast) -> tuple[str, tuple[int, int]]:

@@ -3,90 +3,41 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from transformers import PreTrainedTokenizerFast
 
-from crashproof.data_files.reader import digest_files
-from crashproof.data_files.selection import select_files
-from crashproof.distillation.data.text_data import Batch, Sample, TokenizedData, TopK, TrainingData
-from crashproof.distillation.losses.divergences import IGNORED
-from crashproof.distillation.text.chat import render_chat
-from crashproof.distillation.text.token_bytes import BytesToIds, token_bytes
-from crashproof.distillation.text.tokenizer import encode_text, end_id, padding_id
-from crashproof.errors import AnswerUnusable, DataError, ModelMismatch
+from crashproof.distillation.data.answered.cut_answers import up_to_cut
+from crashproof.distillation.data.answered.prompts import PromptSource
+from crashproof.distillation.data.answered.room import AnswerRoom, most_answered
+from crashproof.distillation.data.answered.samples import AnsweredSample, answered_sample, unanswered, with_topk
+from crashproof.distillation.data.lengths import OnTooLong
+from crashproof.distillation.data.text_data import Batch, Sample, TokenizedData, TrainingData, tokens_end_to_end
+from crashproof.distillation.text.aligned_answer import FitCounter, LogprobsMisfit, TokenAligner
+from crashproof.distillation.text.chat import render_chat, split_at_answer
+from crashproof.distillation.text.tokenizer import encode_document, encode_text, end_id, padding_id
+from crashproof.errors import AnswerUnusable, DataError
 from crashproof.pytorch.interrupts import Interrupts, StopRequested
 from crashproof.rules.requests import TeacherRequest
 from crashproof.samples.messages import Message, read_messages
 from crashproof.samples.problems import InvalidSample, LeftOut
 from crashproof.samples.rules import SampleRules
 from crashproof.samples.sample import require_learned
-from crashproof.samples.tally import Tally
 from crashproof.samples.thoughts import with_thoughts
 from crashproof.teacher import Answer, Teacher
-from crashproof.teacher.jobs.prompts import Prompt, problem_with_answer, read_prompts
+from crashproof.teacher.jobs.prompts import Prompt, problem_with_answer
 from crashproof.tracking.tracker import ProgressTracker
 
-__all__ = ["ApiData", "PromptSource", "load_prompts"]
+__all__ = ["ApiData"]
 
 log = logging.getLogger("crashproof")
 
 _SECONDS_BETWEEN_LOOKS = 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptSource:
-    """The prompts of a training run, before any answer."""
-
-    path: Path
-    prompts: list[Prompt]
-    """As the teacher is asked."""
-    chats: list[list[Message]]
-    """Their messages as the student reads them."""
-    sha256: str
-
-    def documents(self) -> list[str]:
-        """All text, for training a tokenizer."""
-        return [str(message.get("content") or "") for chat in self.chats for message in chat]
-
-
-def load_prompts(path: Path, rules: SampleRules | None = None, *, split: str | None = None) -> PromptSource:
-    """Read the prompts of a training run; those that a student cannot read are left out, and never asked.
-
-    Raises:
-        DataError: The file is missing or empty, or a line is malformed; names the line.
-    """
-    rules = rules or SampleRules()
-    tally = Tally(str(path))
-    prompts, chats = [], []
-    for prompt in read_prompts(path, split=split):
-        assert prompt.place is not None, "prompts are read from files"
-        try:
-            chat = read_messages(prompt.messages, rules)
-        except LeftOut as problem:
-            tally.leave_out(problem, prompt.place)
-            continue
-        except InvalidSample as error:
-            raise error.at(prompt.place) from error
-        prompts.append(prompt)
-        chats.append(chat.messages)
-        tally.forms["prompts"] += 1
-        tally.notes.update(chat.notes)
-    if not prompts:
-        raise tally.nothing_left() or DataError(path, "it contains no prompts")
-    tally.report()
-    return PromptSource(path=path, prompts=prompts, chats=chats, sha256=digest_files(select_files(path, split=split)))
 
 
 class ApiData(TrainingData):
@@ -109,21 +60,25 @@ class ApiData(TrainingData):
         open_teacher: Callable[[ProgressTracker], AbstractContextManager[Teacher]],
         interrupts: Interrupts,
         rules: SampleRules | None = None,
+        on_too_long: str = OnTooLong.ERROR,
+        max_tokens: int | None = None,
     ) -> None:
         """Prepare the prompts; requests begin with `attach`.
 
+        `max_tokens` are those of an answer, as far as its prompt does not state others. An answer that turns out too
+        long is paid already: it is cut where `on_too_long` says so, and else left out.
+
         Raises:
-            DataError: A prompt leaves no room for an answer.
+            DataError: Prompts leave no room for an answer, or less than it may take; counts them.
         """
         self.num_waits = 0
         """Batches that had to wait for an answer."""
-        self._source = source
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._top_k = top_k
         self._interrupts = interrupts
         self._rules = rules or SampleRules()
-        self._ids_of_bytes = BytesToIds(token_bytes(tokenizer)) if top_k is not None else None
+        self._aligner = TokenAligner(tokenizer, top_k=top_k) if top_k is not None else None
         self._teacher: Teacher | None = None
         self._ahead_samples = ahead_samples
         self._open_teacher = open_teacher
@@ -131,7 +86,10 @@ class ApiData(TrainingData):
         self._asked: deque[tuple[int, Future[Answer]]] = deque()
         self._reported: set[int] = set()
         self._num_counted: dict[tuple[int, ...], int] = {}
-        self._require_room()
+        self._room = AnswerRoom(source.path, max_length=max_length, on_too_long=on_too_long)
+        self._source = source
+        self._source = self._with_room(max_tokens)
+        self._fits = FitCounter(num_answers=len(self))
 
     def __len__(self) -> int:
         return len(self._source.prompts)
@@ -142,7 +100,11 @@ class ApiData(TrainingData):
         assert tracker is not None, "the only process asks a paid teacher"
         with self._open_teacher(tracker) as teacher:
             self.connect(teacher, upcoming)
-            yield
+            try:
+                yield
+            finally:
+                self._fits.report()
+                self._room.report(num_prompts=len(self))
 
     def connect(self, teacher: Teacher, coming: Iterator[int]) -> None:
         """Request answers from this teacher; `coming` are the samples in the order of the training loop."""
@@ -155,7 +117,7 @@ class ApiData(TrainingData):
 
         Raises:
             TeacherError: A request failed.
-            ModelMismatch: The student has no such token as the teacher; names the first.
+            ModelMismatch: The log-probabilities of no answer fit the student's tokens; names the first reason.
             StopRequested: A stop was requested during the wait.
         """
         asked = [self._asked.popleft() if self._asked else (index, self._ask(index)) for index in indices]
@@ -163,7 +125,8 @@ class ApiData(TrainingData):
         self._ask_ahead()
         if not all(answer.done() for _, answer in asked):
             self.num_waits += 1
-        batch = self._joined([self._sample(index, answer) for index, answer in asked])
+        samples = [(index, self._sample(index, answer)) for index, answer in asked]
+        batch = self._joined([self._room.fit(self._source.place(index), sample) for index, sample in samples])
         self._num_counted[tuple(indices)] = batch.num_counted()
         return batch
 
@@ -189,17 +152,19 @@ class ApiData(TrainingData):
         parameters = {name: value for name, value in prompt.parameters.items() if name != "model"}
         return self._teacher.request(prompt.messages, tools=prompt.tools, **parameters)
 
-    def _sample(self, index: int, asked: Future[Answer]) -> _AnsweredSample:
+    def _sample(self, index: int, asked: Future[Answer]) -> AnsweredSample:
         try:
             answer = self._wait(asked)
-            if self._top_k is not None and answer.text and not answer.message.get("tool_calls"):
-                return self._from_tokens(index, answer)
-            return self._from_text(index, self._reply(answer))
+            if self._aligner is not None and answer.text and not answer.message.get("tool_calls"):
+                return self._from_tokens(index, answer, self._aligner)
+            return self._from_text(index, self._reply(answer), may_be_whole=answer.ending.may_be_whole)
+        except LogprobsMisfit as misfit:
+            self._fits.add_misfit(self._source.place(index), misfit)
         except (AnswerUnusable, InvalidSample, LeftOut) as error:
             if index not in self._reported:
                 self._reported.add(index)
                 log.warning("Skipping %s (%s skipped so far)", self._error(index, str(error)), len(self._reported))
-            return _unanswered(self._ids_before(index)[: self._max_length])
+        return unanswered(self._ids_before(index)[: self._max_length])
 
     def _reply(self, answer: Answer) -> Message:
         """The answer as the student learns it.
@@ -211,10 +176,8 @@ class ApiData(TrainingData):
         require_learned({"unlearned": chat.unlearned, "refusals": chat.refusals}, [0])
         return chat.messages[0]
 
-    def _error(self, index: int, reason: str, *, hint: str = "") -> DataError:
-        place = self._source.prompts[index].place
-        assert place is not None, "prompts are read from files"
-        return place.error(reason, hint=hint)
+    def _error(self, index: int, reason: str) -> DataError:
+        return self._source.place(index).error(reason)
 
     def _wait(self, future: Future[Answer]) -> Answer:
         while True:
@@ -224,83 +187,52 @@ class ApiData(TrainingData):
                 if self._interrupts.is_requested:
                     raise StopRequested from None
 
-    def _from_text(self, index: int, reply: Message) -> _AnsweredSample:
+    def _from_text(self, index: int, reply: Message, *, may_be_whole: bool) -> AnsweredSample:
         prompt = self._source.prompts[index].text
         if prompt is not None:
-            start = len(prompt)
-            text = prompt + with_thoughts(reply.get("reasoning_content", ""), reply["content"])
-        else:
-            text, (start, end) = self._rendered(index, reply)
-            text = text[:end]
-        ids, spans = encode_text(self._tokenizer, text)
-        is_predicted = [end > start for _, end in spans]
-        if prompt is not None:
-            ids, is_predicted = [*ids, end_id(self._tokenizer)], [*is_predicted, True]
-        cut = slice(0, self._max_length)
-        return _AnsweredSample(Sample(ids=ids[cut], is_predicted=is_predicted[cut]), [])
+            said = with_thoughts(reply.get("reasoning_content", ""), reply["content"])
+            ids, spans = encode_document(self._tokenizer, prompt + said)
+            is_predicted = [end > len(prompt) for _, end in spans]
+            if may_be_whole:
+                ids, is_predicted = [*ids, end_id(self._tokenizer)], [*is_predicted, True]
+            return AnsweredSample(Sample(ids=ids, is_predicted=is_predicted), [])
+        text, (start, end) = self._rendered(index, reply)
+        if not may_be_whole:
+            end = _end_of_cut(text, (start, end), reply)
+        ids, spans = encode_text(self._tokenizer, text[:end])
+        return AnsweredSample(Sample(ids=ids, is_predicted=[stop > start for _, stop in spans]), [])
 
-    def _from_tokens(self, index: int, answer: Answer) -> _AnsweredSample:
+    def _from_tokens(self, index: int, answer: Answer, aligner: TokenAligner) -> AnsweredSample:
         """The teacher's own tokens, mapped to the student's vocabulary by their bytes."""
-        prompt = self._source.prompts[index]
-        if answer.logprobs is None:
-            raise ModelMismatch(
-                f"The answer to {self._source.path}, line {prompt.line} has no log-probabilities.",
-                hint="Use a teacher that returns them, or leave out teacher.logprobs and set loss.kd to 0.",
-            )
-        before, _, after = self._parts(index, answer)
-        prompt_ids = encode_text(self._tokenizer, before).ids
-        said_ids = [self._id_of(entry, place, prompt) for place, entry in enumerate(answer.logprobs, 1)]
-        last = [end_id(self._tokenizer)] if prompt.text is not None else encode_text(self._tokenizer, after).ids
-        ids = [*prompt_ids, *said_ids, *last][: self._max_length]
-        is_predicted = [place >= len(prompt_ids) for place in range(len(ids))]
-        # The position before a token predicts it; the end mark is not a token of the teacher.
-        entries = [self._entries(entry) for entry in answer.logprobs]
-        return _AnsweredSample(
-            Sample(ids=ids, is_predicted=is_predicted),
-            [(len(prompt_ids) + place - 1, known) for place, known in enumerate(entries)],
-        )
-
-    def _id_of(self, entry: dict[str, Any], place: int, prompt: Prompt) -> int:
-        assert self._ids_of_bytes is not None
-        content = _bytes_of(entry)
-        found = self._ids_of_bytes.find(content)
-        if found is None:
-            raise ModelMismatch(
-                f"The teacher's answer to {self._source.path}, line {prompt.line} has as token {place} the bytes "
-                f"{content!r}, and the student's tokenizer has no such token.",
-                hint="Use a student that shares the teacher's tokenizer, or leave out teacher.logprobs.",
-            )
-        return found
-
-    def _entries(self, entry: dict[str, Any]) -> list[tuple[int, float]]:
-        """Ids and log-probabilities; tokens that the student lacks belong to the rest."""
-        assert self._ids_of_bytes is not None
-        known: dict[int, float] = {}
-        for each in entry.get("top_logprobs") or []:
-            found = self._ids_of_bytes.find(_bytes_of(each))
-            if found is not None:
-                # Two tokens of the teacher can be one of the student.
-                known[found] = float(np.logaddexp(known.get(found, -math.inf), each["logprob"]))
-        return list(known.items())[: self._top_k]
+        before, said, after = self._parts(index, answer)
+        is_document = self._source.prompts[index].text is not None
+        last = [end_id(self._tokenizer)] if is_document else encode_text(self._tokenizer, after).ids
+        if not answer.ending.may_be_whole:
+            last = []
+        aligned = aligner.align(answer.logprobs, said, end_id=last[0] if last else None)
+        self._fits.add_fit(self._source.place(index))
+        before = before.removesuffix(" ") if aligned.takes_space else before
+        prompt_ids = (encode_document if is_document else encode_text)(self._tokenizer, before).ids
+        return answered_sample(prompt_ids, aligned, last)
 
     def _parts(self, index: int, answer: Answer) -> tuple[str, str, str]:
         """The text before the answer, the answer, and what the template adds after it."""
         prompt = self._source.prompts[index]
         if prompt.text is not None:
             return prompt.text, answer.text, ""
-        text, (start, end) = self._rendered(index, {"role": "assistant", "content": answer.text})
-        said = answer.text if text.startswith(answer.text, start) else answer.text.strip()
-        if not text.startswith(said, start):
-            raise self._error(index, "the chat template rewrites the answer")
-        return text[:start], said, text[start + len(said) : end]
+        messages = [*self._source.chats[index], {"role": "assistant", "content": answer.text}]
+        try:
+            return split_at_answer(messages, self._tokenizer, tools=prompt.tools)
+        except ValueError as error:
+            raise self._error(index, str(error)) from error
 
     def _ids_before(self, index: int) -> list[int]:
         """The tokens before the answer."""
         before = self._source.prompts[index].text
-        if before is None:
-            text, (start, _) = self._rendered(index, {"role": "assistant", "content": "-"})
-            before = text[:start]
-        return encode_text(self._tokenizer, before).ids
+        if before is not None:
+            return encode_document(self._tokenizer, before).ids
+        text, (start, _) = self._rendered(index, {"role": "assistant", "content": "-"})
+        return encode_text(self._tokenizer, text[:start]).ids
 
     def _rendered(self, index: int, reply: Message) -> tuple[str, tuple[int, int]]:
         """A prompt with an answer through the chat template, and the characters of the answer."""
@@ -311,58 +243,26 @@ class ApiData(TrainingData):
             raise self._error(index, str(error)) from error
         return text, spans[-1]
 
-    def _require_room(self) -> None:
-        """Find prompts that are too long before any request is paid for."""
-        for index in range(len(self)):
-            num_tokens = len(self._ids_before(index))
-            if num_tokens >= self._max_length:
-                raise self._error(
-                    index,
-                    f"its {num_tokens:,} tokens leave no room for an answer within {self._max_length:,}",
-                    hint="Raise data.max_length.",
-                )
+    def _with_room(self, max_tokens: int | None) -> PromptSource:
+        """The prompts that leave room for an answer."""
+        kept = self._room.choose(
+            [self._source.place(index) for index in range(len(self))],
+            [len(self._ids_before(index)) for index in range(len(self))],
+            [most_answered(prompt.parameters) or max_tokens for prompt in self._source.prompts],
+        )
+        if max_tokens is None:
+            self._room.warn_of_unlimited_answers()
+        return self._source.only(kept)
 
-    def _joined(self, samples: list[_AnsweredSample]) -> Batch:
-        ids = [torch.tensor(each.sample.ids) for each in samples]
-        labels = [
-            torch.where(torch.tensor(each.sample.is_predicted), own, IGNORED)
-            for each, own in zip(samples, ids, strict=True)
-        ]
-        starts = torch.tensor([0, *(len(own) for own in ids)]).cumsum(0)
-        batch = TokenizedData(
-            input_ids=torch.cat(ids),
-            labels=torch.cat(labels),
-            starts=starts,
-            pad_id=padding_id(self._tokenizer),
-        ).batch(list(range(len(samples))))
-        return batch if self._top_k is None else _with_topk(batch, samples, self._top_k)
+    def _joined(self, samples: list[AnsweredSample]) -> Batch:
+        state = tokens_end_to_end([(each.sample.ids, each.labels()) for each in samples])
+        tokens = TokenizedData(**state, pad_id=padding_id(self._tokenizer))
+        batch = tokens.batch(list(range(len(samples))))
+        return batch if self._top_k is None else with_topk(batch, samples, self._top_k)
 
 
-@dataclass(frozen=True, slots=True)
-class _AnsweredSample:
-    sample: Sample
-    entries: list[tuple[int, list[tuple[int, float]]]]
-    """Positions, each with the teacher's entries for the next token."""
-
-
-def _unanswered(ids: list[int]) -> _AnsweredSample:
-    return _AnsweredSample(Sample(ids=ids, is_predicted=[False] * len(ids)), [])
-
-
-def _with_topk(batch: Batch, samples: list[_AnsweredSample], top_k: int) -> Batch:
-    shape = (*batch.labels.shape, top_k)
-    ids = torch.full(shape, -1, dtype=torch.long)
-    logprobs = torch.full(shape, -math.inf)
-    for row, each in enumerate(samples):
-        for position, known in each.entries:
-            if 0 <= position < len(each.sample.ids) - 1:
-                for place, (token, logprob) in enumerate(known):
-                    ids[row, position, place] = token
-                    logprobs[row, position, place] = logprob
-    return replace(batch, topk=TopK(ids=ids, logprobs=logprobs))
-
-
-def _bytes_of(entry: dict[str, Any]) -> bytes:
-    """The bytes of a token as the API returns them; of its text if it returns none."""
-    content = entry.get("bytes")
-    return bytes(content) if isinstance(content, list) else str(entry["token"]).encode()
+def _end_of_cut(text: str, span: tuple[int, int], reply: Message) -> int:
+    try:
+        return up_to_cut(text, [span], reply["content"])[1][0][1]
+    except ValueError as error:
+        raise LeftOut(str(error), "Its end would be learned.") from error

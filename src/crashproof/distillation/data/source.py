@@ -76,6 +76,10 @@ class Source:
         """The samples of a generated task."""
         return cls(samples=samples, sha256=hashlib.sha256(json.dumps(samples).encode()).hexdigest(), path=None)
 
+    def only(self, places: Sequence[int]) -> Self:
+        """The same with these samples alone, by their places."""
+        return dataclasses.replace(self, samples=[self.samples[place] for place in places])
+
     @property
     def where(self) -> Path:
         """What errors name as the place of all samples."""

@@ -15,13 +15,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from crashproof.distillation.data.answered.cut_answers import is_cut_off, log_cut_off, up_to_cut
+from crashproof.distillation.data.lengths import LengthCensus
 from crashproof.distillation.data.source import Source, rules_of
 from crashproof.distillation.data.token_cache import cached_state
 from crashproof.distillation.losses.divergences import IGNORED, next_token_targets
 from crashproof.distillation.settings.data import DataConfig
 from crashproof.distillation.text.chat import render_chat
 from crashproof.distillation.text.corpus import builtin_documents, text_hash
-from crashproof.distillation.text.tokenizer import encode_text, end_id, padding_id, tokenizer_hash
+from crashproof.distillation.text.tokenizer import (
+    encode_document,
+    encode_text,
+    end_id,
+    opening_ids,
+    padding_id,
+    tokenizer_hash,
+)
 from crashproof.errors import DataError
 from crashproof.samples.problems import InvalidSample, LeftOut
 from crashproof.samples.sample import require_learned
@@ -36,11 +45,12 @@ __all__ = [
     "TrainingData",
     "answer_tokens",
     "load_source",
+    "num_before_learned",
     "tokenized",
     "tokens_end_to_end",
 ]
 
-_FORMAT = 2
+_FORMAT = 3
 _FORMATS = 'A line is {"text": …}, {"prompt": …, "teacher_text": …}, {"messages": […]}, or another form of the guide.'
 
 
@@ -240,10 +250,13 @@ def tokenized(source: Source, config: DataConfig, tokenizer: PreTrainedTokenizer
     """Tokenize a source, or load its tokens from `cache`.
 
     Raises:
-        DataError: A sample has no token to learn.
+        DataError: A sample has no token to learn, or is too long.
     """
-    parts = (_FORMAT, source.sha256, config.max_length, tokenizer_hash(tokenizer), tokenizer.chat_template)
-    state = cached_state(cache, "tokens", parts, lambda: _tokenize(source, config.max_length, tokenizer))
+    log_cut_off(source.samples)
+    lengths = (config.max_length, config.on_too_long)
+    parts = (_FORMAT, source.sha256, lengths, tokenizer_hash(tokenizer), tokenizer.chat_template)
+    state = cached_state(cache, "tokens", parts, lambda: _tokenize(source, config, tokenizer))
+    LengthCensus.of(state["lengths"]).report(source.where)
     return TokenizedData.from_state(state, tokenizer)
 
 
@@ -251,14 +264,19 @@ def answer_tokens(
     tokenizer: PreTrainedTokenizerFast, text: str, spans: list[tuple[int, int]], *, has_end: bool
 ) -> tuple[list[int], list[int]]:
     """Token ids of a text, and labels for the characters in `spans` and, with `has_end`, for the end of text."""
-    encoded = encode_text(tokenizer, text)
+    encoded = (encode_document if has_end else encode_text)(tokenizer, text)
     is_learned = encoded.overlapping(spans)
     labels = [token if learned else IGNORED for token, learned in zip(encoded.ids, is_learned, strict=True)]
     end = [end_id(tokenizer)] if has_end else []
     return encoded.ids + end, labels + end
 
 
-def tokens_end_to_end(sequences: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
+def num_before_learned(labels: Sequence[int]) -> int:
+    """The tokens of a sample before the first that is learned; all of them if none is."""
+    return next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
+
+
+def tokens_end_to_end(sequences: Sequence[tuple[list[int], list[int]]]) -> dict[str, Any]:
     """The state of `TokenizedData` from the ids and labels of each sample."""
     return {
         "input_ids": torch.tensor([token for ids, _ in sequences for token in ids]),
@@ -292,33 +310,46 @@ def _require_text(sample: dict[str, Any]) -> None:
         raise InvalidSample('it needs "text", or "prompt" with "teacher_text", or "messages"', _FORMATS)
 
 
-def _tokenize(source: Source, max_length: int, tokenizer: PreTrainedTokenizerFast) -> dict[str, Tensor]:
-    sequences = [
-        sequence for sample in source.samples for sequence in _sequences(sample, source, max_length, tokenizer)
-    ]
+def _tokenize(source: Source, config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    census = LengthCensus(max_length=config.max_length, on_too_long=config.on_too_long)
+    sequences = [sequence for sample in source.samples for sequence in _sequences(sample, source, census, tokenizer)]
+    census.require_usable(source.where)
     if not sequences:
         raise DataError(source.path or Path("the built-in text"), "no sample has a token to learn")
-    return tokens_end_to_end(sequences)
+    return tokens_end_to_end(sequences) | {"lengths": census.state()}
 
 
 def _sequences(
-    sample: dict[str, Any], source: Source, max_length: int, tokenizer: PreTrainedTokenizerFast
+    sample: dict[str, Any], source: Source, census: LengthCensus, tokenizer: PreTrainedTokenizerFast
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Token ids and labels of the sequences of a sample, without those in which nothing is predicted."""
     if "messages" not in sample and "prompt" not in sample:
-        ids = [*encode_text(tokenizer, sample["text"]).ids, end_id(tokenizer)]
-        chunks = (ids[start : start + max_length] for start in range(0, len(ids), max_length))
-        yield from ((chunk, chunk) for chunk in chunks if len(chunk) > 1)
+        yield from _text_sequences(sample["text"], census, tokenizer)
         return
     text, spans = _answer_spans(sample, source, tokenizer)
-    ids, labels = answer_tokens(tokenizer, text, spans, has_end="messages" not in sample)
-    ids, labels = ids[:max_length], labels[:max_length]
+    has_end = "messages" not in sample and not is_cut_off(sample)
+    ids, labels = answer_tokens(tokenizer, text, spans, has_end=has_end)
     if all(label == IGNORED for label in labels[1:]):
-        raise source.place(sample).error(
-            f"the answer begins after the first {max_length} tokens, which are all that is read",
-            hint="Raise data.max_length.",
-        )
-    yield ids, labels
+        raise source.place(sample).error("none of its tokens is learned", hint="Leave it out.")
+    kept = census.tokens_kept(source.place(sample), len(ids), num_before=num_before_learned(labels))
+    if kept:
+        yield ids[:kept], labels[:kept]
+
+
+def _text_sequences(
+    text: str, census: LengthCensus, tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[list[int], list[int]]]:
+    """The parts of a text; each begins as the tokenizer begins a text, for models need that (Gemma)."""
+    opening, ids = opening_ids(tokenizer), encode_document(tokenizer, text).ids
+    ids = [*(ids[len(opening) :] if ids[: len(opening)] == opening else ids), end_id(tokenizer)]
+    census.count_text(len(opening) + len(ids))
+    room = max(1, census.max_length - len(opening))
+    for start in range(0, len(ids), room):
+        part = ids[start : start + room]
+        # The first token of a later part does not follow from the opening.
+        labels = [IGNORED, *part[1:]] if opening and start else part
+        if len(opening) + len(part) > 1:
+            yield [*opening, *part], [*opening, *labels]
 
 
 def _answer_spans(
@@ -328,10 +359,12 @@ def _answer_spans(
     if "messages" not in sample:
         text = sample["prompt"] + sample["answer"]
         return text, [(len(sample["prompt"]), len(text))]
+    messages, unlearned = sample["messages"], sample.get("unlearned", ())
     try:
-        text, turns = render_chat(sample["messages"], tokenizer, tools=sample.get("tools"))
+        text, turns = render_chat(messages, tokenizer, tools=sample.get("tools"))
+        if is_cut_off(sample) and len(messages) - 1 not in unlearned:
+            text, turns = up_to_cut(text, turns, messages[-1]["content"])
     except ValueError as error:
         raise source.place(sample).error(str(error)) from error
-    places = [place for place, message in enumerate(sample["messages"]) if message["role"] == "assistant"]
-    unlearned = sample.get("unlearned", ())
+    places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     return text, [turn for place, turn in zip(places, turns, strict=True) if place not in unlearned]

@@ -14,6 +14,7 @@ import jsonschema
 import referencing.exceptions
 from referencing.jsonschema import EMPTY_REGISTRY
 
+from crashproof.distillation.data.answered.cut_answers import is_cut_off
 from crashproof.distillation.data.source import Source, place_of, rules_of
 from crashproof.distillation.settings.data import DataConfig
 from crashproof.distillation.text.chat import render_builtin
@@ -60,6 +61,8 @@ class Conversation:
     """Characters of the last answer that restate a tool's result, if the line has `integration_spans`."""
     unlearned: frozenset[int] = frozenset()
     """Indices of the assistant's messages that are context only."""
+    is_cut: bool = False
+    """Whether the last turn, by the line's `finish_reason`, is not complete: it has no end to learn."""
 
     def offered(self) -> list[str]:
         """The names of all tools that can be called."""
@@ -154,7 +157,14 @@ def check_conversation(sample: dict[str, Any]) -> Conversation:
             _close_call(message, open_ids)
     restated = _restated_spans(sample.get("integration_spans"), messages)
     unlearned = frozenset(sample.get("unlearned", ())) | frozenset(read.unlearned)
-    return Conversation(messages=messages, tools=tools, calls=calls, restated=restated, unlearned=unlearned)
+    return Conversation(
+        messages=messages,
+        tools=tools,
+        calls=calls,
+        restated=restated,
+        unlearned=unlearned,
+        is_cut=is_cut_off(sample) and len(messages) - 1 not in unlearned,
+    )
 
 
 def _with_checked_calls(message: Message, schemas: dict[str, dict[str, Any]]) -> Message:

@@ -14,7 +14,15 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from crashproof.distillation.data.text_data import Batch, TaskData, TokenizedData, tokens_end_to_end
+from crashproof.distillation.data.answered.cut_answers import log_cut_off
+from crashproof.distillation.data.lengths import LengthCensus
+from crashproof.distillation.data.text_data import (
+    Batch,
+    TaskData,
+    TokenizedData,
+    num_before_learned,
+    tokens_end_to_end,
+)
 from crashproof.distillation.data.token_cache import cached_state
 from crashproof.distillation.data.tool_conversations import ToolSource
 from crashproof.distillation.data.tool_spans import render_conversation
@@ -26,7 +34,7 @@ from crashproof.distillation.text.tokenizer import tokenizer_hash
 
 __all__ = ["ToolBatch", "ToolData", "ToolDataConfig", "tool_data"]
 
-_FORMAT = 2
+_FORMAT = 3
 _COUNTED = {"selection": SELECTION, "arguments": ARGUMENTS, "json": JSON, "integration": INTEGRATION}
 
 
@@ -37,7 +45,8 @@ class ToolDataConfig(DataConfig):
     """
 
     max_length: int = Field(default=1024, ge=2)
-    """Maximum tokens per sample; a longer one is an error, since a truncated call teaches nothing."""
+    """Maximum tokens per sample; default: as many as the models of `path` accept, at most 4,096; this number for new
+    ones."""
     samples: int = Field(default=600, ge=1)
     """Number of lines of the generated task."""
     task_seed: int = 0
@@ -76,6 +85,8 @@ class ToolData(TaskData):
 
     def __init__(self, tokens: TokenizedData, state: Mapping[str, Any], *, grammars: JsonGrammars | None) -> None:
         """Arrange a `state` of `tool_data`; without `grammars` batches have no masks."""
+        self.whole: list[int] = state["whole"]
+        """The places in the source of the lines that are neither cut nor left out."""
         self._tokens = tokens
         self._parts: Tensor = state["parts"]
         self._choices_at: Tensor = state["choices_at"]
@@ -179,13 +190,16 @@ def tool_data(
         DataError: A line is too long, or a call violates its schema or cannot be found in the template's text.
         ModelMismatch: llguidance cannot read the tokenizer.
     """
+    log_cut_off(source.samples)
     template = tokenizer.chat_template or BUILTIN_TEMPLATE
-    decides = (config.max_length, config.restated_words, ends_with_call, template, version("llguidance"))
+    lengths = (config.max_length, config.on_too_long)
+    decides = (lengths, config.restated_words, ends_with_call, template, version("llguidance"))
     parts = (_FORMAT, source.sha256, tokenizer_hash(tokenizer), *decides)
     grammars = JsonGrammars(tokenizer)
     state = cached_state(
         cache, "calls", parts, lambda: _tokenize(source, config, tokenizer, grammars, ends_with_call=ends_with_call)
     )
+    LengthCensus.of(state["lengths"]).report(source.where)
     tokens = TokenizedData.from_state(state, tokenizer)
     return ToolData(tokens, state, grammars=grammars if has_masks else None)
 
@@ -198,21 +212,24 @@ def _tokenize(
     *,
     ends_with_call: bool,
 ) -> dict[str, Any]:
-    samples = []
-    for sample_fields, (_, conversation) in zip(source.samples, source.conversations(), strict=True):
-        place = source.place(sample_fields)
+    census = LengthCensus(max_length=config.max_length, on_too_long=config.on_too_long)
+    samples, whole = [], []
+    for index, (fields, (_, conversation)) in enumerate(zip(source.samples, source.conversations(), strict=True)):
+        place = source.place(fields)
         try:
             chat = render_conversation(conversation, tokenizer, min_words=config.restated_words)
             sample = tool_tokens(chat, conversation.offered(), tokenizer, grammars, ends_with_call=ends_with_call)
         except ValueError as error:
             raise place.error(str(error)) from error
-        if len(sample.ids) > config.max_length:
-            raise place.error(
-                f"it has {len(sample.ids):,} tokens, and data.max_length is {config.max_length:,}",
-                hint="Raise data.max_length, or leave out the line: a truncated call teaches nothing.",
-            )
-        samples.append(sample)
-    return _joined(samples)
+        num_before = num_before_learned(sample.labels())
+        # A call that is cut teaches nothing, an answer that is cut teaches its beginning.
+        num_kept = census.tokens_kept(place, len(sample.ids), num_before=num_before, fewest=sample.end_of_calls() + 1)
+        if num_kept == len(sample.ids):
+            whole.append(index)
+        if num_kept:
+            samples.append(sample.first(num_kept))
+    census.require_usable(source.where)
+    return _joined(samples) | {"lengths": census.state(), "whole": whole}
 
 
 def _joined(samples: list[ToolTokens]) -> dict[str, Any]:

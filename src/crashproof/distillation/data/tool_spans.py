@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
+from crashproof.distillation.data.answered.cut_answers import up_to_cut
 from crashproof.distillation.data.restated_spans import restated_spans
 from crashproof.distillation.data.tool_conversations import Call, Conversation
 from crashproof.distillation.text.chat import render_chat, render_text
@@ -64,6 +65,8 @@ def render_conversation(
     text, turns = render_chat(conversation.messages, tokenizer, tools=conversation.tools)
     marked = render_text(_marked(conversation), tokenizer, tools=conversation.tools)
     names, arguments = _locate(text, marked, conversation.calls)
+    if conversation.is_cut:
+        turns = _up_to_cut(conversation.messages[-1], text, turns, arguments)
     places = [place for place, message in enumerate(conversation.messages) if message["role"] == "assistant"]
     turn_of = dict(zip(places, turns, strict=True))
     calls = [
@@ -74,6 +77,13 @@ def render_conversation(
     return RenderedChat(
         text=text, turns=learned, calls=calls, restated=_restated(conversation, text, turn_of, min_words)
     )
+
+
+def _up_to_cut(last: Message, text: str, turns: list[Span], arguments: list[list[Span]]) -> list[Span]:
+    """The turns, the last of them without what the template adds behind it."""
+    if last.get("tool_calls"):
+        return [*turns[:-1], (turns[-1][0], arguments[-1][-1][1])]
+    return up_to_cut(text, turns, last["content"])[1]
 
 
 def _marked(conversation: Conversation) -> list[Message]:

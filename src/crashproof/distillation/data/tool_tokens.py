@@ -47,6 +47,21 @@ class ToolTokens:
         """The ids; `IGNORED` for tokens that are not learned."""
         return [token if learned else IGNORED for token, learned in zip(self.ids, self.is_learned, strict=True)]
 
+    def end_of_calls(self) -> int:
+        """The index after the last token of a call, or of the end of its turn; 0 without calls."""
+        parts = enumerate(self.parts, 1)
+        return max((end for end, part in parts if part & (SELECTION | ARGUMENTS | JSON)), default=0)
+
+    def first(self, num: int) -> ToolTokens:
+        """The first tokens alone; calls are among them or behind them."""
+        return ToolTokens(
+            ids=self.ids[:num],
+            is_learned=self.is_learned[:num],
+            parts=self.parts[:num],
+            choices={place: ids for place, ids in self.choices.items() if place < num},
+            grammars=[each for each in self.grammars if each[1] <= num],
+        )
+
 
 def tool_tokens(
     chat: RenderedChat,

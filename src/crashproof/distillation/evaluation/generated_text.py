@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from crashproof.distillation.evaluation.evaluator import EvaluatedStudent, Place
+from crashproof.distillation.models.text_model import most_positions
 from crashproof.distillation.text.chat import end_of_turn
 from crashproof.pytorch.device import ComputeDevice
 
@@ -19,7 +21,7 @@ _SHORTEST_MARK = 3
 
 def generate_share(
     student: EvaluatedStudent,
-    prompts: list[str],
+    prompts: list[list[int]],
     tokenizer: PreTrainedTokenizerFast,
     device: ComputeDevice,
     place: Place,
@@ -48,7 +50,7 @@ def longest_length(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> int:
 
 def generate_texts(
     student: EvaluatedStudent,
-    prompts: list[str],
+    prompts: list[list[int]],
     tokenizer: PreTrainedTokenizerFast,
     device: ComputeDevice,
     *,
@@ -59,24 +61,25 @@ def generate_texts(
 
     Args:
         student: Generates the answers.
-        prompts: As the student reads them, up to where its answer begins.
+        prompts: The tokens that the student reads, up to where its answer begins.
         tokenizer: The student's.
         device: Where the student is.
         max_new_tokens: Maximum tokens per answer.
         in_lockstep: Other processes generate as well, and none may stop before the others.
     """
-    encoded = [tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"] for prompt in prompts]
-    length = max(map(len, encoded))
+    length = max(map(len, prompts))
+    # Behind its last position a model with learned positions has none to read.
+    room = (most_positions(student.student.config) or math.inf) - length
     pad_id = int(tokenizer.pad_token_id or 0)
     mark = end_of_turn(tokenizer)
     ends = _ends(student, tokenizer, mark)
     # Padded on the left, so that all answers begin at the same position.
-    ids = torch.tensor([[pad_id] * (length - len(each)) + each for each in encoded], dtype=torch.long)
-    mask = torch.tensor([[0] * (length - len(each)) + [1] * len(each) for each in encoded], dtype=torch.long)
+    ids = torch.tensor([[pad_id] * (length - len(each)) + each for each in prompts], dtype=torch.long)
+    mask = torch.tensor([[0] * (length - len(each)) + [1] * len(each) for each in prompts], dtype=torch.long)
     generated = student.generate(
         ids.to(device.device),
         mask.to(device.device),
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=int(min(max_new_tokens, room)),
         eos_token_id=ends,
         pad_token_id=pad_id,
         synced_gpus=in_lockstep,

@@ -11,6 +11,7 @@ from crashproof.distillation.evaluation.answer_scores import answer_f1, is_exact
 from crashproof.distillation.evaluation.evaluator import EvaluatedStudent, Place, Sums, measuring, nats_per_token
 from crashproof.distillation.evaluation.generated_text import generate_share, longest_length
 from crashproof.distillation.text.chat import render_question
+from crashproof.distillation.text.tokenizer import encode_document, encode_text
 from crashproof.pytorch.device import ComputeDevice
 
 __all__ = ["AnswerEvaluator"]
@@ -71,8 +72,8 @@ class AnswerEvaluator:
         return num_right, num_pairs
 
 
-def _question(line: AnswerLine, tokenizer: PreTrainedTokenizerFast) -> str:
-    """The text that a student continues with its answer."""
+def _question(line: AnswerLine, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The tokens that a student continues with its answer."""
     if line.prompt is not None:
-        return line.prompt
-    return render_question(line.messages, tokenizer, tools=line.tools)
+        return encode_document(tokenizer, line.prompt).ids
+    return encode_text(tokenizer, render_question(line.messages, tokenizer, tools=line.tools)).ids

@@ -13,6 +13,7 @@ from crashproof.distillation.evaluation.call_scores import read_call, score_call
 from crashproof.distillation.evaluation.evaluator import EvaluatedStudent, Place, Sums, measuring, nats_per_token
 from crashproof.distillation.evaluation.generated_text import generate_share, longest_length
 from crashproof.distillation.text.chat import render_question
+from crashproof.distillation.text.tokenizer import encode_text
 from crashproof.pytorch.device import ComputeDevice
 
 __all__ = ["CallEvaluator"]
@@ -81,9 +82,10 @@ class CallEvaluator:
             num_answers += 1
         return f1, num_answers
 
-    def _prompt(self, conversation: Conversation, message: int) -> str:
-        """The conversation up to where this message begins."""
-        return render_question(conversation.messages[:message], self._tokenizer, tools=conversation.tools)
+    def _prompt(self, conversation: Conversation, message: int) -> list[int]:
+        """The tokens of the conversation up to where this message begins."""
+        text = render_question(conversation.messages[:message], self._tokenizer, tools=conversation.tools)
+        return encode_text(self._tokenizer, text).ids
 
 
 def _has_answer(conversation: Conversation) -> bool:

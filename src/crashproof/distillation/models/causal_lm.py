@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from crashproof.disk.atomic import write_bytes_atomically, write_folder_atomically
 from crashproof.disk.files import REAL_DISK
 from crashproof.disk.run_folder import RunFolder
 from crashproof.distillation.models.lora import has_adapters, merge_adapters, save_adapter
+from crashproof.distillation.models.model_folder import ModelFolder, why
+from crashproof.distillation.models.text_model import most_positions, text_config
 from crashproof.distillation.settings.models import ModelShape
 from crashproof.errors import ConfigError, ModelMismatch
 
 __all__ = ["load_model", "new_model", "require_length", "require_vocabulary", "save_model"]
 
+log = logging.getLogger("crashproof")
+
 _ORIGIN_FILE = "crashproof.json"
+_PROBE_TOKENS = 4
 
 
 def new_model(shape: ModelShape, *, tokenizer: PreTrainedTokenizerFast, max_length: int) -> PreTrainedModel:
@@ -58,36 +74,26 @@ def load_model(folder: Path) -> PreTrainedModel:
     """Read the causal language model of a local `transformers` folder, in fp32.
 
     Raises:
-        ConfigError: the folder holds none.
+        ConfigError: the folder holds none, its weights are incomplete, or code in it would have to run.
     """
-    if not folder.is_dir():
-        raise ConfigError(
-            f"{folder} is not a folder.", hint="Pass a local transformers model folder; nothing is downloaded."
-        )
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            str(folder), local_files_only=True, dtype="float32"
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise ConfigError(
-            f"{folder} holds no causal language model that transformers can read ({reason}).",
-            hint="It needs config.json and safetensors weights.",
-        ) from error
+    ModelFolder.read(folder)
+    model, found = _load(folder)
+    _require_whole(folder, found)
+    _require_causal(folder, model)
     return model
 
 
-def require_length(model: PreTrainedModel, title: str, max_length: int) -> None:
+def require_length(config: PreTrainedConfig, title: str, max_length: int) -> None:
     """Make sure that a model accepts samples as long as the data may have them.
 
     Raises:
         ConfigError: it does not.
     """
-    most = getattr(model.config, "max_position_embeddings", None)
+    most = most_positions(config)
     if most is not None and max_length > most:
         raise ConfigError(
             f"data.max_length is {max_length:,}, and the {title} takes {most:,} tokens.",
-            hint=f"Set data.max_length to {most} or less; lines that are longer are then reported.",
+            hint=f"Set data.max_length to {most} or less, or leave it out; lines that are longer are then reported.",
         )
 
 
@@ -97,7 +103,7 @@ def require_vocabulary(model: PreTrainedModel, title: str, vocab_size: int) -> N
     Raises:
         ModelMismatch: it does not.
     """
-    found = model.config.vocab_size
+    found = text_config(model).vocab_size
     if found < vocab_size:
         raise ModelMismatch(
             f"The {title}'s vocabulary has {found:,} entries, the tokenizer's {vocab_size:,}.",
@@ -106,11 +112,17 @@ def require_vocabulary(model: PreTrainedModel, title: str, vocab_size: int) -> N
 
 
 def save_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, *, origin: dict[str, str | int]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    *,
+    origin: dict[str, str | int],
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write a `transformers` folder atomically.
 
-    Adapters are merged into the weights, and also saved in `adapter/`; such a model cannot be used afterwards.
+    Adapters are merged into the weights, and also saved in `adapter/`. With a `dtype`, the weights are converted to
+    it. Such a model cannot be used afterwards.
 
     `origin` says what the model was made from, and is saved with it: a folder with the same origin is kept, any other
     of that name is first moved to `<name>.1`, `<name>.2`, ….
@@ -123,9 +135,89 @@ def save_model(
         if has_adapters(model):
             save_adapter(model, partial)
             model = merge_adapters(model)
+        if dtype is not None:
+            _convert(model, dtype)
         model.save_pretrained(str(partial))
         tokenizer.save_pretrained(str(partial))
         write_bytes_atomically(partial / _ORIGIN_FILE, msgspec.json.encode(origin))
+
+
+def _convert(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    model.to(dtype)  # type: ignore[arg-type]  # transformers leaves it so.
+    # Else a nested config would still name the type in which the weights were trained.
+    text_config(model).dtype = dtype
+
+
+def _load(folder: Path) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and what `transformers` found of its weights."""
+    try:
+        with _without_report():
+            # Typed as a model alone, though what was found comes with it.
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                local_files_only=True,
+                dtype="float32",
+                trust_remote_code=False,
+                output_loading_info=True,
+                # They are refused by their names instead.
+                ignore_mismatched_sizes=True,
+            )
+    except MemoryError:
+        raise
+    except Exception as error:  # A model's own code may raise anything for weights or packages that it lacks.
+        raise ConfigError(
+            f"{folder} holds no causal language model that transformers can read ({why(error)}).",
+            hint="It needs config.json and whole weights, and the packages that its type imports.",
+        ) from error
+    return loaded[0], loaded[1]
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep `transformers` from writing a table of what it found: `_require_whole` says it in a line."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _require_whole(folder: Path, found: dict[str, Any]) -> None:
+    """Refuse weights that would be drawn at random, and name those that are not used."""
+    for name, in_file, in_model in sorted(found["mismatched_keys"]):
+        raise ConfigError(
+            f"{name} in {folder} has the shape {tuple(in_file)}, and {tuple(in_model)} by its config.json.",
+            hint="The weights belong to another config.json.",
+        )
+    missing, unused = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    if missing:
+        raise ConfigError(
+            f"The weights in {folder} lack {len(missing):,} of the model's, such as {missing[0]}.",
+            hint="They belong to a model without a head, or to another config.json.",
+        )
+    if unused:
+        log.warning("%s: %s weights are not used, such as %s.", folder, f"{len(unused):,}", unused[0])
+
+
+@torch.no_grad()
+def _require_causal(folder: Path, model: PreTrainedModel) -> None:
+    """Refuse a model whose earlier positions see later tokens: they would see what they are to predict."""
+    ids = torch.arange(_PROBE_TOKENS).remainder(text_config(model).vocab_size).repeat(2, 1)
+    ids[1, -1] = 0
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    except Exception as error:  # As above.
+        raise ConfigError(
+            f"{type(model).__name__} in {folder} cannot compute on the CPU ({why(error)}).",
+            hint="Install what it needs, or use another model.",
+        ) from error
+    if not torch.allclose(logits[0], logits[1], rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise ConfigError(
+            f"{folder} holds an encoder ({type(model).__name__}): its positions see the tokens that follow them.",
+            hint="Use a causal language model, or set is_decoder in its config.json if it was trained as one.",
+        )
 
 
 def _read_origin(folder: Path) -> object:

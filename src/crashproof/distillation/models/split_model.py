@@ -8,18 +8,22 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
 from crashproof.distillation.losses.chunked import values_of_rows
 from crashproof.distillation.losses.divergences import cross_entropy_rows
 from crashproof.distillation.models.lora import without_adapters
+from crashproof.distillation.models.text_model import text_config
 
 __all__ = ["Hidden", "SplitModel"]
 
 log = logging.getLogger("crashproof")
 
 _PROBE_TOKENS = 4
+_LARGE_LOGIT = 1000.0
+"""Far above any soft cap: fresh weights alone make logits that a cap hardly changes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +39,9 @@ class Hidden:
 class SplitModel:
     """Computes logits a few rows at a time, instead of all at once.
 
-    Some models do more to their logits than one matrix product (a soft cap, a scale). A few tokens show whether body
-    and head together give the model's logits; if not, the whole model is the body, and all its logits are in memory
-    at once.
+    Some models do more to their logits than one matrix product (a soft cap, a scale). A few tokens, and states large
+    enough to reach any cap, show whether body and head together give the model's logits; if not, the whole model is
+    the body, and all its logits are in memory at once.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -90,7 +94,7 @@ class SplitModel:
         def parts(ids: Tensor) -> Tensor:
             return cast(Tensor, head(self._within.base_model(input_ids=ids, use_cache=False).last_hidden_state))
 
-        return self._has_same_logits(parts)
+        return self._has_same_logits(parts) and self._has_same_large_logits(head)
 
     def _accepts(self, cache: Cache) -> bool:
         def with_cache(ids: Tensor) -> Tensor:
@@ -102,13 +106,30 @@ class SplitModel:
             log.debug("%s does not accept an empty cache: %s", type(self._within).__name__, error)
             return False
 
+    def _has_same_large_logits(self, head: nn.Module) -> bool:
+        """Whether the model still does nothing but its head's product where the body puts out large states."""
+        enlarged: list[Tensor] = []
+
+        def enlarge(body: nn.Module, args: object, output: ModelOutput) -> ModelOutput:
+            states = output["last_hidden_state"]
+            largest = head(states).abs().amax().clamp(min=torch.finfo(states.dtype).tiny)
+            enlarged.append(states * (_LARGE_LOGIT / largest))
+            output["last_hidden_state"] = enlarged[-1]
+            return output
+
+        hook = self._within.base_model.register_forward_hook(enlarge)
+        try:
+            return self._has_same_logits(lambda ids: cast(Tensor, head(enlarged[-1])))
+        finally:
+            hook.remove()
+
     @torch.no_grad()
     def _has_same_logits(self, otherwise: Callable[[Tensor], Tensor]) -> bool:
         was_training = self._model.training
         self._model.train(False)
         try:
             device = next(self._within.parameters()).device
-            ids = torch.arange(_PROBE_TOKENS, device=device).remainder(self._within.config.vocab_size)[None]
+            ids = torch.arange(_PROBE_TOKENS, device=device).remainder(text_config(self._within).vocab_size)[None]
             whole, other = self._within(input_ids=ids, use_cache=False).logits, otherwise(ids)
         finally:
             self._model.train(was_training)

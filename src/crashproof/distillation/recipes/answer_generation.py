@@ -94,7 +94,7 @@ ANSWER_GENERATION = Task(
     ),
     build=lambda student, teacher, config, vocab_size: AnswerRecipe(student, config.loss, vocab_size=vocab_size),
     evaluator=lambda source, data, config, tokenizer: AnswerEvaluator(
-        source, data, tokenizer, num_generated=config.progress.eval_samples
+        source.only(data.whole), data, tokenizer, num_generated=config.progress.eval_samples
     ),
 )
 """`distill_answer_generation`: prompts (with tools' results in them) and answers, judged or not."""

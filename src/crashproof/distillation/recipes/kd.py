@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -12,14 +14,20 @@ from crashproof.distillation.evaluation.evaluator import TextEvaluator
 from crashproof.distillation.losses.chunked import RowsLoss, values_of_rows
 from crashproof.distillation.losses.divergences import cross_entropy_rows, hidden_distance_rows
 from crashproof.distillation.models.causal_lm import require_vocabulary
+from crashproof.distillation.models.text_model import text_config
 from crashproof.distillation.recipes.recipe import LossPart, Recipe
 from crashproof.distillation.recipes.task import Task
 from crashproof.distillation.settings.loss import DivergenceConfig
 from crashproof.distillation.settings.run import RunConfig
+from crashproof.distillation.settings.section import validated
+from crashproof.distillation.teachers.answer_file import has_logprobs
 from crashproof.distillation.teachers.distributions import DistributionSource, FromModel, FromTopK
+from crashproof.distillation.text.shared_tokens import SharedTokens
 from crashproof.errors import ConfigError
 
-__all__ = ["KD", "KdConfig", "KdLossConfig", "KdRecipe"]
+__all__ = ["KD", "KdConfig", "KdLossConfig", "KdRecipe", "complete_config"]
+
+log = logging.getLogger("crashproof")
 
 
 class KdLossConfig(DivergenceConfig):
@@ -46,6 +54,19 @@ class KdConfig(RunConfig):
             raise ValueError(
                 f"loss.intermediate is {self.loss.intermediate}, and a teacher of kind {self.teacher.kind} has no "
                 "hidden states to compare: set loss.intermediate to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_use_logprobs_of_the_data(self) -> KdConfig:
+        if self.teacher.kind != "logprobs":
+            return self
+        if self.data.path is None:
+            raise ValueError("a teacher of kind logprobs is in the data: set data.path to a file of answers")
+        if self.loss.kd > 0 and self.loss.temperature != 1.0:
+            raise ValueError(
+                f"loss.temperature is {self.loss.temperature}, and log-probabilities of a file are not softened: set "
+                "it to 1, or set teacher.kind to builtin to leave the file's log-probabilities unused"
             )
         return self
 
@@ -97,9 +118,13 @@ class KdRecipe(Recipe):
         if "intermediate" in self.weights:
             assert teacher is not None, "the config refuses loss.intermediate where no model has hidden states"
             self._layers = _mapped_layers(config, student, teacher)
-            widths = (student.config.hidden_size, teacher.config.hidden_size)
+            widths = (text_config(student).hidden_size, text_config(teacher).hidden_size)
             for layer in self._layers:
                 self.projections[str(layer)] = nn.Linear(*widths, bias=False)
+
+    def restrict_teacher(self, tokens: SharedTokens) -> None:
+        """See `Recipe.restrict_teacher`."""
+        self._teacher.restrict(tokens)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Each weighted loss, summed over the tokens that are predicted."""
@@ -128,7 +153,7 @@ class KdRecipe(Recipe):
 
 
 def _mapped_layers(config: KdLossConfig, student: PreTrainedModel, teacher: PreTrainedModel) -> dict[int, int]:
-    num_student, num_teacher = student.config.num_hidden_layers, teacher.config.num_hidden_layers
+    num_student, num_teacher = (text_config(each).num_hidden_layers for each in (student, teacher))
     if config.layers is None:
         return {layer: max(1, round(layer * num_teacher / num_student)) for layer in range(1, num_student + 1)}
     for layer, teacher_layer in config.layers.items():
@@ -141,6 +166,24 @@ def _mapped_layers(config: KdLossConfig, student: PreTrainedModel, teacher: PreT
     return dict(config.layers)
 
 
+def complete_config(config: KdConfig) -> KdConfig:
+    """Take the log-probabilities in the lines of the data as the teacher, if no teacher is configured.
+
+    Raises:
+        ConfigError: The losses need more than log-probabilities.
+    """
+    if config.loss.kd == 0 or not has_logprobs(config.data):
+        return config
+    if config.teacher.model_fields_set:
+        if config.teacher.kind != "logprobs":
+            log.info("The logprobs in %s are not used: teacher.kind is %s.", config.data.path, config.teacher.kind)
+        return config
+    log.info("Learning from the logprobs in %s; no other teacher is used.", config.data.path)
+    content = config.model_dump(exclude_unset=True) | {"teacher": {"kind": "logprobs"}}
+    content["loss"] = {"temperature": 1.0, "intermediate": 0.0} | content.get("loss", {})
+    return validated(KdConfig, content)
+
+
 KD = Task(
     name="kd",
     config=KdConfig,
@@ -149,6 +192,6 @@ KD = Task(
     build=lambda student, teacher, config, vocab_size: KdRecipe(student, teacher, config.loss, vocab_size=vocab_size),
     evaluator=lambda source, data, config, tokenizer: TextEvaluator(data),
     divergence=lambda config: config.loss if config.loss.kd > 0 or config.loss.intermediate > 0 else None,
-    cuts_samples=True,
+    complete=complete_config,
 )
 """`distill_kd`: text, prompts with a teacher's text, or chat."""

@@ -18,6 +18,7 @@ from crashproof.distillation.recipes.recipe import LossPart, Recipe
 from crashproof.distillation.recipes.tool_task import ToolRunConfig, selection_loss, tool_task
 from crashproof.distillation.settings.loss import DivergenceConfig
 from crashproof.distillation.teachers.distributions import FromModel
+from crashproof.distillation.text.shared_tokens import SharedTokens
 
 __all__ = ["PROCESS", "ProcessConfig", "ProcessLossConfig", "ProcessRecipe"]
 
@@ -80,6 +81,11 @@ class ProcessRecipe(Recipe):
             self._teacher = FromModel(teacher, config, vocab_size=vocab_size)
         self._distractors = config.distractors
         self._chunk_tokens = config.chunk_tokens
+
+    def restrict_teacher(self, tokens: SharedTokens) -> None:
+        """See `Recipe.restrict_teacher`."""
+        if self._teacher is not None:
+            self._teacher.restrict(tokens)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Each weighted loss, summed over the tokens of its part."""

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from crashproof.distillation.data.text_data import Batch
 from crashproof.distillation.models.causal_lm import require_vocabulary
 from crashproof.distillation.models.split_model import SplitModel
+from crashproof.distillation.text.shared_tokens import SharedTokens
 from crashproof.errors import ConfigError
 
 __all__ = ["LossPart", "Recipe"]
@@ -56,6 +57,9 @@ class Recipe(nn.Module):
                 f"{all_of_them} {', '.join(others)} and {last} are 0.", hint="Give at least one of them a weight."
             )
         self.split = SplitModel(student)
+
+    def restrict_teacher(self, tokens: SharedTokens) -> None:
+        """Compare the teacher's distribution over these tokens alone; without a teacher this changes nothing."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Each weighted loss, summed over what it counts in a batch on the recipe's device."""

@@ -40,8 +40,8 @@ class Task(Generic[ConfigT, SourceT, DataT]):
     """Takes the held-out source, its tokens, the config and the tokenizer."""
     divergence: Callable[[ConfigT], DivergenceConfig | None] = lambda config: None
     """How a teacher's distribution is compared with the student's; None if the config needs no teacher."""
-    cuts_samples: bool = False
-    """Whether a sample may be cut to fit; otherwise the models must accept samples of `data.max_length` tokens."""
+    complete: Callable[[ConfigT], ConfigT] = lambda config: config
+    """Fills in what the data decide, before anything is prepared."""
 
 
 AnyTask: TypeAlias = Task[Any, Any, Any]

@@ -65,7 +65,7 @@ def tool_task(
     def evaluator(
         source: ToolSource, data: ToolData, config: ConfigT, tokenizer: PreTrainedTokenizerFast
     ) -> Evaluator:
-        return CallEvaluator(source, data, tokenizer, num_generated=config.progress.eval_samples)
+        return CallEvaluator(source.only(data.whole), data, tokenizer, num_generated=config.progress.eval_samples)
 
     return Task(
         name=name,

@@ -20,6 +20,10 @@ class ApiTeacherFields(Section):
     """Model name at the API."""
     base_url: str | None = None
     """Default: OPENAI_BASE_URL, or OpenAI's own."""
+    headers: dict[str, str] = Field(default_factory=dict)
+    """Further headers of every request; the value `env:VAR` is read from the environment, as a secret must be."""
+    query: dict[str, str] = Field(default_factory=dict)
+    """Secrets in the address of every request, as `env:VAR`; anything else belongs into `base_url`."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Maximum tokens per completion."""
     temperature: float | None = Field(default=None, ge=0)
@@ -34,12 +38,18 @@ class ApiTeacherFields(Section):
     """Maximum US dollars that this run may spend."""
     prices: Path | None = None
     """Price table to use instead of the bundled one."""
+    keep_truncated: bool = False
+    """Whether to learn from answers that were cut off or filtered; the end token behind them is never learned."""
     concurrency: int = Field(default=16, ge=1)
     """Maximum requests in flight."""
     attempts: int = Field(default=1000, ge=1)
     """Maximum attempts per request; backoff grows up to a minute."""
     deadline_hours: float = Field(default=6.0, gt=0)
     """Hours to wait for an unreachable teacher before the run saves and exits with code 75."""
+    first_byte_seconds: float = Field(default=900.0, gt=0)
+    """Seconds from a request to the first byte of its answer."""
+    between_chunks_seconds: float = Field(default=600.0, gt=0)
+    """Seconds from one piece of an answer to the next."""
     ahead_steps: int = Field(default=8, ge=0)
     """Optimizer steps between the request for an answer and its use."""
 

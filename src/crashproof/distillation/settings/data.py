@@ -29,7 +29,11 @@ class DataConfig(Section):
     """Lines with a better and a worse answer, in a recipe that does not compare them: an error, or the better answer
     is learned."""
     max_length: int = Field(default=128, ge=2)
-    """Maximum tokens per sample; a longer text becomes several samples, a longer answer is truncated."""
+    """Maximum tokens per sample; a longer text becomes several samples. Default: as many as the models of `path`
+    accept, at most 4,096; this number for new ones."""
+    on_too_long: Literal["error", "skip", "truncate"] = "error"
+    """What happens to lines with more tokens: an error that counts them before anything is trained or paid, they are
+    left out, or they are cut, and then no end is learned."""
     held_out: float = Field(default=0.0, ge=0, lt=1)
     """Fraction of the lines held out from training for evaluation."""
     eval_path: Path | None = None

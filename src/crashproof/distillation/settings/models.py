@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -42,3 +43,5 @@ class StudentConfig(ModelShape):
     """Local `transformers` folder to start from; it determines the shape."""
     lora: LoraOptions | None = None
     """Train only low-rank adapters; by default all weights are trained."""
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the saved student's weights; `auto`: that of `path`, or float32. They are trained in float32."""

@@ -13,20 +13,24 @@ from crashproof.distillation.settings.models import ModelShape
 __all__ = ["TeacherConfig"]
 
 _WITH_A_PATH = frozenset({"local", "logits"})
-_WITHOUT_A_MODEL = frozenset({"api", "logits"})
+_WITHOUT_A_MODEL = frozenset({"api", "logits", "logprobs"})
 
 
 class TeacherConfig(ModelShape, ApiTeacherFields):
     """`teacher`: the source of the student's targets.
 
     `builtin` trains a small model on the data once; `local` loads a `transformers` folder; `logits` reads the output
-    of `crashproof capture-logits` and needs no model; `api` queries a model over HTTP and stores its answers.
+    of `crashproof capture-logits` and needs no model; `logprobs` takes the field of that name from the lines of
+    `data.path`, as `crashproof generate --logprobs` writes it; `api` asks a model over HTTP and stores its answers.
     """
 
-    kind: Literal["builtin", "local", "logits", "api"] = "builtin"
+    kind: Literal["builtin", "local", "logits", "logprobs", "api"] = "builtin"
     path: Path | None = None
     d_model: int = Field(default=128, ge=2)
     num_layers: int = Field(default=3, ge=1)
+    shared_tokens_only: bool = False
+    """Accept a student whose tokenizer differs in a few tokens; the divergence leaves those out, and the student's
+    tokenizer reads the data."""
     steps: int = Field(default=250, ge=1)
     """Optimizer steps of the built-in teacher's training."""
     batch_size: int = Field(default=16, ge=1)

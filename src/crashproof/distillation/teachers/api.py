@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from crashproof.answers.store import ResponseStore
 from crashproof.disk.run_folder import RunFolder
 from crashproof.distillation.settings.api_teacher import ApiTeacherFields
+from crashproof.rules.requests import deciding_parameters
 from crashproof.teacher import AsyncTeacher, Endpoint, Limits, Patience, PriceTable, Teacher
 from crashproof.teacher.shared_store.accounts import account_of
 from crashproof.teacher.shared_store.fallback import SpooledStore
@@ -40,9 +41,13 @@ def open_teacher(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterator
                 budget=config.budget,
                 limits=Limits(concurrency=config.concurrency),
                 patience=Patience(
-                    attempts=config.attempts, deadline_seconds=config.deadline_hours * _SECONDS_PER_HOUR
+                    attempts=config.attempts,
+                    deadline_seconds=config.deadline_hours * _SECONDS_PER_HOUR,
+                    first_byte_seconds=config.first_byte_seconds,
+                    between_chunks_seconds=config.between_chunks_seconds,
                 ),
                 parameters=config.request_parameters(),
+                keeps_truncated=config.keep_truncated,
                 on_failure=tracker.record_connection_failure,
             )
         )
@@ -70,13 +75,14 @@ def _open_store(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterator[
 
 def identifying_fields(config: ApiTeacherFields) -> dict[str, object]:
     """The part of the config that decides the answers: where it differs, it is another run."""
-    return {
+    fields: dict[str, object] = {
         "kind": "api",
         "model": config.model,
         "base_url": _endpoint(config).base_url,
-        "parameters": config.request_parameters(),
+        "parameters": deciding_parameters(config.request_parameters()),
     }
+    return fields | ({"keep_truncated": True} if config.keep_truncated else {})
 
 
 def _endpoint(config: ApiTeacherFields) -> Endpoint:
-    return Endpoint.of(os.environ, base_url=config.base_url)
+    return Endpoint.of(os.environ, base_url=config.base_url, headers=config.headers, query=config.query)

@@ -12,9 +12,11 @@ from transformers import PreTrainedModel
 from crashproof.distillation.data.text_data import Batch
 from crashproof.distillation.losses.chunked import RowsLoss
 from crashproof.distillation.losses.divergences import forward_kl_rows
+from crashproof.distillation.losses.shared import SharedIds, shared_kl_rows
 from crashproof.distillation.losses.topk import topk_kl_rows
 from crashproof.distillation.models.split_model import SplitModel
 from crashproof.distillation.settings.loss import DivergenceConfig
+from crashproof.distillation.text.shared_tokens import SharedTokens
 
 __all__ = ["DistributionSource", "FromModel", "FromTopK", "TeacherAnswer"]
 
@@ -36,6 +38,10 @@ class DistributionSource(Protocol):
         """The teacher's output for a batch."""
         ...
 
+    def restrict(self, tokens: SharedTokens) -> None:
+        """Compare only these tokens from now on."""
+        ...
+
 
 class FromModel:
     """A model that is run on each batch."""
@@ -44,16 +50,33 @@ class FromModel:
         self._model = SplitModel(model)
         self._config = config
         self._vocab_size = vocab_size
+        self._shared: SharedIds | None = None
+
+    def restrict(self, tokens: SharedTokens) -> None:
+        """See `DistributionSource.restrict`."""
+        self._shared = SharedIds.of(tokens)
 
     def answer(self, batch: Batch, *, with_layers: bool) -> TeacherAnswer:
         """One forward pass, without gradients; its logits are made with the student's, a few rows at a time."""
         with torch.no_grad():
             hidden = self._model.hidden(batch.input_ids, with_layers=with_layers)
         states = hidden.last.flatten(0, 1)
+        if self._shared is not None:
+            # Moved with the first batch; later this changes nothing.
+            self._shared = self._shared.to(states.device)
+        shared = self._shared
 
         def kl_rows(student_logits: Tensor, rows: Tensor) -> Tensor:
             with torch.no_grad():
                 teacher_logits = self._model.logits(states[rows])
+            if shared is not None:
+                return shared_kl_rows(
+                    student_logits,
+                    teacher_logits,
+                    shared,
+                    temperature=self._config.temperature,
+                    scale=self._config.scale,
+                )
             return forward_kl_rows(
                 student_logits,
                 teacher_logits,
@@ -71,12 +94,20 @@ class FromTopK:
     def __init__(self, config: DivergenceConfig, *, vocab_size: int) -> None:
         self._config = config
         self._vocab_size = vocab_size
+        self._others: Tensor | None = None
+
+    def restrict(self, tokens: SharedTokens) -> None:
+        """See `DistributionSource.restrict`; other tokens of the teacher belong to the rest."""
+        self._others = torch.tensor(tokens.others_of_teacher, dtype=torch.long)
 
     def answer(self, batch: Batch, *, with_layers: bool) -> TeacherAnswer:
         """The distributions in the batch; there are no hidden states."""
         assert batch.topk is not None, "without a teacher model, the data must hold its distributions"
         assert not with_layers, "hidden states are not stored"
         ids, logprobs = batch.topk.ids.flatten(0, 1), batch.topk.logprobs.flatten(0, 1)
+        if self._others is not None:
+            self._others = self._others.to(ids.device)
+            ids = ids.masked_fill(torch.isin(ids, self._others), -1)
 
         def kl_rows(student_logits: Tensor, rows: Tensor) -> Tensor:
             return topk_kl_rows(

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
+from datetime import date
+from functools import lru_cache
 from typing import Any
 
 import jinja2
@@ -10,18 +14,31 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from crashproof.distillation.text.chat_template import BUILTIN_TEMPLATE
+from crashproof.distillation.text.tokenizer import opening_text
+from crashproof.distillation.text.turns import locate_turns
 from crashproof.samples.thoughts import with_thoughts
 from crashproof.samples.tools import Tools
 
 __all__ = [
     "BUILTIN_TEMPLATE",
+    "FIXED_DATE",
     "end_of_turn",
     "render_builtin",
     "render_chat",
     "render_question",
     "render_text",
+    "split_at_answer",
 ]
 
+log = logging.getLogger("crashproof")
+
+FIXED_DATE = date(2024, 7, 26)
+"""What a template that asks for today's date is told; Llama's templates have it as their default."""
+
+_DATE_NOW = re.compile(r"strftime_now\(\s*([\"'])(.*?)\1\s*\)")
+
+_TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""A template is a program: with messages that it does not expect, it fails like one."""
 _THOUGHTS = "reasoning_content"
 
 
@@ -30,20 +47,35 @@ def render_chat(
 ) -> tuple[str, list[tuple[int, int]]]:
     """Render a conversation, and locate the assistant's turns in the text.
 
-    A turn spans what the template adds for it after the generation prompt, including its end mark. The arguments of a
-    call are an object, as templates expect them.
+    A turn spans what the template writes for it behind the header that it shares with the generation prompt,
+    including its end mark. The arguments of a call are an object, as templates expect them.
 
     Raises:
         ValueError: The template refuses the messages, or rewrites earlier ones.
     """
-    text = render_text(messages, tokenizer, tools=tools)
-    spans = []
-    for place, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before = render_text(messages[:place], tokenizer, tools=tools, adds_prompt=True)
-            after = render_text(messages[: place + 1], tokenizer, tools=tools)
-            spans.append((len(before), _end_of_turn(text, before, after, _last_words(message))))
-    return text, spans
+    return locate_turns(
+        messages, lambda part, adds_prompt: render_text(part, tokenizer, tools=tools, adds_prompt=adds_prompt)
+    )
+
+
+def split_at_answer(
+    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast, *, tools: Tools | None = None
+) -> tuple[str, str, str]:
+    """Render a conversation that ends with an answer, and split it: before the answer, the answer, its end mark.
+
+    Templates strip the white space around an answer, and the thoughts before it.
+
+    Raises:
+        ValueError: The template refuses the messages, or changes the answer.
+    """
+    text, spans = render_chat(messages, tokenizer, tools=tools)
+    start, end = spans[-1]
+    content = str(messages[-1].get("content") or "")
+    for said in (content, content.strip(), content.rpartition("</think>")[2].strip()):
+        place = text.rfind(said, start, end) if said else start
+        if place >= 0:
+            return text[:place], said, text[place + len(said) : end]
+    raise ValueError("the chat template rewrites the answer")
 
 
 def render_question(
@@ -69,18 +101,17 @@ def render_text(
     Raises:
         ValueError: The template refuses the messages.
     """
-    template = tokenizer.chat_template or BUILTIN_TEMPLATE
     try:
-        rendered = tokenizer.apply_chat_template(
-            _with_visible_thoughts(messages, str(template)),
-            tools=tools,  # type: ignore[arg-type]  # Its type lacks plain lists of objects.
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=adds_prompt,
-        )
-    except jinja2.TemplateError as error:
-        raise ValueError(f"the chat template refuses the messages ({error})") from error
-    return str(rendered)
+        return _apply_template(messages, tokenizer, tools, adds_prompt)
+    except TypeError:
+        # Some templates (DeepSeek's) write the arguments of a call as they are, and so need them as text.
+        messages = [_with_arguments_as_text(message) for message in messages]
+    except _TEMPLATE_ERRORS as error:
+        raise _refused(error) from error
+    try:
+        return _apply_template(messages, tokenizer, tools, adds_prompt)
+    except _TEMPLATE_ERRORS as error:
+        raise _refused(error) from error
 
 
 def render_builtin(messages: list[dict[str, Any]], tools: Tools) -> str:
@@ -115,22 +146,53 @@ def _with_visible_thoughts(messages: list[dict[str, Any]], template: str) -> lis
     ]
 
 
-def _last_words(message: dict[str, Any]) -> str:
-    """The last text of a turn before its end mark."""
+def _apply_template(
+    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast, tools: Tools | None, adds_prompt: bool
+) -> str:
+    template = _template_of(tokenizer, tools)
+    rendered = tokenizer.apply_chat_template(
+        _with_visible_thoughts(messages, template),
+        tools=tools,  # type: ignore[arg-type]  # Its type lacks plain lists of objects.
+        chat_template=template,
+        tokenize=False,
+        add_generation_prompt=adds_prompt,
+    )
+    return str(rendered)
+
+
+def _template_of(tokenizer: PreTrainedTokenizerFast, tools: Tools | None) -> str:
+    """The tokenizer's template for these tools, or the built-in one; none of them depends on today's date."""
+    if tokenizer.chat_template:
+        return _with_fixed_date(tokenizer.get_chat_template(tools=tools))
+    # As with plain text, the tokenizer's own first token stands in front.
+    return _spelled_as_text(opening_text(tokenizer)) + BUILTIN_TEMPLATE
+
+
+def _spelled_as_text(text: str) -> str:
+    return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""
+
+
+@lru_cache(maxsize=16)
+def _with_fixed_date(template: str) -> str:
+    """Replace today's date: a run that resumes tomorrow must read the same text."""
+    fixed = _DATE_NOW.sub(lambda call: json.dumps(FIXED_DATE.strftime(call[2])), template)
+    if fixed != template:
+        log.info("The chat template writes today's date; training reads %s in its place.", FIXED_DATE.isoformat())
+    return fixed
+
+
+def _with_arguments_as_text(message: dict[str, Any]) -> dict[str, Any]:
     calls = message.get("tool_calls")
-    if calls:
-        return json.dumps(calls[-1]["function"]["arguments"], ensure_ascii=False)
-    return str(message["content"])
+    if not calls:
+        return message
+    return message | {"tool_calls": [call | {"function": _as_text(call["function"])} for call in calls]}
 
 
-def _end_of_turn(text: str, before: str, after: str, content: str) -> int:
-    """The end of a turn in the whole text; templates may render the last turn differently."""
-    if text.startswith(before):
-        if text.startswith(after):
-            return len(after)
-        start = text.find(content.strip(), len(before))
-        if start >= 0:
-            end = start + len(content.strip())
-            mark = after[after.rfind(content.strip()) + len(content.strip()) :]
-            return end + len(mark) if text.startswith(mark, end) else end
-    raise ValueError("the chat template rewrites earlier messages, so the answer cannot be found in its text")
+def _as_text(function: dict[str, Any]) -> dict[str, Any]:
+    arguments = function.get("arguments")
+    is_text = isinstance(arguments, str)
+    return function | {"arguments": arguments if is_text else json.dumps(arguments, ensure_ascii=False)}
+
+
+def _refused(error: Exception) -> ValueError:
+    return ValueError(f"the chat template refuses the messages ({error})")

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from crashproof.errors import ModelMismatch
 
-__all__ = ["BytesToIds", "TokenBytes", "TokenDifference", "first_difference", "token_bytes"]
+__all__ = ["BytesToIds", "TokenBytes", "TokenDifference", "bytes_of_byte_level", "first_difference", "token_bytes"]
 
 _SPACE_MARK = "▁"
 
@@ -83,6 +83,13 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast) -> list[TokenBytes | None]:
     for number, added in backend.get_added_tokens_decoder().items():
         tokens[number] = TokenBytes(content=added.content.encode(), is_special=added.special)
     return tokens
+
+
+def bytes_of_byte_level(text: str) -> bytes | None:
+    """The bytes that a byte-level vocabulary spells in this way (`Ġthe`); None if the text is spelled as it is."""
+    if text.isascii() or not all(character in _BYTE_OF_CHARACTER for character in text):
+        return None
+    return bytes(_BYTE_OF_CHARACTER[character] for character in text)
 
 
 def first_difference(there: Sequence[TokenBytes | None], here: Sequence[TokenBytes | None]) -> TokenDifference | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,20 +15,26 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from crashproof.disk.atomic import write_bytes_atomically, write_folder_atomically
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.errors import ConfigError
+from crashproof.samples.problems import problem_with_text
 
 __all__ = [
     "END_OF_TEXT",
     "PADDING",
     "EncodedText",
+    "encode_document",
     "encode_text",
     "end_id",
     "is_kept_tokenizer",
     "keep_tokenizer",
     "load_tokenizer",
+    "opening_ids",
+    "opening_text",
     "padding_id",
     "tokenizer_hash",
     "train_tokenizer",
 ]
+
+log = logging.getLogger("crashproof")
 
 END_OF_TEXT = "<|end|>"
 PADDING = "<|pad|>"
@@ -66,11 +73,18 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         ConfigError: The folder contains none.
     """
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # The library behind it raises plain `Exception` for a file that it cannot read.
         raise ConfigError(
             f"{folder} contains no tokenizer that transformers can load.", hint="Pass a local model folder."
         ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ConfigError(
+            f"The tokenizer in {folder} does not tell which characters its tokens cover.",
+            hint="Save it with a tokenizer.json, as AutoTokenizer.from_pretrained(…).save_pretrained(…) does.",
+        )
+    if tokenizer.eos_token_id is None:
+        _add_end(tokenizer, folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     loaded: PreTrainedTokenizerFast = tokenizer
@@ -83,15 +97,56 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def encode_text(tokenizer: PreTrainedTokenizerFast, text: str) -> EncodedText:
-    """The tokens of a text and the characters that each covers."""
+    """The tokens of a text and the characters that each covers.
+
+    Raises:
+        ValueError: It is no text that UTF-8 can hold.
+    """
+    if problem := problem_with_text(text):
+        raise ValueError(problem)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return EncodedText(encoded["input_ids"], encoded["offset_mapping"])
 
 
+def encode_document(tokenizer: PreTrainedTokenizerFast, text: str) -> EncodedText:
+    """The same, behind the special tokens that the tokenizer itself puts before a text, unless it begins with them.
+
+    What it puts behind a text is left out: the caller decides whether the text has ended.
+    """
+    plain, opening = encode_text(tokenizer, text), opening_ids(tokenizer)
+    if plain.ids[: len(opening)] == opening:
+        return plain
+    return EncodedText([*opening, *plain.ids], [*[(0, 0)] * len(opening), *plain.spans])
+
+
+def opening_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The special tokens that the tokenizer's post-processor puts before a text, such as `<bos>`."""
+    plain: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+    processed: list[int] = tokenizer("a", add_special_tokens=True)["input_ids"]
+    starts = range(len(processed) - len(plain) + 1)
+    place = next((start for start in starts if processed[start : start + len(plain)] == plain), 0)
+    return processed[:place]
+
+
+def opening_text(tokenizer: PreTrainedTokenizerFast) -> str:
+    """How `opening_ids` are spelled."""
+    return "".join(tokenizer.convert_ids_to_tokens(opening_ids(tokenizer)))
+
+
 def end_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    """The id of the end-of-text token."""
-    assert isinstance(tokenizer.eos_token_id, int)
-    return tokenizer.eos_token_id
+    """The id of the end-of-text token.
+
+    Raises:
+        ConfigError: The tokenizer has none.
+    """
+    found = tokenizer.eos_token_id
+    if not isinstance(found, int):
+        raise ConfigError(
+            f"The tokenizer {tokenizer.name_or_path or 'in memory'} has no end-of-text token, and the end of a text "
+            "is to be learned.",
+            hint="Name it as eos_token in tokenizer_config.json.",
+        )
+    return found
 
 
 def padding_id(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -112,6 +167,21 @@ def is_kept_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerFast) -> bool:
         return (folder / _ORIGIN_FILE).read_bytes() == _origin(tokenizer)
     except (FileNotFoundError, NotADirectoryError):
         return False
+
+
+def _add_end(tokenizer: Any, folder: Path) -> None:
+    """Take the end-of-text token that the model names, if the tokenizer names none."""
+    for name in ("generation_config.json", "config.json"):
+        try:
+            named = msgspec.json.decode((folder / name).read_bytes()).get("eos_token_id")
+        except (AttributeError, OSError, msgspec.DecodeError):
+            # A folder of a tokenizer alone has no such file.
+            continue
+        first = named[0] if isinstance(named, list) and named else named
+        if isinstance(first, int) and 0 <= first < len(tokenizer):
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(first)
+            log.info("The tokenizer in %s names no end of text; %s is from %s.", folder, tokenizer.eos_token, name)
+            return
 
 
 def _origin(tokenizer: PreTrainedTokenizerFast) -> bytes:

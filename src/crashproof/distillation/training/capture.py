@@ -35,6 +35,7 @@ from crashproof.distillation.teachers.local import load_teacher, prepare_teacher
 from crashproof.distillation.text.tokenizer import is_kept_tokenizer, keep_tokenizer, load_tokenizer, tokenizer_hash
 from crashproof.distillation.training.lessons import split_source
 from crashproof.distillation.training.preparation import tokenizer_for
+from crashproof.distillation.training.sample_length import with_max_length
 from crashproof.errors import ConfigError, DataError, ModelMismatch
 from crashproof.pytorch.device import ComputeDevice, choose_device, compute_deterministically
 from crashproof.pytorch.interrupts import Interrupts
@@ -73,6 +74,7 @@ def capture_logits(
     """
     folder = CapturedFolder(out, disk=disk)
     _require_usable(folder, config)
+    config = with_max_length(KD, config)
     source = load_source(config.data)
     disk.make_folders(folder.cache)
     lock = WriterLock(folder.lock, disk=disk)

@@ -9,12 +9,15 @@ from typing import Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from crashproof.distillation.data.api_data import ApiData, PromptSource, load_prompts
+from crashproof.distillation.data.answered.prompts import PromptSource, load_prompts
+from crashproof.distillation.data.answered.room import most_answered
+from crashproof.distillation.data.api_data import ApiData
 from crashproof.distillation.data.captured_logits import CapturedLogits
 from crashproof.distillation.data.source import Source, rules_of
 from crashproof.distillation.data.text_data import TaskData, TrainingData
 from crashproof.distillation.recipes.task import AnyTask
 from crashproof.distillation.settings.run import RunConfig
+from crashproof.distillation.teachers.answer_file import read_answered_file
 from crashproof.distillation.teachers.api import open_teacher
 from crashproof.distillation.teachers.local import load_teacher, prepare_teacher
 from crashproof.errors import ConfigError
@@ -32,6 +35,8 @@ class Lessons:
     teacher: PreTrainedModel | None
     """None if the recipe needs no teacher, or the data hold its answers."""
     held_out: Source | None
+    held_out_data: TaskData | None
+    """The tokens of `held_out`."""
 
 
 class LessonsSource(Protocol):
@@ -76,7 +81,7 @@ def split_source(task: AnyTask, config: RunConfig, source: Source) -> tuple[Sour
 
 
 class _Samples:
-    """Samples, with a teacher that is a model, captured logits, or no teacher."""
+    """Samples, with a teacher that is a model, captured logits, log-probabilities in the lines, or no teacher."""
 
     def __init__(self, task: AnyTask, config: RunConfig) -> None:
         self._task = task
@@ -86,9 +91,29 @@ class _Samples:
     def prepare(self, tokenizer: PreTrainedTokenizerFast, cache: Path, interrupts: Interrupts) -> Lessons:
         """See `LessonsSource.prepare`."""
         learned, held_out = split_source(self._task, self._config, self.source)
+        if self._config.teacher.kind == "logprobs" and self._task.divergence(self._config) is not None:
+            data_config = self._config.data
+            answered = read_answered_file(
+                learned, tokenizer, max_length=data_config.max_length, on_too_long=data_config.on_too_long
+            )
+            return Lessons(
+                data=answered,
+                data_sha256=learned.sha256,
+                teacher=None,
+                held_out=held_out,
+                held_out_data=_tokenize_held_out(self._task, self._config, held_out, tokenizer, cache),
+            )
         tokenized: TaskData = self._task.tokenize(learned, self._config, tokenizer, cache)
+        # Both before the teacher, which may have to be trained: a line that is too long is found first.
+        held_out_data = _tokenize_held_out(self._task, self._config, held_out, tokenizer, cache)
         teacher, data = self._add_teacher(tokenized, tokenizer, cache, interrupts)
-        return Lessons(data=data, data_sha256=learned.sha256, teacher=teacher, held_out=held_out)
+        return Lessons(
+            data=data,
+            data_sha256=learned.sha256,
+            teacher=teacher,
+            held_out=held_out,
+            held_out_data=held_out_data,
+        )
 
     def _add_teacher(
         self, data: TaskData, tokenizer: PreTrainedTokenizerFast, cache: Path, interrupts: Interrupts
@@ -134,13 +159,30 @@ class _Prompts:
             self.source,
             tokenizer,
             max_length=self._config.data.max_length,
+            on_too_long=self._config.data.on_too_long,
+            max_tokens=most_answered(config.request_parameters()),
             top_k=config.logprobs,
             ahead_samples=config.ahead_steps * train.batch_size * train.gradient_accumulation,
             open_teacher=partial(open_teacher, config),
             interrupts=interrupts,
             rules=rules_of(self._config.data),
         )
-        return Lessons(data=data, data_sha256=self.source.sha256, teacher=None, held_out=held_out)
+        return Lessons(
+            data=data,
+            data_sha256=self.source.sha256,
+            teacher=None,
+            held_out=held_out,
+            held_out_data=_tokenize_held_out(self._task, self._config, held_out, tokenizer, cache),
+        )
+
+
+def _tokenize_held_out(
+    task: AnyTask, config: RunConfig, held_out: Source | None, tokenizer: PreTrainedTokenizerFast, cache: Path
+) -> TaskData | None:
+    if held_out is None:
+        return None
+    data: TaskData = task.tokenize(held_out, config, tokenizer, cache)
+    return data
 
 
 def _evaluation_source(task: AnyTask, config: RunConfig) -> Source | None:

@@ -22,7 +22,7 @@ from crashproof.distillation.training.batches import StepBatches, StepData
 from crashproof.distillation.training.saving import CheckpointSaver
 from crashproof.distillation.training.strategy import Strategy, clip_gradients
 from crashproof.distillation.training.training_state import TrainingState
-from crashproof.errors import TeacherError
+from crashproof.errors import CrashproofError, TeacherError
 from crashproof.pytorch.device import ComputeDevice
 from crashproof.pytorch.interrupts import Interrupts, StopRequested
 from crashproof.pytorch.ranks import Ranks
@@ -52,6 +52,9 @@ class TrainingLoop:
     """Steps with non-finite gradients, counted on the device."""
     _num_reported: int = 0
     _evaluated_step: int = -1
+    _before_step: list[Tensor] = field(default_factory=list)
+    """The random states before the step that is being made."""
+    _is_changing_weights: bool = False
 
     def __post_init__(self) -> None:
         self._num_skipped = torch.zeros((), device=self.device.device)
@@ -65,6 +68,7 @@ class TrainingLoop:
             DiskFull, StorageUnwritable: the last checkpoint could not be saved.
             TeacherError: a paid teacher did not answer; the steps before are saved.
             RankLost: another process died, or did not respond within the limit.
+            Exception: a step cannot be made; on a single process, the steps before it are saved.
         """
         counters, total_steps = self.state.counters, self.train.steps
         self.recipe.train()
@@ -74,12 +78,16 @@ class TrainingLoop:
         self.state.ranks.share_stop_request(self.interrupts.is_requested)
         while counters.step < total_steps and not self.state.ranks.is_stop_agreed:
             try:
+                self._before_step = _torch_random_states(self.device.device)
                 self._step(step_data or self.batches.take())
             except StopRequested:
                 # Raised while a batch waited for its teacher: the step has not begun.
                 break
             except TeacherError:
                 self.saver.finish()
+                raise
+            except Exception as error:
+                self._save_after(error)
                 raise
             step_data = None
             display.advance(counters.step, loss=self._newest_loss, remaining=self.context.get_remaining_seconds)
@@ -96,6 +104,21 @@ class TrainingLoop:
         self.saver.finish()
         self._report_skipped()
         return is_complete
+
+    def _save_after(self, error: Exception) -> None:
+        """Save the steps that are done before an error ends the run, where that needs no other process.
+
+        The weights change at the end of a step alone; if the error came from there, they may be half changed.
+        """
+        if self.state.ranks.num_ranks > 1 or self._is_changing_weights:
+            return
+        _restore_torch_random_states(self._before_step, self.device.device)
+        try:
+            self.saver.finish()
+        except CrashproofError as failure:
+            log.warning("The steps before the error could not be saved: %s", failure)
+            return
+        log.info("Saved step %s before the run ends with an error.", f"{self.state.counters.step:,}")
 
     def _is_due(self, interval: int | None) -> bool:
         return interval is not None and self.state.counters.step % interval == 0
@@ -126,9 +149,11 @@ class TrainingLoop:
             group["lr"] = learning_rate
         with self.state.ranks.collective(f"computing step {counters.step + 1}"):
             sums = self.state.ranks.all_reduce(self._accumulate_gradients(step_data))
+            self._is_changing_weights = True
             self._apply_gradients()
         counters.step += 1
         counters.samples += self.batches.samples_per_step
+        self._is_changing_weights = False
         counters.tokens += step_data.counts["tokens"]
         components = {
             name: sums[place] / self._divisor(step_data, name) for place, name in enumerate(self.recipe.weights)
@@ -234,3 +259,15 @@ def new_optimizer(module: nn.Module, train: TrainConfig) -> torch.optim.Optimize
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=train.learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def _torch_random_states(device: torch.device) -> list[Tensor]:
+    """What a forward pass draws from; the states live on the host."""
+    of_device = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *of_device]
+
+
+def _restore_torch_random_states(states: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.cuda.set_rng_state(state, device)

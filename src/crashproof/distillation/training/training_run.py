@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
+
 from crashproof.alerts.settings import AlertSettings
 from crashproof.checkpoints.digest import digest_of
 from crashproof.distillation.data.captured_folder import CapturedFolder
@@ -44,7 +46,7 @@ _AHEAD_STEPS = 2
 _HOW_IT_RUNS = ("strategy", "limit_seconds")
 """Of `train`: a run may continue with another number of processes, or another strategy."""
 _DATA_PATHS = ("path", "eval_path", "split", "eval_split")
-_DATA_RULES = ("learn_reasoning", "learn_refusals", "preferences")
+_DATA_RULES = ("learn_reasoning", "learn_refusals", "preferences", "on_too_long")
 """Of `data`: at their defaults they are left out, as before there were any."""
 
 
@@ -125,7 +127,12 @@ class TrainingRun:
                 student.load_state_dict(weights, strict=False)
             session_id = self.progress.get_progress_summary()["session_id"]
             origin: dict[str, str | int] = {"session_id": session_id, "step": step}
-            save_model(student, self._prepared.tokenizer, folder, origin=origin)
+            dtype = self._prepared.saved_dtype
+            if dtype != torch.float32:
+                name = str(dtype).removeprefix("torch.")
+                origin["dtype"] = name
+                log.info("The student is saved in %s (student.save_dtype); checkpoints hold float32.", name)
+            save_model(student, self._prepared.tokenizer, folder, origin=origin, dtype=dtype)
             log.info("Complete: %s steps. The student is in %s.", f"{step:,}", folder)
 
     def _build_state(self) -> tuple[Strategy, TrainingState]:
@@ -231,6 +238,7 @@ def _identity(recipe: str, config: RunConfig, prepared: Prepared) -> dict[str, o
         exclude={
             "teacher": set(ApiTeacherFields.model_fields),
             "train": set(_HOW_IT_RUNS),
+            "student": {"save_dtype"},
             # Addresses and commands contain secrets.
             "progress": {"alerts"},
         },

@@ -17,9 +17,14 @@ from crashproof.records.requests import AnswerRecord
 from crashproof.rules.requests import JsonObject
 from crashproof.samples.content import read_content
 from crashproof.samples.problems import InvalidSample, LeftOut
-from crashproof.teacher.client.prices import Usage
+from crashproof.teacher.client.logprobs import entries_of
+from crashproof.teacher.replies.choices import first_choice
+from crashproof.teacher.replies.endings import Ending, ending_of
+from crashproof.teacher.replies.usage import Usage
 
-__all__ = ["Answer", "Check", "answer_in", "note_problem", "problem_with"]
+__all__ = ["Answer", "Check", "answer_in", "finish_reason_of", "note_problem", "problem_with", "problem_with_ending"]
+
+_LENGTH = "length"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +36,11 @@ class Answer:
     message: JsonObject
     """The assistant's message as received: `content`, `tool_calls`, …"""
     finish_reason: str | None
+    """As received; without one, `length` for an answer that has all the tokens it might have, else None."""
     logprobs: list[JsonObject] | None
     """By token, in OpenAI's form (`choices[0].logprobs.content`); None if not requested."""
     usage: Usage | None
-    """None if the server reports none, or one that contradicts itself."""
+    """None if the server reports none that can be read."""
     cost: Decimal
     """US dollars, at the price when it was paid."""
     response: JsonObject
@@ -44,6 +50,11 @@ class Answer:
     def text(self) -> str:
         """The content; empty if it only calls tools."""
         return self.message.get("content") or ""
+
+    @property
+    def ending(self) -> Ending:
+        """What its finish reason means."""
+        return ending_of(self.finish_reason)
 
 
 Check = Callable[[Answer], str | None]
@@ -66,15 +77,14 @@ def answer_in(record: AnswerRecord) -> Answer:
     content = message.get("content")
     if content is not None and not isinstance(content, str):
         raise ValueError(f"its content is a {type(content).__name__}")
+    finish_reason = finish_reason_of(record)
     if content is None and not message.get("tool_calls") and not message.get("refusal"):
-        raise ValueError("it has neither content nor tool calls")
-    logprobs = choices[0].get("logprobs")
-    by_token = logprobs.get("content") if isinstance(logprobs, Mapping) else None
+        raise ValueError(f"it has neither content nor tool calls{_why_empty(message, finish_reason)}")
     return Answer(
         key=record.prompt_hash,
         message=message,
-        finish_reason=choices[0].get("finish_reason"),
-        logprobs=by_token if isinstance(by_token, list) else None,
+        finish_reason=finish_reason,
+        logprobs=entries_of(choices[0].get("logprobs")),
         usage=Usage.read(record.response),
         cost=record.cost,
         response=record.response,
@@ -94,6 +104,14 @@ def _with_content_as_text(message: JsonObject) -> JsonObject:
     return message | {"content": content.text} | {name: text for name, text in given.items() if text}
 
 
+def finish_reason_of(record: AnswerRecord) -> str | None:
+    """The finish reason of the first choice; see `Answer.finish_reason`."""
+    reason = (first_choice(record.response) or {}).get("finish_reason")
+    if reason is None or reason == "":
+        return _length_or_none(Usage.read(record.response), _body_of(record))
+    return reason if isinstance(reason, str) else msgspec.json.encode(reason).decode()
+
+
 def note_problem(answered: Answered) -> Answered:
     """The same answer, with the reason if it cannot be parsed."""
     try:
@@ -101,6 +119,24 @@ def note_problem(answered: Answered) -> Answered:
     except ValueError as error:
         return replace(answered, problem=str(error))
     return answered
+
+
+def problem_with_ending(answer: Answer) -> str | None:
+    """Why an answer is not complete; None if nothing speaks against it."""
+    said = f"finish_reason {answer.finish_reason!r}"
+    match answer.ending:
+        case Ending.COMPLETE | Ending.UNSTATED:
+            return None
+        case Ending.TRUNCATED:
+            is_only_thought = not answer.text and bool(_thoughts_in(answer.message))
+            where = "in the model's reasoning, before any answer" if is_only_thought else "before its end"
+            return f"it was cut off {where} ({said})"
+        case Ending.FILTERED:
+            return f"the provider withheld it, or the rest of it ({said})"
+        case Ending.FAILED:
+            return f"its generation broke off ({said})"
+        case Ending.UNKNOWN:
+            return f"whether it is complete is not known ({said})"
 
 
 def problem_with(answer: Answer, body: JsonObject) -> str | None:
@@ -121,6 +157,31 @@ def problem_with(answer: Answer, body: JsonObject) -> str | None:
         if problem is not None:
             return problem
     return None
+
+
+def _length_or_none(usage: Usage | None, body: JsonObject) -> str | None:
+    """`length` for an answer without a finish reason that has all the tokens it might have."""
+    limits = [body.get(name) for name in ("max_completion_tokens", "max_tokens")]
+    longest = max((limit for limit in limits if isinstance(limit, int)), default=None)
+    is_full = usage is not None and longest is not None and usage.completion_tokens >= longest
+    return _LENGTH if is_full else None
+
+
+def _body_of(record: AnswerRecord) -> JsonObject:
+    body = record.request.get("body") if isinstance(record.request, dict) else None
+    return body if isinstance(body, dict) else {}
+
+
+def _why_empty(message: Mapping[str, Any], finish_reason: str | None) -> str:
+    """What is known of an answer in which nothing was said."""
+    if finish_reason is None:
+        return ""
+    thoughts = ", only reasoning" if _thoughts_in(message) else ""
+    return f"{thoughts} (finish_reason {finish_reason!r})"
+
+
+def _thoughts_in(message: Mapping[str, Any]) -> object:
+    return message.get("reasoning_content") or message.get("reasoning")
 
 
 def _problem_with_format(answer: Answer, wanted: object) -> str | None:

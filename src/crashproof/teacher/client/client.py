@@ -31,26 +31,31 @@ from crashproof.answers.store import (
     Verdict,
 )
 from crashproof.clock import SYSTEM_CLOCK, Clock
-from crashproof.errors import (
-    AnswerUnusable,
-    BudgetExhausted,
-    ConfigError,
-    TeacherClosed,
-    TeacherRefused,
-    TeacherUnreachable,
-)
+from crashproof.errors import AnswerIncomplete, AnswerUnusable, BudgetExhausted, ConfigError, TeacherClosed
 from crashproof.formatting import as_dollars_text
 from crashproof.records.checksummed_line import MAX_LINE_BYTES, is_nested_too_deeply
 from crashproof.records.requests import AnswerRecord
-from crashproof.rules.requests import JsonObject, TeacherRequest
-from crashproof.teacher.client.answers import Answer, Check, answer_in, note_problem, problem_with
+from crashproof.rules.requests import TeacherRequest
+from crashproof.teacher.client.answers import (
+    Answer,
+    Check,
+    answer_in,
+    note_problem,
+    problem_with,
+    problem_with_ending,
+)
+from crashproof.teacher.client.attempts import Attempts, Interrupted
+from crashproof.teacher.client.bills import Billing
 from crashproof.teacher.client.endpoint import Endpoint
 from crashproof.teacher.client.group_commit import GroupCommit
 from crashproof.teacher.client.limits import Gate, Limits, Place
-from crashproof.teacher.client.prices import PriceTable, Usage, is_plausible, price_of
+from crashproof.teacher.client.prices import PriceTable, price_of
 from crashproof.teacher.client.request_builder import Messages, RequestForm
 from crashproof.teacher.client.retry import Patience
-from crashproof.teacher.client.transport import Delivered, Failed, HttpTransport, Reply, Transport, failure_in
+from crashproof.teacher.client.transport import Delivered, Failed, HttpTransport, Reply, Transport, failed_by
+from crashproof.teacher.replies.endings import Ending
+from crashproof.teacher.replies.errors import error_in, parse
+from crashproof.teacher.replies.usage import Usage
 
 __all__ = ["AsyncTeacher", "OnFailure"]
 
@@ -62,13 +67,9 @@ OnFailure = Callable[[int, object], None]
 
 _BYTES_PER_TOKEN = 4
 """Typical of prose; used only for the limit of tokens per minute."""
+_OK = 200
 _SECONDS_BETWEEN_POLLS = 0.2
 _LONGEST_RAW = MAX_LINE_BYTES // 16
-_HINTS = {
-    401: "Check OPENAI_API_KEY.",
-    403: "Check the permissions of the API key.",
-    404: "Check the model name and the base URL.",
-}
 
 
 class AsyncTeacher:
@@ -90,6 +91,7 @@ class AsyncTeacher:
         patience: Patience | None = None,
         parameters: Mapping[str, object] | None = None,
         asks_again: bool = False,
+        keeps_truncated: bool = False,
         on_failure: OnFailure | None = None,
         transport: Transport | None = None,
         clock: Clock = SYSTEM_CLOCK,
@@ -107,6 +109,7 @@ class AsyncTeacher:
             patience: Retry policy: attempts, backoff and timeouts.
             parameters: Sampling parameters of every request, such as `{"temperature": 0.7, "max_tokens": 512}`.
             asks_again: Whether to pay once more for a stored answer that is unusable.
+            keeps_truncated: Whether an answer is usable that was cut off, filtered, or ended in an unknown way.
             on_failure: Called for every failed attempt.
             transport: The network; by default HTTP.
             clock: Source of time.
@@ -126,7 +129,9 @@ class AsyncTeacher:
         _check_settings(budget, self._limits, self._retry_policy)
         table = prices or PriceTable.load()
         self._price = table.of(model) if budget is not None else price_of(model, table)
+        self._billing = Billing(self._price)
         self._asks_again = asks_again
+        self._keeps_truncated = keeps_truncated
         self._asked_again: set[str] = set()
         self._on_failure = on_failure
         self._clock = clock
@@ -137,7 +142,7 @@ class AsyncTeacher:
         self._in_flight: dict[str, asyncio.Task[AnswerRecord]] = {}
         self._sending: set[asyncio.Task[object] | None] = set()
         self._is_closing = False
-        self._has_warned_of_usage = False
+        self._has_warned_of_ending = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -167,6 +172,7 @@ class AsyncTeacher:
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._transport.close()
+        self._billing.report()
         await asyncio.get_running_loop().run_in_executor(None, self._commits.close)
 
     def request(
@@ -187,6 +193,7 @@ class AsyncTeacher:
         """Get the answer to one question, from the store or from the teacher; see `request` for the arguments.
 
         Raises:
+            AnswerIncomplete: the paid answer is stored, but it was cut off or filtered.
             AnswerUnusable: the paid answer is stored but violates its response format, its tools, or `check`.
             BudgetExhausted: the request could cost more than is left.
             TeacherRefused: the teacher refused, and would refuse again.
@@ -248,6 +255,12 @@ class AsyncTeacher:
         if isinstance(record.problem, str):
             raise AnswerUnusable(request.key, problem=record.problem)
         answer = answer_in(record)
+        self._note_ending(answer)
+        if not self._keeps_truncated and (cut := problem_with_ending(answer)) is not None:
+            if self._asks_again:
+                # Without a mark it would not be replaced; with one it counts as wasted.
+                await self._commits.mark(request.key, cut)
+            raise AnswerIncomplete(request.key, problem=cut)
         problem = problem_with(answer, request.body) or (check(answer) if check is not None else None)
         if problem is not None:
             await self._commits.mark(request.key, problem)
@@ -257,29 +270,27 @@ class AsyncTeacher:
     async def _obtain(self, request: TeacherRequest) -> AnswerRecord:
         """Send, with retries, until the answer is stored."""
         intent = Intent(request=request, most=self._worst_case(request), replaces=bool(request.replaced))
-        begun_at = self._clock.steady()
-        failures = 0
+        attempts = Attempts(self._retry_policy, steady=self._clock.steady, chance=self._chance)
         while True:
             found = await self._attempt(intent)
             if isinstance(found, AnswerRecord):
                 return found
             if self._is_closing:
                 raise asyncio.CancelledError
-            failures += 1
-            waited = self._clock.steady() - begun_at
-            pause = self._retry_policy.wait_seconds(
-                failures, retry_after=found.retry_after_seconds, chance=self._chance
-            )
-            is_last = failures >= self._retry_policy.attempts or waited + pause > self._retry_policy.deadline_seconds
-            self._report_failure(found, will_retry=found.is_retryable and not is_last)
-            if not found.is_retryable:
-                hint = _HINTS.get(found.status or 0, "")
-                raise TeacherRefused(request.base_url, status=found.status or 0, reason=found.reason, hint=hint)
-            if is_last:
-                raise TeacherUnreachable(request.base_url, attempts=failures, seconds=waited, last=found.reason)
-            await asyncio.sleep(pause)
+            failure = found.failure if isinstance(found, Interrupted) else found
+            pause = attempts.pause_after(failure)
+            self._report_failure(failure, will_retry=pause is not None)
+            if pause is not None:
+                if failure.is_overload and failure.retry_after_seconds is not None:
+                    self._gate.hold(failure.retry_after_seconds)
+                intent = dataclasses.replace(intent, replaces=intent.replaces or isinstance(found, Interrupted))
+                await asyncio.sleep(pause)
+            elif isinstance(found, Interrupted):
+                return found.record
+            else:
+                raise attempts.error(failure, request.base_url, parameters=self.form.parameters)
 
-    async def _attempt(self, intent: Intent) -> AnswerRecord | Failed:
+    async def _attempt(self, intent: Intent) -> AnswerRecord | Failed | Interrupted:
         async with self._gate.place(tokens=self._estimated_tokens(intent.request)) as place:
             granted = await self._wait_for_grant(intent)
             if isinstance(granted, AnswerRecord):
@@ -294,10 +305,11 @@ class AsyncTeacher:
             finally:
                 self._sending.discard(asyncio.current_task())
             self._adjust_limits(outcome, reply, place)
-        if isinstance(reply, Failed):
+        if isinstance(reply, Failed) and not isinstance(outcome, Answered):
             return reply
         assert isinstance(outcome, Answered)
-        return outcome.as_record(timestamp=self._clock.now(), session_id="", attempt=0)
+        record = outcome.as_record(timestamp=self._clock.now(), session_id="", attempt=0)
+        return Interrupted(failure=reply, record=record) if isinstance(reply, Failed) else record
 
     async def _send(self, granted: Granted) -> tuple[Reply, Outcome]:
         try:
@@ -340,62 +352,49 @@ class AsyncTeacher:
                 await self._keep(Refused(granted=verdict, reason="not sent"))
             raise
 
+    def _note_ending(self, answer: Answer) -> None:
+        if answer.ending is Ending.UNSTATED and not self._has_warned_of_ending:
+            self._has_warned_of_ending = True
+            log.warning(
+                "The teacher does not say how its answers end (no finish_reason). One that has all the tokens it "
+                "might have counts as cut off, any other as complete."
+            )
+
     def _classify(self, reply: Reply) -> Reply:
         """Turn a success without an answer into a failure."""
-        if isinstance(reply, Failed):
+        if isinstance(reply, Failed) or reply.is_foreign_stream:
             return reply
-        response = _as_object(reply.body)
-        if response is not None:
-            return failure_in(response, self._endpoint) or reply
-        if reply.is_json:
-            return reply
-        # A proxy's page, not the teacher's.
-        return Failed(reason="a page instead of an answer", is_retryable=True, may_have_been_paid=True)
+        error = error_in(_OK, reply.body)
+        return reply if error is None else failed_by(error, self._endpoint)
 
     def _outcome(self, reply: Reply, granted: Granted) -> Outcome:
         if isinstance(reply, Failed):
-            kind = Lost if reply.may_have_been_paid else Refused
-            return kind(granted=granted, reason=reply.reason)
-        response = _as_object(reply.body)
-        if response is None:
+            return self._outcome_of_failure(reply, granted)
+        response, _ = parse(reply.body)
+        if not isinstance(response, dict):
             return self._answered_verbatim(reply, granted, "its body is not a JSON object")
         if _is_too_deep(reply.body):
             return self._answered_verbatim(reply, granted, "its body is nested too deeply")
-        return note_problem(Answered(granted=granted, cost=self._cost(response, granted), response=response))
+        cost = self._billing.cost(response, granted.request.body, most=granted.most)
+        return note_problem(Answered(granted=granted, cost=cost, response=response))
+
+    def _outcome_of_failure(self, failure: Failed, granted: Granted) -> Outcome:
+        partial = None if failure.partial is None else parse(failure.partial)[0]
+        if not isinstance(partial, dict):
+            kind = Lost if failure.may_have_been_paid else Refused
+            return kind(granted=granted, reason=failure.reason)
+        # What was generated is kept, also where it ends in the middle of a sentence.
+        problem = f"it is incomplete, since {failure.reason}"
+        cost = self._billing.cost(partial, granted.request.body, most=granted.most)
+        return Answered(granted=granted, cost=cost, response=partial, problem=problem)
 
     def _answered_verbatim(self, reply: Delivered, granted: Granted, problem: str) -> Answered:
         raw = reply.body.decode("utf-8", "backslashreplace")
         if len(raw) > _LONGEST_RAW:
             # A character can take six bytes in a line, which holds the request too.
             raw, problem = raw[:_LONGEST_RAW], f"{problem}; only its first {_LONGEST_RAW:,} characters are kept"
-        # The cost is unknown: book the worst case.
-        return Answered(granted=granted, cost=granted.most, response={}, raw=raw, problem=problem)
-
-    def _cost(self, response: Mapping[str, object], granted: Granted) -> Decimal:
-        """The cost by the server's usage if it is plausible, else the worst case."""
-        usage = Usage.read(response)
-        if usage is None:
-            return granted.most
-        body = granted.request.body
-        choices = response.get("choices")
-        text_bytes = sum(
-            len(str(choice["message"].get("content") or "").encode("utf-8", "replace"))
-            for choice in (choices if isinstance(choices, list) else [])
-            if isinstance(choice, dict) and isinstance(choice.get("message"), dict)
-        )
-        most_tokens = self._price.most_completion_tokens(body) if self._budget is not None else None
-        cost = self._price.cost(usage)
-        if is_plausible(usage, len(msgspec.json.encode(body)), text_bytes, most_tokens):
-            return cost
-        if not self._has_warned_of_usage:
-            self._has_warned_of_usage = True
-            log.warning(
-                "The teacher reported an implausible usage (%d prompt tokens, %d completion tokens). The worst "
-                "case is booked for this answer and for any other like it.",
-                usage.prompt_tokens,
-                usage.completion_tokens,
-            )
-        return max(cost, granted.most)
+        cost = self._billing.cost_of_damaged(granted.request.body, len(reply.body), most=granted.most)
+        return Answered(granted=granted, cost=cost, response={}, raw=raw, problem=problem)
 
     def _adjust_limits(self, outcome: Outcome, reply: Reply, place: Place) -> None:
         if isinstance(outcome, Answered):
@@ -413,12 +412,8 @@ class AsyncTeacher:
 
     def _worst_case(self, request: TeacherRequest) -> Decimal:
         """The most that a request can cost; 0 if nothing bounds it and no budget is set."""
-        try:
-            return self._price.worst_case(request.body)
-        except ConfigError:
-            if self._budget is not None:
-                raise
-            return Decimal(0)
+        priced = self._price if self._budget is not None else self._billing
+        return priced.worst_case(request.body)
 
     def _estimated_tokens(self, request: TeacherRequest) -> int:
         try:
@@ -436,14 +431,6 @@ class AsyncTeacher:
             f"The budget of {budget} does not allow a request that can cost {most}: {spent} are spent, and requests "
             f"in doubt may have cost {in_doubt}."
         )
-
-
-def _as_object(body: bytes) -> JsonObject | None:
-    try:
-        content = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _is_too_deep(body: bytes) -> bool:

@@ -37,6 +37,7 @@ class Gate:
         self._allowed = self._most
         self._steady = steady
         self._halved_at = -math.inf
+        self._held_until = -math.inf
         self._num_inside = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._requests = _Window(limits.requests_per_minute, steady)
@@ -52,6 +53,8 @@ class Gate:
         """Wait for a slot; `tokens` is the estimate for the limit per minute."""
         await self._enter()
         try:
+            while (seconds := self._held_until - self._steady()) > 0:
+                await asyncio.sleep(seconds)
             await self._requests.take(1)
             taken = await self._tokens.take(tokens)
             yield Place(entered_at=self._steady(), taken=taken)
@@ -69,6 +72,10 @@ class Gate:
         if place.entered_at > self._halved_at:
             self._allowed = max(1.0, self._allowed / 2)
             self._halved_at = self._steady()
+
+    def hold(self, seconds: float) -> None:
+        """Admit nobody for a while: a server's wait concerns all requests."""
+        self._held_until = max(self._held_until, self._steady() + seconds)
 
     async def _enter(self) -> None:
         if self._num_inside < self.allowed and not self._waiting:

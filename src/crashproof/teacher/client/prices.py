@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import date
 from decimal import Context, Decimal, DecimalException, Inexact, InvalidOperation
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import msgspec
 import yaml
@@ -17,8 +17,9 @@ from crashproof.errors import ConfigError, UnknownPrice
 from crashproof.rules.requests import JsonObject
 from crashproof.rules.spending import as_dollars
 from crashproof.strict_yaml import TextLoader
+from crashproof.teacher.replies.usage import MOST_TOKENS, Usage
 
-__all__ = ["UNPRICED", "Price", "PriceTable", "Usage", "is_plausible", "price_of"]
+__all__ = ["UNPRICED", "Price", "PriceTable", "price_of"]
 
 _SHIPPED_TABLE = Path(__file__).with_name("prices.yaml")
 _SNAPSHOT = re.compile(r"(?P<model>.+)-\d{4}-\d{2}-\d{2}", re.ASCII)
@@ -32,85 +33,13 @@ _TOKENS_OF_A_MESSAGE = 16
 """What a template adds to one message: its role, its delimiters."""
 _TOKENS_AROUND_TOOLS = 256
 """Instructions that a template adds for tool use."""
-_MOST_BYTES_OF_A_TOKEN = 64
-"""Upper bound of bytes per token: an answer with more was miscounted by its server."""
 
 _UNBOUNDED = "The cost of a request has no upper bound"
 _TEXT_PARTS = frozenset({"refusal", "text"})
 _PRICED_ELSEWHERE = ("audio", "prediction", "web_search_options")
 _TIERS_WITHIN_LIST_PRICE = (None, "auto", "default", "flex")
 
-_MOST_TOKENS = 10**12
-"""More than any request has; bounds all sums of money."""
-
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
-_Count = Annotated[int, msgspec.Meta(ge=0, le=_MOST_TOKENS)]
-
-
-class _PromptDetails(msgspec.Struct):
-    cached_tokens: _Count | None = None
-
-
-class _CompletionDetails(msgspec.Struct):
-    reasoning_tokens: _Count | None = None
-
-
-class _ReportedUsage(msgspec.Struct):
-    prompt_tokens: _Count
-    completion_tokens: _Count
-    total_tokens: int | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens_details: _CompletionDetails | None = None
-
-
-class _Response(msgspec.Struct):
-    usage: _ReportedUsage
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """The tokens of one answer, as its server counted them."""
-
-    prompt_tokens: int
-    cached_tokens: int = 0
-    """Included in `prompt_tokens`."""
-    completion_tokens: int
-    reasoning_tokens: int = 0
-    """Included in `completion_tokens`."""
-
-    @classmethod
-    def read(cls, response: Mapping[str, object]) -> Usage | None:
-        """Read the usage that a response reports; None if it reports none, or one that contradicts itself."""
-        try:
-            reported = msgspec.convert(response, _Response).usage
-        except msgspec.ValidationError:
-            return None
-        of_prompt, of_completion = reported.prompt_tokens_details, reported.completion_tokens_details
-        usage = cls(
-            prompt_tokens=reported.prompt_tokens,
-            cached_tokens=(of_prompt and of_prompt.cached_tokens) or 0,
-            completion_tokens=reported.completion_tokens,
-            reasoning_tokens=(of_completion and of_completion.reasoning_tokens) or 0,
-        )
-        return usage if usage._adds_up_to(reported.total_tokens) else None
-
-    def _adds_up_to(self, total_tokens: int | None) -> bool:
-        has_parts_within = (
-            self.cached_tokens <= self.prompt_tokens and self.reasoning_tokens <= self.completion_tokens
-        )
-        return has_parts_within and total_tokens in {None, self.prompt_tokens + self.completion_tokens}
-
-
-def is_plausible(usage: Usage, request_bytes: int, answer_bytes: int, most_completion_tokens: int | None) -> bool:
-    """Whether a reported usage is possible for a request and an answer of these sizes in bytes.
-
-    For requests of text alone; `most_completion_tokens` is None if the request sets no limit.
-    """
-    # A message has at least 16 bytes of JSON, and tools count twice: so twice the bytes bound `worst_case`'s prompt.
-    most_prompt_tokens = 2 * request_bytes + _TOKENS_OF_A_CHAT + _TOKENS_AROUND_TOOLS
-    is_within = most_completion_tokens is None or usage.completion_tokens <= most_completion_tokens
-    has_counted_the_answer = usage.completion_tokens * _MOST_BYTES_OF_A_TOKEN >= answer_bytes
-    return 1 <= usage.prompt_tokens <= most_prompt_tokens and is_within and has_counted_the_answer
 
 
 def _picodollars(dollars_per_million: Decimal) -> int:
@@ -195,6 +124,13 @@ class Price:
         dearest_input = max(_picodollars(self.input), _picodollars(self.cached_input))
         dearest_output = max(_picodollars(self.output), _picodollars(self.reasoning))
         return as_dollars(_most_prompt_tokens(body) * dearest_input + num_completion_tokens * dearest_output)
+
+    def most_prompt_tokens(self, body: JsonObject) -> int | None:
+        """The most tokens that a true count of a prompt can have; None if it is not of text alone."""
+        if _why_text_does_not_bound(body):
+            return None
+        # A message has at least 16 bytes of JSON, and tools count twice: so twice the bytes bound `worst_case`'s.
+        return 2 * _num_bytes(body) + _TOKENS_OF_A_CHAT + _TOKENS_AROUND_TOOLS
 
     def most_completion_tokens(self, body: JsonObject) -> int | None:
         """The most tokens that all choices of one response can have together; None if unlimited.
@@ -303,7 +239,7 @@ def _most_prompt_tokens(body: JsonObject) -> int:
 def _whole_number(body: JsonObject, key: str) -> int:
     count = body[key]
     # Not isinstance: True is an int too.
-    if type(count) is not int or not 1 <= count <= _MOST_TOKENS:
+    if type(count) is not int or not 1 <= count <= MOST_TOKENS:
         raise ConfigError(f"{key} must be a whole number above 0, got {count!r}.", hint=f"Correct {key}.")
     return count
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 
-__all__ = ["Patience", "parse_retry_after"]
+__all__ = ["Patience"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +20,10 @@ class Patience:
     longest_wait_seconds: float = 60.0
     connect_seconds: float = 10.0
     first_byte_seconds: float = 900.0
-    """From sending the request to the first byte of the reply, which comes after the whole generation."""
+    """From sending the request to the first byte of the body, which comes after the whole generation unless the
+    answer is streamed."""
+    between_chunks_seconds: float = 600.0
+    """From one piece of a body to the next; a model that thinks may send none for minutes."""
     answer_seconds: float = 3600.0
     """From sending the request to the last byte of the reply."""
     deadline_seconds: float = 7200.0
@@ -40,24 +41,3 @@ class Patience:
         if retry_after is not None:
             return retry_after + chance.uniform(0.0, min(self.first_wait_seconds, doubled))
         return chance.uniform(0.0, min(self.longest_wait_seconds, doubled))
-
-
-def parse_retry_after(header: str | None, *, now: float) -> float | None:
-    """Seconds to wait by a `Retry-After` header, which holds seconds or a date (RFC 9110, section 10.2.3), or None.
-
-    `now` is in seconds since 1970.
-    """
-    if header is None:
-        return None
-    text = header.strip()
-    try:
-        seconds = float(text)
-    except ValueError:
-        try:
-            moment = parsedate_to_datetime(text)
-        except ValueError:
-            return None
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-        seconds = moment.timestamp() - now
-    return max(0.0, seconds) if seconds < float("inf") else None

@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import re
-from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
-from urllib.request import getproxies
 
 import httpx2
 import msgspec
 
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.errors import ConfigError
-from crashproof.records.checksummed_line import MAX_LINE_BYTES
+from crashproof.rules.base_urls import canonical_base_url, completions_url
 from crashproof.rules.requests import JsonObject, TeacherRequest
-from crashproof.rules.secrets.proxies import MAY_SEE_KEYS, proxy_of, reads_requests
 from crashproof.teacher.client.endpoint import Endpoint
-from crashproof.teacher.client.retry import Patience, parse_retry_after
+from crashproof.teacher.client.retry import Patience
+from crashproof.teacher.client.wire.body_form import LearnedForm, parameter_of
+from crashproof.teacher.client.wire.body_reader import StreamEnd
+from crashproof.teacher.client.wire.connections import Connections
+from crashproof.teacher.client.wire.error_object import error_object, stated_status, stated_words
+from crashproof.teacher.client.wire.exchange import LONGEST_BODY_BYTES, Exchange, TooLong, reason_of
+from crashproof.teacher.client.wire.refusals import refusal_of
+from crashproof.teacher.client.wire.waits import seconds_asked_for
+from crashproof.teacher.replies.errors import ReportedError, error_in
 
-__all__ = ["Delivered", "Failed", "HttpTransport", "Reply", "Transport", "failure_in"]
+__all__ = ["Delivered", "Failed", "HttpTransport", "Reply", "Transport", "failed_by"]
 
-RETRIED = frozenset({408, 409, 425, 429})
-"""Besides every 5xx."""
-
-MAY_BE_CHARGED = frozenset({408, 502, 504, 520, 524})
-"""A proxy gave up waiting; the model may have gone on, and charged."""
-
-_PERMANENT_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
-"""Codes of a 429 that a retry cannot help."""
-
-_STREAM_PARAMETERS = frozenset({"stream", "stream_options"})
-_STATUS = re.compile(r"[1-5]\d\d", re.ASCII)
+_FROM_PROXIES = frozenset({403, 407, 502, 503, 504})
+"""Statuses that a proxy answers with itself; a message names it beside them."""
+_ABOUT_PARAMETERS = frozenset({400, 404, 422, 501})
+_MOST_FORMS = 4
+"""How often a request is sent at most because its form was refused."""
 _LONGEST_REASON = 300
-_LONGEST_PAGE_BYTES = 64 << 10
-"""How much of a non-JSON error is read; the reason is cut further."""
-_LONGEST_BODY_BYTES = MAX_LINE_BYTES // 2
-"""An answer is stored with its request (at most a quarter of a line), in one line."""
 _KEY_IN_CLEAR = "The API key would go through a proxy unencrypted, since the base URL is http:// and a proxy is set."
 _KEY_IN_CLEAR_HINT = (
     "Use https://, add the server's host to NO_PROXY, or allow it with CRASHPROOF_PROXY_MAY_SEE_KEYS=1."
@@ -51,8 +43,8 @@ class Delivered:
     """A complete body with a status of success."""
 
     body: bytes
-    is_json: bool
-    """Whether it is declared as JSON, or looks like it."""
+    is_foreign_stream: bool = False
+    """Whether it is a stream in another form than this API's, which was computed all the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +57,17 @@ class Failed:
     is_retryable: bool
     may_have_been_paid: bool
     retry_after_seconds: float | None = None
-    """The `Retry-After` of the server, if any."""
+    """How long the server asks to wait, if it says."""
+    hits_all: bool = False
+    """Whether every other request would fail for the same reason."""
+    hint: str = ""
+    """What to do about it, where that is known."""
+    parameter: str | None = None
+    """The parameter of the request that the server does not take, whatever the prompt."""
+    error: Mapping[str, object] = field(default_factory=dict, repr=False)
+    """The server's own account of it."""
+    partial: bytes | None = field(default=None, repr=False)
+    """What had arrived of a streamed answer, as a completion; it is paid for."""
 
     @property
     def is_overload(self) -> bool:
@@ -92,171 +94,163 @@ class HttpTransport:
     """HTTP/1.1 with keep-alive; redirects are not followed, since they would send the key elsewhere."""
 
     def __init__(self, endpoint: Endpoint, patience: Patience, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        """Make a client for the endpoint; nothing is sent yet.
+
+        Raises:
+            ConfigError: a proxy or certificates of the environment cannot be used, or a proxy would read the key.
+            RequestError: the base URL cannot be used.
+        """
         self._endpoint = endpoint
         self._retry_policy = patience
         self._clock = clock
-        headers = {"User-Agent": "crashproof", "Content-Type": "application/json"}
-        if endpoint.api_key is not None:
-            headers["Authorization"] = f"Bearer {endpoint.api_key}"
-        self._headers = headers
-        self._tls = httpx2.create_ssl_context()
-        self._clients: list[httpx2.AsyncClient] = []
-        self._idle_clients: defaultdict[str | None, list[httpx2.AsyncClient]] = defaultdict(list)
-        """By their proxy."""
-        self._proxies = getproxies()
-        self._proxy_of: dict[str, str | None] = {}
-        self._may_proxy_see_key = os.environ.get(MAY_SEE_KEYS) == "1"
-        if self._is_key_readable(endpoint.base_url):
-            raise ConfigError(_KEY_IN_CLEAR, hint=_KEY_IN_CLEAR_HINT)
+        headers = {"User-Agent": "crashproof", "Content-Type": "application/json", **endpoint.all_headers()}
+        self._connections = Connections(headers=headers, connect_seconds=patience.connect_seconds)
         self._urls: dict[str, httpx2.URL] = {}
+        self._forms: dict[tuple[str, str], LearnedForm] = {}
+        """By base URL and model."""
+        base_url = canonical_base_url(endpoint.base_url)
+        if self._is_key_readable(base_url):
+            raise ConfigError(_KEY_IN_CLEAR, hint=_KEY_IN_CLEAR_HINT)
+        self._url(base_url)
+        # What is wrong with a proxy comes up here, before any request is on record as sent.
+        self._connections.give_back(self._connections.take(base_url), base_url)
 
     async def send(self, request: TeacherRequest) -> Reply:
-        """See `Transport`."""
-        # Answers are always received in one piece, even if the request is for a stream.
-        content = msgspec.json.encode(
-            {name: each for name, each in request.body.items() if name not in _STREAM_PARAMETERS}
-        )
-        headers = {"Idempotency-Key": request.idempotency_key}
-        if self._is_key_readable(request.base_url):
-            return Failed(reason=_KEY_IN_CLEAR, is_retryable=False, may_have_been_paid=False)
-        client = self._client_for(request.base_url)
-        try:
-            message = client.build_request("POST", self._url(request.base_url), content=content, headers=headers)
-            async with asyncio.timeout(self._retry_policy.answer_seconds):
-                return await self._exchange(client, message)
-        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
-            reason = f"no connection to {request.base_url} ({self._redact(error)})"
-            return Failed(reason=reason, is_retryable=True, may_have_been_paid=False)
-        except (httpx2.UnsupportedProtocol, httpx2.InvalidURL, httpx2.LocalProtocolError) as error:
-            return Failed(reason=self._redact(error), is_retryable=False, may_have_been_paid=False)
-        except TimeoutError:
-            reason = f"no complete answer within {self._retry_policy.answer_seconds:g} s"
-            return Failed(reason=reason, is_retryable=True, may_have_been_paid=True)
-        except httpx2.TransportError as error:
-            reason = f"the connection was lost ({self._redact(error)})"
-            return Failed(reason=reason, is_retryable=True, may_have_been_paid=True)
-        except httpx2.DecodingError as error:
-            reason = f"the body could not be decompressed ({self._redact(error)})"
-            return Failed(reason=reason, is_retryable=True, may_have_been_paid=True)
-        finally:
-            self._idle_clients[self._proxy(request.base_url)].append(client)
+        """See `Transport`; a request that was refused for its form is sent once more in the one that is taken."""
+        learned = self._forms.setdefault((request.base_url, request.model), LearnedForm(request.model))
+        for _ in range(_MOST_FORMS):
+            form = learned.current
+            body = form.body_of(request)
+            reply = await self._send(request, body)
+            if not isinstance(reply, Failed) or not learned.learn(reply.status, reply.error, sent=form, body=body):
+                break
+        return reply
 
     async def close(self) -> None:
         """See `Transport`."""
-        for client in self._clients:
-            await client.aclose()
+        await self._connections.close()
 
-    def _proxy(self, base_url: str) -> str | None:
-        if base_url not in self._proxy_of:
-            self._proxy_of[base_url] = proxy_of(base_url, self._proxies)
-        return self._proxy_of[base_url]
+    async def _send(self, request: TeacherRequest, body: JsonObject) -> Reply:
+        base_url = request.base_url
+        if self._is_key_readable(base_url):
+            return Failed(reason=_KEY_IN_CLEAR, is_retryable=False, may_have_been_paid=False)
+        try:
+            client = self._connections.take(base_url)
+        except ConfigError as error:
+            return Failed(reason=str(error), is_retryable=False, may_have_been_paid=False, hits_all=True)
+        exchange = Exchange(client, self._retry_policy)
+        try:
+            response = await exchange.run(
+                self._url(base_url),
+                content=msgspec.json.encode(body),
+                headers={"Idempotency-Key": request.idempotency_key},
+            )
+            return self._reply(response, exchange, request)
+        except (TimeoutError, TooLong, httpx2.HTTPError, httpx2.InvalidURL) as error:
+            return self._failure(error, exchange, base_url)
+        finally:
+            self._connections.give_back(client, base_url)
 
     def _is_key_readable(self, base_url: str) -> bool:
-        """Whether a proxy would receive the key in clear, and that is not allowed."""
-        if self._endpoint.api_key is None or self._may_proxy_see_key:
-            return False
-        return reads_requests(base_url, self._proxy(base_url))
-
-    def _client_for(self, base_url: str) -> httpx2.AsyncClient:
-        proxy = self._proxy(base_url)
-        idle = self._idle_clients[proxy]
-        return idle.pop() if idle else self._new_client(proxy)
-
-    def _new_client(self, proxy: str | None) -> httpx2.AsyncClient:
-        """Make a client for one request in flight: a shared pool scans all its idle connections for every request."""
-        client = httpx2.AsyncClient(
-            headers=self._headers,
-            timeout=httpx2.Timeout(None, connect=self._retry_policy.connect_seconds),
-            limits=httpx2.Limits(max_connections=1, max_keepalive_connections=1),
-            follow_redirects=False,
-            verify=self._tls,
-            proxy=proxy,
-            # The environment would send the requests to loopback addresses through its proxy, too.
-            trust_env=False,
-        )
-        self._clients.append(client)
-        return client
+        return self._endpoint.has_secrets and self._connections.is_readable_on_the_way(base_url)
 
     def _url(self, base_url: str) -> httpx2.URL:
         if base_url not in self._urls:
-            self._urls[base_url] = httpx2.URL(f"{base_url}/chat/completions")
+            url = httpx2.URL(completions_url(base_url))
+            self._urls[base_url] = url.copy_merge_params(dict(self._endpoint.secret_query))
         return self._urls[base_url]
 
-    async def _exchange(self, client: httpx2.AsyncClient, message: httpx2.Request) -> Reply:
-        try:
-            async with asyncio.timeout(self._retry_policy.first_byte_seconds):
-                response = await client.send(message, stream=True)
-        except TimeoutError:
-            reason = f"no first byte within {self._retry_policy.first_byte_seconds:g} s"
-            return Failed(reason=reason, is_retryable=True, may_have_been_paid=True)
-        try:
-            body = bytearray()
-            async for piece in response.aiter_bytes():
-                body += piece
-                if len(body) > _LONGEST_BODY_BYTES:
-                    reason = f"the body is longer than {_LONGEST_BODY_BYTES:,} bytes"
-                    return Failed(reason=reason, is_retryable=False, may_have_been_paid=True)
-        finally:
-            await response.aclose()
-        return self._reply(response, bytes(body))
-
-    def _reply(self, response: httpx2.Response, body: bytes) -> Reply:
-        status = response.status_code
+    def _reply(self, response: httpx2.Response, exchange: Exchange, request: TeacherRequest) -> Reply:
+        assert exchange.body is not None
+        if not response.is_success:
+            return self._refused(response, exchange.body.raw, request)
+        stream = exchange.body.end_of_stream(is_cut=False)
+        if stream is not None and stream.body:
+            return self._streamed(stream, "the stream ended without saying that the answer is complete")
         # A server that echoes the request would put the key into the run.
-        body = self._endpoint.without_key(body)
-        if response.is_success:
-            is_json = "json" in response.headers.get("content-type", "") or body.lstrip()[:1] in (b"{", b"[")
-            return Delivered(body=body, is_json=is_json)
-        error = error_in(body)
+        content = self._endpoint.without_key(exchange.body.raw)
+        # A stream in another form than this API's was computed, and is kept.
+        is_foreign = stream is not None and stream.is_foreign
+        is_json = "json" in response.headers.get("content-type", "") or content.lstrip()[:1] in (b"{", b"[")
+        route = self._connections.route(request.base_url)
+        if route and not is_json and not is_foreign:
+            reason = f"a page instead of an answer{route}"
+            return Failed(reason=reason, is_retryable=True, may_have_been_paid=True)
+        return Delivered(body=content, is_foreign_stream=is_foreign)
+
+    def _streamed(self, stream: StreamEnd, why_cut: str) -> Reply:
+        content = self._endpoint.without_key(msgspec.json.encode(stream.body))
+        if len(content) > LONGEST_BODY_BYTES:
+            reason = f"the body is longer than {LONGEST_BODY_BYTES:,} bytes"
+            return Failed(reason=reason, is_retryable=False, may_have_been_paid=True)
+        if stream.is_complete or (not stream.has_answer and "error" in stream.body):
+            return Delivered(body=content)
+        if not stream.has_answer:
+            return Failed(reason=why_cut, is_retryable=True, may_have_been_paid=True)
+        if "error" not in stream.body:
+            return Failed(reason=why_cut, is_retryable=True, may_have_been_paid=True, partial=content)
+        error = error_object(content)
+        refusal = refusal_of(stated_status(error), error)
         return Failed(
-            reason=f"HTTP {status}: {_describe(error, self._endpoint) or self._redact(response.reason_phrase)}",
-            status=status,
-            is_retryable=(status in RETRIED or status >= 500) and not _is_permanent(error),
-            may_have_been_paid=status in MAY_BE_CHARGED,
-            retry_after_seconds=parse_retry_after(response.headers.get("retry-after"), now=self._clock.now()),
+            reason=f"an error in the middle of the stream: {self._redact(stated_words(error))}",
+            is_retryable=refusal.is_retryable,
+            may_have_been_paid=True,
+            hits_all=refusal.hits_all,
+            hint=refusal.hint,
+            partial=content,
         )
+
+    def _refused(self, response: httpx2.Response, content: bytes, request: TeacherRequest) -> Failed:
+        status = response.status_code
+        content = self._endpoint.without_key(content)
+        reported, error = error_in(status, content), error_object(content)
+        assert reported is not None, "a status without success is an error"
+        wait = seconds_asked_for(response.headers, content, now=self._clock.now())
+        refusal = refusal_of(status, error, has_wait=wait is not None)
+        by_proxy = self._connections.route(request.base_url) if status in _FROM_PROXIES else ""
+        described = self._redact(reported.told or response.reason_phrase)
+        return Failed(
+            reason=f"HTTP {status}{by_proxy}: {described}",
+            status=status,
+            is_retryable=refusal.is_retryable and not reported.is_permanent,
+            may_have_been_paid=reported.may_have_been_paid,
+            retry_after_seconds=wait,
+            hits_all=refusal.hits_all or reported.is_permanent,
+            hint=refusal.hint,
+            parameter=parameter_of(request, error) if status in _ABOUT_PARAMETERS else None,
+            error=error,
+        )
+
+    def _failure(self, error: Exception, exchange: Exchange, base_url: str) -> Reply:
+        """What an exception means: by what had been sent, and by what had come back."""
+        reason, is_retryable = reason_of(error, exchange, self._redact)
+        route = self._connections.route(base_url)
+        if not exchange.has_left:
+            return Failed(
+                reason=f"no connection to {base_url}{route} ({reason})",
+                is_retryable=is_retryable,
+                may_have_been_paid=False,
+                hits_all=not is_retryable,
+            )
+        stream = (
+            exchange.body.end_of_stream(is_cut=True) if exchange.body is not None and exchange.is_success else None
+        )
+        if stream is not None and stream.has_answer:
+            return self._streamed(stream, f"{reason}{route}")
+        return Failed(reason=f"{reason}{route}", is_retryable=is_retryable, may_have_been_paid=True)
 
     def _redact(self, error: Exception | str) -> str:
         return self._endpoint.hide_key(f"{error}" or type(error).__name__, longest=_LONGEST_REASON)
 
 
-def failure_in(response: Mapping[str, object], endpoint: Endpoint) -> Failed | None:
-    """The failure in a body that a gateway sends with a status of success: `error` and no choices."""
-    if response.get("choices") or not response.get("error"):
-        return None
-    error = error_in(msgspec.json.encode(response))
-    code = str(error.get("code") or error.get("status"))
-    status = int(code) if _STATUS.fullmatch(code) else None
+def failed_by(error: ReportedError, endpoint: Endpoint) -> Failed:
+    """The failure of an attempt by an error within a status of success."""
+    refusal = refusal_of(error.status, {"message": error.words})
     return Failed(
-        reason=f"an error instead of an answer: {_describe(error, endpoint)}",
-        status=status,
-        is_retryable=(status is None or status in RETRIED or status >= 500) and not _is_permanent(error),
-        may_have_been_paid=status is None or status in MAY_BE_CHARGED,
+        reason=endpoint.hide_key(error.told, longest=_LONGEST_REASON),
+        status=error.status,
+        is_retryable=error.is_retryable and refusal.is_retryable,
+        may_have_been_paid=error.may_have_been_paid,
+        hits_all=refusal.hits_all,
+        hint=refusal.hint,
     )
-
-
-def error_in(body: bytes) -> JsonObject:
-    """The `error` object of a body, in OpenAI's form or similar; only a message if it has none."""
-    try:
-        content = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return {"message": " ".join(body[:_LONGEST_PAGE_BYTES].decode("utf-8", "replace").split())}
-    if not isinstance(content, dict):
-        return {"message": _as_text(content)}
-    error = content.get("error", content)
-    if not isinstance(error, dict):
-        return {"message": _as_text(error)}
-    return error
-
-
-def _is_permanent(error: Mapping[str, object]) -> bool:
-    return not _PERMANENT_CODES.isdisjoint({str(error.get("code")), str(error.get("type"))})
-
-
-def _describe(error: Mapping[str, object], endpoint: Endpoint) -> str:
-    message = error.get("message") or error.get("detail") or error.get("code") or ""
-    return endpoint.hide_key(_as_text(message), longest=_LONGEST_REASON)
-
-
-def _as_text(value: object) -> str:
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()

@@ -19,7 +19,8 @@ from crashproof.disk.files import REAL_DISK
 from crashproof.errors import ConfigError, DataError
 from crashproof.rules.requests import JsonObject, TeacherRequest
 from crashproof.teacher.client.answers import note_problem
-from crashproof.teacher.client.prices import Price, PriceTable, Usage, price_of
+from crashproof.teacher.client.bills import Billing
+from crashproof.teacher.client.prices import Price, PriceTable, price_of
 from crashproof.teacher.jobs.batch_files import MOST_LINES, BatchResult, batch_line, batches, read_batch_results
 from crashproof.teacher.jobs.generation import EngineResult
 from crashproof.teacher.jobs.job import GenerationJob
@@ -113,14 +114,16 @@ def read_batch(job: GenerationJob, store: ResponseStore, paths: list[Path], pric
         # All files are checked before anything is stored.
         deque(_read_results(path, requests), maxlen=0)
     results = chain.from_iterable(_read_results(path, requests) for path in paths)
+    billing = Billing(price.in_batch())
     num_answers = num_known = 0
     reasons: dict[str, str] = {}
     while some := list(islice(results, _ANSWERS_PER_SYNC)):
         reasons |= {request.key: f"the batch reports: {result.failure}" for request, result in some if result.failure}
         answers = [(request, result.body) for request, result in some if result.body is not None]
-        num_new = _store_new(answers, store, price.in_batch())
+        num_new = _store_new(answers, store, billing)
         num_answers += num_new
         num_known += len(answers) - num_new
+    billing.report()
     return BatchRead(num_answers=num_answers, num_known=num_known, reasons=reasons)
 
 
@@ -151,13 +154,13 @@ def _read_results(path: Path, requests: Mapping[str, TeacherRequest]) -> Iterato
         yield request, result
 
 
-def _store_new(answers: list[tuple[TeacherRequest, JsonObject]], store: ResponseStore, price: Price) -> int:
+def _store_new(answers: list[tuple[TeacherRequest, JsonObject]], store: ResponseStore, billing: Billing) -> int:
     """Store the answers that are new; returns their number."""
     # The batch is paid for and its results are in the file: no budget applies, nothing is in doubt.
     intents = [Intent(request=request, most=Decimal(0)) for request, _ in answers]
     verdicts = store.begin(intents, budget=None)
     new = [
-        note_problem(Answered(granted=verdict, cost=_cost(verdict, body, price), response=body))
+        note_problem(Answered(granted=verdict, cost=_cost(verdict, body, billing), response=body))
         for (_, body), verdict in zip(answers, verdicts, strict=True)
         if isinstance(verdict, Granted)
     ]
@@ -165,12 +168,6 @@ def _store_new(answers: list[tuple[TeacherRequest, JsonObject]], store: Response
     return len(new)
 
 
-def _cost(granted: Granted, body: JsonObject, price: Price) -> Decimal:
-    usage = Usage.read(body)
-    if usage is not None:
-        return price.cost(usage)
-    try:
-        return price.worst_case(granted.request.body)
-    except ConfigError:
-        # Nothing bounds it; no budget applies.
-        return Decimal(0)
+def _cost(granted: Granted, body: JsonObject, billing: Billing) -> Decimal:
+    # The request's own worst case: no budget applies, so its intent has none.
+    return billing.cost(body, granted.request.body, most=billing.worst_case(granted.request.body))

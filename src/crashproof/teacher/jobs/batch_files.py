@@ -16,11 +16,15 @@ import msgspec
 from crashproof.errors import DataError, InputError
 from crashproof.json_lines import read_objects
 from crashproof.rules.requests import JsonObject
+from crashproof.teacher.replies.errors import error_in
 
 __all__ = ["MOST_BYTES", "MOST_LINES", "BatchFile", "BatchResult", "batch_line", "batches", "read_batch_results"]
 
 MOST_LINES = 50_000
 MOST_BYTES = 200_000_000
+
+_OK = 200
+_LONGEST_FAILURE = 300
 
 _RESULT = 'A result is {"custom_id": …, "response": {"status_code": …, "body": {…}}, "error": …}.'
 
@@ -45,7 +49,7 @@ class BatchResult:
     """The response, as it would have come over HTTP."""
     failure: str | None
     status: int | None
-    """The HTTP status; None if the request was never sent."""
+    """The HTTP status, or the one that an error within a success stands for; None if the request was never sent."""
 
 
 def batch_line(custom_id: str, body: Mapping[str, object]) -> JsonObject:
@@ -100,7 +104,12 @@ def _result(number: int, content: JsonObject) -> BatchResult:
     if error is None and response is None:
         raise ValueError('a result needs a "response" or an "error"')
     status, body = _status_and_body(response)
-    is_good = error is None and status == 200 and isinstance(body, dict)
+    is_good = error is None and status == _OK and isinstance(body, dict)
+    inside = error_in(_OK, msgspec.json.encode(body)) if is_good else None
+    if inside is not None:
+        return BatchResult(
+            line=number, custom_id=custom_id, body=None, failure=inside.told[:_LONGEST_FAILURE], status=inside.status
+        )
     return BatchResult(
         line=number,
         custom_id=custom_id,

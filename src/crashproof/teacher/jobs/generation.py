@@ -26,6 +26,7 @@ from crashproof.teacher.client.client import AsyncTeacher, OnFailure
 from crashproof.teacher.client.endpoint import Endpoint
 from crashproof.teacher.client.limits import Limits
 from crashproof.teacher.client.prices import PriceTable
+from crashproof.teacher.client.request_builder import RequestForm
 from crashproof.teacher.client.retry import Patience
 from crashproof.teacher.jobs.job import GenerationJob, Question, Written
 from crashproof.teacher.jobs.prompts import problem_with_answer
@@ -39,8 +40,6 @@ __all__ = ["Engine", "EngineResult", "JobProgress", "JobResult", "LocalEngine", 
 log = logging.getLogger("crashproof")
 
 FORBIDDEN = 403
-REFUSES_ALL = frozenset({301, 302, 303, 307, 308, 401, 402, 404, 405, 429})
-"""Refusals that would hit every prompt; a 429 is final only if the account has no credit left."""
 _SECONDS_BETWEEN_REPORTS = 1.0
 _MIN_UNREACHABLE = 4
 """Consecutive questions without an answer before a job stops: the first may fail for reasons of their own."""
@@ -68,10 +67,13 @@ class TeacherSettings:
     asks_again: bool = False
     """Whether to pay once more for stored answers that are unusable."""
 
-    def open(self, model: str, store: ResponseStore, on_failure: OnFailure) -> AsyncTeacher:
-        """Open a teacher with these settings."""
+    def open(
+        self, form: RequestForm, store: ResponseStore, on_failure: OnFailure, *, keeps_truncated: bool
+    ) -> AsyncTeacher:
+        """Open a teacher with these settings; `form` is what all requests have in common."""
         return AsyncTeacher(
-            model,
+            form.model,
+            parameters=form.parameters,
             store=store,
             endpoint=self.endpoint,
             prices=self.prices,
@@ -79,6 +81,7 @@ class TeacherSettings:
             limits=self.limits,
             patience=self.patience,
             asks_again=self.asks_again,
+            keeps_truncated=keeps_truncated,
             on_failure=on_failure,
         )
 
@@ -238,7 +241,7 @@ class LocalEngine:
         return asyncio.run(self._ask_all(job, store, on_end))
 
     async def _ask_all(self, job: GenerationJob, store: ResponseStore, on_end: Callable[[int], None]) -> EngineResult:
-        teacher = self.settings.open(job.form.model, store, self.on_failure)
+        teacher = self.settings.open(job.form, store, self.on_failure, keeps_truncated=job.keeps_truncated)
         concurrency = self.settings.limits.concurrency
         max_unreachable = max(_MIN_UNREACHABLE, concurrency)
         asking = _Asking(teacher, store, max_unreachable=max_unreachable, on_end=on_end)
@@ -337,16 +340,18 @@ class _Asking:
             self.asked.over_budget = error
             self._num_over_budget += 1
         except TeacherUnreachable as error:
+            if error.hits_all:
+                raise
             self._note_unanswered(key, error)
         except TeacherRefused as error:
+            if error.hits_all:
+                raise
             if error.status == FORBIDDEN:
                 # Either the key is not permitted, or this prompt is not allowed: other questions will show.
                 self._note_unanswered(key, error)
                 return
             self._num_unreachable = 0
             self.asked.reasons[key] = str(error)
-            if error.status in REFUSES_ALL:
-                raise
 
     def _note_unanswered(self, key: str, error: TeacherError) -> None:
         self.asked.reasons[key] = str(error)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -13,14 +14,17 @@ from crashproof.disk.atomic import write_atomically, write_bytes_atomically
 from crashproof.disk.files import REAL_DISK, storage_errors
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import ConfigError, DataError
-from crashproof.rules.requests import JsonObject, TeacherRequest
-from crashproof.teacher.client.answers import answer_in, problem_with
+from crashproof.records.requests import AnswerRecord
+from crashproof.rules.requests import JsonObject, TeacherRequest, deciding_parameters
+from crashproof.teacher.client.answers import answer_in, finish_reason_of, problem_with, problem_with_ending
 from crashproof.teacher.client.request_builder import RequestForm
 from crashproof.teacher.jobs.prompts import Prompt, problem_with_answer, read_prompts, trained_line
+from crashproof.teacher.replies.endings import ending_of
 
 __all__ = ["GenerationJob", "Question", "Written"]
 
 _NOT_SENT = "not requested yet"
+_STORED = "the answer is stored but unusable"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +42,8 @@ class Written:
 
     num_answers: int
     num_failed: int
+    incomplete: Counter[str] = field(default_factory=Counter)
+    """Answers that are not known to be complete, by their finish reason, whether written or not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +54,8 @@ class GenerationJob:
     out: Path
     form: RequestForm
     num_samples: int = 1
+    keeps_truncated: bool = False
+    """Whether answers are written that were cut off, filtered, or ended in an unknown way."""
 
     @property
     def folder(self) -> RunFolder:
@@ -64,7 +72,7 @@ class GenerationJob:
         return {
             "base_url": self.form.base_url,
             "model": self.form.model,
-            "parameters": dict(self.form.parameters),
+            "parameters": deciding_parameters(self.form.parameters),
             "samples": self.num_samples,
         }
 
@@ -125,15 +133,18 @@ class GenerationJob:
             DiskFull: the file that did not fit is unchanged.
         """
         failed: list[JsonObject] = []
+        incomplete: Counter[str] = Counter()
         num_answers = 0
 
         def write_lines(write: Callable[[bytes], object]) -> None:
             nonlocal num_answers
             for question in self.questions():
+                stored = _Stored.read(question, store)
+                incomplete.update([f"{stored.finish_reason}"] if stored.is_cut else [])
                 try:
-                    line = self._trained_line(question, store, reasons)
+                    line = self._trained_line(question, stored, reasons)
                 except ValueError as error:
-                    failed.append(_failed_line(question, str(error), num_samples=self.num_samples))
+                    failed.append(_failed_line(question, str(error), stored, num_samples=self.num_samples))
                 else:
                     num_answers += 1
                     write(_encoder.encode(line) + b"\n")
@@ -144,30 +155,51 @@ class GenerationJob:
         else:
             with storage_errors(self.failed):
                 REAL_DISK.remove_file(self.failed)
-        return Written(num_answers=num_answers, num_failed=len(failed))
+        return Written(num_answers=num_answers, num_failed=len(failed), incomplete=incomplete)
 
     def _beside(self, ending: str) -> Path:
         return self.out.with_name(self.out.name.removesuffix(".jsonl") + ending)
 
-    def _trained_line(self, question: Question, store: ResponseStore, reasons: Mapping[str, str]) -> JsonObject:
+    def _trained_line(self, question: Question, stored: _Stored, reasons: Mapping[str, str]) -> JsonObject:
         """Raises ValueError with the reason if there is none."""
-        key = question.request.key
-        record = store.read(key)
-        if record is None:
-            raise ValueError(reasons.get(key, _NOT_SENT))
-        if isinstance(record.problem, str):
-            raise ValueError(f"the answer is stored but unusable: {record.problem}")
-        answer = answer_in(record)
+        if stored.record is None:
+            raise ValueError(reasons.get(question.request.key, _NOT_SENT))
+        if isinstance(stored.record.problem, str):
+            raise ValueError(f"{_STORED}: {stored.record.problem}")
+        answer = answer_in(stored.record)
+        cut = None if self.keeps_truncated else problem_with_ending(answer)
+        if cut is not None:
+            raise ValueError(f"the answer is stored but incomplete: {cut}; --keep-truncated writes it as it is")
         problem = problem_with(answer, question.request.body) or problem_with_answer(question.prompt, answer.message)
         if problem is not None:
-            raise ValueError(f"the answer is stored but unusable: {problem}")
+            raise ValueError(f"{_STORED}: {problem}")
         return trained_line(
             question.prompt,
             answer.message,
             sample=question.sample,
             num_samples=self.num_samples,
             logprobs=answer.logprobs,
+            finish_reason=answer.finish_reason,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stored:
+    """What the store has for a question."""
+
+    record: AnswerRecord | None
+    finish_reason: str | None
+    is_cut: bool
+    """Whether its finish reason speaks against its being complete."""
+
+    @classmethod
+    def read(cls, question: Question, store: ResponseStore) -> _Stored:
+        record = store.read(question.request.key)
+        if record is None:
+            return cls(record=None, finish_reason=None, is_cut=False)
+        finish_reason = finish_reason_of(record)
+        is_cut = finish_reason is not None and not ending_of(finish_reason).may_be_whole
+        return cls(record=record, finish_reason=finish_reason, is_cut=is_cut)
 
 
 _encoder = msgspec.json.Encoder()
@@ -187,12 +219,14 @@ def _problem_with_parameters(parameters: Mapping[str, object]) -> str | None:
     return None
 
 
-def _failed_line(question: Question, reason: str, *, num_samples: int) -> JsonObject:
+def _failed_line(question: Question, reason: str, stored: _Stored, *, num_samples: int) -> JsonObject:
     prompt = question.prompt
     asked: JsonObject = {"prompt": prompt.text} if prompt.text is not None else {"messages": prompt.messages}
     if prompt.tools:
         asked["tools"] = prompt.tools
     details: JsonObject = {"line": prompt.line, "reason": reason, "key": question.request.key}
+    if stored.record is not None:
+        details["finish_reason"] = stored.finish_reason
     if num_samples > 1:
         details["failed_sample"] = question.sample
     # Last, so that no field of the prompt hides the reason.

@@ -21,7 +21,7 @@ __all__ = ["Prompt", "problem_with_answer", "read_prompts", "trained_line"]
 
 _FORMATS = 'A line is {"prompt": …}, {"messages": […], "tools": […]} or a line of a batch file.'
 _ROLES = ("assistant", "developer", "function", "system", "tool", "user")
-_RESERVED_FIELDS = ("logprobs", "sample", "teacher_text")
+_RESERVED_FIELDS = ("finish_reason", "logprobs", "sample", "teacher_text")
 _KEPT_ANSWER_FIELDS = ("content", "refusal", "reasoning_content", "reasoning", "tool_calls")
 _BATCH_URLS = ("/chat/completions", "/v1/chat/completions")
 
@@ -105,6 +105,7 @@ def trained_line(
     sample: int = 0,
     num_samples: int = 1,
     logprobs: list[Any] | None = None,
+    finish_reason: str | None = None,
 ) -> JsonObject:
     """The line that a student is trained on: the prompt, the answer, and the prompt's extra fields.
 
@@ -116,8 +117,9 @@ def trained_line(
         sample: Index among the answers to the prompt; a field of the line if there are several.
         num_samples: Answers per prompt.
         logprobs: `choices[0].logprobs.content` of the response, if requested.
+        finish_reason: Why the answer ended, as the server says.
     """
-    line = _prompt_and_answer(prompt, message) | prompt.extra
+    line = _prompt_and_answer(prompt, message) | {"finish_reason": finish_reason} | prompt.extra
     if num_samples > 1:
         line["sample"] = sample
     if logprobs is not None:

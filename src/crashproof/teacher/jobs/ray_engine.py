@@ -33,10 +33,10 @@ from crashproof.optional_dependencies import require_modules
 from crashproof.rules.requests import JsonObject, teacher_request
 from crashproof.teacher.client.answers import Answer
 from crashproof.teacher.client.client import OnFailure
-from crashproof.teacher.client.endpoint import Endpoint
 from crashproof.teacher.client.limits import Limits
+from crashproof.teacher.client.request_builder import RequestForm
 from crashproof.teacher.client.synchronous import Teacher
-from crashproof.teacher.jobs.generation import FORBIDDEN, REFUSES_ALL, EngineResult, TeacherSettings
+from crashproof.teacher.jobs.generation import FORBIDDEN, EngineResult, TeacherSettings
 from crashproof.teacher.jobs.job import GenerationJob
 from crashproof.teacher.jobs.prompts import Prompt, problem_with_answer
 from crashproof.teacher.shared_store.store import SharedStore
@@ -80,7 +80,8 @@ class RayEngine:
         ends = questions.map_batches(
             _Worker,
             fn_constructor_kwargs={
-                "model": job.form.model,
+                "form": job.form,
+                "keeps_truncated": job.keeps_truncated,
                 "settings": replace(self.settings, limits=_divide(self.settings.limits, concurrency, num_workers)),
                 "store_url": self.store_url,
                 "account": self.account,
@@ -102,14 +103,17 @@ class RayEngine:
 class _Worker:
     """A worker process of the cluster."""
 
-    def __init__(self, *, model: str, settings: TeacherSettings, store_url: str, account: str) -> None:
+    def __init__(
+        self, *, form: RequestForm, keeps_truncated: bool, settings: TeacherSettings, store_url: str, account: str
+    ) -> None:
         # The key of the worker's machine takes precedence.
-        key = os.environ.get("OPENAI_API_KEY") or settings.endpoint.api_key
+        usual = None if settings.endpoint.has_key_in_header else os.environ.get("OPENAI_API_KEY")
+        key = usual or settings.endpoint.api_key
         self._base_url = settings.endpoint.base_url
         self._store = SharedStore.open(store_url, account=account)
         self._failures: list[tuple[int, str]] = []
-        settings = replace(settings, endpoint=Endpoint(base_url=self._base_url, api_key=key))
-        self._teacher = Teacher(settings.open(model, self._store, self._note_failure))
+        settings = replace(settings, endpoint=replace(settings.endpoint, api_key=key))
+        self._teacher = Teacher(settings.open(form, self._store, self._note_failure, keeps_truncated=keeps_truncated))
 
     def __call__(self, batch: dict[str, Sequence[Any]]) -> dict[str, list[str]]:
         """Obtain the answers of a batch into the store; returns how each request ended."""
@@ -194,9 +198,10 @@ def _wait_for_end(future: Future[Answer]) -> tuple[_End, str]:
     except BudgetExhausted as error:
         return _End.OVER_BUDGET, error.message
     except TeacherUnreachable as error:
-        return _End.FAILED, str(error)
+        return (_End.FATAL if error.hits_all else _End.FAILED), str(error)
     except TeacherRefused as error:
-        return (_End.FATAL if error.status in REFUSES_ALL | {FORBIDDEN} else _End.FAILED), str(error)
+        is_fatal = error.hits_all or error.status == FORBIDDEN
+        return (_End.FATAL if is_fatal else _End.FAILED), str(error)
     except CrashproofError as error:
         return _End.FATAL, str(error)
     return _End.ANSWERED, ""

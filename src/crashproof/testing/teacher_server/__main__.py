@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crashproof.disk.atomic import write_bytes_atomically
-from crashproof.testing.teacher_server import Fault, Faults, FaultTimes, TeacherServer
+from crashproof.testing.teacher_server import Fault, Faults, FaultTimes, Provider, TeacherServer
 
 
 def main() -> None:
@@ -34,7 +34,14 @@ def _server(options: argparse.Namespace) -> TeacherServer:
     times = FaultTimes(**_given(options, "retry_after_seconds", "stall_seconds", "slow_body_seconds"))
     faults = Faults(times=times, **_given(options, "script", "share", "seed", "kinds", "most_in_a_row"))
     terms = _given(
-        options, "prices", "cached_share", "models", "api_key", "latency_seconds", "honours_idempotency_keys"
+        options,
+        "prices",
+        "cached_share",
+        "models",
+        "api_key",
+        "latency_seconds",
+        "honours_idempotency_keys",
+        "provider",
     )
     return TeacherServer(faults=faults, port=options.port, **terms)
 
@@ -64,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
         "--cached-share", type=float, help="share of each prompt that is charged as cached, from 0 to 1"
     )
     parser.add_argument("--latency-seconds", type=float)
+    parser.add_argument(
+        "--provider", type=Provider, choices=list(Provider), help="whose manner of answering to take on"
+    )
     parser.add_argument("--honours-idempotency-keys", action="store_true")
     faults = parser.add_argument_group("faults")
     faults.add_argument("--script", type=_script, help="faults of the next requests, such as overloaded,none,stall")

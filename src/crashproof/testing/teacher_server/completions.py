@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -64,6 +64,8 @@ class Choice:
     finish_reason: str
     reasoning_tokens: int
     completion_tokens: int
+    error: JsonObject | None = None
+    """Why it broke off."""
 
     @classmethod
     def of(cls, answer: str | Mapping[str, Any], question: Question) -> Choice:
@@ -89,10 +91,23 @@ class Choice:
             completion_tokens=charged,
         )
 
+    def cut(self, finish_reason: str, *, error: JsonObject | None) -> Choice:
+        """The same choice, but ended in the middle; its tokens are charged all the same."""
+        tokens = self.tokens[: len(self.tokens) // 2]
+        return replace(
+            self,
+            message=self.message | {"content": "".join(tokens)},
+            tokens=tokens,
+            logprobs=None if self.logprobs is None else self.logprobs[: len(tokens)],
+            finish_reason=finish_reason,
+            error=error,
+        )
+
     def as_json(self, index: int) -> JsonObject:
         """The choice in OpenAI's form."""
         logprobs = None if self.logprobs is None else {"content": self.logprobs, "refusal": None}
-        return {"index": index, "message": self.message, "logprobs": logprobs, "finish_reason": self.finish_reason}
+        choice = {"index": index, "message": self.message, "logprobs": logprobs, "finish_reason": self.finish_reason}
+        return choice if self.error is None else choice | {"error": self.error}
 
     def deltas(self, index: int) -> Iterator[JsonObject]:
         """The chunks of a stream: the role, each token, everything else, the finish reason."""
@@ -116,6 +131,14 @@ class Completion:
     model: str
     choices: Sequence[Choice]
     usage: Usage
+    manner_of_body: JsonObject = field(default_factory=dict)
+    """What the provider adds beside the choices."""
+    manner_of_choice: JsonObject = field(default_factory=dict)
+    """What the provider adds beside each message."""
+
+    def cut(self, finish_reason: str, *, error: JsonObject | None = None) -> Completion:
+        """The same completion, but every choice ended in the middle."""
+        return replace(self, choices=[choice.cut(finish_reason, error=error) for choice in self.choices])
 
     def response(self, question: Question, *, usage: Mapping[str, object] | None) -> Response:
         """The response as requested, complete or streamed; `usage` may be wrong, or None to omit it."""
@@ -124,7 +147,8 @@ class Completion:
             pieces = [f"data: {line}\n\n".encode() for line in [*lines, "[DONE]"]]
             return Response(content_type="text/event-stream", pieces=pieces, is_chunked=True)
         body = self._frame("chat.completion")
-        body["choices"] = [choice.as_json(index) for index, choice in enumerate(self.choices)]
+        body["choices"] = [choice.as_json(index) | self.manner_of_choice for index, choice in enumerate(self.choices)]
+        body |= self.manner_of_body
         if usage is not None:
             body["usage"] = usage
         return Response(pieces=(json.dumps(body).encode(),))

@@ -53,14 +53,96 @@ class Fault(StrEnum):
     """200, charged; a good answer whose `usage` is negative, missing or zero, in turn."""
     ERROR_BODY = "error_body"
     """200 with an error and no choices; nothing was computed."""
+    ERROR_TEXT = "error_text"
+    """200 with an error that is a text; nothing was computed."""
+    ERROR_LIST = "error_list"
+    """200 with a list that holds an error, as Gemini sends it; nothing was computed."""
+    ERROR_DETAIL = "error_detail"
+    """200 with a `detail` alone; nothing was computed."""
+    RATE_LIMITED_IN_CHOICE = "rate_limited_in_choice"
+    """200 with a choice that is empty but for an error 429, as OpenRouter sends it; nothing was computed."""
+    RATE_LIMITED_IN_BODY = "rate_limited_in_body"
+    """200 with no choices and a `base_resp`, as MiniMax sends it; nothing was computed."""
+    NO_CHOICES = "no_choices"
+    """200 with an empty list of choices and no tokens; nothing was computed."""
+    NULL_BODY = "null_body"
+    """200 with the JSON `null`; nothing was computed."""
+    EMPTY_BODY = "empty_body"
+    """200 without a body; nothing was computed."""
+    BROKEN_OFF = "broken_off"
+    """200, charged; half of the text, with an error 502 in its choice, as OpenRouter sends it."""
+    TRUNCATED = "truncated"
+    """200, charged; half of the text, with the finish reason `length`."""
+    FILTERED = "filtered"
+    """200, charged; half of the text, with the finish reason `content_filter`."""
+    RATE_LIMITED_IN_WORDS = "rate_limited_in_words"
+    """429 whose message alone says how long to wait."""
+    LONG_WAIT = "long_wait"
+    """429 that asks to wait five hours."""
+    DAILY_QUOTA = "daily_quota"
+    """429: the quota of the day is used up, with a wait that does not help."""
+    EMPTY_BALANCE = "empty_balance"
+    """402: the account has no money left."""
+    EMPTY_BALANCE_AS_400 = "empty_balance_as_400"
+    """400: the account has no money left."""
+    BAD_KEY_AS_400 = "bad_key_as_400"
+    """400: the API key is not valid."""
+    NO_MODEL_AS_400 = "no_model_as_400"
+    """400: there is no such model."""
+    WRONG_REGION = "wrong_region"
+    """403: the country of the caller is not served."""
+    STREAM_UNASKED = "stream_unasked"
+    """200, charged; streamed, whether asked for or not."""
+    STREAM_ODD = "stream_odd"
+    """200, charged; streamed as JSON, with comments, CRLF, no space, events in parts, no end marker."""
+    STREAM_OF_LINES = "stream_of_lines"
+    """200, charged; streamed as JSON lines."""
+    STREAM_OF_ONE = "stream_of_one"
+    """200, charged; one event that holds the whole completion."""
+    STREAM_CUT = "stream_cut"
+    """Charged; streamed, and closed in the middle of an event."""
+    STREAM_STALL = "stream_stall"
+    """Charged; streamed, and silent from the middle on."""
+    STREAM_ERROR = "stream_error"
+    """Charged; streamed, with an error event in the middle."""
 
     @property
     def is_charged(self) -> bool:
         """Whether the answer was computed and charged before the fault."""
         return self in _CHARGED
 
+    @property
+    def spoils_answer(self) -> bool:
+        """Whether what arrives counts as the answer, but as an unusable one: it is not requested again."""
+        return self in _SPOILS_ANSWER
 
-_CHARGED = {
+    @property
+    def is_lasting(self) -> bool:
+        """Whether the same would befall a retry."""
+        return self in _LASTING
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the answer is streamed, whether asked for or not."""
+        return self in _STREAMED
+
+    @property
+    def leaves_part(self) -> bool:
+        """Whether a part of an answer arrives, and is not said to be whole."""
+        return self in _LEAVES_PART
+
+
+_STREAMED = {
+    Fault.STREAM_UNASKED,
+    Fault.STREAM_ODD,
+    Fault.STREAM_OF_LINES,
+    Fault.STREAM_OF_ONE,
+    Fault.STREAM_CUT,
+    Fault.STREAM_STALL,
+    Fault.STREAM_ERROR,
+}
+
+_CHARGED = _STREAMED | {
     Fault.GATEWAY_TIMEOUT,
     Fault.DROP_AFTER,
     Fault.DROP_MIDWAY,
@@ -68,7 +150,24 @@ _CHARGED = {
     Fault.SLOW_BODY,
     Fault.BROKEN_JSON,
     Fault.WRONG_USAGE,
+    Fault.BROKEN_OFF,
+    Fault.TRUNCATED,
+    Fault.FILTERED,
 }
+
+_SPOILS_ANSWER = {Fault.BROKEN_JSON, Fault.TRUNCATED, Fault.FILTERED}
+
+_LASTING = {
+    Fault.LONG_WAIT,
+    Fault.DAILY_QUOTA,
+    Fault.EMPTY_BALANCE,
+    Fault.EMPTY_BALANCE_AS_400,
+    Fault.BAD_KEY_AS_400,
+    Fault.NO_MODEL_AS_400,
+    Fault.WRONG_REGION,
+}
+
+_LEAVES_PART = {Fault.STREAM_CUT, Fault.STREAM_STALL, Fault.STREAM_ERROR}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +193,8 @@ class Faults:
     seed: int = 0
     share: float = 0.0
     """Probability of a random fault per attempt, from 0 to 1."""
-    kinds: Sequence[Fault] = tuple(Fault)
-    """Kinds of random faults."""
+    kinds: Sequence[Fault] = tuple(fault for fault in Fault if not fault.is_lasting)
+    """Kinds of random faults; by default all that pass."""
     most_in_a_row: int = 3
     """Maximum random faults in a row for one request; the next attempt succeeds."""
     times: FaultTimes = FaultTimes()

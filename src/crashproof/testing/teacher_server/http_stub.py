@@ -26,6 +26,8 @@ class Request:
 
     method: str
     path: str
+    query: str
+    """What stands behind the `?` of the address."""
     headers: Mapping[str, str]
     """By lower-case name; the last one of several with the same name."""
     body: bytes
@@ -101,10 +103,12 @@ class Connection:
             is_last = start + step >= len(payload)
             await self._write(payload[start : start + step], on_delivery if is_last else None)
 
-    async def send_half(self, response: Response) -> None:
-        """Send the head with the full length and half of the body, then close."""
+    async def send_half(self, response: Response, *, stalls_seconds: float | None = None) -> None:
+        """Send the head with the full length and half of the body, then close; at once, or after a silence."""
         payload = response.payload()
         await self._write(response.head() + payload[: len(payload) // 2])
+        if stalls_seconds is not None:
+            await self.stall(seconds=stalls_seconds)
         self.drop()
 
     async def stall(self, *, seconds: float) -> None:
@@ -132,12 +136,13 @@ class Connection:
             return None
         except asyncio.LimitOverrunError:
             raise Malformed(431, f"The headers are longer than {_MOST_HEAD_BYTES:,} bytes.") from None
-        method, path, version, headers = _parse_head(head)
+        method, target, version, headers = _parse_head(head)
+        path, _, query = target.partition("?")
         if headers.get("expect", "").lower() == "100-continue":
             self._writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = await self._read_body(headers)
         is_last = version == "HTTP/1.0" or headers.get("connection", "").lower() == "close"
-        return Request(method=method, path=path, headers=headers, body=body, is_last=is_last)
+        return Request(method=method, path=path, query=query, headers=headers, body=body, is_last=is_last)
 
     async def linger(self) -> None:
         """Drain what a client still sends, so that it gets to read its response."""
@@ -251,7 +256,7 @@ def _parse_head(head: bytes) -> tuple[str, str, str, dict[str, str]]:
         if not colon or not name or name != name.strip():
             _refuse_line(line)
         headers[name.lower()] = value.strip()
-    return words[0], words[1].partition("?")[0], words[2], headers
+    return words[0], words[1], words[2], headers
 
 
 def _refuse_line(line: str) -> NoReturn:

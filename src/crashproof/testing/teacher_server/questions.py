@@ -23,10 +23,11 @@ _MOST_CHOICES = 128
 class Refused(Exception):
     """A request that is rejected."""
 
-    def __init__(self, status: int, message: str, *, code: str | None = None) -> None:
+    def __init__(self, status: int, message: str, *, code: str | None = None, parameter: str | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
+        self.parameter = parameter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +81,23 @@ def request_hash(body: Mapping[str, object]) -> str:
 
 
 def error_response(
-    status: int, message: str, *, code: str | None = None, headers: Mapping[str, str] | None = None
+    status: int,
+    message: str,
+    *,
+    code: str | None = None,
+    parameter: str | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     """An error in OpenAI's form."""
-    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
-    error = {"message": message, "type": kind, "param": None, "code": code}
+    # A success with an error inside blames the server, too.
+    kind = (
+        "server_error"
+        if status >= 500 or status == 200
+        else "rate_limit_error"
+        if status == 429
+        else "invalid_request_error"
+    )
+    error = {"message": message, "type": kind, "param": parameter, "code": code}
     return Response(status=status, headers=headers or {}, pieces=(json.dumps({"error": error}).encode(),))
 
 

@@ -6,7 +6,8 @@ import asyncio
 import functools
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Self
 
@@ -17,7 +18,9 @@ from crashproof.testing.teacher_server.counts import Ledger, SeenRequest, Teache
 from crashproof.testing.teacher_server.echo import KeyEcho, echo_key
 from crashproof.testing.teacher_server.faults import Fault, FaultPlan, Faults
 from crashproof.testing.teacher_server.http_stub import Connection, HttpThread, Malformed, Request, Response
-from crashproof.testing.teacher_server.misbehaviour import refuse, spoil, wrong_usage
+from crashproof.testing.teacher_server.misbehaviour import cut_short, refuse, spoil, wrong_usage
+from crashproof.testing.teacher_server.provider_refusals import check_parameters
+from crashproof.testing.teacher_server.providers import MANNERS, Provider
 from crashproof.testing.teacher_server.questions import Question, Refused, error_response
 from crashproof.testing.teacher_server.tokens import num_tokens, some_text
 
@@ -50,6 +53,9 @@ class TeacherServer:
         echoes_key: KeyEcho | None = None,
         latency_seconds: float = 0.0,
         honours_idempotency_keys: bool = False,
+        provider: Provider = Provider.OPENAI,
+        refuses: Collection[str] = (),
+        only_streams: bool = False,
         port: int = 0,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -68,6 +74,9 @@ class TeacherServer:
             echoes_key: How each complete body spells the key that the client sent; None for no echo.
             latency_seconds: Time between computing and delivering an answer.
             honours_idempotency_keys: Whether a repeated key gets the earlier answer, free of charge.
+            provider: Whose manner of answering it takes on.
+            refuses: Parameters that are refused by name, such as `max_tokens` or `stream_options`.
+            only_streams: Whether a request that does not ask for a stream is refused.
             port: 0 picks a free one.
             clock: Source of time for answers and `Retry-After`.
         """
@@ -80,6 +89,9 @@ class TeacherServer:
         self._echoes_key = echoes_key
         self._latency_seconds = latency_seconds
         self._honours_idempotency_keys = honours_idempotency_keys
+        self._manner = MANNERS[provider]
+        self._refuses = refuses
+        self._only_streams = only_streams
         self._wanted_port = port
         self._clock = clock
         self._plan = FaultPlan(self._faults)
@@ -123,7 +135,9 @@ class TeacherServer:
             else:
                 await connection.send(self._response_to_get(request))
         except Refused as refusal:
-            await connection.send(error_response(refusal.status, str(refusal), code=refusal.code))
+            await connection.send(
+                error_response(refusal.status, str(refusal), code=refusal.code, parameter=refusal.parameter)
+            )
 
     def _response_to_get(self, request: Request) -> Response:
         if (request.method, request.path) == ("GET", "/counts"):
@@ -139,6 +153,7 @@ class TeacherServer:
         if request.path != "/v1/chat/completions":
             raise Refused(404, f"Not found: POST {request.path}.")
         question = Question.read(request.body)
+        check_parameters(question.body, refuses=self._refuses, only_streams=self._only_streams)
         if question.model not in self._models:
             message = f"The model {question.model!r} does not exist or you do not have access to it."
             raise Refused(404, message, code="model_not_found")
@@ -158,8 +173,12 @@ class TeacherServer:
         completion = self._compute_or_recall(question, request.headers.get("idempotency-key"))
         await asyncio.sleep(self._latency_seconds)
         usage = completion.usage
-        shown = wrong_usage(usage, number) if fault is Fault.WRONG_USAGE else usage.as_json()
-        response = completion.response(question, usage=shown)
+        told = self._manner.usage(usage, usage.dollars(self._prices))
+        shown = wrong_usage(usage, number) if fault is Fault.WRONG_USAGE else told
+        if fault is not None and fault.is_streamed:
+            question = replace(question, is_streamed=True, includes_usage=True)
+        ended = completion if fault is None else cut_short(fault, completion)
+        response = ended.response(question, usage=shown)
         if fault is None:
             await connection.send(response, on_delivery=self._ledger.deliver)
         else:
@@ -192,7 +211,7 @@ class TeacherServer:
         prompt_tokens = num_tokens(question.body["messages"]) + num_tokens(question.body.get("tools"))
         usage = Usage(
             prompt_tokens=prompt_tokens,
-            cached_tokens=int(prompt_tokens * self._cached_share),
+            cached_tokens=int(prompt_tokens * self._cached_share) if self._manner.reports_cache else 0,
             completion_tokens=sum(choice.completion_tokens for choice in choices),
             reasoning_tokens=sum(choice.reasoning_tokens for choice in choices),
         )
@@ -201,8 +220,10 @@ class TeacherServer:
             identity=f"chatcmpl-{question.request_hash[:24]}-{times}",
             created=int(self._clock.now()),
             model=question.model,
-            choices=choices,
+            choices=[replace(choice, message=choice.message | self._manner.message) for choice in choices],
             usage=usage,
+            manner_of_body=self._manner.body,
+            manner_of_choice=self._manner.choice,
         )
 
     def _choose(self, question: Question, number: int) -> Choice:

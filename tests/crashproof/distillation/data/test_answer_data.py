@@ -202,8 +202,8 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     "line, reason",
     [
         (PLAIN | {"answer": "four " * 40}, "line 2: it has"),
-        (PAIR | {"rejected": "brown " * 40}, "line 2: with the rejected answer it has"),
-        (PLAIN | {"prompt": "two " * 60}, "which leaves no room for the answer"),
+        (PAIR | {"rejected": "brown " * 40}, "line 2: it has"),
+        (PLAIN | {"prompt": "two " * 60}, "which leaves no room for an answer"),
     ],
     ids=["answer", "rejected", "prompt"],
 )

@@ -11,7 +11,8 @@ import pytest
 import torch
 from loss_sums import topk_kl_sum
 
-from crashproof.distillation.data.api_data import ApiData, load_prompts
+from crashproof.distillation.data.answered.prompts import load_prompts
+from crashproof.distillation.data.api_data import ApiData
 from crashproof.distillation.losses.divergences import IGNORED, next_token_targets
 from crashproof.distillation.models.causal_lm import load_model, new_model, save_model
 from crashproof.distillation.models.model_answers import ModelAnswers
@@ -64,7 +65,7 @@ def asked(open_tracker):
     """A teacher behind a server, with a run's store."""
     opened = []
 
-    def open_it(server: TeacherServer, **parameters: object) -> Teacher:
+    def open_it(server: TeacherServer, *, keeps_truncated: bool = True, **parameters: object) -> Teacher:
         tracker = open_tracker()
         teacher = Teacher(
             AsyncTeacher(
@@ -73,6 +74,7 @@ def asked(open_tracker):
                 endpoint=Endpoint(base_url=server.base_url),
                 parameters={"max_tokens": 5, "temperature": 1.0, **parameters},
                 patience=Patience(attempts=2, first_wait_seconds=0.01),
+                keeps_truncated=keeps_truncated,
             )
         )
         opened.append(teacher)
@@ -188,7 +190,7 @@ def test_a_token_that_the_student_does_not_have_is_named(folder, tokenizer, prom
         with pytest.raises(ModelMismatch) as raised:
             data.batch([0])
 
-    assert "prompts.jsonl, line 1 has as token 1 the bytes b'zebra'" in str(raised.value)
+    assert "prompts.jsonl, line 1: it has as token 1 the bytes b'zebra'" in str(raised.value)
 
 
 def test_two_of_the_teachers_tokens_that_are_one_of_the_students_are_counted_together(
@@ -212,14 +214,14 @@ def test_an_answer_without_probabilities_is_refused_where_they_are_needed(folder
     with TeacherServer() as server:
         data = data_of(prompts({"prompt": "A letter: "}), tokenizer, top_k=3)
         data.connect(asked(server), iter([0]))
-        with pytest.raises(ModelMismatch, match="has no log-probabilities"):
+        with pytest.raises(ModelMismatch, match="it has no log-probabilities"):
             data.batch([0])
 
 
 def test_a_prompt_without_room_for_an_answer_is_refused_before_anything_is_asked(tokenizer, prompts):
     source = prompts({"prompt": "short"}, {"prompt": "word " * 200})
 
-    with pytest.raises(DataError, match=r"prompts.jsonl, line 2: its .* leave no room"):
+    with pytest.raises(DataError, match=r"prompts.jsonl, line 2: it has .* leaves no room for an answer"):
         data_of(source, tokenizer)
 
 

@@ -35,7 +35,7 @@ def read(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[..., To
     def tokens_of(*lines: object, max_length: int = 64) -> TokenizedData:
         path = tmp_path / "data.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        config = DataConfig(path=path, max_length=max_length)
+        config = DataConfig(path=path, max_length=max_length, on_too_long="truncate")
         return tokenized(load_source(config), config, tokenizer, tmp_path / "cache")
 
     return tokens_of

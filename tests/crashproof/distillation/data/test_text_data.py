@@ -36,8 +36,8 @@ def write(tmp_path: Path) -> Write:
 
 @pytest.fixture
 def tokens_of(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[..., TokenizedData]:
-    def tokenize(path: Path | None, max_length: int = 64) -> TokenizedData:
-        config = DataConfig(path=path, max_length=max_length)
+    def tokenize(path: Path | None, max_length: int = 64, on_too_long: Any = "error") -> TokenizedData:
+        config = DataConfig(path=path, max_length=max_length, on_too_long=on_too_long)
         return tokenized(load_source(config), config, tokenizer, tmp_path / "cache")
 
     return tokenize
@@ -78,8 +78,9 @@ def test_a_long_text_becomes_several_samples_and_loses_no_token(
     assert text + "<|end|>" == tokenizer.decode(data.input_ids)
 
 
-def test_a_long_answer_is_cut(write: Write, tokens_of: Callable[..., TokenizedData]) -> None:
-    data = tokens_of(write({"prompt": "Go on:", "teacher_text": " and on" * 50}), max_length=20)
+def test_a_long_answer_is_cut_where_that_is_asked_for(write: Write, tokens_of: Callable[..., TokenizedData]) -> None:
+    path = write({"prompt": "Go on:", "teacher_text": " and on" * 50})
+    data = tokens_of(path, max_length=20, on_too_long="truncate")
 
     assert (1, 20) == tuple(data.batch([0]).input_ids.shape)
 
@@ -216,9 +217,7 @@ def test_a_file_with_nothing_to_learn_is_an_error(write: Write, tokens_of: Calla
 def test_an_answer_out_of_reach_is_named(write: Write, tokens_of: Callable[..., TokenizedData]) -> None:
     path = write(LINES[0], {"prompt": "long " * 50, "teacher_text": "short"})
 
-    with pytest.raises(
-        DataError, match=r"line 2: the answer begins after the first 16 tokens, .* Raise data\.max_length"
-    ):
+    with pytest.raises(DataError, match=r"line 2: it has .* leaves no room for an answer.*Raise data\.max_length"):
         tokens_of(path, max_length=16)
 
 

@@ -97,7 +97,7 @@ def test_an_answer_before_any_result_restates_nothing(tokenizer: PreTrainedToken
             "{% for m in messages %}"
             "{{ m.content or m.tool_calls[0].function.arguments | tojson | tojson }};{% endfor %}"
             "{% if add_generation_prompt %}>{% endif %}",
-            "rewrites earlier messages|as JSON, once, in its turn",
+            "calls cannot be found|as JSON, once, in its turn",
             id="arguments-as-text-in-json",
         ),
         pytest.param(

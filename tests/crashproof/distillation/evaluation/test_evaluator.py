@@ -12,11 +12,16 @@ from crashproof.distillation.data.text_data import TokenizedData
 from crashproof.distillation.evaluation.evaluator import NATS, Place, TextEvaluator, added, means
 from crashproof.distillation.evaluation.generated_text import generate_texts
 from crashproof.distillation.recipes.kd import KdLossConfig, KdRecipe
+from crashproof.distillation.text.tokenizer import encode_text
 from crashproof.pytorch.device import choose_device
 from crashproof.pytorch.random_state import capture_random_state
 
 ALONE = Place(rank=0, num_ranks=1, in_lockstep=False)
 CPU = choose_device("cpu")
+
+
+def tokens_of(tokenizer: PreTrainedTokenizerFast, *texts: str) -> list[list[int]]:
+    return [encode_text(tokenizer, text).ids for text in texts]
 
 
 @pytest.fixture
@@ -89,7 +94,7 @@ def test_measuring_changes_nothing(
     recipe.train()
 
     TextEvaluator(tokens).sums(recipe, CPU, ALONE)
-    generate_texts(recipe, ["The quick"], tokenizer, CPU, max_new_tokens=5, in_lockstep=False)
+    generate_texts(recipe, tokens_of(tokenizer, "The quick"), tokenizer, CPU, max_new_tokens=5, in_lockstep=False)
 
     assert recipe.training
     assert all(torch.equal(before[name], each) for name, each in recipe.state_dict().items())
@@ -104,7 +109,14 @@ def test_answers_do_not_depend_on_the_other_prompts_of_a_batch(
     prompts = ["The quick", "What is two and two? Two and", "fox"]
 
     def said(asked: list[str]) -> list[str]:
-        return generate_texts(recipe, asked, tokenizer, CPU, max_new_tokens=6, in_lockstep=False)
+        return generate_texts(
+            recipe,
+            tokens_of(tokenizer, *asked),
+            tokenizer,
+            CPU,
+            max_new_tokens=6,
+            in_lockstep=False,
+        )
 
     recipe.train(False)
     assert [said([prompt])[0] for prompt in prompts] == said(prompts)
@@ -122,7 +134,9 @@ def test_an_answer_ends_where_the_student_ends_it(recipe: KdRecipe, tokenizer: P
 
     fixed: Any = Fixed()
 
-    assert ["two"] == generate_texts(fixed, ["x"], tokenizer, CPU, max_new_tokens=9, in_lockstep=False)
+    assert ["two"] == generate_texts(
+        fixed, tokens_of(tokenizer, "x"), tokenizer, CPU, max_new_tokens=9, in_lockstep=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -153,7 +167,9 @@ def test_an_answer_ends_at_the_mark_of_the_chat_template(
 
     fixed: Any = Fixed()
 
-    assert [said] == generate_texts(fixed, ["x"], tokenizer, CPU, max_new_tokens=9, in_lockstep=False)
+    assert [said] == generate_texts(
+        fixed, tokens_of(tokenizer, "x"), tokenizer, CPU, max_new_tokens=9, in_lockstep=False
+    )
     assert asked["eos_token_id"] == [1, tokenizer.convert_tokens_to_ids("<|im_end|>")][:num_ends]
 
 

@@ -88,8 +88,8 @@ def test_truncated_weights_are_an_error(
 
 
 def test_a_model_that_accepts_fewer_tokens_than_the_data_may_have_is_an_error(make_model: MakeModel) -> None:
-    model = make_model()
+    config = make_model().config
 
-    require_length(model, "student", 64)
+    require_length(config, "student", 64)
     with pytest.raises(ConfigError, match=r"data\.max_length is 65, and the student takes 64 tokens"):
-        require_length(model, "student", 65)
+        require_length(config, "student", 65)

@@ -19,7 +19,13 @@ from crashproof.errors import ConfigError
 
 IDS = torch.arange(12).view(2, 6)
 SMALL = [
-    *("data.max_length=24", "tokenizer.vocab_size=300", "teacher.steps=2", "teacher.d_model=16"),
+    *(
+        "data.max_length=24",
+        "data.on_too_long=truncate",
+        "tokenizer.vocab_size=300",
+        "teacher.steps=2",
+        "teacher.d_model=16",
+    ),
     *("teacher.num_heads=2", "teacher.num_layers=1", "student.d_model=16", "student.num_heads=2"),
     *("student.num_layers=1", "train.batch_size=2", "train.warmup_steps=1", "progress.checkpoint_interval=2"),
     *("train.device=cpu", "loss.intermediate=0"),

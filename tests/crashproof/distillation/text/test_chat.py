@@ -37,13 +37,19 @@ def test_the_tokenizers_own_template_is_used(tokenizer: PreTrainedTokenizerFast)
     assert ["Four.;", "Six.;"] == answers(TURNS, tokenizer)
 
 
-def test_a_template_that_rewrites_what_was_said_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_answers_are_found_in_a_template_that_rewrites_what_was_before(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = (
         "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
         "{% if add_generation_prompt %}>{% endif %}"
     )
 
-    with pytest.raises(ValueError, match="rewrites earlier messages"):
+    assert ["Four.", "Six."] == answers(TURNS, tokenizer)
+
+
+def test_a_template_that_drops_the_answers_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+
+    with pytest.raises(ValueError, match="drops an answer"):
         render_chat(TURNS, tokenizer)
 
 

@@ -28,6 +28,7 @@ from crashproof.records.codec import encode
 
 SMALL = [
     "data.max_length=16",
+    "data.on_too_long=truncate",
     "tokenizer.vocab_size=262",
     "teacher.steps=1",
     "teacher.d_model=8",

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from crashproof import RunReader, training_progress_context
 from crashproof.disk.files import REAL_DISK, Disk
-from crashproof.distillation.data.text_data import Source, TokenizedData, tokenized
+from crashproof.distillation.data.source import Source
+from crashproof.distillation.data.text_data import TokenizedData, tokenized
 from crashproof.distillation.display import show_progress
 from crashproof.distillation.evaluation.evaluator import Evaluator
 from crashproof.distillation.recipes.kd import KdLossConfig, KdRecipe
@@ -151,6 +152,46 @@ def test_a_wait_would_be_noticed(make_loop: MakeLoop) -> None:
         torch.zeros(3)[hidden > 0]
 
     assert ["aten._local_scalar_dense", "aten.index"] == waits.found
+
+
+@pytest.mark.parametrize("where", ["data", "forward"])
+def test_steps_that_are_done_are_saved_before_any_error_ends_the_run(
+    make_loop: MakeLoop, tmp_path: Path, where: str
+) -> None:
+    with a_run(tmp_path) as context:
+        loop = make_loop(context, progress={"checkpoint_interval": 100})
+        good, num_calls = loop.batches.take if where == "data" else loop.strategy.losses, 0
+
+        def third_fails(*arguments: Any) -> Any:
+            nonlocal num_calls
+            num_calls += 1
+            if num_calls == 3:
+                torch.rand(5)
+                raise IndexError("index out of range in self")
+            return good(*arguments)
+
+        setattr(*((loop.batches, "take") if where == "data" else (loop.strategy, "losses")), third_fails)
+        with pytest.raises(IndexError):
+            run(loop)
+        weights = [parameter.detach().clone() for parameter in loop.recipe.parameters()]
+
+        assert (tmp_path / "checkpoint_2.pt").is_file()
+        loop.state.restore(tmp_path / "checkpoint_2.pt")
+        assert 2 == loop.state.counters.step
+        assert all(map(torch.equal, weights, loop.recipe.parameters()))
+
+
+def test_weights_that_may_be_half_changed_are_not_saved(make_loop: MakeLoop, tmp_path: Path) -> None:
+    def fails(*arguments: Any, **more: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with a_run(tmp_path) as context:
+        loop = make_loop(context, progress={"checkpoint_interval": 100})
+        loop.state.optimizer.step = fails  # type: ignore[method-assign]
+        with pytest.raises(RuntimeError):
+            run(loop)
+
+    assert [] == list(tmp_path.glob("checkpoint_*"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

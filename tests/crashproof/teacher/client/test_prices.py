@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from crashproof.errors import ConfigError, UnknownPrice
 from crashproof.formatting import as_dollars_text
-from crashproof.teacher.client.prices import UNPRICED, Price, PriceTable, Usage, is_plausible
+from crashproof.teacher.client.prices import UNPRICED, Price, PriceTable
+from crashproof.teacher.replies.usage import Usage
 
 MINI = Price(
     input=Decimal("0.15"),
@@ -27,13 +28,6 @@ ASKED = {"model": "m", "messages": [{"role": "user", "content": "Grüße 😀"}]
 dollars = st.integers(0, 10**9).map(lambda millionths: Decimal(millionths).scaleb(-6))
 prices = st.builds(Price, input=dollars, cached_input=dollars, output=dollars, reasoning=dollars)
 counts = st.integers(0, 10**12)
-garbage = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just(object()),
-    lambda inner: (
-        st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=2)
-    ),
-    max_leaves=4,
-)
 bodies = st.fixed_dictionaries(
     {
         "messages": st.lists(
@@ -222,118 +216,17 @@ def test_without_prices_every_request_is_free_and_bounded():
     assert not MINI.is_free
 
 
-@pytest.mark.parametrize(
-    "usage, expected",
-    [
-        pytest.param(
-            {"prompt_tokens": 5, "completion_tokens": 3},
-            Usage(prompt_tokens=5, completion_tokens=3),
-            id="the-least",
-        ),
-        pytest.param(
-            {
-                "prompt_tokens": 5,
-                "completion_tokens": 3,
-                "total_tokens": 8,
-                "prompt_tokens_details": {"cached_tokens": 4, "audio_tokens": 0},
-                "completion_tokens_details": {"reasoning_tokens": 2},
-            },
-            Usage(prompt_tokens=5, cached_tokens=4, completion_tokens=3, reasoning_tokens=2),
-            id="all",
-        ),
-        pytest.param(
-            {
-                "prompt_tokens": 5,
-                "completion_tokens": 3,
-                "prompt_tokens_details": None,
-                "completion_tokens_details": {"reasoning_tokens": None},
-            },
-            Usage(prompt_tokens=5, completion_tokens=3),
-            id="null-details",
-        ),
-        pytest.param(None, None, id="null"),
-        pytest.param([], None, id="list"),
-        pytest.param({"prompt_tokens": 5}, None, id="one-is-missing"),
-        pytest.param({"prompt_tokens": "5", "completion_tokens": 3}, None, id="text"),
-        pytest.param({"prompt_tokens": 5.0, "completion_tokens": 3}, None, id="float"),
-        pytest.param({"prompt_tokens": True, "completion_tokens": 3}, None, id="bool"),
-        pytest.param({"prompt_tokens": -1, "completion_tokens": 3}, None, id="negative"),
-        pytest.param({"prompt_tokens": 10**13, "completion_tokens": 3}, None, id="beyond-all-measure"),
-        pytest.param({"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 9}, None, id="wrong-total"),
-        pytest.param(
-            {"prompt_tokens": 5, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 6}},
-            None,
-            id="more-cached-than-asked",
-        ),
-        pytest.param(
-            {"prompt_tokens": 5, "completion_tokens": 3, "completion_tokens_details": {"reasoning_tokens": 4}},
-            None,
-            id="more-thought-than-answered",
-        ),
-        pytest.param(
-            {"prompt_tokens": 5, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": True}},
-            None,
-            id="bool-in-details",
-        ),
-    ],
-)
-def test_usage_is_read_or_refused(usage, expected):
-    assert expected == Usage.read({"id": "chatcmpl-1", "usage": usage})
-
-
-def test_a_response_without_usage_has_none():
-    assert Usage.read({"id": "chatcmpl-1"}) is None
-
-
-@given(garbage)
-def test_reading_garbage_never_raises(value):
-    assert Usage.read(value) is None
-    assert Usage.read({"usage": value}) is None
-    Usage.read({"usage": {"prompt_tokens": 1, "completion_tokens": 1, "prompt_tokens_details": value}})
-
-
-@given(usages())
-def test_usage_is_read_back_as_it_was_reported(usage):
-    reported = {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-    }
-
-    assert usage == Usage.read({"usage": reported})
-
-
-@pytest.mark.parametrize(
-    "prompt_tokens, completion_tokens, expected",
-    [
-        pytest.param(30, 20, True, id="usual"),
-        pytest.param(0, 20, False, id="no-prompt"),
-        pytest.param(100_000, 20, False, id="more-than-the-request-has-bytes"),
-        pytest.param(30, 1, False, id="fewer-than-the-answer-needs"),
-        pytest.param(30, 51, False, id="longer-than-allowed"),
-    ],
-)
-def test_a_count_that_cannot_be_is_told(prompt_tokens, completion_tokens, expected):
-    usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
-
-    assert expected is is_plausible(usage, request_bytes=120, answer_bytes=80, most_completion_tokens=50)
-
-
-def test_an_answer_without_a_bound_may_have_any_length():
-    usage = Usage(prompt_tokens=30, completion_tokens=10**6)
-
-    assert is_plausible(usage, request_bytes=120, answer_bytes=80, most_completion_tokens=None)
-
-
 @given(bodies)
 def test_a_prompt_that_is_within_the_worst_case_is_plausible(body):
     token = Price(input=Decimal(1), cached_input=Decimal(1), output=Decimal(0), reasoning=Decimal(0))
-    most_prompt_tokens = int(token.worst_case(body) * 10**6)
-    usage = Usage(prompt_tokens=most_prompt_tokens, completion_tokens=1)
 
-    assert is_plausible(usage, len(msgspec.json.encode(body)), answer_bytes=1, most_completion_tokens=1)
+    assert int(token.worst_case(body) * 10**6) <= token.most_prompt_tokens(body)
+
+
+def test_a_prompt_with_an_image_has_no_bound():
+    image = {"type": "image_url", "image_url": {"url": "http://images.example/1"}}
+
+    assert MINI.most_prompt_tokens({"messages": [{"role": "user", "content": [image]}]}) is None
 
 
 def test_the_shipped_table_is_read_and_says_of_when_it_is():

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crashproof.teacher.client.retry import Patience, parse_retry_after
+from crashproof.teacher.client.retry import Patience
+from crashproof.teacher.client.wire.waits import parse_retry_after
 
 NOW = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC
 

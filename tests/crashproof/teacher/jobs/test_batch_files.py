@@ -14,7 +14,7 @@ from crashproof.teacher.jobs.batch_files import BatchResult, batch_line, batches
 from crashproof.teacher.jobs.prompts import read_prompts
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "Grüße"}]}
-COMPLETION = {"id": "chatcmpl-1", "choices": []}
+COMPLETION = {"id": "chatcmpl-1", "choices": [{"message": {"role": "assistant", "content": "Hi"}}]}
 EXPIRED = {"code": "batch_expired", "message": "This request could not be executed in time."}
 
 Write = Callable[..., Path]

@@ -113,7 +113,7 @@ def test_what_has_no_answer_is_listed_with_its_reason(
     written = job.write(store, {asked[1]: "it was refused"})
 
     assert Written(num_answers=1, num_failed=2) == written
-    assert [{"prompt": "a", "teacher_text": "It is.", "id": 1}] == lines_of(job.out)
+    assert [{"prompt": "a", "teacher_text": "It is.", "finish_reason": None, "id": 1}] == lines_of(job.out)
     messages = [{"role": "user", "content": "b"}]
     assert [
         {"messages": messages, "id": 2, "line": 2, "reason": "it was refused", "key": asked[1]},
@@ -194,7 +194,9 @@ def test_the_same_answers_make_the_same_bytes(make_job: Callable[..., Generation
 
     assert content == job.out.read_bytes()
     assert 1 == content.count(b"\n")
-    assert [{"prompt": "ä\u2028", "teacher_text": "ö\n\x7f", "z": 1, "a": [1.5, None]}] == [json.loads(content)]
+    assert [{"prompt": "ä\u2028", "teacher_text": "ö\n\x7f", "finish_reason": None, "z": 1, "a": [1.5, None]}] == [
+        json.loads(content)
+    ]
 
 
 def test_a_job_is_another_one_where_its_answers_would_be_others(make_job: Callable[..., GenerationJob]) -> None:

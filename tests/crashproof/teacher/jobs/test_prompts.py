@@ -213,14 +213,14 @@ def test_a_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
 def test_the_answer_to_a_prompt_stands_beside_it() -> None:
     line = trained_line(ASKED, {"role": "assistant", "content": "Hi", "refusal": None, "annotations": []})
 
-    assert ["prompt", "teacher_text", "id"] == list(line)
-    assert {"prompt": "Hello", "teacher_text": "Hi", "id": 7} == line
+    assert ["prompt", "teacher_text", "finish_reason", "id"] == list(line)
+    assert {"prompt": "Hello", "teacher_text": "Hi", "finish_reason": None, "id": 7} == line
 
 
 def test_the_answer_to_messages_is_their_last() -> None:
     line = trained_line(CHAT, {"role": "assistant", "content": "Hi"})
 
-    assert ["messages", "tools", "id", "split"] == list(line)
+    assert ["messages", "tools", "finish_reason", "id", "split"] == list(line)
     assert [*HELLO, {"role": "assistant", "content": "Hi"}] == line["messages"]
     assert TOOLS == line["tools"]
     assert 1 == len(CHAT.messages)
@@ -291,5 +291,5 @@ def test_an_answer_that_makes_no_line_is_told(prompt: Prompt, message: dict[str,
 def test_what_is_written_is_no_prompt_again(write: Write) -> None:
     line = trained_line(ASKED, {"content": "Hi"})
 
-    with pytest.raises(DataError, match="teacher_text"):
+    with pytest.raises(DataError, match="finish_reason"):
         list(read_prompts(write(line)))

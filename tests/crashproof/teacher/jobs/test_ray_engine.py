@@ -52,7 +52,15 @@ def job(tmp_path):
 
     def run(base_url: str, out: str, *more: str, address: str = "") -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.executable).with_name("crashproof")), "generate", "--json"]
-        command += ["--prompts", f"{tmp_path}/p.jsonl", "--model", "teacher", "--max-tokens", "20"]
+        command += [
+            "--prompts",
+            f"{tmp_path}/p.jsonl",
+            "--model",
+            "teacher",
+            "--max-tokens",
+            "20",
+            "--keep-truncated",
+        ]
         command += ["--out", f"{tmp_path}/{out}.jsonl", *more]
         environment = {**os.environ, "OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": "sk-made-up-for-this-test"}
         if address:

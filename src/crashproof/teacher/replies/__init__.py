@@ -1,0 +1,1 @@
+"""What a reply says: an answer, its end, its tokens, or an error."""
