@@ -19,7 +19,7 @@ CrashproofError
 │   └── TooManyOpenFiles     no more files can be opened
 ├── TeacherError             a teacher over HTTP
 │   ├── AnswerUnusable       a paid answer cannot be used
-│   │   └── AnswerIncomplete it was cut off, filtered, or ended in an unknown way
+│   │   └── AnswerIncomplete  it was cut off, filtered, or ended in an unknown way
 │   ├── BudgetExhausted      the next request could cost more than is left
 │   ├── TeacherClosed        it was closed before it answered
 │   ├── TeacherRefused       the server rejected the request, and would again

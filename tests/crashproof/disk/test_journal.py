@@ -397,6 +397,7 @@ def test_very_many_damaged_lines_are_kept_to_the_last_byte(tmp_path: Path) -> No
 
 def test_damage_longer_than_a_line_is_kept_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("crashproof.disk.journal.reading.MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr("crashproof.disk.journal.lines.MAX_LINE_BYTES", 1000)
     rubbish = b"".join(b"%d\n" % number for number in range(3_000))
     (tmp_path / "j").write_bytes(rubbish + line(1))
 
@@ -576,3 +577,9 @@ def test_a_file_that_its_server_has_forgotten_is_not_as_written(tmp_path: Path) 
     journal.close()
 
     assert not journal.is_as_written()
+
+
+def test_a_megabyte_of_blanks_between_two_lines_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "j").write_bytes(line(1) + b" \n" * (1 << 20) + line(2))
+
+    assert [line(1).rstrip(), line(2).rstrip()] == [each.content.rstrip() for each in scan(tmp_path / "j")]

@@ -933,3 +933,17 @@ def test_steps_done_are_one_more_than_the_newest_step_where_a_loop_counts_from_0
     assert (3, 3, 0) == tuple(
         session.steps_done for session in (session_of(line(1), line(3)), session_of(line(0), line(2)), session_of())
     )
+
+
+def test_a_part_of_the_update_that_closed_a_bucket_of_losses_opens_it_again():
+    updates = [line(step) for step in range(1, 65)]
+    without = msgspec.structs.replace(line(65), loss=math.nan, without_loss=True)
+
+    assert (1, 0) == numbers_of_buckets(session_of(*updates))
+    assert (1, 0) == numbers_of_buckets(session_of(*updates, line(64, 1.0)))
+    assert (1, 1) == numbers_of_buckets(session_of(*updates, without, line(65, 1.0)))
+    assert (1, 1) == numbers_of_buckets(session_of(*updates, line(65, 3.0), line(65, 1.0)))
+
+
+def numbers_of_buckets(session: TrainingSession) -> tuple[int, int]:
+    return len(session.loss_buckets), session.loss_updates_open

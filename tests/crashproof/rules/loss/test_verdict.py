@@ -13,8 +13,8 @@ def verdict_on(losses: list[float], progress: float | None = None) -> str:
     return judge(LossHistory(losses), progress=progress).verdict
 
 
-def noisy(first: float, last: float, noise: float, count: int = 800) -> list[float]:
-    chance = random.Random(1)
+def noisy(first: float, last: float, noise: float, count: int = 800, seed: int = 1) -> list[float]:
+    chance = random.Random(seed)
     return [first + (last - first) * step / count + chance.gauss(0.0, noise) for step in range(count)]
 
 
@@ -26,6 +26,11 @@ def test_without_losses_nothing_is_known():
 @pytest.mark.parametrize("first, last, expected", [(1.0, 3.0, "diverging"), (3.0, 1.0, "improving")])
 def test_what_follows_a_stretch_without_finite_losses_is_judged_by_itself(first, last, expected):
     assert expected == verdict_on([math.nan] * 450 + noisy(first, last, 0.05, 400))
+
+
+def test_a_noisy_fall_or_rise_behind_a_stretch_without_finite_losses_has_no_level_to_pass():
+    assert "improving" == verdict_on([math.nan] * 600 + noisy(1.0, 0.5, 0.3, 200, seed=0))
+    assert "diverging" == verdict_on([math.nan] * 100 + noisy(1.0, 1.4, 0.12, 100, seed=0))
 
 
 def test_a_certain_rise_that_is_tiny_is_a_plateau():
