@@ -563,7 +563,7 @@ def test_the_length_of_a_schedule_counts(name, section):
         ({"a": "data/alpaca.json"}, {"a": "datasets/alpaca.json"}),
         ({"a": "~/data/alpaca"}, {"a": "s3://bucket/alpaca/"}),
         ({"a": "C:\\data\\alpaca.json"}, {"a": "/mnt/c/data/alpaca.json"}),
-        ({"a": "$DATA/alpaca"}, {"a": "/work/ann/alpaca"}),
+        ({"a": "$DATA/alpaca"}, {"a": "/data/shared/alpaca"}),
         ({"a": "/home/ann/sft/checkpoint-500"}, {"a": "/mnt/x/sft/checkpoint-500"}),
         ({"a": "./alpaca"}, {"a": "alpaca"}),
         (
