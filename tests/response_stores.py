@@ -120,7 +120,7 @@ class SqlStoreFixture:
         self._stores: list[SharedStore] = []
 
     def open(self, account: str = "us", **how: Any) -> SharedStore:
-        arguments = {"lease_seconds": 60.0, "clock": self.clock, "patience_seconds": 5.0} | how
+        arguments = {"lease_seconds": 60.0, "clock": self.clock, "retry_seconds": 5.0} | how
         self._stores.append(SharedStore.open(self.url, account=account, **arguments))
         return self._stores[-1]
 

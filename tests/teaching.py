@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from crashproof.rules.requests import TeacherRequest, teacher_request
-from crashproof.teacher.client.retry import Patience
+from crashproof.teacher.client.retry import RetryPolicy
 from crashproof.teacher.client.transport import Delivered, Failed, Reply
 from crashproof.testing import FakeClock
 from crashproof.testing.teacher_server.http_stub import Connection, HttpThread, Malformed, Request, Response
@@ -20,7 +20,7 @@ from crashproof.testing.teacher_server.http_stub import Connection, HttpThread, 
 T = TypeVar("T")
 
 URL = "http://teacher.example/v1"
-EAGER = Patience(first_wait_seconds=0.0001, longest_wait_seconds=0.001)
+EAGER = RetryPolicy(first_wait_seconds=0.0001, longest_wait_seconds=0.001)
 """Tries again at once."""
 PRICES = """\
 as_of: 2026-01-01

@@ -19,7 +19,7 @@ from crashproof.teacher.client.endpoint import Endpoint
 from crashproof.teacher.client.limits import Limits
 from crashproof.teacher.client.prices import PriceTable
 from crashproof.teacher.client.request_builder import RequestForm
-from crashproof.teacher.client.retry import Patience
+from crashproof.teacher.client.retry import RetryPolicy
 from crashproof.teacher.jobs.generation import EngineResult, LocalEngine, TeacherSettings
 from crashproof.teacher.jobs.job import GenerationJob
 from crashproof.testing import FaultyDisk, TeacherServer, forget_open_runs
@@ -60,7 +60,7 @@ def ask_all(job: GenerationJob, disk: Disk, *, full_disk_seconds: float) -> Engi
         endpoint=Endpoint(base_url=job.form.base_url),
         prices=PriceTable.load(),
         limits=Limits(concurrency=CONCURRENCY),
-        patience=Patience(full_disk_seconds=full_disk_seconds),
+        retry_policy=RetryPolicy(full_disk_seconds=full_disk_seconds),
     )
     quiet = TrackerSettings(has_heartbeat=False)
     tracker = ProgressTracker(job.folder.progress, job.config(), NUM_PROMPTS, settings=quiet, disk=disk)

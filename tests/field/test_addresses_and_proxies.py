@@ -373,11 +373,11 @@ def test_certificates_that_cannot_be_read_are_named(tmp_path, content):
 
 
 def test_an_unknown_certificate_is_no_matter_of_patience():
-    from crashproof.teacher import Patience
+    from crashproof.teacher import RetryPolicy
     from crashproof.teacher.client.wire.exchange import Exchange, reason_of
 
     error = ConnectionError("TLS failed")
     error.__cause__ = ssl.SSLCertVerificationError("self-signed certificate")
-    exchange = Exchange(None, Patience())  # type: ignore[arg-type]  # Never run.
+    exchange = Exchange(None, RetryPolicy())  # type: ignore[arg-type]  # Never run.
 
     assert ("TLS failed", False) == reason_of(error, exchange, str)

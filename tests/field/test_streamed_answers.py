@@ -35,7 +35,7 @@ def tracker(open_tracker: Callable[..., ProgressTracker]) -> ProgressTracker:
 def ask(tracker, tmp_path) -> Callable[..., list[Any]]:
     """Ask a server at an address; answers and errors, in order."""
 
-    def of(base_url: str, *questions: str, patience=EAGER, **parameters: Any) -> list[Any]:
+    def of(base_url: str, *questions: str, retry_policy=EAGER, **parameters: Any) -> list[Any]:
         async def work() -> list[Any]:
             async with AsyncTeacher(
                 "teacher",
@@ -43,7 +43,7 @@ def ask(tracker, tmp_path) -> Callable[..., list[Any]]:
                 endpoint=Endpoint(base_url=base_url),
                 prices=PriceTable.load(price_table_at(tmp_path)),
                 budget=Decimal(1),
-                patience=patience,
+                retry_policy=retry_policy,
                 parameters={"max_tokens": 50} | parameters,
             ) as teacher:
                 asking = (teacher.ask(question) for question in questions or ("2 + 2?",))
@@ -152,9 +152,9 @@ def test_a_server_that_takes_no_such_parameter_is_asked_without_it(ask, caplog, 
 
 @pytest.mark.parametrize("fault", [Fault.STREAM_CUT, Fault.STREAM_STALL, Fault.STREAM_ERROR])
 def test_a_broken_stream_is_kept_and_marked_and_asked_for_once_more(ask, tracker, run_dir, fault):
-    patience = dataclasses.replace(EAGER, between_chunks_seconds=0.3)
+    retry_policy = dataclasses.replace(EAGER, between_chunks_seconds=0.3)
     with TeacherServer(faults=Faults(script=[fault], times=FaultTimes(stall_seconds=20.0)), prices=PRICES) as server:
-        (answer,) = ask(server.base_url, patience=patience)
+        (answer,) = ask(server.base_url, retry_policy=retry_policy)
         counts = server.counts
 
     spending = tracker.responses.spending()

@@ -106,7 +106,7 @@ def generate(
     from crashproof.teacher.client.limits import Limits
     from crashproof.teacher.client.prices import PriceTable
     from crashproof.teacher.client.request_builder import RequestForm
-    from crashproof.teacher.client.retry import Patience
+    from crashproof.teacher.client.retry import RetryPolicy
     from crashproof.teacher.jobs.generation import TeacherSettings
     from crashproof.teacher.jobs.job import GenerationJob
 
@@ -138,7 +138,7 @@ def generate(
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
         ),
-        patience=Patience(
+        retry_policy=RetryPolicy(
             attempts=attempts,
             answer_seconds=answer_seconds,
             first_byte_seconds=first_byte_seconds,

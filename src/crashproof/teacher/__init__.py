@@ -13,7 +13,7 @@ from crashproof.teacher.client.client import AsyncTeacher
 from crashproof.teacher.client.endpoint import Endpoint
 from crashproof.teacher.client.limits import Limits
 from crashproof.teacher.client.prices import PriceTable
-from crashproof.teacher.client.retry import Patience
+from crashproof.teacher.client.retry import RetryPolicy
 from crashproof.teacher.client.synchronous import Teacher
 
-__all__ = ["Answer", "AsyncTeacher", "Endpoint", "Limits", "Patience", "PriceTable", "Teacher"]
+__all__ = ["Answer", "AsyncTeacher", "Endpoint", "Limits", "PriceTable", "RetryPolicy", "Teacher"]

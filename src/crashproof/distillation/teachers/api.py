@@ -10,7 +10,7 @@ from crashproof.answers.store import ResponseStore
 from crashproof.disk.run_folder import RunFolder
 from crashproof.distillation.settings.api_teacher import ApiTeacherFields
 from crashproof.rules.requests import deciding_parameters
-from crashproof.teacher import AsyncTeacher, Endpoint, Limits, Patience, PriceTable, Teacher
+from crashproof.teacher import AsyncTeacher, Endpoint, Limits, PriceTable, RetryPolicy, Teacher
 from crashproof.teacher.shared_store.accounts import account_of
 from crashproof.teacher.shared_store.fallback import SpooledStore
 from crashproof.tracking.tracker import ProgressTracker
@@ -40,7 +40,7 @@ def open_teacher(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterator
                 prices=prices,
                 budget=config.budget,
                 limits=Limits(concurrency=config.concurrency),
-                patience=Patience(
+                retry_policy=RetryPolicy(
                     attempts=config.attempts,
                     deadline_seconds=config.deadline_hours * _SECONDS_PER_HOUR,
                     first_byte_seconds=config.first_byte_seconds,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from crashproof.errors import TeacherError, TeacherRefused, TeacherUnreachable
 from crashproof.formatting import as_duration
 from crashproof.records.requests import AnswerRecord
-from crashproof.teacher.client.retry import Patience
+from crashproof.teacher.client.retry import RetryPolicy
 from crashproof.teacher.client.transport import Failed
 from crashproof.teacher.client.wire.refusals import refusal_of
 
@@ -35,8 +35,8 @@ class Interrupted:
 class Attempts:
     """The attempts at one request."""
 
-    def __init__(self, patience: Patience, *, steady: Callable[[], float], chance: random.Random) -> None:
-        self._patience = patience
+    def __init__(self, retry_policy: RetryPolicy, *, steady: Callable[[], float], chance: random.Random) -> None:
+        self._retry_policy = retry_policy
         self._steady = steady
         self._chance = chance
         self._begun_at = steady()
@@ -50,9 +50,9 @@ class Attempts:
         self._num_interrupted += failure.partial is not None
         self._waited = self._steady() - self._begun_at
         wait = failure.retry_after_seconds
-        pause = self._patience.wait_seconds(self._num_failed, retry_after=wait, chance=self._chance)
-        is_last = self._num_failed >= self._patience.attempts or self._num_interrupted >= _MOST_INTERRUPTED
-        if not failure.is_retryable or is_last or self._waited + pause > self._patience.deadline_seconds:
+        pause = self._retry_policy.wait_seconds(self._num_failed, retry_after=wait, chance=self._chance)
+        is_last = self._num_failed >= self._retry_policy.attempts or self._num_interrupted >= _MOST_INTERRUPTED
+        if not failure.is_retryable or is_last or self._waited + pause > self._retry_policy.deadline_seconds:
             return None
         if wait is not None and wait >= _LONG_WAIT_SECONDS:
             log.warning("%s. Waiting %s, as the server asks.", failure.reason.rstrip("."), as_duration(wait))
@@ -78,7 +78,7 @@ class Attempts:
 
     def _unreachable(self, failure: Failed, url: str) -> TeacherUnreachable:
         wait = failure.retry_after_seconds or 0.0
-        is_too_long = self._waited + wait > self._patience.deadline_seconds
+        is_too_long = self._waited + wait > self._retry_policy.deadline_seconds
         return TeacherUnreachable(
             url,
             attempts=self._num_failed,

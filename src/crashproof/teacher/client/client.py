@@ -2,7 +2,7 @@
 
 The life of a request: look it up in the store; wait for a free slot; record the intent and its worst-case cost
 durably; send; store the answer durably, unchanged; only then parse it. Failures are retried with backoff as
-`Patience` says, each attempt with an intent of its own.
+`RetryPolicy` says, each attempt with an intent of its own.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from crashproof.teacher.client.group_commit import GroupCommit
 from crashproof.teacher.client.limits import Gate, Limits, Place
 from crashproof.teacher.client.prices import PriceTable, price_of
 from crashproof.teacher.client.request_builder import Messages, RequestForm
-from crashproof.teacher.client.retry import Patience
+from crashproof.teacher.client.retry import RetryPolicy
 from crashproof.teacher.client.transport import Delivered, Failed, HttpTransport, Reply, Transport, failed_by
 from crashproof.teacher.replies.endings import Ending
 from crashproof.teacher.replies.errors import error_in, parse
@@ -88,7 +88,7 @@ class AsyncTeacher:
         prices: PriceTable | None = None,
         budget: Decimal | None = None,
         limits: Limits | None = None,
-        patience: Patience | None = None,
+        retry_policy: RetryPolicy | None = None,
         parameters: Mapping[str, object] | None = None,
         asks_again: bool = False,
         keeps_truncated: bool = False,
@@ -106,7 +106,7 @@ class AsyncTeacher:
             prices: What models cost; by default the table that comes with crashproof.
             budget: US dollars that may be spent in this store; with None, a model without a price counts as free.
             limits: Concurrent requests, and requests and tokens per minute.
-            patience: Retry policy: attempts, backoff and timeouts.
+            retry_policy: Retry policy: attempts, backoff and timeouts.
             parameters: Sampling parameters of every request, such as `{"temperature": 0.7, "max_tokens": 512}`.
             asks_again: Whether to pay once more for a stored answer that is unusable.
             keeps_truncated: Whether an answer is usable that was cut off, filtered, or ended in an unknown way.
@@ -125,7 +125,7 @@ class AsyncTeacher:
         self._store = store
         self._budget = budget
         self._limits = limits or Limits()
-        self._retry_policy = patience or Patience()
+        self._retry_policy = retry_policy or RetryPolicy()
         _check_settings(budget, self._limits, self._retry_policy)
         table = prices or PriceTable.load()
         self._price = table.of(model) if budget is not None else price_of(model, table)
@@ -438,14 +438,14 @@ def _is_too_deep(body: bytes) -> bool:
     return is_nested_too_deeply(b"[[" + body + b"]]")
 
 
-def _check_settings(budget: Decimal | None, limits: Limits, patience: Patience) -> None:
+def _check_settings(budget: Decimal | None, limits: Limits, retry_policy: RetryPolicy) -> None:
     for name, value in (
         ("budget", budget),
         ("concurrency", limits.concurrency),
         ("requests_per_minute", limits.requests_per_minute),
         ("tokens_per_minute", limits.tokens_per_minute),
-        ("attempts", patience.attempts),
-        ("answer_seconds", patience.answer_seconds),
+        ("attempts", retry_policy.attempts),
+        ("answer_seconds", retry_policy.answer_seconds),
     ):
         # NaN does not equal itself.
         if value is not None and (value != value or value <= 0):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-__all__ = ["Patience"]
+__all__ = ["RetryPolicy"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class RetryPolicy:
     """The retry policy of one request: attempts, backoff and timeouts.
 
     The default timeouts are long: an answer that is cut off early is still computed, and would be paid for twice.

@@ -14,7 +14,7 @@ from crashproof.errors import ConfigError
 from crashproof.rules.base_urls import canonical_base_url, completions_url
 from crashproof.rules.requests import JsonObject, TeacherRequest
 from crashproof.teacher.client.endpoint import Endpoint
-from crashproof.teacher.client.retry import Patience
+from crashproof.teacher.client.retry import RetryPolicy
 from crashproof.teacher.client.wire.body_form import LearnedForm, parameter_of
 from crashproof.teacher.client.wire.body_reader import StreamEnd
 from crashproof.teacher.client.wire.connections import Connections
@@ -93,7 +93,7 @@ class Transport(Protocol):
 class HttpTransport:
     """HTTP/1.1 with keep-alive; redirects are not followed, since they would send the key elsewhere."""
 
-    def __init__(self, endpoint: Endpoint, patience: Patience, *, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, endpoint: Endpoint, retry_policy: RetryPolicy, *, clock: Clock = SYSTEM_CLOCK) -> None:
         """Make a client for the endpoint; nothing is sent yet.
 
         Raises:
@@ -101,10 +101,10 @@ class HttpTransport:
             RequestError: the base URL cannot be used.
         """
         self._endpoint = endpoint
-        self._retry_policy = patience
+        self._retry_policy = retry_policy
         self._clock = clock
         headers = {"User-Agent": "crashproof", "Content-Type": "application/json", **endpoint.all_headers()}
-        self._connections = Connections(headers=headers, connect_seconds=patience.connect_seconds)
+        self._connections = Connections(headers=headers, connect_seconds=retry_policy.connect_seconds)
         self._urls: dict[str, httpx2.URL] = {}
         self._forms: dict[tuple[str, str], LearnedForm] = {}
         """By base URL and model."""

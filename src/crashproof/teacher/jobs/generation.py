@@ -27,7 +27,7 @@ from crashproof.teacher.client.endpoint import Endpoint
 from crashproof.teacher.client.limits import Limits
 from crashproof.teacher.client.prices import PriceTable
 from crashproof.teacher.client.request_builder import RequestForm
-from crashproof.teacher.client.retry import Patience
+from crashproof.teacher.client.retry import RetryPolicy
 from crashproof.teacher.jobs.job import GenerationJob, Question, Written
 from crashproof.teacher.jobs.prompts import problem_with_answer
 from crashproof.teacher.shared_store.accounts import account_of
@@ -63,7 +63,7 @@ class TeacherSettings:
     prices: PriceTable
     budget: Decimal | None = None
     limits: Limits = field(default_factory=Limits)
-    patience: Patience = field(default_factory=Patience)
+    retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     asks_again: bool = False
     """Whether to pay once more for stored answers that are unusable."""
 
@@ -79,7 +79,7 @@ class TeacherSettings:
             prices=self.prices,
             budget=self.budget,
             limits=self.limits,
-            patience=self.patience,
+            retry_policy=self.retry_policy,
             asks_again=self.asks_again,
             keeps_truncated=keeps_truncated,
             on_failure=on_failure,

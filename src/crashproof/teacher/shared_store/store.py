@@ -71,7 +71,7 @@ class SharedStore:
         *,
         account: str,
         lease_seconds: float = 60.0,
-        patience_seconds: float = 20.0,
+        retry_seconds: float = 20.0,
         clock: Clock = SYSTEM_CLOCK,
     ) -> Self:
         """Open a store; create it if it does not exist.
@@ -80,7 +80,7 @@ class SharedStore:
             url: `sqlite:////absolute/path.db`, or `postgresql+psycopg://user:password@host/database`.
             account: The account to book spending to; a budget covers all processes that use the name.
             lease_seconds: How long others wait for a process that does not renew its leases.
-            patience_seconds: How long transient database errors are retried.
+            retry_seconds: How long transient database errors are retried.
             clock: Source of time for SQLite; PostgreSQL has its own.
 
         Raises:
@@ -95,7 +95,7 @@ class SharedStore:
             )
         if not lease_seconds > 0:
             raise ConfigError(f"lease_seconds must be above 0, got {lease_seconds}.")
-        database = Database(url, retry_seconds=patience_seconds, clock=clock)
+        database = Database(url, retry_seconds=retry_seconds, clock=clock)
         try:
             return cls(database, account=account, lease_seconds=lease_seconds, clock=clock)
         except BaseException:

@@ -24,7 +24,7 @@ from crashproof.distillation.text.corpus import builtin_documents
 from crashproof.distillation.text.tokenizer import load_tokenizer, train_tokenizer
 from crashproof.errors import ConfigError, DataError, ModelMismatch, TeacherRefused
 from crashproof.pytorch.interrupts import Interrupts, StopRequested
-from crashproof.teacher import AsyncTeacher, Endpoint, Patience, Teacher
+from crashproof.teacher import AsyncTeacher, Endpoint, RetryPolicy, Teacher
 from crashproof.testing import Fault, Faults, TeacherServer
 
 TOP_K = 20
@@ -73,7 +73,7 @@ def asked(open_tracker):
                 store=tracker.responses,
                 endpoint=Endpoint(base_url=server.base_url),
                 parameters={"max_tokens": 5, "temperature": 1.0, **parameters},
-                patience=Patience(attempts=2, first_wait_seconds=0.01),
+                retry_policy=RetryPolicy(attempts=2, first_wait_seconds=0.01),
                 keeps_truncated=keeps_truncated,
             )
         )

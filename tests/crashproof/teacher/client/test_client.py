@@ -47,7 +47,7 @@ from crashproof.errors import (
     UnknownPrice,
 )
 from crashproof.reading.run_state import read_run
-from crashproof.teacher import Answer, AsyncTeacher, Endpoint, Limits, Patience, PriceTable
+from crashproof.teacher import Answer, AsyncTeacher, Endpoint, Limits, PriceTable, RetryPolicy
 from crashproof.teacher.client.transport import Delivered, Reply
 from crashproof.testing import FakeClock, Fault, Faults, FaultyDisk, PowerLost, TeacherServer, forget_open_runs
 from crashproof.testing.teacher_server.faults import FaultTimes
@@ -81,7 +81,7 @@ def teacher_of(prices):
         arguments = {
             "endpoint": Endpoint(base_url=address),
             "prices": prices,
-            "patience": EAGER,
+            "retry_policy": EAGER,
             "transport": None if isinstance(transport, str) else transport,
         }
         async with AsyncTeacher("teacher", store=store, **(arguments | how)) as teacher:
@@ -301,7 +301,7 @@ def test_what_passes_is_tried_again_and_its_money_is_in_doubt_where_it_may_be_sp
             server.base_url,
             budget=Decimal(1),
             parameters={"max_tokens": 100},
-            patience=dataclasses.replace(EAGER, first_byte_seconds=0.3),
+            retry_policy=dataclasses.replace(EAGER, first_byte_seconds=0.3),
             on_failure=lambda retries, error: told.append((retries, error)),
         )
         counts = server.counts
@@ -318,7 +318,7 @@ def test_what_passes_is_tried_again_and_its_money_is_in_doubt_where_it_may_be_sp
 
 def test_a_slow_body_is_waited_for(asked, tracker):
     with TeacherServer(faults=Faults(script=[Fault.SLOW_BODY])) as server:
-        (answer,) = asked(tracker.responses, server.base_url, patience=Patience(first_byte_seconds=5.0))
+        (answer,) = asked(tracker.responses, server.base_url, retry_policy=RetryPolicy(first_byte_seconds=5.0))
         counts = server.counts
 
     assert answer.text
@@ -379,7 +379,7 @@ def test_attempts_are_bounded_and_each_is_told(asked, tracker, folder):
     (error,) = asked(
         tracker.responses,
         transport,
-        patience=dataclasses.replace(EAGER, attempts=4),
+        retry_policy=dataclasses.replace(EAGER, attempts=4),
         on_failure=lambda retries, error: told.append((retries, error)),
     )
 
@@ -430,7 +430,9 @@ def sent_at(
             return await super().send(request)
 
     async def work() -> Any:
-        async with teacher_of(store, Timed(*replies), **({"clock": clock, "patience": Patience()} | how)) as teacher:
+        async with teacher_of(
+            store, Timed(*replies), **({"clock": clock, "retry_policy": RetryPolicy()} | how)
+        ) as teacher:
             return (await asyncio.gather(teacher.ask("2 + 2?"), return_exceptions=True))[0]
 
     found = in_virtual_time(work(), clock, quiet_seconds=0.05)
@@ -460,7 +462,7 @@ def test_no_attempt_begins_behind_the_deadline(teacher_of, tracker, clock):
         clock,
         [failed(429, retry_after_seconds=40.0)] * 9,
         chance=Least(),
-        patience=Patience(deadline_seconds=100.0),
+        retry_policy=RetryPolicy(deadline_seconds=100.0),
     )
 
     assert [0.0, 40.0, 80.0] == moments
@@ -1140,7 +1142,7 @@ class RefusingStore(SlowStore):
 def test_an_answer_that_cannot_be_kept_is_raised_to_who_asked(asked, tracker):
     store = RefusingStore(tracker.responses)
     store.may_go_on.set()
-    (error,) = asked(store, FakeTransport(), patience=dataclasses.replace(EAGER, full_disk_seconds=0.05))
+    (error,) = asked(store, FakeTransport(), retry_policy=dataclasses.replace(EAGER, full_disk_seconds=0.05))
 
     assert isinstance(error, StorageError)
 
@@ -1159,7 +1161,7 @@ def test_many_at_once_never_spend_more_than_the_budget(teacher_of, tracker, fold
             budget=budget,
             parameters={"max_tokens": 20},
             keeps_truncated=True,
-            patience=dataclasses.replace(EAGER, first_byte_seconds=0.3),
+            retry_policy=dataclasses.replace(EAGER, first_byte_seconds=0.3),
             limits=Limits(concurrency=8),
         ) as teacher:
             return await asyncio.gather(*(teacher.ask(f"{number}") for number in range(40)), return_exceptions=True)
@@ -1220,7 +1222,7 @@ def test_what_is_in_doubt_is_not_spent_again(asked, tracker, open_tracker, price
     how = {"budget": 2 * most - Decimal("0.000001"), "parameters": {"max_tokens": 10}}
     lost = failed(None, may_have_been_paid=True)
     (first,) = asked(
-        tracker.responses, FakeTransport(lost), "a", patience=dataclasses.replace(EAGER, attempts=1), **how
+        tracker.responses, FakeTransport(lost), "a", retry_policy=dataclasses.replace(EAGER, attempts=1), **how
     )
     forget_open_runs()
     (second,) = asked(open_tracker().responses, FakeTransport(), "a", **how)
@@ -1356,8 +1358,8 @@ def test_without_a_budget_a_request_without_a_bound_is_sent(asked, tracker):
         pytest.param({"limits": Limits(concurrency=0)}, id="concurrency"),
         pytest.param({"limits": Limits(requests_per_minute=0)}, id="requests_per_minute"),
         pytest.param({"limits": Limits(tokens_per_minute=-1)}, id="tokens_per_minute"),
-        pytest.param({"patience": Patience(attempts=0)}, id="attempts"),
-        pytest.param({"patience": Patience(answer_seconds=0)}, id="answer_seconds"),
+        pytest.param({"retry_policy": RetryPolicy(attempts=0)}, id="attempts"),
+        pytest.param({"retry_policy": RetryPolicy(answer_seconds=0)}, id="answer_seconds"),
     ],
 )
 def test_a_limit_that_lets_nothing_through_is_refused(tracker, prices, how):
@@ -1404,7 +1406,7 @@ def test_tokens_a_minute_are_held_by_what_answers_have_used(teacher_of, tracker,
 def test_the_idempotency_key_is_the_same_over_retries_and_a_restart(asked, tracker, open_tracker):
     faults = Faults(script=[Fault.DROP_AFTER, Fault.DROP_AFTER, Fault.DROP_AFTER])
     with TeacherServer(faults=faults, honours_idempotency_keys=True) as server:
-        (first,) = asked(tracker.responses, server.base_url, "a", patience=dataclasses.replace(EAGER, attempts=2))
+        (first,) = asked(tracker.responses, server.base_url, "a", retry_policy=dataclasses.replace(EAGER, attempts=2))
         forget_open_runs()
         (second,) = asked(open_tracker().responses, server.base_url, "a")
         counts = server.counts
@@ -1441,7 +1443,7 @@ def test_the_api_key_is_written_nowhere_though_the_server_echoes_it(asked, track
             tracker.responses,
             url,
             endpoint=endpoint,
-            patience=dataclasses.replace(EAGER, attempts=20),
+            retry_policy=dataclasses.replace(EAGER, attempts=20),
             on_failure=tracker.record_connection_failure,
         )
     tracker.close(how="raised", error=error)

@@ -9,7 +9,7 @@ import pytest
 from teaching import completion, http_server, json_response, request_for
 
 from crashproof.errors import ConfigError
-from crashproof.teacher import Endpoint, Patience
+from crashproof.teacher import Endpoint, RetryPolicy
 from crashproof.teacher.client.transport import Delivered, HttpTransport, Reply
 from crashproof.testing import TeacherServer
 from crashproof.testing.teacher_server.http_stub import Request
@@ -37,7 +37,7 @@ def at_proxy(monkeypatch) -> Iterator[list[Request]]:
 
 def send(endpoint: Endpoint, base_url: str | None = None) -> Reply:
     async def once() -> Reply:
-        transport = HttpTransport(endpoint, Patience(connect_seconds=2.0))
+        transport = HttpTransport(endpoint, RetryPolicy(connect_seconds=2.0))
         try:
             return await transport.send(request_for(base_url=base_url or endpoint.base_url))
         finally:

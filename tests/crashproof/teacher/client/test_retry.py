@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crashproof.teacher.client.retry import Patience
+from crashproof.teacher.client.retry import RetryPolicy
 from crashproof.teacher.client.wire.waits import parse_retry_after
 
 NOW = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC
@@ -27,35 +27,35 @@ class Least(random.Random):
 
 
 def test_the_bound_doubles_with_each_failure_up_to_the_longest_wait():
-    patience = Patience(first_wait_seconds=0.5, longest_wait_seconds=60.0)
+    retry_policy = RetryPolicy(first_wait_seconds=0.5, longest_wait_seconds=60.0)
 
     assert [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0] == [
-        patience.wait_seconds(failures, retry_after=None, chance=Most()) for failures in range(1, 10)
+        retry_policy.wait_seconds(failures, retry_after=None, chance=Most()) for failures in range(1, 10)
     ]
 
 
 def test_the_jitter_is_full():
-    assert 0.0 == Patience().wait_seconds(9, retry_after=None, chance=Least())
+    assert 0.0 == RetryPolicy().wait_seconds(9, retry_after=None, chance=Least())
 
 
 def test_so_many_failures_that_a_float_would_overflow_wait_the_longest():
-    assert 60.0 == Patience().wait_seconds(10_000, retry_after=None, chance=Most())
+    assert 60.0 == RetryPolicy().wait_seconds(10_000, retry_after=None, chance=Most())
 
 
 @pytest.mark.parametrize("chance, expected", [(Least(), 30.0), (Most(), 30.5)], ids=["least", "most"])
 def test_what_the_server_asks_for_is_obeyed_and_jitter_comes_on_top(chance, expected):
-    assert expected == Patience(first_wait_seconds=0.5).wait_seconds(1, retry_after=30.0, chance=chance)
+    assert expected == RetryPolicy(first_wait_seconds=0.5).wait_seconds(1, retry_after=30.0, chance=chance)
 
 
 def test_a_server_may_ask_for_more_than_the_longest_wait():
-    patience = Patience(longest_wait_seconds=1.0)
+    retry_policy = RetryPolicy(longest_wait_seconds=1.0)
 
-    assert 300.0 == patience.wait_seconds(1, retry_after=300.0, chance=Least())
+    assert 300.0 == retry_policy.wait_seconds(1, retry_after=300.0, chance=Least())
 
 
 @given(st.integers(1, 10_000), st.none() | st.floats(0, 1e6), st.randoms(use_true_random=False))
 def test_no_wait_is_negative_nor_shorter_than_asked_nor_endless(failures, asked, chance):
-    seconds = Patience().wait_seconds(failures, retry_after=asked, chance=chance)
+    seconds = RetryPolicy().wait_seconds(failures, retry_after=asked, chance=chance)
 
     assert (asked or 0.0) <= seconds <= (asked or 0.0) + 60.0
 

@@ -34,7 +34,7 @@ def teacher_of(tracker, tmp_path):
             "store": tracker.responses,
             "endpoint": Endpoint(base_url=address),
             "prices": prices,
-            "patience": EAGER,
+            "retry_policy": EAGER,
             "transport": None if isinstance(transport, str) else transport,
         }
         made.append(Teacher(AsyncTeacher("teacher", **(arguments | how))))

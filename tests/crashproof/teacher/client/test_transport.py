@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from teaching import completion, http_server, json_response, request_for
 
-from crashproof.teacher import Endpoint, Patience
+from crashproof.teacher import Endpoint, RetryPolicy
 from crashproof.teacher.client.transport import Delivered, HttpTransport, Reply, failed_by
 from crashproof.teacher.replies.errors import error_in
 from crashproof.testing import FakeClock
@@ -26,7 +26,7 @@ NEVER_RETRIED = [300, 301, 302, 307, 308, 304, 400, 401, 402, 403, 404, 405, 410
 def sent_to(
     base_url: str,
     *,
-    patience: Patience | None = None,
+    retry_policy: RetryPolicy | None = None,
     endpoint: Endpoint | None = None,
     clock: FakeClock | None = None,
     times: int = 1,
@@ -37,7 +37,7 @@ def sent_to(
     async def send() -> Reply:
         transport = HttpTransport(
             endpoint or Endpoint(base_url=base_url, api_key=KEY),
-            patience or Patience(connect_seconds=2.0),
+            retry_policy or RetryPolicy(connect_seconds=2.0),
             **({} if clock is None else {"clock": clock}),
         )
         try:
@@ -305,7 +305,7 @@ def test_what_is_no_http_may_have_cost_money():
 
             speaking = asyncio.create_task(speak())
             url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-            transport = HttpTransport(Endpoint(base_url=url), Patience())
+            transport = HttpTransport(Endpoint(base_url=url), RetryPolicy())
             reply = await transport.send(request_for(base_url=url))
             await speaking
             await transport.close()
@@ -344,33 +344,33 @@ async def trickle_without_end(connection: Connection) -> None:
 
 
 def test_the_first_byte_is_waited_for_only_so_long():
-    reply = said(stall, patience=Patience(first_byte_seconds=0.1))
+    reply = said(stall, retry_policy=RetryPolicy(first_byte_seconds=0.1))
 
     assert (True, True, "no first byte within 0.1 s") == (reply.is_retryable, reply.may_have_been_paid, reply.reason)
 
 
 def test_the_whole_answer_is_waited_for_only_so_long():
-    reply = said(trickle_without_end, patience=Patience(first_byte_seconds=5.0, answer_seconds=0.2))
+    reply = said(trickle_without_end, retry_policy=RetryPolicy(first_byte_seconds=5.0, answer_seconds=0.2))
 
     assert (True, True) == (reply.is_retryable, reply.may_have_been_paid)
     assert "no complete answer within 0.2 s" == reply.reason
 
 
 def test_the_limit_of_the_whole_holds_for_the_first_byte_too():
-    reply = said(stall, patience=Patience(first_byte_seconds=5.0, answer_seconds=0.1))
+    reply = said(stall, retry_policy=RetryPolicy(first_byte_seconds=5.0, answer_seconds=0.1))
 
     assert "no complete answer within 0.1 s" == reply.reason
 
 
 def test_a_slow_body_is_not_cut_off_by_the_limit_of_the_first_byte():
-    reply = said(trickle, patience=Patience(first_byte_seconds=0.2, answer_seconds=20.0))
+    reply = said(trickle, retry_policy=RetryPolicy(first_byte_seconds=0.2, answer_seconds=20.0))
 
     assert completion() == json.loads(reply.body)
 
 
 def test_a_transport_that_was_stopped_in_mid_answer_can_be_closed():
     async def stopped(url: str) -> None:
-        transport = HttpTransport(Endpoint(base_url=url), Patience())
+        transport = HttpTransport(Endpoint(base_url=url), RetryPolicy())
         sending = asyncio.create_task(transport.send(request_for(base_url=url)))
         await asyncio.sleep(0.1)
         sending.cancel()

@@ -19,7 +19,7 @@ from crashproof.teacher.client.endpoint import Endpoint
 from crashproof.teacher.client.limits import Limits
 from crashproof.teacher.client.prices import PriceTable
 from crashproof.teacher.client.request_builder import RequestForm
-from crashproof.teacher.client.retry import Patience
+from crashproof.teacher.client.retry import RetryPolicy
 from crashproof.teacher.jobs.generation import JobResult, LocalEngine, TeacherSettings, run_job
 from crashproof.teacher.jobs.job import GenerationJob
 from crashproof.testing import Fault, Faults, KeyEcho, TeacherServer
@@ -68,7 +68,7 @@ def ask(tmp_path: Path) -> Callable[[KeyEcho], JobResult]:
                 endpoint=Endpoint(base_url=server.base_url, api_key=KEY),
                 prices=PriceTable.load(table),
                 limits=Limits(concurrency=1),
-                patience=Patience(attempts=1),
+                retry_policy=RetryPolicy(attempts=1),
             )
             return run_job(
                 GenerationJob(prompts=prompts, out=tmp_path / "D.jsonl", form=form),

@@ -21,7 +21,7 @@ from crashproof.teacher.client.endpoint import Endpoint
 from crashproof.teacher.client.limits import Limits
 from crashproof.teacher.client.prices import PriceTable
 from crashproof.teacher.client.request_builder import RequestForm
-from crashproof.teacher.client.retry import Patience
+from crashproof.teacher.client.retry import RetryPolicy
 from crashproof.teacher.jobs.generation import Engine, EngineResult, JobResult, LocalEngine, TeacherSettings, run_job
 from crashproof.teacher.jobs.job import GenerationJob
 from crashproof.testing import Fault, Faults, TeacherServer
@@ -74,9 +74,9 @@ def run(
     **given: Any,
 ) -> JobResult:
     limits = Limits(concurrency=given.pop("concurrency", 4))
-    patience = Patience(attempts=given.pop("attempts", 3), first_wait_seconds=0.01)
+    retry_policy = RetryPolicy(attempts=given.pop("attempts", 3), first_wait_seconds=0.01)
     endpoint = Endpoint(base_url=job.form.base_url)
-    settings = TeacherSettings(endpoint=endpoint, prices=prices, limits=limits, patience=patience, **given)
+    settings = TeacherSettings(endpoint=endpoint, prices=prices, limits=limits, retry_policy=retry_policy, **given)
     return run_job(
         job,
         lambda on_failure: LocalEngine(settings=settings, on_failure=on_failure),

@@ -198,7 +198,7 @@ def test_a_server_that_has_cut_all_connections_is_asked_again(server_store):
 
 
 def test_what_does_not_pass_is_told_after_a_while_and_can_be_done_again(server_store, fails):
-    store = server_store.open(patience_seconds=0.1, clock=SYSTEM_CLOCK)
+    store = server_store.open(retry_seconds=0.1, clock=SYSTEM_CLOCK)
     request = granted(store, "a")
     fails(raises("40001"), times=1_000_000, table="crashproof_answers")
     with pytest.raises(StoreUnavailable, match="made for a test"):
@@ -211,7 +211,7 @@ def test_what_does_not_pass_is_told_after_a_while_and_can_be_done_again(server_s
 
 def test_a_question_that_the_server_cannot_take_is_told_at_once(server_store):
     with pytest.raises(StoreUnavailable, match="NUL"):
-        server_store.open(patience_seconds=1_000.0).read("\0")
+        server_store.open(retry_seconds=1_000.0).read("\0")
 
 
 def test_a_full_disk_of_the_server_is_told_in_words(server_store, fails):
@@ -224,7 +224,7 @@ def test_a_full_disk_of_the_server_is_told_in_words(server_store, fails):
 
 
 def test_letting_go_of_a_store_that_is_away_is_no_error(server_store, caplog):
-    store = server_store.open(patience_seconds=0.1, clock=SYSTEM_CLOCK)
+    store = server_store.open(retry_seconds=0.1, clock=SYSTEM_CLOCK)
     keep(store, "a")
     store.serve(key_of("a"))
     server_store.execute("ALTER TABLE crashproof_accounts RENAME TO elsewhere")

@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 
 from crashproof.records.checksummed_line import MAX_LINE_BYTES
-from crashproof.teacher.client.retry import Patience
+from crashproof.teacher.client.retry import RetryPolicy
 from crashproof.teacher.client.wire.body_reader import BodyReader
 
 __all__ = ["LONGEST_BODY_BYTES", "Exchange", "TooLong", "reason_of"]
@@ -34,16 +34,16 @@ class TooLong(Exception):
 class Exchange:
     """One request over one client."""
 
-    def __init__(self, client: httpx2.AsyncClient, patience: Patience) -> None:
+    def __init__(self, client: httpx2.AsyncClient, retry_policy: RetryPolicy) -> None:
         self.has_left = False
         """Whether any byte of the request itself was handed to a connection; one of a proxy's handshake is none."""
         self.is_success = False
         """Whether a status of success has come back."""
         self.body: BodyReader | None = None
         """What has come back; None before the headers."""
-        self.timeout_reason = f"no complete answer within {patience.answer_seconds:g} s"
+        self.timeout_reason = f"no complete answer within {retry_policy.answer_seconds:g} s"
         self._client = client
-        self._patience = patience
+        self._retry_policy = retry_policy
 
     async def run(self, url: httpx2.URL, *, content: bytes, headers: Mapping[str, str]) -> httpx2.Response:
         """Send a request and read its response to the end, into `body`.
@@ -55,8 +55,8 @@ class Exchange:
         """
         message = self._client.build_request("POST", url, content=content, headers=dict(headers))
         message.extensions["trace"] = self._note_event
-        async with asyncio.timeout(self._patience.answer_seconds):
-            async with self._limit("no first byte", self._patience.first_byte_seconds):
+        async with asyncio.timeout(self._retry_policy.answer_seconds):
+            async with self._limit("no first byte", self._retry_policy.first_byte_seconds):
                 response = await self._client.send(message, stream=True)
             self.is_success = response.is_success
             self.body = BodyReader(response.headers.get("content-type", ""))
@@ -68,7 +68,7 @@ class Exchange:
 
     async def _read(self, response: httpx2.Response, body: BodyReader) -> None:
         pieces = response.aiter_bytes()
-        seconds, what = self._patience.first_byte_seconds, "no first byte"
+        seconds, what = self._retry_policy.first_byte_seconds, "no first byte"
         while True:
             async with self._limit(what, seconds):
                 piece = await anext(pieces, None)
@@ -77,7 +77,7 @@ class Exchange:
             body.feed(piece)
             if body.num_kept_bytes > LONGEST_BODY_BYTES or body.num_bytes > _LONGEST_STREAM_BYTES:
                 raise TooLong(f"the body is longer than {LONGEST_BODY_BYTES:,} bytes")
-            seconds, what = self._patience.between_chunks_seconds, "no further byte"
+            seconds, what = self._retry_policy.between_chunks_seconds, "no further byte"
 
     async def _note_event(self, name: str, info: Mapping[str, Any]) -> None:
         if name.endswith("send_request_headers.started") and info["request"].method != b"CONNECT":
