@@ -156,7 +156,7 @@ def _points(blocks: Sequence[Block]) -> Iterator[tuple[float, float]]:
 
 
 def _direction(history: LossHistory, windows: Sequence[LossWindow]) -> tuple[LossWindow, bool]:
-    """The window that says how the loss moves now, and whether it falls."""
+    """The window that says how the loss moves now, and whether the loss falls."""
     total = windows[0].num_updates
     said, sign = windows[0], _sign(windows[0].slope)
     for window in windows[1:]:
