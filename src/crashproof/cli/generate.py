@@ -21,7 +21,8 @@ from crashproof.formatting import as_dollars_text
 if TYPE_CHECKING:
     from crashproof.records.requests import Spending
     from crashproof.teacher.client.prices import PriceTable
-    from crashproof.teacher.jobs.generation import Engine, JobResult, TeacherSettings
+    from crashproof.teacher.jobs.engine import Engine, TeacherSettings
+    from crashproof.teacher.jobs.generation import JobResult
     from crashproof.teacher.jobs.job import GenerationJob
 
     # Takes what to call with each failed request: its number of retries, and the error.
@@ -107,7 +108,7 @@ def generate(
     from crashproof.teacher.client.prices import PriceTable
     from crashproof.teacher.client.request_builder import RequestForm
     from crashproof.teacher.client.retry import RetryPolicy
-    from crashproof.teacher.jobs.generation import TeacherSettings
+    from crashproof.teacher.jobs.engine import TeacherSettings
     from crashproof.teacher.jobs.job import GenerationJob
 
     sends_nothing = write_batch is not None or bool(read_batch)
@@ -161,7 +162,7 @@ def _choose_engine(
     name: str, job: GenerationJob, settings: TeacherSettings, store: str | None, write: Path | None, read: list[Path]
 ) -> _EngineFactory:
     from crashproof.teacher.jobs.batch_engines import ReadBatchEngine, WriteBatchEngine
-    from crashproof.teacher.jobs.generation import LocalEngine
+    from crashproof.teacher.jobs.local_engine import LocalEngine
 
     if write is not None and read:
         raise ConfigError("--write-batch and --read-batch cannot be combined.", hint="Pass one of them.")

@@ -22,7 +22,7 @@ from crashproof.teacher.client.answers import note_problem
 from crashproof.teacher.client.bills import Billing
 from crashproof.teacher.client.prices import Price, PriceTable, price_of
 from crashproof.teacher.jobs.batch_files import MOST_LINES, BatchResult, batch_line, batches, read_batch_results
-from crashproof.teacher.jobs.generation import EngineResult
+from crashproof.teacher.jobs.engine import EngineResult
 from crashproof.teacher.jobs.job import GenerationJob
 
 __all__ = ["BatchRead", "BatchWritten", "ReadBatchEngine", "WriteBatchEngine", "read_batch", "write_batch"]

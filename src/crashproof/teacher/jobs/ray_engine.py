@@ -36,8 +36,9 @@ from crashproof.teacher.client.client import OnFailure
 from crashproof.teacher.client.limits import Limits
 from crashproof.teacher.client.request_builder import RequestForm
 from crashproof.teacher.client.synchronous import Teacher
-from crashproof.teacher.jobs.generation import FORBIDDEN, EngineResult, TeacherSettings
+from crashproof.teacher.jobs.engine import EngineResult, TeacherSettings
 from crashproof.teacher.jobs.job import GenerationJob
+from crashproof.teacher.jobs.local_engine import FORBIDDEN
 from crashproof.teacher.jobs.prompts import Prompt, problem_with_answer
 from crashproof.teacher.shared_store.store import SharedStore
 

@@ -20,7 +20,9 @@ from crashproof.teacher.client.limits import Limits
 from crashproof.teacher.client.prices import PriceTable
 from crashproof.teacher.client.request_builder import RequestForm
 from crashproof.teacher.client.retry import RetryPolicy
-from crashproof.teacher.jobs.generation import JobResult, LocalEngine, TeacherSettings, run_job
+from crashproof.teacher.jobs.engine import TeacherSettings
+from crashproof.teacher.jobs.generation import JobResult, run_job
+from crashproof.teacher.jobs.local_engine import LocalEngine
 from crashproof.teacher.jobs.job import GenerationJob
 from crashproof.testing import Fault, Faults, KeyEcho, TeacherServer
 
