@@ -1,7 +1,8 @@
 """The trainer, with one rank that dies, hangs or is asked to stop at a moment, and a list of what was learned from.
 
 `RANKS_KILL` is `rank:step:moment`; `RANKS_SAMPLES` is where the list goes. After a restart by torchrun nothing is
-killed any more.
+killed any more. `RANKS_WAIT` names a moment at which a rank leaves a mark, the file `RANKS_MARK`, and goes on once
+the mark is removed.
 """
 
 from __future__ import annotations
