@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,18 +49,40 @@ def write_data(path: Path) -> Path:
     return path
 
 
-def start(network: Network, arguments: Sequence[str], *, moment: str = "", mark: Path = Path()) -> list[Any]:
-    """Start torchrun on both hosts; a rank that comes to the moment `rank:step:name` waits there with its mark."""
-    return [start_host(host, number, arguments, moment, mark) for number, host in enumerate(network.hosts)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meeting:
+    """How the two agents of torchrun find each other."""
+
+    by_number: tuple[str, ...] = ("--master-addr", "host-a", "--master-port", str(PORT))
+
+    def options(self, number: int) -> list[str]:
+        return ["--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(number), *self.by_number]
 
 
-def start_host(host: Host, number: int, arguments: Sequence[str], moment: str = "", mark: Path = Path()) -> Any:
-    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(number)]
-    meeting = ["--nproc-per-node", "1", "--master-addr", "host-a", "--master-port", str(PORT)]
-    environment = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "RANKS_WAIT": moment, "RANKS_MARK": str(mark)}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ElasticMeeting(Meeting):
+    def options(self, number: int) -> list[str]:
+        place = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"host-a:{PORT}", "--rdzv-id", "two"]
+        return ["--nnodes", "2", "--nproc-per-node", "1", *place]
+
+
+def start(
+    network: Network, arguments: Sequence[str], *, meeting: Meeting | None = None, **environment: str
+) -> list[Any]:
+    """Start torchrun on both hosts; the environment tells what is to happen at which moment."""
+    meeting = meeting or Meeting()
+    return [
+        _start_host(host, meeting.options(number), arguments, environment)
+        for number, host in enumerate(network.hosts)
+    ]
+
+
+def _start_host(host: Host, options: list[str], arguments: Sequence[str], environment: dict[str, str]) -> Any:
+    agent = [sys.executable, "-m", "torch.distributed.run", *options]
+    quiet = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     return host.start(
-        [*agent, *meeting, str(PROGRAM), *arguments],
-        env={**os.environ, **environment},
+        [*agent, str(PROGRAM), *arguments],
+        env={**os.environ, **quiet, **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -73,13 +97,22 @@ def wait_for_mark(mark: Path, hosts: list[Any]) -> None:
         time.sleep(0.02)
 
 
-def ends(hosts: list[Any], *, since: float, most_seconds: float) -> list[Ended]:
+def ends(hosts: list[Any], *, since: float, most_seconds: float = 100) -> list[Ended]:
     """Wait until the commands of all hosts have ended."""
-    found = []
-    for host in hosts:
-        said = str(host.communicate(timeout=max(1.0, since + most_seconds - time.monotonic()))[1])
-        found.append(Ended(code=host.returncode, said=said, seconds=time.monotonic() - since))
-    return found
+    with ThreadPoolExecutor(len(hosts)) as pool:
+        return list(pool.map(lambda host: _end_of(host, since, most_seconds), hosts))
+
+
+def _end_of(host: Any, since: float, most_seconds: float) -> Ended:
+    said = str(host.communicate(timeout=max(1.0, since + most_seconds - time.monotonic()))[1])
+    return Ended(code=host.returncode, said=said, seconds=time.monotonic() - since)
+
+
+def code_of_rank(ended: Ended) -> int:
+    """The exit code of the rank itself, which torchrun reports."""
+    found = re.search(r"exitcode  : (-?\d+)", ended.said)
+    assert found is not None, ended.said
+    return int(found[1])
 
 
 def weights(output_dir: Path) -> dict[str, torch.Tensor]:

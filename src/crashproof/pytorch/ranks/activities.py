@@ -22,15 +22,16 @@ class Activities:
         self._now = now
         self._lock = threading.Lock()
         self._main = threading.get_ident()
-        self._by_thread: dict[int, list[Activity]] = {self._main: [self._own_work()]}
+        self._own_work_since = now()
+        self._by_thread: dict[int, list[Activity]] = {}
 
     @contextmanager
     def doing(self, what: str, *, is_wait: bool) -> Iterator[None]:
         """Name what this thread does meanwhile; with `is_wait`, it does nothing but wait for other ranks."""
         thread = threading.get_ident()
         with self._lock:
-            stack = self._by_thread.setdefault(thread, [])
-            stack.append(Activity(what=what, since=self._now(), is_wait=is_wait))
+            activity = Activity(what=what, since=self._now(), is_wait=is_wait)
+            self._by_thread.setdefault(thread, []).append(activity)
         try:
             yield
         finally:
@@ -44,29 +45,31 @@ class Activities:
     def all(self) -> list[Activity]:
         """All that is under way, in all threads."""
         with self._lock:
-            return [activity for stack in self._by_thread.values() for activity in stack]
+            main = self._of_main_thread()
+            return [*main, *(each for key, stack in self._by_thread.items() if key != self._main for each in stack)]
 
     def newest(self) -> Activity:
         """What the main thread is doing."""
         with self._lock:
-            return self._by_thread[self._main][-1]
+            return self._of_main_thread()[-1]
 
     def restart(self) -> None:
         """Count from now on: the process stood still, and nothing of that time was spent waiting."""
         now = self._now()
         with self._lock:
+            self._own_work_since = now
             for stack in self._by_thread.values():
                 stack[:] = [replace(each, since=now) for each in stack]
 
+    def _of_main_thread(self) -> list[Activity]:
+        own_work = Activity(what=_OWN_WORK, since=self._own_work_since, is_wait=False)
+        return self._by_thread.get(self._main, [own_work])
+
     def _leave(self, thread: int) -> None:
         with self._lock:
-            stack = self._by_thread[thread]
-            stack.pop()
-            if thread == self._main and len(stack) == 1:
-                # Between two exchanges the work is its own again, from now on.
-                stack[0] = self._own_work()
-            elif not stack:
+            self._by_thread[thread].pop()
+            if not self._by_thread[thread]:
                 del self._by_thread[thread]
-
-    def _own_work(self) -> Activity:
-        return Activity(what=_OWN_WORK, since=self._now(), is_wait=False)
+                if thread == self._main:
+                    # Between two exchanges the work is its own, from now on.
+                    self._own_work_since = self._now()

@@ -1,7 +1,7 @@
 """End a process that is stopped for too long.
 
-A stopped process (SIGSTOP, state T) can do nothing, not even end, and SIGTERM reaches it only once it goes on. Its
-parent is the one process that this program can be sure of: the kernel names it, and no other can have its number.
+A stopped process (SIGSTOP, state T) can do nothing, not even end: a SIGTERM that it handles waits until it goes on.
+Its parent is the one process that this program can be sure of: the kernel names it, and no other can have its number.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def main(name: str, longest_seconds: float) -> None:
         stopped_seconds = stopped_seconds + seconds if is_stopped else 0.0
         asked_seconds = asked_seconds + seconds if is_stopped and is_asked else 0.0
         if stopped_seconds > longest_seconds or asked_seconds > _ASKED_SECONDS:
-            why = "and was asked to end" if asked_seconds else "and the other ranks wait no longer"
+            why = "was asked to end" if asked_seconds else "the other ranks wait no longer"
             sys.stderr.write(
-                f"{name} is stopped (state T) for {stopped_seconds:.0f} s {why}: it is ended with SIGKILL. "
+                f"{name} is stopped (state T) for {stopped_seconds:.0f} s, and {why}: it is ended with SIGKILL. "
                 "Start the same command again; acknowledged data is kept.\n"
             )
             sys.stderr.flush()

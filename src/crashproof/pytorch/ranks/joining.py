@@ -14,9 +14,11 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from crashproof.errors import RankLost
+from crashproof.pytorch.interrupts import EXIT_PREEMPTED
 from crashproof.pytorch.ranks.activities import Activities
 from crashproof.pytorch.ranks.bounded_store import BoundedStore, StoreSilent, call_within
 from crashproof.pytorch.ranks.distributed import DistributedRanks
+from crashproof.pytorch.ranks.forced_exit import ForcedExit
 from crashproof.pytorch.ranks.guardian import Guardian
 from crashproof.pytorch.ranks.identity import own_identity
 from crashproof.pytorch.ranks.peers import Peers
@@ -76,7 +78,7 @@ def _watch(
     name = f"Rank {environment['RANK']} ({identity.host}, pid {identity.pid})"
     guardian = Guardian(name=name, longest_seconds=limit_seconds + GRACE_SECONDS)
     stack.callback(guardian.close)
-    watchdog = Watchdog(activities, name=name, limit_seconds=limit_seconds)
+    watchdog = Watchdog(activities, ForcedExit(EXIT_PREEMPTED), name=name, limit_seconds=limit_seconds)
     stack.callback(watchdog.stop)
     return watchdog
 

@@ -65,7 +65,7 @@ class Peers:
         except RuntimeError as error:
             if not _is_network_error(error):
                 raise
-            raise self.loss(what, network=_first_line(error)) from error
+            raise self.loss(what, network=_first_sentence(error)) from error
 
     def loss(self, what: str, *, network: str) -> RankLost:
         """Call the roll, and make an error of who is missing; `network` is what the library said."""
@@ -124,9 +124,9 @@ def _is_network_error(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error) for word in _NETWORK_WORDS)
 
 
-def _first_line(error: RuntimeError) -> str:
-    """The first line of a message, without the place in the library's sources."""
-    return _SOURCE_LINE.sub("", str(error).splitlines()[0]).rstrip(".")
+def _first_sentence(error: RuntimeError) -> str:
+    """The first sentence of a message, without the place in the library's sources."""
+    return _SOURCE_LINE.sub("", str(error).splitlines()[0]).partition(". ")[0].rstrip(".")
 
 
 def _do_nothing() -> None:

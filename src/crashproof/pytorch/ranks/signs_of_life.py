@@ -6,6 +6,7 @@ that one that is late can be told from one that is gone. Ranks that notice a los
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -33,7 +34,7 @@ class SignsOfLife:
         self._limit_seconds = limit_seconds
         self._num_beats = 0
         self._heard_at = time.monotonic()
-        self._is_noticed = False
+        self._noticed_at = math.inf
         self._is_over = False
         self._thread: RegularThread | None = None
 
@@ -50,10 +51,11 @@ class SignsOfLife:
         self._try(lambda: self._tell(Sign(beats=self._num_beats + 1, left=left), seconds=_INTERVAL_SECONDS))
 
     @property
-    def is_run_lost(self) -> bool:
-        """Whether any rank has noticed a loss, or the store has said nothing for longer than the limit."""
-        is_silent = time.monotonic() - self._heard_at > self._limit_seconds
-        return not self._is_over and (self._is_noticed or is_silent)
+    def lost_seconds(self) -> float:
+        """Since any rank has noticed a loss, or the store has said nothing for longer than the limit; else 0."""
+        if self._is_over:
+            return 0.0
+        return max(0.0, time.monotonic() - min(self._noticed_at, self._heard_at + self._limit_seconds))
 
     def of(self, rank: int, *, seconds: float) -> Sign | None:
         """The newest sign of a rank.
@@ -66,7 +68,7 @@ class SignsOfLife:
 
     def notice_loss(self, *, seconds: float) -> None:
         """Let the others know that this rank has noticed a loss."""
-        self._is_noticed = True
+        self._noticed_at = min(self._noticed_at, time.monotonic())
         self._store.append(_NOTICED, f"{self._rank},", seconds=seconds)
 
     def have_noticed(self, *, seconds: float) -> set[int]:
@@ -83,8 +85,10 @@ class SignsOfLife:
         # This thread may wait: how long nothing was heard is what others ask it.
         sign = Sign(beats=self._num_beats, what=newest.what, seconds=time.monotonic() - newest.since)
         self._tell(sign, seconds=self._limit_seconds)
-        self._is_noticed |= bool(self.have_noticed(seconds=self._limit_seconds))
+        has_loss = bool(self.have_noticed(seconds=self._limit_seconds))
         self._heard_at = time.monotonic()
+        if has_loss:
+            self._noticed_at = min(self._noticed_at, self._heard_at)
 
     def _tell(self, sign: Sign, *, seconds: float) -> None:
         self._store.set(_key(self._rank), msgspec.json.encode(sign).decode(), seconds=seconds)

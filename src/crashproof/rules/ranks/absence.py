@@ -105,7 +105,8 @@ def reason_of(absences: Sequence[Absence], *, network: str) -> str:
         told = [f"rank {each.rank}: {text}" for each, text in zip(absences, told, strict=False)]
     else:
         told = told[:1]
-    return f"{'; '.join(told)} ({network})" if told and network else "; ".join(told) or network
+    findings = "; ".join(told)
+    return f"{findings} ({network})" if told and network and network != findings else findings or network
 
 
 def _name(absence: Absence) -> str:

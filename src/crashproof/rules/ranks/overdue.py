@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 __all__ = ["Activity", "overdue_activity"]
 
+_LEAVE_SECONDS = 10.0
+"""How long a thread has to learn of a loss by itself, call the roll, and let the others know."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activity:
@@ -21,12 +24,13 @@ class Activity:
 
 
 def overdue_activity(
-    activities: Iterable[Activity], *, now: float, longest_seconds: float, is_run_lost: bool
+    activities: Iterable[Activity], *, now: float, longest_seconds: float, lost_seconds: float
 ) -> Activity | None:
-    """The activity that has lasted too long, if any.
+    """The activity that has lasted too long, if any; the run has been lost for `lost_seconds`, or not if 0.
 
     Work of a rank's own may take any time while the other ranks are there; they limit how long they wait for it.
     Once the run is lost, work that takes as long as a wait may is taken for a hang: nobody is left to notice it.
     """
-    overdue = (each for each in activities if now - each.since > longest_seconds and (each.is_wait or is_run_lost))
+    is_alone = lost_seconds > _LEAVE_SECONDS
+    overdue = (each for each in activities if now - each.since > longest_seconds and (each.is_wait or is_alone))
     return min(overdue, key=lambda each: each.since, default=None)

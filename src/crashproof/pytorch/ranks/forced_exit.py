@@ -8,11 +8,14 @@ calls a C function with one argument, `_exit(75)`. Another says why, by `warnx`,
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import logging
+import os
+import sys
 import time
 from ctypes.util import find_library
 
-__all__ = ["ExitTimer"]
+__all__ = ["ForcedExit"]
 
 log = logging.getLogger("crashproof")
 
@@ -22,13 +25,15 @@ _SECONDS_BETWEEN = 0.5
 """From the text to the exit."""
 
 
-class ExitTimer:
-    """Ends this process with an exit code, unless it is postponed in time.
+class ForcedExit:
+    """Ends this process with an exit code: now, or unless it is postponed in time.
 
-    Where the system has no such timers, it does nothing; `is_available` tells.
+    Where the system has no such timers, only `now` does anything; `is_timed` tells.
     """
 
     def __init__(self, exit_code: int) -> None:
+        """Nothing ends before `now` or `postpone` is called."""
+        self._exit_code = exit_code
         self._text = ctypes.create_string_buffer(2 * _MOST_TEXT_BYTES + 1)
         self._timers: list[ctypes.c_void_p] = []
         try:
@@ -41,9 +46,18 @@ class ExitTimer:
             log.debug("A process that hangs in C code is not ended from inside: %s", error)
 
     @property
-    def is_available(self) -> bool:
+    def is_timed(self) -> bool:
         """Whether this system has such timers."""
         return bool(self._timers)
+
+    def now(self, text: str) -> None:
+        """End the process at once, after writing the text, and where each thread stands, to standard error."""
+        try:
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+            faulthandler.dump_traceback()
+        finally:
+            os._exit(self._exit_code)
 
     def postpone(self, seconds: float, text: str) -> None:
         """End the process this many seconds from now, after writing the text to standard error."""
