@@ -6,7 +6,11 @@ the last bit. Run with `-s`, a case prints its seconds and exit codes.
 
 from __future__ import annotations
 
+import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +33,19 @@ from network_namespaces import Network, two_hosts
 
 from crashproof import RunReader
 
-pytestmark = pytest.mark.long
+EXCHANGES = """
+import os, pathlib, sys
+from crashproof.errors import RankLost
+from crashproof.pytorch.ranks import join_ranks
+try:
+    with join_ranks(device_type="cpu", limit_seconds=2) as ranks:
+        while True:
+            ranks.all_gather(ranks.rank, "exchanging")
+            pathlib.Path(os.environ["MARK"]).touch()
+except RankLost as error:
+    sys.stderr.write(f"{error}\\n")
+    sys.exit(75)
+"""
 
 MOST_SECONDS = 70
 """The limit of 8, a roll call of 5, 10 to leave, and the slowness of a machine that does other things."""
@@ -75,13 +91,39 @@ def assert_same_end(reference: Path, output_dir: Path) -> None:
     assert [] == reader.problems()
 
 
-def report(case: str, ended: list[Ended]) -> None:
+def report(case: str, ended: list[Ended], *, limit_seconds: int = LIMIT_SECONDS) -> None:
     seconds = ", ".join(f"{each.seconds:.1f} s" for each in ended)
-    print(f"\n{case} (limit {LIMIT_SECONDS} s): ended after {seconds}; exit codes {[each.code for each in ended]}")
+    print(f"\n{case} (limit {limit_seconds} s): ended after {seconds}; exit codes {[each.code for each in ended]}")
     for each in ended:
         print("".join(f"    {line}\n" for line in each.said.splitlines() if "Lost" in line or "Rank " in line))
 
 
+def test_after_a_cut_both_ranks_name_the_other_and_end(network: Network, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "MARK": str(mark)}
+    place = {"MASTER_ADDR": "host-a", "MASTER_PORT": "29400", "WORLD_SIZE": "2"}
+    ranks = [
+        host.start(
+            [sys.executable, "-c", EXCHANGES],
+            env={**environment, **place, "RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, host in enumerate(network.hosts)
+    ]
+
+    wait_for_mark(mark, ranks)
+    network.cut()
+    ended = ends(ranks, since=time.monotonic())
+
+    report("cut while exchanging", ended, limit_seconds=2)
+    assert [75, 75] == [each.code for each in ended], [each.said for each in ended]
+    assert re.search(r"Lost rank 1 \(host-b, pid \d+\) while exchanging .*: it gives no sign of life", ended[0].said)
+    assert re.search(r"Lost rank 0 \(host-a, pid \d+\) while exchanging .* does not answer", ended[1].said)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     "moment, said",
     [
@@ -120,6 +162,7 @@ def test_after_a_cut_all_ranks_end_within_the_limit(
     assert_same_end(reference, output_dir)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "moment, codes, said",
     [
@@ -156,6 +199,7 @@ def test_a_rank_that_stops_or_hangs_alone_on_its_host_ends_too(
     assert_same_end(reference, output_dir)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_stopped", [False, True], ids=["late", "stopped"])
 def test_a_rank_that_is_slow_within_the_limit_is_waited_for(
     network: Network, data: Path, uninterrupted: tuple[str, Path], tmp_path: Path, is_stopped: bool

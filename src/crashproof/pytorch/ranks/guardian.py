@@ -13,6 +13,9 @@ __all__ = ["Guardian"]
 
 log = logging.getLogger("crashproof")
 
+_ASKED_SECONDS = 3.0
+"""How long a stopped process that was asked to end has to go on: schedulers ask first, and wake it then."""
+
 
 class Guardian:
     """The process, which ends with the rank or when it is closed."""
@@ -25,7 +28,15 @@ class Guardian:
         try:
             self._process = subprocess.Popen(  # noqa: S603 - this very package
                 # By its path, and isolated: it needs nothing but Python's own modules, and starts in 20 ms.
-                [sys.executable, "-I", "-S", guardian_program.__file__, name, str(longest_seconds)],
+                [
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    guardian_program.__file__,
+                    name,
+                    str(longest_seconds),
+                    str(_ASKED_SECONDS),
+                ],
                 # It is closed by the rank's end, however that happens.
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,

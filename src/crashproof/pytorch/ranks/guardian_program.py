@@ -13,13 +13,14 @@ import sys
 import time
 
 _POLL_SECONDS = 0.5
-_ASKED_SECONDS = 3.0
-"""How long a stopped process that was asked to end has to go on: schedulers ask first and wake it then."""
 _TERMINATE_BIT = 1 << (signal.SIGTERM - 1)
 
 
-def main(name: str, longest_seconds: float) -> None:
-    """Look after the process that started this one until it has ended, or closes standard input."""
+def main(name: str, longest_seconds: float, longest_asked_seconds: float) -> None:
+    """Look after the process that started this one until it has ended, or closes standard input.
+
+    It may be stopped for `longest_seconds`, and, once it was asked to end, for `longest_asked_seconds` more.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         # Sent to all processes of a job, they are for the rank; this process ends with it.
         signal.signal(number, signal.SIG_IGN)
@@ -33,7 +34,7 @@ def main(name: str, longest_seconds: float) -> None:
         is_stopped, is_asked = look_at(parent)
         stopped_seconds = stopped_seconds + seconds if is_stopped else 0.0
         asked_seconds = asked_seconds + seconds if is_stopped and is_asked else 0.0
-        if stopped_seconds > longest_seconds or asked_seconds > _ASKED_SECONDS:
+        if stopped_seconds > longest_seconds or asked_seconds > longest_asked_seconds:
             why = "was asked to end" if asked_seconds else "the other ranks wait no longer"
             sys.stderr.write(
                 f"{name} is stopped (state T) for {stopped_seconds:.0f} s, and {why}: it is ended with SIGKILL. "
@@ -57,4 +58,4 @@ def look_at(pid: int) -> tuple[bool, bool]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]))
+    main(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]))

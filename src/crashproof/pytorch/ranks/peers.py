@@ -21,6 +21,7 @@ from crashproof.rules.ranks.absence import (
     RankIdentity,
     Sign,
     is_explained,
+    is_roll_complete,
     names_of,
     reason_of,
     those_to_blame,
@@ -89,7 +90,8 @@ class Peers:
 
     def _roll_call(self) -> list[Absence]:
         """The ranks that have not noticed the loss themselves within some seconds."""
-        ends_at = time.monotonic() + max(_LEAST_SECONDS, min(_ROLL_CALL_SECONDS, self.limit_seconds))
+        begun_at = time.monotonic()
+        most_seconds = max(_LEAST_SECONDS, min(_ROLL_CALL_SECONDS, self.limit_seconds))
         absences = [self._look_at(Absence(rank=rank)) for rank in range(self.num_ranks) if rank != self.rank]
         try:
             self.signs.notice_loss(seconds=_ROLL_CALL_SECONDS)
@@ -98,7 +100,8 @@ class Peers:
                 time.sleep(_POLL_SECONDS)
                 present = self.signs.have_noticed(seconds=_ROLL_CALL_SECONDS)
                 absences = [self._look_again(each) for each in absences if each.rank not in present]
-                if time.monotonic() > ends_at or all(map(is_explained, absences)):
+                seconds = time.monotonic() - begun_at
+                if seconds > most_seconds or is_roll_complete(absences, seconds=seconds):
                     return absences
         except StoreSilent as error:
             # Who runs on this host is there; of the others nothing is known but that they cannot be reached.

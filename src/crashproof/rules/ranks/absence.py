@@ -13,11 +13,13 @@ __all__ = [
     "RankIdentity",
     "Sign",
     "is_explained",
+    "is_roll_complete",
     "names_of",
     "reason_of",
     "those_to_blame",
 ]
 
+_ANSWER_SECONDS = 1.5
 _MOST_EXPLAINED = 8
 """Ranks whose state is told one by one; where a rack goes down, hundreds are absent for one reason."""
 
@@ -77,6 +79,13 @@ def is_explained(absence: Absence) -> bool:
     """Whether nothing is gained by waiting for the rank: it cannot answer any more."""
     has_left = absence.last is not None and bool(absence.last.left)
     return has_left or absence.state in (ProcessState.STOPPED, ProcessState.TRACED, ProcessState.ENDED)
+
+
+def is_roll_complete(absences: Sequence[Absence], *, seconds: float) -> bool:
+    """Whether to wait no longer for ranks to answer, so many seconds after they were called."""
+    explained = [each for each in absences if is_explained(each)]
+    # Whoever is to blame is known; the others had their time to say that they are there.
+    return len(explained) == len(absences) or (bool(explained) and seconds > _ANSWER_SECONDS)
 
 
 def those_to_blame(absences: Sequence[Absence]) -> list[Absence]:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from crashproof.pytorch.ranks import forced_exit
 from crashproof.pytorch.ranks.forced_exit import ForcedExit
 
-BEGINNING = (
-    "import ctypes, time; from crashproof.pytorch.ranks.forced_exit import ForcedExit; exit_ = ForcedExit(75)\n"
-)
+BEGINNING = f"""
+import ctypes, sys, time
+sys.path.insert(0, {str(Path(forced_exit.__file__).parent)!r})
+from forced_exit import ForcedExit
+exit_ = ForcedExit(75)
+"""
+"""By its path: importing the package takes seconds."""
 KEEPS_THE_LOCK = "ctypes.PyDLL(None).sleep(60)"
 """As a C extension does that never lets go of Python's lock."""
 
@@ -27,13 +33,13 @@ def run(program: str) -> tuple[int, str]:
 
 
 def test_code_that_keeps_the_interpreters_lock_is_ended_with_the_code_and_the_words():
-    code, said = run(f"exit_.postpone(0.3, 'Rank 1 is 100 % stuck'); {KEEPS_THE_LOCK}")
+    code, said = run(f"exit_.postpone(0.1, 'Rank 1 is 100 % stuck'); {KEEPS_THE_LOCK}")
 
     assert (75, True) == (code, said.endswith("Rank 1 is 100 % stuck")), said
 
 
 def test_words_of_any_length_are_cut():
-    code, said = run(f"exit_.postpone(0.3, 5000 * '%'); {KEEPS_THE_LOCK}")
+    code, said = run(f"exit_.postpone(0.1, 5000 * '%'); {KEEPS_THE_LOCK}")
 
     assert (75, 1000) == (code, said.count("%"))
 
@@ -47,7 +53,7 @@ def test_who_postpones_or_cancels_goes_on():
 
 
 def test_a_process_that_hangs_while_it_exits_ends_too():
-    program = f"import atexit; atexit.register(lambda: {KEEPS_THE_LOCK}); exit_.postpone(0.3, 'It does not end')"
+    program = f"import atexit; atexit.register(lambda: {KEEPS_THE_LOCK}); exit_.postpone(0.1, 'It does not end')"
     begun_at = time.monotonic()
 
     assert 75 == run(program)[0]

@@ -8,6 +8,7 @@ from crashproof.rules.ranks.absence import (
     RankIdentity,
     Sign,
     is_explained,
+    is_roll_complete,
     names_of,
     reason_of,
     those_to_blame,
@@ -78,6 +79,21 @@ def test_ranks_are_named_with_their_processes():
 )
 def test_who_is_late_because_of_another_is_not_blamed(absences, expected):
     assert expected == [each.rank for each in those_to_blame(absences)]
+
+
+@pytest.mark.parametrize(
+    "absences, seconds, expected",
+    [
+        ([], 0, True),
+        ([absence(1, ProcessState.ENDED)], 0, True),
+        ([absence(1, ProcessState.ENDED), absence(2)], 1, False),
+        ([absence(1, ProcessState.ENDED), absence(2)], 2, True),
+        ([absence(2)], 60, False),
+    ],
+    ids=["nobody", "all-explained", "some-explained", "some-explained-and-time-to-answer", "none-explained"],
+)
+def test_when_a_roll_call_has_found_out_what_it_can(absences, seconds, expected):
+    assert expected is is_roll_complete(absences, seconds=seconds)
 
 
 def test_only_what_cannot_answer_any_more_needs_no_waiting():
