@@ -7,14 +7,16 @@ the last bit. Run with `-s`, a case prints its seconds and exit codes.
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from crash.two_host_runs import (
@@ -218,6 +220,68 @@ def test_a_rank_that_is_slow_within_the_limit_is_waited_for(
     for rank in ranks:
         rank.resume()
     mark.unlink()
+
+    assert_complete(ends(hosts, since=time.monotonic()))
+    assert_same_end(reference, output_dir)
+
+
+@pytest.mark.long
+def test_a_cut_at_any_moment_leaves_no_rank_waiting(
+    network: Network, data: Path, uninterrupted: tuple[str, Path], tmp_path: Path
+) -> None:
+    """SEED=n repeats one, ROUNDS=n sets how many."""
+    strategy, reference = uninterrupted
+    seed = int(os.environ.get("SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+    print(f"\nSEED={seed}")
+    chance = random.Random(seed)
+    for number in range(int(os.environ.get("ROUNDS", "4"))):
+        output_dir = tmp_path / f"run_{number}"
+        command = arguments(data, output_dir, strategy)
+        delay_seconds, end = chance.uniform(0, 15), chance.randrange(2)
+
+        hosts = start(network, command)
+        wait_until(lambda: all(ranks_of(network)), "both hosts have a rank")
+        time.sleep(delay_seconds)
+        network.cut(end)
+        cut_at = time.monotonic()
+        wait_until(lambda: not any(ranks_of(network)), "no rank is left")
+        seconds = time.monotonic() - cut_at
+        network.restore(end)
+        ended = ends(hosts, since=time.monotonic())
+
+        print(f"{strategy}, cut at end {end} after {delay_seconds:.1f} s: no rank left after {seconds:.1f} s")
+        report("the agents", ended)
+        assert {75} >= {int(code) for each in ended for code in re.findall(r"exitcode  : (-?\d+)", each.said)}
+        assert_complete(ends(start(network, command), since=time.monotonic()))
+        assert_same_end(reference, output_dir)
+
+
+def ranks_of(network: Network) -> list[list[psutil.Process]]:
+    """The ranks of each host, and the processes that they have started."""
+    return [host.processes({"LOCAL_RANK": "0"}) for host in network.hosts]
+
+
+def wait_until(is_true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + MOST_SECONDS
+    while not is_true():
+        assert time.monotonic() < deadline, f"not within {MOST_SECONDS} s: {what}"
+        time.sleep(0.1)
+
+
+@pytest.mark.long
+def test_a_cut_that_is_shorter_than_the_limit_is_survived(
+    network: Network, data: Path, uninterrupted: tuple[str, Path], tmp_path: Path
+) -> None:
+    strategy, reference = uninterrupted
+    output_dir, mark = tmp_path / "run", tmp_path / "mark"
+    command = arguments(data, output_dir, strategy, "train.limit_seconds=40")
+
+    hosts = start(network, command, RANKS_WAIT="1:9:step", RANKS_MARK=str(mark))
+    wait_for_mark(mark, hosts)
+    network.cut()
+    mark.unlink()
+    time.sleep(8)
+    network.restore()
 
     assert_complete(ends(hosts, since=time.monotonic()))
     assert_same_end(reference, output_dir)
