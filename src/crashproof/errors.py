@@ -492,10 +492,12 @@ class RequestError(InputError):
 class RankLost(CrashproofError):
     """Another process of the run died, or did not respond within the limit."""
 
-    def __init__(self, what: str, *, missing: Sequence[int], seconds: float, reason: str) -> None:
-        who = f"rank {', '.join(map(str, missing))}" if missing else "another rank"
+    def __init__(
+        self, what: str, *, missing: Sequence[int], seconds: float, reason: str, names: str = "another rank"
+    ) -> None:
+        """`names` are the missing ranks in words, such as `rank 1 (host-b, pid 123)`."""
         super().__init__(
-            f"Lost {who} while {what} (limit {seconds:g} s): {reason.rstrip('.')}.",
+            f"Lost {names} while {what} (limit {seconds:g} s): {reason.rstrip('.')}.",
             hint="Check its last output, then start the same command again; acknowledged data is kept.",
         )
         self.missing = list(missing)

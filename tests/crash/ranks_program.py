@@ -1,60 +1,125 @@
-"""The trainer, with one rank that dies, hangs or is asked to stop at a moment, and a list of what was learned from.
+"""The trainer, with one rank that dies, hangs, errs or is asked to stop, and a list of what was learned from.
 
 `RANKS_KILL` is `rank:step:moment`; `RANKS_SAMPLES` is where the list goes. After a restart by torchrun nothing is
-killed any more.
+killed any more. `RANKS_WAIT` is the moment at which a rank leaves a mark, the file `RANKS_MARK`, and goes on once
+the mark is removed.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
 import sys
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
-from crashproof.distillation.command import main
+from crashproof.distillation import command
+from crashproof.distillation.training import training_run
 from crashproof.distillation.training.loop import TrainingLoop
 from crashproof.pytorch import sharded_checkpoint
 
 START = f"{os.environ.get('RANKS_START')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}"
 """One name for all ranks that start together."""
-RANK = int(os.environ.get("RANK", "0"))
-WANTED, _, REST = os.environ.get("RANKS_KILL", "").partition(":")
-IS_CHOSEN = WANTED == str(RANK) and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-STEP, _, MOMENT = REST.partition(":")
+RANK = os.environ.get("RANK", "0")
+IS_FIRST_START = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
 
-if MOMENT == "now":
+
+def at(step: int | str, moment: str) -> None:
+    """Do what is to be done at this moment."""
+    name = f"{RANK}:{step}:{moment}"
+    if name == os.environ.get("RANKS_WAIT"):
+        mark = Path(os.environ["RANKS_MARK"])
+        mark.touch()
+        while mark.exists():
+            time.sleep(0.02)
+    if name == os.environ.get("RANKS_KILL") and IS_FIRST_START:
+        if "RANKS_MARK" in os.environ:
+            Path(os.environ["RANKS_MARK"]).touch()
+        DEEDS[moment]()
+
+
+def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def kill_in_the_backward_pass() -> None:
+    # It has begun then, and the others wait for its gradients.
+    threading.Timer(0.002, kill).start()
+
+
+def keep_the_lock() -> None:
+    """As a C extension does that neither returns nor lets go of Python's lock."""
+    ctypes.PyDLL(None).sleep(1000)
+
+
+def err() -> None:
+    raise KeyError("a mistake of this rank alone")
+
+
+DEEDS = {
+    "now": kill,
+    "step": kill_in_the_backward_pass,
+    "save": kill,
+    "hang": stop,
+    "stopped": stop,
+    "asked": lambda: os.kill(os.getpid(), signal.SIGUSR1),
+    "locked": keep_the_lock,
+    "asleep": lambda: time.sleep(1000),
+    "error": err,
+}
+
+at(0, "now")
+
 step_of_loop, save_shards = TrainingLoop._step, sharded_checkpoint._write_tensors
+prepare, gather_weights, join_ranks = command.prepare, training_run.gather_weights, command.join_ranks
 
 
 def step(self: TrainingLoop, step_data: Any) -> None:
     number = self.state.counters.step + 1
-    if IS_CHOSEN and str(number) == STEP and MOMENT == "step":
-        # In the middle of it: the backward pass of this rank has begun, and the others wait for its gradients.
-        threading.Timer(0.002, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    for moment in ("step", "stopped", "locked", "asleep", "error"):
+        at(number, moment)
     step_of_loop(self, step_data)
-    if IS_CHOSEN and str(number) == STEP and MOMENT == "asked":
-        os.kill(os.getpid(), signal.SIGUSR1)
-    report = {"step": number, "start": START, "samples": step_data.indices}
-    with open(os.environ["RANKS_SAMPLES"], "a") as file:
-        file.write(json.dumps(report) + "\n")
+    at(number, "asked")
+    if "RANKS_SAMPLES" in os.environ:
+        report = {"step": number, "start": START, "samples": step_data.indices}
+        with open(os.environ["RANKS_SAMPLES"], "a") as file:
+            file.write(json.dumps(report) + "\n")
 
 
 def write_tensors(partial: Any, tensors: Any, files: Any, ranks: Any) -> Any:
     failure = save_shards(partial, tensors, files, ranks)
-    if IS_CHOSEN and partial.name.startswith(f".checkpoint_{STEP}."):
-        if MOMENT == "save":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if MOMENT == "hang":
-            os.kill(os.getpid(), signal.SIGSTOP)
+    number = partial.name.removeprefix(".checkpoint_").partition(".")[0]
+    for moment in ("save", "hang"):
+        at(number, moment)
     return failure
+
+
+def prepare_data(*arguments: Any, **others: Any) -> Any:
+    at(0, "preparing")
+    return prepare(*arguments, **others)
+
+
+def gather(*arguments: Any) -> Any:
+    at(0, "student")
+    return gather_weights(*arguments)
+
+
+def join(**arguments: Any) -> Any:
+    at(0, "joining")
+    return join_ranks(**arguments)
 
 
 TrainingLoop._step = step  # type: ignore[method-assign]
 sharded_checkpoint._write_tensors = write_tensors
+command.prepare, training_run.gather_weights, command.join_ranks = prepare_data, gather, join  # type: ignore[assignment]
 
 if __name__ == "__main__":
-    sys.exit(main("kd", sys.argv[1:]))
+    sys.exit(command.main("kd", sys.argv[1:]))

@@ -23,6 +23,9 @@ from crashproof import ProgressTracker, TrackerSettings, write_atomically, write
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import NoUsableCheckpoint
 from crashproof.pytorch.ranks import DistributedRanks
+from crashproof.pytorch.ranks.activities import Activities
+from crashproof.pytorch.ranks.bounded_store import BoundedStore
+from crashproof.pytorch.ranks.peers import Peers
 from crashproof.pytorch.sharded_checkpoint import save_shards
 from crashproof.reading.run_state import read_run
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
@@ -95,7 +98,8 @@ def write_shards(tracker: ProgressTracker, folder: Path, step: int) -> Path:
     path = folder / f"checkpoint_{step}"
     distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
-        ranks = DistributedRanks(HashStore(), rank=0, num_ranks=1, limit_seconds=60.0)
+        store = BoundedStore(HashStore(), name="this process")
+        ranks = DistributedRanks(Peers(store, Activities(), rank=0, num_ranks=1, limit_seconds=60.0))
         tensors = {"weights": torch.full((4000,), float(step))}
         digest = save_shards(path, tensors, {"random": torch.zeros(3)}, {"step": step}, ranks)
     finally:

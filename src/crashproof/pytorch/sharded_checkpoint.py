@@ -116,11 +116,12 @@ def load_tensors(path: Path, tensors: dict[str, Tensor], ranks: Ranks) -> None:
 
     Raises:
         CheckpointDamaged: It cannot be read.
+        RankLost: Another rank died, or did not take part within the limit.
     """
     # Checked first, because the reader wraps the errors of its own call.
     tensor_shapes(path)
     try:
-        with warnings.catch_warnings():
+        with ranks.collective(f"loading {path.name}"), warnings.catch_warnings():
             # A single process reads it on purpose.
             warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
             group = ranks.group if isinstance(ranks, DistributedRanks) else None

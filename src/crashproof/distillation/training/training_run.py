@@ -120,7 +120,8 @@ class TrainingRun:
         step = self._state.counters.step
         folder = self._output_dir / f"student_{step}"
         student = self._prepared.recipe.student
-        weights = gather_weights(student, self._ranks)
+        with self._ranks.collective("gathering the student"):
+            weights = gather_weights(student, self._ranks)
         if self._ranks.is_main:
             if weights is not None:
                 student = new_student(self._config.student, self._prepared.tokenizer, self._config.data.max_length)
@@ -141,7 +142,8 @@ class TrainingRun:
         if teacher is not None:
             teacher.to(self._device.device)  # type: ignore[arg-type]  # transformers leaves it so.
         prepare_layers(recipe.student, train, self._device.device)
-        strategy = choose_strategy(recipe, train.strategy, self._ranks, self._device.device)
+        with self._ranks.collective("sharing the model"):
+            strategy = choose_strategy(recipe, train.strategy, self._ranks, self._device.device)
         # All processes made the same models; from here on each draws its own numbers.
         seed_everything(train.seed + self._ranks.rank)
         return strategy, new_state(recipe, train, self._device, self._ranks)

@@ -1,0 +1,161 @@
+"""Join the processes that `torchrun` started, and leave them."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from crashproof.errors import RankLost
+from crashproof.pytorch.interrupts import EXIT_PREEMPTED
+from crashproof.pytorch.ranks.activities import Activities
+from crashproof.pytorch.ranks.bounded_store import BoundedStore, StoreSilent, call_within
+from crashproof.pytorch.ranks.distributed import DistributedRanks
+from crashproof.pytorch.ranks.forced_exit import ForcedExit
+from crashproof.pytorch.ranks.guardian import Guardian
+from crashproof.pytorch.ranks.identity import own_identity
+from crashproof.pytorch.ranks.peers import Peers
+from crashproof.pytorch.ranks.single import SingleRank
+from crashproof.pytorch.ranks.watchdog import GRACE_SECONDS, Watchdog
+from crashproof.rules.secrets.texts import without_secrets
+
+__all__ = ["join_ranks"]
+
+_LEAVE_SECONDS = 10.0
+"""How long a process may take to end once it has learned of a loss."""
+_MOST_CHARACTERS = 200
+_JOINING = "joining the other processes"
+
+
+@contextmanager
+def join_ranks(
+    *, device_type: str, limit_seconds: float, environment: Mapping[str, str] = os.environ
+) -> Iterator[SingleRank | DistributedRanks]:
+    """Join the processes that `torchrun` started; without it, this process is the only one.
+
+    From here on the process ends, with exit code 75, where it would wait for longer than the limit and a few seconds.
+
+    Raises:
+        RankLost: The others did not join within the limit.
+    """
+    if int(environment.get("WORLD_SIZE", "1")) == 1:
+        yield SingleRank()
+        return
+    if device_type == "cuda":
+        torch.cuda.set_device(int(environment["LOCAL_RANK"]))
+    with ExitStack() as stack:
+        activities = Activities()
+        watchdog = _watch(stack, activities, limit_seconds, environment)
+        with activities.doing(_JOINING, is_wait=True):
+            peers = _join(activities, device_type, limit_seconds, environment)
+            ranks = _meet(peers)
+        watchdog.contact = peers.signs
+        peers.on_loss = lambda: watchdog.leave_within(_LEAVE_SECONDS, "after another rank was lost")
+        left = "it has finished"
+        try:
+            with peers.naming_losses("working together"):
+                yield ranks
+        except BaseException as error:
+            left = f"it ended with {type(error).__name__}: {_first_line(error)}"
+            raise
+        finally:
+            peers.signs.stop(left)
+            _leave_group(watchdog)
+
+
+def _watch(
+    stack: ExitStack, activities: Activities, limit_seconds: float, environment: Mapping[str, str]
+) -> Watchdog:
+    """Have this process ended where it hangs, by itself, or where it is stopped, by another."""
+    identity = own_identity()
+    name = f"Rank {environment['RANK']} ({identity.host}, pid {identity.pid})"
+    guardian = Guardian(name=name, longest_seconds=limit_seconds + GRACE_SECONDS)
+    stack.callback(guardian.close)
+    watchdog = Watchdog(activities, ForcedExit(EXIT_PREEMPTED), name=name, limit_seconds=limit_seconds)
+    stack.callback(watchdog.stop)
+    return watchdog
+
+
+def _join(activities: Activities, device_type: str, limit_seconds: float, environment: Mapping[str, str]) -> Peers:
+    limit = timedelta(seconds=limit_seconds)
+    absent: list[int] = []
+    try:
+        store, rank, num_ranks = next(rendezvous("env://", timeout=limit))
+        store.set_timeout(limit)
+        # torchrun may keep its store across restarts, with entries of earlier processes.
+        store = PrefixStore(f"{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}/{num_ranks}", store)
+        with _naming_absent(store, rank, num_ranks, absent):
+            _form_default_group(store, rank, num_ranks, device_type, limit)
+    except (RuntimeError, ValueError) as error:
+        names = f"rank {', '.join(map(str, absent))}" if absent else "another rank"
+        reason = str(error).splitlines()[0]
+        raise RankLost(_JOINING, missing=absent, names=names, seconds=limit_seconds, reason=reason) from error
+    return Peers(
+        _second_store(environment, limit),
+        activities,
+        rank=rank,
+        num_ranks=num_ranks,
+        limit_seconds=limit_seconds,
+    )
+
+
+@contextmanager
+def _naming_absent(store: Store, rank: int, num_ranks: int, absent: list[int]) -> Iterator[None]:
+    """Say that this rank has come; if joining fails, fill in who has not."""
+    store.set(f"joined/{rank}", "")
+    try:
+        yield
+    except RuntimeError:
+        asked = BoundedStore(store, name="the first rank")
+        with suppress(StoreSilent):
+            absent += [each for each in range(num_ranks) if asked.get(f"joined/{each}", seconds=1.0) is None]
+        raise
+
+
+def _form_default_group(store: Store, rank: int, num_ranks: int, device_type: str, limit: timedelta) -> None:
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=num_ranks,
+        # On a GPU the processes exchange a flag over gloo at each step: that fails first, and names who is lost.
+        timeout=limit + timedelta(seconds=GRACE_SECONDS) if device_type == "cuda" else limit,
+    )
+
+
+def _second_store(environment: Mapping[str, str], limit: timedelta) -> BoundedStore:
+    """Another connection to the ranks' store: a call that hangs in the first one holds that up."""
+    host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    # torch exports it where it was built for several processes.
+    store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)  # type: ignore[attr-defined]
+    # Nothing that earlier processes of the same run have left there may count.
+    token = [uuid.uuid4().hex]
+    dist.broadcast_object_list(token, src=0)
+    return BoundedStore(PrefixStore(f"crashproof/{token[0]}", store), name=f"{host}:{port}")
+
+
+def _meet(peers: Peers) -> DistributedRanks:
+    """Give a first sign of life, and tell the others which process this rank is."""
+    peers.signs.start()
+    ranks = DistributedRanks(peers)
+    peers.identities = ranks.all_gather(own_identity(), _JOINING)
+    return ranks
+
+
+def _leave_group(watchdog: Watchdog) -> None:
+    try:
+        call_within(GRACE_SECONDS, dist.destroy_process_group)
+    except TimeoutError:
+        watchdog.leave_within(_LEAVE_SECONDS, "after its process group could not be left")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = without_secrets(str(error)).splitlines()
+    return lines[0][:_MOST_CHARACTERS].rstrip(".") if lines else ""

@@ -1,0 +1,1 @@
+"""What the processes of a run make of each other's silence."""
