@@ -136,12 +136,13 @@ class TrainingRun:
             log.info("Complete: %s steps. The student is in %s.", f"{step:,}", folder)
 
     def _build_state(self) -> tuple[Strategy, TrainingState]:
-        recipe, teacher, train = self._prepared.recipe, self._prepared.teacher, self._config.train
-        recipe.to(self._device.device)
-        if teacher is not None:
-            teacher.to(self._device.device)  # type: ignore[arg-type]  # transformers leaves it so.
-        prepare_layers(recipe.student, train, self._device.device)
-        strategy = choose_strategy(recipe, train.strategy, self._ranks, self._device.device)
+        recipe, train, device = self._prepared.recipe, self._config.train, self._device.device
+        if self._prepared.weights is None:
+            recipe.to(device)
+            if self._prepared.teacher is not None:
+                self._prepared.teacher.to(device)  # type: ignore[arg-type]  # transformers leaves it so.
+        prepare_layers(recipe.student, train, device)
+        strategy = choose_strategy(recipe, train.strategy, self._ranks, device, self._prepared.weights)
         # All processes made the same models; from here on each draws its own numbers.
         seed_everything(train.seed + self._ranks.rank)
         return strategy, new_state(recipe, train, self._device, self._ranks)
