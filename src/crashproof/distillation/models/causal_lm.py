@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,17 @@ from crashproof.distillation.settings.models import ModelShape
 from crashproof.errors import ConfigError, ModelMismatch
 
 __all__ = [
+    "convert",
     "load_model",
     "new_model",
     "require_causal",
     "require_length",
     "require_vocabulary",
     "require_whole",
+    "save_folder",
     "save_model",
     "without_report",
+    "write_model",
 ]
 
 log = logging.getLogger("crashproof")
@@ -124,9 +127,10 @@ def require_causal(folder: Path, model: PreTrainedModel) -> None:
     Raises:
         ConfigError: they do, or it cannot compute.
     """
-    device = next(model.parameters()).device
+    device, was_training = next(model.parameters()).device, model.training
     ids = torch.arange(_PROBE_TOKENS, device=device).remainder(text_config(model).vocab_size).repeat(2, 1)
     ids[1, -1] = 0
+    model.train(False)
     try:
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
     except Exception as error:  # As above.
@@ -134,6 +138,8 @@ def require_causal(folder: Path, model: PreTrainedModel) -> None:
             f"{type(model).__name__} in {folder} cannot compute on the {device.type.upper()} ({why(error)}).",
             hint="Install what it needs, or use another model.",
         ) from error
+    finally:
+        model.train(was_training)
     if not torch.allclose(logits[0], logits[1], rtol=1e-3, atol=1e-4, equal_nan=True):
         raise ConfigError(
             f"{folder} holds an encoder ({type(model).__name__}): its positions see the tokens that follow them.",
@@ -177,10 +183,32 @@ def save_model(
     origin: dict[str, str | int],
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a `transformers` folder atomically.
+    """Write a `transformers` folder atomically; see `write_model`, and `save_folder` for `origin`."""
+    save_folder(lambda partial: write_model(model, partial, dtype=dtype), tokenizer, folder, origin=origin)
+
+
+def write_model(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write config and weights into a folder that is being filled.
 
     Adapters are merged into the weights, and also saved in `adapter/`. With a `dtype`, the weights are converted to
     it. Such a model cannot be used afterwards.
+    """
+    if has_adapters(model):
+        save_adapter(model, folder)
+        model = merge_adapters(model)
+    if dtype is not None:
+        convert(model, dtype)
+    model.save_pretrained(str(folder))
+
+
+def save_folder(
+    write: Callable[[Path], None],
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    *,
+    origin: dict[str, str | int],
+) -> None:
+    """Write a folder atomically that a model is written into.
 
     `origin` says what the model was made from, and is saved with it: a folder with the same origin is kept, any other
     of that name is first moved to `<name>.1`, `<name>.2`, ….
@@ -190,14 +218,16 @@ def save_model(
             return
         REAL_DISK.replace(folder, RunFolder.free_name(folder))
     with write_folder_atomically(folder) as partial:
-        if has_adapters(model):
-            save_adapter(model, partial)
-            model = merge_adapters(model)
-        if dtype is not None:
-            _convert(model, dtype)
-        model.save_pretrained(str(partial))
+        write(partial)
         tokenizer.save_pretrained(str(partial))
         write_bytes_atomically(partial / _ORIGIN_FILE, msgspec.json.encode(origin))
+
+
+def convert(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Convert the weights of a model, and what its config says of them."""
+    model.to(dtype)  # type: ignore[arg-type]  # transformers leaves it so.
+    # Else a nested config would still name the type in which the weights were trained.
+    text_config(model).dtype = dtype
 
 
 @contextmanager
@@ -212,12 +242,6 @@ def without_report() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _convert(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    model.to(dtype)  # type: ignore[arg-type]  # transformers leaves it so.
-    # Else a nested config would still name the type in which the weights were trained.
-    text_config(model).dtype = dtype
 
 
 def _load(folder: Path) -> tuple[PreTrainedModel, dict[str, Any]]:

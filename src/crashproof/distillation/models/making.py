@@ -72,14 +72,14 @@ class DeferredModels:
 
     def __init__(self) -> None:
         self.weights = DeferredWeights()
-        self._draws: RecordedDraws | None = RecordedDraws()
+        self._draws = RecordedDraws()
 
     def read(self, folder: Path) -> PreTrainedModel:
         """See `ModelMaker.read`; that its positions see nothing behind them is left to be shown."""
         content = ModelFolder.read(folder)
         try:
             with without_report():
-                model, found = read_without_weights(content, self.weights)
+                model, found = read_without_weights(content, self.weights.read)
         except CannotDefer as reason:
             log.warning(
                 "%s: its weights cannot be read in parts (%s), so each process reads all of them before it keeps its "
@@ -88,15 +88,15 @@ class DeferredModels:
                 reason,
             )
             model = load_model(folder)
-            self.weights.defer(model)
+            self.weights.adopt(folder, model, is_proven=True)
             return model
         require_whole(folder, found)
-        self.weights.unproven.append((folder, model))
+        self.weights.adopt(folder, model, is_proven=False)
         return model
 
     def drawing(self) -> AbstractContextManager[object]:
         """See `ModelMaker.drawing`."""
-        return nullcontext() if self._draws is None else self._draws
+        return self._draws
 
     def complete(self, make: Callable[[], ModuleT]) -> ModuleT:
         """See `ModelMaker.complete`."""
@@ -111,7 +111,7 @@ class DeferredModels:
                 reason,
             )
             del self.weights.unproven[num_unproven:]
-            self._draws = None
+            self._draws = RecordedDraws(defers_all=False)
             module = make()
-            self.weights.defer(module)
+            self.weights.defer(module, self._draws)
         return module

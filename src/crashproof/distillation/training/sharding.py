@@ -32,10 +32,10 @@ _METHODS = ("within", "cross_entropies", "generate")
 """Of a recipe: what is called beside its forward pass."""
 
 
-def shard_models(recipe: Recipe, ranks: Ranks, device: torch.device, weights: DeferredWeights | None) -> None:
-    """Leave this process its part of each weight of the student and of the teacher; all processes call this.
+def shard_models(recipe: Recipe, ranks: Ranks, device: torch.device, weights: DeferredWeights) -> None:
+    """Give this process its part of each weight of the student and of the teacher; all processes call this.
 
-    With `weights`, all of them are on the meta device until now, and a process reads or draws its part alone.
+    Until now, all weights are on the meta device.
 
     Raises:
         ConfigError: a process cannot read its part, or a model turns out to be no causal one.
@@ -43,13 +43,11 @@ def shard_models(recipe: Recipe, ranks: Ranks, device: torch.device, weights: De
     """
     teacher = None if recipe.teacher is None else _Root(recipe.teacher.model)
     roots: list[nn.Module] = [recipe] if teacher is None else [recipe, teacher]
-    sources = [{} if weights is None else weights.take(each) for each in roots]
+    sources = [weights.take(each) for each in roots]
     _shard_student(recipe, ranks, device)
     if teacher is not None:
         _shard_teacher(teacher, ranks, device)
         cast(SplitModel, recipe.teacher).run_within(teacher)
-    if weights is None:
-        return
 
     def fill() -> None:
         for root, sources_of_root in zip(roots, sources, strict=True):
@@ -102,6 +100,7 @@ def _examine(recipe: Recipe, teacher: _Root | None, weights: DeferredWeights) ->
         if teacher is not None:
             split = cast(SplitModel, recipe.teacher)
             teacher(lambda: _examine_model(split, split.model, weights))
+            cast(FSDPModule, teacher).reshard()
     # Else what was gathered would stay, when a checkpoint has long changed the shards.
     cast(FSDPModule, recipe).reshard()
     weights.unproven.clear()

@@ -19,7 +19,7 @@ from crashproof.distillation.training.sharding import shard_models
 from crashproof.pytorch.random_state import capture_random_state, restore_random_state
 from crashproof.pytorch.ranks import Ranks
 
-__all__ = ["Strategy", "choose_strategy", "clip_gradients", "gather_weights", "is_sharded"]
+__all__ = ["Strategy", "choose_strategy", "clip_gradients", "is_sharded"]
 
 
 class Strategy:
@@ -56,37 +56,18 @@ def choose_strategy(
 ) -> Strategy:
     """Wrap a recipe in `ddp` or `fsdp`; one process needs neither.
 
-    It is on its device, or, with `weights`, on none yet; then `fsdp` fills it there.
+    For `fsdp`, its weights are still deferred; otherwise it is on its device.
     """
-    if ranks.num_ranks == 1:
-        return Strategy(recipe)
-    return _Sharded(recipe, ranks, device, weights) if is_sharded(name, ranks) else _Replicated(recipe, ranks)
+    if is_sharded(name, ranks):
+        assert weights is not None, "what is sharded is not made whole before"
+        return _Sharded(recipe, ranks, device, weights)
+    return Strategy(recipe) if ranks.num_ranks == 1 else _Replicated(recipe, ranks)
 
 
 def clip_gradients(parameters: list[nn.Parameter], clip_norm: float) -> Tensor:
     """Clip the gradients to a norm, over all processes; returns the norm before, (), without synchronising."""
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
-def gather_weights(student: nn.Module, ranks: Ranks) -> dict[str, Tensor] | None:
-    """Gather all weights on the CPU of the main process; None if each process has all of them anyway.
-
-    Every process calls it.
-    """
-    # A weight that two layers share has one name here, as in the file.
-    weights: dict[str, Tensor] = dict(student.named_parameters())
-    if not any(isinstance(tensor, DTensor) for tensor in weights.values()):
-        return None
-    kept = student.state_dict().keys()
-    weights |= {name: buffer for name, buffer in student.named_buffers() if name in kept}
-    whole = {}
-    for name, tensor in weights.items():
-        # One at a time: no device has to hold all of them.
-        gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        if ranks.is_main:
-            whole[name] = gathered.detach().cpu()
-    return whole
 
 
 class _Replicated(Strategy):
@@ -115,9 +96,7 @@ class _Sharded(Strategy):
 
     works_in_lockstep = True
 
-    def __init__(
-        self, recipe: Recipe, ranks: Ranks, device: torch.device, weights: DeferredWeights | None = None
-    ) -> None:
+    def __init__(self, recipe: Recipe, ranks: Ranks, device: torch.device, weights: DeferredWeights) -> None:
         super().__init__(recipe)
         self.gradient_scale = float(ranks.num_ranks)
         shard_models(recipe, ranks, device, weights)

@@ -28,12 +28,16 @@ _OVERWRITE = (aten.normal_.default, aten.uniform_.default, aten.zero_.default, a
 class RecordedDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it so.
     """A context in which new, empty tensors have no memory, and what is drawn into them is noted down.
 
+    A tensor that is drawn and then moved to the meta device, beside weights that are there, is kept as it was.
+
     Raises:
-        CannotDefer: in it, the numbers of such a tensor are needed.
+        CannotDefer: in it, the numbers of a tensor without memory are needed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, defers_all: bool = True) -> None:
+        """Else new tensors get their memory, and only what is moved is kept."""
         super().__init__()  # type: ignore[no-untyped-call]
+        self._defers_all = defers_all
         self._drawn: dict[int, _Drawn] = {}
         """By the identity of a storage."""
 
@@ -49,8 +53,10 @@ class RecordedDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torc
     ) -> Any:
         """Record what concerns such tensors; carry out the rest."""
         options = dict(kwargs or {})
-        if func is aten.empty.memory_format and _is_on_cpu(options.get("device")):
+        if func is aten.empty.memory_format and self._defers_all and _is_on_cpu(options.get("device")):
             return self._without_memory(func(*args, **options | {"device": "meta", "pin_memory": False}))
+        if func is aten._to_copy.default and _is_on_meta(options.get("device")) and not args[0].is_meta:
+            return self._keep(func(*args, **options), args[0])
         if all(self._of(each) is None for each in _tensors((args, options))):
             return func(*args, **options)
         if func._schema.is_mutable:
@@ -64,6 +70,11 @@ class RecordedDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torc
     def _without_memory(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         self._drawn[storage._cdata] = _Drawn(storage=storage, num_elements=tensor.numel(), dtype=tensor.dtype)
+        return tensor
+
+    def _keep(self, tensor: Tensor, numbers: Tensor) -> Tensor:
+        self._without_memory(tensor)
+        self._record(aten.copy_.default, (tensor, numbers.detach()), {})
         return tensor
 
     def _of(self, tensor: Any) -> _Drawn | None:
@@ -163,3 +174,7 @@ def _tensors(values: Any) -> list[Tensor]:
 
 def _is_on_cpu(device: Any) -> bool:
     return device is None or torch.device(device).type == "cpu"
+
+
+def _is_on_meta(device: Any) -> bool:
+    return device is not None and torch.device(device).type == "meta"

@@ -8,22 +8,21 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from crashproof.distillation.models.deferred.files import stored_tensors
+from crashproof.distillation.models.deferred.files import ReadBytes, stored_tensors
 from crashproof.distillation.models.deferred.tensor import CannotDefer
-from crashproof.distillation.models.deferred.weights import DeferredWeights
 from crashproof.distillation.models.model_folder import ModelFolder, weight_files, why
 
 __all__ = ["read_without_weights"]
 
 
-def read_without_weights(folder: ModelFolder, weights: DeferredWeights) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model as `transformers` loads it, in fp32, and what it found of the weights; they themselves are deferred.
+def read_without_weights(folder: ModelFolder, read: ReadBytes) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model as `transformers` loads it, in fp32, and what it found of the weights, which are `DeferredTensor`s.
 
     Raises:
         CannotDefer: the weights can only be read as a whole, or not at all.
     """
     try:
-        tensors = stored_tensors(weight_files(folder.path), weights.read)
+        tensors = stored_tensors(weight_files(folder.path), read)
         model_class = _class_of(folder.config)
         is_nested = type(folder.config) is not model_class.config_class
         # Typed as a model alone, though what was found comes with it.
@@ -37,14 +36,12 @@ def read_without_weights(folder: ModelFolder, weights: DeferredWeights) -> tuple
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-        model: PreTrainedModel = loaded[0]
-        weights.defer(model)
     except (CannotDefer, MemoryError):
         raise
     except Exception as error:  # Whole, it is read in another way; if that fails as well, that says why.
         raise CannotDefer(why(error)) from error
-    _complete(model, folder)
-    return model, loaded[1]
+    _complete(loaded[0], folder)
+    return loaded[0], loaded[1]
 
 
 def _class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:

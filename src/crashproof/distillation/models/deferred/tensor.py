@@ -66,7 +66,7 @@ class DeferredTensor(Tensor):
         if func._schema.is_mutable:
             raise CannotDefer(f"{func} changes it in place")
         if call.moves_to_cpu():
-            return call.results()
+            return _compact(call.results())
         try:
             shapes = call.shapes()
         except (NotImplementedError, RuntimeError):
@@ -90,11 +90,18 @@ class _Call:
         kwargs = self.kwargs | ({"device": "meta"} if self.kwargs.get("device") is not None else {})
         return self.func(*_shapes_alone(self.args), **_shapes_alone(kwargs))
 
-    def rows(self, first: int, last: int) -> Tensor | None:
-        """These rows, if they depend on the same rows of the arguments alone; else None."""
+    def results_of_rows(self, first: int, last: int) -> Any:
+        """The results from these rows, if they need no other rows of the arguments; else None."""
         rule = _RULES.get(self.func)
         args = None if rule is None else rule(self.args, first, last)
         return None if args is None else self.func(*args, **_numbers(self.kwargs))
+
+    def as_rows(self, place: int | None) -> tuple[Tensor, int, int] | None:
+        """The argument whose rows, from the first to the last, are this result; None if it is none of a split."""
+        if self.func is not aten.split.Tensor or place is None or _is_across(_dim(self.args, 2), self.args[0]):
+            return None
+        tensor, num_rows = self.args[0], self.args[1]
+        return tensor, place * num_rows, min(len(tensor), (place + 1) * num_rows)
 
     def moves_to_cpu(self) -> bool:
         device = self.kwargs.get("device")
@@ -117,13 +124,19 @@ class _Computed:
     """Among several."""
 
     def whole(self) -> Tensor:
-        results = self.call.results()
-        result: Tensor = results if self.place is None else results[self.place]
-        return result
+        part = self.call.as_rows(self.place)
+        return self._own(self.call.results()) if part is None else _rows_of(*part)
 
     def rows(self, first: int, last: int) -> Tensor:
-        rows = self.call.rows(first, last) if self.place is None else None
-        return self.whole()[first:last] if rows is None else rows
+        if part := self.call.as_rows(self.place):
+            tensor, begin, _ = part
+            return _rows_of(tensor, begin + first, begin + last)
+        results = self.call.results_of_rows(first, last)
+        return self.whole()[first:last] if results is None else self._own(results)
+
+    def _own(self, results: Any) -> Tensor:
+        result: Tensor = results if self.place is None else results[self.place]
+        return result
 
 
 def _deferred(shapes: Any, call: _Call) -> Any:
@@ -133,6 +146,11 @@ def _deferred(shapes: Any, call: _Call) -> Any:
         return shapes
     made = [DeferredTensor(each, _Computed(call=call, place=place), call.device) for place, each in enumerate(shapes)]
     return type(shapes)(made)
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """The numbers without the rest of the memory that they are a part of."""
+    return tensor if tensor.untyped_storage().nbytes() <= tensor.nbytes else tensor.clone()
 
 
 def _numbers(values: Any) -> Any:
@@ -157,20 +175,29 @@ def _of_first(args: tuple[Any, ...], first: int, last: int) -> tuple[Any, ...] |
 
 
 def _of_stack(args: tuple[Any, ...], first: int, last: int) -> tuple[Any, ...] | None:
-    tensors, dim = args[0], args[1] if len(args) > 1 else 0
+    tensors, dim = args[0], _dim(args, 1)
     return (_numbers(list(tensors[first:last])), dim) if dim == 0 and first < last else None
 
 
 def _of_cat(args: tuple[Any, ...], first: int, last: int) -> tuple[Any, ...] | None:
-    tensors, dim = args[0], args[1] if len(args) > 1 else 0
-    is_across = _is_across(dim, tensors[0])
-    return ([_rows_of(each, first, last) for each in tensors], dim) if is_across else None
+    tensors, dim = args[0], _dim(args, 1)
+    return ([_rows_of(each, first, last) for each in tensors], dim) if _is_across(dim, tensors[0]) else None
+
+
+def _of_split(args: tuple[Any, ...], first: int, last: int) -> tuple[Any, ...] | None:
+    tensor, size, dim = args[0], args[1], _dim(args, 2)
+    return (_rows_of(tensor, first, last), size, dim) if _is_across(dim, tensor) else None
 
 
 def _of_transpose(args: tuple[Any, ...], first: int, last: int) -> tuple[Any, ...] | None:
     tensor, *dims = args
     is_across = all(_is_across(each, tensor) for each in dims)
     return (_rows_of(tensor, first, last), *dims) if is_across else None
+
+
+def _dim(args: tuple[Any, ...], place: int) -> int:
+    """The dimension among the arguments; it may be left out."""
+    return args[place] if len(args) > place else 0
 
 
 def _is_across(dim: int, tensor: Tensor) -> bool:
@@ -188,6 +215,7 @@ _SAME_ROWS: Sequence[Any] = (
 _RULES: dict[Any, Rule] = {
     **dict.fromkeys(_SAME_ROWS, _of_first),
     aten.cat.default: _of_cat,
+    aten.split.Tensor: _of_split,
     aten.stack.default: _of_stack,
     aten.transpose.int: _of_transpose,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,16 @@ class DeferredWeights:
         """Of the files of the models."""
         self.unproven: list[tuple[Path, PreTrainedModel]] = []
         """Models that have not computed anything yet, with the folders that they come from."""
+        self.shapes: dict[Path, PreTrainedModel] = {}
+        """Of each folder its model, as it was read, without memory."""
         self._sources: dict[nn.Parameter, Source] = {}
+
+    def adopt(self, folder: Path, model: PreTrainedModel, *, is_proven: bool) -> None:
+        """Take the memory of a model that was read, if it has any; `is_proven` where it has computed something."""
+        self.defer(model)
+        self.shapes[folder] = deepcopy(model)
+        if not is_proven:
+            self.unproven.append((folder, model))
 
     def defer(self, module: nn.Module, draws: RecordedDraws | None = None) -> None:
         """Take the memory of a module's parameters from it; its buffers are kept, and filled.
@@ -65,6 +75,7 @@ class DeferredWeights:
 
 
 def _source_of(parameter: Tensor) -> Source:
+    assert not parameter.is_meta, "it would stay without numbers"
     return parameter.source if isinstance(parameter, DeferredTensor) else _Held(tensor=parameter.detach())
 
 
