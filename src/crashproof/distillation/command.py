@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crashproof.distillation.display import hide_other_bars
+from crashproof.distillation.models.making import WHOLE_MODELS, DeferredModels
 from crashproof.distillation.recipes.registry import TASKS
 from crashproof.distillation.recipes.task import AnyTask
 from crashproof.distillation.settings.load import files_and_overrides, load_config
 from crashproof.distillation.settings.run import RunConfig
 from crashproof.distillation.training.preparation import Prepared, prepare
 from crashproof.distillation.training.sample_length import with_max_length
+from crashproof.distillation.training.strategy import is_sharded
 from crashproof.distillation.training.training_run import TrainingRun, alert_settings
 from crashproof.distillation.training.training_state import require_checkpoint
 from crashproof.errors import ConfigError, CrashproofError, RankLost, TeacherUnreachable
@@ -144,12 +146,13 @@ def _require_trainable(config: RunConfig, output_dir: Path, ranks: Ranks) -> Non
 
 def _prepare(task: AnyTask, config: RunConfig, cache: Path, ranks: Ranks, interrupts: Interrupts) -> Prepared:
     """Prepare on the main process, which fills the cache, then on the others, which read it."""
+    models = DeferredModels() if is_sharded(config.train.strategy, ranks) else WHOLE_MODELS
     prepared = None
     failure: BaseException | None = None
     with ranks.main_process_first("preparing data and models"):
         if ranks.is_main:
             try:
-                prepared = prepare(task, config, cache=cache, interrupts=interrupts)
+                prepared = prepare(task, config, cache=cache, interrupts=interrupts, models=models)
             except (CrashproofError, StopRequested) as error:
                 failure = error
     has_failed = ranks.broadcast(failure is not None, "preparing data and models")
@@ -164,7 +167,7 @@ def _prepare(task: AnyTask, config: RunConfig, cache: Path, ranks: Ranks, interr
                 f"Rank {ranks.rank} does not see {cache}, which rank 0 has written.",
                 hint="Let all hosts share the file system of --output-dir.",
             )
-        prepared = prepare(task, config, cache=cache, interrupts=interrupts, fills_cache=False)
+        prepared = prepare(task, config, cache=cache, interrupts=interrupts, fills_cache=False, models=models)
     return prepared
 
 

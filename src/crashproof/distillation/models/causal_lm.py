@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,26 @@ from crashproof.distillation.models.text_model import most_positions, text_confi
 from crashproof.distillation.settings.models import ModelShape
 from crashproof.errors import ConfigError, ModelMismatch
 
-__all__ = ["load_model", "new_model", "require_length", "require_vocabulary", "save_model"]
+__all__ = [
+    "convert",
+    "load_model",
+    "new_model",
+    "require_causal",
+    "require_length",
+    "require_vocabulary",
+    "require_whole",
+    "save_folder",
+    "save_model",
+    "without_report",
+    "write_model",
+]
 
 log = logging.getLogger("crashproof")
 
 _ORIGIN_FILE = "crashproof.json"
 _PROBE_TOKENS = 4
+_REPORTING = ("modeling_utils", "distributed.tensor_parallel")
+"""Modules of `transformers`; the second names layers that a tensor-parallel model, which this is not, would share."""
 
 
 def new_model(shape: ModelShape, *, tokenizer: PreTrainedTokenizerFast, max_length: int) -> PreTrainedModel:
@@ -78,9 +92,59 @@ def load_model(folder: Path) -> PreTrainedModel:
     """
     ModelFolder.read(folder)
     model, found = _load(folder)
-    _require_whole(folder, found)
-    _require_causal(folder, model)
+    require_whole(folder, found)
+    require_causal(folder, model)
     return model
+
+
+def require_whole(folder: Path, found: dict[str, Any]) -> None:
+    """Refuse weights that would be drawn at random, and name those that are not used.
+
+    `found` is what `transformers` says of them.
+
+    Raises:
+        ConfigError: some are missing, or have another shape than the config says.
+    """
+    for name, in_file, in_model in sorted(found["mismatched_keys"]):
+        raise ConfigError(
+            f"{name} in {folder} has the shape {tuple(in_file)}, and {tuple(in_model)} by its config.json.",
+            hint="The weights belong to another config.json.",
+        )
+    missing, unused = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    if missing:
+        raise ConfigError(
+            f"The weights in {folder} lack {len(missing):,} of the model's, such as {missing[0]}.",
+            hint="They belong to a model without a head, or to another config.json.",
+        )
+    if unused:
+        log.warning("%s: %s weights are not used, such as %s.", folder, f"{len(unused):,}", unused[0])
+
+
+@torch.no_grad()
+def require_causal(folder: Path, model: PreTrainedModel) -> None:
+    """Refuse a model whose earlier positions see later tokens: they would see what they are to predict.
+
+    Raises:
+        ConfigError: they do, or it cannot compute.
+    """
+    device, was_training = next(model.parameters()).device, model.training
+    ids = torch.arange(_PROBE_TOKENS, device=device).remainder(text_config(model).vocab_size).repeat(2, 1)
+    ids[1, -1] = 0
+    model.train(False)
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    except Exception as error:  # As above.
+        raise ConfigError(
+            f"{type(model).__name__} in {folder} cannot compute on the {device.type.upper()} ({why(error)}).",
+            hint="Install what it needs, or use another model.",
+        ) from error
+    finally:
+        model.train(was_training)
+    if not torch.allclose(logits[0], logits[1], rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise ConfigError(
+            f"{folder} holds an encoder ({type(model).__name__}): its positions see the tokens that follow them.",
+            hint="Use a causal language model, or set is_decoder in its config.json if it was trained as one.",
+        )
 
 
 def require_length(config: PreTrainedConfig, title: str, max_length: int) -> None:
@@ -119,10 +183,32 @@ def save_model(
     origin: dict[str, str | int],
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a `transformers` folder atomically.
+    """Write a `transformers` folder atomically; see `write_model`, and `save_folder` for `origin`."""
+    save_folder(lambda partial: write_model(model, partial, dtype=dtype), tokenizer, folder, origin=origin)
+
+
+def write_model(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write config and weights into a folder that is being filled.
 
     Adapters are merged into the weights, and also saved in `adapter/`. With a `dtype`, the weights are converted to
     it. Such a model cannot be used afterwards.
+    """
+    if has_adapters(model):
+        save_adapter(model, folder)
+        model = merge_adapters(model)
+    if dtype is not None:
+        convert(model, dtype)
+    model.save_pretrained(str(folder))
+
+
+def save_folder(
+    write: Callable[[Path], None],
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    *,
+    origin: dict[str, str | int],
+) -> None:
+    """Write a folder atomically that a model is written into.
 
     `origin` says what the model was made from, and is saved with it: a folder with the same origin is kept, any other
     of that name is first moved to `<name>.1`, `<name>.2`, ….
@@ -132,26 +218,36 @@ def save_model(
             return
         REAL_DISK.replace(folder, RunFolder.free_name(folder))
     with write_folder_atomically(folder) as partial:
-        if has_adapters(model):
-            save_adapter(model, partial)
-            model = merge_adapters(model)
-        if dtype is not None:
-            _convert(model, dtype)
-        model.save_pretrained(str(partial))
+        write(partial)
         tokenizer.save_pretrained(str(partial))
         write_bytes_atomically(partial / _ORIGIN_FILE, msgspec.json.encode(origin))
 
 
-def _convert(model: PreTrainedModel, dtype: torch.dtype) -> None:
+def convert(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Convert the weights of a model, and what its config says of them."""
     model.to(dtype)  # type: ignore[arg-type]  # transformers leaves it so.
     # Else a nested config would still name the type in which the weights were trained.
     text_config(model).dtype = dtype
 
 
+@contextmanager
+def without_report() -> Iterator[None]:
+    """Keep `transformers` from writing a table of what it found: `require_whole` says it in a line."""
+    loggers = [logging.getLogger(f"transformers.{name}") for name in _REPORTING]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def _load(folder: Path) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model, and what `transformers` found of its weights."""
     try:
-        with _without_report():
+        with without_report():
             # Typed as a model alone, though what was found comes with it.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder),
@@ -170,54 +266,6 @@ def _load(folder: Path) -> tuple[PreTrainedModel, dict[str, Any]]:
             hint="It needs config.json and whole weights, and the packages that its type imports.",
         ) from error
     return loaded[0], loaded[1]
-
-
-@contextmanager
-def _without_report() -> Iterator[None]:
-    """Keep `transformers` from writing a table of what it found: `_require_whole` says it in a line."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _require_whole(folder: Path, found: dict[str, Any]) -> None:
-    """Refuse weights that would be drawn at random, and name those that are not used."""
-    for name, in_file, in_model in sorted(found["mismatched_keys"]):
-        raise ConfigError(
-            f"{name} in {folder} has the shape {tuple(in_file)}, and {tuple(in_model)} by its config.json.",
-            hint="The weights belong to another config.json.",
-        )
-    missing, unused = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
-    if missing:
-        raise ConfigError(
-            f"The weights in {folder} lack {len(missing):,} of the model's, such as {missing[0]}.",
-            hint="They belong to a model without a head, or to another config.json.",
-        )
-    if unused:
-        log.warning("%s: %s weights are not used, such as %s.", folder, f"{len(unused):,}", unused[0])
-
-
-@torch.no_grad()
-def _require_causal(folder: Path, model: PreTrainedModel) -> None:
-    """Refuse a model whose earlier positions see later tokens: they would see what they are to predict."""
-    ids = torch.arange(_PROBE_TOKENS).remainder(text_config(model).vocab_size).repeat(2, 1)
-    ids[1, -1] = 0
-    try:
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-    except Exception as error:  # As above.
-        raise ConfigError(
-            f"{type(model).__name__} in {folder} cannot compute on the CPU ({why(error)}).",
-            hint="Install what it needs, or use another model.",
-        ) from error
-    if not torch.allclose(logits[0], logits[1], rtol=1e-3, atol=1e-4, equal_nan=True):
-        raise ConfigError(
-            f"{folder} holds an encoder ({type(model).__name__}): its positions see the tokens that follow them.",
-            hint="Use a causal language model, or set is_decoder in its config.json if it was trained as one.",
-        )
 
 
 def _read_origin(folder: Path) -> object:

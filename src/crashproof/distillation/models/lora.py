@@ -7,17 +7,27 @@ layers of the model, whose own weights are frozen and in no checkpoint.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from crashproof.distillation.settings.models import LoraOptions
 from crashproof.errors import ConfigError
 from crashproof.optional_dependencies import require_modules
 
-__all__ = ["add_adapters", "has_adapters", "merge_adapters", "save_adapter", "without_adapters"]
+__all__ = [
+    "adapted_layers",
+    "add_adapters",
+    "added_weight",
+    "has_adapters",
+    "merge_adapters",
+    "save_adapter",
+    "without_adapters",
+]
 
 ADAPTER_FOLDER = "adapter"
 
@@ -58,9 +68,43 @@ def has_adapters(model: PreTrainedModel) -> bool:
     return hasattr(model, "merge_and_unload")
 
 
-def save_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Write the adapters alone, as `peft` reads them, into `adapter/` of a folder that is being filled."""
-    model.save_pretrained(str(folder / ADAPTER_FOLDER))
+def save_adapter(model: PreTrainedModel, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+    """Write the adapters alone, as `peft` reads them, into `adapter/` of a folder that is being filled.
+
+    `weights` are all of the model's by name, if it does not hold them itself.
+    """
+    model.save_pretrained(str(folder / ADAPTER_FOLDER), state_dict=weights)
+
+
+def adapted_layers(model: PreTrainedModel) -> Mapping[str, nn.Module]:
+    """The layers that adapters were put into by name, in the model without them; each holds its `base_layer`."""
+    if not has_adapters(model):
+        return {}
+    from peft.tuners.lora import LoraLayer
+
+    within = without_adapters(model)
+    # The class is a mixin, and does not say itself that it is a module.
+    return {name: each for name, each in within.named_modules() if issubclass(type(each), LoraLayer)}
+
+
+def added_weight(layer: nn.Module, weights: Mapping[str, Tensor]) -> Tensor:
+    """What merging adds to the weight of such a layer, from the weights of its adapters by their names in it."""
+    inside = {f"layer.{name}": tensor for name, tensor in weights.items()}
+    added: Tensor = torch.func.functional_call(_Added(layer), inside, ())
+    return added
+
+
+class _Added(nn.Module):
+    """Computes what an adapter adds, instead of using it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer: Any = layer
+
+    def forward(self) -> Tensor:
+        (name,) = self.layer.active_adapters
+        added: Tensor = self.layer.get_delta_weight(name)
+        return added
 
 
 def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:

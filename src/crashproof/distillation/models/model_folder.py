@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from crashproof.distillation.models.text_model import most_positions
 from crashproof.errors import ConfigError
 
-__all__ = ["DTYPES", "ModelFolder", "why"]
+__all__ = ["DTYPES", "ModelFolder", "weight_files", "why"]
 
 _ONE_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -57,6 +57,27 @@ class ModelFolder:
     def most_positions(self) -> int | None:
         """The most tokens that the model accepts; None if there is no limit."""
         return most_positions(self.config)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files of a folder's weights, in the order in which `transformers` reads them; or an index of pickled ones.
+
+    Raises:
+        ConfigError: there are none, or some are missing.
+    """
+    if (path / _ONE_FILE).is_file():
+        return [path / _ONE_FILE]
+    if (path / _INDEX).is_file():
+        files = _files_of_index(path / _INDEX)
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            problem = f"{len(missing)} of {len(files)} files of its weights are missing ({missing[0]})"
+            raise _refusal(path, problem, _COPY)
+        return files
+    pickled = [path / name for name in _PICKLED if (path / name).is_file()]
+    if not pickled:
+        raise _refusal(path, "it has no weights (model.safetensors)", _COPY)
+    return pickled
 
 
 def why(error: BaseException) -> str:
@@ -148,25 +169,9 @@ def _stated_dtype(config: PreTrainedConfig) -> torch.dtype | None:
 
 def _dtype_of_weights(path: Path) -> torch.dtype:
     """The type of the first weight that is one of `DTYPES`; raises `ConfigError` if a file is missing or damaged."""
-    files = _weight_files(path)
+    files = weight_files(path)
     found = [name for file in files if file.suffix == ".safetensors" for name in _dtype_names(file)]
     return next((_NAMES_IN_FILES[name] for name in found if name in _NAMES_IN_FILES), torch.float32)
-
-
-def _weight_files(path: Path) -> list[Path]:
-    if (path / _ONE_FILE).is_file():
-        return [path / _ONE_FILE]
-    if (path / _INDEX).is_file():
-        files = _files_of_index(path / _INDEX)
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            problem = f"{len(missing)} of {len(files)} files of its weights are missing ({missing[0]})"
-            raise _refusal(path, problem, _COPY)
-        return files
-    pickled = [path / name for name in _PICKLED if (path / name).is_file()]
-    if not pickled:
-        raise _refusal(path, "it has no weights (model.safetensors)", _COPY)
-    return pickled
 
 
 def _files_of_index(index: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,11 @@ from crashproof.distillation.losses.divergences import cross_entropy_rows
 from crashproof.distillation.models.lora import without_adapters
 from crashproof.distillation.models.text_model import text_config
 
-__all__ = ["Hidden", "SplitModel"]
+__all__ = ["Hidden", "Root", "SplitModel"]
 
 log = logging.getLogger("crashproof")
+
+ResultT = TypeVar("ResultT")
 
 _PROBE_TOKENS = 4
 _LARGE_LOGIT = 1000.0
@@ -36,6 +38,14 @@ class Hidden:
     """Of the embedding and of each layer, (batch, length, width); only on request."""
 
 
+class Root(Protocol):
+    """Something that makes a model's weights complete for the time of a call."""
+
+    def __call__(self, call: Callable[[], ResultT]) -> ResultT:
+        """The result of the call."""
+        ...
+
+
 class SplitModel:
     """Computes logits a few rows at a time, instead of all at once.
 
@@ -45,14 +55,27 @@ class SplitModel:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
+        """Weights may still be missing, on the meta device; then `examine` has to be called once they are there."""
+        self.model = model
         # Adapters are inside the layers: body and head are those of the inner model.
         self._within = without_adapters(model)
+        self._cache: Cache | None = None
+        self._root: Root = _run_directly
+        self.is_split = False
+        if not any(each.is_meta for each in model.parameters()):
+            self.examine()
+
+    def examine(self) -> None:
+        """Find out what the model does to its logits, and whether it takes an empty cache."""
         self._cache = _EmptyCache() if self._accepts(_EmptyCache()) else None
         self.is_split = self._is_body_and_head()
         if not self.is_split:
             name = type(self._within).__name__
             log.info("%s computes its logits with more than its head: all of them are made at once.", name)
+
+    def run_within(self, root: Root) -> None:
+        """Call the body through a root from now on; what the root completes for it stays so for the head."""
+        self._root = root
 
     def hidden(self, input_ids: Tensor, *, with_layers: bool = False) -> Hidden:
         """The body's output for token ids (batch, length) that are padded on the right.
@@ -61,8 +84,10 @@ class SplitModel:
         stands at the padding itself is not used.
         """
         body = self._within.base_model if self.is_split else self._within
-        output = body(
-            input_ids=input_ids, output_hidden_states=with_layers, use_cache=False, past_key_values=self._cache
+        output = self._root(
+            lambda: body(
+                input_ids=input_ids, output_hidden_states=with_layers, use_cache=False, past_key_values=self._cache
+            )
         )
         last = output.last_hidden_state if self.is_split else output.logits
         return Hidden(last=last, layers=tuple(output.hidden_states) if with_layers else ())
@@ -125,15 +150,19 @@ class SplitModel:
 
     @torch.no_grad()
     def _has_same_logits(self, otherwise: Callable[[Tensor], Tensor]) -> bool:
-        was_training = self._model.training
-        self._model.train(False)
+        was_training = self.model.training
+        self.model.train(False)
         try:
             device = next(self._within.parameters()).device
             ids = torch.arange(_PROBE_TOKENS, device=device).remainder(text_config(self._within).vocab_size)[None]
             whole, other = self._within(input_ids=ids, use_cache=False).logits, otherwise(ids)
         finally:
-            self._model.train(was_training)
+            self.model.train(was_training)
         return whole.shape == other.shape and torch.allclose(whole, other, rtol=1e-3, atol=1e-4)
+
+
+def _run_directly(call: Callable[[], ResultT]) -> ResultT:
+    return call()
 
 
 class _EmptyCache(Cache):

@@ -111,7 +111,8 @@ class KdRecipe(Recipe):
         super().__init__(student, parts, vocab_size=vocab_size)
         self._teacher: DistributionSource = FromTopK(config, vocab_size=vocab_size)
         if teacher is not None:
-            self._teacher = FromModel(teacher, config, vocab_size=vocab_size)
+            source = FromModel(teacher, config, vocab_size=vocab_size)
+            self._teacher, self.teacher = source, source.model
         self._chunk_tokens = config.chunk_tokens
         self._layers: dict[int, int] = {}
         self.projections = nn.ModuleDict()

@@ -79,6 +79,7 @@ class ProcessRecipe(Recipe):
         if "kd" in self.weights:
             assert teacher is not None, "the config refuses loss.kd where there is no model to ask"
             self._teacher = FromModel(teacher, config, vocab_size=vocab_size)
+            self.teacher = self._teacher.model
         self._distractors = config.distractors
         self._chunk_tokens = config.chunk_tokens
 

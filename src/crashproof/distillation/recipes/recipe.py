@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from crashproof.distillation.text.shared_tokens import SharedTokens
 from crashproof.errors import ConfigError
 
 __all__ = ["LossPart", "Recipe"]
+
+ResultT = TypeVar("ResultT")
 
 _CHUNK_TOKENS = 512
 
@@ -35,6 +38,9 @@ class Recipe(nn.Module):
 
     Its submodules are trained and saved; a teacher is not one of them.
     """
+
+    teacher: SplitModel | None = None
+    """The model that is asked about each batch, if there is one."""
 
     def __init__(self, student: PreTrainedModel, parts: Mapping[str, LossPart], *, vocab_size: int) -> None:
         """`parts` have the names that they are reported under: the config's, some with `_loss` behind them.
@@ -64,6 +70,11 @@ class Recipe(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Each weighted loss, summed over what it counts in a batch on the recipe's device."""
         raise AssertionError(f"{type(self).__name__} computes no losses")
+
+    @torch.no_grad()
+    def within(self, call: Callable[[], ResultT]) -> ResultT:
+        """Call something that runs the student: where its weights are sharded, they are complete in it."""
+        return call()
 
     @torch.no_grad()
     def cross_entropies(self, batch: Batch) -> Tensor:

@@ -47,7 +47,7 @@ class FromModel:
     """A model that is run on each batch."""
 
     def __init__(self, model: PreTrainedModel, config: DivergenceConfig, *, vocab_size: int) -> None:
-        self._model = SplitModel(model)
+        self.model = SplitModel(model)
         self._config = config
         self._vocab_size = vocab_size
         self._shared: SharedIds | None = None
@@ -59,7 +59,7 @@ class FromModel:
     def answer(self, batch: Batch, *, with_layers: bool) -> TeacherAnswer:
         """One forward pass, without gradients; its logits are made with the student's, a few rows at a time."""
         with torch.no_grad():
-            hidden = self._model.hidden(batch.input_ids, with_layers=with_layers)
+            hidden = self.model.hidden(batch.input_ids, with_layers=with_layers)
         states = hidden.last.flatten(0, 1)
         if self._shared is not None:
             # Moved with the first batch; later this changes nothing.
@@ -68,7 +68,7 @@ class FromModel:
 
         def kl_rows(student_logits: Tensor, rows: Tensor) -> Tensor:
             with torch.no_grad():
-                teacher_logits = self._model.logits(states[rows])
+                teacher_logits = self.model.logits(states[rows])
             if shared is not None:
                 return shared_kl_rows(
                     student_logits,

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from crashproof.distillation.data.text_data import TokenizedData
 from crashproof.distillation.display import show_progress
-from crashproof.distillation.models.causal_lm import load_model, new_model, save_model
+from crashproof.distillation.models.causal_lm import new_model, save_model
+from crashproof.distillation.models.making import WHOLE_MODELS, ModelMaker
 from crashproof.distillation.models.split_model import SplitModel
 from crashproof.distillation.schedule import learning_rate_at
 from crashproof.distillation.settings.models import ModelShape
@@ -56,13 +57,13 @@ def prepare_teacher(
     return folder
 
 
-def load_teacher(folder: Path) -> PreTrainedModel:
+def load_teacher(folder: Path, models: ModelMaker = WHOLE_MODELS) -> PreTrainedModel:
     """Read the model of a folder, and freeze it.
 
     Raises:
         ConfigError: the folder holds none.
     """
-    model = load_model(folder)
+    model = models.read(folder)
     model.train(False)
     for parameter in model.parameters():
         parameter.requires_grad_(False)

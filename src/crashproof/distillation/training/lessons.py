@@ -15,6 +15,7 @@ from crashproof.distillation.data.api_data import ApiData
 from crashproof.distillation.data.captured_logits import CapturedLogits
 from crashproof.distillation.data.source import Source, rules_of
 from crashproof.distillation.data.text_data import TaskData, TrainingData
+from crashproof.distillation.models.making import ModelMaker
 from crashproof.distillation.recipes.task import AnyTask
 from crashproof.distillation.settings.run import RunConfig
 from crashproof.distillation.teachers.answer_file import read_answered_file
@@ -47,7 +48,9 @@ class LessonsSource(Protocol):
         """All of it, to train a tokenizer on."""
         ...
 
-    def prepare(self, tokenizer: PreTrainedTokenizerFast, cache: Path, interrupts: Interrupts) -> Lessons:
+    def prepare(
+        self, tokenizer: PreTrainedTokenizerFast, cache: Path, interrupts: Interrupts, models: ModelMaker
+    ) -> Lessons:
         """Tokenize it, and get the teacher ready; what takes long is computed once and then read from `cache`."""
         ...
 
@@ -88,7 +91,9 @@ class _Samples:
         self._config = config
         self.source: Source = task.load(config)
 
-    def prepare(self, tokenizer: PreTrainedTokenizerFast, cache: Path, interrupts: Interrupts) -> Lessons:
+    def prepare(
+        self, tokenizer: PreTrainedTokenizerFast, cache: Path, interrupts: Interrupts, models: ModelMaker
+    ) -> Lessons:
         """See `LessonsSource.prepare`."""
         learned, held_out = split_source(self._task, self._config, self.source)
         if self._config.teacher.kind == "logprobs" and self._task.divergence(self._config) is not None:
@@ -106,7 +111,7 @@ class _Samples:
         tokenized: TaskData = self._task.tokenize(learned, self._config, tokenizer, cache)
         # Both before the teacher, which may have to be trained: a line that is too long is found first.
         held_out_data = _tokenize_held_out(self._task, self._config, held_out, tokenizer, cache)
-        teacher, data = self._add_teacher(tokenized, tokenizer, cache, interrupts)
+        teacher, data = self._add_teacher(tokenized, tokenizer, cache, interrupts, models)
         return Lessons(
             data=data,
             data_sha256=learned.sha256,
@@ -116,7 +121,12 @@ class _Samples:
         )
 
     def _add_teacher(
-        self, data: TaskData, tokenizer: PreTrainedTokenizerFast, cache: Path, interrupts: Interrupts
+        self,
+        data: TaskData,
+        tokenizer: PreTrainedTokenizerFast,
+        cache: Path,
+        interrupts: Interrupts,
+        models: ModelMaker,
     ) -> tuple[PreTrainedModel | None, TrainingData]:
         teacher, divergence = self._config.teacher, self._task.divergence(self._config)
         if divergence is None:
@@ -130,7 +140,7 @@ class _Samples:
         folder = prepare_teacher(
             teacher, data.tokens, tokenizer, max_length=max_length, cache=cache, interrupts=interrupts
         )
-        return load_teacher(folder), data
+        return load_teacher(folder, models), data
 
 
 class _Prompts:
@@ -147,7 +157,9 @@ class _Prompts:
             )
         self.source = load_prompts(config.data.path, rules_of(config.data), split=config.data.split)
 
-    def prepare(self, tokenizer: PreTrainedTokenizerFast, cache: Path, interrupts: Interrupts) -> Lessons:
+    def prepare(
+        self, tokenizer: PreTrainedTokenizerFast, cache: Path, interrupts: Interrupts, models: ModelMaker
+    ) -> Lessons:
         """See `LessonsSource.prepare`."""
         config, train = self._config.teacher, self._config.train
         held_out = _evaluation_source(self._task, self._config)

@@ -17,8 +17,10 @@ from crashproof.distillation.data.captured_logits import CapturedLogits
 from crashproof.distillation.data.source import Source
 from crashproof.distillation.data.text_data import TokenizedData, TrainingData
 from crashproof.distillation.evaluation.evaluator import Evaluator
-from crashproof.distillation.models.causal_lm import load_model, new_model, require_length, require_vocabulary
+from crashproof.distillation.models.causal_lm import new_model, require_length, require_vocabulary
+from crashproof.distillation.models.deferred.weights import DeferredWeights
 from crashproof.distillation.models.lora import add_adapters
+from crashproof.distillation.models.making import WHOLE_MODELS, ModelMaker
 from crashproof.distillation.models.model_folder import DTYPES, ModelFolder
 from crashproof.distillation.models.text_model import train_text_alone
 from crashproof.distillation.recipes.recipe import Recipe
@@ -41,7 +43,7 @@ log = logging.getLogger("crashproof")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """Recipe and data, ready to train, on the CPU."""
+    """Recipe and data, ready to train, on the CPU; weights may have no memory yet."""
 
     recipe: Recipe
     teacher: PreTrainedModel | None
@@ -53,10 +55,18 @@ class Prepared:
     """None without held-out data."""
     saved_dtype: torch.dtype
     """Of the weights of the saved student."""
+    weights: DeferredWeights | None = None
+    """Where those come from that are on the meta device; None if all are in memory."""
 
 
 def prepare(
-    task: AnyTask, config: RunConfig, *, cache: Path, interrupts: Interrupts, fills_cache: bool = True
+    task: AnyTask,
+    config: RunConfig,
+    *,
+    cache: Path,
+    interrupts: Interrupts,
+    fills_cache: bool = True,
+    models: ModelMaker = WHOLE_MODELS,
 ) -> Prepared:
     """Read, tokenize and build; what takes long is computed once and then read from `cache`.
 
@@ -69,11 +79,11 @@ def prepare(
     """
     lessons = read_lessons(task, config)
     if not fills_cache:
-        return _build(task, config, lessons, cache, interrupts)
+        return _build(task, config, lessons, cache, interrupts, models)
     REAL_DISK.make_folders(cache)
     lock = WriterLock(cache / "writer.lock")
     try:
-        return _build(task, config, lessons, cache, interrupts)
+        return _build(task, config, lessons, cache, interrupts, models)
     finally:
         lock.release()
 
@@ -99,31 +109,37 @@ def tokenizer_for(config: RunConfig, source: Source | PromptSource, cache: Path)
     return train_tokenizer(source.documents(), vocab_size=vocab_size, folder=folder)
 
 
-def new_student(config: StudentConfig, tokenizer: PreTrainedTokenizerFast, max_length: int) -> PreTrainedModel:
+def new_student(
+    config: StudentConfig, tokenizer: PreTrainedTokenizerFast, max_length: int, models: ModelMaker = WHOLE_MODELS
+) -> PreTrainedModel:
     """Make the student as training begins; new weights are drawn from the global generator.
 
     Raises:
         ConfigError: the folder holds no model, or a student of this shape cannot be made.
     """
     if config.path is not None:
-        student = load_model(config.path)
+        student = models.read(config.path)
     else:
-        student = new_model(config, tokenizer=tokenizer, max_length=max_length)
-    student = student if config.lora is None else add_adapters(student, config.lora)
+        with models.drawing():
+            student = new_model(config, tokenizer=tokenizer, max_length=max_length)
+    if config.lora is not None:
+        with models.drawing():
+            student = add_adapters(student, config.lora)
     train_text_alone(student)
     return student
 
 
-def _build(task: AnyTask, config: RunConfig, source: LessonsSource, cache: Path, interrupts: Interrupts) -> Prepared:
+def _build(
+    task: AnyTask,
+    config: RunConfig,
+    source: LessonsSource,
+    cache: Path,
+    interrupts: Interrupts,
+    models: ModelMaker,
+) -> Prepared:
     tokenizer = tokenizer_for(config, source.source, cache)
-    lessons = source.prepare(tokenizer, cache, interrupts)
-    # The student's first weights depend on the seed alone, not on whether the teacher had to be trained.
-    seed_everything(config.train.seed)
-    student = new_student(config.student, tokenizer, config.data.max_length)
-    require_length(student.config, "student", config.data.max_length)
-    if lessons.teacher is not None:
-        require_length(lessons.teacher.config, "teacher", config.data.max_length)
-    recipe = _build_recipe(task, config, student, lessons, tokenizer)
+    lessons = source.prepare(tokenizer, cache, interrupts, models)
+    recipe = models.complete(lambda: _make_recipe(task, config, lessons, tokenizer, models))
     evaluator: Evaluator | None = None
     if lessons.held_out is not None:
         evaluator = task.evaluator(lessons.held_out, lessons.held_out_data, config, tokenizer)
@@ -135,7 +151,21 @@ def _build(task: AnyTask, config: RunConfig, source: LessonsSource, cache: Path,
         data_sha256=lessons.data_sha256,
         evaluator=evaluator,
         saved_dtype=_saved_dtype(config.student),
+        weights=models.weights,
     )
+
+
+def _make_recipe(
+    task: AnyTask, config: RunConfig, lessons: Lessons, tokenizer: PreTrainedTokenizerFast, models: ModelMaker
+) -> Recipe:
+    # The student's first weights depend on the seed alone, not on whether the teacher had to be trained.
+    seed_everything(config.train.seed)
+    student = new_student(config.student, tokenizer, config.data.max_length, models)
+    require_length(student.config, "student", config.data.max_length)
+    if lessons.teacher is not None:
+        require_length(lessons.teacher.config, "teacher", config.data.max_length)
+    with models.drawing():
+        return _build_recipe(task, config, student, lessons, tokenizer)
 
 
 def _saved_dtype(config: StudentConfig) -> torch.dtype:

@@ -8,18 +8,18 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from crashproof.distillation.data.text_data import Batch
-from crashproof.distillation.models.layers import decoder_layers
+from crashproof.distillation.models.deferred.weights import DeferredWeights
 from crashproof.distillation.recipes.recipe import Recipe
+from crashproof.distillation.training.sharding import shard_models
 from crashproof.pytorch.random_state import capture_random_state, restore_random_state
 from crashproof.pytorch.ranks import Ranks
 
-__all__ = ["Strategy", "choose_strategy", "clip_gradients", "gather_weights"]
+__all__ = ["Strategy", "choose_strategy", "clip_gradients", "is_sharded"]
 
 
 class Strategy:
@@ -46,37 +46,28 @@ class Strategy:
         """Do now, before the first step, what the first pass would do differently from later ones."""
 
 
-def choose_strategy(recipe: Recipe, name: str, ranks: Ranks, device: torch.device) -> Strategy:
-    """Wrap a recipe, on its device, in `ddp` or `fsdp`; one process needs neither."""
-    if ranks.num_ranks == 1:
-        return Strategy(recipe)
-    return _Sharded(recipe, ranks, device) if name == "fsdp" else _Replicated(recipe, ranks)
+def is_sharded(name: str, ranks: Ranks) -> bool:
+    """Whether a process is to hold only a part of each weight."""
+    return name == "fsdp" and ranks.num_ranks > 1
+
+
+def choose_strategy(
+    recipe: Recipe, name: str, ranks: Ranks, device: torch.device, weights: DeferredWeights | None = None
+) -> Strategy:
+    """Wrap a recipe in `ddp` or `fsdp`; one process needs neither.
+
+    For `fsdp`, its weights are still deferred; otherwise it is on its device.
+    """
+    if is_sharded(name, ranks):
+        assert weights is not None, "what is sharded is not made whole before"
+        return _Sharded(recipe, ranks, device, weights)
+    return Strategy(recipe) if ranks.num_ranks == 1 else _Replicated(recipe, ranks)
 
 
 def clip_gradients(parameters: list[nn.Parameter], clip_norm: float) -> Tensor:
     """Clip the gradients to a norm, over all processes; returns the norm before, (), without synchronising."""
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
-def gather_weights(student: nn.Module, ranks: Ranks) -> dict[str, Tensor] | None:
-    """Gather all weights on the CPU of the main process; None if each process has all of them anyway.
-
-    Every process calls it.
-    """
-    # A weight that two layers share has one name here, as in the file.
-    weights: dict[str, Tensor] = dict(student.named_parameters())
-    if not any(isinstance(tensor, DTensor) for tensor in weights.values()):
-        return None
-    kept = student.state_dict().keys()
-    weights |= {name: buffer for name, buffer in student.named_buffers() if name in kept}
-    whole = {}
-    for name, tensor in weights.items():
-        # One at a time: no device has to hold all of them.
-        gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        if ranks.is_main:
-            whole[name] = gathered.detach().cpu()
-    return whole
 
 
 class _Replicated(Strategy):
@@ -105,16 +96,10 @@ class _Sharded(Strategy):
 
     works_in_lockstep = True
 
-    def __init__(self, recipe: Recipe, ranks: Ranks, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, ranks: Ranks, device: torch.device, weights: DeferredWeights) -> None:
         super().__init__(recipe)
         self.gradient_scale = float(ranks.num_ranks)
-        mesh = init_device_mesh(device.type, (ranks.num_ranks,))
-        for layer in decoder_layers(recipe.student):
-            fully_shard(layer, mesh=mesh)
-        fully_shard(recipe, mesh=mesh)
-        # What an evaluation calls beside the forward pass.
-        register_fsdp_forward_method(recipe, "cross_entropies")
-        register_fsdp_forward_method(recipe, "generate")
+        shard_models(recipe, ranks, device, weights)
 
     @contextmanager
     def accumulating(self, *, is_last: bool) -> Iterator[None]:

@@ -15,7 +15,6 @@ from crashproof.alerts.settings import AlertSettings
 from crashproof.checkpoints.digest import digest_of
 from crashproof.distillation.data.captured_folder import CapturedFolder
 from crashproof.distillation.display import show_progress
-from crashproof.distillation.models.causal_lm import save_model
 from crashproof.distillation.models.layers import prepare_layers
 from crashproof.distillation.recipes.task import AnyTask
 from crashproof.distillation.settings.api_teacher import ApiTeacherFields
@@ -25,9 +24,10 @@ from crashproof.distillation.settings.train import TrainConfig
 from crashproof.distillation.teachers.api import identifying_fields
 from crashproof.distillation.training.batches import StepBatches
 from crashproof.distillation.training.loop import TrainingLoop, new_state
-from crashproof.distillation.training.preparation import Prepared, new_student
+from crashproof.distillation.training.preparation import Prepared
 from crashproof.distillation.training.saving import CheckpointSaver
-from crashproof.distillation.training.strategy import Strategy, choose_strategy, gather_weights
+from crashproof.distillation.training.strategy import Strategy, choose_strategy
+from crashproof.distillation.training.student_folder import write_sharded_student, write_student
 from crashproof.distillation.training.training_state import TrainingState
 from crashproof.formatting import ago
 from crashproof.pytorch.device import ComputeDevice
@@ -117,33 +117,36 @@ class TrainingRun:
 
     def save_student(self) -> None:
         """Write the student as a `transformers` folder, after the run is closed."""
-        step = self._state.counters.step
+        step, ranks, prepared = self._state.counters.step, self._ranks, self._prepared
         folder = self._output_dir / f"student_{step}"
-        student = self._prepared.recipe.student
-        with self._ranks.collective("gathering the student"):
-            weights = gather_weights(student, self._ranks)
-        if self._ranks.is_main:
-            if weights is not None:
-                student = new_student(self._config.student, self._prepared.tokenizer, self._config.data.max_length)
-                student.load_state_dict(weights, strict=False)
-            session_id = self.progress.get_progress_summary()["session_id"]
-            origin: dict[str, str | int] = {"session_id": session_id, "step": step}
-            dtype = self._prepared.saved_dtype
-            if dtype != torch.float32:
-                name = str(dtype).removeprefix("torch.")
-                origin["dtype"] = name
-                log.info("The student is saved in %s (student.save_dtype); checkpoints hold float32.", name)
-            save_model(student, self._prepared.tokenizer, folder, origin=origin, dtype=dtype)
-            log.info("Complete: %s steps. The student is in %s.", f"{step:,}", folder)
+        origin: dict[str, str | int] = {"step": step}
+        if ranks.is_main:
+            origin |= self._origin()
+        if self._strategy.works_in_lockstep:
+            with ranks.collective("gathering the student"):
+                write_sharded_student(prepared, self._config, ranks, folder, origin=origin)
+        elif ranks.is_main:
+            write_student(prepared, folder, origin=origin)
+        log.info("Complete: %s steps. The student is in %s.", f"{step:,}", folder)
+
+    def _origin(self) -> dict[str, str | int]:
+        """What a saved student was made from, beside its step."""
+        origin: dict[str, str | int] = {"session_id": self.progress.get_progress_summary()["session_id"]}
+        dtype = self._prepared.saved_dtype
+        if dtype != torch.float32:
+            origin["dtype"] = str(dtype).removeprefix("torch.")
+            log.info("The student is saved in %s (student.save_dtype); checkpoints hold float32.", origin["dtype"])
+        return origin
 
     def _build_state(self) -> tuple[Strategy, TrainingState]:
-        recipe, teacher, train = self._prepared.recipe, self._prepared.teacher, self._config.train
-        recipe.to(self._device.device)
-        if teacher is not None:
-            teacher.to(self._device.device)  # type: ignore[arg-type]  # transformers leaves it so.
-        prepare_layers(recipe.student, train, self._device.device)
+        recipe, train, device = self._prepared.recipe, self._config.train, self._device.device
+        if self._prepared.weights is None:
+            recipe.to(device)
+            if self._prepared.teacher is not None:
+                self._prepared.teacher.to(device)  # type: ignore[arg-type]  # transformers leaves it so.
+        prepare_layers(recipe.student, train, device)
         with self._ranks.collective("sharing the model"):
-            strategy = choose_strategy(recipe, train.strategy, self._ranks, self._device.device)
+            strategy = choose_strategy(recipe, train.strategy, self._ranks, device, self._prepared.weights)
         # All processes made the same models; from here on each draws its own numbers.
         seed_everything(train.seed + self._ranks.rank)
         return strategy, new_state(recipe, train, self._device, self._ranks)

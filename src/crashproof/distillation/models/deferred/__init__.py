@@ -1,0 +1,5 @@
+"""Weights that stay where they are, in a file or undrawn, until a process needs its part of them."""
+
+from __future__ import annotations
+
+__all__: list[str] = []
