@@ -1,0 +1,177 @@
+"""The askers of a job: one on each machine, as long as there are questions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+
+from crashproof.clock import SYSTEM_CLOCK, Clock
+from crashproof.errors import ConfigError, CrashproofError
+from crashproof.teacher.jobs.ray_cluster import cluster
+from crashproof.teacher.jobs.ray_cluster.asker import AskerSetup, Ended, Opened
+from crashproof.teacher.jobs.ray_cluster.asking import Asking
+from crashproof.teacher.jobs.ray_cluster.cluster import Machine
+from crashproof.teacher.jobs.ray_cluster.remote_asker import CPUS_OF_ASKER, AskerLost, RemoteAsker
+from crashproof.teacher.jobs.ray_cluster.shares import most_shares, shares_of
+
+__all__ = ["Crew"]
+
+log = logging.getLogger("crashproof")
+
+_MOST_LOSSES = 3
+"""Askers that a machine may lose in a row before it is left alone."""
+_SILENT_SECONDS = 5.0
+"""Waiting longer for the first asker is worth a word."""
+_GIVE_UP_SECONDS = 10.0
+
+
+class Crew:
+    """Keeps an asker on each machine, also on those that join later, and replaces those that are lost."""
+
+    def __init__(
+        self,
+        asking: Asking,
+        setup: AskerSetup,
+        *,
+        check: Callable[[Machine, Opened], None],
+        on_news: Callable[[], None],
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        """Start nothing yet.
+
+        Args:
+            asking: The questions.
+            setup: What each asker has to know; its limits are divided.
+            check: Raises ConfigError where a machine does not fit the job.
+            on_news: Called after news was taken in.
+            clock: Source of time.
+        """
+        self._asking = asking
+        self._setup = setup
+        self._check = check
+        self._on_news = on_news
+        self._clock = clock
+        self._posts: dict[str, asyncio.Task[None]] = {}
+        """One for each machine that has an asker, or will have."""
+        self._askers: list[RemoteAsker] = []
+        """Those that are ready."""
+        self._losses: Counter[str] = Counter()
+        """By machine, since an asker there has ended a question."""
+        self._is_dismissed = False
+        self._waiting_since = clock.steady()
+        self._told_reason = ""
+
+    async def man_machines(self) -> None:
+        """Start an asker on each machine that has none; says so if there has been none for a while.
+
+        Raises:
+            ConfigError: there are machines, and each has lost too many askers.
+        """
+        found = await cluster.machines()
+        sound = [machine for machine in found if self._losses[machine.node_id] < _MOST_LOSSES]
+        if found and not sound and not self._posts:
+            raise ConfigError(
+                f"No machine of the Ray cluster can run an asker: each of {len(found)} has lost {_MOST_LOSSES}.",
+                hint="See the lines above, and Ray's logs on these machines.",
+            )
+        num_places = most_shares(self._setup.settings.limits) - len(self._posts)
+        free = [machine for machine in sound if machine.node_id not in self._posts]
+        for machine in free[: max(0, num_places)]:
+            self._posts[machine.node_id] = asyncio.create_task(self._man(machine))
+        await self._tell_what_is_waited_for(found)
+
+    async def dismiss(self, give_up: asyncio.Event) -> None:
+        """Wait for the answers in flight, which are paid for, until they are given up; then end all askers."""
+        self._is_dismissed = True
+        ready = {asker.machine.node_id for asker in self._askers}
+        for node_id, post in self._posts.items():
+            if node_id not in ready:
+                post.cancel()
+        for asker in self._askers:
+            asker.stop(waits=True)
+        posts = set(self._posts.values())
+        giving_up = asyncio.create_task(give_up.wait())
+        while not giving_up.done() and (still_open := [post for post in posts if not post.done()]):
+            await asyncio.wait([*still_open, giving_up], return_when=asyncio.FIRST_COMPLETED)
+        if giving_up.done():
+            await self._give_up(posts)
+        giving_up.cancel()
+        await asyncio.gather(*posts, return_exceptions=True)
+
+    async def _give_up(self, posts: Collection[asyncio.Task[None]]) -> None:
+        for asker in self._askers:
+            asker.stop(waits=False)
+        if posts:
+            await asyncio.wait(posts, timeout=_GIVE_UP_SECONDS)
+        for post in posts:
+            post.cancel()
+
+    async def _man(self, machine: Machine) -> None:
+        """Ask from one machine until all is over, or its asker is lost."""
+        asker = RemoteAsker(machine)
+        try:
+            self._check(machine, await asker.open(self._setup))
+            self._askers.append(asker)
+            self._divide_limits()
+            await self._ask_through(asker)
+            await asker.close()
+        except AskerLost as lost:
+            self._note_loss(asker, lost)
+        except CrashproofError as error:
+            self._asking.fail(error)
+        finally:
+            del self._posts[machine.node_id]
+            self._asking.put_back(asker.rows.values())
+            asker.kill()
+            if asker in self._askers:
+                self._askers.remove(asker)
+                self._divide_limits()
+
+    async def _ask_through(self, asker: RemoteAsker) -> None:
+        while not self._is_dismissed or asker.rows:
+            rows = [] if self._is_dismissed else self._asking.take(asker.num_wanted)
+            for news in await asker.exchange(rows):
+                if isinstance(news, Ended):
+                    self._asking.note_end(asker.rows.pop(news.number), news)
+                else:
+                    self._asking.note_failure(news)
+            self._on_news()
+
+    def _divide_limits(self) -> None:
+        if self._askers:
+            shares = shares_of(self._setup.settings.limits, len(self._askers))
+            for asker, share in zip(self._askers, shares, strict=True):
+                asker.limit(share)
+        self._waiting_since = self._clock.steady()
+        self._told_reason = ""
+
+    def _note_loss(self, asker: RemoteAsker, lost: AskerLost) -> None:
+        node_id = asker.machine.node_id
+        self._losses[node_id] = 1 if asker.has_ended_any else self._losses[node_id] + 1
+        left_alone = " That machine is left alone now." if self._losses[node_id] == _MOST_LOSSES else ""
+        log.warning(
+            "Lost the asker on %s: %s. Its %d open questions are asked by others.%s",
+            asker.machine.name,
+            lost,
+            len(asker.rows),
+            left_alone,
+        )
+
+    async def _tell_what_is_waited_for(self, found: Sequence[Machine]) -> None:
+        if self._askers or self._clock.steady() - self._waiting_since < _SILENT_SECONDS:
+            return
+        reason = await _what_is_missing(found)
+        if reason != self._told_reason:
+            self._told_reason = reason
+            log.warning("Nothing is asked yet: %s.", reason)
+
+
+async def _what_is_missing(found: Sequence[Machine]) -> str:
+    if not found:
+        return "waiting for a machine with CPUs to join the Ray cluster"
+    in_use, total = await cluster.cpus_in_use()
+    if total - in_use < CPUS_OF_ASKER:
+        return f"waiting for a free CPU, since all {total:g} of the Ray cluster are reserved by others"
+    return f"waiting for the askers to start on {len(found)} machines of the Ray cluster"

@@ -1,0 +1,126 @@
+"""One pass over the questions of a job, from all machines of a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from crashproof.errors import ConfigError
+from crashproof.teacher.jobs.engine import QUESTIONS_PER_REQUEST, EngineResult
+from crashproof.teacher.jobs.outcomes import Outcomes
+from crashproof.teacher.jobs.ray_cluster import cluster
+from crashproof.teacher.jobs.ray_cluster.asker import AskerSetup, Opened, version_here
+from crashproof.teacher.jobs.ray_cluster.asking import Asking
+from crashproof.teacher.jobs.ray_cluster.cluster import Machine
+from crashproof.teacher.jobs.ray_cluster.crew import Crew
+from crashproof.teacher.jobs.ray_cluster.feed import Feed
+from crashproof.teacher.jobs.ray_cluster.messages import ClusterTask, Progress
+from crashproof.teacher.jobs.ray_cluster.store_file import store_file_of
+from crashproof.teacher.jobs.stop_signals import StopSignals
+from crashproof.teacher.shared_store.store import SharedStore
+
+__all__ = ["ask_all"]
+
+log = logging.getLogger("crashproof")
+
+_SECONDS_BETWEEN_LOOKS = 1.0
+"""At the machines of the cluster."""
+_JOIN_SECONDS = 5.0
+"""Waiting longer for the cluster is worth a word."""
+
+
+async def ask_all(task: ClusterTask, orders: StopSignals, *, tell: Callable[[Progress], None]) -> EngineResult:
+    """Ask all questions of a task from the machines of the running cluster.
+
+    Raises:
+        ConfigError: no cluster is running, or it does not fit.
+        TeacherError: no question can be answered.
+        DiskFull, StoreUnavailable: paid answers are stored, but no further one can be.
+    """
+    if not await _join(orders.stop):
+        return EngineResult(is_stopped=True)
+    try:
+        with SharedStore.open(task.store_url, account=task.account) as store:
+            return await _ask_all(task, store, orders, tell)
+    finally:
+        await cluster.leave()
+
+
+async def _join(stop: asyncio.Event) -> bool:
+    """Join the cluster; False if the job was stopped first."""
+    joining, stopping = asyncio.create_task(cluster.join()), asyncio.create_task(stop.wait())
+    both = {joining, stopping}
+    done, _ = await asyncio.wait(both, timeout=_JOIN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    if not done:
+        log.warning("Nothing is asked yet: waiting for the head of the Ray cluster to respond.")
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not joining.done():
+        joining.cancel()
+        return False
+    await joining
+    return True
+
+
+async def _ask_all(
+    task: ClusterTask, store: SharedStore, orders: StopSignals, tell: Callable[[Progress], None]
+) -> EngineResult:
+    outcomes = Outcomes.for_settings(task.settings, count_answers=lambda: store.spending().answers)
+    most_waiting = QUESTIONS_PER_REQUEST * task.settings.limits.concurrency
+    asking = Asking(Feed(task.job.questions(), most_waiting=most_waiting), outcomes)
+
+    def report() -> None:
+        tell(Progress(num_finished=outcomes.num_finished, failures=asking.take_failures()))
+
+    crew = Crew(asking, _setup_for(task), check=_Checks(task.store_url).check, on_news=report)
+    stopping = asyncio.create_task(orders.stop.wait())
+    ending = asyncio.create_task(asking.is_over.wait())
+    try:
+        while not (stopping.done() or ending.done()):
+            await crew.man_machines()
+            await asyncio.wait(
+                {stopping, ending}, timeout=_SECONDS_BETWEEN_LOOKS, return_when=asyncio.FIRST_COMPLETED
+            )
+    finally:
+        asking.stop()
+        await crew.dismiss(orders.give_up)
+        stopping.cancel()
+        ending.cancel()
+        report()
+    outcomes.finish()
+    if outcomes.fatal is not None:
+        raise outcomes.fatal
+    outcomes.asked.is_stopped = orders.stop.is_set() and not asking.is_complete
+    return outcomes.asked
+
+
+def _setup_for(task: ClusterTask) -> AskerSetup:
+    return AskerSetup(
+        form=task.job.form,
+        keeps_truncated=task.job.keeps_truncated,
+        settings=task.settings,
+        store_url=task.store_url,
+        account=task.account,
+    )
+
+
+class _Checks:
+    """What every machine must have in common with this one."""
+
+    def __init__(self, store_url: str) -> None:
+        self._store_file = store_file_of(store_url)
+        self._version = version_here()
+
+    def check(self, machine: Machine, opened: Opened) -> None:
+        """Raises ConfigError where it has another version or another store."""
+        if opened.version != self._version:
+            raise ConfigError(
+                f"{machine.name} has crashproof {opened.version}, and this machine {self._version}.",
+                hint="Install the same version on all machines of the cluster.",
+            )
+        if opened.store_file != self._store_file:
+            raise ConfigError(
+                f"The --store is a SQLite file, and {machine.name} finds another file under its name.",
+                hint="Use a database server: --store postgresql+psycopg://user:password@host/database.",
+            )
