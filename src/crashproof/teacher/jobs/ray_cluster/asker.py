@@ -21,7 +21,7 @@ from crashproof.teacher.client.request_builder import RequestForm
 from crashproof.teacher.jobs.engine import TeacherSettings
 from crashproof.teacher.jobs.outcomes import End, EndKind
 from crashproof.teacher.jobs.prompts import Prompt, problem_with_answer
-from crashproof.teacher.jobs.ray_cluster.sealed import Sealed
+from crashproof.teacher.jobs.ray_cluster.hidden import Hidden
 from crashproof.teacher.jobs.ray_cluster.store_file import StoreFile, store_file_of
 from crashproof.teacher.shared_store.store import SharedStore
 
@@ -96,9 +96,9 @@ class Asker:
         self._asking: set[asyncio.Task[None]] = set()
         self._stopping: asyncio.Task[None] | None = None
 
-    async def open(self, sealed: Sealed[AskerSetup]) -> Opened | CrashproofError:
+    async def open(self, hidden: Hidden[AskerSetup]) -> Opened | CrashproofError:
         """Open the store and the teacher; an error is returned, since Ray cannot raise it as what it is."""
-        setup = sealed.open()
+        setup = hidden.open()
         try:
             self._store = await asyncio.to_thread(SharedStore.open, setup.store_url, account=setup.account)
             settings = _with_key_of_machine(setup.settings)

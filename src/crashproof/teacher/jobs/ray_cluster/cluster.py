@@ -1,24 +1,11 @@
-"""The Ray cluster that a job asks from."""
+"""What a job needs of a cluster."""
 
 from __future__ import annotations
 
-import logging
-import os
-import re
-import socket
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-import ray
-
-from crashproof.errors import ConfigError
-from crashproof.teacher.jobs.ray_cluster.in_thread import in_thread
-
-__all__ = ["Machine", "cpus_in_use", "join", "leave", "machines"]
-
-_CONNECT_SECONDS = 10.0
-_VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
-_IS_CLIENT = "://"
+__all__ = ["Actor", "ActorDied", "ActorOutOfReach", "Cluster", "Machine"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -28,73 +15,60 @@ class Machine:
     name: str
     """Its address."""
     node_id: str
+    """Not used again when a machine leaves and joins anew."""
 
 
-async def join() -> None:
-    """Connect to the running cluster of `RAY_ADDRESS`, or else of this machine.
-
-    Raises:
-        ConfigError: there is none, or it does not fit this process.
-    """
-    address = os.environ.get("RAY_ADDRESS", "")
-    if _IS_CLIENT in address:
-        raise ConfigError(
-            f"RAY_ADDRESS is {address}, the address of a server for Ray clients.",
-            hint="Start the job on a machine of the cluster, with RAY_ADDRESS=HOST:6379.",
-        )
-    try:
-        # Not by the main thread, where Ray replaces the handler of SIGTERM.
-        await in_thread(lambda: _connect(address))
-    except (ConnectionError, TimeoutError, socket.gaierror) as error:
-        where = f" at {address}" if address else ""
-        raise ConfigError(
-            f"No Ray cluster is running{where}.", hint="Start one (`ray start --head`), or set RAY_ADDRESS."
-        ) from error
-    except (RuntimeError, ValueError) as error:
-        raise _refused(str(error)) from error
+class ActorDied(Exception):
+    """Its process, or its machine, is gone; the message says which."""
 
 
-async def leave() -> None:
-    """Disconnect; what was started there for this process ends."""
-    await in_thread(ray.shutdown)
+class ActorOutOfReach(Exception):
+    """No connection to it; a call may have been obeyed or not."""
 
 
-async def machines() -> list[Machine]:
-    """The live machines with CPUs, sorted."""
-    nodes: list[dict[str, Any]] = await in_thread(ray.nodes)
-    return sorted(
-        Machine(name=str(node["NodeManagerAddress"]), node_id=str(node["NodeID"]))
-        for node in nodes
-        if node["Alive"] and node["Resources"].get("CPU")
-    )
+class Actor(Protocol):
+    """An object in a process of its own, on some machine."""
+
+    async def call(self, method: str, *arguments: object, **named: object) -> Any:
+        """Call an async method, and wait for what it returns.
+
+        Raises:
+            ActorDied, ActorOutOfReach: it cannot be called.
+        """
+        ...
+
+    def send(self, method: str, *arguments: object, **named: object) -> None:
+        """Call an async method, and do not wait."""
+        ...
+
+    def kill(self) -> None:
+        """End its process."""
+        ...
 
 
-async def cpus_in_use() -> tuple[float, float]:
-    """How many CPUs of the cluster are reserved, and how many it has."""
-    total = (await in_thread(ray.cluster_resources)).get("CPU", 0.0)
-    free = (await in_thread(ray.available_resources)).get("CPU", 0.0)
-    return total - free, total
+class Cluster(Protocol):
+    """The machines that a job may ask from."""
 
+    async def join(self) -> None:
+        """Connect to it.
 
-def _connect(address: str) -> None:
-    _check_reachable(address)
-    # What workers print stays in the logs of the cluster.
-    ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+        Raises:
+            ConfigError: none is running, or it does not fit this process.
+        """
+        ...
 
+    async def leave(self) -> None:
+        """Disconnect; what was started there for this process ends."""
+        ...
 
-def _check_reachable(address: str) -> None:
-    """Fail at once if nothing listens there: Ray itself waits for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    async def machines(self) -> list[Machine]:
+        """The live machines with CPUs, sorted."""
+        ...
 
+    async def cpus_in_use(self) -> tuple[float, float]:
+        """How many CPUs of all machines are reserved, and how many there are."""
+        ...
 
-def _refused(reason: str) -> ConfigError:
-    versions = _VERSIONS.findall(reason)
-    if len(versions) != 2:
-        return ConfigError(f"The Ray cluster cannot be joined: {' '.join(reason.split())}.")
-    (theirs, their_python), (ours, our_python) = versions
-    return ConfigError(
-        f"The cluster runs Ray {theirs} on Python {their_python}, and this job Ray {ours} on Python {our_python}.",
-        hint=f"Start the job with the cluster's versions: Python {their_python}, and `pip install ray=={theirs}`.",
-    )
+    def start(self, kind: type, machine: Machine, *, num_cpus: float) -> Actor:
+        """Start an actor of a class on a machine, as soon as so many of its CPUs are free."""
+        ...

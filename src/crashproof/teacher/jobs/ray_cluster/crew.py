@@ -8,18 +8,19 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
 from crashproof.clock import SYSTEM_CLOCK, Clock
-from crashproof.errors import ConfigError, CrashproofError
-from crashproof.teacher.jobs.ray_cluster import cluster
-from crashproof.teacher.jobs.ray_cluster.asker import AskerSetup, Ended, Opened
+from crashproof.errors import ConfigError
+from crashproof.teacher.jobs.ray_cluster.asker import Asker, AskerSetup, Ended, Opened
 from crashproof.teacher.jobs.ray_cluster.asking import Asking
-from crashproof.teacher.jobs.ray_cluster.cluster import Machine
-from crashproof.teacher.jobs.ray_cluster.remote_asker import CPUS_OF_ASKER, AskerLost, RemoteAsker
+from crashproof.teacher.jobs.ray_cluster.cluster import ActorDied, Cluster, Machine
+from crashproof.teacher.jobs.ray_cluster.remote_asker import RemoteAsker
 from crashproof.teacher.jobs.ray_cluster.shares import most_shares, shares_of
 
 __all__ = ["Crew"]
 
 log = logging.getLogger("crashproof")
 
+_CPUS_OF_ASKER = 0.01
+"""It waits for the network; so little is reserved that a machine may do other work, and another job's asking."""
 _MOST_LOSSES = 3
 """Askers that a machine may lose in a row before it is left alone."""
 _SILENT_SECONDS = 5.0
@@ -32,6 +33,7 @@ class Crew:
 
     def __init__(
         self,
+        cluster: Cluster,
         asking: Asking,
         setup: AskerSetup,
         *,
@@ -42,12 +44,14 @@ class Crew:
         """Start nothing yet.
 
         Args:
+            cluster: Where to ask from; it has been joined.
             asking: The questions.
             setup: What each asker has to know; its limits are divided.
             check: Raises ConfigError where a machine does not fit the job.
             on_news: Called after news was taken in.
             clock: Source of time.
         """
+        self._cluster = cluster
         self._asking = asking
         self._setup = setup
         self._check = check
@@ -69,7 +73,7 @@ class Crew:
         Raises:
             ConfigError: there are machines, and each has lost too many askers.
         """
-        found = await cluster.machines()
+        found = await self._cluster.machines()
         sound = [machine for machine in found if self._losses[machine.node_id] < _MOST_LOSSES]
         if found and not sound and not self._posts:
             raise ConfigError(
@@ -110,16 +114,16 @@ class Crew:
 
     async def _man(self, machine: Machine) -> None:
         """Ask from one machine until all is over, or its asker is lost."""
-        asker = RemoteAsker(machine)
+        asker = RemoteAsker(machine, self._cluster.start(Asker, machine, num_cpus=_CPUS_OF_ASKER))
         try:
             self._check(machine, await asker.open(self._setup))
             self._askers.append(asker)
             self._divide_limits()
             await self._ask_through(asker)
             await asker.close()
-        except AskerLost as lost:
-            self._note_loss(asker, lost)
-        except CrashproofError as error:
+        except ActorDied as death:
+            self._note_loss(asker, death)
+        except Exception as error:  # The machine does not fit, or a bug: another asker would fare alike.
             self._asking.fail(error)
         finally:
             del self._posts[machine.node_id]
@@ -147,14 +151,14 @@ class Crew:
         self._waiting_since = self._clock.steady()
         self._told_reason = ""
 
-    def _note_loss(self, asker: RemoteAsker, lost: AskerLost) -> None:
+    def _note_loss(self, asker: RemoteAsker, death: ActorDied) -> None:
         node_id = asker.machine.node_id
         self._losses[node_id] = 1 if asker.has_ended_any else self._losses[node_id] + 1
         left_alone = " That machine is left alone now." if self._losses[node_id] == _MOST_LOSSES else ""
         log.warning(
             "Lost the asker on %s: %s. Its %d open questions are asked by others.%s",
             asker.machine.name,
-            lost,
+            death,
             len(asker.rows),
             left_alone,
         )
@@ -162,16 +166,15 @@ class Crew:
     async def _tell_what_is_waited_for(self, found: Sequence[Machine]) -> None:
         if self._askers or self._clock.steady() - self._waiting_since < _SILENT_SECONDS:
             return
-        reason = await _what_is_missing(found)
+        reason = await self._what_is_missing(found)
         if reason != self._told_reason:
             self._told_reason = reason
             log.warning("Nothing is asked yet: %s.", reason)
 
-
-async def _what_is_missing(found: Sequence[Machine]) -> str:
-    if not found:
-        return "waiting for a machine with CPUs to join the Ray cluster"
-    in_use, total = await cluster.cpus_in_use()
-    if total - in_use < CPUS_OF_ASKER:
-        return f"waiting for a free CPU, since all {total:g} of the Ray cluster are reserved by others"
-    return f"waiting for the askers to start on {len(found)} machines of the Ray cluster"
+    async def _what_is_missing(self, found: Sequence[Machine]) -> str:
+        if not found:
+            return "waiting for a machine with CPUs to join the Ray cluster"
+        in_use, total = await self._cluster.cpus_in_use()
+        if total - in_use < _CPUS_OF_ASKER:
+            return f"waiting for a free CPU, since all {total:g} of the Ray cluster are reserved by others"
+        return f"waiting for the askers to start on {len(found)} machines of the Ray cluster"

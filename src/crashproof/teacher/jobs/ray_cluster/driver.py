@@ -16,6 +16,7 @@ from crashproof.errors import ConfigError, CrashproofError
 from crashproof.teacher.jobs.engine import EngineResult
 from crashproof.teacher.jobs.ray_cluster.channel import Channel
 from crashproof.teacher.jobs.ray_cluster.messages import ClusterTask, Failed, Finished, Order, Said
+from crashproof.teacher.jobs.ray_cluster.pass_over import ask_all
 from crashproof.teacher.jobs.stop_signals import StopSignals
 
 __all__ = ["STOP_SIGNALS", "main"]
@@ -69,13 +70,13 @@ async def _result_of(task: ClusterTask, orders: StopSignals, channel: Channel) -
 
 async def _ask_all(task: ClusterTask, orders: StopSignals, channel: Channel) -> EngineResult:
     try:
-        from crashproof.teacher.jobs.ray_cluster.pass_over import ask_all
+        from crashproof.teacher.jobs.ray_cluster.running_ray import RunningRay
     except Exception as error:
         raise ConfigError(
             f"The installed Ray cannot be loaded: {type(error).__name__}: {error}.",
             hint="Install a version that fits: pip install --upgrade 'ray>=2.50'.",
         ) from error
-    return await ask_all(task, orders, tell=channel.write)
+    return await ask_all(task, RunningRay(), orders, tell=channel.write)
 
 
 def _forward_log(channel: Channel) -> None:

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from crashproof.errors import ConfigError
 from crashproof.teacher.jobs.engine import QUESTIONS_PER_REQUEST, EngineResult
 from crashproof.teacher.jobs.outcomes import Outcomes
-from crashproof.teacher.jobs.ray_cluster import cluster
 from crashproof.teacher.jobs.ray_cluster.asker import AskerSetup, Opened, version_here
 from crashproof.teacher.jobs.ray_cluster.asking import Asking
-from crashproof.teacher.jobs.ray_cluster.cluster import Machine
+from crashproof.teacher.jobs.ray_cluster.cluster import Cluster, Machine
 from crashproof.teacher.jobs.ray_cluster.crew import Crew
 from crashproof.teacher.jobs.ray_cluster.feed import Feed
 from crashproof.teacher.jobs.ray_cluster.messages import ClusterTask, Progress
@@ -30,24 +29,26 @@ _JOIN_SECONDS = 5.0
 """Waiting longer for the cluster is worth a word."""
 
 
-async def ask_all(task: ClusterTask, orders: StopSignals, *, tell: Callable[[Progress], None]) -> EngineResult:
-    """Ask all questions of a task from the machines of the running cluster.
+async def ask_all(
+    task: ClusterTask, cluster: Cluster, orders: StopSignals, *, tell: Callable[[Progress], None]
+) -> EngineResult:
+    """Ask all questions of a task from the machines of a cluster.
 
     Raises:
         ConfigError: no cluster is running, or it does not fit.
         TeacherError: no question can be answered.
         DiskFull, StoreUnavailable: paid answers are stored, but no further one can be.
     """
-    if not await _join(orders.stop):
+    if not await _join(cluster, orders.stop):
         return EngineResult(is_stopped=True)
     try:
         with SharedStore.open(task.store_url, account=task.account) as store:
-            return await _ask_all(task, store, orders, tell)
+            return await _ask_all(task, cluster, store, orders, tell)
     finally:
         await cluster.leave()
 
 
-async def _join(stop: asyncio.Event) -> bool:
+async def _join(cluster: Cluster, stop: asyncio.Event) -> bool:
     """Join the cluster; False if the job was stopped first."""
     joining, stopping = asyncio.create_task(cluster.join()), asyncio.create_task(stop.wait())
     both = {joining, stopping}
@@ -64,7 +65,7 @@ async def _join(stop: asyncio.Event) -> bool:
 
 
 async def _ask_all(
-    task: ClusterTask, store: SharedStore, orders: StopSignals, tell: Callable[[Progress], None]
+    task: ClusterTask, cluster: Cluster, store: SharedStore, orders: StopSignals, tell: Callable[[Progress], None]
 ) -> EngineResult:
     outcomes = Outcomes.for_settings(task.settings, count_answers=lambda: store.spending().answers)
     most_waiting = QUESTIONS_PER_REQUEST * task.settings.limits.concurrency
@@ -73,7 +74,7 @@ async def _ask_all(
     def report() -> None:
         tell(Progress(num_finished=outcomes.num_finished, failures=asking.take_failures()))
 
-    crew = Crew(asking, _setup_for(task), check=_Checks(task.store_url).check, on_news=report)
+    crew = Crew(cluster, asking, _setup_for(task), check=_Checks(task.store_url).check, on_news=report)
     stopping = asyncio.create_task(orders.stop.wait())
     ending = asyncio.create_task(asking.is_over.wait())
     try:
