@@ -155,6 +155,11 @@ class Asker:
         if self._store is not None:
             await asyncio.to_thread(self._store.close)
 
+    @property
+    def _teacher_here(self) -> AsyncTeacher:
+        assert self._teacher is not None, "questions come after `open`"
+        return self._teacher
+
     def _begin(self, number: int, row: Row) -> None:
         task = asyncio.create_task(self._ask(number, row))
         self._asking.add(task)
@@ -166,13 +171,15 @@ class Asker:
         except asyncio.CancelledError:
             # By `stop`: it was not sent, or given up.
             end = End(kind=EndKind.NOT_ASKED)
+        if end.kind is EndKind.FATAL:
+            # Before the driver knows, so that no other question meets the same end.
+            self._teacher_here.stop()
         self._tell(Ended(number=number, end=end))
 
     async def _error_of_asking(self, row: Row) -> Exception | None:
-        assert self._teacher is not None, "questions come after `open`"
         prompt = Prompt(line=0, messages=[], text=row.text)
         try:
-            await self._teacher.ask_request(
+            await self._teacher_here.ask_request(
                 row.request, check=lambda answer: problem_with_answer(prompt, answer.message)
             )
         except CrashproofError as error:

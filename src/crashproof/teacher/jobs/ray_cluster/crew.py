@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
@@ -64,8 +65,9 @@ class Crew:
         self._losses: Counter[str] = Counter()
         """By machine, since an asker there has ended a question."""
         self._is_dismissed = False
-        self._waiting_since = clock.steady()
-        self._told_reason = ""
+        self._missing = ""
+        """What the first asker waits for, in words; empty once there is one."""
+        self._missing_since = 0.0
 
     async def man_machines(self) -> None:
         """Start an asker on each machine that has none; says so if there has been none for a while.
@@ -148,8 +150,6 @@ class Crew:
             shares = shares_of(self._setup.settings.limits, len(self._askers))
             for asker, share in zip(self._askers, shares, strict=True):
                 asker.limit(share)
-        self._waiting_since = self._clock.steady()
-        self._told_reason = ""
 
     def _note_loss(self, asker: RemoteAsker, death: ActorDied) -> None:
         node_id = asker.machine.node_id
@@ -164,17 +164,19 @@ class Crew:
         )
 
     async def _tell_what_is_waited_for(self, found: Sequence[Machine]) -> None:
-        if self._askers or self._clock.steady() - self._waiting_since < _SILENT_SECONDS:
-            return
-        reason = await self._what_is_missing(found)
-        if reason != self._told_reason:
-            self._told_reason = reason
-            log.warning("Nothing is asked yet: %s.", reason)
+        now = self._clock.steady()
+        missing = "" if self._askers else await self._what_is_missing(found)
+        if missing != self._missing:
+            self._missing, self._missing_since = missing, now
+        if missing and now - self._missing_since >= _SILENT_SECONDS:
+            log.warning("Nothing is asked yet: waiting for %s.", missing)
+            # Once is enough, until something else is missing.
+            self._missing_since = math.inf
 
     async def _what_is_missing(self, found: Sequence[Machine]) -> str:
         if not found:
-            return "waiting for a machine with CPUs to join the Ray cluster"
+            return "a machine with CPUs to join the Ray cluster"
         in_use, total = await self._cluster.cpus_in_use()
         if total - in_use < _CPUS_OF_ASKER:
-            return f"waiting for a free CPU, since all {total:g} of the Ray cluster are reserved by others"
-        return f"waiting for the askers to start on {len(found)} machines of the Ray cluster"
+            return f"a free CPU, since all {total:g} of the Ray cluster are reserved by others"
+        return f"the askers to start on {len(found)} machines of the Ray cluster"

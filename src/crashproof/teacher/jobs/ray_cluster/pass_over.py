@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.errors import ConfigError
 from crashproof.teacher.jobs.engine import QUESTIONS_PER_REQUEST, EngineResult
 from crashproof.teacher.jobs.outcomes import Outcomes
@@ -30,7 +31,12 @@ _JOIN_SECONDS = 5.0
 
 
 async def ask_all(
-    task: ClusterTask, cluster: Cluster, orders: StopSignals, *, tell: Callable[[Progress], None]
+    task: ClusterTask,
+    cluster: Cluster,
+    orders: StopSignals,
+    *,
+    tell: Callable[[Progress], None],
+    clock: Clock = SYSTEM_CLOCK,
 ) -> EngineResult:
     """Ask all questions of a task from the machines of a cluster.
 
@@ -43,7 +49,7 @@ async def ask_all(
         return EngineResult(is_stopped=True)
     try:
         with SharedStore.open(task.store_url, account=task.account) as store:
-            return await _ask_all(task, cluster, store, orders, tell)
+            return await _Pass(task, cluster, store, orders, tell=tell, clock=clock).run()
     finally:
         await cluster.leave()
 
@@ -64,36 +70,56 @@ async def _join(cluster: Cluster, stop: asyncio.Event) -> bool:
     return True
 
 
-async def _ask_all(
-    task: ClusterTask, cluster: Cluster, store: SharedStore, orders: StopSignals, tell: Callable[[Progress], None]
-) -> EngineResult:
-    outcomes = Outcomes.for_settings(task.settings, count_answers=lambda: store.spending().answers)
-    most_waiting = QUESTIONS_PER_REQUEST * task.settings.limits.concurrency
-    asking = Asking(Feed(task.job.questions(), most_waiting=most_waiting), outcomes)
+class _Pass:
+    """The parts of one pass, and their order."""
 
-    def report() -> None:
-        tell(Progress(num_finished=outcomes.num_finished, failures=asking.take_failures()))
+    def __init__(
+        self,
+        task: ClusterTask,
+        cluster: Cluster,
+        store: SharedStore,
+        orders: StopSignals,
+        *,
+        tell: Callable[[Progress], None],
+        clock: Clock,
+    ) -> None:
+        self._orders = orders
+        self._tell = tell
+        self._outcomes = Outcomes.for_settings(task.settings, count_answers=lambda: store.spending().answers)
+        most_waiting = QUESTIONS_PER_REQUEST * task.settings.limits.concurrency
+        feed = Feed(task.job.questions(), most_waiting=most_waiting)
+        self._asking = Asking(feed, self._outcomes, clock=clock)
+        check = _Checks(task.store_url).check
+        self._crew = Crew(cluster, self._asking, _setup_for(task), check=check, on_news=self._report, clock=clock)
 
-    crew = Crew(cluster, asking, _setup_for(task), check=_Checks(task.store_url).check, on_news=report)
-    stopping = asyncio.create_task(orders.stop.wait())
-    ending = asyncio.create_task(asking.is_over.wait())
-    try:
+    async def run(self) -> EngineResult:
+        """See `ask_all`."""
+        try:
+            await self._ask()
+        finally:
+            self._asking.stop()
+            await self._crew.dismiss(self._orders.give_up)
+            self._report()
+        self._outcomes.finish()
+        if self._outcomes.fatal is not None:
+            raise self._outcomes.fatal
+        self._outcomes.asked.is_stopped = self._orders.stop.is_set() and not self._asking.is_complete
+        return self._outcomes.asked
+
+    async def _ask(self) -> None:
+        """Until all is asked, or nothing more is to be asked."""
+        stopping = asyncio.create_task(self._orders.stop.wait())
+        ending = asyncio.create_task(self._asking.is_over.wait())
         while not (stopping.done() or ending.done()):
-            await crew.man_machines()
+            await self._crew.man_machines()
             await asyncio.wait(
                 {stopping, ending}, timeout=_SECONDS_BETWEEN_LOOKS, return_when=asyncio.FIRST_COMPLETED
             )
-    finally:
-        asking.stop()
-        await crew.dismiss(orders.give_up)
         stopping.cancel()
         ending.cancel()
-        report()
-    outcomes.finish()
-    if outcomes.fatal is not None:
-        raise outcomes.fatal
-    outcomes.asked.is_stopped = orders.stop.is_set() and not asking.is_complete
-    return outcomes.asked
+
+    def _report(self) -> None:
+        self._tell(Progress(num_finished=self._outcomes.num_finished, failures=self._asking.take_failures()))
 
 
 def _setup_for(task: ClusterTask) -> AskerSetup:
