@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Self
 
 import psutil
 
 _PROGRAM = """
-import sys
+import json, sys
 from ray.cluster_utils import Cluster
+
 small = {"object_store_memory": 80 << 20}
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
 print(cluster.address, flush=True)
 nodes = []
 for line in sys.stdin:
-    command, number = line.split()
-    if command == "add":
-        nodes.append(cluster.add_node(num_cpus=float(number), **small))
-    if command == "kill":
-        nodes[int(number)].kill_raylet()
+    command = json.loads(line)
+    if command["do"] == "add":
+        nodes.append(cluster.add_node(num_cpus=command["cpus"], env_vars=command["environment"] or None, **small))
+    if command["do"] == "kill":
+        nodes[command["number"]].kill_raylet()
+    if command["do"] == "kill head":
+        cluster.head_node.kill_gcs_server()
+    if command["do"] == "claim":
+        client = cluster.head_node.get_gcs_client()
+        about = json.loads(client.internal_kv_get(b"CLUSTER_METADATA", b"cluster")) | command["versions"]
+        client.internal_kv_put(b"CLUSTER_METADATA", json.dumps(about).encode(), True, b"cluster")
     print("done", flush=True)
 cluster.shutdown()
 """
@@ -33,7 +41,7 @@ class RayCluster:
     """Its head has no CPUs; nodes are counted from 0 as they are added."""
 
     def __init__(self) -> None:
-        # Whatever else this machine runs belongs to other clusters.
+        # Not `ray start`, which `ray stop` would end with all other clusters of this machine.
         self._process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM],
             stdin=subprocess.PIPE,
@@ -48,24 +56,35 @@ class RayCluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate(timeout=60)
+        try:
+            self._process.communicate(timeout=60)
+        finally:
+            self._process.kill()
 
-    def add_node(self, num_cpus: float = 1) -> None:
-        """Waits until it has joined."""
-        self._ask(f"add {num_cpus}")
+    def add_node(self, num_cpus: float = 1, *, environment: Mapping[str, str] | None = None) -> None:
+        """Wait until it has joined."""
+        self._ask({"do": "add", "cpus": num_cpus, "environment": environment})
 
     def kill_node(self, number: int) -> None:
         """As a machine dies: its raylet is killed, and its workers with it."""
-        self._ask(f"kill {number}")
+        self._ask({"do": "kill", "number": number})
+
+    def kill_head(self) -> None:
+        """Kill the server that knows the cluster."""
+        self._ask({"do": "kill head"})
+
+    def claim(self, **versions: str) -> None:
+        """Have the cluster say that it was started with other versions: `ray_version`, `python_version`."""
+        self._ask({"do": "claim", "versions": versions})
 
     def askers(self) -> list[psutil.Process]:
         """The processes of all askers."""
         everything = psutil.Process(self._process.pid).children(recursive=True)
-        return [process for process in everything if _title(process).startswith("ray::Asker")]
+        return [process for process in everything if title_of(process).startswith("ray::Asker")]
 
-    def _ask(self, command: str) -> None:
+    def _ask(self, command: dict[str, object]) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{command}\n")
+        self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
         assert "done" == self._read()
 
@@ -78,7 +97,8 @@ class RayCluster:
         return line
 
 
-def _title(process: psutil.Process) -> str:
+def title_of(process: psutil.Process) -> str:
+    """Its command line; empty if it has ended."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:

@@ -41,8 +41,11 @@ _PACKAGE_ROOT = str(Path(__file__).resolve().parents[3])
 _PROGRAM = (
     "import sys; sys.path.append(sys.argv[1]); from crashproof.teacher.jobs.ray_cluster.driver import main; main()"
 )
-_MOST_SECONDS_TO_GIVE_UP = 30.0
+_END_SECONDS = 20.0
+"""How long the process may take to end once it has nothing more to do, or was asked to give up."""
+_LONGEST_QUOTE = 300
 _LINES_KEPT = 5
+_HEAD_IS_GONE = "Failed to connect to GCS"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +80,10 @@ class RayEngine:
                     case Said():
                         log.log(message.level, "%s", message.text)
                     case Finished():
+                        driver.has_finished = True
                         return message.asked
                     case Failed():
+                        driver.has_finished = True
                         raise message.error
             raise await driver.error_of_death()
 
@@ -88,6 +93,8 @@ class _Driver:
 
     def __init__(self, process: Process, channel: Channel) -> None:
         self.channel = channel
+        self.has_finished = False
+        """Whether it has nothing more to do."""
         self._process = process
         self._num_lines = 0
         self._last_lines: deque[str] = deque(maxlen=_LINES_KEPT)
@@ -106,10 +113,10 @@ class _Driver:
         await self.channel.close()
         waiting = asyncio.create_task(self._process.wait())
         giving_up = asyncio.create_task(signals.give_up.wait())
-        await asyncio.wait({waiting, giving_up}, return_when=asyncio.FIRST_COMPLETED)
+        if not self.has_finished:
+            await asyncio.wait({waiting, giving_up}, return_when=asyncio.FIRST_COMPLETED)
         giving_up.cancel()
-        if not waiting.done():
-            await asyncio.wait({waiting}, timeout=_MOST_SECONDS_TO_GIVE_UP)
+        await asyncio.wait({waiting}, timeout=_END_SECONDS)
         if not waiting.done():
             self._process.kill()
         await waiting
@@ -123,9 +130,12 @@ class _Driver:
         await self._listening
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         last = " ".join(" ".join(self._last_lines).split())
+        if _HEAD_IS_GONE in last:
+            problem = "The head of the Ray cluster is gone."
+        else:
+            problem = f"The process that asks from the Ray cluster ended {how}. {last[-_LONGEST_QUOTE:]}".rstrip()
         return TeacherError(
-            f"The process that asks from the Ray cluster ended {how}{f', and said: {last}' if last else ''}.",
-            hint="Check the cluster, and start the same command again; every answer so far is kept.",
+            problem, hint="Check the cluster, and start the same command again; every answer so far is kept."
         )
 
     async def _listen(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["Actor", "ActorDied", "ActorOutOfReach", "Cluster", "Machine"]
+__all__ = ["Actor", "ActorDied", "ActorOutOfReach", "ActorUnfit", "Cluster", "Machine"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -20,6 +20,10 @@ class Machine:
 
 class ActorDied(Exception):
     """Its process, or its machine, is gone; the message says which."""
+
+
+class ActorUnfit(ActorDied):
+    """Its class cannot be loaded on its machine, where every other one would die likewise."""
 
 
 class ActorOutOfReach(Exception):

@@ -12,7 +12,7 @@ from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.errors import ConfigError
 from crashproof.teacher.jobs.ray_cluster.asker import Asker, AskerSetup, Ended, Opened
 from crashproof.teacher.jobs.ray_cluster.asking import Asking
-from crashproof.teacher.jobs.ray_cluster.cluster import ActorDied, Cluster, Machine
+from crashproof.teacher.jobs.ray_cluster.cluster import ActorDied, ActorUnfit, Cluster, Machine
 from crashproof.teacher.jobs.ray_cluster.remote_asker import RemoteAsker
 from crashproof.teacher.jobs.ray_cluster.shares import most_shares, shares_of
 
@@ -64,6 +64,7 @@ class Crew:
         """Those that are ready."""
         self._losses: Counter[str] = Counter()
         """By machine, since an asker there has ended a question."""
+        self._last_death: ActorDied | None = None
         self._is_dismissed = False
         self._missing = ""
         """What the first asker waits for, in words; empty once there is one."""
@@ -79,8 +80,8 @@ class Crew:
         sound = [machine for machine in found if self._losses[machine.node_id] < _MOST_LOSSES]
         if found and not sound and not self._posts:
             raise ConfigError(
-                f"No machine of the Ray cluster can run an asker: each of {len(found)} has lost {_MOST_LOSSES}.",
-                hint="See the lines above, and Ray's logs on these machines.",
+                f"No machine of the Ray cluster ({len(found)}) can run an asker: {self._last_death}.",
+                hint="crashproof[ray] has to be installed on each. Ray's logs on these machines may tell more.",
             )
         num_places = most_shares(self._setup.settings.limits) - len(self._posts)
         free = [machine for machine in sound if machine.node_id not in self._posts]
@@ -153,15 +154,12 @@ class Crew:
 
     def _note_loss(self, asker: RemoteAsker, death: ActorDied) -> None:
         node_id = asker.machine.node_id
-        self._losses[node_id] = 1 if asker.has_ended_any else self._losses[node_id] + 1
-        left_alone = " That machine is left alone now." if self._losses[node_id] == _MOST_LOSSES else ""
-        log.warning(
-            "Lost the asker on %s: %s. Its %d open questions are asked by others.%s",
-            asker.machine.name,
-            death,
-            len(asker.rows),
-            left_alone,
-        )
+        before = 0 if asker.has_ended_any else self._losses[node_id]
+        self._losses[node_id] = _MOST_LOSSES if isinstance(death, ActorUnfit) else before + 1
+        self._last_death = death
+        questions = f" Its {len(asker.rows)} open questions are asked by others." if asker.rows else ""
+        left_alone = " That machine is left alone now." if self._losses[node_id] >= _MOST_LOSSES else ""
+        log.warning("Lost the asker on %s: %s.%s%s", asker.machine.name, death, questions, left_alone)
 
     async def _tell_what_is_waited_for(self, found: Sequence[Machine]) -> None:
         now = self._clock.steady()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import NoReturn
 
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.errors import ConfigError
@@ -110,13 +111,18 @@ class _Pass:
         """Until all is asked, or nothing more is to be asked."""
         stopping = asyncio.create_task(self._orders.stop.wait())
         ending = asyncio.create_task(self._asking.is_over.wait())
-        while not (stopping.done() or ending.done()):
+        # Apart, since it waits for the head of the cluster, which may be gone; the askers work on without it.
+        manning = asyncio.create_task(self._keep_manning())
+        await asyncio.wait({stopping, ending, manning}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (stopping, ending, manning):
+            task.cancel()
+        if not (stopping.done() or ending.done()):
+            manning.result()
+
+    async def _keep_manning(self) -> NoReturn:
+        while True:
             await self._crew.man_machines()
-            await asyncio.wait(
-                {stopping, ending}, timeout=_SECONDS_BETWEEN_LOOKS, return_when=asyncio.FIRST_COMPLETED
-            )
-        stopping.cancel()
-        ending.cancel()
+            await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def _report(self) -> None:
         self._tell(Progress(num_finished=self._outcomes.num_finished, failures=self._asking.take_failures()))

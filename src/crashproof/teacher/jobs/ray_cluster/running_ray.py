@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -13,14 +15,16 @@ from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from crashproof.errors import ConfigError
-from crashproof.teacher.jobs.ray_cluster.cluster import ActorDied, ActorOutOfReach, Machine
+from crashproof.teacher.jobs.ray_cluster.cluster import ActorDied, ActorOutOfReach, ActorUnfit, Machine
 from crashproof.teacher.jobs.ray_cluster.in_thread import in_thread
 
 __all__ = ["RunningRay"]
 
 _CONNECT_SECONDS = 10.0
+_LEAVE_SECONDS = 10.0
 _VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
 _IS_CLIENT = "://"
+_CANNOT_LOAD = "failed to import on the worker"
 _OUT_OF_MEMORY = "it was killed for want of memory"
 _MACHINE_LEFT = "its machine left the cluster"
 _WHY_DIED = {
@@ -55,7 +59,9 @@ class RunningRay:
 
     async def leave(self) -> None:
         """See `Cluster`."""
-        await in_thread(ray.shutdown)
+        # Without its head, the cluster does not let go; this process ends anyway.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(in_thread(ray.shutdown), _LEAVE_SECONDS)
 
     async def machines(self) -> list[Machine]:
         """See `Cluster`."""
@@ -94,7 +100,7 @@ class _RayActor:
         except ActorUnavailableError as error:
             raise ActorOutOfReach(str(error)) from error
         except RayError as error:
-            raise ActorDied(_why_died(error)) from error
+            raise _death(error) from error
 
     def send(self, method: str, *arguments: object, **named: object) -> None:
         """See `Actor`."""
@@ -129,8 +135,10 @@ def _refused(reason: str) -> ConfigError:
     )
 
 
-def _why_died(error: RayError) -> str:
+def _death(error: RayError) -> ActorDied:
     if isinstance(error, RayTaskError):
-        return f"it failed ({type(error.cause).__name__}: {' '.join(str(error.cause).split())})"
-    text = f"{type(error).__name__} {error}"
-    return next((why for sign, why in _WHY_DIED.items() if sign in text), "its process died")
+        return ActorDied(f"it failed ({type(error.cause).__name__}: {' '.join(str(error.cause).split())})")
+    text = f"{type(error).__name__} {error}".strip()
+    if _CANNOT_LOAD in text:
+        return ActorUnfit(f"crashproof[ray] cannot be loaded there ({text.splitlines()[-1]})")
+    return ActorDied(next((why for sign, why in _WHY_DIED.items() if sign in text), "its process died"))

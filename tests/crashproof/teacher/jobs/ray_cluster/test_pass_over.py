@@ -208,7 +208,10 @@ def test_machines_on_which_every_asker_dies_are_left_alone(
                 actor.kill()
             await asyncio.sleep(0)
 
-    with pytest.raises(ConfigError, match=r"No machine of the Ray cluster can run an asker: each of 2 has lost 3\."):
+    with pytest.raises(
+        ConfigError,
+        match=r"No machine of the Ray cluster \(2\) can run an asker: its process died\.",
+    ):
         one.run(kill)
 
     assert {"north": 3, "south": 3} == one.cluster.num_started
