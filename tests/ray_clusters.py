@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Self
 
 import psutil
@@ -18,7 +19,7 @@ from ray.cluster_utils import Cluster
 
 small = {"object_store_memory": 80 << 20}
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
-print(cluster.address, flush=True)
+print(json.dumps({"address": cluster.address, "logs": cluster.head_node.get_session_dir_path()}), flush=True)
 nodes = []
 for line in sys.stdin:
     command = json.loads(line)
@@ -32,7 +33,8 @@ for line in sys.stdin:
         client = cluster.head_node.get_gcs_client()
         about = json.loads(client.internal_kv_get(b"CLUSTER_METADATA", b"cluster")) | command["versions"]
         client.internal_kv_put(b"CLUSTER_METADATA", json.dumps(about).encode(), True, b"cluster")
-    print("done", flush=True)
+    jobs = repr(cluster.head_node.get_gcs_client().get_all_job_info()) if command["do"] == "jobs" else ""
+    print(json.dumps({"jobs": jobs}), flush=True)
 cluster.shutdown()
 """
 
@@ -50,7 +52,10 @@ class RayCluster:
             text=True,
             env={**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1", "RAY_USAGE_STATS_ENABLED": "0"},
         )
-        self.address = self._read()
+        about = self._read()
+        self.address = about["address"]
+        self.logs = Path(about["logs"])
+        """The folder with all that the cluster logs."""
 
     def __enter__(self) -> Self:
         return self
@@ -77,24 +82,29 @@ class RayCluster:
         """Have the cluster say that it was started with other versions: `ray_version`, `python_version`."""
         self._ask({"do": "claim", "versions": versions})
 
+    def jobs(self) -> str:
+        """What the cluster tells about all its jobs."""
+        return self._ask({"do": "jobs"})["jobs"]
+
     def askers(self) -> list[psutil.Process]:
         """The processes of all askers."""
         everything = psutil.Process(self._process.pid).children(recursive=True)
         return [process for process in everything if title_of(process).startswith("ray::Asker")]
 
-    def _ask(self, command: dict[str, object]) -> None:
+    def _ask(self, command: dict[str, object]) -> dict[str, str]:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
-        assert "done" == self._read()
+        return self._read()
 
-    def _read(self) -> str:
+    def _read(self) -> dict[str, str]:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline().strip()
+        line = self._process.stdout.readline()
         if not line:
             _, told = self._process.communicate(timeout=60)
             raise AssertionError(told)
-        return line
+        about: dict[str, str] = json.loads(line)
+        return about
 
 
 def title_of(process: psutil.Process) -> str:

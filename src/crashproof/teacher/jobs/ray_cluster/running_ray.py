@@ -21,6 +21,7 @@ from crashproof.teacher.jobs.ray_cluster.in_thread import in_thread
 __all__ = ["RunningRay"]
 
 _CONNECT_SECONDS = 10.0
+_JOIN_SECONDS = 120.0
 _LEAVE_SECONDS = 10.0
 _VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
 _IS_CLIENT = "://"
@@ -48,7 +49,7 @@ class RunningRay:
             )
         try:
             # Not by the main thread, where Ray replaces the handler of SIGTERM.
-            await in_thread(lambda: _connect(address))
+            await asyncio.wait_for(in_thread(lambda: _connect(address)), _JOIN_SECONDS)
         except (ConnectionError, TimeoutError, socket.gaierror) as error:
             where = f" at {address}" if address else ""
             raise ConfigError(
