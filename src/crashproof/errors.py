@@ -47,8 +47,9 @@ CrashproofError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "AddressInUse",
@@ -107,6 +108,16 @@ class CrashproofError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".rstrip()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default it would be made again from its message, which most constructors here do not take.
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(kind: type[CrashproofError], args: tuple[object, ...], fields: Mapping[str, object]) -> CrashproofError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(fields)
+    return error
 
 
 class RunError(CrashproofError):
@@ -336,7 +347,15 @@ class TeacherUnreachable(TeacherError):
     """No response came after all attempts."""
 
     def __init__(
-        self, url: str, *, attempts: int, seconds: float, last: str, asked_to_wait: str = "", hits_all: bool = False
+        self,
+        url: str,
+        *,
+        attempts: int,
+        seconds: float,
+        last: str,
+        asked_to_wait: str = "",
+        hits_all: bool = False,
+        is_away: bool = False,
     ) -> None:
         tries = f"{attempts} attempt{'s' if attempts != 1 else ''}"
         wait = f" The server asks to wait {asked_to_wait}, longer than the deadline allows." if asked_to_wait else ""
@@ -347,6 +366,8 @@ class TeacherUnreachable(TeacherError):
         )
         self.hits_all = hits_all
         """Whether every other request would fare alike, at present."""
+        self.is_away = is_away
+        """Whether the last attempt found no connection: nothing was sent, whatever was asked."""
 
 
 class CheckpointError(CrashproofError):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 from pathlib import Path
 
@@ -21,6 +23,9 @@ EXAMPLES = [
     errors.RunClosed(HERE, why="is closed"),
     errors.RunInUse(HERE, host="box", pid=7),
     errors.StorageUnwritable(HERE, reason="read-only"),
+    errors.TeacherRefused("http://teacher/v1", status=403, reason="HTTP 403", hint="Check the key."),
+    errors.TeacherUnreachable("http://teacher/v1", attempts=2, seconds=3.0, last="no connection", is_away=True),
+    errors.RankLost("saving", missing=[1], seconds=5.0, reason="it is silent"),
 ]
 
 
@@ -42,6 +47,17 @@ def test_an_error_says_what_happened_where_and_what_to_do(error):
     assert error.message
     assert error.hint
     assert f"{error.message} {error.hint}" == str(error)
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "through", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy], ids=["pickle", "copy"]
+)
+def test_an_error_passes_to_another_process_as_it_is(error, through):
+    again = through(error) if through is copy.copy else pickle.loads(through(error))
+
+    assert (type(error), str(error), error.args) == (type(again), str(again), again.args)
+    assert vars(error) == vars(again)
 
 
 def test_an_error_without_a_hint_ends_after_its_message():

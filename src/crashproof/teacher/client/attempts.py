@@ -86,4 +86,5 @@ class Attempts:
             last=failure.reason,
             asked_to_wait=as_duration(wait) if is_too_long else "",
             hits_all=is_too_long and failure.is_overload,
+            is_away=failure.is_without_connection,
         )

@@ -155,6 +155,10 @@ class AsyncTeacher:
         """How many requests may be in flight now."""
         return self._gate.allowed
 
+    def limit(self, limits: Limits) -> None:
+        """Apply other limits from now on."""
+        self._gate.change(limits)
+
     def stop(self) -> None:
         """Send no further requests; those in flight are completed."""
         self._is_closing = True

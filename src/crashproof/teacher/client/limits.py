@@ -48,6 +48,15 @@ class Gate:
         """Requests that may be in flight now."""
         return max(1, int(self._allowed))
 
+    def change(self, limits: Limits) -> None:
+        """Apply other numbers of the same limits; what an overload has lowered stays as low in proportion."""
+        share = self._allowed / self._most
+        self._most = float(limits.concurrency)
+        self._allowed = max(1.0, share * self._most)
+        self._requests.most = limits.requests_per_minute
+        self._tokens.most = limits.tokens_per_minute
+        self._let_in()
+
     @asynccontextmanager
     async def place(self, *, tokens: int) -> AsyncIterator[Place]:
         """Wait for a slot; `tokens` is the estimate for the limit per minute."""
@@ -121,14 +130,14 @@ class _Window:
     """At most an amount within any minute; a request above the whole amount goes alone."""
 
     def __init__(self, most: int | None, steady: Callable[[], float]) -> None:
-        self._most = most
+        self.most = most
         self._steady = steady
         self._taken: deque[_Taken] = deque()
         self._turn = asyncio.Lock()
 
     async def take(self, amount: int) -> _Taken:
         taken = _Taken(self._steady(), amount)
-        if self._most is None:
+        if self.most is None:
             return taken
         async with self._turn:
             while (seconds := self._seconds_until_free(amount)) > 0:
@@ -138,11 +147,11 @@ class _Window:
         return taken
 
     def _seconds_until_free(self, amount: int) -> float:
-        assert self._most is not None
+        assert self.most is not None
         now = self._steady()
         while self._taken and self._taken[0].at <= now - _SECONDS_A_MINUTE:
             self._taken.popleft()
-        excess = sum(each.amount for each in self._taken) + amount - self._most
+        excess = sum(each.amount for each in self._taken) + amount - self.most
         for each in self._taken:
             if excess <= 0:
                 break

@@ -31,13 +31,25 @@ class RetryPolicy:
     full_disk_seconds: float = 120.0
     """How long a paid answer waits in memory while the disk is full or the shared store is unavailable."""
 
+    @property
+    def longest_pauses_seconds(self) -> float:
+        """The most that the waits between all attempts at one question can take, if the server asks for none."""
+        seconds = 0.0
+        for failures in range(1, self.attempts):
+            seconds += self._bound_seconds(failures)
+            if seconds >= self.deadline_seconds:
+                return self.deadline_seconds
+        return seconds
+
     def wait_seconds(self, failures: int, *, retry_after: float | None, chance: random.Random) -> float:
         """Seconds to wait after a number of failures.
 
         Full jitter (Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015): uniform between 0 and a
         bound that doubles. A `Retry-After` is obeyed; jitter is added, so that clients do not all return at once.
         """
-        doubled = self.first_wait_seconds * 2.0 ** min(failures - 1, 60)
         if retry_after is not None:
-            return retry_after + chance.uniform(0.0, min(self.first_wait_seconds, doubled))
-        return chance.uniform(0.0, min(self.longest_wait_seconds, doubled))
+            return retry_after + chance.uniform(0.0, self.first_wait_seconds)
+        return chance.uniform(0.0, self._bound_seconds(failures))
+
+    def _bound_seconds(self, failures: int) -> float:
+        return min(self.longest_wait_seconds, self.first_wait_seconds * 2.0 ** min(failures - 1, 60))

@@ -74,6 +74,11 @@ class Failed:
         """Whether a lower concurrency might help."""
         return self.status in (429, 503)
 
+    @property
+    def is_without_connection(self) -> bool:
+        """Whether the request was never handed to a connection: the reason lies in none of its words."""
+        return self.status is None and not self.may_have_been_paid
+
 
 Reply = Delivered | Failed
 

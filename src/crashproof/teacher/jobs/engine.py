@@ -17,7 +17,10 @@ from crashproof.teacher.client.request_builder import RequestForm
 from crashproof.teacher.client.retry import RetryPolicy
 from crashproof.teacher.jobs.job import GenerationJob
 
-__all__ = ["Engine", "EngineResult", "TeacherSettings"]
+__all__ = ["QUESTIONS_PER_REQUEST", "Engine", "EngineResult", "TeacherSettings"]
+
+QUESTIONS_PER_REQUEST = 4
+"""Open questions for each request that may be in flight, so that stored answers are looked up meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

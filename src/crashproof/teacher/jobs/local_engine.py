@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from crashproof.answers.store import ResponseStore
-from crashproof.errors import AnswerUnusable, BudgetExhausted, TeacherError, TeacherRefused, TeacherUnreachable
+from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.teacher.client.client import AsyncTeacher, OnFailure
-from crashproof.teacher.jobs.engine import EngineResult, TeacherSettings
+from crashproof.teacher.jobs.engine import QUESTIONS_PER_REQUEST, EngineResult, TeacherSettings
 from crashproof.teacher.jobs.job import GenerationJob, Question
+from crashproof.teacher.jobs.outcomes import End, Outcomes, Verdict
 from crashproof.teacher.jobs.prompts import problem_with_answer
+from crashproof.teacher.jobs.stop_signals import handle_stop_signals
 
-__all__ = ["FORBIDDEN", "LocalEngine"]
+__all__ = ["LocalEngine"]
 
 log = logging.getLogger("crashproof")
-
-FORBIDDEN = 403
-_MIN_UNREACHABLE = 4
-"""Consecutive questions without an answer before a job stops: the first may fail for reasons of their own."""
-_WINDOW = 4
-"""Open questions per allowed request in flight, so that stored answers are looked up meanwhile."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,22 +27,30 @@ class LocalEngine:
 
     settings: TeacherSettings
     on_failure: OnFailure
+    clock: Clock = SYSTEM_CLOCK
 
     def ask_all(self, job: GenerationJob, store: ResponseStore, *, on_end: Callable[[int], None]) -> EngineResult:
         """See `Engine`."""
         return asyncio.run(self._ask_all(job, store, on_end))
 
     async def _ask_all(self, job: GenerationJob, store: ResponseStore, on_end: Callable[[int], None]) -> EngineResult:
-        teacher = self.settings.open(job.form, store, self.on_failure, keeps_truncated=job.keeps_truncated)
-        concurrency = self.settings.limits.concurrency
-        max_unreachable = max(_MIN_UNREACHABLE, concurrency)
-        asking = _Asking(teacher, store, max_unreachable=max_unreachable, on_end=on_end)
-        async with _handle_signals() as signals:
+        outcomes = Outcomes.for_settings(self.settings, count_answers=lambda: store.spending().answers)
+
+        def note_failure(retry_count: int, error: object) -> None:
+            self.on_failure(retry_count, error)
+            notice = outcomes.note_failure(error, now=self.clock.steady())
+            if notice:
+                log.warning("%s", notice)
+
+        teacher = self.settings.open(job.form, store, note_failure, keeps_truncated=job.keeps_truncated)
+        asking = _Asking(teacher, outcomes, on_end=on_end, clock=self.clock)
+        async with handle_stop_signals() as signals:
             try:
-                await asking.ask_all(job.questions(), signals.stop, window=_WINDOW * concurrency)
+                window = QUESTIONS_PER_REQUEST * self.settings.limits.concurrency
+                await asking.ask_all(job.questions(), signals.stop, window=window)
             finally:
                 await _close(teacher, signals.give_up)
-        return asking.asked
+        return outcomes.asked
 
 
 async def _close(teacher: AsyncTeacher, give_up: asyncio.Event) -> None:
@@ -70,20 +71,13 @@ class _Asking:
     """One pass over all questions."""
 
     def __init__(
-        self, teacher: AsyncTeacher, store: ResponseStore, *, max_unreachable: int, on_end: Callable[[int], None]
+        self, teacher: AsyncTeacher, outcomes: Outcomes, *, on_end: Callable[[int], None], clock: Clock
     ) -> None:
-        self.asked = EngineResult()
         self._teacher = teacher
-        self._store = store
-        self._max_unreachable = max_unreachable
+        self._outcomes = outcomes
         self._on_end = on_end
-        self._num_ended = 0
-        self._num_over_budget = 0
-        self._num_unreachable = 0
-        """Consecutive: no other question got an answer from the teacher meanwhile."""
-        self._num_answers = 0
-        self._unreachable: TeacherError | None = None
-        self._fatal: Exception | None = None
+        self._clock = clock
+        self._bug: Exception | None = None
 
     async def ask_all(self, questions: Iterator[Question], stop: asyncio.Event, *, window: int) -> None:
         pending: set[asyncio.Task[None]] = set()
@@ -101,15 +95,17 @@ class _Asking:
             while pending and self._fatal is None and not stop.is_set():
                 pending = await self._wait_for_any(pending, stopping)
         finally:
-            self.asked.is_stopped = stop.is_set() and not (are_all_begun and not pending)
+            self._outcomes.asked.is_stopped = stop.is_set() and not (are_all_begun and not pending)
             for task in (*pending, stopping):
                 task.cancel()
             await asyncio.gather(*pending, stopping, return_exceptions=True)
-        if self._fatal is None and self._num_unreachable == self._num_ended:
-            # A small job fails too if none of its questions got an answer.
-            self._fatal = self._unreachable
+        self._outcomes.finish()
         if self._fatal is not None:
             raise self._fatal
+
+    @property
+    def _fatal(self) -> Exception | None:
+        return self._bug or self._outcomes.fatal
 
     async def _wait_for_any(
         self, pending: set[asyncio.Task[None]], stopping: asyncio.Task[object]
@@ -119,82 +115,22 @@ class _Asking:
 
     async def _ask(self, question: Question) -> None:
         try:
-            await self._ask_one(question)
-            self._num_ended += 1
-            self._on_end(self._num_ended - self._num_over_budget)
-        except Exception as error:  # Any other error ends the job.
-            self._fatal = self._fatal or error
+            while (verdict := await self._ask_once(question)) is Verdict.ASK_AGAIN:
+                await asyncio.sleep(self._outcomes.pause_seconds)
+            if verdict is Verdict.STOP:
+                self._teacher.stop()
+            else:
+                self._on_end(self._outcomes.num_finished)
+        except Exception as error:  # Not of the question, but of the store or the run: it ends the job.
+            self._bug = self._bug or error
             self._teacher.stop()
 
-    async def _ask_one(self, question: Question) -> None:
-        key = question.request.key
+    async def _ask_once(self, question: Question) -> Verdict:
+        error: Exception | None = None
         try:
             await self._teacher.ask_request(
                 question.request, check=lambda answer: problem_with_answer(question.prompt, answer.message)
             )
-        except AnswerUnusable as error:
-            self.asked.reasons[key] = error.problem
-        except BudgetExhausted as error:
-            self.asked.reasons[key] = str(error)
-            self.asked.over_budget = error
-            self._num_over_budget += 1
-        except TeacherUnreachable as error:
-            if error.hits_all:
-                raise
-            self._note_unanswered(key, error)
-        except TeacherRefused as error:
-            if error.hits_all:
-                raise
-            if error.status == FORBIDDEN:
-                # Either the key is not permitted, or this prompt is not allowed: other questions will show.
-                self._note_unanswered(key, error)
-                return
-            self._num_unreachable = 0
-            self.asked.reasons[key] = str(error)
-
-    def _note_unanswered(self, key: str, error: TeacherError) -> None:
-        self.asked.reasons[key] = str(error)
-        num_answers = self._store.spending().answers
-        if num_answers != self._num_answers:
-            self._num_answers, self._num_unreachable = num_answers, 0
-        self._num_unreachable += 1
-        self._unreachable = error
-        if self._num_unreachable >= self._max_unreachable:
-            raise error
-
-
-@dataclass(frozen=True, slots=True)
-class _Signals:
-    stop: asyncio.Event
-    give_up: asyncio.Event
-
-
-@asynccontextmanager
-async def _handle_signals() -> AsyncIterator[_Signals]:
-    """Stop at the first SIGINT, SIGTERM or SIGHUP; at the second, give up the requests in flight."""
-    signals = _Signals(asyncio.Event(), asyncio.Event())
-    loop = asyncio.get_running_loop()
-
-    def note(number: signal.Signals) -> None:
-        if signals.stop.is_set():
-            signals.give_up.set()
-            return
-        log.warning(
-            "%s: sending no more requests; waiting for those in flight. Repeat the signal to give them up.",
-            number.name,
-        )
-        signals.stop.set()
-
-    # Python delivers signals to its main thread only.
-    is_main_thread = threading.current_thread() is threading.main_thread()
-    numbers = [signal.SIGINT, signal.SIGTERM] if is_main_thread else []
-    # `nohup` ignores it, and so does the job then.
-    if is_main_thread and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    for number in numbers:
-        loop.add_signal_handler(number, note, number)
-    try:
-        yield signals
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
+        except Exception as raised:  # Judged together with those of all other questions.
+            error = raised
+        return self._outcomes.note(question.request.key, End.of(error), now=self._clock.steady())

@@ -1,70 +1,59 @@
-"""Send a job's requests from a Ray cluster.
-
-Each machine runs one worker. They share the store, which deduplicates requests, enforces the budget, and serves the
-answers of a lost machine to the worker that takes over.
-"""
+"""Send a job's requests from a Ray cluster."""
 
 # ruff: noqa: E402 - a missing extra is reported before anything of it is imported.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import os
+import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import Any
-
-import msgspec
+import subprocess
+import sys
+from asyncio.subprocess import Process
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from crashproof.answers.store import ResponseStore
-from crashproof.errors import (
-    AnswerUnusable,
-    BudgetExhausted,
-    ConfigError,
-    CrashproofError,
-    TeacherError,
-    TeacherRefused,
-    TeacherUnreachable,
-)
-from crashproof.optional_dependencies import require_modules
-from crashproof.rules.requests import JsonObject, teacher_request
-from crashproof.teacher.client.answers import Answer
+from crashproof.errors import TeacherError
+from crashproof.optional_dependencies import require_versions
 from crashproof.teacher.client.client import OnFailure
-from crashproof.teacher.client.limits import Limits
-from crashproof.teacher.client.request_builder import RequestForm
-from crashproof.teacher.client.synchronous import Teacher
 from crashproof.teacher.jobs.engine import EngineResult, TeacherSettings
 from crashproof.teacher.jobs.job import GenerationJob
-from crashproof.teacher.jobs.local_engine import FORBIDDEN
-from crashproof.teacher.jobs.prompts import Prompt, problem_with_answer
-from crashproof.teacher.shared_store.store import SharedStore
+from crashproof.teacher.jobs.stop_signals import StopSignals, handle_stop_signals
 
-require_modules("ray", "ray")
+require_versions("ray", {"ray": "2.50"})
 
-import ray
-import ray.data
+from crashproof.teacher.jobs.ray_cluster.channel import Channel
+from crashproof.teacher.jobs.ray_cluster.driver import STOP_SIGNALS
+from crashproof.teacher.jobs.ray_cluster.messages import ClusterTask, Failed, Finished, Order, Progress, Said
+from crashproof.teacher.jobs.ray_cluster.store_file import with_absolute_path
 
 __all__ = ["RayEngine"]
 
-_CONNECT_SECONDS = 10.0
+log = logging.getLogger("crashproof")
 
-
-class _End(StrEnum):
-    ANSWERED = "answered"
-    FAILED = "failed"
-    OVER_BUDGET = "over_budget"
-    FATAL = "fatal"
+_PACKAGE_ROOT = str(Path(__file__).resolve().parents[3])
+# Not `-m`: that would let any file of the working folder stand in for a module of Python's own.
+_PROGRAM = (
+    "import sys; sys.path.append(sys.argv[1]); from crashproof.teacher.jobs.ray_cluster.driver import main; main()"
+)
+_END_SECONDS = 20.0
+"""How long the process may take to end once it has nothing more to do, or was asked to give up."""
+_LONGEST_QUOTE = 300
+_LINES_KEPT = 5
+_HEAD_IS_GONE = "Failed to connect to GCS"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayEngine:
-    """A Ray Data pipeline on a running cluster (`RAY_ADDRESS`, or else the local one)."""
+    """Sends requests from every machine of a running cluster (`RAY_ADDRESS`, or else the one of this machine)."""
 
     settings: TeacherSettings
-    store_url: str
+    store_url: str = field(repr=False)
     account: str
     on_failure: OnFailure
 
@@ -72,147 +61,114 @@ class RayEngine:
         """See `Engine`; the answers are in the shared store when it returns.
 
         Raises:
-            ConfigError: no cluster is running.
+            ConfigError: no cluster is running, or it does not fit.
         """
-        _join_cluster()
-        num_workers = _num_machines()
-        concurrency = -(-self.settings.limits.concurrency // num_workers)
-        questions = ray.data.from_items(list(_rows(job)))
-        ends = questions.map_batches(
-            _Worker,
-            fn_constructor_kwargs={
-                "form": job.form,
-                "keeps_truncated": job.keeps_truncated,
-                "settings": replace(self.settings, limits=_divide(self.settings.limits, concurrency, num_workers)),
-                "store_url": self.store_url,
-                "account": self.account,
-            },
-            batch_size=4 * concurrency,
-            compute=ray.data.ActorPoolStrategy(size=num_workers),
-            scheduling_strategy="SPREAD",
+        return asyncio.run(self._ask_all(job, on_end))
+
+    async def _ask_all(self, job: GenerationJob, on_end: Callable[[int], None]) -> EngineResult:
+        task = ClusterTask(
+            job=job, settings=self.settings, store_url=with_absolute_path(self.store_url), account=self.account
         )
-        asked, num_ended = EngineResult(), 0
-        for row in ends.iter_rows():
-            for retry_count, reason in msgspec.json.decode(row["failures"]):
-                self.on_failure(retry_count, reason)
-            _note(asked, row)
-            num_ended += row["end"] != _End.OVER_BUDGET
-            on_end(num_ended)
-        return asked
+        async with handle_stop_signals() as signals, _start_driver(signals) as driver:
+            driver.channel.write(task)
+            while (message := await driver.channel.read()) is not None:
+                match message:
+                    case Progress():
+                        for retry_count, reason in message.failures:
+                            self.on_failure(retry_count, reason)
+                        on_end(message.num_finished)
+                    case Said():
+                        log.log(message.level, "%s", message.text)
+                    case Finished():
+                        driver.has_finished = True
+                        return message.asked
+                    case Failed():
+                        driver.has_finished = True
+                        raise message.error
+            raise await driver.error_of_death()
 
 
-class _Worker:
-    """A worker process of the cluster."""
+class _Driver:
+    """The process in which Ray lives, and what it prints."""
 
-    def __init__(
-        self, *, form: RequestForm, keeps_truncated: bool, settings: TeacherSettings, store_url: str, account: str
-    ) -> None:
-        # The key of the worker's machine takes precedence.
-        usual = None if settings.endpoint.has_key_in_header else os.environ.get("OPENAI_API_KEY")
-        key = usual or settings.endpoint.api_key
-        self._base_url = settings.endpoint.base_url
-        self._store = SharedStore.open(store_url, account=account)
-        self._failures: list[tuple[int, str]] = []
-        settings = replace(settings, endpoint=replace(settings.endpoint, api_key=key))
-        self._teacher = Teacher(settings.open(form, self._store, self._note_failure, keeps_truncated=keeps_truncated))
+    def __init__(self, process: Process, channel: Channel) -> None:
+        self.channel = channel
+        self.has_finished = False
+        """Whether it has nothing more to do."""
+        self._process = process
+        self._num_lines = 0
+        self._last_lines: deque[str] = deque(maxlen=_LINES_KEPT)
+        self._listening = asyncio.create_task(self._listen())
+        """Reads what Ray prints, which would break the output of a program, and counts it."""
 
-    def __call__(self, batch: dict[str, Sequence[Any]]) -> dict[str, list[str]]:
-        """Obtain the answers of a batch into the store; returns how each request ended."""
-        futures = [self._begin(*row) for row in zip(batch["body"], batch["sample"], batch["text"], strict=True)]
-        ends = [_wait_for_end(future) for future in futures]
-        # The first row carries the failures of the whole batch.
-        failures, self._failures = self._failures, []
-        return {
-            "key": list(batch["key"]),
-            "end": [end.value for end, _ in ends],
-            "reason": [reason for _, reason in ends],
-            "failures": [msgspec.json.encode(failures).decode(), *["[]"] * (len(ends) - 1)],
-        }
+    async def pass_on(self, signals: StopSignals) -> None:
+        """Have it do what this process is asked to do."""
+        await signals.stop.wait()
+        self.channel.write(Order.STOP)
+        await signals.give_up.wait()
+        self.channel.write(Order.GIVE_UP)
 
-    def _note_failure(self, retry_count: int, error: object) -> None:
-        self._failures.append((retry_count, str(error)))
+    async def end(self, signals: StopSignals) -> None:
+        """Wait for it; without its job, it waits for the answers in flight and ends."""
+        await self.channel.close()
+        waiting = asyncio.create_task(self._process.wait())
+        giving_up = asyncio.create_task(signals.give_up.wait())
+        if not self.has_finished:
+            await asyncio.wait({waiting, giving_up}, return_when=asyncio.FIRST_COMPLETED)
+        giving_up.cancel()
+        await asyncio.wait({waiting}, timeout=_END_SECONDS)
+        if not waiting.done():
+            self._process.kill()
+        await waiting
+        await self._listening
+        if self._num_lines:
+            log.info("Ray printed %d lines of its own.", self._num_lines)
 
-    def _begin(self, body: str, sample: int, text: str) -> Future[Answer]:
-        prompt = Prompt(line=0, messages=[], text=text or None)
-        return self._teacher.begin(
-            teacher_request(self._base_url, msgspec.json.decode(body), sample=int(sample)),
-            check=lambda answer: problem_with_answer(prompt, answer.message),
+    async def error_of_death(self) -> TeacherError:
+        """Why it is not there any more, from what it said last."""
+        code = await self._process.wait()
+        await self._listening
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        last = " ".join(" ".join(self._last_lines).split())
+        if _HEAD_IS_GONE in last:
+            problem = "The head of the Ray cluster is gone."
+        else:
+            problem = f"The process that asks from the Ray cluster ended {how}. {last[-_LONGEST_QUOTE:]}".rstrip()
+        return TeacherError(
+            problem, hint="Check the cluster, and start the same command again; every answer so far is kept."
         )
 
+    async def _listen(self) -> None:
+        assert self._process.stdout is not None
+        rest = b""
+        while chunk := await self._process.stdout.read(1 << 16):
+            *lines, rest = (rest + chunk)[-1 << 16 :].split(b"\n")
+            self._num_lines += len(lines)
+            self._last_lines.extend(line.decode("utf-8", "replace") for line in lines if line.strip())
 
-def _join_cluster() -> None:
-    if ray.is_initialized():
-        return
+
+@asynccontextmanager
+async def _start_driver(signals: StopSignals) -> AsyncIterator[_Driver]:
+    # A socket and not a pipe: nobody can be killed by SIGPIPE for writing to a dead one.
+    ours, theirs = socket.socketpair()
+    # A signal to all processes of a job waits until the process handles it; see `driver.main`.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
-        _check_reachable(os.environ.get("RAY_ADDRESS", ""))
-        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, TimeoutError, socket.gaierror) as error:
-        raise ConfigError(
-            "No Ray cluster is running.", hint="Start one (`ray start --head`), or set RAY_ADDRESS."
-        ) from error
-
-
-def _check_reachable(address: str) -> None:
-    """Fail at once if nothing listens there: Ray itself waits for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdecimal() and "/" not in host:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-
-
-def _num_machines() -> int:
-    """Count the live machines with CPUs."""
-    nodes: list[JsonObject] = ray.nodes()  # type: ignore[no-untyped-call]  # Untyped in Ray.
-    return max(1, len([node for node in nodes if node["Alive"] and node["Resources"].get("CPU")]))
-
-
-def _rows(job: GenerationJob) -> Iterator[dict[str, str | int]]:
-    """Yield a row for each distinct request."""
-    seen: set[str] = set()
-    for question in job.questions():
-        request = question.request
-        if request.key not in seen:
-            seen.add(request.key)
-            # As JSON: a column has one type, and bodies differ.
-            body = msgspec.json.encode(request.body).decode()
-            text = question.prompt.text or ""
-            yield {"key": request.key, "sample": request.sample, "body": body, "text": text}
-
-
-def _divide(limits: Limits, concurrency: int, num_workers: int) -> Limits:
-    """One worker's part of the job's limits."""
-
-    def part(most: int | None) -> int | None:
-        return None if most is None else max(1, most // num_workers)
-
-    return Limits(
-        concurrency=concurrency,
-        requests_per_minute=part(limits.requests_per_minute),
-        tokens_per_minute=part(limits.tokens_per_minute),
-    )
-
-
-def _wait_for_end(future: Future[Answer]) -> tuple[_End, str]:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-c", _PROGRAM, _PACKAGE_ROOT),
+            stdin=theirs.fileno(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # A signal to this process group is not for it.
+            start_new_session=True,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        theirs.close()
+    driver = _Driver(process, await Channel.over(ours))
+    passing_on = asyncio.create_task(driver.pass_on(signals))
     try:
-        future.result()
-    except AnswerUnusable as error:
-        return _End.FAILED, error.problem
-    except BudgetExhausted as error:
-        return _End.OVER_BUDGET, error.message
-    except TeacherUnreachable as error:
-        return (_End.FATAL if error.hits_all else _End.FAILED), str(error)
-    except TeacherRefused as error:
-        is_fatal = error.hits_all or error.status == FORBIDDEN
-        return (_End.FATAL if is_fatal else _End.FAILED), str(error)
-    except CrashproofError as error:
-        return _End.FATAL, str(error)
-    return _End.ANSWERED, ""
-
-
-def _note(asked: EngineResult, row: dict[str, str]) -> None:
-    if row["end"] == _End.FATAL:
-        raise TeacherError(row["reason"])
-    if row["end"] == _End.OVER_BUDGET:
-        asked.over_budget = BudgetExhausted(row["reason"])
-        asked.reasons[row["key"]] = str(asked.over_budget)
-    elif row["end"] != _End.ANSWERED:
-        asked.reasons[row["key"]] = row["reason"]
+        yield driver
+    finally:
+        passing_on.cancel()
+        await driver.end(signals)

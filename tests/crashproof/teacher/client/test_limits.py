@@ -291,3 +291,46 @@ def test_without_limits_nobody_waits(clock):
 
     run(many(), clock)
     assert [0.0] * 200 == crowd.entered_at
+
+
+def test_limits_that_change_hold_from_then_on(clock):
+    crowd = Crowd(Limits(concurrency=2, requests_per_minute=1000), clock)
+
+    async def many() -> None:
+        going = asyncio.gather(*(crowd.go(seconds=1.0) for _ in range(18)))
+        await asyncio.sleep(1.5)
+        assert 2 == crowd.most_inside
+        crowd.gate.change(Limits(concurrency=4, requests_per_minute=1000))
+        await asyncio.sleep(1.0)
+        assert 4 == crowd.most_inside == crowd.gate.allowed
+        crowd.gate.change(Limits(concurrency=1, requests_per_minute=1000))
+        await asyncio.sleep(1.5)
+        assert 1 == crowd.num_inside
+        await going
+
+    run(many(), clock)
+
+
+def test_a_lower_rate_holds_from_then_on(clock):
+    crowd = Crowd(Limits(concurrency=9, requests_per_minute=6), clock)
+
+    async def many() -> None:
+        await asyncio.gather(*(crowd.go(seconds=0.0) for _ in range(4)))
+        crowd.gate.change(Limits(concurrency=9, requests_per_minute=2))
+        await asyncio.gather(*(crowd.go(seconds=0.0) for _ in range(4)))
+
+    run(many(), clock)
+    begun = crowd.entered_at[0]
+    assert [0, 0, 0, 0, 60, 60, 120, 120] == [round(at - begun) for at in crowd.entered_at]
+
+
+def test_what_an_overload_has_lowered_stays_low_in_proportion(clock):
+    crowd = Crowd(Limits(concurrency=8), clock)
+
+    async def overload() -> None:
+        await crowd.go(overload=True)
+        assert 4 == crowd.gate.allowed
+        crowd.gate.change(Limits(concurrency=4))
+
+    run(overload(), clock)
+    assert 2 == crowd.gate.allowed

@@ -95,3 +95,12 @@ def test_no_header_whatever_raises_or_means_less_than_nothing(header):
     seconds = parse_retry_after(header, now=NOW)
 
     assert seconds is None or 0.0 <= seconds < float("inf")
+
+
+@pytest.mark.parametrize(
+    ("attempts", "seconds"),
+    [(1, 0.0), (2, 0.5), (8, 63.5), (10, 183.5), (10**9, 7200.0)],
+    ids=["one attempt", "two", "the usual eight", "ten", "as many as the deadline allows"],
+)
+def test_the_longest_pauses_between_all_attempts(attempts: int, seconds: float) -> None:
+    assert seconds == RetryPolicy(attempts=attempts).longest_pauses_seconds
