@@ -96,7 +96,7 @@ def make_loop(
         recipe = KdRecipe(student, teacher, KdLossConfig(), vocab_size=270).to(device.device)
         state = new_state(recipe, train, device, ranks)
         batches = StepBatches(tokens, train, ranks, first_sample=0, ahead_steps=1)
-        saver = CheckpointSaver(state, context, tmp_path, ranks, in_background=progress.saves_behind, disk=disk)
+        saver = CheckpointSaver(state, context, tmp_path, ranks, settings=progress, disk=disk)
         opened.extend([batches, saver])
         return TrainingLoop(
             recipe=recipe,
