@@ -48,8 +48,8 @@ class QueueingJournal:
                 self.refusal = error
                 log.warning(
                     "%s Training continues; its metrics are queued in memory until %s.",
-                    error,
-                    "there is space" if isinstance(error, DiskFull) else f"{self.journal.path} can be written",
+                    error if isinstance(error, StorageError) else f"{self.journal.path} cannot be written ({error}).",
+                    "there is space" if isinstance(error, DiskFull) else "it can be written",
                 )
             except JournalAbandoned:
                 # `rescue` has it.

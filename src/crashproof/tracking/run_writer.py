@@ -160,13 +160,14 @@ class RunWriter:
     def _troubles(self) -> Iterator[str]:
         waiting = [each for each in self.run.journals() if each.num_queued]
         if waiting:
-            why = next((each.refusal for each in waiting if each.refusal is not None), "the disk takes none")
+            why = next((_reason(each.refusal) for each in waiting if each.refusal is not None), "the disk takes none")
             yield f"{sum(each.num_queued for each in waiting):,} records wait in memory: {why}"
         # Other threads may change these meanwhile.
-        for path, refusal in list(self._snapshots.refusals.items()):
-            yield f"{path.name} is out of date, as it cannot be replaced: {refusal}"
+        if stale := list(self._snapshots.refusals.items()):
+            names = ", ".join(path.name for path, _ in stale)
+            yield f"snapshots that cannot be replaced ({names}) are out of date: {_reason(stale[0][1])}"
         for trouble, refusal in list(self._refusals.items()):
-            yield f"{trouble}: {refusal}"
+            yield f"{trouble}: {_reason(refusal)}"
 
     def abandon(self) -> None:
         """Write nothing more to the journals; what is kept from now on is only queued."""
@@ -330,3 +331,8 @@ class RunWriter:
         """Replace `session.json`, unless the content is None; needs no lock, as an older one is valid too."""
         if content is not None:
             self._snapshots.write_session(content)
+
+
+def _reason(refusal: StorageError | OSError) -> str:
+    """What happened, as the end of a sentence."""
+    return (refusal.message if isinstance(refusal, StorageError) else str(refusal)).rstrip(".")

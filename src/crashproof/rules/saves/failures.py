@@ -23,7 +23,7 @@ def is_last_chance(num_failed: int, most: int | None) -> bool:
 
 def retry_pause_seconds(num_tries: int) -> float:
     """How long to wait before a save is tried again that has failed some times: longer each time, up to a limit."""
-    return float(min(_LONGEST_PAUSE_SECONDS, 2.0 ** (num_tries - 1)))
+    return float(min(_LONGEST_PAUSE_SECONDS, 2.0 ** min(num_tries - 1, 10)))
 
 
 def failed_in_words(failed: FailedSaves, *, done: int, saved: int | None) -> str:
