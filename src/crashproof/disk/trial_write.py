@@ -47,8 +47,9 @@ def write_trial(folder: Path, name: str, content: str, *, disk: Disk = REAL_DISK
             disk.sync_folder(folder)
     except BaseException:
         # The first error counts; the next start of the run removes what is left.
-        with suppress(OSError):
-            disk.remove_file(partial)
+        for left in (partial, path):
+            with suppress(OSError):
+                disk.remove_file(left)
         raise
 
 

@@ -64,7 +64,7 @@ def require_shared_folder(
         # All have looked: now each may remove its own.
         trial.share("removing a trial file", trial.remove)
     except BaseException:
-        with suppress(StorageError):
+        with suppress(_Unusable):
             trial.remove()
         raise
 

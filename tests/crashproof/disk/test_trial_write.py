@@ -53,6 +53,8 @@ def test_whichever_operation_fails_the_error_names_the_folder(
         with pytest.raises(kind) as refusal:
             try_to_write(folder, "a", disk=disk)
         assert f"{folder} " in str(refusal.value)
+        # Only where removing is what fails does something stay, for the next start to sweep.
+        assert len(list(folder.iterdir())) == (number == counting.num_operations - 1)
         remove_partials(folder)
         assert [] == list(folder.iterdir())
 
