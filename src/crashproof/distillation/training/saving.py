@@ -57,6 +57,7 @@ class CheckpointSaver:
         is_stop_requested: Callable[[], bool] = lambda: False,
         disk: Disk = REAL_DISK,
         sleep: Callable[[float], None] = time.sleep,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Every process has a saver. With `saves_behind` of the settings, training continues during a save."""
         self.saved_step = state.counters.step
@@ -70,7 +71,7 @@ class CheckpointSaver:
         self._settings = settings
         self._is_stop_requested = is_stop_requested
         self._disk = disk
-        self._sleep = sleep
+        self._sleep, self._now = sleep, now
         self._background = BackgroundTask("crashproof-save")
         self._started_step = -1
         self._failed_step = -1
@@ -166,6 +167,7 @@ class CheckpointSaver:
             limit_seconds=self._settings.last_save_seconds,
             is_stop_requested=self._is_stop_requested,
             sleep=self._sleep,
+            now=self._now,
         )
         while True:
             self._start()
