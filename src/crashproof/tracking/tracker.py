@@ -505,7 +505,7 @@ class ProgressTracker:
             error: The exception that ended it, if any.
 
         Raises:
-            DiskFull: the last lines could not be written.
+            StorageError, OSError: the last lines could not be written; with an `error`, the log says so instead.
             RunInUse: another process writes the run as well, and no other call has raised this yet.
         """
         if self._guard.is_open():
@@ -521,6 +521,12 @@ class ProgressTracker:
                 return
             try:
                 self._end_attempt(AttemptState(how), error)
+            except (StorageError, OSError) as failure:
+                if error is None:
+                    raise
+                # What ends the training says more than what could not be recorded of its end.
+                told = "The end of this attempt could not be recorded, and %s records are lost: %s"
+                log.error(told, f"{self._writer.num_queued:,}", failure)  # noqa: TRY400 - one line
             finally:
                 self._guard.state = GuardState.CLOSED
                 self._alerts.close()
