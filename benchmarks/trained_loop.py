@@ -50,7 +50,7 @@ def trained_loop(
     device, ranks = choose_device("cpu"), SingleRank()
     state = new_state(recipe, train, device, ranks)
     batches = StepBatches(data, train, ranks, first_sample=0, ahead_steps=2)
-    saver = CheckpointSaver(state, context, folder, ranks, in_background=progress.saves_behind)
+    saver = CheckpointSaver(state, context, folder, ranks, settings=progress)
     try:
         yield TrainingLoop(
             recipe=recipe,

@@ -14,6 +14,8 @@ CrashproofError
 │   │   ├── FileSizeLimit    a file may not become larger
 │   │   └── QuotaExceeded    the user's quota is used up
 │   ├── FileUnreadable       a file of a run cannot be read
+│   ├── FolderNotShared      the ranks of a run do not all write the same folder
+│   ├── SavesFailed          no checkpoint can be saved, however often it is tried
 │   ├── StorageUnwritable    read-only, or no permission
 │   ├── StoreUnavailable     a shared store of answers is not available
 │   └── TooManyOpenFiles     no more files can be opened
@@ -67,6 +69,7 @@ __all__ = [
     "DiskFull",
     "FileSizeLimit",
     "FileUnreadable",
+    "FolderNotShared",
     "InputError",
     "InvalidMetric",
     "MissingExtra",
@@ -85,6 +88,7 @@ __all__ = [
     "RunClosed",
     "RunError",
     "RunInUse",
+    "SavesFailed",
     "StorageError",
     "StorageUnwritable",
     "StoreUnavailable",
@@ -255,6 +259,39 @@ class FileUnreadable(StorageError):
         super().__init__(f"{path} cannot be read: {reason}.", hint=hint)
         self.path = Path(path)
         self.reason = reason
+
+
+class FolderNotShared(StorageError):
+    """The ranks of a run do not all see one folder, or some of them cannot write it."""
+
+    def __init__(self, folder: Path, *, problems: Sequence[str], hints: Sequence[str]) -> None:
+        """`problems` has a sentence for each rank that has one."""
+        super().__init__(
+            f"Not every rank can save checkpoints in {folder}: {' '.join(problems)}", hint=" ".join(hints)
+        )
+
+
+class SavesFailed(StorageError):
+    """Checkpoints cannot be saved, however often it is tried, so the run stops."""
+
+    def __init__(
+        self, *, step: int, num_failed: int, error: Exception, saved_step: int | None, tried_seconds: float = 0.0
+    ) -> None:
+        """`step` could not be saved because of `error`; the newest checkpoint is that of `saved_step`, if any."""
+        reason, hint = (error.message, error.hint) if isinstance(error, CrashproofError) else (f"{error}.", "")
+        tries = f" after {tried_seconds:.0f} s of trying" if tried_seconds >= 1 else ""
+        in_a_row = f" {num_failed:,} saves in a row have failed." if num_failed > 1 else ""
+        if saved_step is None:
+            lost, start = f"There is no checkpoint yet, so all {step:,} steps are lost.", "it begins at step 0"
+        else:
+            lost = f"The newest checkpoint is that of step {saved_step:,}, so {step - saved_step:,} steps are lost."
+            start = f"it resumes at step {saved_step:,}"
+        super().__init__(
+            f"Step {step:,} could not be saved{tries}: {reason.rstrip('.')}.{in_a_row} {lost}",
+            hint=f"{hint} Then start the same command again: {start}.".lstrip(),
+        )
+        self.num_failed = num_failed
+        self.saved_step = saved_step
 
 
 class StorageUnwritable(StorageError):

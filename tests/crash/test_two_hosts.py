@@ -46,12 +46,16 @@ def write_data(path: Path) -> Path:
     return path
 
 
-def start_host(number: int, port: int, data: Path, output_dir: Path) -> Any:
+def host_command(number: int, port: int, data: Path, output_dir: Path) -> list[str]:
     agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(number)]
     meeting = ["--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
     trainer = ["-m", "training.distill_kd", f"data.path={data}", *SETTINGS, "--output-dir", str(output_dir)]
+    return [*agent, *meeting, *trainer]
+
+
+def start_host(number: int, port: int, data: Path, output_dir: Path) -> Any:
     return subprocess.Popen(
-        [*agent, *meeting, *trainer],
+        host_command(number, port, data, output_dir),
         env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -60,10 +64,14 @@ def start_host(number: int, port: int, data: Path, output_dir: Path) -> Any:
     )
 
 
-def start_both(data: Path, output_dir: Path, second: Path | None = None) -> list[Any]:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        port = int(listener.getsockname()[1])
+        return int(listener.getsockname()[1])
+
+
+def start_both(data: Path, output_dir: Path, second: Path | None = None) -> list[Any]:
+    port = free_port()
     return [start_host(0, port, data, output_dir), start_host(1, port, data, second or output_dir)]
 
 
@@ -112,6 +120,6 @@ def test_a_host_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
     hosts = ended(start_both(data, tmp_path / "run", second=tmp_path / "elsewhere"))
 
     assert 0 != hosts[1][0]
-    assert "Rank 1 does not see" in hosts[1][1]
+    assert "does not see the folder that rank 0 has made" in hosts[1][1]
     assert "Let all hosts share the file system of --output-dir" in hosts[1][1]
     assert not (tmp_path / "elsewhere").exists()

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from crashproof.adapters.deferred_run import DeferredRun
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.disk.atomic import partial_name, write_folder_atomically
 from crashproof.disk.files import REAL_DISK, Disk
-from crashproof.errors import ConfigError
+from crashproof.errors import ConfigError, StorageError
 from crashproof.notices import Notices
 from crashproof.odd_values import OddValues
 from crashproof.optional_dependencies import require_versions
@@ -197,7 +197,8 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
             dataset_position: Samples of the training data consumed so far.
 
         Raises:
-            DiskFull, StorageUnwritable: no such checkpoint exists, and none is recorded.
+            DiskFull, StorageUnwritable: no such checkpoint exists, and none is recorded; the failure is.
+            SavesFailed: likewise, and more saves in a row have failed than `max_failed_saves` of the settings allows.
             ConfigError: the accelerator names its checkpoints itself.
         """
         if accelerator.project_configuration.automatic_checkpoint_naming:
@@ -210,6 +211,7 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
             if accelerator.is_main_process:
                 tracker = self._require_open()
                 begun_at = self._run.clock.steady()
+                saving.enter_context(_counting_failure(tracker, step))
                 if path.exists():
                     # What a killed process left unrecorded, or what a superseded attempt saved.
                     tracker.quarantine_checkpoint(path, step, "it existed before it was saved")
@@ -263,6 +265,16 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
                 hint='Call accelerator.init_trackers("name", config={…}) first, with Accelerator(log_with=tracker).',
             )
         return self._tracker
+
+
+@contextmanager
+def _counting_failure(tracker: ProgressTracker, step: int) -> Iterator[None]:
+    """Record that a save has failed, for loops that catch the error and go on."""
+    try:
+        yield
+    except (StorageError, OSError) as error:
+        tracker.record_checkpoint_failure(step, error)
+        raise
 
 
 def _losses_among(names: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from crashproof.adapters.lightning_run import SharedRun
 from crashproof.disk.run_folder import is_remote
-from crashproof.errors import CheckpointMismatch, ConfigError
+from crashproof.errors import CheckpointMismatch, ConfigError, StorageError
 from crashproof.notices import Notices
 from crashproof.pytorch.checkpoint_file import load_checkpoint, save_checkpoint
 from crashproof.reading.run_state import read_run
@@ -55,8 +55,12 @@ class CrashproofCheckpointIO(CheckpointIO):
             )
         path = Path(path)
         run = self._shared.run
-        run.disk.make_folders(path.parent)
-        written = save_checkpoint(path, checkpoint, disk=run.disk)
+        try:
+            run.disk.make_folders(path.parent)
+            written = save_checkpoint(path, checkpoint, disk=run.disk)
+        except (StorageError, OSError) as error:
+            self._record_failure(checkpoint, error)
+            raise
         self._require_data(path)
         if self._shared.tracker is None or "optimizer_states" not in checkpoint:
             why = "its run is not open" if self._shared.tracker is None else "training cannot resume from it"
@@ -81,6 +85,11 @@ class CrashproofCheckpointIO(CheckpointIO):
             return
         self._unwanted.append(Path(path))
         self._unwanted = [each for each in self._unwanted if not self._remove(each, self._shared.tracker)]
+
+    def _record_failure(self, checkpoint: dict[str, Any], error: StorageError | OSError) -> None:
+        """Record that a save has failed, for programs that catch the error and go on."""
+        if self._shared.tracker is not None:
+            self._shared.tracker.record_checkpoint_failure(checkpoint["global_step"], error)
 
     def _remove_unrecorded(self, path: Path) -> None:
         """Remove what belongs to no run, such as the state that a learning rate finder saves for a while."""

@@ -16,7 +16,7 @@ from typing import Any
 from crashproof.adapters.resume import FrameworkRun, newest_checkpoint, recorded_checkpoints, require_own_run
 from crashproof.checkpoints.digest import make_durable
 from crashproof.clock import SYSTEM_CLOCK, Clock
-from crashproof.errors import ConfigError, CrashproofError, DiskFull, RunClosed
+from crashproof.errors import ConfigError, CrashproofError, RunClosed, SavesFailed, StorageError
 from crashproof.optional_dependencies import require_modules, require_versions
 from crashproof.reading.run_state import read_run
 from crashproof.rules.identity import IdentityRules
@@ -285,10 +285,13 @@ class CrashproofCallback(TrainerCallback):
             tracker.record_checkpoint(
                 state.global_step, folder, self._step.samples, tags, seconds=seconds, is_best=None
             )
-        except DiskFull as error:
+        except SavesFailed:
+            raise
+        except (StorageError, OSError) as error:
             if control.should_training_stop or state.global_step >= state.max_steps:
                 raise
             log.warning("Could not record %s; training continues: %s", folder.name, error)
+            tracker.record_checkpoint_failure(state.global_step, error)
 
     def _open(self, state: TrainerState) -> None:
         """Open the run, or that of a trial: each trial of a hyperparameter search is a run in a folder of its own."""

@@ -56,6 +56,10 @@ class AlertedRun(Protocol):
         """Journal an event."""
         ...
 
+    def unwritten(self) -> str:
+        """What of its records has not reached the disk for a while, and why; empty if all has."""
+        ...
+
 
 class AlertMonitor:
     """Records, logs and hands over alerts. Never raises; not thread-safe: its owner locks."""
@@ -144,6 +148,7 @@ class AlertMonitor:
             verdict=summary.loss_trend.verdict,
             evidence=summary.loss_trend.evidence,
             looked_at=self._looked_at,
+            unwritten=self._run.unwritten(),
             free_bytes=free_bytes,
             least_free_bytes=least_free_bytes(session) if limit is None else limit,
             # What is reserved may turn out cheaper, and would make an alert come and go.

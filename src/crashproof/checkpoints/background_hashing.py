@@ -24,6 +24,7 @@ class BackgroundDigests:
         self._folder = folder
         self._pool: ThreadPoolExecutor | None = None
         self._running: list[tuple[CheckpointMetadata, Future[Digest | None]]] = []
+        self._returned: list[tuple[CheckpointMetadata, Digest]] = []
 
     def start(self, checkpoint: CheckpointMetadata) -> None:
         """Queue a checkpoint; returns at once, except where no thread can be started."""
@@ -36,11 +37,16 @@ class BackgroundDigests:
         """Return those finished since the last call; log and leave out what has changed meanwhile."""
         done = [each for each in self._running if each[1].done()]
         self._running = [each for each in self._running if each not in done]
-        return [
+        returned, self._returned = self._returned, []
+        return returned + [
             (checkpoint, digest)
             for checkpoint, future in done
             if _is_usable(checkpoint, future) and (digest := future.result()) is not None
         ]
+
+    def put_back(self, finished: list[tuple[CheckpointMetadata, Digest]]) -> None:
+        """Return those that could not be recorded, for the next call of `take_finished`."""
+        self._returned = [*finished, *self._returned]
 
     def wait(self) -> None:
         """Wait until all are finished."""

@@ -16,7 +16,6 @@ from typing import BinaryIO
 from crashproof.disk.atomic import partial_name, write_atomically
 from crashproof.disk.files import Disk
 from crashproof.disk.run_folder import RunFolder, is_remote
-from crashproof.errors import CrashproofError
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 
@@ -51,22 +50,21 @@ def is_kept(checkpoint: CheckpointMetadata, folder: RunFolder) -> bool:
 
 
 def keep_previous(checkpoint: CheckpointMetadata, folder: RunFolder, *, is_replaced: bool, disk: Disk) -> None:
-    """Keep the bytes of a record that was just acknowledged; what cannot be kept is logged.
+    """Keep the bytes of a record that was just acknowledged.
 
     Args:
         checkpoint: Its record, with a digest.
         folder: The run.
         is_replaced: The file is only ever replaced by a rename, so that a hard link keeps its bytes.
         disk: Where bytes go.
+
+    Raises:
+        StorageError, OSError: They are not kept: a crash in the middle of the next save would cost this one.
     """
     path, target = folder.find(checkpoint.checkpoint_path), previous_of(checkpoint, folder)
-    try:
-        disk.make_folders(folder.previous)
-        if not (is_replaced and _link(path, target, disk)):
-            _copy(path, target, checkpoint, disk)
-    except (CrashproofError, OSError) as error:
-        # Without it, a crash in the middle of the next save costs this one; nothing else depends on it.
-        log.warning("No copy of %s is kept while the next save overwrites it: %s", checkpoint.checkpoint_path, error)
+    disk.make_folders(folder.previous)
+    if not (is_replaced and _link(path, target, disk)):
+        _copy(path, target, checkpoint, disk)
 
 
 def drop_previous(catalog: CheckpointCatalog, folder: RunFolder, *, disk: Disk) -> None:

@@ -7,6 +7,7 @@ from crashproof.records.states import HealthState
 __all__ = ["EXIT_CODES", "exit_code_for"]
 
 NOT_STARTED = 7
+_SAVES_FAILING = 8
 
 EXIT_CODES = {
     HealthState.STARTING: 0,
@@ -15,6 +16,7 @@ EXIT_CODES = {
     HealthState.STALLED: 3,
     HealthState.DIVERGING: 4,
     HealthState.NON_FINITE: 4,
+    HealthState.SAVES_FAILING: _SAVES_FAILING,
     HealthState.CRASHED: 5,
     HealthState.RAISED: 5,
     HealthState.PREEMPTED: 6,

@@ -19,6 +19,7 @@ from crashproof.records.events import (
     AnswersRecovered,
     AttemptEnded,
     AttemptStarted,
+    CheckpointFailed,
     CheckpointRecorded,
     CheckpointRemoved,
     CheckpointSetAside,
@@ -105,6 +106,8 @@ def event_in_words(event: Event) -> str | None:
             return f"attempt {event.attempt} ended: {event.how}" + (f", {event.error}" if event.error else "")
         case CheckpointRecorded():
             return f"checkpoint at step {event.checkpoint.checkpoint_step:,}: {event.checkpoint.checkpoint_path}"
+        case CheckpointFailed():
+            return f"the save at step {event.step:,} failed: {event.error}"
         case CheckpointRemoved():
             return f"{len(event.checkpoints)} checkpoint(s) removed by the retention rule"
         case CheckpointSetAside():
@@ -206,6 +209,8 @@ def _saved(seen: Seen) -> list[str]:
     )
     if summary.steps_recomputed:
         kept += f"; {summary.steps_recomputed:,} steps recomputed"
+    if summary.failed_saves.in_a_row:
+        kept += f"; {summary.failed_saves.in_a_row:,} failed since: {summary.failed_saves.error}"
     lines = [f"saved  {kept}"]
     if summary.evaluation_step is not None:
         lines.append(f"eval   step {summary.evaluation_step:,}: {named_values(summary.evaluation)}")

@@ -25,6 +25,7 @@ from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.progress import GoodputShare, ProgressSummary
 from crashproof.records.session import TrainingSession
 from crashproof.records.states import LossVerdict, RunStatus
+from crashproof.rules.saves.failures import failed_in_words
 
 __all__ = ["RestartPoint", "local_time", "restart_point", "status"]
 
@@ -85,7 +86,8 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
 
     Exit codes: 0 running, starting or complete; 2 error; 3 stalled;
     4 diverging or non-finite loss; 5 crashed, or ended by an exception;
-    6 ended before the last step, and can be started again; 7 not started.
+    6 ended before the last step, and can be started again; 7 not started;
+    8 checkpoints cannot be saved.
 
     Example: crashproof status runs/quickstart || echo "needs attention"
     """
@@ -177,6 +179,8 @@ def _training_lines(look: _Look) -> list[str]:
         lines.append(f"  evaluation  step {summary.evaluation_step:,}: {named_values(summary.evaluation)}")
     lines.append(f"  cost        {_cost(summary)}; goodput {_goodput(summary.goodput_seconds)}")
     lines.append(f"  restart     {restart.in_words}")
+    if failed := _failed_saves(summary):
+        lines.append(f"  saves       {failed}")
     lines += [f"              skips {path}: {reason}" for path, reason in restart.passed_over]
     if summary.attempt > 1:
         lines.append(f"  attempts    {summary.attempt}; {summary.steps_recomputed:,} steps recomputed")
@@ -204,6 +208,10 @@ def _warnings(summary: ProgressSummary) -> list[str]:
     if summary.damage_found:
         lines.append(f"  warning     {summary.damage_found} damaged journal record(s) quarantined")
     return lines
+
+
+def _failed_saves(summary: ProgressSummary) -> str:
+    return failed_in_words(summary.failed_saves, done=summary.steps_completed, saved=summary.last_checkpoint_step)
 
 
 def _teacher(summary: ProgressSummary) -> list[str]:

@@ -74,7 +74,8 @@ def watch(
 
     Exit codes: 0 running, starting or complete; 2 error; 3 stalled;
     4 diverging or non-finite loss; 5 crashed, or ended by an exception;
-    6 ended before the last step, and can be started again; 7 not started.
+    6 ended before the last step, and can be started again; 7 not started;
+    8 checkpoints cannot be saved.
 
     Example: crashproof watch runs/quickstart
     """

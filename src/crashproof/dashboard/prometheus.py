@@ -34,6 +34,8 @@ _NUMBERS: tuple[tuple[str, str, Callable[[ProgressSummary], float | None]], ...]
     ("last_update_timestamp_seconds", "When the newest update was written.", lambda run: run.last_update_time),
     ("last_checkpoint_step", "Step of the newest checkpoint.", lambda run: run.last_checkpoint_step),
     ("checkpoints", "Checkpoints that are recorded.", lambda run: run.checkpoints_count),
+    ("saves_failed_in_a_row", "Saves failed since the newest checkpoint.", lambda run: run.failed_saves.in_a_row),
+    ("saves_failed", "Saves failed since the session began.", lambda run: run.failed_saves.total),
     ("goodput_ratio", "Productive share of the wall time.", lambda run: run.goodput_seconds.goodput_fraction),
     ("teacher_answers", "Answers paid for.", lambda run: run.api_responses_saved),
     ("teacher_cost_dollars", "Paid to teachers.", lambda run: run.api_cost),

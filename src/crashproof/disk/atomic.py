@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -160,10 +161,15 @@ def partial_name(path: Path) -> Path:
     return path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
 
 
-def remove_partials(folder: Path, *, disk: Disk = REAL_DISK) -> None:
-    """Remove what interrupted writes have left in a folder, but nothing that a link leads to."""
+def remove_partials(folder: Path, *, of: re.Pattern[str] | None = None, disk: Disk = REAL_DISK) -> None:
+    """Remove what interrupted writes have left in a folder, but nothing that a link leads to.
+
+    `of` matches the final names of what may be removed; None matches all.
+    """
     for partial in folder.glob(f".*{PARTIAL_SUFFIX}"):
-        _remove(partial, disk)
+        final_name = partial.name[1 : -len(PARTIAL_SUFFIX)]
+        if of is None or of.fullmatch(final_name):
+            _remove(partial, disk)
 
 
 @contextmanager

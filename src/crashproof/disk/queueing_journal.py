@@ -1,4 +1,4 @@
-"""Queue lines while the disk is full."""
+"""Queue lines while the disk takes none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
 from crashproof.disk.journal import Journal, JournalAbandoned, quarantine_bytes
-from crashproof.errors import DiskFull
+from crashproof.errors import DiskFull, StorageError
 
 __all__ = ["QueueingJournal"]
 
@@ -18,16 +18,16 @@ MAX_QUEUED_BYTES = 64 << 20
 
 
 class QueueingJournal:
-    """A journal whose lines are queued in memory, in order, while no space is left.
+    """A journal whose lines are queued in memory, in order, while its disk is full, read-only or failing.
 
-    Training continues with a full disk; its metrics count as written only once there is space again.
+    Training continues; its metrics count as written only once the disk takes them again.
     """
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
-        self.refusal: DiskFull | None = None
+        self.refusal: StorageError | OSError | None = None
         """Why the queued lines could not be written at the last try."""
 
     @property
@@ -36,16 +36,21 @@ class QueueingJournal:
         return len(self._queue)
 
     def append(self, line: bytes) -> None:
-        """Add a line now, or as soon as there is space.
+        """Add a line now, or as soon as the disk takes it.
 
         Raises:
-            DiskFull: the queue is full (64 MiB); this line is lost.
+            StorageError, OSError: the queue is full (64 MiB); this line is lost. It is what refused the first one.
         """
         if not self._queue or self.write_queued():
             try:
                 self.journal.append(line)
-            except DiskFull as error:
-                log.warning("%s Training continues; its metrics are queued in memory until there is space.", error)
+            except (StorageError, OSError) as error:
+                self.refusal = error
+                log.warning(
+                    "%s Training continues; its metrics are queued in memory until %s.",
+                    error if isinstance(error, StorageError) else f"{self.journal.path} cannot be written ({error}).",
+                    "there is space" if isinstance(error, DiskFull) else "it can be written",
+                )
             except JournalAbandoned:
                 # `rescue` has it.
                 pass
@@ -57,7 +62,7 @@ class QueueingJournal:
         """Add a line behind all that are queued, and return its offset.
 
         Raises:
-            DiskFull: the line is neither in the journal nor queued.
+            StorageError, OSError: the line is neither in the journal nor queued.
         """
         while self._queue:
             self._write_first()
@@ -69,13 +74,14 @@ class QueueingJournal:
         try:
             while self._queue:
                 self._write_first()
-        except DiskFull as error:
+        except (StorageError, OSError) as error:
             self.refusal = error
             return False
         except JournalAbandoned:
             return False
         if num_before:
-            log.warning("There is space again: %d queued lines were written to %s.", num_before, self.journal.path)
+            again = "There is space" if isinstance(self.refusal, DiskFull) else "It can be written"
+            log.warning("%s again: %d queued lines were written to %s.", again, num_before, self.journal.path)
         return True
 
     def rescue(self, quarantine: Path, *, disk: Disk = REAL_DISK) -> None:
@@ -93,7 +99,7 @@ class QueueingJournal:
 
     def _enqueue(self, line: bytes) -> None:
         if self._queued_bytes + len(line) > MAX_QUEUED_BYTES:
-            raise DiskFull(self.journal.path, needed_bytes=self._queued_bytes + len(line))
+            raise self.refusal or DiskFull(self.journal.path, needed_bytes=self._queued_bytes + len(line))
         self._queue.append(line)
         self._queued_bytes += len(line)
 

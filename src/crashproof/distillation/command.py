@@ -23,6 +23,7 @@ from crashproof.errors import ConfigError, CrashproofError, RankLost, TeacherUnr
 from crashproof.pytorch.device import choose_device, compute_deterministically
 from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts, StopRequested
 from crashproof.pytorch.ranks import Ranks, join_ranks
+from crashproof.pytorch.shared_folder import require_shared_folder
 from crashproof.rules.secrets.texts import without_secrets
 
 __all__ = ["main"]
@@ -88,6 +89,7 @@ def _train(task: AnyTask, options: argparse.Namespace, interrupts: Interrupts) -
             log.setLevel(logging.ERROR)
         config = with_max_length(task, task.complete(config))
         _require_trainable(config, options.output_dir, ranks)
+        require_shared_folder(options.output_dir, ranks, look_seconds=min(10.0, config.train.limit_seconds / 2))
         if options.resume not in ("auto", "never"):
             require_checkpoint(Path(options.resume))
         prepared = _prepare(task, config, options.output_dir / "cache", ranks, interrupts)

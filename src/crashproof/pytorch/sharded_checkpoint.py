@@ -19,9 +19,9 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,13 +35,12 @@ from crashproof.checkpoints.digest import Digest, digest_of_files
 from crashproof.disk.atomic import open_digested_file, partial_name, publish_folder
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
 from crashproof.errors import CheckpointDamaged, CrashproofError, StorageError, StorageUnwritable
+from crashproof.pytorch.acting_together import act_together
 from crashproof.pytorch.checkpoint_file import load_checkpoint, write_state
 from crashproof.pytorch.ranks import DistributedRanks, Ranks
 from crashproof.records.checkpoints import FileDigest
 
 __all__ = ["load_rank_state", "load_shared_state", "load_tensors", "save_shards", "tensor_shapes"]
-
-ResultT = TypeVar("ResultT")
 
 _SHARED_FILE = "state.pt"
 _METADATA = "torch.distributed.checkpoint.metadata"
@@ -69,6 +68,7 @@ def save_shards(
     shared_state: Mapping[str, object],
     ranks: DistributedRanks,
     *,
+    make_way: Callable[[], object] | None = None,
     disk: Disk = REAL_DISK,
 ) -> Digest:
     """Write a checkpoint folder atomically, together with all other ranks.
@@ -82,18 +82,18 @@ def save_shards(
         rank_state: Content of `rank_<rank>.pt`.
         shared_state: Content of `state.pt`.
         ranks: The ranks, not used by another thread at the same time.
+        make_way: Moves an older folder of this name away; the main rank calls it once the new one is complete.
         disk: Target of all writes.
 
     Returns:
         The digest of each file, for the manifest.
 
     Raises:
-        DiskFull, StorageUnwritable: On any rank; an existing folder of this name is unchanged.
+        DiskFull, StorageUnwritable: On any rank; an existing folder of this name is unchanged, and what was written
+            of the new one is removed.
         RankLost: Another rank died, or did not take part within the limit; likewise.
     """
     partial = partial_name(path)
-    _act_together(ranks, f"preparing {partial.name}", lambda: _make_empty(partial, disk), only_main=True)
-    _act_together(ranks, f"looking for {partial.name}", lambda: _require_shared(partial, ranks))
     files = _DigestedFiles(disk)
 
     def write() -> dict[str, FileDigest]:
@@ -102,12 +102,21 @@ def save_shards(
             files.write_state(partial / _SHARED_FILE, shared_state)
         return files.digests
 
-    with ranks.collective(f"writing {path.name}"):
-        failure = _write_tensors(partial, tensors, files, ranks)
-    found = _act_together(ranks, f"finishing {path.name}", write, failure=failure)
-    digests = {name: digest for each in found for name, digest in each.items()}
-    # Every rank has reported success: only now the folder gets its final name.
-    _act_together(ranks, f"publishing {path.name}", lambda: publish_folder(partial, path, disk=disk), only_main=True)
+    def publish() -> None:
+        _require_complete(partial, digests)
+        if make_way is not None:
+            make_way()
+        publish_folder(partial, path, disk=disk)
+
+    with _removed_on_failure(partial, ranks, disk):
+        act_together(ranks, f"preparing {partial.name}", lambda: _make_empty(partial, disk), only_main=True)
+        act_together(ranks, f"looking for {partial.name}", lambda: _require_shared(partial, ranks))
+        with ranks.collective(f"writing {path.name}"):
+            failure = _write_tensors(partial, tensors, files, ranks)
+        found = act_together(ranks, f"finishing {path.name}", write, failure=failure)
+        digests = {name: digest for each in found for name, digest in each.items()}
+        # Every rank has reported success: only now the folder gets its final name.
+        act_together(ranks, f"publishing {path.name}", publish, only_main=True)
     return digest_of_files(digests)
 
 
@@ -177,6 +186,31 @@ def _require_shared(partial: Path, ranks: DistributedRanks) -> None:
         )
 
 
+def _require_complete(partial: Path, digests: Mapping[str, FileDigest]) -> None:
+    """Refuse a folder that lacks what another rank says it has written: that rank has written somewhere else."""
+    for name, digest in digests.items():
+        found = (partial / name).stat().st_size if (partial / name).is_file() else None
+        if found != digest.num_bytes:
+            has = "does not have it" if found is None else f"has {found:,} bytes of it"
+            raise StorageUnwritable(
+                partial,
+                reason=f"a rank has written {name}, and the folder {has}; all hosts must share the output folder",
+            )
+
+
+@contextmanager
+def _removed_on_failure(partial: Path, ranks: DistributedRanks, disk: Disk) -> Iterator[None]:
+    """Remove what a failed save has written: the next one may need the space."""
+    try:
+        yield
+    except StorageError:
+        # Every rank has reported by now, so nobody writes there any more. What stays is swept by the next save.
+        with suppress(OSError):
+            if ranks.is_main and partial.exists():
+                disk.remove_tree(partial)
+        raise
+
+
 def _write_tensors(
     partial: Path, tensors: dict[str, Tensor], files: _DigestedFiles, ranks: DistributedRanks
 ) -> Exception | None:
@@ -192,47 +226,6 @@ def _write_tensors(
         # Another rank's failure is reported by that rank.
         return None if own is None else files.failure or OSError(str(own[0]))
     return None
-
-
-def _act_together(
-    ranks: DistributedRanks,
-    what: str,
-    act: Callable[[], ResultT],
-    *,
-    only_main: bool = False,
-    failure: Exception | None = None,
-) -> list[ResultT]:
-    """Act on each rank (or only the main one) and share the results; a failure of one rank is raised on all.
-
-    `failure` is one of this rank from before: it does not act, but reports it.
-    """
-    results: list[ResultT] = []
-    if failure is None and (ranks.is_main or not only_main):
-        try:
-            results = [act()]
-        except (StorageError, OSError) as error:
-            failure = error
-    outcomes = ranks.all_gather((results, _failure_record(failure)), what)
-    for rank, (_, record) in enumerate(outcomes):
-        if record is not None:
-            raise _failure_of(rank, *record)
-    return [result for results, _ in outcomes for result in results]
-
-
-def _failure_record(failure: Exception | None) -> tuple[type[StorageError], str, str] | None:
-    """The kind, message and hint of a failure, which can be sent to other processes."""
-    if failure is None:
-        return None
-    if not isinstance(failure, StorageError):
-        failure = StorageUnwritable(Path("The checkpoint"), reason=str(failure).rstrip("."))
-    return type(failure), failure.message, failure.hint
-
-
-def _failure_of(rank: int, kind: type[StorageError], message: str, hint: str) -> StorageError:
-    """The same kind of error again; its constructor wants what was not sent."""
-    error = kind.__new__(kind)
-    CrashproofError.__init__(error, f"Rank {rank}: {message}", hint=hint)
-    return error
 
 
 class _DigestedFiles(FileSystem):

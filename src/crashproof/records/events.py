@@ -18,6 +18,7 @@ __all__ = [
     "AnswersRecovered",
     "AttemptEnded",
     "AttemptStarted",
+    "CheckpointFailed",
     "CheckpointHashed",
     "CheckpointRecorded",
     "CheckpointRemoved",
@@ -112,6 +113,14 @@ class CheckpointRecorded(EventRecord, frozen=True, kw_only=True, tag="checkpoint
     checkpoint: CheckpointMetadata
     seconds: float
     """How long training stood still for it."""
+
+
+class CheckpointFailed(EventRecord, frozen=True, kw_only=True, tag="checkpoint_failed"):
+    """A checkpoint could not be saved, and training went on without it; one event for each step."""
+
+    step: int
+    """Optimizer steps done."""
+    error: str
 
 
 class CheckpointHashed(EventRecord, frozen=True, kw_only=True, tag="checkpoint_hashed"):
@@ -256,6 +265,7 @@ Event = (
     | AttemptStarted
     | AttemptEnded
     | CheckpointRecorded
+    | CheckpointFailed
     | CheckpointHashed
     | CheckpointRemoved
     | CheckpointSetAside

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import UNSET, Struct, UnsetType
 
-from crashproof.records.session import Goodput
+from crashproof.records.session import FailedSaves, Goodput
 from crashproof.records.states import HealthState, LossVerdict, RunStatus
 
 __all__ = ["GoodputShare", "LossTrend", "ProgressSummary"]
@@ -85,6 +85,8 @@ class ProgressSummary(Struct, kw_only=True):
     """Seconds since 1970."""
     last_checkpoint_step: int | None
     checkpoints_count: int
+    failed_saves: FailedSaves
+    """Those since the newest checkpoint."""
     evaluation: dict[str, float]
     """The newest results on held-out data, by name."""
     evaluation_step: int | None

@@ -17,6 +17,7 @@ __all__ = [
     "UNKNOWN_SESSION",
     "AttemptRecord",
     "Evaluation",
+    "FailedSaves",
     "Goodput",
     "LossBucket",
     "PacePoint",
@@ -128,6 +129,20 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     """How often its attempt had gone back to an earlier step before."""
 
 
+class FailedSaves(Struct, frozen=True, kw_only=True):
+    """The saves that have failed since the newest checkpoint was acknowledged."""
+
+    in_a_row: int = 0
+    """At different steps, over all attempts."""
+    total: int = 0
+    """Since the session began, those before the newest checkpoint included."""
+    step: int | None = None
+    """Of the newest one; None, like the two others, if none has failed since that checkpoint."""
+    timestamp: float | None = None
+    """Seconds since 1970."""
+    error: str | None = None
+
+
 class RaisedAlert(Struct, frozen=True, kw_only=True):
     """An alert that was raised."""
 
@@ -175,6 +190,7 @@ class TrainingSession(Struct, kw_only=True):
     lowest_loss_removed: float | None = None
     """The lowest loss of the removed checkpoints: a later one is only the best if it is below that as well."""
     last_checkpoint_step: int | None = None
+    failed_saves: FailedSaves = msgspec.field(default_factory=FailedSaves)
     evaluations: list[Evaluation] = msgspec.field(default_factory=list)
     """The newest few: an asynchronous save may be recorded after the evaluation of a later step."""
     metrics_history: list[MetricsSnapshot] = msgspec.field(default_factory=list)

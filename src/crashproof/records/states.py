@@ -59,6 +59,8 @@ class HealthState(StrEnum):
     STALLED = "stalled"
     DIVERGING = "diverging"
     NON_FINITE = "non_finite"
+    SAVES_FAILING = "saves_failing"
+    """The newest saves have failed: what was trained since the newest checkpoint would be lost."""
     COMPLETE = "complete"
     ENDED_EARLY = "ended_early"
     PREEMPTED = "preempted"
@@ -83,6 +85,7 @@ _LIVE = frozenset(
         HealthState.STALLED,
         HealthState.DIVERGING,
         HealthState.NON_FINITE,
+        HealthState.SAVES_FAILING,
     }
 )
 
@@ -105,6 +108,10 @@ class AlertKind(StrEnum):
     STALLED = "stalled"
     DIVERGING = "diverging"
     NON_FINITE = "non_finite"
+    SAVES_FAILING = "saves_failing"
+    """Two or more saves in a row have failed."""
+    RECORDS_FAILING = "records_failing"
+    """What the run records has not reached its disk for a while."""
     DISK_LOW = "disk_low"
     BUDGET_80 = "budget_80"
     BUDGET_100 = "budget_100"

@@ -17,6 +17,7 @@ from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.session import AttemptRecord, TrainingSession
 from crashproof.records.states import AlertKind, AttemptState, HealthState, LossVerdict
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
+from crashproof.rules.saves.failures import are_failing, words_on_session
 
 __all__ = [
     "ALERT_KINDS",
@@ -71,6 +72,8 @@ class Observed:
     """What it rests on, to be read after "the loss"."""
     looked_at: float = math.inf
     """When the previous check was; a non-finite loss since then counts even if it has recovered."""
+    unwritten: str = ""
+    """What of the run's records has not reached its disk for a while, and why; empty if all has."""
     free_bytes: int | None = None
     """On the run's disk; None if unknown."""
     least_free_bytes: int = _LEAST_FREE_BYTES
@@ -185,6 +188,14 @@ def _findings(session: TrainingSession, observed: Observed) -> dict[AlertKind, _
             is_fine=verdict not in (LossVerdict.NON_FINITE, LossVerdict.UNKNOWN) and not is_new,
             message=f"the loss is not finite{_place(nonfinite)}",
             has_to_last=True,
+        ),
+        AlertKind.SAVES_FAILING: _Finding(
+            is_bad=are_failing(session.failed_saves),
+            is_fine=not session.failed_saves.in_a_row,
+            message=words_on_session(session),
+        ),
+        AlertKind.RECORDS_FAILING: _Finding(
+            is_bad=bool(observed.unwritten), is_fine=not observed.unwritten, message=observed.unwritten
         ),
         AlertKind.DISK_LOW: _disk_finding(observed),
         **{kind: _budget_finding(observed, share) for kind, share in _SHARES.items()},

@@ -10,6 +10,7 @@ from statistics import median
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.session import AttemptRecord, TrainingSession
 from crashproof.records.states import HealthState, LossVerdict, RunStatus
+from crashproof.rules.saves.failures import are_failing, words_on_session
 
 __all__ = ["Health", "health_of", "last_update_time", "patience_seconds"]
 
@@ -69,14 +70,14 @@ def health_of(
     patience = patience_seconds(own)
     waited = now - max(attempt.start or 0.0, attempt.last_seen)
     if since is not None and since < -_CLOCK_SECONDS:
-        state, reason = _judge_loss(verdict, evidence) or (HealthState.RUNNING, "")
+        state, reason = _judge(session, verdict, evidence) or (HealthState.RUNNING, "")
         clock = f"the newest update is dated {-since:.0f} s in the future: a clock is wrong"
         reason = f"{reason}; {clock}" if reason else clock
     elif waited > patience:
         waiting = f"no update for {waited:.0f} s" if has_begun else f"no update in the {waited:.0f} s since the start"
         state, reason = HealthState.STALLED, f"{waiting}; at most {patience:.0f} s is usual"
     else:
-        state, reason = _judge_loss(verdict, evidence) or (
+        state, reason = _judge(session, verdict, evidence) or (
             (HealthState.RUNNING, "") if has_begun else (HealthState.STARTING, "no update yet")
         )
     return Health(state=state, reason=reason, seconds_since_update=since, patience_seconds=patience)
@@ -104,11 +105,14 @@ def patience_seconds(updates: Sequence[MetricsSnapshot]) -> float:
     return max(_LEAST_PATIENCE_SECONDS, _MEDIANS * median(intervals), _LONGEST * max(intervals))
 
 
-def _judge_loss(verdict: LossVerdict, evidence: str) -> tuple[HealthState, str] | None:
+def _judge(session: TrainingSession, verdict: LossVerdict, evidence: str) -> tuple[HealthState, str] | None:
+    """What is wrong with a run that moves; None if nothing is."""
     if verdict == LossVerdict.DIVERGING:
         return HealthState.DIVERGING, f"the loss {evidence}"
     if verdict == LossVerdict.NON_FINITE:
         return HealthState.NON_FINITE, "the loss is not finite"
+    if are_failing(session.failed_saves):
+        return HealthState.SAVES_FAILING, words_on_session(session)
     return None
 
 

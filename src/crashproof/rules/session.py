@@ -13,6 +13,7 @@ from crashproof.records.events import (
     AnswersRecovered,
     AttemptEnded,
     AttemptStarted,
+    CheckpointFailed,
     CheckpointRecorded,
     ConfigContinued,
     ConnectionFailed,
@@ -36,7 +37,7 @@ from crashproof.records.requests import (
     RequestSent,
     Spending,
 )
-from crashproof.records.session import AttemptRecord, PacePoint, RaisedAlert, Timeline, TrainingSession
+from crashproof.records.session import AttemptRecord, FailedSaves, PacePoint, RaisedAlert, Timeline, TrainingSession
 from crashproof.records.states import AttemptState
 from crashproof.rules.alerts import CONDITIONS
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog, CheckpointEvent
@@ -165,6 +166,8 @@ def apply_event(session: TrainingSession, event: Event) -> None:
             session.total_steps_target = event.total_steps
         case ConfigContinued():
             session.config, session.config_hash = event.config, event.config_hash
+        case CheckpointFailed():
+            _apply_failed_save(session, event)
         case EvaluationRecorded():
             _apply_evaluation(session, event)
         case ConnectionFailed():
@@ -192,6 +195,7 @@ def apply_event(session: TrainingSession, event: Event) -> None:
             CheckpointCatalog(session).apply(event)
             if isinstance(event, CheckpointRecorded):
                 session.goodput.checkpointing += event.seconds
+                session.failed_saves = FailedSaves(total=session.failed_saves.total)
         # `ResumeChosen` is for readers of the events; it changes no state.
 
 
@@ -238,6 +242,17 @@ def _apply_evaluation(session: TrainingSession, event: EvaluationRecorded) -> No
     session.evaluations.append(evaluation)
     del session.evaluations[:-_NUM_EVALUATIONS]
     CheckpointCatalog(session).apply_evaluation(evaluation)
+
+
+def _apply_failed_save(session: TrainingSession, event: CheckpointFailed) -> None:
+    known = session.failed_saves
+    session.failed_saves = FailedSaves(
+        in_a_row=known.in_a_row + 1,
+        total=known.total + 1,
+        step=event.step,
+        timestamp=event.timestamp,
+        error=event.error,
+    )
 
 
 def _apply_job_progress(session: TrainingSession, attempt: AttemptRecord, event: JobAdvanced) -> None:

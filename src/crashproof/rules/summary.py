@@ -69,6 +69,7 @@ def progress_summary(
         last_update_time=last_update_time(session, attempt),
         last_checkpoint_step=session.last_checkpoint_step,
         checkpoints_count=len(CheckpointCatalog(session)),
+        failed_saves=session.failed_saves,
         evaluation=evaluation.results if evaluation else {},
         evaluation_step=evaluation.step if evaluation else None,
         total_pause_duration_hours=session.total_pause_duration / _SECONDS_AN_HOUR,

@@ -75,10 +75,19 @@ class FaultyDisk(Disk):
         self._lasts = lasts
         self._ignores_folder_syncs = ignores_folder_syncs
         self._is_off = False
+        self._failing: int | None = None
         self._inodes: dict[int, _Inode] = {}
         self._folders: dict[int, Path] = {}
         scratch.mkdir(parents=True, exist_ok=True)
         self._adopt_tree(root)
+
+    def begin_failing(self, error: int) -> None:
+        """Let every change fail with an `errno` from now on, as on a disk that went read-only, full or bad."""
+        self._failing = error
+
+    def stop_failing(self) -> None:
+        """Let changes succeed again."""
+        self._failing = None
 
     def make_folder(self, path: Path) -> None:
         if path.is_dir():
@@ -159,6 +168,8 @@ class FaultyDisk(Disk):
         if self._is_off:
             raise PowerLost
         number, self.num_operations = self.num_operations, self.num_operations + 1
+        if self._failing is not None:
+            raise OSError(self._failing, os.strerror(self._failing))
         if self._fails_at is None or number < self._fails_at:
             return
         if self._error is None:

@@ -21,10 +21,11 @@ from crashproof.clock import Clock
 from crashproof.disk.atomic import WholeFile
 from crashproof.disk.files import Disk
 from crashproof.disk.run_folder import is_remote
-from crashproof.errors import InvalidMetric
+from crashproof.errors import CrashproofError, InvalidMetric, StorageError
 from crashproof.plain_values import as_text
 from crashproof.records.checkpoints import CheckpointMetadata, RemovedCheckpoint
 from crashproof.records.events import (
+    CheckpointFailed,
     CheckpointHashed,
     CheckpointRecorded,
     CheckpointRemoved,
@@ -34,6 +35,7 @@ from crashproof.records.events import (
 from crashproof.records.session import TrainingSession
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog, with_evaluation
 from crashproof.rules.retention import RetentionRule, stale_checkpoints
+from crashproof.rules.secrets.texts import without_secrets
 from crashproof.rules.session import update_at
 from crashproof.scalars import as_int
 from crashproof.tracking.run_writer import RunWriter
@@ -63,6 +65,9 @@ class CheckpointRecorder:
         self._clock = clock
         self._disk = disk
         self._digests = BackgroundDigests(writer.run.folder)
+        self._num_failed = 0
+        """Saves of this attempt that have failed since its newest checkpoint, at different steps."""
+        self._failed_step: int | None = None
 
     def describe(
         self,
@@ -131,10 +136,21 @@ class CheckpointRecorder:
             checkpoint = msgspec.structs.replace(checkpoint, recovery_tags=[*checkpoint.recovery_tags, BEST])
         event = CheckpointRecorded(**self._writer.stamp(), checkpoint=checkpoint, seconds=seconds)
         self._writer.keep_durably(event)
+        self._num_failed, self._failed_step = 0, None
         self._writer.write_manifest()
         if checkpoint.num_bytes is not None and checkpoint.sha256 is None:
             self._digests.start(checkpoint)
         return checkpoint
+
+    def record_failure(self, step: int, error: object) -> int:
+        """Journal that a step could not be saved, once for a step; return how many saves of this attempt failed last.
+
+        Secrets in the error are hidden.
+        """
+        if step != self._failed_step:
+            self._num_failed, self._failed_step = self._num_failed + 1, step
+            self._writer.keep(CheckpointFailed(**self._writer.stamp(), step=step, error=_reason(error)))
+        return self._num_failed
 
     def offer(self, choice: ResumePoint) -> CheckpointMetadata:
         """Quarantine the refused checkpoints, and return the chosen one with its absolute path."""
@@ -159,28 +175,42 @@ class CheckpointRecorder:
         return choice.located
 
     def keep_digests(self, *, wait: bool) -> list[CheckpointMetadata]:
-        """Record the digests that were computed in the background; return the checkpoints that have one now."""
+        """Record the digests that were computed in the background; return the checkpoints that have one now.
+
+        Raises:
+            StorageError, OSError: none is recorded; the next call tries again.
+        """
         if wait:
             self._digests.wait()
         finished = self._digests.take_finished()
-        for checkpoint, digest in finished:
-            self._writer.keep_durably(
-                CheckpointHashed(
-                    **self._writer.stamp(),
-                    step=checkpoint.checkpoint_step,
-                    checkpoint_path=checkpoint.checkpoint_path,
-                    created_at=checkpoint.created_at,
-                    num_bytes=digest.num_bytes,
-                    sha256=digest.sha256,
-                    files=digest.files,
-                )
-            )
+        for number, (checkpoint, digest) in enumerate(finished):
+            try:
+                self._keep_digest(checkpoint, digest)
+            except (StorageError, OSError):
+                self._digests.put_back(finished[number:])
+                if not number:
+                    raise
+                finished = finished[:number]
+                break
         if finished:
             self._writer.write_manifest()
         return [
             msgspec.structs.replace(each, num_bytes=digest.num_bytes, sha256=digest.sha256, files=digest.files)
             for each, digest in finished
         ]
+
+    def _keep_digest(self, checkpoint: CheckpointMetadata, digest: Digest) -> None:
+        self._writer.keep_durably(
+            CheckpointHashed(
+                **self._writer.stamp(),
+                step=checkpoint.checkpoint_step,
+                checkpoint_path=checkpoint.checkpoint_path,
+                created_at=checkpoint.created_at,
+                num_bytes=digest.num_bytes,
+                sha256=digest.sha256,
+                files=digest.files,
+            )
+        )
 
     def stale(self, session: TrainingSession, rule: RetentionRule) -> Stale | None:
         """The checkpoints that a rule does not keep and that may be removed, or None.
@@ -277,6 +307,13 @@ class CheckpointRecorder:
             log.warning("Skipping %s: %s.", checkpoint.checkpoint_path, reason)
             return
         self.quarantine(path, checkpoint.checkpoint_step, reason, created_at=checkpoint.created_at)
+
+
+def _reason(error: object) -> str:
+    if isinstance(error, CrashproofError):
+        return as_text(without_secrets(error.message))
+    text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(error)
+    return as_text(without_secrets(text))
 
 
 def _tags(recovery_tags: Iterable[str] | None) -> list[str]:

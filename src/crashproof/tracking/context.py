@@ -191,6 +191,12 @@ class TrainingProgressContext:
             )
             self._checkpoint_counter += 1
 
+    def record_checkpoint_failure(self, step: int, error: object) -> None:
+        """See `ProgressTracker.record_checkpoint_failure`."""
+        tracker = self._open_tracker()
+        if tracker is not None:
+            tracker.record_checkpoint_failure(step, error)
+
     def record_evaluation(self, step: int, results: Mapping[str, Any], seconds: float | None = None) -> None:
         """See `ProgressTracker.record_evaluation`."""
         tracker = self._open_tracker()

@@ -17,7 +17,7 @@ log = logging.getLogger("crashproof")
 
 
 class Heartbeat:
-    """A daemon thread that calls `beat` until stopped; one that fails is logged, and does not stop it.
+    """A daemon thread that calls `beat` until stopped; one that fails is logged once, and does not stop it.
 
     It tells `standstills` when it waits, which finds out whether the process stood still meanwhile.
     """
@@ -30,6 +30,8 @@ class Heartbeat:
         self._standstills = standstills or StandstillDetector(interval_seconds=interval_seconds)
         self._stopped = threading.Event()
         self._has_warned = False
+        self._num_failed = 0
+        """Beats that have failed in a row."""
         self._thread: threading.Thread | None = None
         self.start()
 
@@ -59,7 +61,16 @@ class Heartbeat:
                 self._beat()
             except Exception:
                 # Training must not end because a snapshot could not be written.
-                log.exception("Housekeeping failed; trying again in %g s.", self._interval_seconds)
+                self._num_failed += 1
+                if self._num_failed == 1:
+                    log.exception("Housekeeping failed; trying again every %g s.", self._interval_seconds)
+            else:
+                self._tell_that_it_works()
+
+    def _tell_that_it_works(self) -> None:
+        if self._num_failed:
+            log.warning("Housekeeping works again, after %d failures.", self._num_failed)
+        self._num_failed = 0
 
     def _wait(self) -> bool:
         """Wait for an interval; return whether the heartbeat was stopped."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from crashproof.clock import Clock
 from crashproof.disk.files import Disk
 from crashproof.disk.journal import Interference
 from crashproof.disk.restored_journal import Restoration, restore_journal
-from crashproof.errors import DiskFull
+from crashproof.errors import DiskFull, StorageError
 from crashproof.records.codec import encode
 from crashproof.records.events import (
     AttemptStarted,
@@ -35,6 +36,11 @@ from crashproof.tracking.snapshots import SnapshotWriter, session_bytes
 
 __all__ = ["RunWriter"]
 
+log = logging.getLogger("crashproof")
+
+_UNWRITTEN_SECONDS = 10.0
+"""What cannot be written for less is not worth an alert."""
+
 
 class RunWriter:
     """Journals a record first, then applies it to the session. Not thread-safe: its owner locks."""
@@ -50,6 +56,10 @@ class RunWriter:
         self._disk = disk
         self._snapshots = SnapshotWriter(run.folder, disk=disk)
         self._curves = CurveWriter(run.folder, run.metrics.journal, disk=disk)
+        self._refusals: dict[str, StorageError | OSError] = {}
+        """What `keep_trying` could not do at the last try, and why."""
+        self._unwritten_since: float | None = None
+        """By the steady clock."""
         self._session_written_at = clock.steady()
         self._lines_at_session_file = -1
 
@@ -91,7 +101,7 @@ class RunWriter:
         """Write an event that survives a power loss when this returns, with the metrics before it.
 
         Raises:
-            DiskFull: it is not written.
+            StorageError, OSError: it is not written.
         """
         self.run.metrics.journal.sync()
         self.run.events.append_now(encode(event))
@@ -107,7 +117,7 @@ class RunWriter:
         """Raise what kept a line from being written, if any still waits for space.
 
         Raises:
-            DiskFull: the limit that was reached.
+            StorageError, OSError: the limit that was reached, or what else refused it.
         """
         for each in self.run.journals():
             if each.num_queued:
@@ -118,6 +128,46 @@ class RunWriter:
         for each in self.run.journals():
             if each.journal.has_unsynced:
                 each.journal.sync()
+
+    def keep_trying(self, work: Callable[[], None], *, trouble: str) -> None:
+        """Do what the disk may refuse, and what a later call tries again; `trouble` says what is wrong meanwhile.
+
+        The log says so once, and `unwritten` until it succeeds.
+        """
+        try:
+            work()
+        except (StorageError, OSError) as error:
+            if trouble not in self._refusals:
+                log.warning("%s%s: %s", trouble[0].upper(), trouble[1:], error)
+            self._refusals[trouble] = error
+        else:
+            self._refusals.pop(trouble, None)
+
+    def unwritten(self) -> str:
+        """What of the run's records has not reached the disk for a while, and why; empty if all has.
+
+        What it does not tell at once may be over at the next look.
+        """
+        found = "; ".join(self._troubles())
+        now = self._clock.steady()
+        if not found:
+            self._unwritten_since = None
+            return ""
+        if self._unwritten_since is None:
+            self._unwritten_since = now
+        return found if now - self._unwritten_since >= _UNWRITTEN_SECONDS else ""
+
+    def _troubles(self) -> Iterator[str]:
+        waiting = [each for each in self.run.journals() if each.num_queued]
+        if waiting:
+            why = next((_reason(each.refusal) for each in waiting if each.refusal is not None), "the disk takes none")
+            yield f"{sum(each.num_queued for each in waiting):,} records wait in memory: {why}"
+        # Other threads may change these meanwhile.
+        if stale := list(self._snapshots.refusals.items()):
+            names = ", ".join(path.name for path, _ in stale)
+            yield f"snapshots that cannot be replaced ({names}) are out of date: {_reason(stale[0][1])}"
+        for trouble, refusal in list(self._refusals.items()):
+            yield f"{trouble}: {_reason(refusal)}"
 
     def abandon(self) -> None:
         """Write nothing more to the journals; what is kept from now on is only queued."""
@@ -281,3 +331,8 @@ class RunWriter:
         """Replace `session.json`, unless the content is None; needs no lock, as an older one is valid too."""
         if content is not None:
             self._snapshots.write_session(content)
+
+
+def _reason(refusal: StorageError | OSError) -> str:
+    """What happened, as the end of a sentence."""
+    return (refusal.message if isinstance(refusal, StorageError) else str(refusal)).rstrip(".")

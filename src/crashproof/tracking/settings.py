@@ -27,6 +27,8 @@ class TrackerSettings:
     throughput_window_seconds: float = 60.0
     keep: RetentionRule | None = None
     """Which checkpoints to keep once a newer one was read back intact; None keeps all."""
+    max_failed_saves: int | None = None
+    """How many saves in a row may fail before `SavesFailed` ends the training; None: however many."""
     alerts: AlertSettings = field(default_factory=AlertSettings)
     has_heartbeat: bool = True
     """Without it, nothing happens between calls: `save` syncs and writes the snapshots."""

@@ -30,7 +30,8 @@ class SnapshotWriter:
     def __init__(self, folder: RunFolder, *, disk: Disk = REAL_DISK) -> None:
         self._folder = folder
         self._disk = disk
-        self._has_warned = False
+        self.refusals: dict[Path, StorageError | OSError] = {}
+        """Why a snapshot could not be replaced at the last try, by its path."""
         # The heartbeat and the caller's thread write the same names.
         self._lock = threading.Lock()
 
@@ -63,11 +64,11 @@ class SnapshotWriter:
                 write_bytes_atomically(path, content, disk=self._disk)
         except (StorageError, OSError) as error:
             # The journals hold everything that is in a snapshot, so that it may be old.
-            if not self._has_warned:
+            if not self.refusals:
                 log.warning("%s could not be replaced, and the old one stays: %s", path, error)
-            self._has_warned = True
+            self.refusals[path] = error
         else:
-            self._has_warned = False
+            self.refusals.pop(path, None)
 
 
 def session_bytes(session: TrainingSession, marks: dict[str, JournalMark], *, now: float) -> bytes:

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from crashproof.disk.atomic import WholeFile
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.run_folder import RunFolder
 from crashproof.disk.sole_writer import Intrusion, SoleWriter
-from crashproof.errors import InvalidMetric, StorageError
+from crashproof.errors import InvalidMetric, SavesFailed, StorageError
 from crashproof.odd_values import OddValues
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.codec import nonfinite_names
@@ -41,6 +42,7 @@ from crashproof.records.states import AttemptState, OnConfigChange, SessionKind
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.identity import IdentityRules
 from crashproof.rules.pace import pace_of
+from crashproof.rules.saves.failures import is_last_chance
 from crashproof.rules.secrets.texts import without_secrets
 from crashproof.rules.session import update_at
 from crashproof.rules.stopwatch import StandstillDetector
@@ -268,6 +270,7 @@ class ProgressTracker:
 
         Raises:
             DiskFull, StorageUnwritable: it is not recorded.
+            SavesFailed: likewise, and more saves in a row have failed than `max_failed_saves` of the settings allows.
             InvalidMetric: `step` is not a whole number of at least 0, or the path holds the run's own files.
             RunClosed: the tracker was closed or replaced.
         """
@@ -275,16 +278,46 @@ class ProgressTracker:
         started_at = self._clock.steady()
         given_seconds = self._odd_values.amount(seconds, "seconds", unit="seconds")
         position = self._position(step, dataset_position)
-        checkpoint = self._checkpoints.describe(step, checkpoint_path, position, recovery_tags, written)
-        with self._guard:
-            self._metrics.write_all()
-            stood_still = self._clock.steady() - started_at if given_seconds is None else given_seconds
-            recorded = self._checkpoints.record(checkpoint, seconds=stood_still, is_best=is_best)
+        try:
+            checkpoint = self._checkpoints.describe(step, checkpoint_path, position, recovery_tags, written)
+            with self._guard:
+                self._metrics.write_all()
+                stood_still = self._clock.steady() - started_at if given_seconds is None else given_seconds
+                recorded = self._checkpoints.record(checkpoint, seconds=stood_still, is_best=is_best)
+        except (StorageError, OSError) as error:
+            self.record_checkpoint_failure(step, error)
+            raise
         self._keep_previous([recorded], is_replaced=isinstance(written, WholeFile))
         self._remove_stale()
         if self._heartbeat is not None:
             self._heartbeat.start()
         return recorded
+
+    def record_checkpoint_failure(self, step: int, error: object) -> None:
+        """Record that a checkpoint could not be saved, where your loop goes on without it.
+
+        The status, the page and the alert `saves_failing` tell how many in a row have failed, and how old the newest
+        checkpoint is; the next `record_checkpoint` that succeeds ends the row. A failure of `record_checkpoint`
+        itself is recorded already, and a step counts once.
+
+        Args:
+            step: Optimizer steps done at the failed save.
+            error: The exception, or a text; secrets in it are hidden.
+
+        Raises:
+            SavesFailed: more saves in a row have failed than `max_failed_saves` of the settings allows.
+            InvalidMetric: `step` is not a whole number of at least 0.
+            RunClosed: the tracker was closed or replaced.
+        """
+        failed_step = as_int(step, "step")
+        with self._guard:
+            num_failed = self._checkpoints.record_failure(failed_step, error)
+            saved_step = self._writer.session.last_checkpoint_step
+            if self._heartbeat is None:
+                self._check_alerts()
+        if is_last_chance(num_failed - 1, self._settings.max_failed_saves):
+            cause = error if isinstance(error, Exception) else StorageError(f"{error}")
+            raise SavesFailed(step=failed_step, num_failed=num_failed, error=cause, saved_step=saved_step) from cause
 
     def remove_checkpoint(self, checkpoint_path: str | Path) -> bool:
         """Remove a recorded checkpoint that the caller does not keep; return whether it is removed.
@@ -472,7 +505,7 @@ class ProgressTracker:
             error: The exception that ended it, if any.
 
         Raises:
-            DiskFull: the last lines could not be written.
+            StorageError, OSError: the last lines could not be written; with an `error`, the log says so instead.
             RunInUse: another process writes the run as well, and no other call has raised this yet.
         """
         if self._guard.is_open():
@@ -488,6 +521,12 @@ class ProgressTracker:
                 return
             try:
                 self._end_attempt(AttemptState(how), error)
+            except (StorageError, OSError) as failure:
+                if error is None:
+                    raise
+                # What ends the training says more than what could not be recorded of its end.
+                told = "The end of this attempt could not be recorded, and %s records are lost: %s"
+                log.error(told, f"{self._writer.num_queued:,}", failure)  # noqa: TRY400 - one line
             finally:
                 self._guard.state = GuardState.CLOSED
                 self._alerts.close()
@@ -514,10 +553,16 @@ class ProgressTracker:
             return
         with self._guard.removal_lock:
             for each in acknowledged:
-                self._checkpoints.keep_previous(each, is_replaced=is_replaced)
+                self._writer.keep_trying(
+                    partial(self._checkpoints.keep_previous, each, is_replaced=is_replaced),
+                    trouble=f"no copy of {each.checkpoint_path} is kept while the next save overwrites it",
+                )
             with self._guard.lock:
                 session = self._writer.session_as_of_now()
-            self._checkpoints.drop_previous(session)
+            self._writer.keep_trying(
+                partial(self._checkpoints.drop_previous, session),
+                trouble="earlier bytes of checkpoints cannot be removed from progress/previous/",
+            )
 
     def _remove_stale(self) -> None:
         """Remove the checkpoints that the retention rule does not keep; those that cannot be removed stay for now."""
@@ -552,7 +597,7 @@ class ProgressTracker:
 
     def _end_attempt(self, how: AttemptState, error: BaseException | None) -> None:
         self._metrics.write_all()
-        self._checkpoints.keep_digests(wait=True)
+        self._keep_digests(wait=True)
         self._responses.tell_served()
         self._check_alerts()
         self._writer.keep(
@@ -651,17 +696,19 @@ class ProgressTracker:
 
     def _beat(self) -> None:
         """Do regular work in the background; what is slow happens outside the lock."""
-        self._check_sole_writer()
+        self._writer.keep_trying(self._check_sole_writer, trouble="altered journals cannot be written again")
         with self._guard.lock:
             if not self._guard.is_open():
                 return
             self._metrics.leave_out_standstill()
             self._metrics.write_ready()
-            digested = self._checkpoints.keep_digests(wait=False)
             self._writer.write_queued()
+            digested = self._keep_digests(wait=False)
             self._responses.tell_served()
         self._keep_previous(digested, is_replaced=False)
-        self._writer.sync()
+        self._writer.keep_trying(
+            self._writer.sync, trouble="a power loss would lose the newest records, which cannot be synced"
+        )
         self._responses.save_index(only_if_due=True)
         summary, free_bytes = self._summary(), self._alerts.free_bytes()
         with self._guard.lock:
@@ -675,6 +722,15 @@ class ProgressTracker:
             if self._writer.is_session_file_due:
                 content = self._writer.session_content()
         self._writer.write_session(content)
+
+    def _keep_digests(self, *, wait: bool) -> list[CheckpointMetadata]:
+        """Record the digests that are ready; where that fails, a later call tries again."""
+        digested: list[CheckpointMetadata] = []
+        self._writer.keep_trying(
+            lambda: digested.extend(self._checkpoints.keep_digests(wait=wait)),
+            trouble="checkpoints are unverified, as their digests cannot be recorded",
+        )
+        return digested
 
     def _check_alerts(self) -> None:
         """Check for alerts between heartbeats, or if there is no heartbeat."""

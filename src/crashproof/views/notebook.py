@@ -14,6 +14,7 @@ from crashproof.reading.run_reader import RunReader
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.states import RunStatus
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
+from crashproof.rules.saves.failures import failed_in_words
 from crashproof.views.svg import CurveMarks, curve_svg
 
 __all__ = ["Glance", "escaped", "marked_curve", "show"]
@@ -92,6 +93,10 @@ def _lines(summary: ProgressSummary, now: float) -> list[str]:
         lines.append(f"attempt {summary.attempt}; {summary.steps_recomputed:,} steps recomputed")
     if summary.last_checkpoint_step is not None:
         lines.append(f"newest checkpoint: step {summary.last_checkpoint_step:,}")
+    if failed := failed_in_words(
+        summary.failed_saves, done=summary.steps_completed, saved=summary.last_checkpoint_step
+    ):
+        lines.append(failed)
     if summary.api_cost:
         lines.append(f"paid to teachers: {as_dollars_text(Decimal(repr(summary.api_cost)))}")
     return lines

@@ -19,6 +19,7 @@ from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import AttemptRecord, TrainingSession
 from crashproof.records.states import AttemptState, HealthState, LossVerdict, RunStatus
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
+from crashproof.rules.saves.failures import words_on_session
 from crashproof.views.notebook import marked_curve
 
 __all__ = ["ExaminedCheckpoint", "PostMortem", "Surroundings", "examine"]
@@ -178,6 +179,8 @@ def _clues(
         clues.append(f"{trend.num_non_finite} of the last {trend.window_size} losses are non-finite.")
     if trend.verdict in (LossVerdict.DIVERGING, LossVerdict.UNSTABLE):
         clues.append(f"The loss was {trend.verdict} before the end: it {trend.evidence}.")
+    if session.failed_saves.in_a_row:
+        clues.append(f"{words_on_session(session)}.")
     if summary.replay_differed_at is not None:
         clues.append(f"Step {summary.replay_differed_at:,} had a different loss when it was recomputed.")
     if damage:

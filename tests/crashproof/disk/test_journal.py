@@ -207,6 +207,19 @@ def test_a_torn_line_that_cannot_be_removed_is_ended_by_a_newline(tmp_path: Path
     ]
 
 
+def test_a_torn_end_that_cannot_be_ended_yet_never_becomes_part_of_a_line(tmp_path: Path) -> None:
+    (tmp_path / "j").write_bytes(line(1) + line(2)[:10])
+    disk = NearlyFullDisk(room=0)
+    journal = opened(tmp_path / "j", disk)
+    for number in (3, 4):
+        with pytest.raises(DiskFull):
+            journal.append(line(number))
+    disk.room = 1000
+    journal.append(line(5))
+
+    assert [line(1), line(5)] == intact(tmp_path / "j")
+
+
 def test_an_intact_journal_needs_no_repair(tmp_path: Path) -> None:
     (tmp_path / "j").write_bytes(line(1))
 

@@ -11,7 +11,7 @@ from crashproof.disk import queueing_journal
 from crashproof.disk.files import Disk
 from crashproof.disk.journal import Journal, Line, scan
 from crashproof.disk.queueing_journal import QueueingJournal
-from crashproof.errors import DiskFull
+from crashproof.errors import DiskFull, StorageError, StorageUnwritable
 from crashproof.records.checksummed_line import add_checksum
 from crashproof.records.snapshots import JournalMark
 
@@ -19,11 +19,19 @@ from crashproof.records.snapshots import JournalMark
 class SmallDisk(Disk):
     def __init__(self) -> None:
         self.is_full = False
+        self.error = errno.ENOSPC
+        self.num_cuts = 0
 
     def write(self, file: int, content: bytes | memoryview) -> int:  # type: ignore[override]
         if self.is_full:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(self.error, os.strerror(self.error))
         return os.write(file, content)
+
+    def truncate(self, file: int, num_bytes: int) -> None:
+        self.num_cuts += 1
+        if self.is_full:
+            raise OSError(self.error, os.strerror(self.error))
+        super().truncate(file, num_bytes)
 
 
 def line(number: int) -> bytes:
@@ -68,6 +76,37 @@ def test_lines_are_queued_in_order_while_the_disk_is_full(
     ]
 
 
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (errno.EDQUOT, "The disk quota is used up"),
+        (errno.EROFS, "cannot be written: Read-only file system"),
+        (errno.EACCES, "cannot be written: Permission denied"),
+        (errno.EIO, "Input/output error"),
+        (errno.ESTALE, "Stale file handle"),
+    ],
+    ids=["quota", "read-only", "no permission", "broken", "stale handle"],
+)
+def test_lines_are_queued_whatever_the_disk_refuses_them_for(
+    journal: QueueingJournal, disk: SmallDisk, caplog: pytest.LogCaptureFixture, error: int, words: str
+) -> None:
+    journal.append(line(1))
+    disk.is_full, disk.error = True, error
+    for number in (2, 3, 4):
+        journal.append(line(number))
+    assert (3, False) == (journal.num_queued, journal.write_queued())
+    assert words in str(journal.refusal)
+    with pytest.raises((StorageError, OSError), match=words):
+        journal.append_now(line(5))
+    disk.is_full = False
+    journal.append(line(6))
+
+    assert [line(number) for number in (1, 2, 3, 4, 6)] == written(journal)
+    assert [True, True] == [words in caplog.messages[0], "3 queued lines were written" in caplog.messages[1]]
+    # Nothing of a refused line is in the file, so nothing is cut off, and nothing is said of a torn line.
+    assert (2, 0) == (len(caplog.messages), disk.num_cuts)
+
+
 def test_a_line_that_must_be_written_now_is_refused_and_not_queued(journal: QueueingJournal, disk: SmallDisk) -> None:
     disk.is_full = True
     journal.append(line(1))
@@ -92,6 +131,27 @@ def test_memory_is_bounded(journal: QueueingJournal, disk: SmallDisk, monkeypatc
 
     assert 3 == journal.num_queued
     assert not journal.write_queued()
+
+
+def test_a_full_memory_names_what_refuses_the_lines(
+    journal: QueueingJournal, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queueing_journal, "MAX_QUEUED_BYTES", len(line(1)))
+    disk.is_full, disk.error = True, errno.EROFS
+    journal.append(line(1))
+
+    with pytest.raises(StorageUnwritable, match="Read-only"):
+        journal.append(line(2))
+
+
+def test_where_not_even_one_line_fits_into_memory_the_disk_is_full(
+    journal: QueueingJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queueing_journal, "MAX_QUEUED_BYTES", 1)
+    journal.journal.abandon()
+
+    with pytest.raises(DiskFull):
+        journal.append(line(1))
 
 
 def test_lines_that_an_abandoned_journal_refuses_are_rescued_in_order(

@@ -10,7 +10,7 @@ import pytest
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.events import AlertCleared, AlertRaised
 from crashproof.records.metrics import MetricsSnapshot
-from crashproof.records.session import AttemptRecord, RaisedAlert, TrainingSession
+from crashproof.records.session import AttemptRecord, FailedSaves, RaisedAlert, TrainingSession
 from crashproof.records.states import SessionKind
 from crashproof.rules.alerts import (
     ALERT_KINDS,
@@ -64,6 +64,7 @@ def updates(count: int, *, newest_at: float, seconds: float = 1.0) -> list[Metri
         pytest.param({"verdict": "unstable"}, [], id="unstable"),
         pytest.param({"verdict": "non_finite"}, ["non_finite"], id="not-finite"),
         pytest.param({"verdict": "diverging", "health": "stalled"}, ["stalled", "diverging"], id="two-at-once"),
+        pytest.param({"unwritten": "3 records wait in memory"}, ["records_failing"], id="records-wait"),
         pytest.param({"free_bytes": GIB - 1}, ["disk_low"], id="disk-low"),
         pytest.param({"free_bytes": GIB}, [], id="disk-at-the-limit"),
         pytest.param({"free_bytes": None}, [], id="disk-unknown"),
@@ -150,6 +151,42 @@ def test_a_loss_must_look_well_for_a_while(
 
     assert ([kind] if is_over else []) == changes.cleared
     assert ({} if is_over else {kind: min(since or NOW, NOW)}) == changes.fine_since
+
+
+@pytest.mark.parametrize(
+    "in_a_row, active, expected",
+    [
+        pytest.param(0, False, ([], []), id="none"),
+        pytest.param(1, False, ([], []), id="one"),
+        pytest.param(2, False, (["saves_failing"], []), id="two"),
+        pytest.param(3, True, ([], []), id="three-and-it-is-known"),
+        pytest.param(1, True, ([], []), id="not-saved-yet"),
+        pytest.param(0, True, ([], ["saves_failing"]), id="saved"),
+    ],
+)
+def test_saves_that_keep_failing_are_an_alert_until_one_succeeds(
+    in_a_row: int, active: bool, expected: tuple[list[str], list[str]]
+) -> None:
+    failed = FailedSaves(in_a_row=in_a_row, total=7, step=40, timestamp=1.0, error="No space left on device")
+    run = session(
+        failed_saves=failed,
+        steps_completed=45,
+        last_checkpoint_step=20,
+        alerts_active={"saves_failing": 1.0} if active else {},
+    )
+
+    changes = changes_of(run, observed(), {})
+
+    assert expected == (list(changes.raised), changes.cleared)
+    said = "the newest at step 40: No space left on device; the newest checkpoint is 25 steps old"
+    assert {f"{in_a_row} saves in a row have failed, {said}"} >= set(changes.raised.values())
+
+
+def test_records_that_reach_the_disk_again_end_the_alert() -> None:
+    active = session(alerts_active={"records_failing": 1.0})
+
+    assert [] == changes_of(active, observed(unwritten="3 records wait in memory"), {}).cleared
+    assert ["records_failing"] == changes_of(active, observed(), {}).cleared
 
 
 def test_a_loss_that_was_non_finite_between_two_checks_is_reported() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from crashproof import MetricsSnapshot
 from crashproof.records.events import SessionStarted
-from crashproof.records.session import AttemptRecord
+from crashproof.records.session import AttemptRecord, FailedSaves
 from crashproof.records.states import SessionKind
 from crashproof.rules.health import health_of, patience_seconds
 from crashproof.rules.session import begin_session
@@ -58,6 +58,27 @@ def test_a_live_run_that_reports_is_as_well_as_its_loss(verdict, expected):
     recent = [update(NOW - 1000 + 10 * step, step=step) for step in range(1, 100)]
 
     assert expected == judged(*recent, verdict=verdict).state
+
+
+@pytest.mark.parametrize(
+    "in_a_row, verdict, expected",
+    [
+        (1, "improving", "running"),
+        (2, "improving", "saves_failing"),
+        (9, "unknown", "saves_failing"),
+        # Both are alerts; what is wrong with the training comes first.
+        (9, "diverging", "diverging"),
+    ],
+)
+def test_a_run_that_cannot_save_is_not_well(in_a_row, verdict, expected):
+    session = session_with(update(NOW - 1.0))
+    session.failed_saves = FailedSaves(in_a_row=in_a_row, total=9, step=1, timestamp=NOW, error="read-only")
+    attempt = AttemptRecord(attempt=1, start=NOW - 60.0, last_seen=NOW)
+
+    health = health_of(session, attempt, status="running", verdict=verdict, now=NOW)
+
+    assert expected == health.state
+    assert ("read-only" in health.reason) is (expected == "saves_failing")
 
 
 def test_silence_far_beyond_the_usual_pace_is_a_stall():

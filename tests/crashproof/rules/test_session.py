@@ -16,6 +16,7 @@ from crashproof.records.events import (
     AnswersRecovered,
     AttemptEnded,
     AttemptStarted,
+    CheckpointFailed,
     CheckpointHashed,
     CheckpointRecorded,
     CheckpointRemoved,
@@ -45,7 +46,7 @@ from crashproof.records.requests import (
     RequestSent,
     Spending,
 )
-from crashproof.records.session import PacePoint, TrainingSession
+from crashproof.records.session import FailedSaves, PacePoint, TrainingSession
 from crashproof.records.snapshots import SessionFile
 from crashproof.records.states import SessionKind
 from crashproof.rules.checkpoint_catalog import with_evaluation
@@ -283,6 +284,11 @@ def test_attempts_stand_in_order_however_they_arrive():
             id="connection-failed",
         ),
         pytest.param(
+            CheckpointFailed(timestamp=7.0, attempt=1, step=5, error="full"),
+            {"failed_saves": FailedSaves(in_a_row=1, total=1, step=5, timestamp=7.0, error="full")},
+            id="checkpoint-failed",
+        ),
+        pytest.param(
             Paused(timestamp=77.0, attempt=1, seconds=60.0),
             {"pause_times": [77.0], "total_pause_duration": 60.0},
             id="paused",
@@ -339,6 +345,23 @@ def test_an_event_changes_only_what_it_is_about(event, expected):
     assert expected == {
         name: getattr(session, name) for name in fields if getattr(session, name) != getattr(before, name)
     }
+
+
+def test_a_checkpoint_ends_the_row_of_failed_saves_over_attempts():
+    def failed(step: int, attempt: int) -> CheckpointFailed:
+        return CheckpointFailed(timestamp=float(step), attempt=attempt, step=step, error=f"no space at {step}")
+
+    failing = [started(1), failed(5, 1), failed(10, 1), started(2), failed(15, 2)]
+
+    assert (
+        FailedSaves(in_a_row=3, total=3, step=15, timestamp=15.0, error="no space at 15")
+        == session_of(*failing).failed_saves
+    )
+    assert FailedSaves(total=3) == session_of(*failing, recorded(20)).failed_saves
+    assert (
+        FailedSaves(in_a_row=1, total=4, step=25, timestamp=25.0, error="no space at 25")
+        == session_of(*failing, recorded(20), failed(25, 2)).failed_saves
+    )
 
 
 def test_the_first_step_that_differed_is_remembered():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import math
 
 import numpy as np
@@ -16,8 +17,11 @@ from crashproof import (
     training_progress_context,
     write_atomically,
 )
-from crashproof.errors import ConfigChanged, InvalidMetric, NewerFormat, NoUsableCheckpoint, RunInUse
+from crashproof.disk.lock import holder_of
+from crashproof.disk.run_folder import RunFolder
+from crashproof.errors import ConfigChanged, DiskFull, InvalidMetric, NewerFormat, NoUsableCheckpoint, RunInUse
 from crashproof.records.checksummed_line import add_checksum
+from crashproof.testing import FaultyDisk
 
 CONFIG = {"train": {"lr": 0.1}}
 QUIET = TrackerSettings(has_heartbeat=False)
@@ -72,6 +76,33 @@ def test_a_loop_that_exits_after_it_was_asked_to_stop_ends_as_preempted_too(cont
         raise SystemExit(75)
 
     assert "preempted" == attempts_of(run_dir)[0][0]
+
+
+def test_what_ends_the_training_is_raised_although_its_end_cannot_be_recorded(run_dir, update, tmp_path, caplog):
+    run_dir.mkdir()
+    disk = FaultyDisk(run_dir, tmp_path / "scratch")
+    with (
+        pytest.raises(ValueError, match="bad batch"),
+        training_progress_context(CONFIG, run_dir, 10, settings=QUIET, disk=disk) as progress,
+    ):
+        disk.begin_failing(errno.ENOSPC)
+        update(progress, 1)
+        raise ValueError("bad batch")
+
+    num_lost = progress.get_progress_summary()["lines_waiting"]
+    assert num_lost >= 2
+    assert holder_of(RunFolder.under(run_dir).lock) is None
+    assert f"could not be recorded, and {num_lost} records are lost: The disk is full" in caplog.text
+
+
+def test_an_orderly_end_that_cannot_be_recorded_is_raised(run_dir, tmp_path):
+    run_dir.mkdir()
+    disk = FaultyDisk(run_dir, tmp_path / "scratch")
+    with (
+        pytest.raises(DiskFull),
+        training_progress_context(CONFIG, run_dir, 10, settings=QUIET, disk=disk),
+    ):
+        disk.begin_failing(errno.ENOSPC)
 
 
 def test_a_context_that_was_never_entered_says_so_and_touches_no_disk(context, run_dir):

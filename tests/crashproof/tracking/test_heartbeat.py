@@ -28,7 +28,7 @@ def test_a_failed_beat_is_logged_and_the_next_one_follows(caplog):
     heartbeat.stop()
 
     assert [True] * 2 == has_beaten
-    assert {("crashproof", logging.ERROR, "Housekeeping failed; trying again in 0.001 s.")} == set(
+    assert {("crashproof", logging.ERROR, "Housekeeping failed; trying again every 0.001 s.")} == set(
         caplog.record_tuples
     )
 
@@ -87,3 +87,25 @@ def test_one_that_never_started_can_be_stopped(monkeypatch):
     monkeypatch.setattr(threading.Thread, "start", refuse)
 
     Heartbeat(lambda: None, interval_seconds=1.0).stop()
+
+
+def test_a_beat_that_fails_for_hours_is_logged_once_and_its_recovery_too(caplog):
+    beats = threading.Semaphore(0)
+    trouble = threading.Event()
+    trouble.set()
+
+    def fail() -> None:
+        beats.release()
+        if trouble.is_set():
+            raise ValueError("no space")
+
+    heartbeat = Heartbeat(fail, interval_seconds=0.001)
+    has_beaten = [beats.acquire(timeout=10) for _ in range(20)]
+    trouble.clear()
+    has_beaten += [beats.acquire(timeout=10) for _ in range(20)]
+    heartbeat.stop()
+
+    assert [True] * 40 == has_beaten
+    failed, works = caplog.messages
+    assert "Housekeeping failed; trying again every 0.001 s." == failed
+    assert works.startswith("Housekeeping works again, after ")

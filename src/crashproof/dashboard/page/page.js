@@ -535,7 +535,7 @@ class OneRun {
         [summary.is_job ? "Time spent" : "Training time", words.hoursLong(summary.elapsed_wall_clock_hours)],
         ["Last update", words.ago(summary.last_update_time, now)],
         ["Attempt", summary.attempt_host ? `${summary.attempt} on ${summary.attempt_host}, process ${summary.attempt_pid}` : String(summary.attempt)],
-        !summary.is_job && ["Newest checkpoint", summary.last_checkpoint_step == null ? "none" : `step ${words.count(summary.last_checkpoint_step)}`],
+        !summary.is_job && ["Newest checkpoint", words.newestCheckpoint(summary)],
         !summary.is_job && ["Throughput", throughput(summary)],
       ]));
   }

@@ -47,7 +47,7 @@ export const moment = (seconds) =>
 
 const STATES = {
   starting: ["○", "idle"], running: ["▶", "good"], stalled: ["‖", "bad"], diverging: ["↗", "bad"],
-  non_finite: ["∅", "bad"], complete: ["✓", "good"], ended_early: ["◧", "idle"], preempted: ["◧", "idle"],
+  non_finite: ["∅", "bad"], saves_failing: ["▽", "bad"], complete: ["✓", "good"], ended_early: ["◧", "idle"], preempted: ["◧", "idle"],
   raised: ["✕", "bad"], crashed: ["✕", "bad"], replaced: ["◧", "idle"], not_started: ["○", "idle"],
   unreadable: ["?", "bad"], adopted: ["○", "idle"],
 };
@@ -65,6 +65,11 @@ export const titleOf = (series) => TITLES[series] ?? series.replaceAll("_", " ")
 
 export function checkpointState({ state, reason }) {
   return reason ? `${state}: ${reason}` : state;
+}
+
+export function newestCheckpoint({ last_checkpoint_step: step, failed_saves: failed }) {
+  const newest = step == null ? "none" : `step ${count(step)}`;
+  return failed?.in_a_row ? `${newest}; ${count(failed.in_a_row)} failed since: ${failed.error}` : newest;
 }
 
 const VERDICTS = {

@@ -101,11 +101,11 @@ class Journal:
             raise RecordTooLarge(self.path, reason=f"has {len(line):,} bytes, more than {MAX_LINE_BYTES:,}")
         if is_nested_too_deeply(line):
             raise RecordTooLarge(self.path, reason=f"is nested more than {MAX_NESTING} levels deep")
+        if self._is_blocked:
+            with storage_errors(self.path, needed_bytes=len(line)):
+                self._unblock()
         offset = self.num_bytes
         try:
-            if self._is_blocked:
-                self._unblock()
-                offset = self.num_bytes
             written = self._disk.write(self._file, line)
             if written != len(line):
                 # The disk is nearly always full after a short write, and this raises.
@@ -233,8 +233,10 @@ class Journal:
     def _cut_back(self, offset: int, line: bytes) -> None:
         """Remove what the failed write of a line may have left at an offset, or remember that it is there."""
         try:
-            if line.startswith(os.pread(self._file, len(line) + 1, offset)):
-                self._disk.truncate(self._file, offset)
+            written = os.pread(self._file, len(line) + 1, offset)
+            if line.startswith(written):
+                if written:
+                    self._disk.truncate(self._file, offset)
                 self._has_torn_end = self._is_blocked = False
                 return
             # Something else has been written there as well, and is not cut off.
@@ -248,7 +250,7 @@ class Journal:
             raise JournalAbandoned(self.path)
         write_all(self._file, b"\n", self._disk)
         self._has_torn_end = self._is_blocked = False
-        self.num_bytes = self.path.stat().st_size
+        self.num_bytes = os.fstat(self._file).st_size
 
 
 def quarantine_bytes(pieces: Iterable[bytes], quarantine: Path, disk: Disk) -> None:

@@ -119,6 +119,10 @@ class ProgressConfig(Section):
     """Optimizer steps between checkpoints; the last step always has one."""
     saves_behind: bool = True
     """Save checkpoints asynchronously; otherwise training waits for each save."""
+    max_failed_saves: int | None = Field(default=5, ge=0)
+    """Saves in a row that may fail; training waits for the next one, and stops if it fails too. null: any number."""
+    last_save_seconds: float = Field(default=600, ge=0)
+    """How long a save that has to succeed is tried again: that one, and the last of the run."""
     keep: KeepConfig = KeepConfig()
     eval_samples: int = Field(default=64, ge=1)
     """Held-out prompts that the student answers in an evaluation; perplexity is over all held-out data."""

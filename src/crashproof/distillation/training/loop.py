@@ -65,7 +65,7 @@ class TrainingLoop:
         When it returns, the newest step is in a checkpoint.
 
         Raises:
-            DiskFull, StorageUnwritable: the last checkpoint could not be saved.
+            SavesFailed: the last checkpoint could not be saved, or too many before it.
             TeacherError: a paid teacher did not answer; the steps before are saved.
             RankLost: another process died, or did not respond within the limit.
             Exception: a step cannot be made; on a single process, the steps before it are saved.

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,14 +17,22 @@ import torch
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from crashproof.checkpoints.digest import Digest
+from crashproof.checkpoints.partials import sweep_partial_checkpoints
 from crashproof.disk.atomic import WholeFile
 from crashproof.disk.files import REAL_DISK, Disk
+from crashproof.disk.run_folder import RunFolder
+from crashproof.distillation.settings.progress import ProgressConfig
+from crashproof.distillation.training.patience import Patience
 from crashproof.distillation.training.training_state import TrainingState
-from crashproof.errors import DiskFull, StorageError
+from crashproof.errors import DiskFull, SavesFailed, StorageError
+from crashproof.formatting import as_duration
+from crashproof.notices import Notices
+from crashproof.pytorch.acting_together import act_together
 from crashproof.pytorch.background_task import BackgroundTask
 from crashproof.pytorch.checkpoint_file import save_checkpoint
 from crashproof.pytorch.ranks import DistributedRanks, Ranks
 from crashproof.pytorch.sharded_checkpoint import save_shards
+from crashproof.rules.saves.failures import is_last_chance
 from crashproof.tracking.context import TrainingProgressContext
 
 __all__ = ["CheckpointSaver"]
@@ -43,20 +53,31 @@ class CheckpointSaver:
         output_dir: Path,
         ranks: Ranks,
         *,
-        in_background: bool,
+        settings: ProgressConfig,
+        is_stop_requested: Callable[[], bool] = lambda: False,
         disk: Disk = REAL_DISK,
+        sleep: Callable[[float], None] = time.sleep,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """With `in_background`, training continues while a checkpoint is written. Every process has a saver."""
+        """Every process has a saver. With `saves_behind` of the settings, training continues during a save."""
         self.saved_step = state.counters.step
         """The step of the newest acknowledged checkpoint, or the step at which training began."""
+        self._has_checkpoint = state.counters.step > 0
         self._state = state
         self._context = context
-        self._output_dir = output_dir
+        self._folder = RunFolder.under(output_dir)
         # The thread waits for other processes apart from the loop.
         self._ranks = ranks.for_background_thread()
-        self._in_background = in_background
+        self._settings = settings
+        self._is_stop_requested = is_stop_requested
         self._disk = disk
+        self._sleep, self._now = sleep, now
         self._background = BackgroundTask("crashproof-save")
+        self._started_step = -1
+        self._failed_step = -1
+        self._num_failed = 0
+        """Saves of different steps that have failed since the newest checkpoint; the same on all processes."""
+        self._notices = Notices()
         has_device = torch.cuda.is_available()
         self._stager = DefaultStager(
             StagingOptions(
@@ -67,35 +88,31 @@ class CheckpointSaver:
             )
         )
 
+    def require_room(self) -> None:
+        """Refuse to train what could not be saved even once, as far as the free space tells.
+
+        Raises:
+            DiskFull: Names what is needed and what is free.
+        """
+        self._sweep()
+        self._require_room(self._folder.root, self._state.num_bytes())
+
     def save(self) -> None:
         """Start a checkpoint of the current state, between two steps.
 
-        If the disk is full, the checkpoint is skipped with a warning, and training continues.
+        If it cannot be saved, it is skipped with a warning, and training continues. Once as many saves in a row have
+        failed as the settings allow, training waits for this one, which is tried again for a limited time.
+
+        Raises:
+            SavesFailed: It could not be saved in that time either.
+            RankLost: A process died while saving.
         """
-        started_at = time.monotonic()
         self._wait_for_last()
-        step, samples = self._state.counters.step, self._state.counters.samples
-        path = self._output_dir / (f"checkpoint_{step}" if self._ranks.num_ranks > 1 else f"checkpoint_{step}.pt")
-        num_bytes = self._state.num_bytes()
-        # The stager's memory is reused by the next save.
-        tensors = cast(dict[str, Any], self._stager.stage(self._state.tensors()))
-        own, shared = self._state.own_values(), self._state.shared_values()
-        copy_seconds = time.monotonic() - started_at
-
-        def write() -> None:
-            write_started_at = time.monotonic()
-            self._require_room(path, num_bytes)
-            written = self._write(path, tensors, own, shared)
-            write_seconds = 0.0 if self._in_background else time.monotonic() - write_started_at
-            stalled_seconds = copy_seconds + write_seconds
-            # Recorded in the manifest only once it is durable.
-            self._context.record_checkpoint(
-                step, path, samples, is_best=None, written=written, seconds=stalled_seconds
-            )
-            self.saved_step = step
-
-        self._background.start(write)
-        if not self._in_background:
+        if is_last_chance(self._num_failed, self._settings.max_failed_saves):
+            self._insist()
+            return
+        self._start()
+        if not self._settings.saves_behind:
             self._wait_for_last()
 
     def check(self) -> None:
@@ -106,20 +123,19 @@ class CheckpointSaver:
         """
         try:
             self._background.raise_failure()
-        except StorageError as error:
-            self._report_skipped(error)
+        except (StorageError, OSError) as error:
+            self._skip(error)
 
     def finish(self) -> None:
-        """Wait until the newest step is in a checkpoint.
+        """Wait until the newest step is in a checkpoint; a save that fails is tried again for a limited time.
 
         Raises:
-            DiskFull, StorageUnwritable: it could not be saved.
-            RankLost: a process died while saving.
+            SavesFailed: It could not be saved in that time.
+            RankLost: A process died while saving.
         """
         self._wait_for_last()
         if self._state.counters.step > self.saved_step:
-            self.save()
-            self._background.wait()
+            self._insist()
 
     def close(self) -> None:
         """Wait for a running save."""
@@ -129,24 +145,127 @@ class CheckpointSaver:
     def _wait_for_last(self) -> None:
         try:
             self._background.wait()
-        except StorageError as error:
-            self._report_skipped(error)
+        except (StorageError, OSError) as error:
+            self._skip(error)
 
-    def _report_skipped(self, error: StorageError) -> None:
+    def _skip(self, error: StorageError | OSError) -> None:
+        """Go on without the last save. Processes may notice its failure a few steps apart, so they decide nothing."""
+        self._count(error)
+        in_a_row = f" {self._num_failed} saves in a row have failed." if self._num_failed > 1 else ""
         if self._ranks.is_main:
-            log.warning("A checkpoint was skipped: %s Training continues.", error)
+            log.warning("A checkpoint was skipped: %s Training continues.%s", error, in_a_row)
+
+    def _count(self, error: StorageError | OSError) -> None:
+        if self._started_step != self._failed_step:
+            self._failed_step, self._num_failed = self._started_step, self._num_failed + 1
+        self._context.record_checkpoint_failure(self._started_step, error)
+
+    def _insist(self) -> None:
+        """Save the newest step now, and again for a limited time where that fails."""
+        patience = Patience(
+            self._ranks,
+            limit_seconds=self._settings.last_save_seconds,
+            is_stop_requested=self._is_stop_requested,
+            sleep=self._sleep,
+            now=self._now,
+        )
+        while True:
+            self._start()
+            try:
+                self._background.wait()
+            except (StorageError, OSError) as error:
+                self._count(error)
+                self._tell_once(error)
+                if not patience.wait():
+                    raise self._given_up(error, patience.seconds) from error
+            else:
+                return
+
+    def _tell_once(self, error: StorageError | OSError) -> None:
+        if self._ranks.is_main:
+            self._notices.warn(
+                f"step {self._started_step}",
+                "Step %s could not be saved: %s Training waits, and tries again for up to %s.",
+                f"{self._started_step:,}",
+                error,
+                as_duration(self._settings.last_save_seconds),
+            )
+
+    def _given_up(self, error: StorageError | OSError, seconds: float) -> SavesFailed:
+        return SavesFailed(
+            step=self._started_step,
+            num_failed=self._num_failed,
+            error=error,
+            saved_step=self.saved_step if self._has_checkpoint else None,
+            tried_seconds=seconds,
+        )
+
+    def _path(self, step: int) -> Path:
+        return self._folder.root / (f"checkpoint_{step}" if self._ranks.num_ranks > 1 else f"checkpoint_{step}.pt")
+
+    def _start(self) -> None:
+        """Copy the state, and write it in the background."""
+        started_at = time.monotonic()
+        step, samples = self._state.counters.step, self._state.counters.samples
+        self._started_step = step
+        path, num_bytes = self._path(step), self._state.num_bytes()
+        # The stager's memory is reused by the next save.
+        tensors = cast(dict[str, Any], self._stager.stage(self._state.tensors()))
+        own, shared = self._state.own_values(), self._state.shared_values()
+        copy_seconds = time.monotonic() - started_at
+
+        def write() -> None:
+            write_started_at = time.monotonic()
+            self._sweep()
+            self._require_room(path, num_bytes)
+            written = self._write(path, step, tensors, own, shared)
+            write_seconds = 0.0 if self._settings.saves_behind else time.monotonic() - write_started_at
+            self._record(step, path, samples, written, copy_seconds + write_seconds)
+            self.saved_step, self._has_checkpoint, self._num_failed = step, True, 0
+
+        self._background.start(write)
+
+    def _sweep(self) -> None:
+        """Remove what failed saves have left, so that it does not take the space of the next one."""
+        if not self._ranks.is_main:
+            return
+        try:
+            sweep_partial_checkpoints(self._folder, disk=self._disk)
+        except OSError as error:
+            self._notices.warn("partials", "What a failed save has left cannot be removed yet: %s", error)
 
     def _require_room(self, path: Path, num_bytes: int) -> None:
         """Refuse before anything is written; the disk may still fill up during the save."""
-        free = self._disk.free_bytes(self._output_dir)
         needed = round(num_bytes * (1 + _SPARE_SHARE))
-        failure = (needed, free) if self._ranks.is_main and free < needed else None
-        if failure := self._ranks.broadcast(failure, f"checking free space for {path.name}"):
-            raise DiskFull(path, needed_bytes=failure[0], free_bytes=failure[1])
+
+        def look() -> None:
+            free = self._disk.free_bytes(self._folder.root)
+            if free < needed:
+                raise DiskFull(path, needed_bytes=needed, free_bytes=free)
+
+        act_together(self._ranks, f"checking free space for {path.name}", look, only_main=True)
 
     def _write(
-        self, path: Path, tensors: dict[str, Any], own: dict[str, Any], shared: dict[str, Any]
+        self, path: Path, step: int, tensors: dict[str, Any], own: dict[str, Any], shared: dict[str, Any]
     ) -> WholeFile | Digest:
         if isinstance(self._ranks, DistributedRanks):
-            return save_shards(path, tensors, own, shared, self._ranks, disk=self._disk)
+            make_way = partial(self._make_way, path, step)
+            return save_shards(path, tensors, own, shared, self._ranks, make_way=make_way, disk=self._disk)
         return save_checkpoint(path, {**shared, "tensors": tensors, "own": own}, disk=self._disk)
+
+    def _make_way(self, path: Path, step: int) -> None:
+        """Move an older folder of that name away: training has gone back, or a kill came before its record."""
+        if path.exists() and self._context.tracker is not None:
+            self._context.tracker.quarantine_checkpoint(path, step, "the step is saved again")
+
+    def _record(
+        self, step: int, path: Path, samples: int, written: WholeFile | Digest, stalled_seconds: float
+    ) -> None:
+        """Record a durable checkpoint in the manifest; where that fails, it counts as failed on all processes."""
+
+        def record() -> None:
+            self._context.record_checkpoint(
+                step, path, samples, is_best=None, written=written, seconds=stalled_seconds
+            )
+
+        act_together(self._ranks, f"recording {path.name}", record, only_main=True)

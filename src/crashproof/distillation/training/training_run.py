@@ -190,9 +190,12 @@ class TrainingRun:
             self.progress,
             self._output_dir,
             self._ranks,
-            in_background=config.progress.saves_behind,
+            settings=config.progress,
+            is_stop_requested=lambda: self._interrupts.is_requested,
         )
         stack.callback(saver.close)
+        if self._state.counters.step < config.train.steps:
+            saver.require_room()
         return TrainingLoop(
             recipe=prepared.recipe,
             strategy=self._strategy,

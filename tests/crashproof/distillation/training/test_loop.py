@@ -27,7 +27,7 @@ from crashproof.distillation.training.batches import StepBatches
 from crashproof.distillation.training.loop import TrainingLoop, new_optimizer, new_state
 from crashproof.distillation.training.saving import CheckpointSaver
 from crashproof.distillation.training.strategy import choose_strategy
-from crashproof.errors import DiskFull
+from crashproof.errors import SavesFailed
 from crashproof.pytorch.device import choose_device
 from crashproof.pytorch.interrupts import Interrupts
 from crashproof.pytorch.ranks import SingleRank
@@ -96,7 +96,7 @@ def make_loop(
         recipe = KdRecipe(student, teacher, KdLossConfig(), vocab_size=270).to(device.device)
         state = new_state(recipe, train, device, ranks)
         batches = StepBatches(tokens, train, ranks, first_sample=0, ahead_steps=1)
-        saver = CheckpointSaver(state, context, tmp_path, ranks, in_background=progress.saves_behind, disk=disk)
+        saver = CheckpointSaver(state, context, tmp_path, ranks, settings=progress, disk=disk)
         opened.extend([batches, saver])
         return TrainingLoop(
             recipe=recipe,
@@ -301,8 +301,9 @@ def test_the_last_checkpoint_must_succeed(make_loop: MakeLoop, tmp_path: Path) -
         def free_bytes(self, path: Path) -> int:
             return 100
 
-    with pytest.raises(DiskFull, match="100 bytes are free"), a_run(tmp_path) as context:
-        run(make_loop(context, disk=Full()))
+    progress = {"checkpoint_interval": 2, "last_save_seconds": 0}
+    with pytest.raises(SavesFailed, match="100 bytes are free"), a_run(tmp_path) as context:
+        run(make_loop(context, disk=Full(), progress=progress))
 
 
 def test_evaluations_are_recorded_at_their_steps_and_at_the_last(make_loop: MakeLoop, tmp_path: Path) -> None:

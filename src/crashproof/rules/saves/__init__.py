@@ -1,0 +1,1 @@
+"""What becomes of a run whose checkpoints cannot be saved: the one place that decides."""
