@@ -22,8 +22,9 @@ from crashproof.distillation.training.batches import StepBatches, StepData
 from crashproof.distillation.training.saving import CheckpointSaver
 from crashproof.distillation.training.strategy import Strategy, clip_gradients
 from crashproof.distillation.training.training_state import TrainingState
-from crashproof.errors import CrashproofError, TeacherError
+from crashproof.errors import CrashproofError
 from crashproof.pytorch.device import ComputeDevice
+from crashproof.pytorch.from_main import is_raised_by_all
 from crashproof.pytorch.interrupts import Interrupts, StopRequested
 from crashproof.pytorch.ranks import Ranks
 from crashproof.tracking.context import TrainingProgressContext
@@ -55,6 +56,7 @@ class TrainingLoop:
     _before_step: list[Tensor] = field(default_factory=list)
     """The random states before the step that is being made."""
     _is_changing_weights: bool = False
+    _is_warm: bool = False
 
     def __post_init__(self) -> None:
         self._num_skipped = torch.zeros((), device=self.device.device)
@@ -67,29 +69,24 @@ class TrainingLoop:
         Raises:
             DiskFull, StorageUnwritable: the last checkpoint could not be saved.
             TeacherError: a paid teacher did not answer; the steps before are saved.
+            MainProcessFailed: likewise, on the other processes.
             RankLost: another process died, or did not respond within the limit.
-            Exception: a step cannot be made; on a single process, the steps before it are saved.
+            Exception: a step cannot be made; where all processes know that, or there is one alone, the steps before
+                it are saved.
         """
         counters, total_steps = self.state.counters, self.train.steps
         self.recipe.train()
-        step_data: StepData | None = None
-        if counters.step < total_steps and not self.interrupts.is_requested:
-            step_data = self._warm_up()
         self.state.ranks.share_stop_request(self.interrupts.is_requested)
         while counters.step < total_steps and not self.state.ranks.is_stop_agreed:
             try:
                 self._before_step = _torch_random_states(self.device.device)
-                self._step(step_data or self.batches.take())
+                self._step(self._take())
             except StopRequested:
-                # Raised while a batch waited for its teacher: the step has not begun.
+                # Raised while a batch waited for its teacher, on all processes: the step has not begun.
                 break
-            except TeacherError:
-                self.saver.finish()
-                raise
             except Exception as error:
                 self._save_after(error)
                 raise
-            step_data = None
             display.advance(counters.step, loss=self._newest_loss, remaining=self.context.get_remaining_seconds)
             self.saver.check()
             if self._is_due(self.progress.eval_every):
@@ -106,22 +103,32 @@ class TrainingLoop:
         return is_complete
 
     def _save_after(self, error: Exception) -> None:
-        """Save the steps that are done before an error ends the run, where that needs no other process.
+        """Save the steps that are done before an error ends the run, where every process that it takes can do so.
 
         The weights change at the end of a step alone; if the error came from there, they may be half changed.
         """
-        if self.state.ranks.num_ranks > 1 or self._is_changing_weights:
+        is_alone = self.state.ranks.num_ranks == 1
+        if self._is_changing_weights or not (is_alone or is_raised_by_all(error)):
             return
+        saved_step = self.saver.saved_step
         _restore_torch_random_states(self._before_step, self.device.device)
         try:
             self.saver.finish()
         except CrashproofError as failure:
             log.warning("The steps before the error could not be saved: %s", failure)
             return
-        log.info("Saved step %s before the run ends with an error.", f"{self.state.counters.step:,}")
+        if self.saver.saved_step > saved_step:
+            log.info("Saved step %s before the run ends with an error.", f"{self.state.counters.step:,}")
 
     def _is_due(self, interval: int | None) -> bool:
         return interval is not None and self.state.counters.step % interval == 0
+
+    def _take(self) -> StepData:
+        """The data of the next step; before the first one, the strategy warms up."""
+        if self._is_warm:
+            return self.batches.take()
+        self._is_warm = True
+        return self._warm_up() or self.batches.take()
 
     def _warm_up(self) -> StepData | None:
         """The first step's data, if the strategy took them for a pass before the first step; else None."""

@@ -171,7 +171,7 @@ class TrainingRun:
         config, prepared = self._config, self._prepared
         first_sample = self._state.counters.samples
         upcoming = _upcoming_samples(len(prepared.data), config.train, first_sample)
-        stack.enter_context(prepared.data.attach(self.progress.tracker, upcoming))
+        stack.enter_context(prepared.data.attach(self.progress.tracker, upcoming, self._ranks))
         batches = StepBatches(
             prepared.data,
             config.train,

@@ -27,6 +27,10 @@ class AnsweredSample:
         sample = Sample(ids=self.sample.ids[:num_tokens], is_predicted=self.sample.is_predicted[:num_tokens])
         return replace(self, sample=sample)
 
+    def num_counted(self) -> int:
+        """Tokens that a loss counts; the first is predicted by nothing."""
+        return sum(self.sample.is_predicted[1:])
+
     def labels(self) -> list[int]:
         """The tokens that are learned, and `IGNORED` for the others."""
         pairs = zip(self.sample.ids, self.sample.is_predicted, strict=True)
