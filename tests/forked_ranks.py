@@ -6,6 +6,7 @@ input starts a run, and each line of its output says something of one.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-__all__ = ["ForkedRanks", "StartedRun"]
+__all__ = ["ForkedRanks", "StartedRun", "free_port", "wait_until"]
 
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 _SECONDS = 200.0
@@ -66,7 +67,10 @@ class ForkedRanks:
         self._process.wait(timeout=_SECONDS)
         self._process.stdout.close()
 
-    def start(self, arguments: Sequence[str], *, num_ranks: int = 2, **environment: str) -> StartedRun:
+    def start(
+        self, arguments: Sequence[str], *, num_ranks: int = 2, prepare: str = "", **environment: str
+    ) -> StartedRun:
+        """`prepare` is `module:function` of this folder, which each rank calls before it trains."""
         self._num_runs += 1
         folder = self._folder / f"said-{self._num_runs}"
         folder.mkdir(parents=True)
@@ -74,9 +78,10 @@ class ForkedRanks:
             {
                 "arguments": list(arguments),
                 "num_ranks": num_ranks,
+                "prepare": prepare,
                 "environment": environment,
                 "folder": str(folder),
-                "port": _free_port(),
+                "port": free_port(),
             }
         )
         return StartedRun(pids=self._hear(), folder=folder)
@@ -87,8 +92,10 @@ class ForkedRanks:
         run.exit_codes = self._hear()
         return run
 
-    def run(self, arguments: Sequence[str], *, num_ranks: int = 2, **environment: str) -> StartedRun:
-        return self.end(self.start(arguments, num_ranks=num_ranks, **environment))
+    def run(
+        self, arguments: Sequence[str], *, num_ranks: int = 2, prepare: str = "", **environment: str
+    ) -> StartedRun:
+        return self.end(self.start(arguments, num_ranks=num_ranks, prepare=prepare, **environment))
 
     def _tell(self, order: dict[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -108,7 +115,7 @@ def wait_until(condition: Callable[[], bool], *, seconds: float = _SECONDS) -> N
         time.sleep(0.005)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
@@ -148,6 +155,9 @@ def _become_rank(rank: int, order: dict[str, Any]) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     for descriptor, place in ((nothing, 0), (said, 1), (said, 2)):
         os.dup2(descriptor, place)
+    module, _, function = order["prepare"].partition(":")
+    if module:
+        getattr(importlib.import_module(module), function)()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +20,7 @@ from crashproof.distillation.schedule import learning_rate_at
 from crashproof.distillation.settings.progress import ProgressConfig
 from crashproof.distillation.settings.train import TrainConfig
 from crashproof.distillation.training.batches import StepBatches, StepData
+from crashproof.distillation.training.rank_times import RankComparison
 from crashproof.distillation.training.saving import CheckpointSaver
 from crashproof.distillation.training.strategy import Strategy, clip_gradients
 from crashproof.distillation.training.training_state import TrainingState
@@ -27,6 +29,7 @@ from crashproof.pytorch.device import ComputeDevice
 from crashproof.pytorch.from_main import is_raised_by_all
 from crashproof.pytorch.interrupts import Interrupts, StopRequested
 from crashproof.pytorch.ranks import Ranks
+from crashproof.pytorch.step_timer import NoStepTimer, StepTimer
 from crashproof.tracking.context import TrainingProgressContext
 
 __all__ = ["TrainingLoop", "new_optimizer", "new_state"]
@@ -49,6 +52,9 @@ class TrainingLoop:
     device: ComputeDevice
     context: TrainingProgressContext
     interrupts: Interrupts
+    timer: StepTimer = field(default_factory=NoStepTimer)
+    comparison: RankComparison | None = None
+    """None on a single process."""
     _num_skipped: Tensor = field(init=False)
     """Steps with non-finite gradients, counted on the device."""
     _num_reported: int = 0
@@ -89,12 +95,9 @@ class TrainingLoop:
                 raise
             display.advance(counters.step, loss=self._newest_loss, remaining=self.context.get_remaining_seconds)
             self.saver.check()
-            if self._is_due(self.progress.eval_every):
-                self._evaluate()
-            if self._is_due(self.progress.checkpoint_interval):
-                self.saver.save()
-                self._report_skipped()
-            self.state.ranks.share_stop_request(self.interrupts.is_requested)
+            with self.timer.waiting():
+                self._do_what_is_due()
+                self.state.ranks.share_stop_request(self.interrupts.is_requested)
         is_complete = counters.step >= total_steps
         if is_complete and self.progress.eval_every is not None:
             self._evaluate()
@@ -120,13 +123,24 @@ class TrainingLoop:
         if self.saver.saved_step > saved_step:
             log.info("Saved step %s before the run ends with an error.", f"{self.state.counters.step:,}")
 
+    def _do_what_is_due(self) -> None:
+        """Evaluate, save and compare the ranks, all processes together."""
+        if self._is_due(self.progress.eval_every):
+            self._evaluate()
+        if self._is_due(self.progress.checkpoint_interval):
+            self.saver.save()
+            self._report_skipped()
+        if self.comparison is not None:
+            self.comparison.after_step(self.state.counters.step)
+
     def _is_due(self, interval: int | None) -> bool:
         return interval is not None and self.state.counters.step % interval == 0
 
     def _take(self) -> StepData:
         """The data of the next step; before the first one, the strategy warms up."""
         if self._is_warm:
-            return self.batches.take()
+            with self.timer.waiting() if self.batches.waits_for_others else nullcontext():
+                return self.batches.take()
         self._is_warm = True
         return self._warm_up() or self.batches.take()
 
@@ -155,7 +169,10 @@ class TrainingLoop:
         for group in self.state.optimizer.param_groups:
             group["lr"] = learning_rate
         with self.state.ranks.collective(f"computing step {counters.step + 1}"):
-            sums = self.state.ranks.all_reduce(self._accumulate_gradients(step_data))
+            sums = self._accumulate_gradients(step_data)
+            with self.timer.waiting():
+                self.state.ranks.all_reduce(sums)
+            self.timer.end_step()
             self._is_changing_weights = True
             self._apply_gradients()
         counters.step += 1
@@ -183,11 +200,12 @@ class TrainingLoop:
         for place, batch in enumerate(step_data.batches):
             is_last = place == len(step_data.batches) - 1
             with self.strategy.accumulating(is_last=is_last):
-                with self.device.autocast():
+                with self.timer.forward(), self.device.autocast():
                     sums = self.strategy.losses(batch.to(self.device.device))
                 parts = [weight / self._divisor(step_data, name) * sums[name] for name, weight in weights.items()]
                 total = torch.stack(parts).sum() * self.strategy.gradient_scale
-                self.state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]  # torch leaves it so.
+                with self.timer.backward():
+                    self.state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]  # torch leaves it so.
             totals += torch.stack([sums[name].detach() for name in weights])
         return totals
 

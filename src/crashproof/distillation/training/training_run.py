@@ -26,6 +26,7 @@ from crashproof.distillation.teachers.api import identifying_fields
 from crashproof.distillation.training.batches import StepBatches
 from crashproof.distillation.training.loop import TrainingLoop, new_state
 from crashproof.distillation.training.preparation import Prepared, new_student
+from crashproof.distillation.training.rank_times import RankComparison, choose_timer
 from crashproof.distillation.training.saving import CheckpointSaver
 from crashproof.distillation.training.strategy import Strategy, choose_strategy, gather_weights
 from crashproof.distillation.training.training_state import TrainingState
@@ -188,6 +189,7 @@ class TrainingRun:
             in_background=config.progress.saves_behind,
         )
         stack.callback(saver.close)
+        timer = choose_timer(self._strategy, self._device.device, self._ranks)
         return TrainingLoop(
             recipe=prepared.recipe,
             strategy=self._strategy,
@@ -200,6 +202,8 @@ class TrainingRun:
             device=self._device,
             context=self.progress,
             interrupts=self._interrupts,
+            timer=timer,
+            comparison=RankComparison(self._ranks, timer, report=self.progress.record_rank_times),
         )
 
     def _resume(self) -> None:
