@@ -61,7 +61,7 @@ def test_the_journal_names_the_rank_that_is_slow(
     print(f"{strategy}, {slowness}, rank {slow}: {times}")
     assert [slow, 1 - slow] == [each.rank for each in times.slowest]
     # A part of it may be hidden: the next batches are made while a step computes.
-    assert SECONDS / 2 < times.slowest[0].seconds
+    assert SECONDS / 6 < times.slowest[0].seconds
     # The other one waits for it, and that is not its own work.
     assert times.slowest[1].seconds < times.slowest[0].seconds / 1.2
     assert slow == reader.progress(now=time.time()).rank_times.slowest[0].rank

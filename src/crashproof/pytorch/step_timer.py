@@ -1,8 +1,9 @@
 """Where a training step works, and where it waits for other processes.
 
-Under DDP, buffers are exchanged before the forward pass; gradients while the backward pass computes, and they are
-waited for behind it: the process's own work ends with its last gradient. Under FSDP every layer waits for its weights, in both passes: its own work is then the
-forward pass without these waits, and all that is outside the two passes.
+Under DDP, buffers are exchanged before the forward pass, and gradients while the backward pass computes; what is
+left of that is waited for at its end, so a process's own work ends with its last gradient. Under FSDP every layer
+waits for its weights, in both passes: own work is then the forward pass without these waits, and all that is outside
+the two passes.
 """
 
 from __future__ import annotations
