@@ -43,6 +43,7 @@ CrashproofError
 │   ├── OtherRun             a tracker's folder belongs to another run
 │   ├── RecordTooLarge       a record that could not be read back
 │   └── RequestError         a request that cannot be sent
+├── MainProcessFailed        the main process of the run cannot go on, and reports why
 ├── RankLost                 another process of the run died or stopped responding
 └── MissingExtra             an optional dependency is not installed, or too old
 """
@@ -72,6 +73,7 @@ __all__ = [
     "FolderNotShared",
     "InputError",
     "InvalidMetric",
+    "MainProcessFailed",
     "MissingExtra",
     "ModelMismatch",
     "NewerFormat",
@@ -545,6 +547,15 @@ class RecordTooLarge(InputError):
 
 class RequestError(InputError):
     """A request that cannot be sent to any teacher."""
+
+
+class MainProcessFailed(CrashproofError):
+    """The main process of the run cannot go on, and reports why; this process ends with it."""
+
+    def __init__(self, what: str, *, exit_code: int) -> None:
+        super().__init__(f"Rank 0 failed while {what}.", hint="Its last output has the reason.")
+        self.exit_code = exit_code
+        """That of the main process."""
 
 
 class RankLost(CrashproofError):

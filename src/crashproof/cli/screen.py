@@ -35,6 +35,7 @@ from crashproof.records.events import (
 )
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.states import RunStatus
+from crashproof.rules.rank_times.comparison import slow_in_words
 
 __all__ = ["Seen", "event_in_words", "plain_line", "screen_lines"]
 
@@ -196,7 +197,8 @@ def _rates(seen: Seen) -> list[str]:
     if summary.throughput_tokens_per_sec:
         words.append(f"{compact(round(summary.throughput_tokens_per_sec))} tokens/s")
     words.append(f"goodput {100 * summary.goodput_seconds.goodput_fraction:.0f} %")
-    return [f"pace   {', '.join(words)}"]
+    slow = slow_in_words(summary.rank_times)
+    return [f"pace   {', '.join(words)}", *([f"ranks  {slow}"] if slow else [])]
 
 
 def _saved(seen: Seen) -> list[str]:

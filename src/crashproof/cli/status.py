@@ -25,6 +25,7 @@ from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.progress import GoodputShare, ProgressSummary
 from crashproof.records.session import TrainingSession
 from crashproof.records.states import LossVerdict, RunStatus
+from crashproof.rules.rank_times.comparison import in_words
 from crashproof.rules.saves.failures import failed_in_words
 
 __all__ = ["RestartPoint", "local_time", "restart_point", "status"]
@@ -178,6 +179,9 @@ def _training_lines(look: _Look) -> list[str]:
     if summary.evaluation_step is not None:
         lines.append(f"  evaluation  step {summary.evaluation_step:,}: {named_values(summary.evaluation)}")
     lines.append(f"  cost        {_cost(summary)}; goodput {_goodput(summary.goodput_seconds)}")
+    if summary.rank_times is not None:
+        first, *more = in_words(summary.rank_times)
+        lines += [f"  ranks       {first}", *(f"              {line}" for line in more)]
     lines.append(f"  restart     {restart.in_words}")
     if failed := _failed_saves(summary):
         lines.append(f"  saves       {failed}")

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.states import HealthState
+from crashproof.rules.rank_times.comparison import times_the_median
 
 __all__ = ["metrics_page"]
 
@@ -37,6 +38,12 @@ _NUMBERS: tuple[tuple[str, str, Callable[[ProgressSummary], float | None]], ...]
     ("saves_failed_in_a_row", "Saves failed since the newest checkpoint.", lambda run: run.failed_saves.in_a_row),
     ("saves_failed", "Saves failed since the session began.", lambda run: run.failed_saves.total),
     ("goodput_ratio", "Productive share of the wall time.", lambda run: run.goodput_seconds.goodput_fraction),
+    ("slowest_rank", "The rank with the most work of its own on a step.", lambda run: _slowest_rank(run)),
+    (
+        "slowest_rank_ratio",
+        "Work of the slowest rank on a step, in medians of all ranks.",
+        lambda run: None if run.rank_times is None else times_the_median(run.rank_times),
+    ),
     ("teacher_answers", "Answers paid for.", lambda run: run.api_responses_saved),
     ("teacher_cost_dollars", "Paid to teachers.", lambda run: run.api_cost),
     ("teacher_failures", "Requests to teachers that failed.", lambda run: run.connection_failures),
@@ -86,6 +93,10 @@ class _Runs(Collector):
             # An integer beyond all floats, from a damaged file: one run must not hide the others.
             self._states[name] = HealthState.UNREADABLE
             return {}
+
+
+def _slowest_rank(run: ProgressSummary) -> int | None:
+    return run.rank_times.slowest[0].rank if run.rank_times is not None and run.rank_times.slowest else None
 
 
 def _seconds(hours: float | None) -> float | None:

@@ -19,8 +19,9 @@ from crashproof.distillation.training.sample_length import with_max_length
 from crashproof.distillation.training.strategy import is_sharded
 from crashproof.distillation.training.training_run import TrainingRun, alert_settings
 from crashproof.distillation.training.training_state import require_checkpoint
-from crashproof.errors import ConfigError, CrashproofError, RankLost, TeacherUnreachable
+from crashproof.errors import ConfigError, CrashproofError, MainProcessFailed
 from crashproof.pytorch.device import choose_device, compute_deterministically
+from crashproof.pytorch.exit_codes import exit_code_of
 from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts, StopRequested
 from crashproof.pytorch.ranks import Ranks, join_ranks
 from crashproof.pytorch.shared_folder import require_shared_folder
@@ -41,16 +42,19 @@ def main(recipe: str, arguments: Sequence[str] | None = None) -> int:
     # It logs every request as INFO.
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     hide_other_bars()
-    try:
-        with Interrupts() as interrupts:
+    # Stop signals are caught until the reason is out: torchrun sends one as soon as another process has ended.
+    with Interrupts() as interrupts:
+        try:
             return _train(TASKS[recipe], options, interrupts)
-    except CrashproofError as error:
-        sys.stderr.write(f"{recipe}: {without_secrets(str(error))}\n")
-        # A lost rank or teacher may be back at the next start; any other error needs a change first.
-        return EXIT_PREEMPTED if isinstance(error, (RankLost, TeacherUnreachable)) else 2
-    except StopRequested:
-        log.info("Stopped before training began. Start the same command again.")
-        return EXIT_PREEMPTED
+        except MainProcessFailed as error:
+            # One message is enough.
+            return error.exit_code
+        except CrashproofError as error:
+            sys.stderr.write(f"{recipe}: {without_secrets(str(error))}\n")
+            return exit_code_of(error)
+        except StopRequested as error:
+            log.info("Stopped before training began. Start the same command again.")
+            return exit_code_of(error)
 
 
 def _parser(recipe: str) -> argparse.ArgumentParser:
@@ -135,11 +139,6 @@ def _require_trainable(config: RunConfig, output_dir: Path, ranks: Ranks) -> Non
             f"train.batch_size is {config.train.batch_size}, and {ranks.num_ranks} processes cannot share that "
             "evenly.",
             hint="Change train.batch_size or the number of processes.",
-        )
-    if ranks.num_ranks > 1 and config.teacher.kind == "api":
-        raise ConfigError(
-            f"teacher.kind api supports one process, and there are {ranks.num_ranks}.",
-            hint="Generate all answers with `crashproof generate` first, and train on the file that it writes.",
         )
     if ranks.is_main:
         alert_settings(config)

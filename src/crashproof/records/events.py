@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 from msgspec import UNSET, Struct, UnsetType
 
 from crashproof.records.checkpoints import CheckpointMetadata, FileDigest, RemovedCheckpoint
+from crashproof.records.rank_times import RankTimes
 from crashproof.records.requests import Spending
 from crashproof.records.states import AlertKind, AttemptState, SessionKind
 from crashproof.records.version import FORMAT_VERSION
@@ -31,6 +32,7 @@ __all__ = [
     "Event",
     "JobAdvanced",
     "Paused",
+    "RankTimesMeasured",
     "ReplayDiffered",
     "ResumeChosen",
     "SessionStarted",
@@ -221,6 +223,12 @@ class SpendingReported(EventRecord, frozen=True, kw_only=True, tag="spending_rep
     spending: Spending
 
 
+class RankTimesMeasured(EventRecord, frozen=True, kw_only=True, tag="rank_times"):
+    """The ranks compared how long each works on a step."""
+
+    times: RankTimes
+
+
 class ReplayDiffered(EventRecord, frozen=True, kw_only=True, tag="replay_differed"):
     """A recomputed step has a different loss from the journalled one."""
 
@@ -277,6 +285,7 @@ Event = (
     | AnswersRecovered
     | JobAdvanced
     | SpendingReported
+    | RankTimesMeasured
     | ReplayDiffered
     | DamageFound
     | AlertRaised

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import UNSET, Struct, UnsetType
 
+from crashproof.records.rank_times import RankTimes
 from crashproof.records.session import FailedSaves, Goodput
 from crashproof.records.states import HealthState, LossVerdict, RunStatus
 
@@ -107,6 +108,8 @@ class ProgressSummary(Struct, kw_only=True):
     attempt: int
     attempt_host: str | None
     attempt_pid: int | None
+    rank_times: RankTimes | None
+    """How the ranks of the newest attempt compare; None where there is one alone, or no comparison yet."""
     steps_recomputed: int
     replay_differed_at: int | None
     damage_found: int

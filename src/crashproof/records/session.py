@@ -10,6 +10,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint, RemovedCheckpoint
 from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.rank_times import RankTimes
 from crashproof.records.requests import OpenRequest
 from crashproof.records.states import AlertKind, AttemptState, SessionKind
 
@@ -243,6 +244,8 @@ class TrainingSession(Struct, kw_only=True):
     steps_computed: int = 0
     """Optimizer steps in that time; a recomputed step counts again."""
     pace: list[PacePoint] = msgspec.field(default_factory=list)
+    rank_times: RankTimes | None = None
+    """The newest comparison of the newest attempt; None where there is none, or one rank alone."""
     replay_differed_at: int | None = None
     """The first recomputed step whose loss differs, or None."""
     damage_found: int = 0

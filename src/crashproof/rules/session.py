@@ -22,6 +22,7 @@ from crashproof.records.events import (
     Event,
     JobAdvanced,
     Paused,
+    RankTimesMeasured,
     ReplayDiffered,
     SessionStarted,
     SpendingReported,
@@ -158,6 +159,8 @@ def apply_event(session: TrainingSession, event: Event) -> None:
     match event:
         case AttemptStarted():
             _begin_attempt(session, attempt, event)
+            # Another attempt may have other ranks.
+            session.rank_times = None
         case AttemptEnded():
             attempt.end, attempt.how, attempt.error = event.timestamp, event.how, event.error
             attempt.boot_seconds_at_end = event.since_boot if isinstance(event.since_boot, float) else None
@@ -185,6 +188,8 @@ def apply_event(session: TrainingSession, event: Event) -> None:
             _apply_job_progress(session, attempt, event)
         case SpendingReported():
             _apply_spending(session, event.spending)
+        case RankTimesMeasured():
+            session.rank_times = event.times
         case ReplayDiffered():
             if session.replay_differed_at is None:
                 session.replay_differed_at = event.step

@@ -88,6 +88,7 @@ def progress_summary(
         attempt=attempt.attempt if attempt else 0,
         attempt_host=attempt.host if attempt else None,
         attempt_pid=attempt.pid if attempt else None,
+        rank_times=session.rank_times,
         steps_recomputed=session.steps_recomputed,
         replay_differed_at=session.replay_differed_at,
         damage_found=session.damage_found,

@@ -22,6 +22,7 @@ from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import RecordsLost, RunClosed
 from crashproof.odd_values import OddValues
 from crashproof.reading.run_state import read_run
+from crashproof.records.rank_times import RankTimes
 from crashproof.records.states import AttemptState, OnConfigChange
 from crashproof.rules.identity import IdentityRules, canonical_config, is_another_run
 from crashproof.scalars import as_float
@@ -202,6 +203,12 @@ class TrainingProgressContext:
         tracker = self._open_tracker()
         if tracker is not None:
             tracker.record_evaluation(step, results, seconds)
+
+    def record_rank_times(self, times: RankTimes) -> None:
+        """See `ProgressTracker.record_rank_times`."""
+        tracker = self._open_tracker()
+        if tracker is not None:
+            tracker.record_rank_times(times)
 
     def record_api_response(self, prompt_hash: str, response: Mapping[str, Any], cost: float = 0.0) -> None:
         """See `ProgressTracker.record_api_response`."""

@@ -32,10 +32,12 @@ from crashproof.records.events import (
     ConnectionFailed,
     EvaluationRecorded,
     JobAdvanced,
+    RankTimesMeasured,
     SpendingReported,
 )
 from crashproof.records.metrics import Update
 from crashproof.records.progress import ProgressSummary
+from crashproof.records.rank_times import RankTimes
 from crashproof.records.requests import Spending
 from crashproof.records.session import TrainingSession
 from crashproof.records.states import AttemptState, OnConfigChange, SessionKind
@@ -375,6 +377,15 @@ class ProgressTracker:
             )
             if CheckpointCatalog(self._writer.session).at_step(num_steps):
                 self._writer.write_manifest()
+
+    def record_rank_times(self, times: RankTimes) -> None:
+        """Record how long each rank of the run works on a step.
+
+        Raises:
+            RunClosed: the tracker was closed or replaced.
+        """
+        with self._guard:
+            self._writer.keep(RankTimesMeasured(**self._writer.stamp(), times=times))
 
     def get_recovery_checkpoint(self) -> CheckpointMetadata | None:
         """The newest intact checkpoint with its absolute path, or None if none was ever recorded.

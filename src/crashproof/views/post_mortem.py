@@ -27,7 +27,9 @@ __all__ = ["ExaminedCheckpoint", "PostMortem", "Surroundings", "examine"]
 _LAST_UPDATES = 20
 _LAST_EVENTS = 40
 _LOW_DISK_BYTES = 1 << 30
-_ROUTINE_EVENTS = frozenset({"checkpoint_hashed", "checkpoint_recorded", "evaluation_recorded", "job_advanced"})
+_ROUTINE_EVENTS = frozenset(
+    {"checkpoint_hashed", "checkpoint_recorded", "evaluation_recorded", "job_advanced", "rank_times"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

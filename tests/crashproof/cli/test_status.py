@@ -8,6 +8,8 @@ import pytest
 from crashproof import SYSTEM_CLOCK
 from crashproof.cli.exit_codes import EXIT_CODES, exit_code_for
 from crashproof.cli.status import local_time
+from crashproof.records.rank_times import RankTime
+from crashproof.rules.rank_times.comparison import compare_ranks
 from crashproof.testing import FakeClock
 
 
@@ -39,6 +41,20 @@ def test_a_live_run_is_healthy_with_its_estimated_finish(crashproof, open_tracke
     assert ": improving" in said.output
     assert "would begin at step 0" in said.output
     assert "goodput 9" in said.output
+
+
+def test_the_slowest_rank_is_named(crashproof, open_tracker, update, run_dir):
+    tracker = open_tracker(clock=SYSTEM_CLOCK)
+    update(tracker, 30)
+    ranks = [RankTime(rank=rank, host=f"node{rank}", seconds=0.1 + rank / 50, most_seconds=1.0) for rank in range(4)]
+    tracker.record_rank_times(compare_ranks(ranks, step=30, num_steps=25, step_seconds=0.2))
+
+    said = crashproof("status", run_dir)
+    as_json = json.loads(crashproof("status", run_dir, "--json").output)
+
+    assert "  ranks       4; the slowest is rank 3 on node3: 1.3 times the median" in said.lines
+    assert "              0.16 s of its own work in a step of 0.2 s (step 30)" in said.lines
+    assert (3, "node3") == (as_json["rank_times"]["slowest"][0]["rank"], as_json["rank_times"]["slowest"][0]["host"])
 
 
 def test_a_stalled_run_is_an_alarm(crashproof, open_tracker, update, run_dir):

@@ -14,6 +14,8 @@ from crashproof import SYSTEM_CLOCK
 from crashproof.cli.screen import event_in_words, plain_line, screen_lines
 from crashproof.cli.watch import _Watched
 from crashproof.disk.run_folder import RunFolder
+from crashproof.records.rank_times import RankTime
+from crashproof.rules.rank_times.comparison import compare_ranks
 from crashproof.testing import FakeClock
 
 PROGRAM = "from crashproof.cli import main; main()"
@@ -55,6 +57,15 @@ def test_one_screen_has_all_at_80_by_24_without_colour(crashproof, live, monkeyp
         assert words in said.output
     assert "checkpoint at step 40" in said.output
     assert "teacher request failed after 3 retries: no route" in said.output
+
+
+def test_a_slow_rank_is_named(crashproof, open_tracker, update, run_dir):
+    tracker = open_tracker(clock=SYSTEM_CLOCK)
+    update(tracker, 30)
+    ranks = [RankTime(rank=rank, host="node", seconds=0.1 + rank / 10, most_seconds=1.0) for rank in range(2)]
+    tracker.record_rank_times(compare_ranks(ranks, step=30, num_steps=25, step_seconds=0.2))
+
+    assert "ranks  rank 1 on node is slow (2.0 times the median)" in crashproof("watch", run_dir, "--once").lines
 
 
 @pytest.mark.parametrize("width, height", [(80, 24), (40, 12), (60, 8), (200, 60), (20, 3)])

@@ -14,6 +14,8 @@ pytest.importorskip("starlette")
 from crashproof import RunReader
 from crashproof.reading import run_state
 from crashproof.records.codec import encode
+from crashproof.records.rank_times import RankTime
+from crashproof.rules.rank_times.comparison import compare_ranks
 
 HOSTILE = "<script>alert(1)<-script>"
 
@@ -394,6 +396,18 @@ def test_the_page_refers_to_no_other_host(serve):
     assert [] == [
         each for each in own if b"https://" in each or b"http://" in each.replace(b"http://www.w3.org", b"")
     ]
+
+
+def test_prometheus_reads_which_rank_is_slow(serve, train):
+    tracker = train("ranks")
+    ranks = [RankTime(rank=rank, host="a", seconds=0.1 + rank / 40, most_seconds=1.0) for rank in range(3)]
+    tracker.record_rank_times(compare_ranks(ranks, step=30, num_steps=25, step_seconds=0.2))
+    served = serve()
+    text = served.get("/metrics").body.decode()
+
+    assert 'crashproof_slowest_rank{run="ranks"} 2.0' in text
+    assert 'crashproof_slowest_rank_ratio{run="ranks"} 1.2' in text
+    assert 2 == next(run["rank_times"]["slowest"][0]["rank"] for run in served.get("/api/runs").json["runs"])
 
 
 def test_prometheus_reads_every_run_whatever_its_name(serve, train):

@@ -29,6 +29,7 @@ from crashproof.records.events import (
     Event,
     JobAdvanced,
     Paused,
+    RankTimesMeasured,
     ReplayDiffered,
     ResumeChosen,
     SessionStarted,
@@ -36,6 +37,7 @@ from crashproof.records.events import (
     TargetChanged,
 )
 from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.rank_times import RankTime
 from crashproof.records.requests import (
     AnswerMarked,
     AnswerRecord,
@@ -51,6 +53,7 @@ from crashproof.records.snapshots import SessionFile
 from crashproof.records.states import SessionKind
 from crashproof.rules.checkpoint_catalog import with_evaluation
 from crashproof.rules.history import superseded_from
+from crashproof.rules.rank_times.comparison import compare_ranks
 from crashproof.rules.session import (
     HISTORY_LENGTH,
     apply_answer,
@@ -717,6 +720,24 @@ def test_no_part_of_the_wall_time_is_negative(records):
 
     assert all(each >= 0.0 for each in msgspec.structs.astuple(seconds))
     assert seconds.goodput_fraction <= 1.0
+
+
+def compared(step: int, *seconds: float, attempt: int = 1) -> RankTimesMeasured:
+    ranks = [RankTime(rank=rank, host="a", seconds=each, most_seconds=each) for rank, each in enumerate(seconds)]
+    times = compare_ranks(ranks, step=step, num_steps=4, step_seconds=1.0)
+    return RankTimesMeasured(timestamp=1000.0, attempt=attempt, times=times)
+
+
+def test_the_newest_comparison_of_ranks_is_known():
+    session = session_of(started(1), compared(5, 0.1, 0.2), compared(90, 0.3, 0.2))
+
+    assert (90, 0) == (session.rank_times.step, session.rank_times.slowest[0].rank)
+
+
+def test_another_attempt_has_compared_no_ranks_yet():
+    session = session_of(started(1), compared(5, 0.1, 0.2), started(2))
+
+    assert session.rank_times is None
 
 
 def evaluated(step: int, perplexity: float, *, attempt: int = 1, seconds: float = 0.0) -> EvaluationRecorded:

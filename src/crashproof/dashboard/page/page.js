@@ -537,6 +537,7 @@ class OneRun {
         ["Attempt", summary.attempt_host ? `${summary.attempt} on ${summary.attempt_host}, process ${summary.attempt_pid}` : String(summary.attempt)],
         !summary.is_job && ["Newest checkpoint", words.newestCheckpoint(summary)],
         !summary.is_job && ["Throughput", throughput(summary)],
+        summary.rank_times && ["Slowest rank", slowestRank(summary.rank_times)],
       ]));
   }
 
@@ -627,6 +628,12 @@ function throughput(summary) {
   if (summary.throughput_samples_per_sec != null) parts.push(`${words.rate(summary.throughput_samples_per_sec)} samples/s`);
   if (summary.throughput_tokens_per_sec != null) parts.push(`${words.rate(summary.throughput_tokens_per_sec)} tokens/s`);
   return parts.join(", ") || "unknown";
+}
+
+function slowestRank(times) {
+  const [slowest] = times.slowest;
+  if (!slowest || !times.median_seconds) return "too fast to be measured";
+  return `${slowest.rank} on ${slowest.host}, ${(slowest.seconds / times.median_seconds).toFixed(1)} times the median of ${words.count(times.num_ranks)} ranks`;
 }
 
 function attemptTable(attempts) {

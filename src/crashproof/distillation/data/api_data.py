@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotYet
-from contextlib import AbstractContextManager, contextmanager
+from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 from transformers import PreTrainedTokenizerFast
@@ -21,8 +22,10 @@ from crashproof.distillation.data.text_data import Batch, Sample, TokenizedData,
 from crashproof.distillation.text.aligned_answer import FitCounter, LogprobsMisfit, TokenAligner
 from crashproof.distillation.text.chat import render_chat, split_at_answer
 from crashproof.distillation.text.tokenizer import encode_document, encode_text, end_id, padding_id
-from crashproof.errors import AnswerUnusable, DataError
-from crashproof.pytorch.interrupts import Interrupts, StopRequested
+from crashproof.errors import AnswerUnusable, DataError, RankLost
+from crashproof.pytorch.from_main import SECONDS_BETWEEN_LOOKS, FromMain, is_raised_by_all
+from crashproof.pytorch.interrupts import Interrupts
+from crashproof.pytorch.ranks import Ranks, SingleRank
 from crashproof.rules.requests import TeacherRequest
 from crashproof.samples.messages import Message, read_messages
 from crashproof.samples.problems import InvalidSample, LeftOut
@@ -37,13 +40,24 @@ __all__ = ["ApiData"]
 
 log = logging.getLogger("crashproof")
 
-_SECONDS_BETWEEN_LOOKS = 0.5
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """One process's part of a forward pass."""
+
+    indices: list[int]
+    samples: list[AnsweredSample]
+    all_indices: list[int]
+    """The samples of all processes."""
+    num_counted: int
+    """Tokens that are predicted, over all processes."""
 
 
 class ApiData(TrainingData):
     """One sample for each prompt, requested ahead of the training loop.
 
-    The same answers give the same batches, whenever they arrived.
+    The same answers give the same batches, whenever they arrived. Of several processes the main one asks, for all of
+    them: it alone writes the run, so an answer is paid for once and kept before any process learns from it.
     """
 
     is_prefetchable = False
@@ -77,6 +91,7 @@ class ApiData(TrainingData):
         self._max_length = max_length
         self._top_k = top_k
         self._interrupts = interrupts
+        self._share_among(SingleRank())
         self._rules = rules or SampleRules()
         self._aligner = TokenAligner(tokenizer, top_k=top_k) if top_k is not None else None
         self._teacher: Teacher | None = None
@@ -95,44 +110,95 @@ class ApiData(TrainingData):
         return len(self._source.prompts)
 
     @contextmanager
-    def attach(self, tracker: ProgressTracker | None, upcoming: Iterator[int]) -> Iterator[None]:
-        """Open the teacher, and ask it ahead until the loop is done."""
-        assert tracker is not None, "the only process asks a paid teacher"
-        with self._open_teacher(tracker) as teacher:
-            self.connect(teacher, upcoming)
+    def attach(self, tracker: ProgressTracker | None, upcoming: Iterator[int], ranks: Ranks) -> Iterator[None]:
+        """Open the teacher on the main process, and ask it ahead until the loop is done.
+
+        Raises:
+            ConfigError, UnknownPrice, StoreUnavailable: The teacher cannot be used.
+            MainProcessFailed: Likewise, on the other processes.
+        """
+        self._share_among(ranks)
+        with ExitStack() as stack:
+            self._from_main.receive(partial(self._open, stack, tracker, upcoming), "opening the teacher")
             try:
                 yield
+            except BaseException as error:
+                if is_raised_by_all(error):
+                    # That it happened is known; what matters is the error itself.
+                    with suppress(RankLost):
+                        self._drain()
+                raise
+            else:
+                self._drain()
             finally:
                 self._fits.report()
                 self._room.report(num_prompts=len(self))
 
     def connect(self, teacher: Teacher, coming: Iterator[int]) -> None:
-        """Request answers from this teacher; `coming` are the samples in the order of the training loop."""
+        """Request answers from this teacher; `coming` are the samples of all processes in the loop's order."""
         self._teacher = teacher
         self._coming = coming
         self._ask_ahead()
 
     def batch(self, indices: list[int]) -> Batch:
-        """The samples at these indices; waits for their answers.
+        """The samples at these indices; waits for the answers to those of all processes.
 
         Raises:
             TeacherError: A request failed.
             ModelMismatch: The log-probabilities of no answer fit the student's tokens; names the first reason.
-            StopRequested: A stop was requested during the wait.
+            MainProcessFailed: One of these, on the other processes.
+            StopRequested: A stop was requested during the wait; on all processes.
+            RankLost: Another process died, or did not respond within the limit.
         """
-        asked = [self._asked.popleft() if self._asked else (index, self._ask(index)) for index in indices]
-        assert indices == [index for index, _ in asked], "the loop takes another order than `connect` was given"
+        parts = self._deal(len(indices))
+        part = self._from_main.receive(lambda: next(parts), "waiting for the teacher")
+        assert indices == part.indices, "the loop takes another order than `connect` was given"
+        self._num_counted[tuple(part.all_indices)] = part.num_counted
+        return self._joined(part.samples)
+
+    def counts(self, indices: list[int]) -> dict[str, int]:
+        """The predicted tokens of the last forward pass over these samples; they are unknown before `batch`."""
+        return {"tokens": self._num_counted.pop(tuple(indices))}
+
+    def _share_among(self, ranks: Ranks) -> None:
+        self._num_ranks = ranks.num_ranks
+        self._from_main = FromMain(ranks, self._interrupts)
+
+    def _open(self, stack: ExitStack, tracker: ProgressTracker | None, upcoming: Iterator[int]) -> list[None]:
+        assert tracker is not None, "the main process has one"
+        self.connect(stack.enter_context(self._open_teacher(tracker)), upcoming)
+        return [None] * self._num_ranks
+
+    def _drain(self) -> None:
+        """Have the requests under way answered, as they are paid for.
+
+        All processes wait for that: torchrun ends the others soon after the first.
+        """
+        self._from_main.wait_for(self._close_teacher, "waiting for the teacher's last answers")
+
+    def _close_teacher(self) -> None:
+        assert self._teacher is not None, "the main process has one"
+        self._teacher.close(waits=True)
+
+    def _deal(self, size: int) -> Iterator[list[_Part] | None]:
+        """The parts of all processes, of this size each; None at each look before their answers are there."""
+        asked = list(islice(self._in_order(), size * self._num_ranks))
         self._ask_ahead()
         if not all(answer.done() for _, answer in asked):
             self.num_waits += 1
-        samples = [(index, self._sample(index, answer)) for index, answer in asked]
-        batch = self._joined([self._room.fit(self._source.place(index), sample) for index, sample in samples])
-        self._num_counted[tuple(indices)] = batch.num_counted()
-        return batch
+        samples: list[AnsweredSample] = []
+        for index, answer in asked:
+            while not wait([answer], timeout=SECONDS_BETWEEN_LOOKS).done:
+                yield None
+            samples.append(self._room.fit(self._source.place(index), self._sample(index, answer)))
+        yield _parts([index for index, _ in asked], samples, size)
 
-    def counts(self, indices: list[int]) -> dict[str, int]:
-        """The predicted tokens of the last `batch` of these samples; they are unknown before it."""
-        return {"tokens": self._num_counted.pop(tuple(indices))}
+    def _in_order(self) -> Iterator[tuple[int, Future[Answer]]]:
+        """The samples in the order of the loop, each with its answer; what was not asked ahead is asked now."""
+        while self._asked:
+            yield self._asked.popleft()
+        for index in self._coming:
+            yield index, self._ask(index)
 
     def _ask_ahead(self) -> None:
         for index in islice(self._coming, max(0, self._ahead_samples - len(self._asked))):
@@ -154,7 +220,7 @@ class ApiData(TrainingData):
 
     def _sample(self, index: int, asked: Future[Answer]) -> AnsweredSample:
         try:
-            answer = self._wait(asked)
+            answer = asked.result()
             if self._aligner is not None and answer.text and not answer.message.get("tool_calls"):
                 return self._from_tokens(index, answer, self._aligner)
             return self._from_text(index, self._reply(answer), may_be_whole=answer.ending.may_be_whole)
@@ -178,14 +244,6 @@ class ApiData(TrainingData):
 
     def _error(self, index: int, reason: str) -> DataError:
         return self._source.place(index).error(reason)
-
-    def _wait(self, future: Future[Answer]) -> Answer:
-        while True:
-            try:
-                return future.result(timeout=_SECONDS_BETWEEN_LOOKS)
-            except NotYet:
-                if self._interrupts.is_requested:
-                    raise StopRequested from None
 
     def _from_text(self, index: int, reply: Message, *, may_be_whole: bool) -> AnsweredSample:
         prompt = self._source.prompts[index].text
@@ -259,6 +317,20 @@ class ApiData(TrainingData):
         tokens = TokenizedData(**state, pad_id=padding_id(self._tokenizer))
         batch = tokens.batch(list(range(len(samples))))
         return batch if self._top_k is None else with_topk(batch, samples, self._top_k)
+
+
+def _parts(indices: list[int], samples: list[AnsweredSample], size: int) -> list[_Part]:
+    """The parts of the processes in the order of their ranks, of this size each."""
+    num_counted = sum(each.num_counted() for each in samples)
+    return [
+        _Part(
+            indices=indices[start : start + size],
+            samples=samples[start : start + size],
+            all_indices=indices,
+            num_counted=num_counted,
+        )
+        for start in range(0, len(indices), size)
+    ]
 
 
 def _end_of_cut(text: str, span: tuple[int, int], reply: Message) -> int:

@@ -32,6 +32,7 @@ from crashproof.distillation.text.tokenizer import (
     tokenizer_hash,
 )
 from crashproof.errors import DataError
+from crashproof.pytorch.ranks import Ranks
 from crashproof.samples.problems import InvalidSample, LeftOut
 from crashproof.samples.sample import require_learned
 from crashproof.tracking.tracker import ProgressTracker
@@ -110,10 +111,13 @@ class TrainingData(Protocol):
     is_prefetchable: ClassVar[bool] = True
     """Whether a thread may make batches some steps before the loop takes them."""
 
-    def attach(self, tracker: ProgressTracker | None, upcoming: Iterator[int]) -> AbstractContextManager[object]:
+    def attach(
+        self, tracker: ProgressTracker | None, upcoming: Iterator[int], ranks: Ranks
+    ) -> AbstractContextManager[object]:
         """Hold what batches need while the loop runs, such as a connection; by default nothing.
 
-        `tracker` is None off the main process; `upcoming` are the samples in the order in which the loop takes them.
+        `tracker` is None off the main process; `upcoming` are the samples of all processes in the order in which the
+        loop takes them. Every process attaches.
         """
         return nullcontext()
 

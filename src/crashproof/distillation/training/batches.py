@@ -49,6 +49,11 @@ class StepBatches:
         self._upcoming: deque[Future[StepData]] = deque()
 
     @property
+    def waits_for_others(self) -> bool:
+        """Whether a step's data are made by all processes together."""
+        return self._ranks.num_ranks > 1 and not self._data.is_prefetchable
+
+    @property
     def samples_per_step(self) -> int:
         """Samples per optimizer step, over all processes."""
         return self._train.batch_size * self._train.gradient_accumulation

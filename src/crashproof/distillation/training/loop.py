@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -19,13 +20,16 @@ from crashproof.distillation.schedule import learning_rate_at
 from crashproof.distillation.settings.progress import ProgressConfig
 from crashproof.distillation.settings.train import TrainConfig
 from crashproof.distillation.training.batches import StepBatches, StepData
+from crashproof.distillation.training.rank_times import RankComparison
 from crashproof.distillation.training.saving import CheckpointSaver
 from crashproof.distillation.training.strategy import Strategy, clip_gradients
 from crashproof.distillation.training.training_state import TrainingState
-from crashproof.errors import CrashproofError, TeacherError
+from crashproof.errors import CrashproofError
 from crashproof.pytorch.device import ComputeDevice
+from crashproof.pytorch.from_main import is_raised_by_all
 from crashproof.pytorch.interrupts import Interrupts, StopRequested
 from crashproof.pytorch.ranks import Ranks
+from crashproof.pytorch.step_timer import NoStepTimer, StepTimer
 from crashproof.tracking.context import TrainingProgressContext
 
 __all__ = ["TrainingLoop", "new_optimizer", "new_state"]
@@ -48,6 +52,9 @@ class TrainingLoop:
     device: ComputeDevice
     context: TrainingProgressContext
     interrupts: Interrupts
+    timer: StepTimer = field(default_factory=NoStepTimer)
+    comparison: RankComparison | None = None
+    """None on a single process."""
     _num_skipped: Tensor = field(init=False)
     """Steps with non-finite gradients, counted on the device."""
     _num_reported: int = 0
@@ -55,6 +62,7 @@ class TrainingLoop:
     _before_step: list[Tensor] = field(default_factory=list)
     """The random states before the step that is being made."""
     _is_changing_weights: bool = False
+    _is_warm: bool = False
 
     def __post_init__(self) -> None:
         self._num_skipped = torch.zeros((), device=self.device.device)
@@ -67,37 +75,29 @@ class TrainingLoop:
         Raises:
             SavesFailed: the last checkpoint could not be saved, or too many before it.
             TeacherError: a paid teacher did not answer; the steps before are saved.
+            MainProcessFailed: likewise, on the other processes.
             RankLost: another process died, or did not respond within the limit.
-            Exception: a step cannot be made; on a single process, the steps before it are saved.
+            Exception: a step cannot be made; where all processes know that, or there is one alone, the steps before
+                it are saved.
         """
         counters, total_steps = self.state.counters, self.train.steps
         self.recipe.train()
-        step_data: StepData | None = None
-        if counters.step < total_steps and not self.interrupts.is_requested:
-            step_data = self._warm_up()
         self.state.ranks.share_stop_request(self.interrupts.is_requested)
         while counters.step < total_steps and not self.state.ranks.is_stop_agreed:
             try:
                 self._before_step = _torch_random_states(self.device.device)
-                self._step(step_data or self.batches.take())
+                self._step(self._take())
             except StopRequested:
-                # Raised while a batch waited for its teacher: the step has not begun.
+                # Raised while a batch waited for its teacher, on all processes: the step has not begun.
                 break
-            except TeacherError:
-                self.saver.finish()
-                raise
             except Exception as error:
                 self._save_after(error)
                 raise
-            step_data = None
             display.advance(counters.step, loss=self._newest_loss, remaining=self.context.get_remaining_seconds)
             self.saver.check()
-            if self._is_due(self.progress.eval_every):
-                self._evaluate()
-            if self._is_due(self.progress.checkpoint_interval):
-                self.saver.save()
-                self._report_skipped()
-            self.state.ranks.share_stop_request(self.interrupts.is_requested)
+            with self.timer.waiting():
+                self._do_what_is_due()
+                self.state.ranks.share_stop_request(self.interrupts.is_requested)
         is_complete = counters.step >= total_steps
         if is_complete and self.progress.eval_every is not None:
             self._evaluate()
@@ -106,22 +106,43 @@ class TrainingLoop:
         return is_complete
 
     def _save_after(self, error: Exception) -> None:
-        """Save the steps that are done before an error ends the run, where that needs no other process.
+        """Save the steps that are done before an error ends the run, where every process that it takes can do so.
 
         The weights change at the end of a step alone; if the error came from there, they may be half changed.
         """
-        if self.state.ranks.num_ranks > 1 or self._is_changing_weights:
+        is_alone = self.state.ranks.num_ranks == 1
+        if self._is_changing_weights or not (is_alone or is_raised_by_all(error)):
             return
+        saved_step = self.saver.saved_step
         _restore_torch_random_states(self._before_step, self.device.device)
         try:
             self.saver.finish()
         except CrashproofError as failure:
             log.warning("The steps before the error could not be saved: %s", failure)
             return
-        log.info("Saved step %s before the run ends with an error.", f"{self.state.counters.step:,}")
+        if self.saver.saved_step > saved_step:
+            log.info("Saved step %s before the run ends with an error.", f"{self.state.counters.step:,}")
+
+    def _do_what_is_due(self) -> None:
+        """Evaluate, save and compare the ranks, all processes together."""
+        if self._is_due(self.progress.eval_every):
+            self._evaluate()
+        if self._is_due(self.progress.checkpoint_interval):
+            self.saver.save()
+            self._report_skipped()
+        if self.comparison is not None:
+            self.comparison.after_step(self.state.counters.step)
 
     def _is_due(self, interval: int | None) -> bool:
         return interval is not None and self.state.counters.step % interval == 0
+
+    def _take(self) -> StepData:
+        """The data of the next step; before the first one, the strategy warms up."""
+        if self._is_warm:
+            with self.timer.waiting() if self.batches.waits_for_others else nullcontext():
+                return self.batches.take()
+        self._is_warm = True
+        return self._warm_up() or self.batches.take()
 
     def _warm_up(self) -> StepData | None:
         """The first step's data, if the strategy took them for a pass before the first step; else None."""
@@ -148,7 +169,10 @@ class TrainingLoop:
         for group in self.state.optimizer.param_groups:
             group["lr"] = learning_rate
         with self.state.ranks.collective(f"computing step {counters.step + 1}"):
-            sums = self.state.ranks.all_reduce(self._accumulate_gradients(step_data))
+            sums = self._accumulate_gradients(step_data)
+            with self.timer.waiting():
+                self.state.ranks.all_reduce(sums)
+            self.timer.end_step()
             self._is_changing_weights = True
             self._apply_gradients()
         counters.step += 1
@@ -176,11 +200,12 @@ class TrainingLoop:
         for place, batch in enumerate(step_data.batches):
             is_last = place == len(step_data.batches) - 1
             with self.strategy.accumulating(is_last=is_last):
-                with self.device.autocast():
+                with self.timer.forward(), self.device.autocast():
                     sums = self.strategy.losses(batch.to(self.device.device))
                 parts = [weight / self._divisor(step_data, name) * sums[name] for name, weight in weights.items()]
                 total = torch.stack(parts).sum() * self.strategy.gradient_scale
-                self.state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]  # torch leaves it so.
+                with self.timer.backward():
+                    self.state.scaler.scale(total).backward()  # type: ignore[no-untyped-call]  # torch leaves it so.
             totals += torch.stack([sums[name].detach() for name in weights])
         return totals
 

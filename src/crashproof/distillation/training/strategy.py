@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,10 @@ from crashproof.distillation.data.text_data import Batch
 from crashproof.distillation.models.deferred.weights import DeferredWeights
 from crashproof.distillation.recipes.recipe import Recipe
 from crashproof.distillation.training.sharding import shard_models
+from crashproof.pytorch.own_time import OwnTime
 from crashproof.pytorch.random_state import capture_random_state, restore_random_state
 from crashproof.pytorch.ranks import Ranks
+from crashproof.pytorch.step_timer import NoStepTimer, ReplicatedTimer, ShardedTimer, StepTimer
 
 __all__ = ["Strategy", "choose_strategy", "clip_gradients", "is_sharded"]
 
@@ -44,6 +46,10 @@ class Strategy:
 
     def warm_up(self, run: Callable[[], None]) -> None:
         """Do now, before the first step, what the first pass would do differently from later ones."""
+
+    def timer(self, own_time: OwnTime[Any]) -> StepTimer:
+        """What tells this process's own work from its waits for others."""
+        return NoStepTimer()
 
 
 def is_sharded(name: str, ranks: Ranks) -> bool:
@@ -82,6 +88,9 @@ class _Replicated(Strategy):
     def accumulating(self, *, is_last: bool) -> AbstractContextManager[object]:
         return nullcontext() if is_last else self._parallel.no_sync()
 
+    def timer(self, own_time: OwnTime[Any]) -> StepTimer:
+        return ReplicatedTimer(self._recipe, own_time)
+
     def warm_up(self, run: Callable[[], None]) -> None:
         """The first backward pass sums in other buckets than later ones, and so, with three processes or more, in
         another order: a resumed run would differ in the last bits from the uninterrupted one. One pass is discarded.
@@ -105,6 +114,12 @@ class _Sharded(Strategy):
     def accumulating(self, *, is_last: bool) -> Iterator[None]:
         cast(FSDPModule, self._recipe).set_requires_gradient_sync(is_last)
         yield
+
+    def timer(self, own_time: OwnTime[Any]) -> StepTimer:
+        shards = [each for each in self._recipe.modules() if isinstance(each, FSDPModule)]
+        # A hook of a compiled layer would be compiled with it.
+        is_compiled = any(each._compiled_call_impl is not None for each in shards)
+        return ShardedTimer([] if is_compiled else shards, own_time)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from crashproof.distillation.teachers.api import identifying_fields
 from crashproof.distillation.training.batches import StepBatches
 from crashproof.distillation.training.loop import TrainingLoop, new_state
 from crashproof.distillation.training.preparation import Prepared
+from crashproof.distillation.training.rank_times import RankComparison, choose_timer
 from crashproof.distillation.training.saving import CheckpointSaver
 from crashproof.distillation.training.strategy import Strategy, choose_strategy
 from crashproof.distillation.training.student_folder import write_sharded_student, write_student
@@ -176,7 +177,7 @@ class TrainingRun:
         config, prepared = self._config, self._prepared
         first_sample = self._state.counters.samples
         upcoming = _upcoming_samples(len(prepared.data), config.train, first_sample)
-        stack.enter_context(prepared.data.attach(self.progress.tracker, upcoming))
+        stack.enter_context(prepared.data.attach(self.progress.tracker, upcoming, self._ranks))
         batches = StepBatches(
             prepared.data,
             config.train,
@@ -196,6 +197,7 @@ class TrainingRun:
         stack.callback(saver.close)
         if self._state.counters.step < config.train.steps:
             saver.require_room()
+        timer = choose_timer(self._strategy, self._device.device, self._ranks)
         return TrainingLoop(
             recipe=prepared.recipe,
             strategy=self._strategy,
@@ -208,6 +210,8 @@ class TrainingRun:
             device=self._device,
             context=self.progress,
             interrupts=self._interrupts,
+            timer=timer,
+            comparison=RankComparison(self._ranks, timer, report=self.progress.record_rank_times),
         )
 
     def _resume(self) -> None:

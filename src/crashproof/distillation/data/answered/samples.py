@@ -27,6 +27,10 @@ class AnsweredSample:
         sample = Sample(ids=self.sample.ids[:num_tokens], is_predicted=self.sample.is_predicted[:num_tokens])
         return replace(self, sample=sample)
 
+    def num_counted(self) -> int:
+        """Tokens that a loss counts; the first is predicted by nothing."""
+        return sum(self.sample.is_predicted[1:])
+
     def labels(self) -> list[int]:
         """The tokens that are learned, and `IGNORED` for the others."""
         pairs = zip(self.sample.ids, self.sample.is_predicted, strict=True)
@@ -54,10 +58,17 @@ def with_topk(batch: Batch, samples: list[AnsweredSample], top_k: int) -> Batch:
     shape = (*batch.labels.shape, top_k)
     ids = torch.full(shape, -1, dtype=torch.long)
     logprobs = torch.full(shape, -math.inf)
-    for row, each in enumerate(samples):
-        for position, known in each.entries:
-            if 0 <= position < len(each.sample.ids) - 1:
-                for place, (token, logprob) in enumerate(known):
-                    ids[row, position, place] = token
-                    logprobs[row, position, place] = logprob
+    found = [
+        (row, position, place, token, logprob)
+        for row, each in enumerate(samples)
+        for position, known in each.entries
+        if 0 <= position < len(each.sample.ids) - 1
+        for place, (token, logprob) in enumerate(known)
+    ]
+    if found:
+        rows, positions, places, tokens, values = zip(*found, strict=True)
+        where = tuple(torch.tensor(each) for each in (rows, positions, places))
+        # One by one, a batch of a few thousand tokens would take seconds.
+        ids[where] = torch.tensor(tokens)
+        logprobs[where] = torch.tensor(values)
     return replace(batch, topk=TopK(ids=ids, logprobs=logprobs))

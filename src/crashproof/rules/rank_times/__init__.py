@@ -1,0 +1,1 @@
+"""How the ranks of a run compare, and how often that is said: the one place that decides."""
