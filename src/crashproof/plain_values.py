@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import re
 from argparse import Namespace
 from collections import UserString
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
@@ -18,10 +17,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from crashproof.errors import ConfigError
+from crashproof.patterns import LazyPattern
 
 __all__ = ["as_text", "distinct_names", "named_fields", "plain_config"]
 
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_ADDRESS = LazyPattern(r" at 0x[0-9a-fA-F]+")
 _MOST_ELEMENTS = 1000
 """Of an array; a larger one is kept as its digest."""
 _SMALLEST_INT, _LARGEST_INT = -(2**63), 2**64 - 1

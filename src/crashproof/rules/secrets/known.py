@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+from crashproof.patterns import LazyPattern
+
 __all__ = ["KnownSecrets"]
 
 _HIDDEN = "***"
@@ -17,7 +19,7 @@ _LEAST_LENGTH = 6
 _LEAST_ENCODED = 8
 _SLASHES = r"\\{1,16}"
 _BASE64 = {"+": "[+-]", "/": "[/_]"}
-_ESCAPE = re.compile(r"\\[^bfnrt]|%[0-9a-f]{2}|&#?[a-z0-9]{1,8};")
+_ESCAPE = LazyPattern(r"\\[^bfnrt]|%[0-9a-f]{2}|&#?[a-z0-9]{1,8};")
 
 
 class KnownSecrets:
