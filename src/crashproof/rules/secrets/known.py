@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import re
 from collections.abc import Iterable
 
@@ -110,7 +109,10 @@ def _character(character: str) -> str:
     number = ord(character)
     utf16 = character.encode("utf-16-be", "surrogatepass")
     utf8 = character.encode("utf-8", "surrogatepass")
-    name = html.escape(character).strip("&").removeprefix("#x27;")
+    # Only a process that knows secrets needs it.
+    from html import escape
+
+    name = escape(character).strip("&").removeprefix("#x27;")
     names = f"|{name}" if name.endswith(";") and len(name) > 1 else ""
     # A slash may be escaped for its own sake, and a quote must be.
     escaped = "" if character.isalnum() else r"\\{0,16}"
