@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from crashproof.alerts.settings import AlertSettings
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.disk.atomic import WholeFile, write_atomically, write_folder_atomically
 from crashproof.errors import CrashproofError
-from crashproof.reading.run_reader import RunReader
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.session import TrainingSession
@@ -20,8 +22,11 @@ from crashproof.tracking.context import (
 )
 from crashproof.tracking.settings import TrackerSettings
 from crashproof.tracking.tracker import ProgressTracker
-from crashproof.views.dataframes import load
-from crashproof.views.notebook import show
+
+if TYPE_CHECKING:
+    from crashproof.reading.run_reader import RunReader
+    from crashproof.views.dataframes import load
+    from crashproof.views.notebook import show
 
 __all__ = [
     "SYSTEM_CLOCK",
@@ -49,3 +54,18 @@ __all__ = [
     "write_atomically",
     "write_folder_atomically",
 ]
+
+_IMPORTED_AT_FIRST_USE = {
+    "RunReader": "crashproof.reading.run_reader",
+    "load": "crashproof.views.dataframes",
+    "show": "crashproof.views.notebook",
+}
+"""What reads runs: a training uses none of it, and would wait for its imports at every start."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _IMPORTED_AT_FIRST_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(_IMPORTED_AT_FIRST_USE[name]), name)
+    globals()[name] = value
+    return value

@@ -9,19 +9,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import re
-from argparse import Namespace
+import sys
 from collections import UserString
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from fractions import Fraction
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from crashproof.errors import ConfigError
+from crashproof.patterns import LazyPattern
 
 __all__ = ["as_text", "distinct_names", "named_fields", "plain_config"]
 
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_ADDRESS = LazyPattern(r" at 0x[0-9a-fA-F]+")
 _MOST_ELEMENTS = 1000
 """Of an array; a larger one is kept as its digest."""
 _SMALLEST_INT, _LARGEST_INT = -(2**63), 2**64 - 1
@@ -53,7 +52,7 @@ def named_fields(value: object) -> Mapping[Any, object] | None:
         return value
     if isinstance(value, type):
         return None
-    if isinstance(value, (Namespace, SimpleNamespace)):
+    if isinstance(value, SimpleNamespace) or _is_of("argparse", "Namespace", value):
         return vars(value)
     kind = type(value)
     for names_of in _FIELD_NAMES:
@@ -63,6 +62,11 @@ def named_fields(value: object) -> Mapping[Any, object] | None:
     to_dict = getattr(kind, "to_dict", None)
     fields = to_dict(value) if callable(to_dict) else None
     return fields if isinstance(fields, Mapping) else None
+
+
+def _is_of(module: str, name: str, value: object) -> bool:
+    """Whether a value has a class of a module, which is not imported for this: no value has it before."""
+    return module in sys.modules and isinstance(value, getattr(sys.modules[module], name))
 
 
 def _dataclass_names(kind: type) -> Iterable[str] | None:
@@ -148,7 +152,7 @@ class _Conversion:
             raise self._refusal(f"{type(value).__name__} cannot be read ({error})") from error
 
     def _convert_object(self, value: object) -> Any:
-        if isinstance(value, (UserString, Fraction)):
+        if isinstance(value, UserString) or _is_of("fractions", "Fraction", value):
             return as_text(value)
         if callable(getattr(value, "tolist", None)) and hasattr(value, "shape"):
             return self._convert_array(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -114,7 +113,10 @@ def _checked_kinds(kinds: object) -> frozenset[str] | None:
         raise ConfigError("kinds must be a set of kinds of alerts.", hint='Write {"crashed", "complete"}.')
     for kind in kinds:
         if kind not in ALERT_KINDS:
-            near = difflib.get_close_matches(str(kind), ALERT_KINDS, n=1)
+            # Only an error needs it.
+            from difflib import get_close_matches
+
+            near = get_close_matches(str(kind), ALERT_KINDS, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(ALERT_KINDS)}."
             raise ConfigError(f"{kind!r} is not a kind of alert.", hint=hint)
     return frozenset(kinds)

@@ -8,11 +8,12 @@ import re
 from pathlib import Path
 
 from crashproof.errors import StorageUnwritable
+from crashproof.patterns import LazyPattern
 
 __all__ = ["RunFolder", "is_folder_name", "is_remote"]
 
-_NOT_IN_A_NAME = re.compile("[/\0\ud800-\udfff]")
-_OWN_CHECKPOINT = re.compile(r"checkpoint_0*[1-9][0-9]{0,17}(?:\.[A-Za-z0-9.]{1,20})?")
+_NOT_IN_A_NAME = LazyPattern("[/\0\ud800-\udfff]")
+_OWN_CHECKPOINT = LazyPattern(r"checkpoint_0*[1-9][0-9]{0,17}(?:\.[A-Za-z0-9.]{1,20})?")
 _MAX_NAME_BYTES = 200
 """Of the 255 that a file system allows, some are for what is put before and behind it."""
 _OWN_NAMES = frozenset(

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from crashproof.errors import ConfigError
+from crashproof.patterns import LazyPattern
 from crashproof.rules.identity.batch import GlobalBatch, is_factor
 from crashproof.rules.identity.canonical import canonical_config
 from crashproof.rules.identity.key_names import KeyPath, reason_of_key
@@ -23,11 +24,11 @@ __all__ = ["NO_DIFFERENCE", "Comparison", "IdentityRules", "changed_keys", "comp
 _HIDDEN_CHANGE = "changed (hidden)"
 _MAX_NAMED = 5
 _NAMES = frozenset({"group", "id", "label", "name", "suffix", "tag", "title"})
-_TIME = re.compile(
+_TIME = LazyPattern(
     r"(?:19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d(?:[-_. T]?[0-2]\d[-_.:h]?[0-5]\d(?:[-_.:m]?[0-5]\d)?s?)?(?:\.\d+)?Z?"
     r"|(?<!\d)1\d{9}(?:\d{3}|\.\d+)?(?!\d)"
 )
-_SCHEDULE = re.compile(r"sched|cosine|decay_lr|lr_decay|anneal|warmup_ratio|one_?cycle", re.IGNORECASE)
+_SCHEDULE = LazyPattern(r"sched|cosine|decay_lr|lr_decay|anneal|warmup_ratio|one_?cycle", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

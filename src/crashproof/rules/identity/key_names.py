@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from crashproof.patterns import LazyPattern
 from crashproof.rules.identity.rows import KeyRow, Reason, SectionRow
 from crashproof.rules.identity.table import (
     COUNT_IN_ANY_SECTION,
@@ -21,9 +22,9 @@ from crashproof.rules.identity.table import (
 
 __all__ = ["KeyPath", "matches", "normalized", "reason_of_key"]
 
-_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_SEPARATORS = re.compile(r"[^a-z0-9]+")
-_PARTS = re.compile(r"[./]")
+_HUMP = LazyPattern(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_SEPARATORS = LazyPattern(r"[^a-z0-9]+")
+_PARTS = LazyPattern(r"[./]")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,25 +8,25 @@ lies at the top of a path is a mount, and so is what lies in `/mnt`, `/home` and
 
 from __future__ import annotations
 
-import re
+from crashproof.patterns import LazyPattern
 
 __all__ = ["is_same_thing"]
 
-_STORE = re.compile(r"(?:s3a?|gc?s|az|abfss?|adl|wasbs?|oss|r2|hdfs|dbfs|file|hf|nfs)://[^/]*/?")
+_STORE = LazyPattern(r"(?:s3a?|gc?s|az|abfss?|adl|wasbs?|oss|r2|hdfs|dbfs|file|hf|nfs)://[^/]*/?")
 """Not `https://`: another server may answer something else."""
-_RELATIVE_PLACE = re.compile(r"[A-Za-z]:/|~[^/]*/|\.{1,2}/|\$\w+/|\$?\{[^}]*\}/|%\w+%/")
-_PARENT_OF_MOUNTS = re.compile(
+_RELATIVE_PLACE = LazyPattern(r"[A-Za-z]:/|~[^/]*/|\.{1,2}/|\$\w+/|\$?\{[^}]*\}/|%\w+%/")
+_PARENT_OF_MOUNTS = LazyPattern(
     r"(?i:cephfs|efs|gpfs|home|lustre|media|mnt|mounts?|nfs|nobackup|private|projects|scratch|users|volumes|work)"
 )
-_SAYS_LITTLE = re.compile(
+_SAYS_LITTLE = LazyPattern(
     r"(?i:train|training|trainset|valid|validation|val|test|dev|eval|data|datasets?|all|full|raw|processed|tokenized|"
     r"arrow|parquet|jsonl?|text|txt|csv|corpus|inputs?|files|images|labels|shards?|part|samples|models?|pytorch_model|"
     r"adapter_model|adapter|weights|checkpoints?|ckpts?|final|best|last|latest|main|default|outputs?|runs?|step|epoch|"
     r"iter|global_step|mnt|mount|disk|ssd|nvme|drive|vol|volume|nfs|scratch|host|node|machine|old|new|te?mp|[a-z])"
     r"(?:[-_=]?[0-9]+(?:[-_]of[-_][0-9]+)?)*(?:\.[A-Za-z0-9]{1,8})*"
 )
-_HUB_CACHE = re.compile(r"(?:^|/)(?:models|datasets)--(?P<name>[^/]+?)(?:/(?:snapshots|blobs)/[^/]+)?/?$")
-_FILE = re.compile(
+_HUB_CACHE = LazyPattern(r"(?:^|/)(?:models|datasets)--(?P<name>[^/]+?)(?:/(?:snapshots|blobs)/[^/]+)?/?$")
+_FILE = LazyPattern(
     r"\.(?:arrow|bin|ckpt|csv|gz|h5|hdf5|idx|jsonl?|lmdb|model|np[yz]|parquet|pth?|safetensors|tar|tsv|txt|ya?ml|zst)$"
 )
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from crashproof.patterns import LazyPattern
 from crashproof.rules.naming.trackers import digest_suffix
 
 __all__ = ["evaluation_names"]
 
-_REWRITTEN = re.compile(r"(?P<data>eval|test)_(?P<rest>.+)", re.DOTALL)
-_SAYS_ITS_DATA = re.compile(r"(?:eval|test|val|valid|validation|dev|train)[/_].", re.DOTALL)
+_REWRITTEN = LazyPattern(r"(?P<data>eval|test)_(?P<rest>.+)", re.DOTALL)
+_SAYS_ITS_DATA = LazyPattern(r"(?:eval|test|val|valid|validation|dev|train)[/_].", re.DOTALL)
 
 
 def evaluation_names(results: Iterable[str], *, separator: str) -> dict[str, str]:

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from crashproof.patterns import LazyPattern
+
 __all__ = [
     "MLFLOW",
     "MLFLOW_FOLDING_CASE",
@@ -23,7 +25,7 @@ __all__ = [
     "tracker_name",
 ]
 
-_MAPPED = re.compile(r"--[0-9a-f]{12}\Z")
+_MAPPED = LazyPattern(r"--[0-9a-f]{12}\Z")
 """The end of a mapped name; a name that ends like this by itself is mapped too."""
 _DIGEST_CHARACTERS = 12
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
-import html
 import re
 from collections.abc import Iterable
 
 import msgspec
+
+from crashproof.patterns import LazyPattern
 
 __all__ = ["KnownSecrets"]
 
@@ -17,7 +18,7 @@ _LEAST_LENGTH = 6
 _LEAST_ENCODED = 8
 _SLASHES = r"\\{1,16}"
 _BASE64 = {"+": "[+-]", "/": "[/_]"}
-_ESCAPE = re.compile(r"\\[^bfnrt]|%[0-9a-f]{2}|&#?[a-z0-9]{1,8};")
+_ESCAPE = LazyPattern(r"\\[^bfnrt]|%[0-9a-f]{2}|&#?[a-z0-9]{1,8};")
 
 
 class KnownSecrets:
@@ -108,7 +109,10 @@ def _character(character: str) -> str:
     number = ord(character)
     utf16 = character.encode("utf-16-be", "surrogatepass")
     utf8 = character.encode("utf-8", "surrogatepass")
-    name = html.escape(character).strip("&").removeprefix("#x27;")
+    # Only a process that knows secrets needs it.
+    from html import escape
+
+    name = escape(character).strip("&").removeprefix("#x27;")
     names = f"|{name}" if name.endswith(";") and len(name) > 1 else ""
     # A slash may be escaped for its own sake, and a quote must be.
     escaped = "" if character.isalnum() else r"\\{0,16}"

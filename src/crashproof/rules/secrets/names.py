@@ -6,6 +6,8 @@ import re
 from enum import StrEnum, auto
 from functools import lru_cache
 
+from crashproof.patterns import LazyPattern
+
 __all__ = [
     "NameKind",
     "is_certain_secret",
@@ -71,19 +73,19 @@ _NEUTRAL = _set(
 """At the end of a name, they say which one or how it is written, not what it is."""
 _ADDRESS_WORDS = _set("address endpoint link uri url")
 
-_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_WORD = re.compile(r"[a-z]+[0-9]*|[0-9]+")
-_JOINED = re.compile(
+_HUMP = LazyPattern(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_WORD = LazyPattern(r"[a-z]+[0-9]*|[0-9]+")
+_JOINED = LazyPattern(
     rf"(?P<first>.*?)(?P<last>(?:(?:api|access|auth|secret|private|{'|'.join(sorted(_SERVICES))})(?:key|token))"
     r"|password|passwd|passphrase|webhook|credential|secret)(?P<url>url)?"
 )
 _LONGEST_NAME = 200
 
-_WORDLIKE = re.compile(r"[A-Z]?[a-z]{1,14}|[A-Z]{1,6}|[a-z]?[0-9]{1,8}[A-Za-z]{0,2}")
-_BETWEEN_WORDS = re.compile(r"[-_./:,\\ ]+")
-_LIKE_KEY = re.compile(r"(?=[^0-9]*[0-9])[\w.~+/=-]+", re.ASCII)
-_REFERENCE = re.compile(r"env:\w+|\$\{[\w.:]+\}|\{\{[^{}]*\}\}|\*+|\$[A-Z][A-Z0-9_]*")
-_SPECIAL_TOKEN = re.compile(r"<[^<>\s]*>|\[[A-Za-z_]+\]|</?s>")
+_WORDLIKE = LazyPattern(r"[A-Z]?[a-z]{1,14}|[A-Z]{1,6}|[a-z]?[0-9]{1,8}[A-Za-z]{0,2}")
+_BETWEEN_WORDS = LazyPattern(r"[-_./:,\\ ]+")
+_LIKE_KEY = LazyPattern(r"(?=[^0-9]*[0-9])[\w.~+/=-]+", re.ASCII)
+_REFERENCE = LazyPattern(r"env:\w+|\$\{[\w.:]+\}|\{\{[^{}]*\}\}|\*+|\$[A-Z][A-Z0-9_]*")
+_SPECIAL_TOKEN = LazyPattern(r"<[^<>\s]*>|\[[A-Za-z_]+\]|</?s>")
 _SETTINGS = _set(
     "apikey auto basic bearer default digest env false iam kerberos key no none null oauth oauth2 off on required "
     "token true yes"

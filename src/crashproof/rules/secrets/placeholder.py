@@ -13,7 +13,8 @@ all guesses, and one change in 256 is missed.
 from __future__ import annotations
 
 import hashlib
-import re
+
+from crashproof.patterns import LazyPattern
 
 __all__ = [
     "HIDDEN",
@@ -25,8 +26,8 @@ __all__ = [
 ]
 
 HIDDEN = "(secret)"
-PLACEHOLDER = re.compile(r"\((?:secret(?: [0-9a-f]{4})?|hidden [0-9a-f]{2}(?:[0-9a-f]{2})?)\)")
-_OF_CREDENTIAL = re.compile(r"\(secret(?: [0-9a-f]{4})?\)")
+PLACEHOLDER = LazyPattern(r"\((?:secret(?: [0-9a-f]{4})?|hidden [0-9a-f]{2}(?:[0-9a-f]{2})?)\)")
+_OF_CREDENTIAL = LazyPattern(r"\(secret(?: [0-9a-f]{4})?\)")
 _LEAST_CHARACTERS = 16
 _LEAST_DIFFERENT = 8
 

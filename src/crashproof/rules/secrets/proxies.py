@@ -7,12 +7,14 @@ import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from crashproof.patterns import LazyPattern
+
 __all__ = ["MAY_SEE_KEYS", "is_loopback", "proxy_of", "reads_requests"]
 
 MAY_SEE_KEYS = "CRASHPROOF_PROXY_MAY_SEE_KEYS"
 """The variable that allows keys to be sent in clear through a proxy, set to 1."""
 
-_SHORT_LOOPBACK = re.compile(r"127(?:\.[0-9]{1,3}){0,3}|0x7f[0-9a-f]{6}|0\.0\.0\.0|::")
+_SHORT_LOOPBACK = LazyPattern(r"127(?:\.[0-9]{1,3}){0,3}|0x7f[0-9a-f]{6}|0\.0\.0\.0|::")
 
 
 def proxy_of(url: str, proxies: Mapping[str, str]) -> str | None:

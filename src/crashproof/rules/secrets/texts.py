@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Protocol
 
+from crashproof.patterns import LazyPattern
 from crashproof.rules.secrets.names import (
     NameKind,
     is_certain_secret,
@@ -29,7 +30,7 @@ class Placeholder(Protocol):
 
 # A key may follow an escape: a line break in JSON, or a space in an address.
 _BEGINNING = r"(?:(?<![A-Za-z0-9])|(?<=\\[bfnrt])|(?<=%[0-9A-Fa-f]{2})|(?<=\\u[0-9A-Fa-f]{4}))"
-_SHAPES = re.compile(
+_SHAPES = LazyPattern(
     _BEGINNING
     + "(?:"
     + "|".join(
@@ -55,49 +56,49 @@ _SHAPES = re.compile(
     )
     + ")"
 )
-_SHAPES_OF_MODELS_TOO = re.compile(
+_SHAPES_OF_MODELS_TOO = LazyPattern(
     _BEGINNING
     + r"(?:(?P<sk>(?:sk|rk|pk)-[A-Za-z0-9_*-]{8,})|(?P<hf>(?:hf|api_org)_[A-Za-z0-9*]{8,}(?![A-Za-z0-9_])))"
 )
 """`sk-learn-random-forest` and `hf_transformers` look like keys, until one sees that they are words."""
-_ANNOUNCED = re.compile(r"(?i)(?:key|token|secret)[\s:=\"'`]{1,4}\Z")
+_ANNOUNCED = LazyPattern(r"(?i)(?:key|token|secret)[\s:=\"'`]{1,4}\Z")
 _SECOND_PART = r"""(?:[^\s/?\#"'<>\\]{1,1024}|(?:(?!://)[^\s"'<>\\]){1,1024})"""
 """Up to the last @ of the host's part; one that holds a slash by mistake, up to the last @."""
-_ACCOUNT = re.compile(
+_ACCOUNT = LazyPattern(
     # What follows `host:8080/` is a path.
     r"""(?<=://)(?:[^\s:/?\#@"'<>\\]{0,1024}:(?![0-9]{0,5}(?:[/?\#\s"'<>\\]|$))"""
     + _SECOND_PART
     + r"""|(?P<name>[^\s:/?\#@"'<>\\]{1,1024}))(?=@)"""
 )
 _SCHEMES = "apikey|aws4-hmac-sha256|basic|bearer|digest|negotiate|token"
-_BEARER = re.compile(rf"(?i:{_BEGINNING}(?P<scheme>bearer|basic)(?:[ ]+|%20|\+))(?P<value>[\w.~+/=%:-]{{3,}})")
+_BEARER = LazyPattern(rf"(?i:{_BEGINNING}(?P<scheme>bearer|basic)(?:[ ]+|%20|\+))(?P<value>[\w.~+/=%:-]{{3,}})")
 _AFTER_BEARER = frozenset({"api", "auth", "authentication", "authorization", "key", "realm", "scheme", "token"})
 
-_HINTS = re.compile(
+_HINTS = LazyPattern(
     r"(?i)key|token|secret|pass|pw|auth|cred|cookie|hook|dsn|jwt|conn|bearer|sig|sas|pat|slack|discord|teams|pager|matter"
 )
 _QUOTE = r"""(?:\\{0,8}["']|&(?:quot|apos|\#0?3[49]|\#x2[27]);|%2[27])"""
 # From the beginning of a word alone: tried at each of its letters, a long one would take for ever.
-_NAME = re.compile(
+_NAME = LazyPattern(
     rf"""(?x) (?<![\w.-]) (?: (?P<option> --?[A-Za-z][\w.-]*+ ) [^\S\n]+
     | (?P<name> (?: (?i:api|access|secret|private|auth) [ ]+ (?=(?i:key|token)s?\b) )? [\w.-]++ )
       (?P<assigned> {_QUOTE}?[^\S\n]* (?: => | :=? | = | %3[ADad] ) [^\S\n]* ) )"""
 )
-_OPEN_QUOTE = re.compile(rf"[bru]{{0,2}}(?P<quote>{_QUOTE})")
+_OPEN_QUOTE = LazyPattern(rf"[bru]{{0,2}}(?P<quote>{_QUOTE})")
 _QUOTED = {quote: re.compile(rf"(?s:[^{quote}\\\\]|\\\\.)*+") for quote in "\"'"}
-_UNQUOTED = re.compile(
+_UNQUOTED = LazyPattern(
     r"""(?:[^\s"'\\&,;<>(){}\[\]] | [&,;](?!\s|[\w.-]+\s*[=:]|$) | \\(?![nrt"'\\])
     | [()\[\]{}<>](?=[^\s,;:"'()\[\]{}<>]))+""",
     re.VERBOSE,
 )
-_GROUP = re.compile(r"\[[^\]]*\]?|\{[^}]*\}?")
-_REST_OF_LINE = re.compile(r"[^\n\r]+")
-_SCHEME = re.compile(rf"(?i)(?:{_SCHEMES})(?:[ ]+|%20)")
-_LOGIN = re.compile(r"(?<!\S)(?:-u|--user|--proxy-user)[ =]*[\"']?[^\s:\"'/]+:(?P<value>(?!\d+\b)[^\s\"']+)")
-_OPTION = re.compile(r"--?[A-Za-z][\w.-]*")
-_FETCHES = re.compile(r"\b(?:curl|wget|http|https|httpie|docker[ ]login|svn)\b")
-_PLAIN_WORD = re.compile(r"[A-Za-z][a-z]*[.,!?]?|[0-9]{1,5}")
-_VARIABLE = re.compile(r"(?:\$\{[\w.:]+\}|\{\{[^{}]{0,200}\}\})(?=[\s\"'&,;)\]}]|\Z)")
+_GROUP = LazyPattern(r"\[[^\]]*\]?|\{[^}]*\}?")
+_REST_OF_LINE = LazyPattern(r"[^\n\r]+")
+_SCHEME = LazyPattern(rf"(?i)(?:{_SCHEMES})(?:[ ]+|%20)")
+_LOGIN = LazyPattern(r"(?<!\S)(?:-u|--user|--proxy-user)[ =]*[\"']?[^\s:\"'/]+:(?P<value>(?!\d+\b)[^\s\"']+)")
+_OPTION = LazyPattern(r"--?[A-Za-z][\w.-]*")
+_FETCHES = LazyPattern(r"\b(?:curl|wget|http|https|httpie|docker[ ]login|svn)\b")
+_PLAIN_WORD = LazyPattern(r"[A-Za-z][a-z]*[.,!?]?|[0-9]{1,5}")
+_VARIABLE = LazyPattern(r"(?:\$\{[\w.:]+\}|\{\{[^{}]{0,200}\}\})(?=[\s\"'&,;)\]}]|\Z)")
 _LONGEST_DOUBTFUL = 512
 _LONE_NAMES = frozenset(
     {"auth", "authorization", "bearer", "cookie", "cookies", "secret", "secrets", "token", "tokens"}
