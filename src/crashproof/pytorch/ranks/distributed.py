@@ -113,9 +113,9 @@ class DistributedRanks:
                 sign = self.peers.signs.of(_MAIN, seconds=max(_LEAST_SECONDS, seconds_left)) or newest
                 if sign.beats != newest.beats:
                     newest, heard_at = sign, time.monotonic()
+                is_silent = time.monotonic() - heard_at > self.peers.limit_seconds
                 # It may have been done just before it left.
-                is_over = seconds_left < 0 or (newest.left and not self._is_set(is_done, seconds=_LEAST_SECONDS))
-                if is_over:
+                if is_silent or (newest.left and not self._is_set(is_done, seconds=_LEAST_SECONDS)):
                     raise self.peers.loss_of(_MAIN, what, sign=newest)
         except StoreSilent as error:
             raise self.peers.loss(what, network=str(error)) from error
