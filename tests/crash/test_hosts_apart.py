@@ -226,6 +226,22 @@ def test_a_rank_that_is_slow_within_the_limit_is_waited_for(
 
 
 @pytest.mark.long
+def test_a_slow_link_is_no_lost_link(
+    network: Network, data: Path, uninterrupted: tuple[str, Path], tmp_path: Path
+) -> None:
+    strategy, reference = uninterrupted
+    output_dir = tmp_path / "run"
+    network.limit_rate(kilobits_per_second=1000)
+
+    begun_at = time.monotonic()
+    ended = ends(start(network, arguments(data, output_dir, strategy)), since=begun_at, most_seconds=200)
+
+    report(f"{strategy}, a link of 1 Mbit/s", ended)
+    assert_complete(ended)
+    assert_same_end(reference, output_dir)
+
+
+@pytest.mark.long
 def test_a_cut_at_any_moment_leaves_no_rank_waiting(
     network: Network, data: Path, uninterrupted: tuple[str, Path], tmp_path: Path
 ) -> None:

@@ -21,6 +21,8 @@ __all__ = ["DistributedRanks"]
 ValueT = TypeVar("ValueT")
 
 _POLL_SECONDS = 0.1
+_POLLS = 10
+_LEAST_SECONDS = 1.0
 _MAIN = 0
 
 
@@ -33,7 +35,7 @@ class DistributedRanks:
         self.num_ranks = peers.num_ranks
         self.is_main = peers.rank == _MAIN
         self.is_stop_agreed = False
-        self._peers = peers
+        self.peers = peers
         with self._waiting("forming a group"):
             self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=peers.limit_seconds))
         self._flag = torch.zeros(1)
@@ -87,38 +89,46 @@ class DistributedRanks:
 
     def for_background_thread(self) -> DistributedRanks:
         """See `Ranks.for_background_thread`."""
-        return DistributedRanks(self._peers)
+        return DistributedRanks(self.peers)
 
     @contextmanager
     def collective(self, what: str) -> Iterator[None]:
         """See `Ranks.collective`."""
-        with self._peers.naming_losses(what), self._peers.activities.doing(what, is_wait=False):
+        with self.peers.naming_losses(what), self.peers.activities.doing(what, is_wait=False):
             yield
 
     @contextmanager
     def _waiting(self, what: str) -> Iterator[None]:
         """A context that does nothing but wait for the others."""
-        with self._peers.naming_losses(what), self._peers.activities.doing(what, is_wait=True):
+        with self.peers.naming_losses(what), self.peers.activities.doing(what, is_wait=True):
             yield
 
     def _wait_for_main(self, is_done: str, what: str) -> None:
-        limit_seconds = self._peers.limit_seconds
         newest, heard_at = Sign(beats=-1), time.monotonic()
         try:
             while True:
-                seconds_left = max(1.0, heard_at + limit_seconds - time.monotonic())
-                if self._peers.store.get(is_done, seconds=seconds_left) is not None:
+                seconds_left = heard_at + self.peers.limit_seconds - time.monotonic()
+                if self._is_set(is_done, seconds=max(_LEAST_SECONDS, seconds_left)):
                     return
-                sign = self._peers.signs.of(_MAIN, seconds=seconds_left) or newest
+                sign = self.peers.signs.of(_MAIN, seconds=max(_LEAST_SECONDS, seconds_left)) or newest
                 if sign.beats != newest.beats:
                     newest, heard_at = sign, time.monotonic()
-                if newest.left or time.monotonic() - heard_at > limit_seconds:
-                    raise self._peers.loss_of(_MAIN, what, sign=newest)
-                time.sleep(_POLL_SECONDS)
+                is_silent = time.monotonic() - heard_at > self.peers.limit_seconds
+                # It may have been done just before it left.
+                if is_silent or (newest.left and not self._is_set(is_done, seconds=_LEAST_SECONDS)):
+                    raise self.peers.loss_of(_MAIN, what, sign=newest)
         except StoreSilent as error:
-            raise self._peers.loss(what, network=str(error)) from error
+            raise self.peers.loss(what, network=str(error)) from error
+
+    def _is_set(self, key: str, *, seconds: float) -> bool:
+        """Whether the main process has set a key, asked for as long as its signs of life are apart."""
+        for _ in range(_POLLS):
+            if self.peers.store.get(key, seconds=seconds) is not None:
+                return True
+            time.sleep(_POLL_SECONDS)
+        return False
 
     def _report_done(self, is_done: str, what: str) -> None:
         # Where that is not possible, the next exchange finds it out, and who is lost.
         with suppress(StoreSilent):
-            self._peers.store.set(is_done, what, seconds=self._peers.limit_seconds)
+            self.peers.store.set(is_done, what, seconds=self.peers.limit_seconds)

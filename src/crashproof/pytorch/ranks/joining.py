@@ -40,10 +40,10 @@ def join_ranks(
 ) -> Iterator[SingleRank | DistributedRanks]:
     """Join the processes that `torchrun` started; without it, this process is the only one.
 
-    From here on the process ends, with exit code 75, where it would wait for longer than the limit and a few seconds.
+    Inside, the process ends with exit code 75 where it would wait for longer than the limit and a few seconds.
 
     Raises:
-        RankLost: The others did not join within the limit.
+        RankLost: The others did not join within the limit, or one was lost. The process has 10 s to end then.
     """
     if int(environment.get("WORLD_SIZE", "1")) == 1:
         yield SingleRank()
@@ -53,21 +53,15 @@ def join_ranks(
     with ExitStack() as stack:
         activities = Activities()
         watchdog = _watch(stack, activities, limit_seconds, environment)
-        with activities.doing(_JOINING, is_wait=True):
-            peers = _join(activities, device_type, limit_seconds, environment)
-            ranks = _meet(peers)
-        watchdog.contact = peers.signs
-        peers.on_loss = lambda: watchdog.leave_within(_LEAVE_SECONDS, "after another rank was lost")
-        left = "it has finished"
         try:
-            with peers.naming_losses("working together"):
+            with activities.doing(_JOINING, is_wait=True):
+                ranks = _join(activities, device_type, limit_seconds, environment)
+            stack.callback(_leave_group, watchdog)
+            with _in_contact(ranks.peers, watchdog):
                 yield ranks
-        except BaseException as error:
-            left = f"it ended with {type(error).__name__}: {_first_line(error)}"
+        except RankLost:
+            _leave_soon(watchdog)
             raise
-        finally:
-            peers.signs.stop(left)
-            _leave_group(watchdog)
 
 
 def _watch(
@@ -75,7 +69,7 @@ def _watch(
 ) -> Watchdog:
     """Have this process ended where it hangs, by itself, or where it is stopped, by another."""
     identity = own_identity()
-    name = f"Rank {environment['RANK']} ({identity.host}, pid {identity.pid})"
+    name = f"Rank {environment.get('RANK')} ({identity.host}, pid {identity.pid})"
     guardian = Guardian(name=name, longest_seconds=limit_seconds + GRACE_SECONDS)
     stack.callback(guardian.close)
     watchdog = Watchdog(activities, ForcedExit(EXIT_PREEMPTED), name=name, limit_seconds=limit_seconds)
@@ -83,27 +77,56 @@ def _watch(
     return watchdog
 
 
-def _join(activities: Activities, device_type: str, limit_seconds: float, environment: Mapping[str, str]) -> Peers:
-    limit = timedelta(seconds=limit_seconds)
+@contextmanager
+def _in_contact(peers: Peers, watchdog: Watchdog) -> Iterator[None]:
+    """Hear of losses, name them, and tell the others how this rank has left."""
+    watchdog.contact = peers.signs
+    peers.on_loss = lambda: _leave_soon(watchdog)
+    left = "it has finished"
+    try:
+        with peers.naming_losses("working together"):
+            yield
+    except BaseException as error:
+        left = f"it ended with {type(error).__name__}: {_first_line(error)}"
+        raise
+    finally:
+        peers.signs.stop(left)
+
+
+def _leave_soon(watchdog: Watchdog) -> None:
+    watchdog.leave_within(_LEAVE_SECONDS, "after another rank was lost")
+
+
+def _leave_group(watchdog: Watchdog) -> None:
+    try:
+        call_within(GRACE_SECONDS, dist.destroy_process_group)
+    except TimeoutError:
+        watchdog.leave_within(_LEAVE_SECONDS, "after its process group could not be left")
+
+
+def _join(
+    activities: Activities, device_type: str, limit_seconds: float, environment: Mapping[str, str]
+) -> DistributedRanks:
     absent: list[int] = []
     try:
-        store, rank, num_ranks = next(rendezvous("env://", timeout=limit))
-        store.set_timeout(limit)
-        # torchrun may keep its store across restarts, with entries of earlier processes.
-        store = PrefixStore(f"{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}/{num_ranks}", store)
+        store, rank, num_ranks = _find_store(limit_seconds, environment)
         with _naming_absent(store, rank, num_ranks, absent):
-            _form_default_group(store, rank, num_ranks, device_type, limit)
+            _form_default_group(store, rank, num_ranks, device_type, limit_seconds)
+            second = _second_store(environment, limit_seconds)
+            return _meet(Peers(second, activities, rank=rank, num_ranks=num_ranks, limit_seconds=limit_seconds))
     except (RuntimeError, ValueError) as error:
         names = f"rank {', '.join(map(str, absent))}" if absent else "another rank"
         reason = str(error).splitlines()[0]
         raise RankLost(_JOINING, missing=absent, names=names, seconds=limit_seconds, reason=reason) from error
-    return Peers(
-        _second_store(environment, limit),
-        activities,
-        rank=rank,
-        num_ranks=num_ranks,
-        limit_seconds=limit_seconds,
-    )
+
+
+def _find_store(limit_seconds: float, environment: Mapping[str, str]) -> tuple[Store, int, int]:
+    """The store that all ranks share, the rank of this process, and their number."""
+    limit = timedelta(seconds=limit_seconds)
+    store, rank, num_ranks = next(rendezvous("env://", timeout=limit))
+    store.set_timeout(limit)
+    # torchrun may keep its store across restarts, with entries of earlier processes.
+    return PrefixStore(f"{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}/{num_ranks}", store), rank, num_ranks
 
 
 @contextmanager
@@ -119,20 +142,22 @@ def _naming_absent(store: Store, rank: int, num_ranks: int, absent: list[int]) -
         raise
 
 
-def _form_default_group(store: Store, rank: int, num_ranks: int, device_type: str, limit: timedelta) -> None:
+def _form_default_group(store: Store, rank: int, num_ranks: int, device_type: str, limit_seconds: float) -> None:
+    # On a GPU the processes exchange a flag over gloo at each step: that fails first, and names who is lost.
+    extra_seconds = GRACE_SECONDS if device_type == "cuda" else 0.0
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo",
         store=store,
         rank=rank,
         world_size=num_ranks,
-        # On a GPU the processes exchange a flag over gloo at each step: that fails first, and names who is lost.
-        timeout=limit + timedelta(seconds=GRACE_SECONDS) if device_type == "cuda" else limit,
+        timeout=timedelta(seconds=limit_seconds + extra_seconds),
     )
 
 
-def _second_store(environment: Mapping[str, str], limit: timedelta) -> BoundedStore:
+def _second_store(environment: Mapping[str, str], limit_seconds: float) -> BoundedStore:
     """Another connection to the ranks' store: a call that hangs in the first one holds that up."""
     host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    limit = timedelta(seconds=limit_seconds)
     # torch exports it where it was built for several processes.
     store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)  # type: ignore[attr-defined]
     # Nothing that earlier processes of the same run have left there may count.
@@ -147,13 +172,6 @@ def _meet(peers: Peers) -> DistributedRanks:
     ranks = DistributedRanks(peers)
     peers.identities = ranks.all_gather(own_identity(), _JOINING)
     return ranks
-
-
-def _leave_group(watchdog: Watchdog) -> None:
-    try:
-        call_within(GRACE_SECONDS, dist.destroy_process_group)
-    except TimeoutError:
-        watchdog.leave_within(_LEAVE_SECONDS, "after its process group could not be left")
 
 
 def _first_line(error: BaseException) -> str:

@@ -101,6 +101,8 @@ with ranks.main_process_first("preparing"):
     if rank == 0:
         time.sleep(4)
 print(time.monotonic() - begun > 3.5)
+# The main process has the store; whoever asks it after its end asks nobody.
+ranks.broadcast(0, "ending")
 """,
         limit=2,
     )
