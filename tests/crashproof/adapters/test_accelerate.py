@@ -15,7 +15,15 @@ from accelerate.utils import ProjectConfiguration
 
 from crashproof import ProgressTracker, RunReader, TrackerSettings
 from crashproof.adapters.accelerate import CrashproofTracker
-from crashproof.errors import ConfigChanged, ConfigError, NoUsableCheckpoint, OtherRun, StorageError
+from crashproof.errors import (
+    ConfigChanged,
+    ConfigError,
+    DiskFull,
+    NoUsableCheckpoint,
+    OtherRun,
+    SavesFailed,
+    StorageError,
+)
 from crashproof.testing import forget_open_runs
 
 QUIET = TrackerSettings(has_heartbeat=False)
@@ -25,7 +33,8 @@ class Loop:
     """One process life of a tiny loop."""
 
     def __init__(self, run_dir: Path, config: dict[str, Any] | None = None, **options: Any) -> None:
-        self.tracker = CrashproofTracker(run_dir, total_steps=10, samples_per_step=4, settings=QUIET, **options)
+        settings = options.pop("settings", QUIET)
+        self.tracker = CrashproofTracker(run_dir, total_steps=10, samples_per_step=4, settings=settings, **options)
         self.accelerator = Accelerator(cpu=True, log_with=self.tracker)
         self.accelerator.init_trackers("tiny", config={"lr": 0.1} if config is None else config)
         self.model = self.accelerator.prepare(torch.nn.Linear(2, 1))
@@ -131,6 +140,22 @@ def test_a_save_that_fails_leaves_no_folder_and_no_record(run_dir, start, monkey
         loop.save(2)
     assert ["progress"] == [path.name for path in run_dir.iterdir()]
     assert {} == RunReader.open(run_dir).session().checkpoints
+    failed = loop.tracker.tracker.session.failed_saves
+    assert (1, 2) == (failed.in_a_row, failed.step)
+
+
+def test_more_saves_in_a_row_than_may_fail_stop_a_loop_that_goes_on(run_dir, start, monkeypatch):
+    loop = start(settings=TrackerSettings(has_heartbeat=False, max_failed_saves=1))
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loop.accelerator, "save_state", full)
+    with pytest.raises(DiskFull):
+        loop.save(2)
+
+    with pytest.raises(SavesFailed, match=r"2 saves in a row have failed\. There is no checkpoint yet"):
+        loop.save(4)
 
 
 def test_starting_at_zero_despite_checkpoints_is_an_error(start):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -28,12 +29,15 @@ from crashproof.errors import (
     CheckpointMismatch,
     ConfigChanged,
     ConfigError,
+    DiskFull,
     NoUsableCheckpoint,
     OtherRun,
     RunInUse,
+    SavesFailed,
 )
 from crashproof.optional_dependencies import install_line
 from crashproof.records.events import CheckpointRecorded
+from crashproof.testing import FaultyDisk
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*isinstance.treespec, LeafSpec.*",
@@ -110,6 +114,43 @@ def dies(step: int) -> Callable[[LightningModule, int], None]:
             raise RuntimeError("the machine is on fire")
 
     return at_batch
+
+
+class FullFor(Callback):
+    """Saves after each step, and goes on where the disk is full, as it is for some steps."""
+
+    def __init__(self, hold: Crashproof, disk: FaultyDisk, *steps: int) -> None:
+        self.hold, self.disk, self.steps = hold, disk, steps
+
+    def on_train_batch_end(self, trainer: Any, *arguments: Any) -> None:
+        path = self.hold.output_dir / f"checkpoint_{trainer.global_step}.ckpt"
+        if trainer.global_step in self.steps:
+            self.disk.begin_failing(errno.ENOSPC)
+        try:
+            trainer.save_checkpoint(path)
+        except DiskFull:
+            assert trainer.global_step in self.steps
+        finally:
+            self.disk.stop_failing()
+
+
+@pytest.mark.parametrize("most", [None, 1])
+def test_saves_that_fail_are_counted_and_a_number_that_is_set_ends_the_training(run_dir, tmp_path, most):
+    run_dir.mkdir()
+    disk = FaultyDisk(run_dir, tmp_path / "scratch")
+    settings = TrackerSettings(has_heartbeat=False, max_failed_saves=most)
+    hold = Crashproof(run_dir, settings=settings, disk=disk)
+    made = trainer(hold, FullFor(hold, disk, 2, 3, 4))
+    loader = ResumableLoader(data(), batch_size=2, seed=1)
+    if most is None:
+        made.fit(Model(), loader)
+    else:
+        with pytest.raises(SavesFailed, match="Step 3 could not be saved"):
+            made.fit(Model(), loader)
+
+    session = RunReader.open(run_dir).session()
+    assert (([1, 5], 3) if most is None else ([1], 2)) == (sorted(session.checkpoints), session.failed_saves.total)
+    assert [] == RunReader.open(run_dir).problems()
 
 
 def test_every_step_has_its_loss_its_rate_and_what_was_logged_in_it(run_dir):

@@ -24,7 +24,15 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from crashproof import KeepEvery, RunReader, TrackerSettings, training_progress_context
 from crashproof.adapters.transformers import CrashproofCallback
-from crashproof.errors import ConfigChanged, ConfigError, NoUsableCheckpoint, OtherRun, RunClosed, RunInUse
+from crashproof.errors import (
+    ConfigChanged,
+    ConfigError,
+    NoUsableCheckpoint,
+    OtherRun,
+    RunClosed,
+    RunInUse,
+    SavesFailed,
+)
 from crashproof.optional_dependencies import install_line
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
@@ -86,6 +94,25 @@ def trained(output_dir: Path, **more: Any) -> CrashproofCallback:
 
 def newest(output_dir: Path, *, on_config_change: str = "archive", **more: Any) -> str | None:
     return CrashproofCallback(make_trainer(output_dir, **more), on_config_change=on_config_change).newest_checkpoint()
+
+
+@pytest.mark.parametrize("most", [None, 0])
+def test_a_checkpoint_that_cannot_be_made_durable_is_a_failed_save(tmp_path, monkeypatch, most):
+    def refuse(path: Path) -> None:
+        if path.name == "checkpoint-2":
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("crashproof.adapters.transformers.make_durable", refuse)
+    trainer = make_trainer(tmp_path)
+    CrashproofCallback(trainer, settings=TrackerSettings(has_heartbeat=False, max_failed_saves=most))
+    if most is None:
+        trainer.train()
+    else:
+        with pytest.raises(SavesFailed, match=r"Step 2 could not be saved: .*Input/output error"):
+            trainer.train()
+
+    session = RunReader.open(tmp_path).session()
+    assert (([4, 6], 1) if most is None else ([], 1)) == (sorted(session.checkpoints), session.failed_saves.total)
 
 
 def alter(checkpoint: Path) -> None:

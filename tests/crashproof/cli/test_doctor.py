@@ -188,6 +188,16 @@ def test_the_newest_log_is_taken_or_the_one_that_is_named(killed, doctored, tmp_
     )
 
 
+def test_failed_saves_are_a_clue(open_tracker, update, run_dir):
+    tracker = open_tracker()
+    update(tracker, 7)
+    tracker.record_checkpoint_failure(7, "no quota")
+
+    found = examine(RunReader.open(run_dir), AROUND, name="mine", now=1e9)
+
+    assert any(each.startswith("The newest save has failed, at step 7: no quota; ") for each in found.clues)
+
+
 def test_clues_of_the_machine_are_told(killed):
     around = Surroundings(
         host="node7",

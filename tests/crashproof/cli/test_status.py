@@ -85,6 +85,28 @@ def test_a_loss_that_went_wrong_is_an_alarm(crashproof, open_tracker, update, ru
     assert (4, health) == (said.code, json.loads(said.output)["health"])
 
 
+def test_saves_that_keep_failing_are_an_alarm(crashproof, open_tracker, update, save_checkpoint, run_dir):
+    tracker = open_tracker(clock=SYSTEM_CLOCK)
+    update(tracker, 10)
+    save_checkpoint(tracker, 10)
+    said = []
+    for step in (20, 30):
+        update(tracker, step)
+        tracker.record_checkpoint_failure(step, "no quota is left")
+        said.append(crashproof("status", run_dir))
+    screen = crashproof("watch", run_dir, "--once")
+
+    assert [0, 8] == [each.code for each in said]
+    assert "  saves       The newest save has failed, at step 20: no quota is left; the newest" in said[0].output
+    assert "  saves       2 saves in a row have failed, the newest at step 30: no quota" in said[1].output
+    assert said[1].lines[0].startswith(f"{run_dir}: saves failing as process")
+    assert "the newest checkpoint is 20 steps old" in said[1].output
+    assert 8 == screen.code
+    assert "newest checkpoint at step 10 (1 in total); 2 failed since: no quota" in screen.output
+    assert "the save at step 30 failed: no quota is left" in screen.output
+    assert 2 == json.loads(crashproof("status", run_dir, "--json").output)["failed_saves"]["in_a_row"]
+
+
 def test_a_killed_run_is_an_alarm(crashproof, open_tracker, update, run_dir, left_by_a_kill):
     update(open_tracker(), 1)
 

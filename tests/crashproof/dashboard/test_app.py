@@ -113,6 +113,24 @@ def test_a_run_with_a_fault_that_nobody_expected_is_a_row_and_a_log_line(serve, 
     assert b'crashproof_steps_completed{run="good"} 20.0' in metrics
 
 
+def test_failed_saves_are_told_to_the_page_and_to_prometheus(serve, train):
+    tracker = train("one")
+    for step in (10, 20):
+        tracker.record_checkpoint_failure(step, "no quota")
+    served = serve()
+
+    summary = served.get(asked("run", name="one")).json["summary"]
+    metrics = served.get("/metrics").body
+
+    assert ("saves_failing", 2, 20, "no quota") == (
+        summary["health"],
+        *(summary["failed_saves"][name] for name in ("in_a_row", "step", "error")),
+    )
+    assert b'crashproof_saves_failed_in_a_row{run="one"} 2.0' in metrics
+    assert b'crashproof_saves_failed{run="one"} 2.0' in metrics
+    assert b'crashproof_health{run="one",state="saves_failing"} 1.0' in metrics
+
+
 def test_a_count_that_no_float_holds_does_not_hide_the_other_runs(serve, train, tmp_path):
     train("good").close()
     train("huge").close()

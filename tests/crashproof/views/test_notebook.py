@@ -26,6 +26,14 @@ def test_a_run_is_shown_in_words_and_with_its_curve(open_tracker, update, save_c
     assert "<svg" in glance._repr_html_()
 
 
+def test_saves_that_have_failed_are_shown(open_tracker, update, run_dir):
+    tracker = open_tracker()
+    update(tracker, 7)
+    tracker.record_checkpoint_failure(7, "no quota")
+
+    assert "The newest save has failed, at step 7: no quota; there is no checkpoint yet" in repr(show(run_dir))
+
+
 def test_what_a_notebook_draws_has_no_script_and_asks_nobody(tmp_path, open_tracker, update):
     hostile = tmp_path / "<script>alert(1)<-script>"
     tracker = open_tracker(output_dir=hostile)
