@@ -46,7 +46,7 @@ def generate(
     model: Annotated[str, typer.Option(help="Model name at the teacher's API.")],
     out: Annotated[Path, typer.Option(help="Output file for the answers, in the order of the prompts.")],
     store: Annotated[
-        str | None, typer.Option(help="Shared answer store, such as sqlite:///PATH; env:VAR hides it.")
+        str | None, typer.Option(help="Shared answer store, such as sqlite:///PATH, or env:VAR.")
     ] = None,
     budget: Annotated[str | None, typer.Option(help="Maximum cost of this job in US dollars, such as 5.00.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Maximum number of concurrent requests.")] = 16,

@@ -126,7 +126,7 @@ class _Driver:
         await self._listening
         if self._num_lines:
             log.warning(
-                "Ray printed %d lines of its own, which are left out here; its logs have more.", self._num_lines
+                "Ray printed %d lines of its own; they are left out here, its logs have more.", self._num_lines
             )
 
     async def error_of_death(self) -> TeacherError:
