@@ -14,7 +14,7 @@ from asyncio.subprocess import Process
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from crashproof.answers.store import ResponseStore
@@ -72,6 +72,7 @@ class RayEngine:
         task = ClusterTask(
             job=job, settings=self.settings, store_url=with_absolute_path(self.store_url), account=self.account
         )
+        reasons: dict[str, str] = {}
         async with handle_stop_signals() as signals, _start_driver(self.driver, signals) as driver:
             driver.channel.write(task)
             while (message := await driver.channel.read()) is not None:
@@ -79,12 +80,13 @@ class RayEngine:
                     case Progress():
                         for retry_count, reason in message.failures:
                             self.on_failure(retry_count, reason)
+                        reasons.update(message.reasons)
                         on_end(message.num_finished)
                     case Said():
                         log.log(message.level, "%s", message.text)
                     case Finished():
                         driver.has_finished = True
-                        return message.asked
+                        return replace(message.asked, reasons=reasons)
                     case Failed():
                         driver.has_finished = True
                         raise message.error

@@ -68,7 +68,7 @@ def job(tmp_path: Path) -> Job:
     return Job(tmp_path)
 
 
-FINISH = "channel.write(Finished(asked=EngineResult(reasons={'key': 'why'})))"
+FINISH = "channel.write(Finished(asked=EngineResult(note='all')))"
 
 
 def test_what_it_tells_is_passed_on_in_order(job: Job, caplog: pytest.LogCaptureFixture) -> None:
@@ -76,11 +76,12 @@ def test_what_it_tells_is_passed_on_in_order(job: Job, caplog: pytest.LogCapture
         "assert 'us' == task.account",
         "channel.write(Progress(num_finished=1, failures=[(1, 'HTTP 503')]))",
         "channel.write(Said(level=30, text='Lost an asker: 100 %.'))",
-        "channel.write(Progress(num_finished=2, failures=[]))",
+        "channel.write(Progress(num_finished=2, failures=[], reasons={'key': 'why'}))",
         FINISH,
     )
 
-    assert ({"key": "why"}, [1, 2], [(1, "HTTP 503")]) == (asked.reasons, job.finished, job.failures)
+    assert ({"key": "why"}, "all") == (asked.reasons, asked.note)
+    assert ([1, 2], [(1, "HTTP 503")]) == (job.finished, job.failures)
     assert ["Lost an asker: 100 %."] == caplog.messages
 
 
