@@ -45,7 +45,9 @@ def generate(
     prompts: Annotated[Path, typer.Option(help="File or folder of prompts, messages, or batch-file lines.")],
     model: Annotated[str, typer.Option(help="Model name at the teacher's API.")],
     out: Annotated[Path, typer.Option(help="Output file for the answers, in the order of the prompts.")],
-    store: Annotated[str | None, typer.Option(help="Shared answer store, such as sqlite:///PATH.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Shared answer store, such as sqlite:///PATH, or env:VAR.")
+    ] = None,
     budget: Annotated[str | None, typer.Option(help="Maximum cost of this job in US dollars, such as 5.00.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Maximum number of concurrent requests.")] = 16,
     logprobs: Annotated[int | None, typer.Option(min=0, max=20, help="Top log-probabilities per token.")] = None,
@@ -111,6 +113,8 @@ def generate(
     from crashproof.teacher.jobs.engine import TeacherSettings
     from crashproof.teacher.jobs.job import GenerationJob
 
+    if store is not None and names_variable(store):
+        store = read_address(store, os.environ, where="--store")
     sends_nothing = write_batch is not None or bool(read_batch)
     endpoint = Endpoint.of(
         os.environ,

@@ -34,7 +34,8 @@ class LocalEngine:
         return asyncio.run(self._ask_all(job, store, on_end))
 
     async def _ask_all(self, job: GenerationJob, store: ResponseStore, on_end: Callable[[int], None]) -> EngineResult:
-        outcomes = Outcomes.for_settings(self.settings, count_answers=lambda: store.spending().answers)
+        asked = EngineResult()
+        outcomes = Outcomes.for_settings(self.settings, asked, count_answers=lambda: store.spending().answers)
 
         def note_failure(retry_count: int, error: object) -> None:
             self.on_failure(retry_count, error)
@@ -50,7 +51,7 @@ class LocalEngine:
                 await asking.ask_all(job.questions(), signals.stop, window=window)
             finally:
                 await _close(teacher, signals.give_up)
-        return outcomes.asked
+        return asked
 
 
 async def _close(teacher: AsyncTeacher, give_up: asyncio.Event) -> None:

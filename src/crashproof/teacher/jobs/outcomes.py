@@ -74,15 +74,23 @@ class Verdict(StrEnum):
 class Outcomes:
     """What became of a job's questions so far, and whether it makes sense to ask more of them."""
 
-    def __init__(self, *, max_unanswered: int, patience_seconds: float, count_answers: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        asked: EngineResult,
+        *,
+        max_unanswered: int,
+        patience_seconds: float,
+        count_answers: Callable[[], int],
+    ) -> None:
         """Begin a job.
 
         Args:
+            asked: What is told of it in the end.
             max_unanswered: Consecutive questions without an answer after which a job stops.
             patience_seconds: How long a teacher that has answered before may be away.
             count_answers: Counts the answers that were bought for this job, by whatever process.
         """
-        self.asked = EngineResult()
+        self.asked = asked
         self.fatal: Exception | None = None
         """Why nothing more is to be asked."""
         self._max_unanswered = max_unanswered
@@ -102,9 +110,12 @@ class Outcomes:
         self._has_told_of_failing = False
 
     @classmethod
-    def for_settings(cls, settings: TeacherSettings, *, count_answers: Callable[[], int]) -> Self:
+    def for_settings(
+        cls, settings: TeacherSettings, asked: EngineResult, *, count_answers: Callable[[], int]
+    ) -> Self:
         """Begin a job with the patience that follows from how its requests are sent."""
         return cls(
+            asked,
             max_unanswered=max(_MIN_UNANSWERED, settings.limits.concurrency),
             patience_seconds=settings.retry_policy.longest_pauses_seconds,
             count_answers=count_answers,

@@ -12,9 +12,9 @@ import subprocess
 import sys
 from asyncio.subprocess import Process
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from crashproof.answers.store import ResponseStore
@@ -41,6 +41,7 @@ _PACKAGE_ROOT = str(Path(__file__).resolve().parents[3])
 _PROGRAM = (
     "import sys; sys.path.append(sys.argv[1]); from crashproof.teacher.jobs.ray_cluster.driver import main; main()"
 )
+_DRIVER = (sys.executable, "-P", "-c", _PROGRAM, _PACKAGE_ROOT)
 _END_SECONDS = 20.0
 """How long the process may take to end once it has nothing more to do, or was asked to give up."""
 _LONGEST_QUOTE = 300
@@ -56,6 +57,8 @@ class RayEngine:
     store_url: str = field(repr=False)
     account: str
     on_failure: OnFailure
+    driver: Sequence[str] = _DRIVER
+    """The command that starts the process in which Ray lives."""
 
     def ask_all(self, job: GenerationJob, store: ResponseStore, *, on_end: Callable[[int], None]) -> EngineResult:
         """See `Engine`; the answers are in the shared store when it returns.
@@ -69,19 +72,21 @@ class RayEngine:
         task = ClusterTask(
             job=job, settings=self.settings, store_url=with_absolute_path(self.store_url), account=self.account
         )
-        async with handle_stop_signals() as signals, _start_driver(signals) as driver:
+        reasons: dict[str, str] = {}
+        async with handle_stop_signals() as signals, _start_driver(self.driver, signals) as driver:
             driver.channel.write(task)
             while (message := await driver.channel.read()) is not None:
                 match message:
                     case Progress():
                         for retry_count, reason in message.failures:
                             self.on_failure(retry_count, reason)
+                        reasons.update(message.reasons)
                         on_end(message.num_finished)
                     case Said():
                         log.log(message.level, "%s", message.text)
                     case Finished():
                         driver.has_finished = True
-                        return message.asked
+                        return replace(message.asked, reasons=reasons)
                     case Failed():
                         driver.has_finished = True
                         raise message.error
@@ -122,7 +127,9 @@ class _Driver:
         await waiting
         await self._listening
         if self._num_lines:
-            log.info("Ray printed %d lines of its own.", self._num_lines)
+            log.warning(
+                "Ray printed %d lines of its own; they are left out here, its logs have more.", self._num_lines
+            )
 
     async def error_of_death(self) -> TeacherError:
         """Why it is not there any more, from what it said last."""
@@ -148,14 +155,14 @@ class _Driver:
 
 
 @asynccontextmanager
-async def _start_driver(signals: StopSignals) -> AsyncIterator[_Driver]:
+async def _start_driver(command: Sequence[str], signals: StopSignals) -> AsyncIterator[_Driver]:
     # A socket and not a pipe: nobody can be killed by SIGPIPE for writing to a dead one.
     ours, theirs = socket.socketpair()
     # A signal to all processes of a job waits until the process handles it; see `driver.main`.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-c", _PROGRAM, _PACKAGE_ROOT),
+            *command,
             stdin=theirs.fileno(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -18,7 +18,7 @@ from crashproof.teacher.client.endpoint import Endpoint
 from crashproof.teacher.client.limits import Limits
 from crashproof.teacher.client.prices import PriceTable
 from crashproof.teacher.client.retry import RetryPolicy
-from crashproof.teacher.jobs.engine import TeacherSettings
+from crashproof.teacher.jobs.engine import EngineResult, TeacherSettings
 from crashproof.teacher.jobs.outcomes import End, EndKind, Outcomes, Verdict
 
 URL = "http://teacher/v1"
@@ -40,7 +40,10 @@ class Job:
         self.num_answers = 100
         self.now = 1000.0
         self.outcomes = Outcomes(
-            max_unanswered=max_unanswered, patience_seconds=patience_seconds, count_answers=lambda: self.num_answers
+            EngineResult(),
+            max_unanswered=max_unanswered,
+            patience_seconds=patience_seconds,
+            count_answers=lambda: self.num_answers,
         )
         self._num_asked = 0
 
@@ -211,7 +214,7 @@ def test_patience_follows_from_how_requests_are_sent() -> None:
         limits=Limits(concurrency=2),
         retry_policy=RetryPolicy(attempts=8),
     )
-    outcomes = Outcomes.for_settings(settings, count_answers=lambda: 0)
+    outcomes = Outcomes.for_settings(settings, EngineResult(), count_answers=lambda: 0)
 
     assert 5.0 == outcomes.pause_seconds
     assert 63.5 == settings.retry_policy.longest_pauses_seconds

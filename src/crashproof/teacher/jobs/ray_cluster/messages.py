@@ -37,6 +37,8 @@ class Progress:
     num_finished: int
     failures: list[tuple[int, str]]
     """Failed attempts: 1 if it will be tried again or else 0, and the reason."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Why there is no usable answer, by key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,7 @@ class Finished:
     """To the job, last: all that could be asked was asked."""
 
     asked: EngineResult
+    """Without the reasons, which were told before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

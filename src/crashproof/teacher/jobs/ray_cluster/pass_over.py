@@ -86,7 +86,10 @@ class _Pass:
     ) -> None:
         self._orders = orders
         self._tell = tell
-        self._outcomes = Outcomes.for_settings(task.settings, count_answers=lambda: store.spending().answers)
+        self._asked = EngineResult()
+        self._outcomes = Outcomes.for_settings(
+            task.settings, self._asked, count_answers=lambda: store.spending().answers
+        )
         most_waiting = QUESTIONS_PER_REQUEST * task.settings.limits.concurrency
         feed = Feed(task.job.questions(), most_waiting=most_waiting)
         self._asking = Asking(feed, self._outcomes, clock=clock)
@@ -104,8 +107,8 @@ class _Pass:
         self._outcomes.finish()
         if self._outcomes.fatal is not None:
             raise self._outcomes.fatal
-        self._outcomes.asked.is_stopped = self._orders.stop.is_set() and not self._asking.is_complete
-        return self._outcomes.asked
+        self._asked.is_stopped = self._orders.stop.is_set() and not self._asking.is_complete
+        return self._asked
 
     async def _ask(self) -> None:
         """Until all is asked, or nothing more is to be asked."""
@@ -125,7 +128,11 @@ class _Pass:
             await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def _report(self) -> None:
-        self._tell(Progress(num_finished=self._outcomes.num_finished, failures=self._asking.take_failures()))
+        # Each of them once, so that a million of them are held nowhere.
+        reasons = dict(self._asked.reasons)
+        self._asked.reasons.clear()
+        failures = self._asking.take_failures()
+        self._tell(Progress(num_finished=self._outcomes.num_finished, failures=failures, reasons=reasons))
 
 
 def _setup_for(task: ClusterTask) -> AskerSetup:
