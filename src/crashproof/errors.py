@@ -41,6 +41,7 @@ CrashproofError
 │   ├── OtherRun             a tracker's folder belongs to another run
 │   ├── RecordTooLarge       a record that could not be read back
 │   └── RequestError         a request that cannot be sent
+├── RankFailed               another process of the run has ended with an error
 ├── RankLost                 another process of the run died or stopped responding
 └── MissingExtra             an optional dependency is not installed, or too old
 """
@@ -77,6 +78,7 @@ __all__ = [
     "NothingToAdopt",
     "OtherRun",
     "QuotaExceeded",
+    "RankFailed",
     "RankLost",
     "RecordTooLarge",
     "RecordsLost",
@@ -487,6 +489,14 @@ class RecordTooLarge(InputError):
 
 class RequestError(InputError):
     """A request that cannot be sent to any teacher."""
+
+
+class RankFailed(CrashproofError):
+    """Another process of the run has ended with an error that another start does not mend."""
+
+    def __init__(self, rank: int, text: str) -> None:
+        super().__init__(f"Rank {rank} has ended with an error: {text}")
+        self.rank = rank
 
 
 class RankLost(CrashproofError):

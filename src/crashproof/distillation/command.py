@@ -17,10 +17,11 @@ from crashproof.distillation.training.preparation import Prepared, prepare
 from crashproof.distillation.training.sample_length import with_max_length
 from crashproof.distillation.training.training_run import TrainingRun, alert_settings
 from crashproof.distillation.training.training_state import require_checkpoint
-from crashproof.errors import ConfigError, CrashproofError, RankLost, TeacherUnreachable
+from crashproof.errors import ConfigError, CrashproofError
 from crashproof.pytorch.device import choose_device, compute_deterministically
 from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts, StopRequested
 from crashproof.pytorch.ranks import Ranks, join_ranks
+from crashproof.pytorch.shared_errors import is_temporary
 from crashproof.rules.secrets.texts import without_secrets
 
 __all__ = ["main"]
@@ -43,8 +44,8 @@ def main(recipe: str, arguments: Sequence[str] | None = None) -> int:
             return _train(TASKS[recipe], options, interrupts)
     except CrashproofError as error:
         sys.stderr.write(f"{recipe}: {without_secrets(str(error))}\n")
-        # A lost rank or teacher may be back at the next start; any other error needs a change first.
-        return EXIT_PREEMPTED if isinstance(error, (RankLost, TeacherUnreachable)) else 2
+        # Any other error needs a change first.
+        return EXIT_PREEMPTED if is_temporary(error) else 2
     except StopRequested:
         log.info("Stopped before training began. Start the same command again.")
         return EXIT_PREEMPTED

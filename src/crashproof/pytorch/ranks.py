@@ -16,10 +16,12 @@ from typing import Protocol, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from crashproof.errors import RankLost
+from crashproof.pytorch.fresh_store import RanksMissing, fresh_store
+from crashproof.pytorch.shared_errors import SharedErrors
 from crashproof.tracking.heartbeat import Heartbeat
 
 __all__ = ["DistributedRanks", "Ranks", "SingleRank", "join_ranks"]
@@ -29,6 +31,7 @@ ValueT = TypeVar("ValueT")
 _ROLL_CALL_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 _HEARTBEAT_SECONDS = 1.0
+_JOINING = "joining the other processes"
 _BEATS, _DONE = "main/beats", "main/done"
 _NETWORK_WORDS = ("gloo", "NCCL", "onnection closed by peer", "onnection reset", "imed out waiting")
 
@@ -132,13 +135,16 @@ class SingleRank:
 class DistributedRanks:
     """A process that `torchrun` started."""
 
-    def __init__(self, store: Store, *, rank: int, num_ranks: int, limit_seconds: float) -> None:
+    def __init__(
+        self, store: Store, errors: SharedErrors, *, rank: int, num_ranks: int, limit_seconds: float
+    ) -> None:
         """Create it on all processes in the same order, after the default process group."""
         self.rank = rank
         self.num_ranks = num_ranks
         self.is_main = rank == 0
         self.is_stop_agreed = False
         self._store = store
+        self._errors = errors
         self._limit_seconds = limit_seconds
         self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=limit_seconds))
         self._flag = torch.zeros(1)
@@ -191,7 +197,11 @@ class DistributedRanks:
     def for_background_thread(self) -> DistributedRanks:
         """See `Ranks.for_background_thread`."""
         return DistributedRanks(
-            self._store, rank=self.rank, num_ranks=self.num_ranks, limit_seconds=self._limit_seconds
+            self._store,
+            self._errors,
+            rank=self.rank,
+            num_ranks=self.num_ranks,
+            limit_seconds=self._limit_seconds,
         )
 
     @contextmanager
@@ -211,6 +221,7 @@ class DistributedRanks:
     def _wait_for_main(self, what: str) -> None:
         num_beats, heard_at = -1, time.monotonic()
         while not self._store.check([_DONE]):
+            self._errors.raise_error_of_another()
             newest = self._store.add(_BEATS, 0)
             if newest != num_beats:
                 num_beats, heard_at = newest, time.monotonic()
@@ -246,6 +257,7 @@ def join_ranks(
 
     Raises:
         RankLost: The others did not join within the limit.
+        RankFailed: Another process has ended with an error; raised instead of `RankLost`.
     """
     if int(environment.get("WORLD_SIZE", "1")) == 1:
         yield SingleRank()
@@ -256,8 +268,7 @@ def join_ranks(
     try:
         store, rank, num_ranks = next(rendezvous("env://", timeout=limit))
         store.set_timeout(limit)
-        # torchrun may keep its store across restarts, with entries of earlier processes.
-        store = PrefixStore(f"{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}/{num_ranks}", store)
+        store = fresh_store(store, rank=rank, num_ranks=num_ranks, limit_seconds=limit_seconds)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo",
             store=store,
@@ -265,9 +276,19 @@ def join_ranks(
             world_size=num_ranks,
             timeout=limit,
         )
+    except RanksMissing as error:
+        reason = "it has not come"
+        raise RankLost(_JOINING, missing=error.missing, seconds=limit_seconds, reason=reason) from error
     except (RuntimeError, ValueError) as error:
-        raise RankLost("joining the other processes", missing=[], seconds=limit_seconds, reason=str(error)) from error
+        raise RankLost(_JOINING, missing=[], seconds=limit_seconds, reason=str(error)) from error
+    errors = SharedErrors(store, rank=rank, num_ranks=num_ranks)
+    with errors.hearing(), _leaving_group(), errors.telling():
+        yield DistributedRanks(store, errors, rank=rank, num_ranks=num_ranks, limit_seconds=limit_seconds)
+
+
+@contextmanager
+def _leaving_group() -> Iterator[None]:
     try:
-        yield DistributedRanks(store, rank=rank, num_ranks=num_ranks, limit_seconds=limit_seconds)
+        yield
     finally:
         dist.destroy_process_group()
