@@ -83,6 +83,7 @@ __all__ = [
     "NothingToAdopt",
     "OtherRun",
     "QuotaExceeded",
+    "RankFailed",
     "RankLost",
     "RecordTooLarge",
     "RecordsLost",

@@ -20,7 +20,7 @@ from crashproof.records.requests import AnswerRecord, RequestLine
 from crashproof.records.snapshots import Manifest
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")])
 FORMAT = ROOT / "docs" / "FORMAT.md"
 
 FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<content>.*?)^```$", re.MULTILINE | re.DOTALL)
