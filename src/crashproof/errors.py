@@ -41,7 +41,9 @@ CrashproofError
 │   ├── OtherRun             a tracker's folder belongs to another run
 │   ├── RecordTooLarge       a record that could not be read back
 │   └── RequestError         a request that cannot be sent
+├── RankFailed               another process of the run cannot start
 ├── RankLost                 another process of the run died or stopped responding
+├── RanksDisagree            the processes of a run were given different inputs, or take different samples
 └── MissingExtra             an optional dependency is not installed, or too old
 """
 
@@ -77,7 +79,9 @@ __all__ = [
     "NothingToAdopt",
     "OtherRun",
     "QuotaExceeded",
+    "RankFailed",
     "RankLost",
+    "RanksDisagree",
     "RecordTooLarge",
     "RecordsLost",
     "RequestError",
@@ -99,6 +103,9 @@ __all__ = [
 
 class CrashproofError(Exception):
     """What happened and where, with a hint: what to do about it."""
+
+    may_pass = False
+    """Whether the same command may succeed at the next start, without any change."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -335,6 +342,8 @@ class TeacherRefused(TeacherError):
 class TeacherUnreachable(TeacherError):
     """No response came after all attempts."""
 
+    may_pass = True
+
     def __init__(
         self, url: str, *, attempts: int, seconds: float, last: str, asked_to_wait: str = "", hits_all: bool = False
     ) -> None:
@@ -489,8 +498,19 @@ class RequestError(InputError):
     """A request that cannot be sent to any teacher."""
 
 
+class RankFailed(CrashproofError):
+    """Another process of the run cannot start, so this one does not either."""
+
+    def __init__(self, rank: int, *, what: str, reason: str, may_pass: bool) -> None:
+        super().__init__(f"Rank {rank} failed while {what}: {reason}")
+        self.rank = rank
+        self.may_pass = may_pass
+
+
 class RankLost(CrashproofError):
     """Another process of the run died, or did not respond within the limit."""
+
+    may_pass = True
 
     def __init__(self, what: str, *, missing: Sequence[int], seconds: float, reason: str) -> None:
         who = f"rank {', '.join(map(str, missing))}" if missing else "another rank"
@@ -499,6 +519,12 @@ class RankLost(CrashproofError):
             hint="Check its last output, then start the same command again; acknowledged data is kept.",
         )
         self.missing = list(missing)
+
+
+class RanksDisagree(CrashproofError):
+    """The processes of a run were given different inputs, or take different samples: no model would be that of one
+    config.
+    """
 
 
 class MissingExtra(CrashproofError, ImportError):

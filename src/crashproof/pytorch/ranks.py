@@ -22,7 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 from crashproof.errors import RankLost
 from crashproof.tracking.heartbeat import Heartbeat
 
-__all__ = ["DistributedRanks", "Ranks", "SingleRank", "join_ranks"]
+__all__ = ["DistributedRanks", "Ranks", "SingleRank", "connect", "join_ranks"]
 
 ValueT = TypeVar("ValueT")
 
@@ -238,6 +238,19 @@ def _is_network_error(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error) for word in _NETWORK_WORDS)
 
 
+def connect(*, limit_seconds: float, environment: Mapping[str, str] = os.environ) -> tuple[Store, int, int]:
+    """Connect to the store of the processes that `torchrun` started; this process's rank, and how many there are.
+
+    Raises:
+        RuntimeError, ValueError: Nobody answers within the limit, or the environment is incomplete.
+    """
+    limit = timedelta(seconds=limit_seconds)
+    store, rank, num_ranks = next(rendezvous("env://", timeout=limit))
+    store.set_timeout(limit)
+    # torchrun may keep its store across restarts, with entries of earlier processes.
+    return PrefixStore(f"{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}/{num_ranks}", store), rank, num_ranks
+
+
 @contextmanager
 def join_ranks(
     *, device_type: str, limit_seconds: float, environment: Mapping[str, str] = os.environ
@@ -254,10 +267,7 @@ def join_ranks(
     if device_type == "cuda":
         torch.cuda.set_device(int(environment["LOCAL_RANK"]))
     try:
-        store, rank, num_ranks = next(rendezvous("env://", timeout=limit))
-        store.set_timeout(limit)
-        # torchrun may keep its store across restarts, with entries of earlier processes.
-        store = PrefixStore(f"{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}/{num_ranks}", store)
+        store, rank, num_ranks = connect(limit_seconds=limit_seconds, environment=environment)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo",
             store=store,

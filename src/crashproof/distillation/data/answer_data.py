@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from crashproof.data_files.record import Place
 from crashproof.distillation.data.answered.cut_answers import is_cut_off, log_cut_off, up_to_cut
+from crashproof.distillation.data.content_digest import sha256_of
 from crashproof.distillation.data.lengths import LengthCensus
 from crashproof.distillation.data.source import Source, rules_of
 from crashproof.distillation.data.text_data import (
@@ -213,6 +214,10 @@ class AnswerData(TaskData):
             chosen=torch.tensor(chosen, dtype=torch.long),
             rejected=torch.arange(len(indices), num_sequences),
         )
+
+    def digest(self) -> str:
+        """See `TrainingData.digest`."""
+        return sha256_of(self._sequences.sha256(), self._quality, f"{self._rejected_at} {self._has_rejected}")
 
     def _count_tokens(self) -> Tensor:
         """(samples, 3): the columns of `counts`."""

@@ -16,6 +16,7 @@ from crashproof.distillation.data.answered.cut_answers import up_to_cut
 from crashproof.distillation.data.answered.prompts import PromptSource
 from crashproof.distillation.data.answered.room import AnswerRoom, most_answered
 from crashproof.distillation.data.answered.samples import AnsweredSample, answered_sample, unanswered, with_topk
+from crashproof.distillation.data.content_digest import sha256_of
 from crashproof.distillation.data.lengths import OnTooLong
 from crashproof.distillation.data.text_data import Batch, Sample, TokenizedData, TrainingData, tokens_end_to_end
 from crashproof.distillation.text.aligned_answer import FitCounter, LogprobsMisfit, TokenAligner
@@ -133,6 +134,10 @@ class ApiData(TrainingData):
     def counts(self, indices: list[int]) -> dict[str, int]:
         """The predicted tokens of the last `batch` of these samples; they are unknown before it."""
         return {"tokens": self._num_counted.pop(tuple(indices))}
+
+    def digest(self) -> str:
+        """That of the prompts; answers come while the loop runs."""
+        return sha256_of(self._source.sha256, repr([prompt.messages for prompt in self._source.prompts]))
 
     def _ask_ahead(self) -> None:
         for index in islice(self._coming, max(0, self._ahead_samples - len(self._asked))):

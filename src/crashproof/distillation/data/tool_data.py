@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from crashproof.distillation.data.answered.cut_answers import log_cut_off
+from crashproof.distillation.data.content_digest import sha256_of
 from crashproof.distillation.data.lengths import LengthCensus
 from crashproof.distillation.data.text_data import (
     Batch,
@@ -145,6 +146,11 @@ class ToolData(TaskData):
             masks=torch.cat(masks) if masks else torch.zeros(0, self._num_words(), dtype=torch.int32),
             mask_of=mask_of,
         )
+
+    def digest(self) -> str:
+        """See `TrainingData.digest`."""
+        spans = f"{self._spans} {self._spans_from} {self._rules}"
+        return sha256_of(self._tokens.sha256(), self._parts, self._choices_at, self._choices, spans)
 
     def _num_words(self) -> int:
         return self._grammars.num_words if self._grammars is not None else 0

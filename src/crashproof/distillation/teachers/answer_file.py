@@ -11,6 +11,7 @@ from crashproof.data_files.reader import read_records
 from crashproof.data_files.selection import select_files
 from crashproof.distillation.data.answered.cut_answers import is_cut_off, log_cut_off
 from crashproof.distillation.data.answered.samples import AnsweredSample, answered_sample, with_topk
+from crashproof.distillation.data.content_digest import sha256_of
 from crashproof.distillation.data.lengths import LengthCensus, OnTooLong
 from crashproof.distillation.data.source import Source
 from crashproof.distillation.data.text_data import (
@@ -47,6 +48,11 @@ class AnsweredFile(TrainingData):
     def counts(self, indices: list[int]) -> dict[str, int]:
         """The tokens of these samples that are predicted."""
         return self._tokens.counts(indices)
+
+    def digest(self) -> str:
+        """See `TrainingData.digest`."""
+        entries = sha256_of(*(repr(each.entries) for each in self._samples))
+        return sha256_of(self._tokens.sha256(), entries, str(self._top_k))
 
     def batch(self, indices: list[int]) -> Batch:
         """The samples at these indices, with the teacher's entries."""

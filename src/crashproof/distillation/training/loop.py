@@ -18,6 +18,7 @@ from crashproof.distillation.recipes.recipe import Recipe
 from crashproof.distillation.schedule import learning_rate_at
 from crashproof.distillation.settings.progress import ProgressConfig
 from crashproof.distillation.settings.train import TrainConfig
+from crashproof.distillation.training.agreement.running import RunningCheck
 from crashproof.distillation.training.batches import StepBatches, StepData
 from crashproof.distillation.training.saving import CheckpointSaver
 from crashproof.distillation.training.strategy import Strategy, clip_gradients
@@ -48,6 +49,7 @@ class TrainingLoop:
     device: ComputeDevice
     context: TrainingProgressContext
     interrupts: Interrupts
+    _check: RunningCheck = field(init=False)
     _num_skipped: Tensor = field(init=False)
     """Steps with non-finite gradients, counted on the device."""
     _num_reported: int = 0
@@ -57,6 +59,7 @@ class TrainingLoop:
     _is_changing_weights: bool = False
 
     def __post_init__(self) -> None:
+        self._check = RunningCheck(self.state.ranks, self.train, self.recipe)
         self._num_skipped = torch.zeros((), device=self.device.device)
 
     def run(self, display: ProgressDisplay) -> bool:
@@ -68,6 +71,7 @@ class TrainingLoop:
             DiskFull, StorageUnwritable: the last checkpoint could not be saved.
             TeacherError: a paid teacher did not answer; the steps before are saved.
             RankLost: another process died, or did not respond within the limit.
+            RanksDisagree: processes took other samples than their parts, or have other weights; nothing is saved.
             Exception: a step cannot be made; on a single process, the steps before it are saved.
         """
         counters, total_steps = self.state.counters, self.train.steps
@@ -79,7 +83,8 @@ class TrainingLoop:
         while counters.step < total_steps and not self.state.ranks.is_stop_agreed:
             try:
                 self._before_step = _torch_random_states(self.device.device)
-                self._step(step_data or self.batches.take())
+                step_data = step_data or self.batches.take()
+                self._step(step_data)
             except StopRequested:
                 # Raised while a batch waited for its teacher: the step has not begun.
                 break
@@ -89,15 +94,20 @@ class TrainingLoop:
             except Exception as error:
                 self._save_after(error)
                 raise
+            self._check.add(step_data)
             step_data = None
             display.advance(counters.step, loss=self._newest_loss, remaining=self.context.get_remaining_seconds)
             self.saver.check()
             if self._is_due(self.progress.eval_every):
                 self._evaluate()
-            if self._is_due(self.progress.checkpoint_interval):
+            is_save_due = self._is_due(self.progress.checkpoint_interval)
+            if is_save_due or self._check.is_due:
+                self._check.require_same(counters)
+            if is_save_due:
                 self.saver.save()
                 self._report_skipped()
             self.state.ranks.share_stop_request(self.interrupts.is_requested)
+        self._check.require_same(counters)
         is_complete = counters.step >= total_steps
         if is_complete and self.progress.eval_every is not None:
             self._evaluate()
