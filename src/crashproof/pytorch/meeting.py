@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Protocol
 
 import msgspec
 from torch.distributed.distributed_c10d import Store
@@ -23,7 +24,7 @@ from crashproof.pytorch.ranks import connect
 from crashproof.rules.agreement.verdict import Finding, Report, Verdict, verdict_on
 from crashproof.rules.secrets.texts import without_secrets
 
-__all__ = ["StartMeeting"]
+__all__ = ["ConnectToStore", "StartMeeting"]
 
 log = logging.getLogger("crashproof")
 
@@ -37,12 +38,27 @@ _LEAVING_SECONDS = 5.0
 _WHAT = "comparing what the processes were started with"
 
 
+class ConnectToStore(Protocol):
+    """`connect`, or what stands for it in a test."""
+
+    def __call__(self, *, limit_seconds: float, environment: Mapping[str, str]) -> tuple[Store, int, int]:
+        """The store, this process's rank, and how many ranks there are."""
+        ...
+
+
 class StartMeeting:
     """The processes that `torchrun` started, before they join; without it there is nobody to meet."""
 
-    def __init__(self, interrupts: Interrupts, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self,
+        interrupts: Interrupts,
+        *,
+        environment: Mapping[str, str] = os.environ,
+        connect_to_store: ConnectToStore = connect,
+    ) -> None:
         self._interrupts = interrupts
         self._environment = environment
+        self._connect_to_store = connect_to_store
         self._is_alone = int(environment.get("WORLD_SIZE", "1")) == 1
 
     @contextmanager
@@ -72,14 +88,12 @@ class StartMeeting:
             return
         description = {as_text(name): as_text(value) for name, value in describe().items()}
         report = Report(host=socket.gethostname(), description=description)
-        table = None
         try:
-            table = _Table.connect(self._environment, limit_seconds)
+            table = self._sit_down(limit_seconds)
             verdict = table.settle(report, self._interrupts)
         except (RuntimeError, ValueError) as error:
-            missing = [] if table is None or table.rank == 0 else [0]
             reason = str(error).splitlines()[0]
-            raise RankLost(_WHAT, missing=missing, seconds=limit_seconds, reason=reason) from error
+            raise RankLost(_WHAT, missing=[], seconds=limit_seconds, reason=reason) from error
         _require_agreement(verdict, limit_seconds)
         yield
 
@@ -90,7 +104,11 @@ class StartMeeting:
         report = Report(host=socket.gethostname(), failure=reason, may_pass=failure.may_pass)
         # Nobody may be there to be told.
         with suppress(RuntimeError, ValueError, StopRequested):
-            _Table.connect(self._environment, _TELLING_SECONDS).settle(report, self._interrupts)
+            self._sit_down(_TELLING_SECONDS).settle(report, self._interrupts)
+
+    def _sit_down(self, limit_seconds: float) -> _Table:
+        store, rank, num_ranks = self._connect_to_store(limit_seconds=limit_seconds, environment=self._environment)
+        return _Table(store, rank=rank, num_ranks=num_ranks, limit_seconds=limit_seconds)
 
 
 class _Table:
@@ -100,14 +118,8 @@ class _Table:
         self.rank = rank
         self._store = store
         self._num_ranks = num_ranks
-        self._limit_seconds = limit_seconds
         # The verdict on those that are missing at the limit comes a moment after it.
         self._ends_at = time.monotonic() + limit_seconds + (0.0 if rank == 0 else _LEAVING_SECONDS)
-
-    @classmethod
-    def connect(cls, environment: Mapping[str, str], limit_seconds: float) -> _Table:
-        store, rank, num_ranks = connect(limit_seconds=limit_seconds, environment=environment)
-        return cls(store, rank=rank, num_ranks=num_ranks, limit_seconds=limit_seconds)
 
     def settle(self, report: Report, interrupts: Interrupts) -> Verdict:
         """Leave a report, and return the verdict on all of them."""
@@ -120,7 +132,10 @@ class _Table:
         self._store.add(_READ, 1)
         if verdict.finding is not Finding.AGREED:
             # Whoever ends first may take the store, or torchrun's other processes, along.
-            self._wait_for_readers(_TELLING_SECONDS if report.failure else _LEAVING_SECONDS)
+            num_missing = len(verdict.ranks) if verdict.finding is Finding.MISSING else 0
+            self._wait_for_readers(
+                self._num_ranks - num_missing, seconds=_TELLING_SECONDS if report.failure else _LEAVING_SECONDS
+            )
         return verdict
 
     def _leave(self, report: Report) -> None:
@@ -128,6 +143,7 @@ class _Table:
 
     def _leave_stopped(self, report: Report) -> None:
         self._leave(report)
+        self._store.add(_READ, 1)
         if self.rank == 0:
             self._announce({0: report})
 
@@ -158,9 +174,9 @@ class _Table:
     def _report_of(self, rank: int) -> Report:
         return msgspec.json.decode(self._store.get(f"{_REPORT}/{rank}"), type=Report)
 
-    def _wait_for_readers(self, seconds: float) -> None:
+    def _wait_for_readers(self, num_readers: int, *, seconds: float) -> None:
         ends_at = time.monotonic() + seconds
-        while self._store.add(_READ, 0) < self._num_ranks and time.monotonic() < ends_at:
+        while self._store.add(_READ, 0) < num_readers and time.monotonic() < ends_at:
             time.sleep(_SHORTEST_POLL_SECONDS)
 
     def _moments(self, interrupts: Interrupts, is_over: Callable[[], bool] = lambda: False) -> Iterator[None]:

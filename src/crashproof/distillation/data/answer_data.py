@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerFast
 
 from crashproof.data_files.record import Place
 from crashproof.distillation.data.answered.cut_answers import is_cut_off, log_cut_off, up_to_cut
-from crashproof.distillation.data.content_digest import sha256_of
 from crashproof.distillation.data.lengths import LengthCensus
 from crashproof.distillation.data.source import Source, rules_of
 from crashproof.distillation.data.text_data import (
@@ -33,6 +32,7 @@ from crashproof.distillation.losses.divergences import IGNORED
 from crashproof.distillation.settings.data import DataConfig
 from crashproof.distillation.text.chat import BUILTIN_TEMPLATE, render_chat
 from crashproof.distillation.text.tokenizer import tokenizer_hash
+from crashproof.pytorch.tensor_digest import sha256_of
 from crashproof.samples.messages import Message, read_messages
 from crashproof.samples.problems import InvalidSample, LeftOut
 from crashproof.samples.rules import SampleRules

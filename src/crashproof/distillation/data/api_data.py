@@ -16,7 +16,6 @@ from crashproof.distillation.data.answered.cut_answers import up_to_cut
 from crashproof.distillation.data.answered.prompts import PromptSource
 from crashproof.distillation.data.answered.room import AnswerRoom, most_answered
 from crashproof.distillation.data.answered.samples import AnsweredSample, answered_sample, unanswered, with_topk
-from crashproof.distillation.data.content_digest import sha256_of
 from crashproof.distillation.data.lengths import OnTooLong
 from crashproof.distillation.data.text_data import Batch, Sample, TokenizedData, TrainingData, tokens_end_to_end
 from crashproof.distillation.text.aligned_answer import FitCounter, LogprobsMisfit, TokenAligner
@@ -24,6 +23,7 @@ from crashproof.distillation.text.chat import render_chat, split_at_answer
 from crashproof.distillation.text.tokenizer import encode_document, encode_text, end_id, padding_id
 from crashproof.errors import AnswerUnusable, DataError
 from crashproof.pytorch.interrupts import Interrupts, StopRequested
+from crashproof.pytorch.tensor_digest import sha256_of
 from crashproof.rules.requests import TeacherRequest
 from crashproof.samples.messages import Message, read_messages
 from crashproof.samples.problems import InvalidSample, LeftOut

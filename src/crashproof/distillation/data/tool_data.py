@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from crashproof.distillation.data.answered.cut_answers import log_cut_off
-from crashproof.distillation.data.content_digest import sha256_of
 from crashproof.distillation.data.lengths import LengthCensus
 from crashproof.distillation.data.text_data import (
     Batch,
@@ -32,6 +31,7 @@ from crashproof.distillation.settings.data import DataConfig
 from crashproof.distillation.text.chat import BUILTIN_TEMPLATE
 from crashproof.distillation.text.json_grammar import JsonGrammars
 from crashproof.distillation.text.tokenizer import tokenizer_hash
+from crashproof.pytorch.tensor_digest import sha256_of
 
 __all__ = ["ToolBatch", "ToolData", "ToolDataConfig", "tool_data"]
 

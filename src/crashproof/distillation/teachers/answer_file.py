@@ -11,7 +11,6 @@ from crashproof.data_files.reader import read_records
 from crashproof.data_files.selection import select_files
 from crashproof.distillation.data.answered.cut_answers import is_cut_off, log_cut_off
 from crashproof.distillation.data.answered.samples import AnsweredSample, answered_sample, with_topk
-from crashproof.distillation.data.content_digest import sha256_of
 from crashproof.distillation.data.lengths import LengthCensus, OnTooLong
 from crashproof.distillation.data.source import Source
 from crashproof.distillation.data.text_data import (
@@ -27,6 +26,7 @@ from crashproof.distillation.text.chat import split_at_answer
 from crashproof.distillation.text.server_logprobs import read_logprobs
 from crashproof.distillation.text.tokenizer import encode_document, encode_text, end_id, padding_id
 from crashproof.errors import DataError
+from crashproof.pytorch.tensor_digest import sha256_of
 
 __all__ = ["AnsweredFile", "has_logprobs", "read_answered_file"]
 

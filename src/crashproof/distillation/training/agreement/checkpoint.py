@@ -6,10 +6,10 @@ import zipfile
 from pathlib import Path
 
 from crashproof.checkpoints.digest import digest_of_files, digest_of_names, files_in
-from crashproof.distillation.data.content_digest import sha256_of
 from crashproof.errors import CheckpointDamaged
 from crashproof.pytorch.agreement import all_or_none, require_same
 from crashproof.pytorch.ranks import Ranks
+from crashproof.pytorch.tensor_digest import sha256_of
 
 __all__ = ["require_same_checkpoint"]
 

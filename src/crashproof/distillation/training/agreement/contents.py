@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 
 from crashproof.checkpoints.digest import Digest, digest_of
 from crashproof.distillation.data.answered.prompts import PromptSource
 from crashproof.distillation.data.captured_folder import CapturedFolder
-from crashproof.distillation.data.content_digest import sha256_of
 from crashproof.distillation.data.source import Source
 from crashproof.distillation.data.text_data import TrainingData
 from crashproof.distillation.settings.run import RunConfig
@@ -22,6 +22,7 @@ from crashproof.distillation.text.tokenizer import tokenizer_hash
 from crashproof.distillation.training.preparation import Prepared
 from crashproof.pytorch.agreement import all_or_none, require_same
 from crashproof.pytorch.ranks import Ranks
+from crashproof.pytorch.tensor_digest import sha256_of
 from crashproof.rules.agreement.host_keys import comparable_config
 from crashproof.rules.agreement.loaded_files import can_decide
 
@@ -111,6 +112,7 @@ def _describe_prepared(prepared: Prepared, config: RunConfig) -> dict[str, str]:
         "the held-out tokens": "none" if prepared.held_out_data is None else _describe_tokens(prepared.held_out_data),
         "the built-in teacher's weights": _describe_weights(_weights_of_teacher(prepared, config)),
         "the first weights of what is trained": _describe_weights(_new_weights(prepared.recipe, config)),
+        "the random numbers that follow": _short(sha256_of(torch.get_rng_state())),
     }
 
 

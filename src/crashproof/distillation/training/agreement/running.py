@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from array import array
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from crashproof.errors import RanksDisagree
 from crashproof.formatting import listing
 from crashproof.pytorch.checksum import checksum_of
 from crashproof.pytorch.ranks import Ranks
-from crashproof.rules.agreement.running import RunningReport, ranks_apart, ranks_off_the_order
+from crashproof.rules.agreement.running import RunningReport, ranks_astray
 
 __all__ = ["RunningCheck"]
 
@@ -56,19 +55,17 @@ class RunningCheck:
         """Compare what happened since the last check. Every process calls it after the same step.
 
         Raises:
-            RanksDisagree: A process took other samples than its part, or has other weights; names steps and ranks.
+            RanksDisagree: A process took other samples than its part, or has other weights, settings or counters;
+                names the steps and the ranks.
             RankLost: Another process died, or did not respond within the limit.
         """
         if self._num_steps == 0:
             return
         reports = self._ranks.all_gather(self._report(counters), "comparing samples and weights")
-        steps = f"in one of the steps {counters.step - self._num_steps + 1:,} to {counters.step:,}"
-        if off := ranks_off_the_order(reports):
-            raise RanksDisagree(
-                f"{_named(off)} took other samples than the order of the run says, {steps}.", hint=_HINT
-            )
-        if apart := ranks_apart(reports):
-            raise RanksDisagree(f"{_named(apart)} came to other weights than the other ranks, {steps}.", hint=_HINT)
+        astray, did = ranks_astray(reports)
+        if astray:
+            steps = f"in one of the steps {counters.step - self._num_steps + 1:,} to {counters.step:,}"
+            raise RanksDisagree(f"{_named(astray)} {did}, {steps}.", hint=_HINT)
         self._start()
 
     def _start(self) -> None:
@@ -77,7 +74,8 @@ class RunningCheck:
 
     def _report(self, counters: Counters) -> RunningReport:
         return RunningReport(
-            of_all=f"{dataclasses.astuple(counters)} {self._settings} {self._of_all.hexdigest()}",
+            state=f"{counters} {self._settings}",
+            of_all=self._of_all.hexdigest(),
             own=self._own.hexdigest(),
             of_next=self._of_next.hexdigest(),
             weights=self._checksum_of_weights(),
@@ -87,7 +85,7 @@ class RunningCheck:
         weights = [each for each in self._module.parameters() if each.requires_grad]
         if self._ranks.num_ranks == 1 or any(isinstance(each, DTensor) for each in weights):
             return ""
-        return str(checksum_of(weights))
+        return checksum_of(weights)
 
     def _part_of_next(self, all_indices: Sequence[int]) -> list[int]:
         num_ranks = self._ranks.num_ranks

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
+
 import crashproof
 from crashproof.checkpoints.digest import digest_of_names
 from crashproof.distillation.settings.run import RunConfig
@@ -51,7 +53,7 @@ def describe_start(
         **comparable_config(config.model_dump(mode="json")),
         "--resume": resume if resume in ("auto", "never") else "a path",
         "the device": str(device),
-        **{f"the version of {name}": found for name, found in _versions().items()},
+        **{f"the version of {name}": found for name, found in (_versions() | _cuda_versions(device)).items()},
         **{f"the environment's {name}": environment[name] for name in _VARIABLES if name in environment},
         **{f"crashproof/{name}": digest for name, digest in _digests_of_code().items()},
     }
@@ -66,6 +68,15 @@ def _versions() -> dict[str, str]:
             # An extra that this run may not need, or crashproof as a folder of sources.
             continue
     return found
+
+
+def _cuda_versions(device: ComputeDevice) -> dict[str, str]:
+    """Of what comes with PyTorch, and may be replaced by a library of the system."""
+    if device.device.type != "cuda":
+        return {}
+    nccl: object = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]  # torch leaves it so.
+    cudnn: object = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]  # Likewise.
+    return {"CUDA": str(torch.version.cuda), "cuDNN": str(cudnn), "NCCL": str(nccl)}
 
 
 def _digests_of_code() -> dict[str, str]:

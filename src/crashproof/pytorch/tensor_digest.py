@@ -1,4 +1,4 @@
-"""Digests of what training data consist of."""
+"""Digests of tensors and texts on the host."""
 
 from __future__ import annotations
 
