@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from crashproof.errors import RanksDisagree
 from crashproof.pytorch.ranks import SingleRank
 
 
@@ -36,3 +39,19 @@ def ranks_in_threads(num_ranks: int) -> list[ThreadRanks]:
     for each in ranks:
         each.values, each.barrier = values, barrier
     return ranks
+
+
+def said_by_two(compare: Callable[[ThreadRanks], None]) -> str:
+    """What both of two ranks say when they compare something; nothing if they agree."""
+
+    def outcome(ranks: ThreadRanks) -> str:
+        try:
+            compare(ranks)
+        except RanksDisagree as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(2) as pool:
+        said = set(pool.map(outcome, ranks_in_threads(2)))
+    assert 1 == len(said)
+    return said.pop()

@@ -2,217 +2,44 @@
 
 from __future__ import annotations
 
-import json
-import random
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from agreeing_ranks import Case, Files, Given, problems_with, run, show
+from agreeing_ranks import ENVIRONMENT, SETTINGS, Case, Files, Results, problems_with, run, show
+from agreement_cases import (
+    config_cases,
+    data_cases,
+    harmless_cases,
+    logits_cases,
+    model_cases,
+    resume_cases,
+    running_cases,
+    start_cases,
+)
+
+ROOT = Path(__file__).parents[2]
+
+OTHER_SAMPLES = ("samples", "took samples that are not in the order of the run")
+OTHER_WEIGHTS = ("weights", "came to other weights than the others")
 
 
-def config_case(key: str, first: str, second: str, *both: str) -> Case:
-    return Case(
-        name=key,
-        says=["were started with different inputs", f"{key}: {first} on rank 0, {second} on rank 1"],
-        both=list(both),
-        first=Given(arguments=[f"{key}={first}"]),
-        second=Given(arguments=[f"{key}={second}"]),
-    )
+def problems_with_resume(files: Files, results: Results) -> list[str]:
+    """What is wrong with the runs of `running_cases`: the second must end as the third."""
+    (case, _), (_, again), _ = results
+    broken, reference = (files.folder / name / "student_6" / "model.safetensors" for name in folders_of(case))
+    is_same = broken.read_bytes() == reference.read_bytes()
+    problems = [] if "Resuming at step 2 (checkpoint_2" in again[0]["said"] else ["it did not resume at step 2"]
+    return problems if is_same else [*problems, "the weights are not those of the uninterrupted run"]
 
 
-def config_cases() -> list[Case]:
-    """Every kind of key, also those that used to hang or to end in a message of something else."""
-    pairs = [
-        ("train.learning_rate", "0.002", "0.02"),
-        *(("train.seed", "0", "1"), ("train.gradient_accumulation", "1", "2"), ("train.batch_size", "4", "8")),
-        *(("train.clip_norm", "1.0", "0.5"), ("train.weight_decay", "0.01", "0.0"), ("train.warmup_steps", "2", "3")),
-        *(("train.schedule_steps", "4", "8"), ("train.final_fraction", "0.1", "0.2"), ("train.steps", "4", "6")),
-        *(("train.skips_nonfinite", "true", "false"), ("train.limit_seconds", "60.0", "45.0")),
-        *(("train.precision", '"auto"', '"bfloat16"'), ("train.checkpoints_activations", "false", "true")),
-        *(("train.compile", "false", "true"), ("loss.kd", "1.0", "0.5"), ("loss.temperature", "2.0", "1.0")),
-        *(("loss.chunk_tokens", "512", "256"), ("data.max_length", "24", "16"), ("data.held_out", "0.0", "0.25")),
-        *(("data.on_too_long", '"truncate"', '"skip"'), ("tokenizer.vocab_size", "300", "290")),
-        *(("teacher.steps", "3", "4"), ("teacher.seed", "1", "2"), ("student.d_model", "16", "32")),
-        *(("student.save_dtype", '"auto"', '"bfloat16"'), ("progress.checkpoint_interval", "2", "3")),
-        *(("progress.saves_behind", "true", "false"), ("progress.eval_samples", "64", "32")),
-        ("progress.keep.latest", "1", "2"),
-    ]
-    cases = [config_case(*pair) for pair in pairs]
-    cases.append(config_case("progress.eval_every", "2", "3", "data.held_out=0.25"))
-    cases.append(config_case("student.lora.rank", "4", "8"))
-    cases.append(
-        Case(
-            name="train.strategy",
-            says=["train.strategy: "],
-            second=Given(arguments=["train.strategy=fsdp"]),
-            first=Given(arguments=["train.strategy=ddp"]),
-        )
-    )
-    return cases
-
-
-def start_cases(files: Files) -> list[Case]:
-    """All else that a process is started with."""
-    broken = files.folder / "broken.yaml"
-    broken.write_text("train: [\n")
-    return [
-        Case(name="recipe", says=["recipe: kd on rank 0, process on rank 1"], second=Given(recipe="process")),
-        Case(
-            name="--resume",
-            says=["--resume: auto on rank 0, never on rank 1"],
-            second=Given(arguments=["--resume", "never"]),
-        ),
-        Case(
-            name="version of a library",
-            says=["the version of tokenizers: ", "0.0.1 on rank 1"],
-            second=Given(path=[files.version("tokenizers")]),
-        ),
-        Case(
-            name="variable of the environment",
-            says=["the environment's NVIDIA_TF32_OVERRIDE: (absent) on rank 0, 0 on rank 1"],
-            second=Given(environment={"NVIDIA_TF32_OVERRIDE": "0"}),
-        ),
-        Case(
-            name="an invalid value",
-            says=["Rank 1 failed while preparing to start", "train.steps: Input should be greater than"],
-            says_of_its_own=["train.steps: Input should be greater than"],
-            second=Given(arguments=["train.steps=-1"]),
-        ),
-        Case(
-            name="an invalid value on rank 0",
-            says=["Rank 0 failed while preparing to start", "Unknown config key train.stepz"],
-            says_of_its_own=["Unknown config key train.stepz"],
-            first=Given(arguments=["train.stepz=1"]),
-        ),
-        Case(
-            name="a broken config file",
-            says=["Rank 1 failed while preparing to start", "broken.yaml is not valid YAML"],
-            says_of_its_own=["broken.yaml is not valid YAML"],
-            second=Given(arguments=["--config", str(broken)]),
-        ),
-        Case(
-            name="a missing config file",
-            says=["Rank 1 failed while preparing to start", "nowhere.yaml cannot be read"],
-            says_of_its_own=["nowhere.yaml cannot be read"],
-            second=Given(arguments=["--config", str(files.folder / "nowhere.yaml")]),
-        ),
-        Case(
-            name="a device that only one host has",
-            says=["Rank 1 failed while preparing to start", "train.device: cuda is not available here"],
-            says_of_its_own=["train.device: cuda is not available here"],
-            second=Given(arguments=["train.device=cuda"]),
-        ),
-        Case(
-            name="a variable that rank 0 lacks",
-            says=["Rank 0 failed while looking at the config", "OUR_WEBHOOK is not set"],
-            says_of_its_own=["OUR_WEBHOOK is not set"],
-            both=["progress.alerts.webhook=env:OUR_WEBHOOK"],
-        ),
-    ]
-
-
-def data_cases(files: Files) -> list[Case]:
-    """Files under other paths, as hosts without a shared file system have them."""
-    shuffled = list(files.lines)
-    random.Random(1).shuffle(shuffled)
-    letter = [files.lines[0].replace("0: ", "0; "), *files.lines[1:]]
-    held_out, other = (
-        files.write("held.jsonl", files.lines[:4]),
-        files.write("other.jsonl", files.lines[4:8]),
-    )
-
-    def second(path: Path) -> Given:
-        return Given(arguments=[f"data.path={path}"])
-
-    return [
-        Case(
-            name="a shuffled data file",
-            says=["the data: 48 samples", "on rank 1", "The samples are the same, in another order"],
-            second=second(files.write("shuffled.jsonl", shuffled)),
-        ),
-        Case(
-            name="a shorter data file",
-            says=["the data: 48 samples (sha256 ", ") on rank 0, 47 samples (sha256 "],
-            second=second(files.write("shorter.jsonl", files.lines[:-1])),
-        ),
-        Case(
-            name="a data file with another letter",
-            says=["the data: 48 samples", "on rank 1"],
-            second=second(files.write("letter.jsonl", letter)),
-        ),
-        Case(
-            name="a missing data file",
-            says=["Rank 1 failed while reading the data", "nowhere.jsonl"],
-            says_of_its_own=["nowhere.jsonl"],
-            second=second(files.folder / "nowhere.jsonl"),
-        ),
-        Case(
-            name="a malformed line",
-            says=["Rank 1 failed while reading the data", "malformed.jsonl, line 49"],
-            says_of_its_own=["malformed.jsonl, line 49"],
-            second=second(files.write("malformed.jsonl", [*files.lines, "{]\n"])),
-        ),
-        Case(
-            name="another held-out file",
-            says=["the held-out data: 4 samples", "the held-out tokens: 4 samples"],
-            first=Given(arguments=[f"data.eval_path={held_out}"]),
-            second=Given(arguments=[f"data.eval_path={other}"]),
-        ),
-    ]
-
-
-def model_cases(files: Files) -> list[Case]:
-    """Folders of models that differ between hosts."""
-    other_tokenizer = files.copy(files.student, "other-tokenizer")
-    content = json.loads((other_tokenizer / "tokenizer.json").read_text())
-    content["model"]["merges"] = []
-    (other_tokenizer / "tokenizer.json").write_text(json.dumps(content))
-    other_config = files.copy(files.student, "other-config")
-    text = (other_config / "config.json").read_text()
-    (other_config / "config.json").write_text(text.replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
-    assert text != (other_config / "config.json").read_text()
-    # Its shape is that of the folder.
-    of_folder = ["student.d_model=64", "student.num_heads=4"]
-
-    def student(path: Path) -> Given:
-        return Given(arguments=[*of_folder, f"student.path={path}"])
-
-    def teacher(path: Path) -> Given:
-        return Given(arguments=["teacher.kind=local", f"teacher.path={path}"])
-
-    return [
-        Case(
-            name="a student with one other bit",
-            says=["the student's model.safetensors: ", "on rank 1"],
-            first=student(files.student),
-            second=student(files.altered(files.student, "altered-student")),
-        ),
-        Case(
-            name="a student with another tokenizer",
-            says=["the student's tokenizer.json: "],
-            first=student(files.student),
-            second=student(other_tokenizer),
-        ),
-        Case(
-            name="a student with another config",
-            says=["the student's config.json: "],
-            first=student(files.student),
-            second=student(other_config),
-        ),
-        Case(
-            name="a student that one host lacks",
-            says=["Rank 1 failed while looking at the config and the models", "missing-student is not a folder"],
-            says_of_its_own=["missing-student is not a folder"],
-            first=student(files.student),
-            second=student(files.folder / "missing-student"),
-        ),
-        Case(
-            name="a teacher with one other bit",
-            says=["the teacher's model.safetensors: ", "on rank 1"],
-            first=teacher(files.teacher),
-            second=teacher(files.altered(files.teacher, "altered-teacher")),
-        ),
-    ]
+def folders_of(case: Case) -> tuple[str, str]:
+    return case.folder, f"{case.folder}-reference"
 
 
 @pytest.fixture(scope="module")
@@ -220,23 +47,103 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return Files(tmp_path_factory.mktemp("files"))
 
 
-def test_what_differs_on_one_rank_is_named_by_both_before_anything_is_trained(files: Files) -> None:
+@pytest.fixture(scope="module")
+def some(files: Files) -> Results:
+    """Some of all cases, in one go."""
     by_name = {case.name: case for case in [*config_cases(), *start_cases(files), *data_cases(files)]}
     names = ["train.learning_rate", "train.steps", "an invalid value on rank 0", "a shuffled data file"]
-
-    results = run([by_name[name] for name in names], files)
-
+    cases = [by_name[name] for name in names] + running_cases("fsdp", *OTHER_SAMPLES)
+    results = run([*cases, running_cases("ddp", *OTHER_WEIGHTS)[0]], files)
     show(results)
-    assert [] == [problem for case, said in results for problem in problems_with(case, said)]
+    return results
+
+
+def test_what_differs_on_one_rank_is_named_by_both_before_anything_is_trained(some: Results) -> None:
+    assert [] == [problem for case, said in some[:4] for problem in problems_with(case, said)]
+
+
+def test_a_rank_that_goes_astray_is_named_and_nothing_is_saved_of_it(some: Results, files: Files) -> None:
+    assert [] == [problem for case, said in some[4:] for problem in problems_with(case, said)]
+    assert [] == problems_with_resume(files, some[4:7])
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_all_that_can_differ_on_one_rank_is_named(tmp_path: Path, strategy: str) -> None:
     files = Files(tmp_path)
-    cases = [*config_cases(), *start_cases(files), *data_cases(files), *model_cases(files)]
+    refused = [*config_cases(), *start_cases(files), *data_cases(files), *model_cases(files), *logits_cases(files)]
+    cases = [*refused, *resume_cases(files, strategy), *harmless_cases(files)]
 
     results = run(cases, files, f"train.strategy={strategy}")
 
     show(results)
     assert [] == [problem for case, said in results for problem in problems_with(case, said)]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "strategy, astray, says", [("ddp", *OTHER_SAMPLES), ("fsdp", *OTHER_SAMPLES), ("ddp", *OTHER_WEIGHTS)]
+)
+def test_a_run_that_went_astray_resumes_before_that_and_ends_like_the_uninterrupted_one(
+    tmp_path: Path, strategy: str, astray: str, says: str
+) -> None:
+    files = Files(tmp_path)
+
+    results = run(running_cases(strategy, astray, says), files)
+
+    show(results)
+    assert [] == [problem for case, said in results for problem in problems_with(case, said)]
+    assert [] == problems_with_resume(files, results)
+
+
+def start_agent(number: int, port: int, source: Path, arguments: list[str]) -> subprocess.Popen[str]:
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(number)]
+    meeting = ["--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    return subprocess.Popen(
+        [*agent, *meeting, "-m", "training.distill_kd", *arguments],
+        env={**ENVIRONMENT, "PYTHONPATH": f"{source}:{source.parent}"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "first, second, says",
+    [
+        ([], ["train.learning_rate=0.02"], "train.learning_rate: 0.002 on rank 0, 0.02 on rank 1"),
+        ([], ["train.steps=0"], "Rank 1 failed while preparing to start: Config key train.steps"),
+        (["train.steps=0"], [], "Rank 0 failed while preparing to start: Config key train.steps"),
+        ([], ["code"], "crashproof/distillation/training/loop.py: "),
+    ],
+    ids=["key", "invalid", "invalid-on-the-first", "code"],
+)
+def test_two_agents_of_torchrun_end_soon_and_both_say_why(
+    tmp_path: Path, first: list[str], second: list[str], says: str
+) -> None:
+    sources = [ROOT / "src", tmp_path / "other" / "src"]
+    shutil.copytree(ROOT / "src", sources[1], ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "training", tmp_path / "other" / "training")
+    if second == ["code"]:
+        second = []
+        with (sources[1] / "crashproof" / "distillation" / "training" / "loop.py").open("a") as file:
+            file.write("# patched on this host\n")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = int(listener.getsockname()[1])
+    settings = [*SETTINGS, "--output-dir", str(tmp_path / "run")]
+
+    begun_at = time.monotonic()
+    agents = [
+        start_agent(number, port, source, [*settings, *own])
+        for number, (source, own) in enumerate(zip(sources, (first, second), strict=True))
+    ]
+    said = [agent.communicate(timeout=200)[1] for agent in agents]
+
+    print(f"{says} | {time.monotonic() - begun_at:.0f} s")
+    assert [1, 1] == [agent.returncode for agent in agents], said
+    assert all(says.partition(": ")[2] in text for text in said), said
+    assert any(says in text for text in said), said
+    # The exit code of each worker, in torchrun's own summary.
+    assert all(re.search(r"exitcode\s*:\s*2\b", text) for text in said), said
+    assert not (tmp_path / "run").exists()

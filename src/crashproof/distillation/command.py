@@ -14,12 +14,9 @@ from crashproof.distillation.recipes.registry import TASKS
 from crashproof.distillation.recipes.task import AnyTask
 from crashproof.distillation.settings.load import files_and_overrides, load_config
 from crashproof.distillation.settings.run import RunConfig
-from crashproof.distillation.training.agreement.contents import (
-    ModelDigests,
-    require_same_inputs,
-    require_same_preparation,
-)
 from crashproof.distillation.training.agreement.hardware import warn_of_mixed_hardware
+from crashproof.distillation.training.agreement.inputs import InputDigests, require_same_inputs
+from crashproof.distillation.training.agreement.preparation import require_same_preparation
 from crashproof.distillation.training.agreement.start import describe_start
 from crashproof.distillation.training.lessons import LessonsSource, read_lessons
 from crashproof.distillation.training.preparation import Prepared, prepare
@@ -122,8 +119,8 @@ def _train_together(
         config = with_max_length(task, task.complete(config))
         _require_trainable(config, options, ranks)
     with all_or_none(ranks, "reading the data"):
-        lessons, models = read_lessons(task, config), ModelDigests.read(config)
-    require_same_inputs(ranks, config, lessons.source, models)
+        lessons, digests = read_lessons(task, config), InputDigests.read(config)
+    require_same_inputs(ranks, config, lessons.source, digests)
     prepared = _prepare(task, config, lessons, options.output_dir / "cache", ranks, interrupts)
     require_same_preparation(ranks, config, prepared)
     warn_of_mixed_hardware(ranks, config.train, device.device)
@@ -131,7 +128,7 @@ def _train_together(
         task,
         config,
         prepared,
-        models,
+        digests,
         options.output_dir,
         device=device,
         ranks=ranks,

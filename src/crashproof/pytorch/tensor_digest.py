@@ -7,7 +7,9 @@ import hashlib
 import torch
 from torch import Tensor
 
-__all__ = ["sha256_of"]
+__all__ = ["sha256_of", "short_digest"]
+
+_DIGITS = 16
 
 
 def sha256_of(*parts: Tensor | str) -> str:
@@ -21,3 +23,8 @@ def sha256_of(*parts: Tensor | str) -> str:
             digest.update(f"{part.dtype} {tuple(part.shape)} ".encode())
             digest.update(part.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def short_digest(sha256: str) -> str:
+    """A digest as it is shown, and as processes compare it: 64 bits of it."""
+    return f"sha256 {sha256[:_DIGITS]}"

@@ -22,7 +22,7 @@ from crashproof.distillation.settings.run import RunConfig
 from crashproof.distillation.settings.train import TrainConfig
 from crashproof.distillation.teachers.api import identifying_fields
 from crashproof.distillation.training.agreement.checkpoint import require_same_checkpoint
-from crashproof.distillation.training.agreement.contents import ModelDigests
+from crashproof.distillation.training.agreement.inputs import InputDigests
 from crashproof.distillation.training.batches import StepBatches
 from crashproof.distillation.training.loop import TrainingLoop, new_state
 from crashproof.distillation.training.preparation import Prepared, new_student
@@ -59,7 +59,7 @@ class TrainingRun:
         task: AnyTask,
         config: RunConfig,
         prepared: Prepared,
-        models: ModelDigests,
+        digests: InputDigests,
         output_dir: Path,
         *,
         device: ComputeDevice,
@@ -85,7 +85,7 @@ class TrainingRun:
             with all_or_none(ranks, f"looking at {self._chosen.name}"):
                 self._state.require_fit(self._chosen)
         self.progress = training_progress_context(
-            config=_identity(task.name, config, prepared, models) if ranks.is_main else {},
+            config=_identity(task.name, config, prepared, digests) if ranks.is_main else {},
             output_dir=self._output_dir,
             total_steps=config.train.steps,
             is_main_process=ranks.is_main,
@@ -237,7 +237,7 @@ def alert_settings(config: RunConfig) -> AlertSettings:
     return config.progress.alerts.settings(os.environ, budget=budget)
 
 
-def _identity(recipe: str, config: RunConfig, prepared: Prepared, models: ModelDigests) -> dict[str, object]:
+def _identity(recipe: str, config: RunConfig, prepared: Prepared, digests: InputDigests) -> dict[str, object]:
     """The run's identity for its session: the config, and the digest of its data."""
     content = config.model_dump(
         mode="json",
@@ -258,7 +258,7 @@ def _identity(recipe: str, config: RunConfig, prepared: Prepared, models: ModelD
         **{name: value for name, value in content["data"].items() if name not in left_out},
         "sha256": prepared.data_sha256,
     }
-    for section, digest in (("teacher", models.teacher), ("student", models.student)):
+    for section, digest in (("teacher", digests.teacher), ("student", digests.student)):
         if digest is not None:
             content[section]["path"] = digest.sha256
     return {"recipe": recipe, **content}

@@ -9,7 +9,7 @@ from crashproof.checkpoints.digest import digest_of_files, digest_of_names, file
 from crashproof.errors import CheckpointDamaged
 from crashproof.pytorch.agreement import all_or_none, require_same
 from crashproof.pytorch.ranks import Ranks
-from crashproof.pytorch.tensor_digest import sha256_of
+from crashproof.pytorch.tensor_digest import sha256_of, short_digest
 
 __all__ = ["require_same_checkpoint"]
 
@@ -28,7 +28,7 @@ def require_same_checkpoint(path: Path, ranks: Ranks) -> None:
         return
     with all_or_none(ranks, f"looking at {path.name}"):
         digest = _digest_of_folder(path) if path.is_dir() else _digest_of_archive(path)
-    require_same(ranks, {path.name: f"sha256 {digest[:16]}"}, what="checkpoint", hint=_HINT)
+    require_same(ranks, {path.name: short_digest(digest)}, what="checkpoint", hint=_HINT)
 
 
 def _digest_of_folder(path: Path) -> str:
