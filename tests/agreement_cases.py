@@ -40,14 +40,14 @@ def config_cases() -> list[Case]:
         *(("train.seed", "0", "1"), ("train.gradient_accumulation", "1", "2"), ("train.batch_size", "4", "8")),
         *(("train.clip_norm", "1.0", "0.5"), ("train.weight_decay", "0.01", "0.0"), ("train.warmup_steps", "2", "3")),
         *(("train.schedule_steps", "4", "8"), ("train.final_fraction", "0.1", "0.2"), ("train.steps", "4", "6")),
-        *(("train.skips_nonfinite", "true", "echo other"), ("train.limit_seconds", "60.0", "45.0")),
-        *(("train.precision", '"auto"', '"bfloat16"'), ("train.checkpoints_activations", "false", "echo one")),
-        *(("train.compile", "false", "echo one"), ("loss.kd", "1.0", "0.5"), ("loss.temperature", "2.0", "1.0")),
+        *(("train.skips_nonfinite", "true", "false"), ("train.limit_seconds", "60.0", "45.0")),
+        *(("train.precision", '"auto"', '"bfloat16"'), ("train.checkpoints_activations", "false", "true")),
+        *(("train.compile", "false", "true"), ("loss.kd", "1.0", "0.5"), ("loss.temperature", "2.0", "1.0")),
         *(("loss.chunk_tokens", "512", "256"), ("data.max_length", "24", "16"), ("data.held_out", "0.0", "0.25")),
         *(("data.on_too_long", '"truncate"', '"skip"'), ("tokenizer.vocab_size", "300", "290")),
         *(("teacher.steps", "3", "4"), ("teacher.seed", "1", "2"), ("student.d_model", "16", "32")),
         *(("student.save_dtype", '"auto"', '"bfloat16"'), ("progress.checkpoint_interval", "2", "3")),
-        *(("progress.saves_behind", "true", "echo other"), ("progress.eval_samples", "64", "32")),
+        *(("progress.saves_behind", "true", "false"), ("progress.eval_samples", "64", "32")),
         ("progress.keep.latest", "1", "2"),
     ]
     cases = [config_case(*pair) for pair in pairs]

@@ -77,7 +77,8 @@ def test_all_that_can_differ_on_one_rank_is_named(tmp_path: Path, strategy: str)
     results = run(cases, files, f"train.strategy={strategy}")
 
     show(results)
-    assert [] == [problem for case, said in results for problem in problems_with(case, said)]
+    problems = [problem for case, said in results for problem in problems_with(case, said)]
+    assert not problems, problems
 
 
 @pytest.mark.long

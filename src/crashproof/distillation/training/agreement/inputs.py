@@ -53,7 +53,7 @@ class InputDigests:
         return cls(
             student=_digest_of(config.student.path),
             teacher=_digest_of(teacher),
-            held_out=held_out and digest_files(select_files(held_out, split=config.data.eval_split)),
+            held_out=None if held_out is None else digest_files(select_files(held_out, split=config.data.eval_split)),
         )
 
     def describe(self) -> dict[str, str]:
