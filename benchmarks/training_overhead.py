@@ -15,6 +15,7 @@ from crashproof import training_progress_context
 from crashproof.distillation.recipes.kd import KD, KdConfig
 from crashproof.distillation.settings.load import load_config
 from crashproof.distillation.settings.run import RunConfig
+from crashproof.distillation.training.lessons import read_lessons
 from crashproof.distillation.training.preparation import Prepared, prepare
 from crashproof.pytorch.interrupts import Interrupts
 
@@ -40,7 +41,8 @@ def measure(work: Path, *, is_full: bool) -> Section:  # `is_full` changes nothi
     # One thread, so that the heartbeat has a core to itself.
     torch.set_num_threads(1)
     config = load_config(KdConfig, [Path("configs/quickstart.yaml")], _OVERRIDES)
-    prepared = prepare(KD, config, cache=work / "cache", interrupts=Interrupts())
+    lessons = read_lessons(KD, config)
+    prepared = prepare(KD, config, lessons, cache=work / "cache", interrupts=Interrupts())
     blocks: dict[bool, list[_Block]] = {True: [], False: []}
     for pair in range(_NUM_PAIRS):
         # Each comes first as often as the other.

@@ -43,8 +43,9 @@ CrashproofError
 │   ├── OtherRun             a tracker's folder belongs to another run
 │   ├── RecordTooLarge       a record that could not be read back
 │   └── RequestError         a request that cannot be sent
-├── MainProcessFailed        the main process of the run cannot go on, and reports why
+├── RankFailed               another process of the run cannot go on
 ├── RankLost                 another process of the run died or stopped responding
+├── RanksDisagree            the processes of a run were given different inputs, or take different samples
 └── MissingExtra             an optional dependency is not installed, or too old
 """
 
@@ -73,7 +74,6 @@ __all__ = [
     "FolderNotShared",
     "InputError",
     "InvalidMetric",
-    "MainProcessFailed",
     "MissingExtra",
     "ModelMismatch",
     "NewerFormat",
@@ -85,6 +85,7 @@ __all__ = [
     "QuotaExceeded",
     "RankFailed",
     "RankLost",
+    "RanksDisagree",
     "RecordTooLarge",
     "RecordsLost",
     "RequestError",
@@ -104,9 +105,15 @@ __all__ = [
     "UnknownRecord",
 ]
 
+_EXIT_ERROR = 2
+"""The exit code of an error that another start does not mend."""
+
 
 class CrashproofError(Exception):
     """What happened and where, with a hint: what to do about it."""
+
+    may_pass = False
+    """Whether the same command may succeed at the next start, without any change."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -386,6 +393,8 @@ class TeacherRefused(TeacherError):
 class TeacherUnreachable(TeacherError):
     """No response came after all attempts."""
 
+    may_pass = True
+
     def __init__(
         self,
         url: str,
@@ -550,27 +559,36 @@ class RequestError(InputError):
     """A request that cannot be sent to any teacher."""
 
 
-class MainProcessFailed(CrashproofError):
-    """The main process of the run cannot go on, and reports why; this process ends with it."""
+class RankFailed(CrashproofError):
+    """Another process of the run cannot go on, so this one does not either."""
 
-    def __init__(self, what: str, *, exit_code: int) -> None:
-        super().__init__(f"Rank 0 failed while {what}.", hint="Its last output has the reason.")
+    def __init__(self, rank: int, *, what: str, reason: str, exit_code: int) -> None:
+        super().__init__(f"Rank {rank} failed while {what}: {reason}")
+        self.rank = rank
         self.exit_code = exit_code
-        """That of the main process."""
+        """That of the other process: all end alike."""
+        self.may_pass = exit_code != _EXIT_ERROR
 
 
 class RankLost(CrashproofError):
     """Another process of the run died, or did not respond within the limit."""
 
-    def __init__(
-        self, what: str, *, missing: Sequence[int], seconds: float, reason: str, names: str = "another rank"
-    ) -> None:
-        """`names` are the missing ranks in words, such as `rank 1 (host-b, pid 123)`."""
+    may_pass = True
+
+    def __init__(self, what: str, *, missing: Sequence[int], seconds: float, reason: str, names: str = "") -> None:
+        """`names` are the missing ranks in words, such as `rank 1 (host-b, pid 123)`; by default their numbers."""
+        numbers = f"rank {', '.join(map(str, missing))}" if missing else "another rank"
         super().__init__(
-            f"Lost {names} while {what} (limit {seconds:g} s): {reason.rstrip('.')}.",
+            f"Lost {names or numbers} while {what} (limit {seconds:g} s): {reason.rstrip('.')}.",
             hint="Check its last output, then start the same command again; acknowledged data is kept.",
         )
         self.missing = list(missing)
+
+
+class RanksDisagree(CrashproofError):
+    """The processes of a run were given different inputs, or take different samples: no model would be that of one
+    config.
+    """
 
 
 class MissingExtra(CrashproofError, ImportError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,17 +15,24 @@ from crashproof.distillation.recipes.registry import TASKS
 from crashproof.distillation.recipes.task import AnyTask
 from crashproof.distillation.settings.load import files_and_overrides, load_config
 from crashproof.distillation.settings.run import RunConfig
+from crashproof.distillation.training.agreement.hardware import warn_of_mixed_hardware
+from crashproof.distillation.training.agreement.inputs import InputDigests, require_same_inputs
+from crashproof.distillation.training.agreement.preparation import require_same_preparation
+from crashproof.distillation.training.agreement.start import describe_start
+from crashproof.distillation.training.lessons import LessonsSource, read_lessons
 from crashproof.distillation.training.preparation import Prepared, prepare
 from crashproof.distillation.training.sample_length import with_max_length
 from crashproof.distillation.training.strategy import is_sharded
 from crashproof.distillation.training.training_run import TrainingRun, alert_settings
 from crashproof.distillation.training.training_state import require_checkpoint
-from crashproof.errors import ConfigError, CrashproofError, MainProcessFailed
-from crashproof.pytorch.device import choose_device, compute_deterministically
+from crashproof.errors import ConfigError, CrashproofError
+from crashproof.pytorch.coordination.agreement import all_or_none
+from crashproof.pytorch.coordination.meeting import StartMeeting
+from crashproof.pytorch.coordination.shared_folder import require_shared_folder
+from crashproof.pytorch.device import ComputeDevice, choose_device, compute_deterministically
 from crashproof.pytorch.exit_codes import exit_code_of
 from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts, StopRequested
 from crashproof.pytorch.ranks import Ranks, join_ranks
-from crashproof.pytorch.shared_folder import require_shared_folder
 from crashproof.rules.secrets.texts import without_secrets
 
 __all__ = ["main"]
@@ -46,9 +54,6 @@ def main(recipe: str, arguments: Sequence[str] | None = None) -> int:
     with Interrupts() as interrupts:
         try:
             return _train(TASKS[recipe], options, interrupts)
-        except MainProcessFailed as error:
-            # One message is enough.
-            return error.exit_code
         except CrashproofError as error:
             sys.stderr.write(f"{recipe}: {without_secrets(str(error))}\n")
             return exit_code_of(error)
@@ -85,31 +90,59 @@ def _parser(recipe: str) -> argparse.ArgumentParser:
 
 
 def _train(task: AnyTask, options: argparse.Namespace, interrupts: Interrupts) -> int:
-    config = _load_config(task, options)
-    compute_deterministically()
-    device = choose_device(config.train.device, config.train.precision)
-    with join_ranks(device_type=device.device.type, limit_seconds=config.train.limit_seconds) as ranks:
+    meeting = StartMeeting(interrupts)
+    with meeting.reporting_failure():
+        config = _load_config(task, options)
+        compute_deterministically()
+        device = choose_device(config.train.device, config.train.precision)
+    limit_seconds = config.train.limit_seconds
+
+    def describe() -> dict[str, str]:
+        return describe_start(task.name, config, device, resume=options.resume, environment=os.environ)
+
+    with (
+        meeting.agreement(describe, limit_seconds=limit_seconds),
+        join_ranks(device_type=device.device.type, limit_seconds=limit_seconds) as ranks,
+    ):
         if not ranks.is_main:
             log.setLevel(logging.ERROR)
+        return _train_together(task, config, options, device=device, ranks=ranks, interrupts=interrupts)
+
+
+def _train_together(
+    task: AnyTask,
+    config: RunConfig,
+    options: argparse.Namespace,
+    *,
+    device: ComputeDevice,
+    ranks: Ranks,
+    interrupts: Interrupts,
+) -> int:
+    """Prepare and train, on a process that has joined the others."""
+    with all_or_none(ranks, "looking at the config and the models"):
         config = with_max_length(task, task.complete(config))
-        _require_trainable(config, options.output_dir, ranks)
-        require_shared_folder(options.output_dir, ranks, look_seconds=min(10.0, config.train.limit_seconds / 2))
-        if options.resume not in ("auto", "never"):
-            require_checkpoint(Path(options.resume))
-        prepared = _prepare(task, config, options.output_dir / "cache", ranks, interrupts)
-        run = TrainingRun(
-            task,
-            config,
-            prepared,
-            options.output_dir,
-            device=device,
-            ranks=ranks,
-            interrupts=interrupts,
-            resume=options.resume,
-        )
-        if not run.train():
-            return EXIT_PREEMPTED
-        run.save_student()
+        _require_trainable(config, options, ranks)
+    require_shared_folder(options.output_dir, ranks, look_seconds=min(10.0, config.train.limit_seconds / 2))
+    with all_or_none(ranks, "reading the data"):
+        lessons, digests = read_lessons(task, config), InputDigests.read(config)
+    require_same_inputs(ranks, config, lessons.source, digests)
+    prepared = _prepare(task, config, lessons, options.output_dir / "cache", ranks, interrupts)
+    require_same_preparation(ranks, config, prepared)
+    warn_of_mixed_hardware(ranks, config.train, device.device)
+    run = TrainingRun(
+        task,
+        config,
+        prepared,
+        digests,
+        options.output_dir,
+        device=device,
+        ranks=ranks,
+        interrupts=interrupts,
+        resume=options.resume,
+    )
+    if not run.train():
+        return EXIT_PREEMPTED
+    run.save_student()
     return 0
 
 
@@ -132,7 +165,7 @@ def _evaluates_nothing(config: RunConfig) -> bool:
     return config.data.held_out == 0 and config.data.eval_path is None and config.data.eval_split is None
 
 
-def _require_trainable(config: RunConfig, output_dir: Path, ranks: Ranks) -> None:
+def _require_trainable(config: RunConfig, options: argparse.Namespace, ranks: Ranks) -> None:
     """Refuse what cannot be trained, before anything is read or written."""
     if config.train.batch_size % ranks.num_ranks:
         raise ConfigError(
@@ -142,34 +175,36 @@ def _require_trainable(config: RunConfig, output_dir: Path, ranks: Ranks) -> Non
         )
     if ranks.is_main:
         alert_settings(config)
-        _refuse_foreign_folder(output_dir)
+        _refuse_foreign_folder(options.output_dir)
+    if options.resume not in ("auto", "never"):
+        require_checkpoint(Path(options.resume))
 
 
-def _prepare(task: AnyTask, config: RunConfig, cache: Path, ranks: Ranks, interrupts: Interrupts) -> Prepared:
+def _prepare(
+    task: AnyTask, config: RunConfig, lessons: LessonsSource, cache: Path, ranks: Ranks, interrupts: Interrupts
+) -> Prepared:
     """Prepare on the main process, which fills the cache, then on the others, which read it."""
     models = DeferredModels() if is_sharded(config.train.strategy, ranks) else WHOLE_MODELS
     prepared = None
-    failure: BaseException | None = None
-    with ranks.main_process_first("preparing data and models"):
+    what = "preparing data and models"
+    with all_or_none(ranks, what), ranks.main_process_first(what):
         if ranks.is_main:
-            try:
-                prepared = prepare(task, config, cache=cache, interrupts=interrupts, models=models)
-            except (CrashproofError, StopRequested) as error:
-                failure = error
-    has_failed = ranks.broadcast(failure is not None, "preparing data and models")
-    if failure is not None:
-        raise failure
-    if has_failed:
-        # The main process reports why.
-        raise SystemExit(2)
-    if prepared is None:
-        if not cache.is_dir():
-            raise ConfigError(
-                f"Rank {ranks.rank} does not see {cache}, which rank 0 has written.",
-                hint="Let all hosts share the file system of --output-dir.",
+            prepared = prepare(task, config, lessons, cache=cache, interrupts=interrupts, models=models)
+    with all_or_none(ranks, what):
+        if prepared is None:
+            _require_cache(cache, ranks)
+            prepared = prepare(
+                task, config, lessons, cache=cache, interrupts=interrupts, fills_cache=False, models=models
             )
-        prepared = prepare(task, config, cache=cache, interrupts=interrupts, fills_cache=False, models=models)
     return prepared
+
+
+def _require_cache(cache: Path, ranks: Ranks) -> None:
+    if not cache.is_dir():
+        raise ConfigError(
+            f"Rank {ranks.rank} does not see {cache}, which rank 0 has written.",
+            hint="Let all hosts share the file system of --output-dir.",
+        )
 
 
 def _refuse_foreign_folder(output_dir: Path) -> None:

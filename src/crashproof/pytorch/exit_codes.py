@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from crashproof.errors import CrashproofError, MainProcessFailed, RankLost, TeacherUnreachable
+from crashproof.errors import CrashproofError, RankFailed
 from crashproof.pytorch.interrupts import EXIT_PREEMPTED, StopRequested
 
-__all__ = ["exit_code_of"]
+__all__ = ["EXIT_ERROR", "exit_code_of"]
 
-_EXIT_ERROR = 2
+EXIT_ERROR = 2
 _EXIT_UNEXPECTED = 1
 """Python's own, after a traceback."""
 
 
 def exit_code_of(error: BaseException) -> int:
     """2 for a reported error, 75 if the same command may succeed at the next start, 1 for an unexpected one."""
-    if isinstance(error, MainProcessFailed):
+    if isinstance(error, RankFailed):
         return error.exit_code
-    # A lost rank or teacher may be back at the next start; any other error needs a change first.
-    if isinstance(error, (RankLost, TeacherUnreachable, StopRequested)):
+    if isinstance(error, StopRequested):
         return EXIT_PREEMPTED
-    return _EXIT_ERROR if isinstance(error, CrashproofError) else _EXIT_UNEXPECTED
+    if isinstance(error, CrashproofError):
+        return EXIT_PREEMPTED if error.may_pass else EXIT_ERROR
+    return _EXIT_UNEXPECTED

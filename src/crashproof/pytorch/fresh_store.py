@@ -1,4 +1,4 @@
-"""The store of the processes that run now, without a trace of earlier ones.
+"""Connect to the store of the processes that run now, without a trace of earlier ones.
 
 torchrun may keep its store while it starts the processes again. Nothing that it tells them names one start on all
 hosts alike: each host counts its own restarts, and a change of the hosts is not counted at all. So the processes
@@ -8,13 +8,17 @@ agree on a name before they use the store for anything else.
 from __future__ import annotations
 
 import json
+import os
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 
 from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
-__all__ = ["RanksMissing", "fresh_store"]
+__all__ = ["RanksMissing", "connect", "fresh_store"]
 
 _PREFIX = "crashproof/start"
 _POLL_SECONDS = 0.05
@@ -26,6 +30,19 @@ class RanksMissing(Exception):
     def __init__(self, missing: list[int]) -> None:
         super().__init__(f"they did not come: {missing}")
         self.missing = missing
+
+
+def connect(*, limit_seconds: float, environment: Mapping[str, str] = os.environ) -> tuple[Store, int, int]:
+    """Connect to the store of the processes that `torchrun` started; this process's rank, and how many there are.
+
+    Raises:
+        RanksMissing: Not all of them came within the limit.
+        RuntimeError, ValueError: The store cannot be reached, or the environment is incomplete.
+    """
+    limit = timedelta(seconds=limit_seconds)
+    store, rank, num_ranks = next(rendezvous("env://", timeout=limit))
+    store.set_timeout(limit)
+    return fresh_store(store, rank=rank, num_ranks=num_ranks, limit_seconds=limit_seconds), rank, num_ranks
 
 
 def fresh_store(store: Store, *, rank: int, num_ranks: int, limit_seconds: float) -> Store:

@@ -35,8 +35,8 @@ from crashproof.checkpoints.digest import Digest, digest_of_files
 from crashproof.disk.atomic import open_digested_file, partial_name, publish_folder
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
 from crashproof.errors import CheckpointDamaged, CrashproofError, StorageError, StorageUnwritable
-from crashproof.pytorch.acting_together import act_together
 from crashproof.pytorch.checkpoint_file import load_checkpoint, write_state
+from crashproof.pytorch.coordination.acting_together import act_together
 from crashproof.pytorch.ranks import DistributedRanks, Ranks
 from crashproof.records.checkpoints import FileDigest
 

@@ -32,6 +32,7 @@ from crashproof.distillation.losses.divergences import IGNORED
 from crashproof.distillation.settings.data import DataConfig
 from crashproof.distillation.text.chat import BUILTIN_TEMPLATE, render_chat
 from crashproof.distillation.text.tokenizer import tokenizer_hash
+from crashproof.pytorch.tensor_digest import sha256_of
 from crashproof.samples.messages import Message, read_messages
 from crashproof.samples.problems import InvalidSample, LeftOut
 from crashproof.samples.rules import SampleRules
@@ -213,6 +214,10 @@ class AnswerData(TaskData):
             chosen=torch.tensor(chosen, dtype=torch.long),
             rejected=torch.arange(len(indices), num_sequences),
         )
+
+    def digest(self) -> str:
+        """See `TrainingData.digest`."""
+        return sha256_of(self._sequences.sha256(), self._quality, f"{self._rejected_at} {self._has_rejected}")
 
     def _count_tokens(self) -> Tensor:
         """(samples, 3): the columns of `counts`."""

@@ -23,9 +23,10 @@ from crashproof.distillation.text.aligned_answer import FitCounter, LogprobsMisf
 from crashproof.distillation.text.chat import render_chat, split_at_answer
 from crashproof.distillation.text.tokenizer import encode_document, encode_text, end_id, padding_id
 from crashproof.errors import AnswerUnusable, DataError, RankLost
-from crashproof.pytorch.from_main import SECONDS_BETWEEN_LOOKS, FromMain, is_raised_by_all
+from crashproof.pytorch.coordination.from_main import SECONDS_BETWEEN_LOOKS, FromMain, is_raised_by_all
 from crashproof.pytorch.interrupts import Interrupts
 from crashproof.pytorch.ranks import Ranks, SingleRank
+from crashproof.pytorch.tensor_digest import sha256_of
 from crashproof.rules.requests import TeacherRequest
 from crashproof.samples.messages import Message, read_messages
 from crashproof.samples.problems import InvalidSample, LeftOut
@@ -115,7 +116,7 @@ class ApiData(TrainingData):
 
         Raises:
             ConfigError, UnknownPrice, StoreUnavailable: The teacher cannot be used.
-            MainProcessFailed: Likewise, on the other processes.
+            RankFailed: Likewise, on the other processes.
         """
         self._share_among(ranks)
         with ExitStack() as stack:
@@ -146,7 +147,7 @@ class ApiData(TrainingData):
         Raises:
             TeacherError: A request failed.
             ModelMismatch: The log-probabilities of no answer fit the student's tokens; names the first reason.
-            MainProcessFailed: One of these, on the other processes.
+            RankFailed: One of these, on the other processes.
             StopRequested: A stop was requested during the wait; on all processes.
             RankLost: Another process died, or did not respond within the limit.
         """
@@ -199,6 +200,10 @@ class ApiData(TrainingData):
             yield self._asked.popleft()
         for index in self._coming:
             yield index, self._ask(index)
+
+    def digest(self) -> str:
+        """That of the prompts; answers come while the loop runs."""
+        return sha256_of(self._source.sha256, repr([prompt.messages for prompt in self._source.prompts]))
 
     def _ask_ahead(self) -> None:
         for index in islice(self._coming, max(0, self._ahead_samples - len(self._asked))):

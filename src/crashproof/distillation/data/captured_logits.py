@@ -41,6 +41,10 @@ class LogitsData(TrainingData):
         """The tokens of these samples that are predicted."""
         return self._tokens.counts(indices)
 
+    def digest(self) -> str:
+        """That of the tokens; the manifest, which is part of the run's identity, has those of the shards."""
+        return self._tokens.sha256()
+
     def batch(self, indices: list[int]) -> Batch:
         """The samples at these indices; positions without a prediction have no entries."""
         batch = self._tokens.batch(indices)

@@ -136,6 +136,10 @@ class TrainingData(Protocol):
         """
         ...
 
+    def digest(self) -> str:
+        """SHA-256 of all that batches are made of, in its order: equal data give equal batches."""
+        ...
+
 
 class TaskData(TrainingData, Protocol):
     """Training data that a teacher can be trained on, and asked about."""
@@ -187,6 +191,10 @@ class TokenizedData(TaskData):
         for tensor in (self.input_ids, self.labels, self.starts):
             digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()
+
+    def digest(self) -> str:
+        """The same as `sha256`."""
+        return self.sha256()
 
     def is_predicted(self) -> Tensor:
         """(tokens,) of bool: which tokens a loss counts; the first of a sample is predicted by nothing."""

@@ -31,6 +31,7 @@ from crashproof.distillation.settings.data import DataConfig
 from crashproof.distillation.text.chat import BUILTIN_TEMPLATE
 from crashproof.distillation.text.json_grammar import JsonGrammars
 from crashproof.distillation.text.tokenizer import tokenizer_hash
+from crashproof.pytorch.tensor_digest import sha256_of
 
 __all__ = ["ToolBatch", "ToolData", "ToolDataConfig", "tool_data"]
 
@@ -145,6 +146,11 @@ class ToolData(TaskData):
             masks=torch.cat(masks) if masks else torch.zeros(0, self._num_words(), dtype=torch.int32),
             mask_of=mask_of,
         )
+
+    def digest(self) -> str:
+        """See `TrainingData.digest`."""
+        spans = f"{self._spans} {self._spans_from} {self._rules}"
+        return sha256_of(self._tokens.sha256(), self._parts, self._choices_at, self._choices, spans)
 
     def _num_words(self) -> int:
         return self._grammars.num_words if self._grammars is not None else 0

@@ -26,6 +26,7 @@ from crashproof.distillation.text.chat import split_at_answer
 from crashproof.distillation.text.server_logprobs import read_logprobs
 from crashproof.distillation.text.tokenizer import encode_document, encode_text, end_id, padding_id
 from crashproof.errors import DataError
+from crashproof.pytorch.tensor_digest import sha256_of
 
 __all__ = ["AnsweredFile", "has_logprobs", "read_answered_file"]
 
@@ -47,6 +48,11 @@ class AnsweredFile(TrainingData):
     def counts(self, indices: list[int]) -> dict[str, int]:
         """The tokens of these samples that are predicted."""
         return self._tokens.counts(indices)
+
+    def digest(self) -> str:
+        """See `TrainingData.digest`."""
+        entries = sha256_of(*(repr(each.entries) for each in self._samples))
+        return sha256_of(self._tokens.sha256(), entries, str(self._top_k))
 
     def batch(self, indices: list[int]) -> Batch:
         """The samples at these indices, with the teacher's entries."""

@@ -26,6 +26,8 @@ class StepData:
     """The divisors of the losses, over all processes."""
     indices: list[int]
     """This process's samples, in their order."""
+    all_indices: list[int]
+    """Those of all processes, forward pass by forward pass."""
 
 
 class StepBatches:
@@ -85,7 +87,15 @@ class StepBatches:
         ]
         batches = [self._data.batch(indices) for indices in own]
         counts: Counter[str] = Counter()
+        all_indices: list[int] = []
         for place in range(self._train.gradient_accumulation):
             first = first_sample + place * self._train.batch_size
-            counts.update(self._data.counts(self._order.indices(first, self._train.batch_size)))
-        return StepData(batches=batches, counts=dict(counts), indices=[index for each in own for index in each])
+            of_pass = self._order.indices(first, self._train.batch_size)
+            counts.update(self._data.counts(of_pass))
+            all_indices += of_pass
+        return StepData(
+            batches=batches,
+            counts=dict(counts),
+            indices=[index for each in own for index in each],
+            all_indices=all_indices,
+        )

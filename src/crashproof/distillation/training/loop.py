@@ -19,14 +19,15 @@ from crashproof.distillation.recipes.recipe import Recipe
 from crashproof.distillation.schedule import learning_rate_at
 from crashproof.distillation.settings.progress import ProgressConfig
 from crashproof.distillation.settings.train import TrainConfig
+from crashproof.distillation.training.agreement.running import RunningCheck
 from crashproof.distillation.training.batches import StepBatches, StepData
 from crashproof.distillation.training.rank_times import RankComparison
 from crashproof.distillation.training.saving import CheckpointSaver
 from crashproof.distillation.training.strategy import Strategy, clip_gradients
 from crashproof.distillation.training.training_state import TrainingState
 from crashproof.errors import CrashproofError
+from crashproof.pytorch.coordination.from_main import is_raised_by_all
 from crashproof.pytorch.device import ComputeDevice
-from crashproof.pytorch.from_main import is_raised_by_all
 from crashproof.pytorch.interrupts import Interrupts, StopRequested
 from crashproof.pytorch.ranks import Ranks
 from crashproof.pytorch.step_timer import NoStepTimer, StepTimer
@@ -55,6 +56,7 @@ class TrainingLoop:
     timer: StepTimer = field(default_factory=NoStepTimer)
     comparison: RankComparison | None = None
     """None on a single process."""
+    _check: RunningCheck = field(init=False)
     _num_skipped: Tensor = field(init=False)
     """Steps with non-finite gradients, counted on the device."""
     _num_reported: int = 0
@@ -65,6 +67,7 @@ class TrainingLoop:
     _is_warm: bool = False
 
     def __post_init__(self) -> None:
+        self._check = RunningCheck(self.state.ranks, self.train, self.recipe)
         self._num_skipped = torch.zeros((), device=self.device.device)
 
     def run(self, display: ProgressDisplay) -> bool:
@@ -75,8 +78,9 @@ class TrainingLoop:
         Raises:
             SavesFailed: the last checkpoint could not be saved, or too many before it.
             TeacherError: a paid teacher did not answer; the steps before are saved.
-            MainProcessFailed: likewise, on the other processes.
+            RankFailed: likewise, on the other processes.
             RankLost: another process died, or did not respond within the limit.
+            RanksDisagree: processes took other samples than their parts, or have other weights; nothing is saved.
             Exception: a step cannot be made; where all processes know that, or there is one alone, the steps before
                 it are saved.
         """
@@ -86,18 +90,21 @@ class TrainingLoop:
         while counters.step < total_steps and not self.state.ranks.is_stop_agreed:
             try:
                 self._before_step = _torch_random_states(self.device.device)
-                self._step(self._take())
+                step_data = self._take()
+                self._step(step_data)
             except StopRequested:
                 # Raised while a batch waited for its teacher, on all processes: the step has not begun.
                 break
             except Exception as error:
                 self._save_after(error)
                 raise
+            self._check.add(step_data)
             display.advance(counters.step, loss=self._newest_loss, remaining=self.context.get_remaining_seconds)
             self.saver.check()
             with self.timer.waiting():
                 self._do_what_is_due()
                 self.state.ranks.share_stop_request(self.interrupts.is_requested)
+        self._check.require_same(counters)
         is_complete = counters.step >= total_steps
         if is_complete and self.progress.eval_every is not None:
             self._evaluate()
@@ -127,7 +134,10 @@ class TrainingLoop:
         """Evaluate, save and compare the ranks, all processes together."""
         if self._is_due(self.progress.eval_every):
             self._evaluate()
-        if self._is_due(self.progress.checkpoint_interval):
+        is_save_due = self._is_due(self.progress.checkpoint_interval)
+        if is_save_due or self._check.is_due:
+            self._check.require_same(self.state.counters)
+        if is_save_due:
             self.saver.save()
             self._report_skipped()
         if self.comparison is not None:

@@ -15,7 +15,7 @@ from crashproof.disk.lock import WriterLock
 from crashproof.distillation.data.answered.prompts import PromptSource
 from crashproof.distillation.data.captured_logits import CapturedLogits
 from crashproof.distillation.data.source import Source
-from crashproof.distillation.data.text_data import TokenizedData, TrainingData
+from crashproof.distillation.data.text_data import TaskData, TokenizedData, TrainingData
 from crashproof.distillation.evaluation.evaluator import Evaluator
 from crashproof.distillation.models.causal_lm import new_model, require_length, require_vocabulary
 from crashproof.distillation.models.deferred.weights import DeferredWeights
@@ -31,7 +31,7 @@ from crashproof.distillation.settings.teacher import TeacherConfig
 from crashproof.distillation.text.shared_tokens import SharedTokens
 from crashproof.distillation.text.token_bytes import token_bytes
 from crashproof.distillation.text.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
-from crashproof.distillation.training.lessons import Lessons, LessonsSource, read_lessons
+from crashproof.distillation.training.lessons import Lessons, LessonsSource
 from crashproof.errors import ModelMismatch
 from crashproof.pytorch.interrupts import Interrupts
 from crashproof.pytorch.random_state import seed_everything
@@ -51,6 +51,9 @@ class Prepared:
     tokenizer: PreTrainedTokenizerFast
     data: TrainingData
     data_sha256: str
+    held_out: Source | None
+    held_out_data: TaskData | None
+    """The tokens of `held_out`."""
     evaluator: Evaluator | None
     """None without held-out data."""
     saved_dtype: torch.dtype
@@ -62,13 +65,14 @@ class Prepared:
 def prepare(
     task: AnyTask,
     config: RunConfig,
+    lessons: LessonsSource,
     *,
     cache: Path,
     interrupts: Interrupts,
     fills_cache: bool = True,
     models: ModelMaker = WHOLE_MODELS,
 ) -> Prepared:
-    """Read, tokenize and build; what takes long is computed once and then read from `cache`.
+    """Tokenize and build; what takes long is computed once and then read from `cache`.
 
     Only one of several processes fills the cache; the others call this after it, with `fills_cache=False`.
 
@@ -77,7 +81,6 @@ def prepare(
         DataError, ConfigError, ModelMismatch, NewerFormat: the input is unusable; nothing was trained.
         StopRequested: a stop was requested while the teacher was being trained.
     """
-    lessons = read_lessons(task, config)
     if not fills_cache:
         return _build(task, config, lessons, cache, interrupts, models)
     REAL_DISK.make_folders(cache)
@@ -149,6 +152,8 @@ def _build(
         tokenizer=tokenizer,
         data=lessons.data,
         data_sha256=lessons.data_sha256,
+        held_out=lessons.held_out,
+        held_out_data=lessons.held_out_data,
         evaluator=evaluator,
         saved_dtype=_saved_dtype(config.student),
         weights=models.weights,

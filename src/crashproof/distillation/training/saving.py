@@ -27,9 +27,9 @@ from crashproof.distillation.training.training_state import TrainingState
 from crashproof.errors import DiskFull, SavesFailed, StorageError
 from crashproof.formatting import as_duration
 from crashproof.notices import Notices
-from crashproof.pytorch.acting_together import act_together
 from crashproof.pytorch.background_task import BackgroundTask
 from crashproof.pytorch.checkpoint_file import save_checkpoint
+from crashproof.pytorch.coordination.acting_together import act_together
 from crashproof.pytorch.ranks import DistributedRanks, Ranks
 from crashproof.pytorch.sharded_checkpoint import save_shards
 from crashproof.rules.saves.failures import is_last_chance

@@ -12,8 +12,6 @@ from pathlib import Path
 import torch
 
 from crashproof.alerts.settings import AlertSettings
-from crashproof.checkpoints.digest import digest_of
-from crashproof.distillation.data.captured_folder import CapturedFolder
 from crashproof.distillation.display import show_progress
 from crashproof.distillation.models.layers import prepare_layers
 from crashproof.distillation.recipes.task import AnyTask
@@ -22,6 +20,8 @@ from crashproof.distillation.settings.data import DataConfig
 from crashproof.distillation.settings.run import RunConfig
 from crashproof.distillation.settings.train import TrainConfig
 from crashproof.distillation.teachers.api import identifying_fields
+from crashproof.distillation.training.agreement.checkpoint import require_same_checkpoint
+from crashproof.distillation.training.agreement.inputs import InputDigests
 from crashproof.distillation.training.batches import StepBatches
 from crashproof.distillation.training.loop import TrainingLoop, new_state
 from crashproof.distillation.training.preparation import Prepared
@@ -31,6 +31,7 @@ from crashproof.distillation.training.strategy import Strategy, choose_strategy
 from crashproof.distillation.training.student_folder import write_sharded_student, write_student
 from crashproof.distillation.training.training_state import TrainingState
 from crashproof.formatting import ago
+from crashproof.pytorch.coordination.agreement import all_or_none
 from crashproof.pytorch.device import ComputeDevice
 from crashproof.pytorch.interrupts import Interrupts
 from crashproof.pytorch.random_state import seed_everything
@@ -59,6 +60,7 @@ class TrainingRun:
         task: AnyTask,
         config: RunConfig,
         prepared: Prepared,
+        digests: InputDigests,
         output_dir: Path,
         *,
         device: ComputeDevice,
@@ -81,9 +83,10 @@ class TrainingRun:
         self._strategy, self._state = self._build_state()
         self._chosen = None if resume in ("auto", "never") else Path(resume)
         if self._chosen is not None:
-            self._state.require_fit(self._chosen)
+            with all_or_none(ranks, f"looking at {self._chosen.name}"):
+                self._state.require_fit(self._chosen)
         self.progress = training_progress_context(
-            config=_identity(task.name, config, prepared) if ranks.is_main else {},
+            config=_identity(task.name, config, prepared, digests) if ranks.is_main else {},
             output_dir=self._output_dir,
             total_steps=config.train.steps,
             is_main_process=ranks.is_main,
@@ -99,7 +102,8 @@ class TrainingRun:
         """Open the run and train the remaining steps; return whether it is complete."""
         # Closed in reverse order: a running save is waited for, and recorded, before the run ends.
         with ExitStack() as stack:
-            stack.enter_context(self.progress)
+            with all_or_none(self._ranks, "opening the run"):
+                stack.enter_context(self.progress)
             self._set_horizon()
             self._resume()
             step, total_steps = self._state.counters.step, self._config.train.steps
@@ -217,6 +221,7 @@ class TrainingRun:
     def _resume(self) -> None:
         """Restore the requested checkpoint, or the newest intact one that the main process finds."""
         if self._chosen is not None:
+            require_same_checkpoint(self._chosen, self._ranks)
             self._state.restore(self._chosen)
             log.info("Resuming at step %s (%s, as requested).", f"{self._state.counters.step:,}", self._chosen)
             return
@@ -227,6 +232,7 @@ class TrainingRun:
         if chosen is None:
             return
         path = Path(chosen)
+        require_same_checkpoint(path, self._ranks)
         self._state.restore(path)
         if newest is not None:
             when = ago(newest.created_at, time.time())
@@ -243,7 +249,7 @@ def alert_settings(config: RunConfig) -> AlertSettings:
     return config.progress.alerts.settings(os.environ, budget=budget)
 
 
-def _identity(recipe: str, config: RunConfig, prepared: Prepared) -> dict[str, object]:
+def _identity(recipe: str, config: RunConfig, prepared: Prepared, digests: InputDigests) -> dict[str, object]:
     """The run's identity for its session: the config, and the digest of its data."""
     content = config.model_dump(
         mode="json",
@@ -264,17 +270,10 @@ def _identity(recipe: str, config: RunConfig, prepared: Prepared) -> dict[str, o
         **{name: value for name, value in content["data"].items() if name not in left_out},
         "sha256": prepared.data_sha256,
     }
-    for section, path in (("teacher", _teacher_path(config)), ("student", config.student.path)):
-        if path is not None:
-            content[section]["path"] = digest_of(path).sha256
+    for section, digest in (("teacher", digests.teacher), ("student", digests.student)):
+        if digest is not None:
+            content[section]["path"] = digest.sha256
     return {"recipe": recipe, **content}
-
-
-def _teacher_path(config: RunConfig) -> Path | None:
-    """The folder, or the file, that decides a teacher's output."""
-    path = config.teacher.path
-    # The manifest holds the digest of each shard; the folder may also hold a cache and quarantined files.
-    return CapturedFolder(path).manifest if path is not None and config.teacher.kind == "logits" else path
 
 
 def _upcoming_samples(num_samples: int, train: TrainConfig, first: int) -> Iterator[int]:

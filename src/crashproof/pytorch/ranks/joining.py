@@ -11,9 +11,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
-from crashproof.errors import RankLost
+from crashproof.errors import RankFailed, RankLost
+from crashproof.pytorch.exit_codes import EXIT_ERROR, exit_code_of
+from crashproof.pytorch.fresh_store import RanksMissing, connect
 from crashproof.pytorch.interrupts import EXIT_PREEMPTED
 from crashproof.pytorch.ranks.activities import Activities
 from crashproof.pytorch.ranks.bounded_store import BoundedStore, StoreSilent, call_within
@@ -30,6 +31,7 @@ __all__ = ["join_ranks"]
 
 _LEAVE_SECONDS = 10.0
 """How long a process may take to end once it has learned of a loss."""
+_STAY_SECONDS = 10.0
 _MOST_CHARACTERS = 200
 _JOINING = "joining the other processes"
 
@@ -44,6 +46,7 @@ def join_ranks(
 
     Raises:
         RankLost: The others did not join within the limit, or one was lost. The process has 10 s to end then.
+        RankFailed: Another process has ended with an error that another start does not mend.
     """
     if int(environment.get("WORLD_SIZE", "1")) == 1:
         yield SingleRank()
@@ -56,6 +59,8 @@ def join_ranks(
         try:
             with activities.doing(_JOINING, is_wait=True):
                 ranks = _join(activities, device_type, limit_seconds, environment)
+            # Without torchrun the store, and in it why this rank has left, ends with the first rank.
+            stack.callback(ranks.peers.stay_for_others, seconds=_STAY_SECONDS)
             stack.callback(_leave_group, watchdog)
             with _in_contact(ranks.peers, watchdog):
                 yield ranks
@@ -82,15 +87,16 @@ def _in_contact(peers: Peers, watchdog: Watchdog) -> Iterator[None]:
     """Hear of losses, name them, and tell the others how this rank has left."""
     watchdog.contact = peers.signs
     peers.on_loss = lambda: _leave_soon(watchdog)
-    left = "it has finished"
+    left, is_final = "it has finished", False
     try:
         with peers.naming_losses("working together"):
             yield
     except BaseException as error:
         left = f"it ended with {type(error).__name__}: {_first_line(error)}"
+        is_final = exit_code_of(error) == EXIT_ERROR and not isinstance(error, RankFailed)
         raise
     finally:
-        peers.signs.stop(left)
+        peers.signs.stop(left, is_final=is_final)
 
 
 def _leave_soon(watchdog: Watchdog) -> None:
@@ -109,24 +115,19 @@ def _join(
 ) -> DistributedRanks:
     absent: list[int] = []
     try:
-        store, rank, num_ranks = _find_store(limit_seconds, environment)
+        store, rank, num_ranks = connect(limit_seconds=limit_seconds, environment=environment)
         with _naming_absent(store, rank, num_ranks, absent):
             _form_default_group(store, rank, num_ranks, device_type, limit_seconds)
             second = _second_store(environment, limit_seconds)
-            return _meet(Peers(second, activities, rank=rank, num_ranks=num_ranks, limit_seconds=limit_seconds))
+            peers = Peers(second, activities, rank=rank, num_ranks=num_ranks, limit_seconds=limit_seconds)
+            # The first rank may host it, and the others read there why this one has left.
+            peers.kept = store
+            return _meet(peers)
+    except RanksMissing as error:
+        raise RankLost(_JOINING, missing=error.missing, seconds=limit_seconds, reason="it has not come") from error
     except (RuntimeError, ValueError) as error:
-        names = f"rank {', '.join(map(str, absent))}" if absent else "another rank"
         reason = str(error).splitlines()[0]
-        raise RankLost(_JOINING, missing=absent, names=names, seconds=limit_seconds, reason=reason) from error
-
-
-def _find_store(limit_seconds: float, environment: Mapping[str, str]) -> tuple[Store, int, int]:
-    """The store that all ranks share, the rank of this process, and their number."""
-    limit = timedelta(seconds=limit_seconds)
-    store, rank, num_ranks = next(rendezvous("env://", timeout=limit))
-    store.set_timeout(limit)
-    # torchrun may keep its store across restarts, with entries of earlier processes.
-    return PrefixStore(f"{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}/{num_ranks}", store), rank, num_ranks
+        raise RankLost(_JOINING, missing=absent, seconds=limit_seconds, reason=reason) from error
 
 
 @contextmanager

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch.distributed as dist
 from msgspec.structs import replace
 
-from crashproof.errors import RankLost
+from crashproof.errors import RankFailed, RankLost
+from crashproof.pytorch.exit_codes import EXIT_ERROR
 from crashproof.pytorch.ranks.activities import Activities
 from crashproof.pytorch.ranks.bounded_store import BoundedStore, StoreSilent
 from crashproof.pytorch.ranks.identity import state_of
@@ -25,6 +26,7 @@ from crashproof.rules.ranks.absence import (
     names_of,
     reason_of,
     those_to_blame,
+    who_failed,
 )
 
 __all__ = ["Peers"]
@@ -51,6 +53,8 @@ class Peers:
         self.signs = SignsOfLife(store, activities, rank=rank, limit_seconds=limit_seconds)
         self.identities: Sequence[RankIdentity | None] = [None] * num_ranks
         """Of all ranks, once they have told each other."""
+        self.kept: object = None
+        """What must not end before this does."""
         self.on_loss: Callable[[], None] = _do_nothing
         """Called in the main thread when it has learned of a loss, before it raises."""
 
@@ -60,6 +64,7 @@ class Peers:
 
         Raises:
             RankLost: Another process died, or did not take part within the limit.
+            RankFailed: Another process has ended with an error that another start does not mend.
         """
         try:
             yield
@@ -68,17 +73,33 @@ class Peers:
                 raise
             raise self.loss(what, network=_first_sentence(error)) from error
 
-    def loss(self, what: str, *, network: str) -> RankLost:
+    def loss(self, what: str, *, network: str) -> RankLost | RankFailed:
         """Call the roll, and make an error of who is missing; `network` is what the library said."""
         return self._error(what, self._roll_call(), network)
 
-    def loss_of(self, rank: int, what: str, *, sign: Sign) -> RankLost:
+    def loss_of(self, rank: int, what: str, *, sign: Sign) -> RankLost | RankFailed:
         """The error of a rank whose newest sign is not renewed any more, or says that it has left."""
         return self._error(what, [self._look_at(Absence(rank=rank, first=sign, last=sign))], "")
 
-    def _error(self, what: str, absences: Sequence[Absence], network: str) -> RankLost:
+    def stay_for_others(self, *, seconds: float) -> None:
+        """On the first rank, after an error that another start does not mend: wait until the others know of it."""
+        ends_at = time.monotonic() + seconds
+        others = set(range(1, self.num_ranks))
+        with suppress(StoreSilent):
+            while self.rank == 0 and self.signs.has_failed and others and time.monotonic() < ends_at:
+                others = {rank for rank in others if not self._has_left(rank)}
+                time.sleep(_POLL_SECONDS)
+
+    def _has_left(self, rank: int) -> bool:
+        sign = self.signs.of(rank, seconds=_ROLL_CALL_SECONDS)
+        return sign is not None and bool(sign.left)
+
+    def _error(self, what: str, absences: Sequence[Absence], network: str) -> RankLost | RankFailed:
         if self.activities.is_main_thread:
             self.on_loss()
+        failed = who_failed(absences)
+        if failed is not None and failed.last is not None:
+            return RankFailed(failed.rank, what=what, reason=f"{failed.last.left}.", exit_code=EXIT_ERROR)
         blamed = those_to_blame(absences)
         return RankLost(
             what,

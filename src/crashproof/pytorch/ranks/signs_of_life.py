@@ -36,6 +36,8 @@ class SignsOfLife:
         self._heard_at = time.monotonic()
         self._noticed_at = math.inf
         self._is_over = False
+        self.has_failed = False
+        """Whether this rank has left with an error that another start does not mend."""
         self._thread: RegularThread | None = None
 
     def start(self) -> None:
@@ -43,12 +45,17 @@ class SignsOfLife:
         self._renew()
         self._thread = RegularThread(self._renew, name="crashproof-signs", interval_seconds=_INTERVAL_SECONDS)
 
-    def stop(self, left: str) -> None:
-        """Say why this rank leaves, as the last sign."""
+    def stop(self, left: str, *, is_final: bool = False) -> None:
+        """Say why this rank leaves, as the last sign; see `Sign.is_final`."""
         if self._thread is not None:
             self._thread.stop(seconds=_INTERVAL_SECONDS)
         self._is_over = True
-        self._try(lambda: self._tell(Sign(beats=self._num_beats + 1, left=left), seconds=_INTERVAL_SECONDS))
+        self.has_failed = is_final
+        self._try(
+            lambda: self._tell(
+                Sign(beats=self._num_beats + 1, left=left, is_final=is_final), seconds=_INTERVAL_SECONDS
+            )
+        )
 
     @property
     def lost_seconds(self) -> float:

@@ -17,6 +17,7 @@ __all__ = [
     "names_of",
     "reason_of",
     "those_to_blame",
+    "who_failed",
 ]
 
 _ANSWER_SECONDS = 1.5
@@ -59,6 +60,8 @@ class Sign(Struct, frozen=True, kw_only=True):
     """For how long."""
     left: str = ""
     """Why it has left the run, once it has."""
+    is_final: bool = False
+    """Whether it has left with an error that another start does not mend."""
 
 
 class Absence(Struct, frozen=True, kw_only=True):
@@ -95,6 +98,11 @@ def those_to_blame(absences: Sequence[Absence]) -> list[Absence]:
     """
     blamed = [each for each in absences if is_explained(each)] or [each for each in absences if not _is_alive(each)]
     return blamed or list(absences)
+
+
+def who_failed(absences: Sequence[Absence]) -> Absence | None:
+    """The first that has left with an error that another start does not mend; None if there is none."""
+    return next((each for each in absences if each.last is not None and each.last.is_final), None)
 
 
 def names_of(absences: Sequence[Absence]) -> str:

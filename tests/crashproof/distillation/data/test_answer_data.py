@@ -218,3 +218,17 @@ def test_all_text_is_there_for_a_tokenizer(tmp_path: Path) -> None:
     documents = "".join(read_answers(written(tmp_path, PAIR, CHAT)).documents())
 
     assert all(text in documents for text in ("The dog?", "Lazy.", "Brown", "Rome?", "search", "21 degrees"))
+
+
+def test_a_digest_tells_lines_orders_qualities_and_rejected_answers_apart(data: MakeData) -> None:
+    of_lines = [
+        [PLAIN, JUDGED, PAIR],
+        [JUDGED, PLAIN, PAIR],
+        [PLAIN, JUDGED | {"quality": 0.5}, PAIR],
+        [PLAIN, JUDGED, PAIR | {"rejected": "Slow."}],
+        [PLAIN, JUDGED, PAIR | {"answer": "Quick."}],
+    ]
+    digests = [data(*lines).digest() for lines in of_lines]
+
+    assert len(digests) == len({*digests, data(*of_lines[0]).digest()})
+    assert digests[0] != data(*of_lines[0], has_rejected=False).digest()

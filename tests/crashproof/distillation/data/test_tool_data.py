@@ -166,3 +166,15 @@ def test_a_template_that_refuses_names_the_line(data: MakeData, tokenizer: PreTr
 
     with pytest.raises(DataError, match=r"lines\.jsonl, line 1: the chat template refuses .*no tools here"):
         data(one_call())
+
+
+def test_a_digest_tells_lines_orders_and_what_counts_in_them_apart(data: MakeData) -> None:
+    others = [
+        data(*reversed(LINES)),
+        data(*LINES[:-1], whole("Nothing to tell.")),
+        data(LINES[0], one_call("search_web", {"query": "dog"}), *LINES[2:]),
+    ]
+    digests = [data(*LINES).digest(), *(each.digest() for each in others)]
+
+    assert digests[0] == data(*LINES).digest()
+    assert len(digests) == len(set(digests))

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from crashproof.distillation.recipes.kd import KD, KdConfig
 from crashproof.distillation.settings.load import load_config
 from crashproof.distillation.text.tokenizer import load_tokenizer
+from crashproof.distillation.training.lessons import read_lessons
 from crashproof.distillation.training.preparation import Prepared, prepare
 from crashproof.errors import ModelMismatch
 from crashproof.pytorch.interrupts import Interrupts
@@ -41,7 +42,7 @@ def model_folder(
 def prepared(tmp_path: Path, *overrides: str) -> Prepared:
     (tmp_path / "data.jsonl").write_text('{"text": "The quick brown fox."}\n' * 3)
     config = load_config(KdConfig, [], [f"data.path={tmp_path / 'data.jsonl'}", "data.max_length=16", *overrides])
-    return prepare(KD, config, cache=tmp_path / "cache", interrupts=Interrupts())
+    return prepare(KD, config, read_lessons(KD, config), cache=tmp_path / "cache", interrupts=Interrupts())
 
 
 def swap_two_tokens(content: dict[str, object]) -> None:

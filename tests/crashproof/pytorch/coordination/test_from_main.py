@@ -12,9 +12,9 @@ import time
 import pytest
 from forked_ranks import free_port
 
-from crashproof.errors import BudgetExhausted, MainProcessFailed, RankLost, TeacherUnreachable
+from crashproof.errors import BudgetExhausted, RankFailed, RankLost, TeacherUnreachable
+from crashproof.pytorch.coordination.from_main import FromMain, is_raised_by_all
 from crashproof.pytorch.exit_codes import exit_code_of
-from crashproof.pytorch.from_main import FromMain, is_raised_by_all
 from crashproof.pytorch.interrupts import Interrupts, StopRequested
 from crashproof.pytorch.ranks import SingleRank
 
@@ -22,7 +22,7 @@ PROGRAM = """
 import json, os, signal, sys, time
 from crashproof.errors import BudgetExhausted, CrashproofError
 from crashproof.pytorch.exit_codes import exit_code_of
-from crashproof.pytorch.from_main import FromMain, is_raised_by_all
+from crashproof.pytorch.coordination.from_main import FromMain, is_raised_by_all
 from crashproof.pytorch.interrupts import Interrupts, StopRequested
 from crashproof.pytorch.ranks import join_ranks
 
@@ -86,10 +86,10 @@ def test_two_processes_get_their_parts_fail_alike_and_stop_together() -> None:
     } == main
     assert {
         "part": {"second": 2},
-        "failed": ["MainProcessFailed", 2, True],
-        "unexpected": ["MainProcessFailed", 1, True],
+        "failed": ["RankFailed", 2, True],
+        "unexpected": ["RankFailed", 1, True],
         "again": "b",
-        "drained": ["MainProcessFailed", 2, True],
+        "drained": ["RankFailed", 2, True],
         "stopped": ["StopRequested", 75, False],
     } == other
 
@@ -132,7 +132,7 @@ def test_a_lost_rank_is_not_raised_by_all() -> None:
         (TeacherUnreachable("http://x", attempts=2, seconds=1.0, last="refused"), 75),
         (RankLost("asking", missing=[], seconds=1.0, reason="gone"), 75),
         (StopRequested("SIGTERM"), 75),
-        (MainProcessFailed("asking", exit_code=75), 75),
+        (RankFailed(0, what="asking", reason="It was asked to stop.", exit_code=75), 75),
         (ValueError("odd"), 1),
     ],
     ids=lambda each: type(each).__name__ if isinstance(each, Exception) else "",

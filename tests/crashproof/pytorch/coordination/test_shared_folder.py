@@ -15,8 +15,8 @@ from rank_threads import ThreadRank, on_ranks
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import DiskFull, FolderNotShared, QuotaExceeded, RunInUse, StorageUnwritable
+from crashproof.pytorch.coordination.shared_folder import require_shared_folder
 from crashproof.pytorch.ranks import SingleRank
-from crashproof.pytorch.shared_folder import require_shared_folder
 
 HOST = socket.gethostname()
 SHARE_IT = "Let all hosts share the file system of --output-dir."

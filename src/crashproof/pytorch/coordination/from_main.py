@@ -10,10 +10,11 @@ from typing import Generic, TypeVar, cast
 
 import torch.distributed as dist
 
-from crashproof.errors import MainProcessFailed, RankLost
+from crashproof.errors import RankFailed, RankLost
 from crashproof.pytorch.exit_codes import exit_code_of
 from crashproof.pytorch.interrupts import Interrupts, StopRequested
 from crashproof.pytorch.ranks import DistributedRanks, Ranks
+from crashproof.rules.secrets.texts import without_secrets
 from crashproof.threads import run_or_submit
 
 __all__ = ["SECONDS_BETWEEN_LOOKS", "FromMain", "is_raised_by_all"]
@@ -38,6 +39,7 @@ class _NotYet:
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
+    reason: str
     exit_code: int
 
 
@@ -60,7 +62,7 @@ class FromMain:
 
         Raises:
             Exception: On the main process, whatever `look` raises.
-            MainProcessFailed: On the others, if it did.
+            RankFailed: On the others, if it did.
             StopRequested: A process was asked to stop during the wait; on all.
             RankLost: Another process died, or did not respond within the limit.
         """
@@ -83,14 +85,15 @@ class FromMain:
         if not self._ranks.is_main:
             message: _Ready[PartT] | _NotYet | _Failed = _scatter(self._ranks, None, what)
             if isinstance(message, _Failed):
-                raise _mark(MainProcessFailed(what, exit_code=message.exit_code))
+                raise _mark(RankFailed(0, what=what, reason=message.reason, exit_code=message.exit_code))
             return message
         try:
             parts = look()
         except Exception as error:
             # Where the others cannot hear of it, this process alone knows what went wrong.
             with suppress(RankLost):
-                _scatter(self._ranks, [_Failed(exit_code_of(error))] * self._ranks.num_ranks, what)
+                failed = _Failed(without_secrets(f"{error}") or type(error).__name__, exit_code_of(error))
+                _scatter(self._ranks, [failed] * self._ranks.num_ranks, what)
                 _mark(error)
             raise
         found: list[_Ready[PartT] | _NotYet] = [_NotYet()] * self._ranks.num_ranks

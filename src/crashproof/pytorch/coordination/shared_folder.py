@@ -21,7 +21,7 @@ from crashproof.disk.run_folder import RunFolder
 from crashproof.disk.trial_write import errors_of_folder, remove_trial, trial_path, try_to_write, write_trial
 from crashproof.errors import FolderNotShared, StorageError
 from crashproof.formatting import listing
-from crashproof.pytorch.acting_together import act_together
+from crashproof.pytorch.coordination.acting_together import act_together
 from crashproof.pytorch.ranks import Ranks
 
 __all__ = ["require_shared_folder"]

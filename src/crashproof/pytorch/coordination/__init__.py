@@ -1,0 +1,1 @@
+"""What the processes of a run decide, check and share together."""
