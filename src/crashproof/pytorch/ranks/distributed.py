@@ -91,6 +91,11 @@ class DistributedRanks:
         """See `Ranks.for_background_thread`."""
         return DistributedRanks(self.peers)
 
+    def leave(self) -> None:
+        """Take part in nothing any more."""
+        self._flag_work = None
+        del self.group
+
     @contextmanager
     def collective(self, what: str) -> Iterator[None]:
         """See `Ranks.collective`."""

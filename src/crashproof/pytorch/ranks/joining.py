@@ -61,7 +61,7 @@ def join_ranks(
                 ranks = _join(activities, device_type, limit_seconds, environment)
             # Without torchrun the store, and in it why this rank has left, ends with the first rank.
             stack.callback(ranks.peers.stay_for_others, seconds=_STAY_SECONDS)
-            stack.callback(_leave_group, watchdog)
+            stack.callback(_leave_group, ranks, watchdog)
             with _in_contact(ranks.peers, watchdog):
                 yield ranks
         except RankLost:
@@ -103,7 +103,9 @@ def _leave_soon(watchdog: Watchdog) -> None:
     watchdog.leave_within(_LEAVE_SECONDS, "after another rank was lost")
 
 
-def _leave_group(watchdog: Watchdog) -> None:
+def _leave_group(ranks: DistributedRanks, watchdog: Watchdog) -> None:
+    # Its connections close with the last reference: only then the others notice.
+    ranks.leave()
     try:
         call_within(GRACE_SECONDS, dist.destroy_process_group)
     except TimeoutError:
