@@ -15,6 +15,7 @@ from crashproof.alerts.process_client import AlertProcess, WatchedRun
 from crashproof.alerts.settings import AlertSettings
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import BudgetExhausted
+from crashproof.notices import Notices
 from crashproof.records.events import AlertCleared, AlertRaised, Event, Stamp
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import AttemptRecord, TrainingSession
@@ -67,6 +68,7 @@ class AlertMonitor:
     def __init__(self, run: AlertedRun, settings: AlertSettings) -> None:
         self._run = run
         self._settings = settings
+        self._notices = Notices()
         self._fine_since: dict[str, float] = {}
         self._looked_at = run.stamp()["timestamp"]
         channels = settings.channels()
@@ -74,12 +76,12 @@ class AlertMonitor:
         self._own_channels = [channel for channel in channels if channel.runs_in_training]
         self._process: AlertProcess | None = None
         if len(self._own_channels) < len(channels):
-            with _never_raising():
+            with self._never_raising():
                 self._process = AlertProcess(self._watched(channels))
 
     def report_earlier_crashes(self) -> None:
         """Report attempts whose crash nobody could report."""
-        with _never_raising():
+        with self._never_raising():
             for attempt, message in untold_crashes(self._run.session):
                 self._raise(AlertKind.CRASHED, message, attempt)
 
@@ -98,7 +100,7 @@ class AlertMonitor:
             free_bytes: Free space on the run's disk, where known.
             is_moving: Whether the training loop itself is calling, so that it cannot be stalled.
         """
-        with _never_raising():
+        with self._never_raising():
             observed = self._observe(summary, free_bytes, is_moving=is_moving)
             changes = changes_of(self._run.session, observed, self._fine_since)
             self._fine_since, self._looked_at = changes.fine_since, observed.now
@@ -112,12 +114,12 @@ class AlertMonitor:
 
     def report_altered_journals(self, message: str) -> None:
         """Report that something else has edited or removed journals of the live run."""
-        with _never_raising():
+        with self._never_raising():
             self._raise(AlertKind.JOURNAL_ALTERED, message, self._own_attempt())
 
     def report_end(self, error: BaseException | None) -> None:
         """Report how the attempt ended, once its end is recorded."""
-        with _never_raising():
+        with self._never_raising():
             session, attempt = self._run.session, self._own_attempt()
             if isinstance(error, BudgetExhausted) and AlertKind.BUDGET_100 not in session.alerts_active:
                 # The next request would have passed it, so nothing more is spent.
@@ -128,7 +130,7 @@ class AlertMonitor:
 
     def close(self) -> None:
         """Finish; the process sends what is left, and nobody waits for it."""
-        with _never_raising():
+        with self._never_raising():
             if self._process is not None:
                 self._process.finish()
 
@@ -137,6 +139,15 @@ class AlertMonitor:
         if self._process is not None:
             self._process.detach()
             self._process = None
+
+    @contextmanager
+    def _never_raising(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            # An alert that cannot be raised must not stop the training, nor fill its log every second.
+            if self._notices.is_new(type(error)):
+                log.exception("An alert could not be raised; training goes on.")
 
     def _observe(self, summary: ProgressSummary, free_bytes: int | None, *, is_moving: bool) -> Observed:
         session, limit = self._run.session, self._settings.disk_low_bytes
@@ -196,12 +207,3 @@ class AlertMonitor:
             channels={channel.name: channel.setting for channel in channels if not channel.runs_in_training},
             kinds=[kind for kind in ALERT_KINDS if self._settings.sends(kind)],
         )
-
-
-@contextmanager
-def _never_raising() -> Iterator[None]:
-    try:
-        yield
-    except Exception:
-        # An alert that cannot be raised must not stop the training.
-        log.exception("An alert could not be raised; training goes on.")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from crashproof.disk.atomic import partial_name
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.run_folder import RunFolder, is_remote
+from crashproof.errors import StorageUnwritable
 from crashproof.records.checkpoints import RemovedCheckpoint
 from crashproof.records.session import TrainingSession
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 
 __all__ = ["delete_removed", "find_undeleted", "is_removable"]
-
-log = logging.getLogger("crashproof")
 
 
 def is_removable(checkpoint_path: str, session: TrainingSession, folder: RunFolder) -> bool:
@@ -31,14 +29,20 @@ def is_removable(checkpoint_path: str, session: TrainingSession, folder: RunFold
 
 
 def delete_removed(session: TrainingSession, folder: RunFolder, *, disk: Disk = REAL_DISK) -> None:
-    """Delete what remains of the newest removal, unless a checkpoint has that path by now."""
+    """Delete what remains of the newest removal, unless a checkpoint has that path by now.
+
+    Raises:
+        StorageUnwritable: some could not be deleted; names the first, after all were tried.
+    """
+    refused: list[StorageUnwritable] = []
     for removed in find_undeleted(session, folder):
         path = folder.root / removed.checkpoint_path
         try:
             _delete(path, disk)
         except OSError as error:
-            # A stale checkpoint costs space, not correctness.
-            log.warning("Could not delete %s, which is no longer kept: %s.", path, error.strerror)
+            refused.append(StorageUnwritable(path, reason=error.strerror or str(error)))
+    if refused:
+        raise refused[0]
 
 
 def find_undeleted(session: TrainingSession, folder: RunFolder) -> list[RemovedCheckpoint]:

@@ -251,7 +251,11 @@ class CheckpointRecorder:
         return self._writer.session_as_of_now()
 
     def delete_removed(self, session: TrainingSession) -> None:
-        """Delete the files of removed checkpoints; takes long, and needs no lock: pass the session as of now."""
+        """Delete the files of removed checkpoints; takes long, and needs no lock: pass the session as of now.
+
+        Raises:
+            StorageUnwritable: some are still there; the next call tries again.
+        """
         delete_removed(session, self._writer.run.folder, disk=self._disk)
 
     def keep_deletion(self) -> None:

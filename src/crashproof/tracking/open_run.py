@@ -26,7 +26,7 @@ from crashproof.disk.journal_repair import repair_journal
 from crashproof.disk.lock import WriterLock
 from crashproof.disk.queueing_journal import QueueingJournal
 from crashproof.disk.run_folder import RunFolder
-from crashproof.errors import ConfigChanged, RecordsLost
+from crashproof.errors import ConfigChanged, RecordsLost, StorageUnwritable
 from crashproof.reading.damage import damage_event
 from crashproof.reading.run_state import RunState, read_run, read_total_cost
 from crashproof.records.checkpoints import CheckpointMetadata
@@ -132,7 +132,7 @@ def _recover(folder: RunFolder, disk: Disk) -> tuple[RunState, dict[str, list[Da
     _remove_partials(folder, state.session, disk)
     if state.session is not None:
         # Before anything else may take one of these names.
-        delete_removed(state.session, folder, disk=disk)
+        _delete_removed(folder, state.session, disk)
     for name, num_lines in state.missing_lines.items():
         if num_lines <= len(state.damages.get(name, ())):
             continue
@@ -147,6 +147,14 @@ def _recover(folder: RunFolder, disk: Disk) -> tuple[RunState, dict[str, list[Da
         remembered, state = state.remembered, read_run(folder, accepts_loss=True)
         state.remembered = remembered or state.remembered
     return state, damages
+
+
+def _delete_removed(folder: RunFolder, session: TrainingSession, disk: Disk) -> None:
+    try:
+        delete_removed(session, folder, disk=disk)
+    except StorageUnwritable as error:
+        # A stale checkpoint costs space, and opening a run must not fail.
+        log.warning("Checkpoints that are no longer kept cannot be deleted: %s", error)
 
 
 def _remove_partials(folder: RunFolder, session: TrainingSession | None, disk: Disk) -> None:

@@ -591,20 +591,31 @@ class ProgressTracker:
             stale = choose(session)
             if stale is None:
                 return False
-            try:
-                with self._guard.lock:
-                    if not self._guard.is_open():
-                        return False
-                    session = self._checkpoints.forget(stale)
-            except (StorageError, OSError) as error:
-                log.warning("No checkpoint was removed: %s", error)
+            forgotten = self._forget(stale)
+            if forgotten is None:
                 return False
-            self._checkpoints.delete_removed(session)
+            self._writer.keep_trying(
+                partial(self._checkpoints.delete_removed, forgotten),
+                trouble="checkpoints that are no longer kept cannot be deleted",
+            )
             with self._guard.lock:
                 if self._guard.is_open():
                     self._checkpoints.keep_deletion()
-            known = CheckpointCatalog(session).all()
+            known = CheckpointCatalog(forgotten).all()
             return any(each not in known for each in stale.checkpoints)
+
+    def _forget(self, stale: Stale) -> TrainingSession | None:
+        """Take checkpoints out of the manifest; None where that cannot be recorded now, or the run is closed."""
+        forgotten: list[TrainingSession] = []
+
+        def forget() -> None:
+            with self._guard.lock:
+                if self._guard.is_open():
+                    forgotten.append(self._checkpoints.forget(stale))
+
+        trouble = "no checkpoint is removed that the retention rule does not keep, as that cannot be recorded"
+        self._writer.keep_trying(forget, trouble=trouble)
+        return forgotten[0] if forgotten else None
 
     def _end_attempt(self, how: AttemptState, error: BaseException | None) -> None:
         self._metrics.write_all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import logging
 import os
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from crashproof import RunReader, TrackerSettings
+from crashproof import KeepLatest, RunReader, TrackerSettings
 from crashproof.alerts.settings import AlertSettings
 from crashproof.disk.files import Disk
 from crashproof.records.events import AlertCleared, AlertRaised
@@ -178,6 +179,34 @@ def test_a_checkpoint_without_its_copy_is_recorded_and_the_trouble_is_told_once(
     assert 1 == len(said), said
     assert ["records_failing", "-records_failing"] == [each.split(":")[0] for each in told(run_dir)]
     assert 9 == open_tracker().get_recovery_checkpoint().checkpoint_step
+
+
+def test_old_checkpoints_that_cannot_be_deleted_are_told_once_and_go_later(
+    open_tracker: Callable[..., Any],
+    update: Callable[..., None],
+    save_checkpoint: Callable[..., Path],
+    run_dir: Path,
+    clock: FakeClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    disk = Refusing()
+    disk.refused = {"removal in run": errno.EROFS}
+    tracker = open_tracker(settings=dataclasses.replace(SETTINGS, keep=KeepLatest(1)), disk=disk)
+    for step in range(1, 21):
+        update(tracker, step)
+        save_checkpoint(tracker, step)
+        clock.advance(1.0)
+        tracker._beat()
+    said = [each for each in caplog.messages if each.startswith("Checkpoints that are no longer kept")]
+    disk.refused = {}
+    update(tracker, 21)
+    save_checkpoint(tracker, 21)
+    tracker._beat()
+    tracker.close()
+
+    assert 1 == len(said)
+    assert ["records_failing", "-records_failing"] == [each.split(":")[0] for each in told(run_dir)]
+    assert {"checkpoint_21.pt", "progress"} == {each.name for each in run_dir.iterdir()}
 
 
 @pytest.mark.parametrize("error", [errno.EROFS, errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)
