@@ -1,1 +1,1 @@
-"""What the processes of a training run must agree in: before they join, before the first step, and now and then."""
+"""What the processes of a training run must agree in, and when they compare it."""
