@@ -78,7 +78,6 @@ class _Asking:
         self._outcomes = outcomes
         self._on_end = on_end
         self._clock = clock
-        self._bug: Exception | None = None
 
     async def ask_all(self, questions: Iterator[Question], stop: asyncio.Event, *, window: int) -> None:
         pending: set[asyncio.Task[None]] = set()
@@ -86,14 +85,14 @@ class _Asking:
         are_all_begun = False
         try:
             for question in questions:
-                if self._fatal is not None or stop.is_set():
+                if self._outcomes.fatal is not None or stop.is_set():
                     break
                 pending.add(asyncio.create_task(self._ask(question)))
                 if len(pending) >= window:
                     pending = await self._wait_for_any(pending, stopping)
             else:
                 are_all_begun = True
-            while pending and self._fatal is None and not stop.is_set():
+            while pending and self._outcomes.fatal is None and not stop.is_set():
                 pending = await self._wait_for_any(pending, stopping)
         finally:
             self._outcomes.asked.is_stopped = stop.is_set() and not (are_all_begun and not pending)
@@ -101,12 +100,8 @@ class _Asking:
                 task.cancel()
             await asyncio.gather(*pending, stopping, return_exceptions=True)
         self._outcomes.finish()
-        if self._fatal is not None:
-            raise self._fatal
-
-    @property
-    def _fatal(self) -> Exception | None:
-        return self._bug or self._outcomes.fatal
+        if self._outcomes.fatal is not None:
+            raise self._outcomes.fatal
 
     async def _wait_for_any(
         self, pending: set[asyncio.Task[None]], stopping: asyncio.Task[object]
@@ -123,7 +118,7 @@ class _Asking:
             else:
                 self._on_end(self._outcomes.num_finished)
         except Exception as error:  # Not of the question, but of the store or the run: it ends the job.
-            self._bug = self._bug or error
+            self._outcomes.fail(error)
             self._teacher.stop()
 
     async def _ask_once(self, question: Question) -> Verdict:
