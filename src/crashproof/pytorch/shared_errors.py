@@ -1,6 +1,6 @@
-"""An error that ends one rank, and that another start does not mend, ends the others as well.
+"""An error of one rank that ends all of them.
 
-The others would take the end of that rank for a loss, and ask to be started again.
+The others would take the end of that rank for a loss, and ask to be started again; a start does not mend the error.
 """
 
 from __future__ import annotations
