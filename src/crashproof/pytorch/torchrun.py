@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"Stopped by {error.sigval.name}.")
         return EXIT_PREEMPTED
     except (RendezvousError, dist.DistError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = str(error.__cause__ or error).splitlines()[0].rstrip(".")
         _say(f"Could not meet the other hosts, or lost them: {reason}. Start the same command again.")
         return EXIT_PREEMPTED
     return 0
