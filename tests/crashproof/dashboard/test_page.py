@@ -22,7 +22,9 @@ pytest.importorskip("starlette")
 
 from crashproof import RunReader
 from crashproof.dashboard.access import Access
+from crashproof.records.rank_times import RankTime
 from crashproof.records.states import SessionKind
+from crashproof.rules.rank_times.comparison import compare_ranks
 
 PROGRAM = Path(__file__).parents[2] / "page_program.py"
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)<-script>"
@@ -239,6 +241,18 @@ def test_on_every_axis_the_marks_lie_where_the_curve_is(serve, look, made_run, a
 
     assert min(heights(page, "#chart-loss", 0.5, is_blue)) < 0.2
     assert heights(page, "#chart-loss", 0.75, is_orange)
+
+
+def test_the_slowest_rank_is_shown(serve, look, open_tracker, update, tmp_path):
+    tracker = open_tracker(output_dir=tmp_path / "ranks")
+    update(tracker, 30)
+    ranks = [RankTime(rank=rank, host="<b>h</b>", seconds=0.1 + rank / 50, most_seconds=1.0) for rank in range(4)]
+    tracker.record_rank_times(compare_ranks(ranks, step=30, num_steps=25, step_seconds=0.2))
+    page = look(serve().url)
+    page.get_by_text("ranks", exact=True).click()
+    page.wait_for_selector("main[data-ready]")
+
+    assert "3 on <b>h</b>, 1.3 times the median of 4 ranks" in page.locator("#head").inner_text()
 
 
 def test_a_job_that_trains_nothing_shows_no_curves(serve, look, open_tracker, clock, tmp_path):

@@ -1,1 +1,1 @@
-"""How the ranks of a run compare, and how often that is said: the one place that decides."""
+"""How ranks compare, and how often that is said: the one place that decides."""
