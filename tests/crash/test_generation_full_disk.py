@@ -21,8 +21,8 @@ from crashproof.teacher.client.prices import PriceTable
 from crashproof.teacher.client.request_builder import RequestForm
 from crashproof.teacher.client.retry import RetryPolicy
 from crashproof.teacher.jobs.engine import EngineResult, TeacherSettings
-from crashproof.teacher.jobs.local_engine import LocalEngine
 from crashproof.teacher.jobs.job import GenerationJob
+from crashproof.teacher.jobs.local_engine import LocalEngine
 from crashproof.testing import FaultyDisk, TeacherServer, forget_open_runs
 
 NUM_PROMPTS = 8

@@ -193,7 +193,7 @@ def _run(job: GenerationJob, engine: _EngineFactory, store: str | None, alerts: 
         from crashproof.teacher.shared_store.store import SharedStore
 
         assert store is not None
-        return SharedStore.open(store, account=account)
+        return SharedStore.open(store, account=account, run_lock=job.folder.lock)
 
     with show_job() as progress:
         return run_job(

@@ -22,8 +22,8 @@ from crashproof.teacher.client.request_builder import RequestForm
 from crashproof.teacher.client.retry import RetryPolicy
 from crashproof.teacher.jobs.engine import TeacherSettings
 from crashproof.teacher.jobs.generation import JobResult, run_job
-from crashproof.teacher.jobs.local_engine import LocalEngine
 from crashproof.teacher.jobs.job import GenerationJob
+from crashproof.teacher.jobs.local_engine import LocalEngine
 from crashproof.testing import Fault, Faults, KeyEcho, TeacherServer
 
 # Of no known shape, so that only the exact match can find it.

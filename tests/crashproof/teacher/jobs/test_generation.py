@@ -24,8 +24,8 @@ from crashproof.teacher.client.request_builder import RequestForm
 from crashproof.teacher.client.retry import RetryPolicy
 from crashproof.teacher.jobs.engine import Engine, EngineResult, TeacherSettings
 from crashproof.teacher.jobs.generation import JobResult, run_job
-from crashproof.teacher.jobs.local_engine import LocalEngine
 from crashproof.teacher.jobs.job import GenerationJob
+from crashproof.teacher.jobs.local_engine import LocalEngine
 from crashproof.testing import Fault, Faults, TeacherServer
 from crashproof.testing.teacher_server.http_stub import Connection, HttpThread, Request
 from crashproof.testing.teacher_server.questions import error_response
