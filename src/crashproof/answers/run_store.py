@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from decimal import Decimal
 from itertools import islice
@@ -147,6 +147,14 @@ class RunResponses:
         """See `ResponseStore`."""
         self._guard.require_open()
         return self._journal.get(key)
+
+    def serve_all(self, keys: Sequence[str]) -> list[AnswerRecord | None]:
+        """See `ResponseStore`."""
+        return [self.serve(key) for key in keys]
+
+    def read_all(self, keys: Sequence[str]) -> Iterator[AnswerRecord | None]:
+        """See `ResponseStore`."""
+        return map(self.read, keys)
 
     def begin(self, intents: Sequence[Intent], *, budget: Decimal | None) -> list[Verdict]:
         """See `ResponseStore`."""

@@ -1,7 +1,7 @@
 """Remember where the line of each key lies.
 
-28 bytes a key, sorted: 16 of the key's BLAKE2b, 8 of the line's offset, 4 of its length, big-endian. Keys that were put
-since the last sorting take more, so they are sorted in once they are many.
+28 bytes a key, sorted: 16 of the key's BLAKE2b, 8 of the line's offset, 4 of its length, big-endian. Keys that were
+put since the last sorting take more, so they are sorted in once they are many.
 """
 
 from __future__ import annotations

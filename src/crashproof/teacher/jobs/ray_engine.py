@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -68,7 +68,14 @@ class RayEngine:
     account: str
     on_failure: OnFailure
 
-    def ask_all(self, job: GenerationJob, store: ResponseStore, *, on_end: Callable[[int], None]) -> EngineResult:
+    def ask_all(
+        self,
+        job: GenerationJob,
+        store: ResponseStore,
+        *,
+        reasons: MutableMapping[str, str],
+        on_end: Callable[[int], None],
+    ) -> EngineResult:
         """See `Engine`; the answers are in the shared store when it returns.
 
         Raises:
@@ -91,7 +98,7 @@ class RayEngine:
             compute=ray.data.ActorPoolStrategy(size=num_workers),
             scheduling_strategy="SPREAD",
         )
-        asked, num_ended = EngineResult(), 0
+        asked, num_ended = EngineResult(reasons=reasons), 0
         for row in ends.iter_rows():
             for retry_count, reason in msgspec.json.decode(row["failures"]):
                 self.on_failure(retry_count, reason)
@@ -167,15 +174,12 @@ def _num_machines() -> int:
 
 def _rows(job: GenerationJob) -> Iterator[dict[str, str | int]]:
     """Yield a row for each distinct request."""
-    seen: set[str] = set()
-    for question in job.questions():
+    for question in job.distinct_questions():
         request = question.request
-        if request.key not in seen:
-            seen.add(request.key)
-            # As JSON: a column has one type, and bodies differ.
-            body = msgspec.json.encode(request.body).decode()
-            text = question.prompt.text or ""
-            yield {"key": request.key, "sample": request.sample, "body": body, "text": text}
+        # As JSON: a column has one type, and bodies differ.
+        body = msgspec.json.encode(request.body).decode()
+        text = question.prompt.text or ""
+        yield {"key": request.key, "sample": request.sample, "body": body, "text": text}
 
 
 def _divide(limits: Limits, concurrency: int, num_workers: int) -> Limits:

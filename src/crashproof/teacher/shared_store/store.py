@@ -15,7 +15,7 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -33,7 +33,7 @@ require_modules("shared-store", "psycopg", "sqlalchemy")
 
 from sqlalchemy import Connection
 
-from crashproof.teacher.shared_store.answers import DamagedAnswers, find_answers, scan_requests
+from crashproof.teacher.shared_store.answers import DamagedAnswers, decode_answer, find_records, scan_requests
 from crashproof.teacher.shared_store.check import find_problems
 from crashproof.teacher.shared_store.database import Database
 from crashproof.teacher.shared_store.leases import Leases
@@ -142,17 +142,24 @@ class SharedStore:
 
     def serve(self, key: str) -> AnswerRecord | None:
         """See `ResponseStore`."""
-        answer = self.read(key)
-        if answer is not None:
-            self._count_served([answer])
-        return answer
+        return self.serve_all([key])[0]
 
     def read(self, key: str) -> AnswerRecord | None:
         """See `ResponseStore`."""
-        found = self._retry_without_damaged(
-            lambda: self._database.read(lambda database: find_answers(database, self._database, [key]))
+        return next(self.read_all([key]))
+
+    def serve_all(self, keys: Sequence[str]) -> list[AnswerRecord | None]:
+        """See `ResponseStore`."""
+        answers = list(self.read_all(keys))
+        self._count_served([answer for answer in answers if answer is not None])
+        return answers
+
+    def read_all(self, keys: Sequence[str]) -> Iterator[AnswerRecord | None]:
+        """See `ResponseStore`."""
+        records = self._retry_without_damaged(
+            lambda: self._database.read(lambda database: find_records(database, keys))
         )
-        return found.get(key)
+        return (decode_answer(records[key], self._database) if key in records else None for key in keys)
 
     def begin(self, intents: Sequence[Intent], *, budget: Decimal | None) -> list[Verdict]:
         """See `ResponseStore`; all in one transaction."""
@@ -222,15 +229,23 @@ class SharedStore:
     def close(self) -> None:
         """See `ResponseStore`; requests still in flight are in doubt from now on, and others may send them."""
         left = self._leases.close()
+        # A fork has the requests of its parent in memory, who goes on with them.
+        if left and os.getpid() == self._pid:
+            self._give_up(left)
         try:
-            # A fork has the requests of its parent in memory, who goes on with them.
-            if left and os.getpid() == self._pid:
-                self._database.write(lambda connection: self._ledger.give_up(connection, left))
             self._write_served()
         except StorageError as error:
-            # The leases expire by themselves, and nothing depends on how many answers were served.
-            log.warning("Could not record the end of this process in the store: %s", error)
+            # Nothing depends on this number.
+            log.warning("Could not record how many answers were served: %s", error)
         self._database.close()
+
+    def _give_up(self, request_ids: Collection[str]) -> None:
+        try:
+            self._database.write(lambda connection: self._ledger.give_up(connection, request_ids))
+        except StorageError as error:
+            log.warning(
+                "Could not give up %d requests in flight, whose leases have to expire: %s", len(request_ids), error
+            )
 
     def _nearest(self, database: Connection, request: TeacherRequest) -> str:
         # Close the cursor as soon as the difference is known.

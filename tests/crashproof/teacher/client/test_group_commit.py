@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,19 @@ class FakeStore:
         self.is_called = threading.Event()
         self.errors: dict[str, list[BaseException]] = {}
         self.threads: set[int] = set()
+        self.stored: dict[str, AnswerRecord] = {}
 
     def serve(self, key: str) -> AnswerRecord | None:
-        self._note("serve", 1)
-        return None
+        raise NotImplementedError
 
     def read(self, key: str) -> AnswerRecord | None:
+        raise NotImplementedError
+
+    def serve_all(self, keys: Sequence[str]) -> list[AnswerRecord | None]:
+        self._note("serve", len(keys))
+        return [self.stored.get(key) for key in keys]
+
+    def read_all(self, keys: Sequence[str]) -> Iterator[AnswerRecord | None]:
         raise NotImplementedError
 
     def begin(self, intents: Sequence[Intent], *, budget: Decimal | None) -> list[Verdict]:
