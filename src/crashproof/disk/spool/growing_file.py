@@ -17,7 +17,7 @@ from crashproof.disk.regular_file import open_to_read
 
 __all__ = ["GrowingFile"]
 
-_MOST_BUFFERED_BYTES = 1 << 20
+_MOST_BUFFERED_BYTES = 1 << 16
 
 
 class GrowingFile:

@@ -7,11 +7,12 @@ put since the last sorting take more, so they are sorted in once they are many.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import struct
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable
-from itertools import islice, zip_longest
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 __all__ = ["DIGEST_BYTES", "ENTRY_BYTES", "Place", "PlaceTable", "SortedPlaces"]
 
@@ -19,6 +20,7 @@ _PLACE = struct.Struct(">QI")
 DIGEST_BYTES = 16
 ENTRY_BYTES = DIGEST_BYTES + _PLACE.size
 _MIN_UNSORTED = 20_000
+_RUN_LENGTH = 50_000
 
 Place = tuple[int, int]
 """Offset and length of a line."""
@@ -34,16 +36,17 @@ class SortedPlaces:
 
     @classmethod
     def of(cls, places: Iterable[tuple[str, Place]]) -> SortedPlaces:
-        """Sort places, of which the last one of each key counts."""
-        entries = [_digest(key) + _PLACE.pack(*place) for key, place in places]
+        """Sort places, of which the one with the highest offset of each key counts."""
+        runs = _sorted_runs(_digest(key) + _PLACE.pack(*place) for key, place in places)
         # By key, and then by offset: of one key's entries the last one is the newest.
-        entries.sort()
-        newest = (
-            each
-            for each, after in zip_longest(entries, islice(entries, 1, None), fillvalue=b"")
-            if each[:DIGEST_BYTES] != after[:DIGEST_BYTES]
-        )
-        return cls(b"".join(newest))
+        entries = heapq.merge(*map(_entries_in, runs))
+        content = bytearray()
+        last = b""
+        for entry in entries:
+            if last[:DIGEST_BYTES] != entry[:DIGEST_BYTES]:
+                content += last
+            last = entry
+        return cls(bytes(content + last))
 
     @property
     def content(self) -> memoryview:
@@ -131,6 +134,18 @@ class PlaceTable:
             with self._lock:
                 self._sorted, self._being_sorted = places, {}
             return places
+
+
+def _sorted_runs(entries: Iterator[bytes]) -> list[bytes]:
+    """Sort entries, some at a time: an object for each of them would take several times its bytes."""
+    runs = []
+    while some := sorted(islice(entries, _RUN_LENGTH)):
+        runs.append(b"".join(some))
+    return runs
+
+
+def _entries_in(run: bytes) -> Iterator[bytes]:
+    return (run[start : start + ENTRY_BYTES] for start in range(0, len(run), ENTRY_BYTES))
 
 
 def _digest(key: str) -> bytes:

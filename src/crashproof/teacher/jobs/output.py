@@ -26,7 +26,7 @@ from crashproof.teacher.jobs.question import Question
 
 __all__ = ["JobOutput", "OutputPaths", "Written"]
 
-_AT_A_TIME = 64
+_AT_A_TIME = 32
 """Questions whose answers are read together."""
 
 

@@ -153,6 +153,20 @@ def test_ends_come_before_beginnings(store):
     assert ["serve", "finish", "mark", "serve", "begin"] == [name for name, _ in store.calls]
 
 
+def test_lists_of_keys_share_a_call_and_each_gets_its_own_answers(store):
+    fields = {"timestamp": 0.0, "session_id": "s", "attempt": 1, "cost": Decimal(0), "response": {}}
+    store.stored = {key: AnswerRecord(prompt_hash=key, **fields) for key in "abc"}
+
+    async def work(commits: GroupCommit) -> list[Any]:
+        asked = [commits.serve_all(["a", "x"]), commits.serve_all([]), commits.serve("b"), commits.serve_all(["c"])]
+        return await all_behind_the_first(store, asked)
+
+    (pair, nothing, one, last), _ = using(store, work)
+    assert [("serve", 2), ("serve", 2)] == store.calls
+    assert ["a", None] == [each and each.prompt_hash for each in pair]
+    assert ([], "b", ["c"]) == (list(nothing), one.prompt_hash, [each.prompt_hash for each in last])
+
+
 def test_the_budget_is_handed_on(store):
     using(store, lambda commits: commits.begin(intent(1)), budget=Decimal("0.5"))
 
