@@ -254,6 +254,8 @@ def _result_lines(
         assert result.written is not None
         first = f"{result.written.num_answers:,} of {result.num_questions:,} answers are in {job.out}."
     lines = [f"{result.asked.note} {first}".strip()]
+    if result.asked.is_stopped and job.paths.partial.exists():
+        lines.append(f"The first of them, in the order of the prompts, are in {job.paths.partial}.")
     if result.asked.over_budget is not None:
         lines.append("The budget is used up. Start the same command with a larger one to continue.")
     if result.written is not None and result.written.num_failed:
