@@ -105,7 +105,7 @@ def test_while_it_works_its_answers_can_be_looked_at_and_a_kill_leaves_them(tmp_
             raise ValueError("too hard")
         return "It is."
 
-    with TeacherServer(answer, latency_seconds=0.1) as server:
+    with TeacherServer(answer, latency_seconds=0.05) as server:
         job = job_for(tmp_path, server, "--concurrency", "2", "--attempts", "1")
         partial = job.run_folder / "answers.partial.jsonl"
         job.kill(lambda: partial.exists() and len(lines_of(partial)) >= 10)

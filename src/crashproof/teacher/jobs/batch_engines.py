@@ -110,7 +110,8 @@ def write_batch(
         ConfigError: a batch file would replace the prompts or the output.
         DiskFull: the file that did not fit was not written.
     """
-    if path.resolve() in {each.resolve() for each in (job.prompts, job.out, job.failed)}:
+    others = (job.prompts, job.out, job.failed, job.paths.partial, job.paths.partial_failed)
+    if path.resolve() in {each.resolve() for each in others}:
         raise ConfigError(f"The batch would overwrite {path}.", hint="Choose another file for it.")
     REAL_DISK.make_folders(path.absolute().parent)
     files: list[Path] = []

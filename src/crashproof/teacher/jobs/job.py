@@ -67,12 +67,15 @@ class GenerationJob:
             )
         if self.out.is_dir():
             raise ConfigError(f"{self.out} is a folder.", hint="Pass a file as --out.")
-        if self.prompts.is_dir() and self.out.resolve().parent == self.prompts.resolve():
+        if self.prompts.is_dir() and self.prompts.resolve() in (
+            self.out.resolve().parent,
+            self.folder.root.resolve(),
+        ):
             raise ConfigError(
                 f"The output {self.out} would lie among the prompts, and be read as one of them.",
                 hint="Choose another folder for --out.",
             )
-        for path in (self.out, self.failed):
+        for path in (self.out, self.failed, self.paths.partial, self.paths.partial_failed):
             if path.resolve() == self.prompts.resolve():
                 raise ConfigError(f"The job would overwrite its own prompts in {path}.", hint="Choose another --out.")
 
@@ -117,17 +120,15 @@ class GenerationJob:
                 yield question
 
     def output(self, store: ResponseStore, reasons: Mapping[str, str], *, disk: Disk = REAL_DISK) -> JobOutput:
-        """The output, which is written from the store; `reasons` gives, by key, why there is no answer."""
+        """The output, which is written from the store.
+
+        Args:
+            store: Where the answers are.
+            reasons: Why there is no answer, by key, for questions that are completed.
+            disk: Where to write.
+        """
         lines = AnswerLines(num_samples=self.num_samples, keeps_truncated=self.keeps_truncated)
         return JobOutput(self.paths, self.questions, lines, store, reasons, disk=disk)
-
-    def write(self, store: ResponseStore, reasons: Mapping[str, str]) -> Written:
-        """Write all answers in order, then the prompts without one to `failed`; each file atomically.
-
-        Raises:
-            DiskFull: the file that did not fit is unchanged.
-        """
-        return self.output(store, reasons).finish()
 
     def _beside(self, ending: str) -> Path:
         return self.out.with_name(self.out.name.removesuffix(".jsonl") + ending)
