@@ -30,6 +30,7 @@ BENCHMARKS = (
     "answer_store",
     "answer_opening",
     "answers_per_second",
+    "job_of_many_prompts",
     "training_overhead",
     "trainer_steps",
     "loss_memory",

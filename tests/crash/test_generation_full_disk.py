@@ -66,7 +66,7 @@ def ask_all(job: GenerationJob, disk: Disk, *, full_disk_seconds: float) -> Engi
     quiet = TrackerSettings(has_heartbeat=False)
     tracker = ProgressTracker(job.folder.progress, job.config(), NUM_PROMPTS, settings=quiet, disk=disk)
     engine = LocalEngine(settings=settings, on_failure=tracker.record_connection_failure)
-    asked = engine.ask_all(job, tracker.responses, on_end=tracker.record_job_progress)
+    asked = engine.ask_all(job, tracker.responses, reasons={}, on_end=tracker.record_job_progress)
     tracker.close()
     return asked
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,8 +19,8 @@ from response_stores import PostgresFixture, SqliteFixture, SqlStoreFixture
 
 from crashproof.teacher.client.request_builder import RequestForm
 from crashproof.teacher.jobs.job import GenerationJob
-from crashproof.testing import TeacherServer
-from crashproof.testing.teacher_server import request_hash
+from crashproof.testing import Fault, Faults, TeacherServer
+from crashproof.testing.teacher_server import FaultTimes, request_hash
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,6 @@ def prove(folder: Path, stores: SqlStoreFixture, seed: int, *, num_prompts: int 
         for _ in range(2):
             wanted = server.counts.requests + chance.randint(1, num_unique // 2)
             kills.append(other.kill(lambda wanted=wanted: server.counts.requests >= wanted).return_code)
-            forget_killed(stores, undisturbed.pid)
         said = other.run()
         said_by_one, _ = undisturbed.communicate(timeout=120)
         assert 0 == undisturbed.returncode, said_by_one
@@ -84,14 +85,6 @@ def prove(folder: Path, stores: SqlStoreFixture, seed: int, *, num_prompts: int 
     assert [[], [], []] == [one.problems(), other.problems(), stores.open().problems()]
 
 
-def forget_killed(stores: SqlStoreFixture, living: int) -> None:
-    """A minute passes for whoever was killed: their leases run out."""
-    stores.execute(
-        f"UPDATE crashproof_requests SET lease_until = lease_until - 120 WHERE state = 'open' "
-        f"AND holder NOT LIKE '%:{living}'"
-    )
-
-
 def test_two_jobs_with_one_store_pay_once_though_one_is_killed(
     tmp_path: Path, store_for: Callable[[Path], SqlStoreFixture]
 ) -> None:
@@ -108,3 +101,56 @@ def test_two_jobs_with_one_store_pay_once_for_many_seeds(
         print(f"round {number}, its seed {seed}")
         folder.mkdir()
         prove(folder, store_for(folder), seed)
+
+
+def test_a_killed_job_that_is_started_again_does_not_wait_for_its_own_leases(
+    tmp_path: Path, store_for: Callable[[Path], SqlStoreFixture]
+) -> None:
+    """The leases are of a minute."""
+    stores = store_for(tmp_path)
+    prompts = tmp_path / "P.jsonl"
+    num_unique = write_prompts(prompts, 20, random.Random(7))
+    stalls = Faults(script=[Fault.STALL] * num_unique, times=FaultTimes(stall_seconds=600.0))
+    with TeacherServer(faults=stalls) as server:
+        job = GenerationProcess(
+            prompts=prompts,
+            out=tmp_path / "D.jsonl",
+            base_url=server.base_url,
+            options=("--store", stores.url, "--concurrency", f"{num_unique}"),
+        )
+        job.kill(lambda: server.counts.requests >= num_unique)
+        begun_at = time.monotonic()
+        job.run()
+        took = time.monotonic() - begun_at
+
+    states = Counter(state for (state,) in stores.execute("SELECT state FROM crashproof_requests"))
+    print(f"killed with {num_unique} requests in flight; the second start took {took:.1f} s: {dict(states)}")
+    assert {"lost": num_unique, "answered": num_unique} == states
+    assert took < 40
+    assert [[], []] == [job.problems(), stores.open().problems()]
+
+
+def test_a_job_that_is_told_twice_to_stop_leaves_nothing_leased(
+    tmp_path: Path, store_for: Callable[[Path], SqlStoreFixture]
+) -> None:
+    stores = store_for(tmp_path)
+    prompts = tmp_path / "P.jsonl"
+    write_prompts(prompts, 40, random.Random(7))
+    stalls = Faults(script=[Fault.STALL] * 16, times=FaultTimes(stall_seconds=600.0))
+    with TeacherServer(faults=stalls) as server:
+        job = GenerationProcess(
+            prompts=prompts, out=tmp_path / "D.jsonl", base_url=server.base_url, options=("--store", stores.url)
+        )
+        process = subprocess.Popen(job.command(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert process.stdout is not None
+        while server.counts.requests < 16:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert "waiting for those in flight" in process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+
+    assert 75 == process.returncode, said
+    assert "in doubt: 16 requests" in said
+    assert [("lost", 16)] == stores.execute("SELECT state, count(*) FROM crashproof_requests GROUP BY state")

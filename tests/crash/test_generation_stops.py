@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from crash.generation_job import GenerationProcess, settled
 
-from crashproof.disk.atomic import partial_name
 from crashproof.testing import Fault, Faults, TeacherServer
 from crashproof.testing.teacher_server import FaultTimes
 
@@ -75,18 +74,55 @@ def test_asked_twice_it_stops_at_once_and_what_was_sent_is_in_doubt(tmp_path: Pa
     assert [] == job.problems()
 
 
-def test_killed_while_it_writes_the_output_it_leaves_the_old_one_or_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_old_output", [False, True], ids=["none before", "an old one before"])
+def test_killed_while_it_writes_the_output_it_leaves_the_old_one_or_none(
+    tmp_path: Path, has_old_output: bool
+) -> None:
     with TeacherServer() as server:
         job = job_for(tmp_path, server)
-        partial = partial_name(job.out)
+        job.run()
+        complete = job.out.read_bytes()
+        if has_old_output:
+            job.out.write_bytes(b"old\n")
+        else:
+            job.out.unlink()
+        partial = job.run_folder / "answers.partial.jsonl"
         killed = job.kill(partial.exists, poll_seconds=0.0002)
-        print(f"killed: {killed.was_killed}, output there: {job.out.exists()}")
-        assert not job.out.exists() or PROMPTS == len(job.out.read_bytes().splitlines())
+        left = job.out.read_bytes() if job.out.exists() else None
+        print(f"killed: {killed.was_killed}, output there: {left is not None}")
+        assert left in (b"old\n" if has_old_output else None, complete)
         job.run()
 
-    assert PROMPTS == server.counts.requests == len(job.out.read_bytes().splitlines())
+    assert complete == job.out.read_bytes()
+    assert PROMPTS == server.counts.requests == len(complete.splitlines())
     assert not partial.exists()
     assert [] == job.problems()
+
+
+def test_while_it_works_its_answers_can_be_looked_at_and_a_kill_leaves_them(tmp_path: Path) -> None:
+    def answer(body: dict[str, Any]) -> str:
+        if body["messages"][0]["content"] == "Question 5":
+            raise ValueError("too hard")
+        return "It is."
+
+    with TeacherServer(answer, latency_seconds=0.05) as server:
+        job = job_for(tmp_path, server, "--concurrency", "2", "--attempts", "1")
+        partial = job.run_folder / "answers.partial.jsonl"
+        job.kill(lambda: partial.exists() and len(lines_of(partial)) >= 10)
+        seen, seen_failed = lines_of(partial), lines_of(job.run_folder / "failed.partial.jsonl")
+        output_was_there = job.out.exists()
+        job.run(exit_code=1)
+
+    assert (False, ["Question 5"]) == (output_was_there, [line["prompt"] for line in seen_failed])
+    assert 10 <= len(seen) < PROMPTS - 1
+    assert seen == lines_of(job.out)[: len(seen)]
+    assert PROMPTS - 1 == len(lines_of(job.out))
+    assert ["progress"] == [each.name for each in job.run_folder.iterdir()]
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """Those that are complete."""
+    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 def test_a_second_job_on_one_output_is_told_who_writes_it(tmp_path: Path) -> None:

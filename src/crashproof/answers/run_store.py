@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from decimal import Decimal
+from itertools import islice
 from typing import Protocol
 
 import msgspec
@@ -93,6 +94,9 @@ class RunResponses:
         self._refused: dict[str, Outcome] = {}
         """Outcomes that the disk refused to store, by key."""
         self._longest_bytes = 0
+        self._marked_list: list[str] = []
+        self._marked: set[str] = set()
+        """What the session lists as marked."""
         self._served = _NONE_SERVED
 
     def forget_index(self) -> None:
@@ -144,6 +148,14 @@ class RunResponses:
         self._guard.require_open()
         return self._journal.get(key)
 
+    def serve_all(self, keys: Sequence[str]) -> list[AnswerRecord | None]:
+        """See `ResponseStore`."""
+        return [self.serve(key) for key in keys]
+
+    def read_all(self, keys: Sequence[str]) -> Iterator[AnswerRecord | None]:
+        """See `ResponseStore`."""
+        return map(self.read, keys)
+
     def begin(self, intents: Sequence[Intent], *, budget: Decimal | None) -> list[Verdict]:
         """See `ResponseStore`."""
         self._journal.load_index()
@@ -164,7 +176,9 @@ class RunResponses:
     def finish(self, outcomes: Sequence[Outcome]) -> None:
         """See `ResponseStore`; an outcome that the disk refuses is retried before the next request."""
         with self._guard:
-            unfinished = [each for each in outcomes if each.granted.request_id in self._in_flight.values()]
+            unfinished = [
+                each for each in outcomes if self._in_flight.get(each.granted.request.key) == each.granted.request_id
+            ]
         try:
             self._write_outcomes(unfinished)
         except (StorageError, OSError):
@@ -184,7 +198,7 @@ class RunResponses:
             return
         request_id = _request_of(answer)
         with self._guard:
-            if (request_id or key) not in self._run.session.api_responses_marked:
+            if not self._is_marked(request_id or key):
                 self._keep_line(
                     AnswerMarked(**self._line_head(key), request_id=request_id, problem=problem, cost=answer.cost)
                 )
@@ -250,8 +264,15 @@ class RunResponses:
         return granted
 
     def _is_unusable(self, answer: AnswerRecord) -> bool:
-        marked = self._run.session.api_responses_marked
-        return isinstance(answer.problem, str) or (_request_of(answer) or answer.prompt_hash) in marked
+        return isinstance(answer.problem, str) or self._is_marked(_request_of(answer) or answer.prompt_hash)
+
+    def _is_marked(self, name: str) -> bool:
+        """Whether the session lists an answer as marked; a list alone would take longer with each that is."""
+        listed = self._run.session.api_responses_marked
+        if listed is not self._marked_list or len(listed) < len(self._marked):
+            self._marked_list, self._marked = listed, set()
+        self._marked.update(islice(listed, len(self._marked), None))
+        return name in self._marked
 
     def _retry_refused_outcomes(self) -> None:
         """Store paid answers before paying for more; this also releases what is reserved for them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Protocol
@@ -133,6 +133,14 @@ class ResponseStore(Protocol):
 
     def read(self, key: str) -> AnswerRecord | None:
         """The same, without counting it."""
+        ...
+
+    def serve_all(self, keys: Sequence[str]) -> list[AnswerRecord | None]:
+        """The same as `serve` for many keys, in their order; a database is asked once."""
+        ...
+
+    def read_all(self, keys: Sequence[str]) -> Iterator[AnswerRecord | None]:
+        """The same as `read` for many keys, in their order; of the answers, one at a time is decoded."""
         ...
 
     def begin(self, intents: Sequence[Intent], *, budget: Decimal | None) -> list[Verdict]:

@@ -197,7 +197,7 @@ def _run(job: GenerationJob, engine: _EngineFactory, store: str | None, alerts: 
         from crashproof.teacher.shared_store.store import SharedStore
 
         assert store is not None
-        return SharedStore.open(store, account=account)
+        return SharedStore.open(store, account=account, run_lock=job.folder.lock)
 
     with show_job() as progress:
         return run_job(
@@ -258,6 +258,8 @@ def _result_lines(
         assert result.written is not None
         first = f"{result.written.num_answers:,} of {result.num_questions:,} answers are in {job.out}."
     lines = [f"{result.asked.note} {first}".strip()]
+    if result.asked.is_stopped and job.paths.partial.exists():
+        lines.append(f"The first of them, in the order of the prompts, are in {job.paths.partial}.")
     if result.asked.over_budget is not None:
         lines.append("The budget is used up. Start the same command with a larger one to continue.")
     if result.written is not None and result.written.num_failed:

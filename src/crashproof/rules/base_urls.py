@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
 from crashproof.errors import RequestError
@@ -18,6 +19,8 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _URL_EXAMPLE = "For example https://api.openai.com/v1."
 
 
+# A job of a million prompts asks for one address a million times.
+@lru_cache(maxsize=64)
 def canonical_base_url(base_url: str) -> str:
     """A base URL in the form that is compared and stored: without a trailing slash, and without `/chat/completions`.
 

@@ -38,6 +38,32 @@ def test_an_answer_that_is_only_read_is_not_counted(store):
     assert 0 == store.spending().answers_served
 
 
+def test_many_answers_are_served_or_read_in_the_order_of_their_keys(store):
+    keep(store, "a", "b", cost=CENT)
+    keys = [key_of("b"), key_of("x"), key_of("a"), key_of("b")]
+
+    read = list(store.read_all(keys))
+    before = store.spending().answers_served
+    served = store.serve_all(keys)
+
+    texts = [None if each is None else each.response["text"] for each in served]
+    assert ["about b", None, "about a", "about b"] == texts
+    assert read == served
+    assert (0, 3, 3 * CENT) == (before, store.spending().answers_served, store.spending().saved)
+    assert ([], []) == (store.serve_all([]), list(store.read_all([])))
+
+
+def test_of_many_answers_a_damaged_one_is_missing_and_is_set_aside(stores, caplog):
+    store = stores.open()
+    keep(store, "a", "b", "c")
+    stores.flip(key_of("b"), 0.5, 3)
+    found = list(store.read_all([key_of(each) for each in "abc"]))
+
+    assert ["about a", None, "about c"] == [None if each is None else each.response["text"] for each in found]
+    assert "is damaged" in caplog.text
+    assert stores.set_aside()
+
+
 def test_an_unknown_key_has_no_answer(store):
     assert (None, None) == (store.serve(key_of("a")), store.read("0" * 64))
 

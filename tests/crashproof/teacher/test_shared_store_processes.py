@@ -24,9 +24,13 @@ LEASE_SECONDS = 1.0
 
 @contextmanager
 def process(
-    stores: SqlStoreFixture, *words: object, account: str = "us", lease_seconds: float = LEASE_SECONDS
+    stores: SqlStoreFixture,
+    *words: object,
+    account: str = "us",
+    lease_seconds: float = LEASE_SECONDS,
+    inside: tuple[str, ...] = (),
 ) -> Iterator:
-    command = [sys.executable, PROGRAM, stores.url, account, lease_seconds, *words]
+    command = [*inside, sys.executable, PROGRAM, stores.url, account, lease_seconds, *words]
     with subprocess.Popen(
         [str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as running:
@@ -50,6 +54,19 @@ def at_once(*processes: AbstractContextManager) -> list[int]:
 def store(shared):
     """Of this process, with everybody's clock."""
     return shared.open("others", lease_seconds=LEASE_SECONDS, clock=SYSTEM_CLOCK)
+
+
+@pytest.fixture
+def in_container() -> tuple[str, ...]:
+    """What runs a command in a PID namespace of its own."""
+    # The first process of a namespace cannot be killed from inside.
+    shell = ("sh", "-c", '"$@"; true', "sh")
+    command = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *shell)
+    try:
+        subprocess.run([*command, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no PID namespaces can be made here")
+    return command
 
 
 def granted_in_the_end(store) -> tuple[list[Busy], Granted]:
@@ -84,13 +101,16 @@ def test_two_processes_stay_within_one_budget(shared):
     assert Decimal("0.2") == shared.open().spending().committed
 
 
-def test_a_request_of_a_killed_process_is_in_doubt_and_sent_by_another(shared, store):
-    with process(shared, "die", "a") as killed:
+def test_a_request_of_a_killed_process_is_in_doubt_and_sent_by_another_long_before_its_lease_expires(shared, store):
+    with process(shared, "die", "a", lease_seconds=3600.0) as killed:
         assert "begun\n" == killed.stdout.readline()
         told, _ = granted_in_the_end(store)
 
     assert -signal.SIGKILL == killed.returncode
-    assert {f"{killed.pid}"} == {busy.holder.partition(":")[2] for busy in told}
+    # It may be asked for while the process is still dying.
+    assert {f"{killed.pid}"} >= {busy.holder.partition(":")[2] for busy in told}
+    ((reason,),) = shared.execute("SELECT reason FROM crashproof_requests WHERE state = 'lost'")
+    assert (f"{killed.pid} has ended") == reason.partition(":")[2]
     dead = shared.open("us").spending()
     assert (1, CENT, 0) == (dead.requests_in_doubt, dead.in_doubt, dead.reserved)
     assert (0, CENT) == (store.spending().requests_in_doubt, store.spending().reserved)
@@ -127,3 +147,18 @@ def test_a_fork_is_told_to_open_the_store_by_itself(shared):
 
     assert "this is a fork: open it again here" in told[0]
     assert "0.01" == told[1]
+
+
+def test_a_request_of_a_killed_process_of_another_pid_namespace_has_its_whole_lease(shared, store, in_container):
+    """Its process id stands for another process here, or for none."""
+    lease_seconds = 4.0
+    with process(shared, "die", "a", lease_seconds=lease_seconds, inside=in_container) as killed:
+        assert "begun\n" == killed.stdout.readline()
+        killed.wait()
+        begun_at = time.monotonic()
+        told, _ = granted_in_the_end(store)
+
+    assert time.monotonic() - begun_at > lease_seconds / 2
+    assert told
+    ((reason,),) = shared.execute("SELECT reason FROM crashproof_requests WHERE state = 'lost'")
+    assert "did not renew it in time" in reason

@@ -66,7 +66,8 @@ def _open_store(config: ApiTeacherFields, tracker: ProgressTracker) -> Iterator[
         return
     from crashproof.teacher.shared_store.store import SharedStore
 
-    shared = SharedStore.open(config.store, account=account_of(RunFolder(tracker.session_file.parent)))
+    folder = RunFolder(tracker.session_file.parent)
+    shared = SharedStore.open(config.store, account=account_of(folder), run_lock=folder.lock)
     try:
         yield SpooledStore(shared, spool=tracker.responses)
     finally:

@@ -132,7 +132,7 @@ class AsyncTeacher:
         self._billing = Billing(self._price)
         self._asks_again = asks_again
         self._keeps_truncated = keeps_truncated
-        self._asked_again: set[str] = set()
+        self._asked_again: set[bytes] = set()
         self._on_failure = on_failure
         self._clock = clock
         self._chance = chance or random.Random()  # noqa: S311 - jitter is no secret
@@ -220,6 +220,14 @@ class AsyncTeacher:
             else:
                 # A cancelled caller leaves the request in flight: its answer will be paid for.
                 record = await asyncio.shield(self._start(request))
+        return await self.take(request, record, check=check)
+
+    async def look_up(self, requests: Sequence[TeacherRequest]) -> Sequence[AnswerRecord | None]:
+        """What the store has for many requests, in their order, for `take`; its answers count as served."""
+        return await self._commits.serve_all([request.key for request in requests])
+
+    async def take(self, request: TeacherRequest, record: AnswerRecord, *, check: Check | None = None) -> Answer:
+        """The same as `ask_request`, for a request whose answer `look_up` has found."""
         try:
             return await self._check_answer(record, request, check)
         except AnswerUnusable:
@@ -229,7 +237,7 @@ class AsyncTeacher:
 
     async def _replace_unusable(self, request: TeacherRequest, unusable: AnswerRecord) -> AnswerRecord:
         """Request an unusable answer once more; all callers that found it unusable share the new one."""
-        if request.key in self._asked_again and request.key not in self._in_flight:
+        if request.digest in self._asked_again and request.key not in self._in_flight:
             record = await self._commits.serve(request.key)
             if record is not None:
                 return record
@@ -237,7 +245,7 @@ class AsyncTeacher:
         if task is None:
             if self._is_closing:
                 raise TeacherClosed
-            self._asked_again.add(request.key)
+            self._asked_again.add(request.digest)
             # With the same idempotency key a server would return the same answer.
             replaced = unusable.request_id if isinstance(unusable.request_id, str) else "again"
             task = self._start(dataclasses.replace(request, replaced=replaced))

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import islice
 from typing import Any, TypeVar
 
 from crashproof.answers.store import Intent, Outcome, ResponseStore, Verdict
@@ -66,7 +67,12 @@ class GroupCommit:
 
     async def serve(self, key: str) -> AnswerRecord | None:
         """See `ResponseStore.serve`."""
-        return await self._submit(self._serve_all, key)
+        (answer,) = await self.serve_all([key])
+        return answer
+
+    async def serve_all(self, keys: Sequence[str]) -> Sequence[AnswerRecord | None]:
+        """See `ResponseStore.serve_all`."""
+        return await self._submit(self._serve_all, keys)
 
     async def begin(self, intent: Intent) -> Verdict:
         """See `ResponseStore.begin`."""
@@ -150,8 +156,9 @@ class GroupCommit:
     def _begin_all(self, intents: list[Intent]) -> list[Verdict]:
         return self._store.begin(intents, budget=self._budget)
 
-    def _serve_all(self, keys: list[str]) -> list[AnswerRecord | None]:
-        return [self._store.serve(key) for key in keys]
+    def _serve_all(self, lists: list[Sequence[str]]) -> list[Sequence[AnswerRecord | None]]:
+        answers = iter(self._store.serve_all([key for keys in lists for key in keys]))
+        return [list(islice(answers, len(keys))) for keys in lists]
 
     def _mark_all(self, marks: list[tuple[str, str]]) -> list[None]:
         for key, problem in marks:

@@ -7,28 +7,34 @@ same store, where the job finds them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import chain, islice
 from pathlib import Path
 
+import msgspec
+
 from crashproof.answers.store import Answered, Granted, Intent, ResponseStore
 from crashproof.disk.atomic import write_bytes_atomically
 from crashproof.disk.files import REAL_DISK
+from crashproof.disk.spool.spooled_texts import SpooledTexts
 from crashproof.errors import ConfigError, DataError
-from crashproof.rules.requests import JsonObject, TeacherRequest
+from crashproof.rules.requests import JsonObject, TeacherRequest, teacher_request
 from crashproof.teacher.client.answers import note_problem
 from crashproof.teacher.client.bills import Billing
 from crashproof.teacher.client.prices import Price, PriceTable, price_of
 from crashproof.teacher.jobs.batch_files import MOST_LINES, BatchResult, batch_line, batches, read_batch_results
 from crashproof.teacher.jobs.engine import EngineResult
 from crashproof.teacher.jobs.job import GenerationJob
+from crashproof.teacher.jobs.question import groups_of
 
 __all__ = ["BatchRead", "BatchWritten", "ReadBatchEngine", "WriteBatchEngine", "read_batch", "write_batch"]
 
 _ANSWERS_PER_SYNC = 256
 """Answers stored with one sync."""
+_LOOKED_UP_TOGETHER = 64
+"""Questions for whose answers the store is asked at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +53,7 @@ class BatchRead:
     """Answers that are new in the store."""
     num_known: int
     """Answers that the store had already."""
-    reasons: dict[str, str]
+    reasons: MutableMapping[str, str]
     """Why there is no answer, by key."""
 
 
@@ -57,7 +63,14 @@ class WriteBatchEngine:
 
     path: Path
 
-    def ask_all(self, job: GenerationJob, store: ResponseStore, *, on_end: Callable[[int], None]) -> EngineResult:
+    def ask_all(
+        self,
+        job: GenerationJob,
+        store: ResponseStore,
+        *,
+        reasons: MutableMapping[str, str],
+        on_end: Callable[[int], None],
+    ) -> EngineResult:
         """See `Engine`; the job counts as stopped until the results are read."""
         written = write_batch(job, store, self.path)
         names = ", ".join(str(file) for file in written.files) or "no file, since every prompt has an answer"
@@ -71,9 +84,16 @@ class ReadBatchEngine:
     paths: list[Path]
     prices: PriceTable
 
-    def ask_all(self, job: GenerationJob, store: ResponseStore, *, on_end: Callable[[int], None]) -> EngineResult:
+    def ask_all(
+        self,
+        job: GenerationJob,
+        store: ResponseStore,
+        *,
+        reasons: MutableMapping[str, str],
+        on_end: Callable[[int], None],
+    ) -> EngineResult:
         """See `Engine`."""
-        read = read_batch(job, store, self.paths, price_of(job.form.model, self.prices))
+        read = read_batch(job, store, self.paths, price_of(job.form.model, self.prices), reasons=reasons)
         on_end(read.num_answers + read.num_known)
         note = f"{read.num_answers:,} answers of the batch are new, {read.num_known:,} were stored already."
         return EngineResult(reasons=read.reasons, note=note)
@@ -90,7 +110,8 @@ def write_batch(
         ConfigError: a batch file would replace the prompts or the output.
         DiskFull: the file that did not fit was not written.
     """
-    if path.resolve() in {each.resolve() for each in (job.prompts, job.out, job.failed)}:
+    others = (job.prompts, job.out, job.failed, job.paths.partial, job.paths.partial_failed)
+    if path.resolve() in {each.resolve() for each in others}:
         raise ConfigError(f"The batch would overwrite {path}.", hint="Choose another file for it.")
     REAL_DISK.make_folders(path.absolute().parent)
     files: list[Path] = []
@@ -102,23 +123,32 @@ def write_batch(
     return BatchWritten(files=files, num_requests=num_requests)
 
 
-def read_batch(job: GenerationJob, store: ResponseStore, paths: list[Path], price: Price) -> BatchRead:
-    """Store a batch's results, at the batch price.
+def read_batch(
+    job: GenerationJob,
+    store: ResponseStore,
+    paths: list[Path],
+    price: Price,
+    *,
+    reasons: MutableMapping[str, str] | None = None,
+) -> BatchRead:
+    """Store a batch's results, at the batch price; `reasons` takes why there is no answer.
 
     Raises:
         DataError: a line is malformed, or answers no request of this job; nothing was stored.
         DiskFull, StoreUnavailable: the results before it are stored.
     """
-    requests = _requests_by_custom_id(job)
+    requests = _SpooledRequests(job)
     for path in paths:
         # All files are checked before anything is stored.
         deque(_read_results(path, requests), maxlen=0)
     results = chain.from_iterable(_read_results(path, requests) for path in paths)
     billing = Billing(price.in_batch())
     num_answers = num_known = 0
-    reasons: dict[str, str] = {}
+    reasons = {} if reasons is None else reasons
     while some := list(islice(results, _ANSWERS_PER_SYNC)):
-        reasons |= {request.key: f"the batch reports: {result.failure}" for request, result in some if result.failure}
+        reasons.update(
+            (request.key, f"the batch reports: {result.failure}") for request, result in some if result.failure
+        )
         answers = [(request, result.body) for request, result in some if result.body is not None]
         num_new = _store_new(answers, store, billing)
         num_answers += num_new
@@ -128,24 +158,40 @@ def read_batch(job: GenerationJob, store: ResponseStore, paths: list[Path], pric
 
 
 def _missing_lines(job: GenerationJob, store: ResponseStore) -> Iterator[JsonObject]:
-    written: set[str] = set()
-    for question in job.questions():
-        request = question.request
-        if request.key not in written and store.read(request.key) is None:
-            written.add(request.key)
-            yield batch_line(request.key, request.body)
+    for some in groups_of(job.distinct_questions(), _LOOKED_UP_TOGETHER):
+        records = store.read_all([question.key for question in some])
+        for question, record in zip(some, records, strict=True):
+            if record is None:
+                yield batch_line(question.key, question.request.body)
 
 
-def _requests_by_custom_id(job: GenerationJob) -> dict[str, TeacherRequest]:
-    requests: dict[str, TeacherRequest] = {}
-    for question in job.questions():
-        requests[question.request.key] = question.request
-        if question.prompt.custom_id is not None and question.sample == 0:
-            requests[question.prompt.custom_id] = question.request
-    return requests
+class _SpooledRequests:
+    """The requests of a job by custom id; their bodies lie on disk."""
+
+    def __init__(self, job: GenerationJob) -> None:
+        REAL_DISK.make_folders(job.folder.root)
+        self._base_url = job.form.base_url
+        self._requests = SpooledTexts(job.folder.root)
+        """As JSON, by key."""
+        self._keys = SpooledTexts(job.folder.root)
+        """By the custom id of the prompt."""
+        for question in job.questions():
+            if question.prompt.custom_id is not None and question.sample == 0:
+                self._keys[question.prompt.custom_id] = question.key
+            if question.key not in self._requests:
+                request = question.request
+                self._requests[question.key] = msgspec.json.encode([request.sample, request.body]).decode()
+
+    def get(self, custom_id: str) -> TeacherRequest | None:
+        """The request that a result answers; None for one of another job."""
+        key = self._keys.get(custom_id, custom_id)
+        if key not in self._requests:
+            return None
+        sample, body = msgspec.json.decode(self._requests[key], type=tuple[int, JsonObject])
+        return teacher_request(self._base_url, body, sample=sample)
 
 
-def _read_results(path: Path, requests: Mapping[str, TeacherRequest]) -> Iterator[tuple[TeacherRequest, BatchResult]]:
+def _read_results(path: Path, requests: _SpooledRequests) -> Iterator[tuple[TeacherRequest, BatchResult]]:
     for result in read_batch_results(path):
         request = requests.get(result.custom_id)
         if request is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Protocol
@@ -58,8 +58,8 @@ class TeacherSettings:
 class EngineResult:
     """The outcome of `Engine.ask_all`."""
 
-    reasons: dict[str, str] = field(default_factory=dict)
-    """Why there is no usable answer, by key."""
+    reasons: MutableMapping[str, str] = field(default_factory=dict)
+    """Why there is no usable answer, by key; of questions that are completed."""
     over_budget: BudgetExhausted | None = None
     """The last request that the budget did not allow."""
     is_stopped: bool = False
@@ -71,10 +71,24 @@ class EngineResult:
 class Engine(Protocol):
     """Obtains the answers of a job."""
 
-    def ask_all(self, job: GenerationJob, store: ResponseStore, *, on_end: Callable[[int], None]) -> EngineResult:
-        """Obtain an answer to every question into the store; `on_end` gets the number of finished questions.
+    def ask_all(
+        self,
+        job: GenerationJob,
+        store: ResponseStore,
+        *,
+        reasons: MutableMapping[str, str],
+        on_end: Callable[[int], None],
+    ) -> EngineResult:
+        """Obtain an answer to every question into the store.
 
         Questions beyond the budget do not count as finished: a larger budget continues there.
+
+        Args:
+            job: The questions. Of a million of them only those being asked may be in memory.
+            store: Where the answers go.
+            reasons: Takes, by key, why a question has no usable answer, as soon as it is completed: the output that
+                grows meanwhile passes over it.
+            on_end: Gets the number of finished questions.
 
         Raises:
             TeacherError: no question can be answered.

@@ -1,7 +1,8 @@
 """Run a generation job.
 
 The job is a run of its own beside its output, with one writer. Killed at any moment, it resumes when started again:
-answers are in the store, and the output is written from there once every request is done.
+answers are in the store. The output grows from there in the run's folder, and gets its name once every request is
+done.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from typing import Protocol
 
 from crashproof.alerts.settings import AlertSettings
 from crashproof.answers.store import ResponseStore
+from crashproof.disk.spool.spooled_texts import SpooledTexts
+from crashproof.errors import DiskFull
 from crashproof.records.requests import Spending
 from crashproof.records.states import AttemptState, SessionKind
 from crashproof.teacher.client.client import OnFailure
 from crashproof.teacher.jobs.engine import Engine, EngineResult
+from crashproof.teacher.jobs.growing_output import GrowingOutput
 from crashproof.teacher.jobs.job import GenerationJob, Written
 from crashproof.teacher.shared_store.accounts import account_of
 from crashproof.teacher.shared_store.fallback import SpooledStore
@@ -97,9 +101,20 @@ def _run(
     with _open_store(job, tracker, shared_store) as store:
         report = _Report(tracker, store, progress, num_questions, is_shared=shared_store is not None)
         progress.advance(0, num_questions, store.spending())
-        asked = engine.ask_all(job, store, on_end=report.note)
-        written = None if asked.is_stopped else job.write(store, asked.reasons)
-        report.send()
+        reasons = SpooledTexts(job.folder.root)
+        output = job.output(store, reasons)
+        try:
+            with GrowingOutput(output):
+                asked = engine.ask_all(job, store, reasons=reasons, on_end=report.note)
+            written = None if asked.is_stopped else output.finish()
+            report.send()
+        except DiskFull:
+            # The space is for paid answers.
+            output.discard()
+            raise
+        finally:
+            # What there is of it stays in sight.
+            output.close()
         return JobResult(asked=asked, written=written, num_questions=num_questions, spending=store.spending())
 
 

@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from crashproof.answers.store import ResponseStore
-from crashproof.disk.atomic import write_atomically, write_bytes_atomically
-from crashproof.disk.files import REAL_DISK, storage_errors
+from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import ConfigError, DataError
-from crashproof.records.requests import AnswerRecord
-from crashproof.rules.requests import JsonObject, TeacherRequest, deciding_parameters
-from crashproof.teacher.client.answers import answer_in, finish_reason_of, problem_with, problem_with_ending
+from crashproof.rules.requests import JsonObject, deciding_parameters
 from crashproof.teacher.client.request_builder import RequestForm
-from crashproof.teacher.jobs.prompts import Prompt, problem_with_answer, read_prompts, trained_line
-from crashproof.teacher.replies.endings import ending_of
+from crashproof.teacher.jobs.answer_lines import AnswerLines
+from crashproof.teacher.jobs.output import JobOutput, OutputPaths, Written
+from crashproof.teacher.jobs.prompts import Prompt, read_prompts
+from crashproof.teacher.jobs.question import Question
 
 __all__ = ["GenerationJob", "Question", "Written"]
-
-_NOT_SENT = "not requested yet"
-_STORED = "the answer is stored but unusable"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """One answer that a job wants."""
-
-    prompt: Prompt
-    sample: int
-    request: TeacherRequest
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
-    """The number of lines written."""
-
-    num_answers: int
-    num_failed: int
-    incomplete: Counter[str] = field(default_factory=Counter)
-    """Answers that are not known to be complete, by their finish reason, whether written or not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +41,11 @@ class GenerationJob:
         """The file that lists prompts without an answer."""
         return self._beside(".failed.jsonl")
 
+    @property
+    def paths(self) -> OutputPaths:
+        """Where it writes."""
+        return OutputPaths(out=self.out, failed=self.failed, folder=self.folder)
+
     def config(self) -> JsonObject:
         """The config of the run: a change here makes it another job."""
         return {
@@ -88,12 +67,15 @@ class GenerationJob:
             )
         if self.out.is_dir():
             raise ConfigError(f"{self.out} is a folder.", hint="Pass a file as --out.")
-        if self.prompts.is_dir() and self.out.resolve().parent == self.prompts.resolve():
+        if self.prompts.is_dir() and self.prompts.resolve() in (
+            self.out.resolve().parent,
+            self.folder.root.resolve(),
+        ):
             raise ConfigError(
                 f"The output {self.out} would lie among the prompts, and be read as one of them.",
                 hint="Choose another folder for --out.",
             )
-        for path in (self.out, self.failed):
+        for path in (self.out, self.failed, self.paths.partial, self.paths.partial_failed):
             if path.resolve() == self.prompts.resolve():
                 raise ConfigError(f"The job would overwrite its own prompts in {path}.", hint="Choose another --out.")
 
@@ -124,85 +106,32 @@ class GenerationJob:
         """Count the questions; reads, and so checks, every prompt."""
         return sum(1 for _ in self.questions())
 
-    def write(self, store: ResponseStore, reasons: Mapping[str, str]) -> Written:
-        """Write all answers in order, then the prompts without one to `failed`; each file atomically.
-
-        `reasons` gives, by key, why there is no answer.
+    def distinct_questions(self) -> Iterator[Question]:
+        """Yield the questions whose requests differ, in order; about 100 bytes of each stay in memory.
 
         Raises:
-            DiskFull: the file that did not fit is unchanged.
+            ConfigError, DataError: see `questions`.
         """
-        failed: list[JsonObject] = []
-        incomplete: Counter[str] = Counter()
-        num_answers = 0
+        seen: set[bytes] = set()
+        for question in self.questions():
+            digest = question.request.digest
+            if digest not in seen:
+                seen.add(digest)
+                yield question
 
-        def write_lines(write: Callable[[bytes], object]) -> None:
-            nonlocal num_answers
-            for question in self.questions():
-                stored = _Stored.read(question, store)
-                incomplete.update([f"{stored.finish_reason}"] if stored.is_cut else [])
-                try:
-                    line = self._trained_line(question, stored, reasons)
-                except ValueError as error:
-                    failed.append(_failed_line(question, str(error), stored, num_samples=self.num_samples))
-                else:
-                    num_answers += 1
-                    write(_encoder.encode(line) + b"\n")
+    def output(self, store: ResponseStore, reasons: Mapping[str, str], *, disk: Disk = REAL_DISK) -> JobOutput:
+        """The output, which is written from the store.
 
-        write_atomically(self.out, lambda file: write_lines(file.write))
-        if failed:
-            write_bytes_atomically(self.failed, b"".join(_encoder.encode(line) + b"\n" for line in failed))
-        else:
-            with storage_errors(self.failed):
-                REAL_DISK.remove_file(self.failed)
-        return Written(num_answers=num_answers, num_failed=len(failed), incomplete=incomplete)
+        Args:
+            store: Where the answers are.
+            reasons: Why there is no answer, by key, for questions that are completed.
+            disk: Where to write.
+        """
+        lines = AnswerLines(num_samples=self.num_samples, keeps_truncated=self.keeps_truncated)
+        return JobOutput(self.paths, self.questions, lines, store, reasons, disk=disk)
 
     def _beside(self, ending: str) -> Path:
         return self.out.with_name(self.out.name.removesuffix(".jsonl") + ending)
-
-    def _trained_line(self, question: Question, stored: _Stored, reasons: Mapping[str, str]) -> JsonObject:
-        """Raises ValueError with the reason if there is none."""
-        if stored.record is None:
-            raise ValueError(reasons.get(question.request.key, _NOT_SENT))
-        if isinstance(stored.record.problem, str):
-            raise ValueError(f"{_STORED}: {stored.record.problem}")
-        answer = answer_in(stored.record)
-        cut = None if self.keeps_truncated else problem_with_ending(answer)
-        if cut is not None:
-            raise ValueError(f"the answer is stored but incomplete: {cut}; --keep-truncated writes it as it is")
-        problem = problem_with(answer, question.request.body) or problem_with_answer(question.prompt, answer.message)
-        if problem is not None:
-            raise ValueError(f"{_STORED}: {problem}")
-        return trained_line(
-            question.prompt,
-            answer.message,
-            sample=question.sample,
-            num_samples=self.num_samples,
-            logprobs=answer.logprobs,
-            finish_reason=answer.finish_reason,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Stored:
-    """What the store has for a question."""
-
-    record: AnswerRecord | None
-    finish_reason: str | None
-    is_cut: bool
-    """Whether its finish reason speaks against its being complete."""
-
-    @classmethod
-    def read(cls, question: Question, store: ResponseStore) -> _Stored:
-        record = store.read(question.request.key)
-        if record is None:
-            return cls(record=None, finish_reason=None, is_cut=False)
-        finish_reason = finish_reason_of(record)
-        is_cut = finish_reason is not None and not ending_of(finish_reason).may_be_whole
-        return cls(record=record, finish_reason=finish_reason, is_cut=is_cut)
-
-
-_encoder = msgspec.json.Encoder()
 
 
 def _error(prompt: Prompt, reason: str, *, hint: str) -> DataError:
@@ -217,17 +146,3 @@ def _problem_with_parameters(parameters: Mapping[str, object]) -> str | None:
     if parameters.get("n") not in (None, 1):
         return '"n" requests several answers, of which only one would be used; pass --samples instead'
     return None
-
-
-def _failed_line(question: Question, reason: str, stored: _Stored, *, num_samples: int) -> JsonObject:
-    prompt = question.prompt
-    asked: JsonObject = {"prompt": prompt.text} if prompt.text is not None else {"messages": prompt.messages}
-    if prompt.tools:
-        asked["tools"] = prompt.tools
-    details: JsonObject = {"line": prompt.line, "reason": reason, "key": question.request.key}
-    if stored.record is not None:
-        details["finish_reason"] = stored.finish_reason
-    if num_samples > 1:
-        details["failed_sample"] = question.sample
-    # Last, so that no field of the prompt hides the reason.
-    return asked | prompt.extra | details

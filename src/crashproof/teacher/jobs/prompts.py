@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -51,29 +52,48 @@ class Prompt:
 def read_prompts(path: Path, *, split: str | None = None) -> Iterator[Prompt]:
     """Yield the prompts of a file, or of a folder's files, one line at a time; blank lines are skipped.
 
-    Memory does not grow with a file of JSON lines, except for the ids of batch lines.
+    Memory does not grow with a file of JSON lines, except by 80 bytes for the id of each batch line.
 
     Raises:
         DataError: the file is missing or holds no prompt, or a line is malformed; names the line and the reason.
     """
     num_prompts = 0
-    places_by_custom_id: dict[str, Place] = {}
-    for record in chain.from_iterable(map(read_records, select_files(path, split=split))):
-        place = record.place
-        try:
-            prompt = replace(_prompt(place.number, record.content), place=place)
-        except ValueError as error:
-            raise place.error(str(error), hint=_FORMATS) from None
+    seen: set[int] = set()
+    files = select_files(path, split=split)
+    for prompt in _read_unchecked(files):
         if prompt.custom_id is not None:
-            earlier = places_by_custom_id.setdefault(prompt.custom_id, place)
-            if earlier is not place:
-                where = f"on {earlier.unit} {earlier.number}" if earlier.path == place.path else f"in {earlier.path}"
-                reason = f'its "custom_id" {prompt.custom_id!r} is already used {where}'
-                raise place.error(reason, hint="Give each line its own custom_id.")
+            digest = _digest(prompt.custom_id)
+            if digest in seen:
+                _check_not_used_before(prompt, files)
+            seen.add(digest)
         num_prompts += 1
         yield prompt
     if not num_prompts:
         raise DataError(path, "it contains no prompts", hint=_FORMATS)
+
+
+def _read_unchecked(files: Sequence[Path]) -> Iterator[Prompt]:
+    for record in chain.from_iterable(map(read_records, files)):
+        try:
+            yield replace(_prompt(record.place.number, record.content), place=record.place)
+        except ValueError as error:
+            raise record.place.error(str(error), hint=_FORMATS) from None
+
+
+def _digest(custom_id: str) -> int:
+    return int.from_bytes(blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+
+def _check_not_used_before(prompt: Prompt, files: Sequence[Path]) -> None:
+    """Look for an earlier prompt with the same custom id: two ids can have one digest."""
+    place = prompt.place
+    assert place is not None
+    earlier = next(each.place for each in _read_unchecked(files) if each.custom_id == prompt.custom_id)
+    assert earlier is not None
+    if earlier != place:
+        where = f"on {earlier.unit} {earlier.number}" if earlier.path == place.path else f"in {earlier.path}"
+        reason = f'its "custom_id" {prompt.custom_id!r} is already used {where}'
+        raise place.error(reason, hint="Give each line its own custom_id.")
 
 
 def problem_with_answer(prompt: Prompt, message: Mapping[str, object], *, takes_refusals: bool = False) -> str | None:

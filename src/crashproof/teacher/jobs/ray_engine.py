@@ -12,7 +12,7 @@ import subprocess
 import sys
 from asyncio.subprocess import Process
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -60,19 +60,27 @@ class RayEngine:
     driver: Sequence[str] = _DRIVER
     """The command that starts the process in which Ray lives."""
 
-    def ask_all(self, job: GenerationJob, store: ResponseStore, *, on_end: Callable[[int], None]) -> EngineResult:
+    def ask_all(
+        self,
+        job: GenerationJob,
+        store: ResponseStore,
+        *,
+        reasons: MutableMapping[str, str],
+        on_end: Callable[[int], None],
+    ) -> EngineResult:
         """See `Engine`; the answers are in the shared store when it returns.
 
         Raises:
             ConfigError: no cluster is running, or it does not fit.
         """
-        return asyncio.run(self._ask_all(job, on_end))
+        return asyncio.run(self._ask_all(job, reasons, on_end))
 
-    async def _ask_all(self, job: GenerationJob, on_end: Callable[[int], None]) -> EngineResult:
+    async def _ask_all(
+        self, job: GenerationJob, reasons: MutableMapping[str, str], on_end: Callable[[int], None]
+    ) -> EngineResult:
         task = ClusterTask(
             job=job, settings=self.settings, store_url=with_absolute_path(self.store_url), account=self.account
         )
-        reasons: dict[str, str] = {}
         async with handle_stop_signals() as signals, _start_driver(self.driver, signals) as driver:
             driver.channel.write(task)
             while (message := await driver.channel.read()) is not None:

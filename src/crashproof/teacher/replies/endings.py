@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from functools import lru_cache
 
 __all__ = ["Ending", "ending_of"]
 
@@ -66,6 +67,7 @@ def ending_of(finish_reason: object) -> Ending:
     return _ENDING_OF.get(_normalized(finish_reason), Ending.UNKNOWN)
 
 
+@lru_cache(maxsize=256)
 def _normalized(word: str) -> str:
     # camelCase, kebab-case and the names of enums: maxTokens, content-filter, FinishReason.MAX_TOKENS.
     parted = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", word.strip())

@@ -158,7 +158,11 @@ def _detail(counts: Mapping[str, object], owners: tuple[str, ...], names: tuple[
 
 
 def _first(counts: Mapping[str, object], names: tuple[str, ...]) -> int | None:
-    return next((count for name in names if (count := _count(counts.get(name))) is not None), None)
+    for name in names:
+        # Most names are not there, and each answer is read for all of them.
+        if name in counts and (count := _count(counts[name])) is not None:
+            return count
+    return None
 
 
 def _count(value: object) -> int | None:

@@ -21,8 +21,10 @@ __all__ = [
     "RECORD",
     "DamagedAnswers",
     "Paid",
+    "decode_answer",
     "find_answers",
     "find_payer",
+    "find_records",
     "find_usable",
     "keep_answers",
     "problem_with_record",
@@ -71,24 +73,30 @@ def problem_with_record(key: str, record: bytes | None) -> str | None:
     return None
 
 
+def find_records(connection: Connection, keys: Collection[str]) -> dict[str, bytes]:
+    """Find the answers under these keys, as they are stored.
+
+    Raises:
+        DamagedAnswers: some are damaged.
+    """
+    found: dict[str, bytes] = {}
+    damaged: dict[str, bytes] = {}
+    for some in chunks(keys):
+        for key, record in connection.execute(_FIND, {"keys": some}):
+            (found if problem_with_record(key, record) is None else damaged)[key] = record
+    if damaged:
+        raise DamagedAnswers(damaged)
+    return found
+
+
 def find_answers(connection: Connection, database: Database, keys: Collection[str]) -> dict[str, AnswerRecord]:
-    """Find the answers under these keys.
+    """The same, decoded.
 
     Raises:
         DamagedAnswers: some are damaged.
         UnknownRecord: one is intact, but in a format that this version does not know.
     """
-    found = {}
-    damaged = {}
-    for some in chunks(keys):
-        for key, record in connection.execute(_FIND, {"keys": some}):
-            if problem_with_record(key, record) is None:
-                found[key] = _decode_answer(record, database)
-            else:
-                damaged[key] = record
-    if damaged:
-        raise DamagedAnswers(damaged)
-    return found
+    return {key: decode_answer(record, database) for key, record in find_records(connection, keys).items()}
 
 
 def find_usable(connection: Connection, keys: Collection[str]) -> set[str]:
@@ -168,7 +176,12 @@ def scan_requests(connection: Connection) -> Generator[JsonObject]:
                 yield request
 
 
-def _decode_answer(record: bytes, database: Database) -> AnswerRecord:
+def decode_answer(record: bytes, database: Database) -> AnswerRecord:
+    """Decode an intact answer.
+
+    Raises:
+        UnknownRecord: it is in a format that this version does not know.
+    """
     try:
         return decode(record, _decoder)
     except msgspec.ValidationError as error:

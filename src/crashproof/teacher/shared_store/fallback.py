@@ -7,7 +7,7 @@ shared store the next time that its request is begun.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
 from crashproof.answers.run_store import RunResponses
@@ -35,6 +35,14 @@ class SpooledStore:
     def read(self, key: str) -> AnswerRecord | None:
         """See `ResponseStore`."""
         return self._shared.read(key)
+
+    def serve_all(self, keys: Sequence[str]) -> list[AnswerRecord | None]:
+        """See `ResponseStore`."""
+        return self._shared.serve_all(keys)
+
+    def read_all(self, keys: Sequence[str]) -> Iterator[AnswerRecord | None]:
+        """See `ResponseStore`."""
+        return self._shared.read_all(keys)
 
     def begin(self, intents: Sequence[Intent], *, budget: Decimal | None) -> list[Verdict]:
         """See `ResponseStore`; answers in the spool are moved to the shared store instead of requested again."""

@@ -38,11 +38,14 @@ class Leases:
         with self._lock:
             self._ids.difference_update(ids)
 
-    def close(self) -> None:
-        """Stop the thread."""
+    def close(self) -> set[str]:
+        """Stop the thread; returns the requests that are still in flight, which are held no longer."""
         self._has_to_stop.set()
         if self._thread is not None:
             self._thread.join()
+        with self._lock:
+            left, self._ids = self._ids, set()
+        return left
 
     def _work(self) -> None:
         while not self._has_to_stop.wait(self._interval_seconds):

@@ -8,12 +8,12 @@ a connection can be lost after the commit.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, case, delete, func, select, true, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, func, select, true, update
 
 from crashproof.answers.store import Busy, Granted, Outcome, OverBudget
 from crashproof.records.requests import AnswerRecord, Spending, price_left_in
@@ -29,7 +29,16 @@ from crashproof.teacher.shared_store.answers import (
     remove_unusable,
 )
 from crashproof.teacher.shared_store.database import Database, chunks
-from crashproof.teacher.shared_store.tables import ACCOUNTS, REQUESTS, AccountRow, RequestRow, RequestState, as_pico
+from crashproof.teacher.shared_store.owners import UNKNOWN_OWNER, Ownership
+from crashproof.teacher.shared_store.tables import (
+    ACCOUNTS,
+    OWNED_REQUESTS,
+    REQUESTS,
+    AccountRow,
+    RequestRow,
+    RequestState,
+    as_pico,
+)
 
 __all__ = ["POLL_SECONDS", "Decision", "Ledger", "Quarantined", "Served"]
 
@@ -39,6 +48,8 @@ POLL_SECONDS = 0.05
 """For requests that this process has in flight, or that have just ended."""
 _MAX_POLL_SECONDS = 0.5
 
+_OWNER = "owner"
+_ALWAYS = true()
 _NOT_COUNTED = ""
 """The checksum of an account whose requests must be counted first."""
 
@@ -71,11 +82,23 @@ Decision = AnswerRecord | RequestRow | Busy | OverBudget
 class Ledger:
     """The tables, as one account of one process sees them."""
 
-    def __init__(self, database: Database, *, account: str, holder: str, lease_seconds: float) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        account: str,
+        holder: str,
+        lease_seconds: float,
+        ownership: Ownership = UNKNOWN_OWNER,
+    ) -> None:
         self._database = database
         self._account = account
         self._holder = holder
         self._lease_seconds = lease_seconds
+        self._ownership = ownership
+        # A store of the first release has no column for owners.
+        self._requests = REQUESTS if ownership.text is None else OWNED_REQUESTS
+        self._owner = {} if ownership.text is None else {_OWNER: ownership.text}
 
     def row_of(self, granted: Granted) -> RequestRow:
         """The row of a request that is begun here."""
@@ -173,8 +196,11 @@ class Ledger:
         return Quarantined(key=key, cost=as_dollars(row.cost))
 
     def open_account(self, connection: Connection) -> None:
-        """Create the account if it is missing."""
+        """Create the account if it is missing; what its processes that have ended had in flight is in doubt."""
         self._lock_account(connection, self._account)
+        of = self._requests.c
+        its_own = select(self._requests).where(of.account == self._account, of.state == RequestState.OPEN)
+        self._take_over(connection, connection.execute(its_own))
 
     def note_served(self, connection: Connection, served: Served) -> None:
         """Count answers that were served from the store."""
@@ -193,6 +219,10 @@ class Ledger:
             )
             renewed = update(REQUESTS).where(REQUESTS.c.request_id.in_(ours))
             connection.execute(renewed.values(lease_until=now + self._lease_seconds))
+
+    def give_up(self, connection: Connection, request_ids: Collection[str]) -> None:
+        """Mark requests of this process that are still in flight as in doubt, so that nobody waits for them."""
+        self._lose(connection, request_ids, "was closed while it was in flight")
 
     def spending(self, connection: Connection) -> Spending:
         """Read the account's spending; a request whose lease has expired is in doubt."""
@@ -271,10 +301,11 @@ class Ledger:
         """Claim what is free; returns the claimed keys, and the open requests that block the others."""
         claimed = self._claim(connection, wanted.values())
         standing = self._find_open(connection, wanted.keys() - claimed)
-        silent = [row for row in standing.values() if row.seconds_left <= 0]
-        if silent:
-            freed = self._expire(connection, silent)
-            claimed |= self._claim(connection, [wanted[key] for key in freed])
+        silent = [row.request_id for row in standing.values() if row.seconds_left <= 0]
+        is_silent = REQUESTS.c.lease_until <= self._database.now
+        freed = self._lose(connection, silent, "did not renew it in time", only_if=is_silent)
+        freed |= self._take_over(connection, standing.values())
+        claimed |= self._claim(connection, [wanted[key] for key in freed])
         return claimed, standing
 
     def _claim(self, connection: Connection, rows: Iterable[RequestRow]) -> set[str]:
@@ -284,35 +315,47 @@ class Ledger:
         now = self._database.now
         # Waits for a transaction that is ending a request to the same key.
         claim = (
-            self._database.insert(REQUESTS)
+            self._database.insert(self._requests)
             .on_conflict_do_nothing()
-            .values(sent_at=now, lease_until=now + self._lease_seconds)
+            .values(sent_at=now, lease_until=now + self._lease_seconds, **self._owner)
             .returning(REQUESTS.c.key)
         )
         return set(connection.execute(claim, values).scalars())
 
     def _find_open(self, connection: Connection, keys: Collection[str]) -> dict[str, Row[Any]]:
-        seconds_left = (REQUESTS.c.lease_until - self._database.now).label("seconds_left")
+        of = self._requests.c
+        seconds_left = (of.lease_until - self._database.now).label("seconds_left")
         found: dict[str, Row[Any]] = {}
         for some in chunks(keys):
-            rows = select(REQUESTS, seconds_left).where(
-                REQUESTS.c.key.in_(some), REQUESTS.c.state == RequestState.OPEN
-            )
+            rows = select(self._requests, seconds_left).where(of.key.in_(some), of.state == RequestState.OPEN)
             found |= {row.key: row for row in connection.execute(rows)}
         return found
 
-    def _expire(self, connection: Connection, silent: Sequence[Row[Any]]) -> set[str]:
-        """Mark requests with an expired lease as lost; returns their keys, which are free now."""
+    def _take_over(self, connection: Connection, rows: Iterable[Row[Any]]) -> set[str]:
+        """Mark the open requests among these whose process has ended as lost; returns their keys."""
+        left = [row.request_id for row in rows if self._ownership.has_ended(row._mapping.get(_OWNER))]
+        return self._lose(connection, left, "has ended")
+
+    def _lose(
+        self,
+        connection: Connection,
+        request_ids: Collection[str],
+        why: str,
+        *,
+        only_if: ColumnElement[bool] = _ALWAYS,
+    ) -> set[str]:
+        """Mark open requests as lost; returns their keys, which are free now. `why` follows the holder's name."""
         lost = []
-        for ids in chunks([row.request_id for row in silent]):
-            is_silent = and_(REQUESTS.c.state == RequestState.OPEN, REQUESTS.c.lease_until <= self._database.now)
-            rows = select(REQUESTS).where(REQUESTS.c.request_id.in_(ids), is_silent)
-            # A locked row is being ended, or expired by another process.
+        for ids in chunks(request_ids):
+            rows = select(REQUESTS).where(
+                REQUESTS.c.request_id.in_(ids), REQUESTS.c.state == RequestState.OPEN, only_if
+            )
+            # A locked row is being ended, or lost by another process.
             for found in connection.execute(rows.with_for_update(skip_locked=True)):
                 row = RequestRow.read(found)
                 if not row.is_intact(found.crc):
                     log.error("The row of request %s does not match its checksum; using it as it is.", row.request_id)
-                lost.append(row.with_state(RequestState.LOST, reason=f"{row.holder} did not renew it in time"))
+                lost.append(row.with_state(RequestState.LOST, reason=f"{row.holder} {why}"))
         self._save(connection, lost)
         return {row.key for row in lost}
 
@@ -362,8 +405,10 @@ class Ledger:
         if not values:
             return
         now = self._database.now
-        new = self._database.insert(REQUESTS).values(sent_at=now, lease_until=now)
-        changed = {name: new.excluded[name] for name in values[0] if name != "request_id"}
+        # The owner of what has ended is of no interest; without it the row is shorter.
+        nobody = dict.fromkeys(self._owner)
+        new = self._database.insert(self._requests).values(sent_at=now, lease_until=now, **nobody)
+        changed = {name: new.excluded[name] for name in values[0] if name != "request_id"} | nobody
         connection.execute(new.on_conflict_do_update(index_elements=["request_id"], set_=changed), values)
 
     def _lock_payer(self, connection: Connection, request_id: str | None) -> tuple[AccountRow, RequestRow] | None:

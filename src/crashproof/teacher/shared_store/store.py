@@ -1,9 +1,9 @@
 """A store shared by many processes.
 
 A `ResponseStore` in a database: a SQLite file for the processes of one machine, PostgreSQL for many machines. A
-request in flight is leased to its process, and renewed by a thread; once the lease expires, the request is in doubt,
-and others may send it. Spending is booked to an account, whose budget covers all processes that use its name; answers
-are shared by all accounts.
+request in flight is leased to its process, and renewed by a thread. Once the process is known to have ended, or the
+lease expires, the request is in doubt, and others may send it. Spending is booked to an account, whose budget covers
+all processes that use its name; answers are shared by all accounts.
 """
 
 # ruff: noqa: E402 - a missing extra is reported before anything of it is imported.
@@ -15,9 +15,10 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from decimal import Decimal
+from pathlib import Path
 from typing import Self, TypeVar
 
 from crashproof.answers.store import Answered, Busy, Granted, Intent, Outcome, Verdict
@@ -32,11 +33,12 @@ require_modules("shared-store", "psycopg", "sqlalchemy")
 
 from sqlalchemy import Connection
 
-from crashproof.teacher.shared_store.answers import DamagedAnswers, find_answers, scan_requests
+from crashproof.teacher.shared_store.answers import DamagedAnswers, decode_answer, find_records, scan_requests
 from crashproof.teacher.shared_store.check import find_problems
 from crashproof.teacher.shared_store.database import Database
 from crashproof.teacher.shared_store.leases import Leases
 from crashproof.teacher.shared_store.ledger import POLL_SECONDS, Decision, Ledger, Served
+from crashproof.teacher.shared_store.owners import LINUX_PROCESSES, UNKNOWN_OWNER, Ownership, ProcessTable
 from crashproof.teacher.shared_store.tables import RequestRow, as_pico, make_ready
 
 __all__ = ["SharedStore"]
@@ -51,18 +53,35 @@ _LONGEST_ACCOUNT = 200
 class SharedStore:
     """A `ResponseStore` that outlives its processes; `with SharedStore.open(…) as store`."""
 
-    def __init__(self, database: Database, *, account: str, lease_seconds: float, clock: Clock) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        account: str,
+        lease_seconds: float,
+        clock: Clock,
+        run_lock: Path | None = None,
+        processes: ProcessTable = LINUX_PROCESSES,
+    ) -> None:
         """Use a database; see `open` for a URL."""
         self._database = database
         self._account = account
         self._clock = clock
-        self._holder = f"{socket.gethostname()}:{os.getpid()}"
-        self._ledger = Ledger(database, account=account, holder=self._holder, lease_seconds=lease_seconds)
+        self._pid = os.getpid()
+        self._holder = f"{socket.gethostname()}:{self._pid}"
+        can_have_owners = database.write(lambda connection: make_ready(connection, database))
+        self._ledger = Ledger(
+            database,
+            account=account,
+            holder=self._holder,
+            lease_seconds=lease_seconds,
+            ownership=(Ownership.of_this_process(processes, run_lock=run_lock) if can_have_owners else UNKNOWN_OWNER),
+        )
         self._leases = Leases(self._renew, interval_seconds=lease_seconds / 3)
         self._lock = threading.Lock()
         self._served = Served()
         """Not yet written: a transaction for each would be too expensive."""
-        database.write(self._prepare)
+        database.write(self._ledger.open_account)
 
     @classmethod
     def open(
@@ -73,15 +92,21 @@ class SharedStore:
         lease_seconds: float = 60.0,
         retry_seconds: float = 20.0,
         clock: Clock = SYSTEM_CLOCK,
+        run_lock: Path | None = None,
+        processes: ProcessTable = LINUX_PROCESSES,
     ) -> Self:
         """Open a store; create it if it does not exist.
 
         Args:
             url: `sqlite:////absolute/path.db`, or `postgresql+psycopg://user:password@host/database`.
             account: The account to book spending to; a budget covers all processes that use the name.
-            lease_seconds: How long others wait for a process that does not renew its leases.
+            lease_seconds: How long others wait for a process that does not renew its leases, unless they know that it
+                has ended.
             retry_seconds: How long transient database errors are retried.
             clock: Source of time for SQLite; PostgreSQL has its own.
+            run_lock: The lock file of a run of which this process is the writer: the next writer on this kernel knows
+                by it that this one has ended, whatever container each runs in.
+            processes: The processes that this one can see.
 
         Raises:
             ConfigError: the URL or the account is invalid.
@@ -97,7 +122,14 @@ class SharedStore:
             raise ConfigError(f"lease_seconds must be above 0, got {lease_seconds}.")
         database = Database(url, retry_seconds=retry_seconds, clock=clock)
         try:
-            return cls(database, account=account, lease_seconds=lease_seconds, clock=clock)
+            return cls(
+                database,
+                account=account,
+                lease_seconds=lease_seconds,
+                clock=clock,
+                run_lock=run_lock,
+                processes=processes,
+            )
         except BaseException:
             database.close()
             raise
@@ -110,17 +142,24 @@ class SharedStore:
 
     def serve(self, key: str) -> AnswerRecord | None:
         """See `ResponseStore`."""
-        answer = self.read(key)
-        if answer is not None:
-            self._count_served([answer])
-        return answer
+        return self.serve_all([key])[0]
 
     def read(self, key: str) -> AnswerRecord | None:
         """See `ResponseStore`."""
-        found = self._retry_without_damaged(
-            lambda: self._database.read(lambda database: find_answers(database, self._database, [key]))
+        return next(self.read_all([key]))
+
+    def serve_all(self, keys: Sequence[str]) -> list[AnswerRecord | None]:
+        """See `ResponseStore`."""
+        answers = list(self.read_all(keys))
+        self._count_served([answer for answer in answers if answer is not None])
+        return answers
+
+    def read_all(self, keys: Sequence[str]) -> Iterator[AnswerRecord | None]:
+        """See `ResponseStore`."""
+        records = self._retry_without_damaged(
+            lambda: self._database.read(lambda database: find_records(database, keys))
         )
-        return found.get(key)
+        return (decode_answer(records[key], self._database) if key in records else None for key in keys)
 
     def begin(self, intents: Sequence[Intent], *, budget: Decimal | None) -> list[Verdict]:
         """See `ResponseStore`; all in one transaction."""
@@ -188,8 +227,11 @@ class SharedStore:
         return self._database.scan(lambda database: find_problems(database, self._ledger))
 
     def close(self) -> None:
-        """See `ResponseStore`; requests in flight are in doubt once their lease expires."""
-        self._leases.close()
+        """See `ResponseStore`; requests still in flight are in doubt from now on, and others may send them."""
+        left = self._leases.close()
+        # A fork has the requests of its parent in memory, who goes on with them.
+        if left and os.getpid() == self._pid:
+            self._give_up(left)
         try:
             self._write_served()
         except StorageError as error:
@@ -197,9 +239,13 @@ class SharedStore:
             log.warning("Could not record how many answers were served: %s", error)
         self._database.close()
 
-    def _prepare(self, database: Connection) -> None:
-        make_ready(database, self._database)
-        self._ledger.open_account(database)
+    def _give_up(self, request_ids: Collection[str]) -> None:
+        try:
+            self._database.write(lambda connection: self._ledger.give_up(connection, request_ids))
+        except StorageError as error:
+            log.warning(
+                "Could not give up %d requests in flight, whose leases have to expire: %s", len(request_ids), error
+            )
 
     def _nearest(self, database: Connection, request: TeacherRequest) -> str:
         # Close the cursor as soon as the difference is known.

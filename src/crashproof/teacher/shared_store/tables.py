@@ -6,6 +6,7 @@
     crashproof_answers    key, request_id, record, created_at                  record: the line of api_recovery.jsonl
     crashproof_set_aside  key, record, why, …                                  quarantine: paid answers not served
     crashproof_requests   request_id, key, account, state, most, cost, …       one row per request ever begun
+                          owner                                                the process that has it in flight
     crashproof_accounts   account, sums over its requests                      one row per account
 
 Money is in whole pico-dollars (1e-12 US dollars), times are in seconds since 1970. Requests, accounts and answers end
@@ -14,6 +15,7 @@ in a checksum.
 
 from __future__ import annotations
 
+import logging
 from decimal import ROUND_CEILING, Decimal
 from enum import StrEnum
 from typing import Any, Self
@@ -40,6 +42,7 @@ from sqlalchemy import (
     select,
     text,
 )
+from sqlalchemy.exc import DBAPIError
 
 from crashproof.answers.store import Answered, Lost, Outcome, Refused
 from crashproof.errors import NewerFormat
@@ -49,6 +52,7 @@ from crashproof.teacher.shared_store.database import Database
 __all__ = [
     "ACCOUNTS",
     "ANSWERS",
+    "OWNED_REQUESTS",
     "REQUESTS",
     "SET_ASIDE",
     "STORED_STATES",
@@ -59,6 +63,8 @@ __all__ = [
     "as_pico",
     "make_ready",
 ]
+
+log = logging.getLogger("crashproof")
 
 STORE_VERSION = 1
 
@@ -106,6 +112,10 @@ Index(
     postgresql_where=text("state = 'open'"),
 )
 Index("crashproof_by_account", REQUESTS.c.account, REQUESTS.c.state)
+OWNED_REQUESTS = REQUESTS.to_metadata(MetaData())
+"""The same table with a column that the first release did not have, and that its programs leave empty."""
+_OWNER: Column[str | None] = Column("owner", Text)
+OWNED_REQUESTS.append_column(_OWNER)
 ACCOUNTS = Table(
     "crashproof_accounts",
     _TABLES,
@@ -118,6 +128,8 @@ ACCOUNTS = Table(
 )
 
 _LONGEST_REASON = 500
+_NOT_ALLOWED = "42501"
+"""PostgreSQL's SQLSTATE: only the owner of a table may alter it."""
 
 
 class RequestState(StrEnum):
@@ -246,8 +258,11 @@ def as_pico(dollars: Decimal) -> int:
     return int(dollars.scaleb(PICO_DIGITS).to_integral_value(ROUND_CEILING))
 
 
-def make_ready(connection: Connection, database: Database) -> None:
+def make_ready(connection: Connection, database: Database) -> bool:
     """Create the tables if there are none; refuse those that this version does not know.
+
+    Returns whether requests can have an owner: not where an older version has made the tables, and this user may not
+    add to them.
 
     Raises:
         NewerFormat: a newer crashproof created them; nothing was changed.
@@ -260,7 +275,7 @@ def make_ready(connection: Connection, database: Database) -> None:
     if not found:
         _TABLES.create_all(connection, checkfirst=False)
         connection.execute(insert(_VERSION).values(version=STORE_VERSION))
-        return
+        return _add_owners(connection, database)
     version = _version(connection) if _VERSION.name in found else None
     if version is None:
         raise database.unavailable("its tables name no version; restore it from a backup")
@@ -269,6 +284,29 @@ def make_ready(connection: Connection, database: Database) -> None:
     missing = sorted(_TABLES.tables.keys() - found)
     if missing:
         raise database.unavailable(f"the table {', '.join(missing)} is missing; restore it from a backup")
+    return _add_owners(connection, database)
+
+
+def _add_owners(connection: Connection, database: Database) -> bool:
+    """Add the column of owners unless it is there; return whether it is there now."""
+    if any(column["name"] == _OWNER.name for column in inspect(connection).get_columns(REQUESTS.name)):
+        return True
+    try:
+        with connection.begin_nested():
+            connection.execute(text(f"ALTER TABLE {REQUESTS.name} ADD COLUMN {_OWNER.name} TEXT"))
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != _NOT_ALLOWED:
+            raise
+        log.warning(
+            "The store %s was made by an older version, and this user may not add the column %s to %s: requests of a "
+            "process that has died are taken over once their lease expires, and not at once. Open the store once as "
+            "the owner of that table.",
+            database.name,
+            _OWNER.name,
+            REQUESTS.name,
+        )
+        return False
+    return True
 
 
 def _version(connection: Connection) -> int | None:

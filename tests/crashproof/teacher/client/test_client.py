@@ -155,6 +155,49 @@ def test_an_answer_is_paid_for_once_in_one_life_and_in_the_next(asked, tracker, 
     assert (2, 3, 3 * COST) == (store.spending().answers, store.spending().answers_served, store.spending().saved)
 
 
+def test_many_answers_are_looked_up_together_and_each_is_checked_when_it_is_taken(teacher_of, tracker):
+    transport = FakeTransport()
+
+    async def work() -> tuple[Any, ...]:
+        async with teacher_of(tracker.responses, transport) as teacher:
+            await teacher.ask("a")
+            requests = [teacher.request(each) for each in "ba"]
+            missing, found = await teacher.look_up(requests)
+            answer = await teacher.take(requests[1], found)
+            (error,) = await asyncio.gather(
+                teacher.take(requests[1], found, check=lambda answer: "it is wrong"), return_exceptions=True
+            )
+            return missing, answer, error
+
+    missing, answer, error = asyncio.run(work())
+
+    assert (None, "4", "it is wrong") == (missing, answer.text, error.problem)
+    assert (1, 1, 1) == (len(transport.sent), *counts_of(tracker))
+
+
+def counts_of(tracker: ProgressTracker) -> tuple[int, int]:
+    spending = tracker.responses.spending()
+    return spending.answers_served, spending.answers_bad
+
+
+def test_an_unusable_answer_that_was_looked_up_is_replaced_where_that_is_wanted(teacher_of, tracker):
+    transport = FakeTransport(delivered(""), delivered("better"))
+
+    async def work() -> str:
+        async with teacher_of(tracker.responses, transport) as teacher:
+            await asyncio.gather(teacher.ask("a", check=is_empty), return_exceptions=True)
+        async with teacher_of(tracker.responses, transport, asks_again=True) as teacher:
+            request = teacher.request("a")
+            (found,) = await teacher.look_up([request])
+            return (await teacher.take(request, found, check=is_empty)).text
+
+    assert ("better", 2) == (asyncio.run(work()), len(transport.sent))
+
+
+def is_empty(answer: Any) -> str | None:
+    return None if answer.text else "it is empty"
+
+
 def test_the_answer_is_on_disk_before_it_is_returned(teacher_of, tracker, folder):
     async def work() -> bytes:
         async with teacher_of(tracker.responses, FakeTransport(delivered("an answer to look for"))) as teacher:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,19 @@ class FakeStore:
         self.is_called = threading.Event()
         self.errors: dict[str, list[BaseException]] = {}
         self.threads: set[int] = set()
+        self.stored: dict[str, AnswerRecord] = {}
 
     def serve(self, key: str) -> AnswerRecord | None:
-        self._note("serve", 1)
-        return None
+        raise NotImplementedError
 
     def read(self, key: str) -> AnswerRecord | None:
+        raise NotImplementedError
+
+    def serve_all(self, keys: Sequence[str]) -> list[AnswerRecord | None]:
+        self._note("serve", len(keys))
+        return [self.stored.get(key) for key in keys]
+
+    def read_all(self, keys: Sequence[str]) -> Iterator[AnswerRecord | None]:
         raise NotImplementedError
 
     def begin(self, intents: Sequence[Intent], *, budget: Decimal | None) -> list[Verdict]:
@@ -144,6 +151,20 @@ def test_ends_come_before_beginnings(store):
 
     using(store, work)
     assert ["serve", "finish", "mark", "serve", "begin"] == [name for name, _ in store.calls]
+
+
+def test_lists_of_keys_share_a_call_and_each_gets_its_own_answers(store):
+    fields = {"timestamp": 0.0, "session_id": "s", "attempt": 1, "cost": Decimal(0), "response": {}}
+    store.stored = {key: AnswerRecord(prompt_hash=key, **fields) for key in "abc"}
+
+    async def work(commits: GroupCommit) -> list[Any]:
+        asked = [commits.serve_all(["a", "x"]), commits.serve_all([]), commits.serve("b"), commits.serve_all(["c"])]
+        return await all_behind_the_first(store, asked)
+
+    (pair, nothing, one, last), _ = using(store, work)
+    assert [("serve", 2), ("serve", 2)] == store.calls
+    assert ["a", None] == [each and each.prompt_hash for each in pair]
+    assert ([], "b", ["c"]) == (list(nothing), one.prompt_hash, [each.prompt_hash for each in last])
 
 
 def test_the_budget_is_handed_on(store):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -137,11 +137,18 @@ def test_somebody_who_watches_and_fails_stops_the_job(
     make_job: Callable[..., GenerationJob], prices: PriceTable, server: TeacherServer
 ) -> None:
     class Nervous(LocalEngine):
-        def ask_all(self, job: GenerationJob, store: ResponseStore, *, on_end: Callable[[int], None]) -> EngineResult:
+        def ask_all(
+            self,
+            job: GenerationJob,
+            store: ResponseStore,
+            *,
+            reasons: MutableMapping[str, str],
+            on_end: Callable[[int], None],
+        ) -> EngineResult:
             def fail(done: int) -> None:
                 raise RuntimeError("no more")
 
-            return super().ask_all(job, store, on_end=fail)
+            return super().ask_all(job, store, reasons=reasons, on_end=fail)
 
     settings = TeacherSettings(
         endpoint=Endpoint(base_url=server.base_url), prices=prices, limits=Limits(concurrency=1)
@@ -254,7 +261,14 @@ def test_a_shared_store_that_cannot_be_opened_leaves_nothing_sent(
 
 def test_an_engine_that_stops_writes_no_output(make_job: Callable[..., GenerationJob]) -> None:
     class Stopped:
-        def ask_all(self, job: GenerationJob, store: ResponseStore, *, on_end: Callable[[int], None]) -> EngineResult:
+        def ask_all(
+            self,
+            job: GenerationJob,
+            store: ResponseStore,
+            *,
+            reasons: MutableMapping[str, str],
+            on_end: Callable[[int], None],
+        ) -> EngineResult:
             on_end(1)
             return EngineResult(is_stopped=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -110,7 +111,7 @@ def test_what_has_no_answer_is_listed_with_its_reason(
     answer(store, job, 0)
     asked = [each.request.key for each in job.questions()]
 
-    written = job.write(store, {asked[1]: "it was refused"})
+    written = job.output(store, {asked[1]: "it was refused"}).finish()
 
     assert Written(num_answers=1, num_failed=2) == written
     assert [{"prompt": "a", "teacher_text": "It is.", "finish_reason": None, "id": 1}] == lines_of(job.out)
@@ -128,7 +129,7 @@ def test_a_list_of_failures_names_the_sample_and_the_tools(
     job = make_job({"messages": [{"role": "user", "content": "b"}], "tools": tools}, samples=2)
     answer(store, job, 0)
 
-    job.write(store, {})
+    job.output(store, {}).finish()
 
     (failed,) = lines_of(job.failed)
     assert (1, tools) == (failed["failed_sample"], failed["tools"])
@@ -140,7 +141,7 @@ def test_a_reason_is_not_told_of_what_has_an_answer_by_now(
     job = make_job({"prompt": "a"})
     answer(store, job, 0)
 
-    job.write(store, {next(job.questions()).request.key: "it was refused"})
+    job.output(store, {next(job.questions()).request.key: "it was refused"}).finish()
 
     assert not job.failed.exists()
 
@@ -164,7 +165,7 @@ def test_a_kept_answer_of_no_use_says_what_is_wrong_with_it(
     job = make_job({"prompt": "a"}, **parameters)
     answer(store, job, 0, **how)
 
-    assert Written(num_answers=0, num_failed=1) == job.write(store, {})
+    assert Written(num_answers=0, num_failed=1) == job.output(store, {}).finish()
 
     (failed,) = lines_of(job.failed)
     assert failed["reason"].startswith(f"the answer is stored but unusable: {reason}")
@@ -175,11 +176,11 @@ def test_the_list_of_failures_goes_once_all_is_answered(
 ) -> None:
     job = make_job({"prompt": "a"}, {"prompt": "b"})
     answer(store, job, 0)
-    job.write(store, {})
+    job.output(store, {}).finish()
     assert job.failed.exists()
     answer(store, job, 1)
 
-    assert Written(num_answers=2, num_failed=0) == job.write(store, {})
+    assert Written(num_answers=2, num_failed=0) == job.output(store, {}).finish()
 
     assert not job.failed.exists()
 
@@ -187,10 +188,10 @@ def test_the_list_of_failures_goes_once_all_is_answered(
 def test_the_same_answers_make_the_same_bytes(make_job: Callable[..., GenerationJob], store: ResponseStore) -> None:
     job = make_job({"prompt": "ä\u2028", "z": 1, "a": [1.5, None]})
     answer(store, job, 0, says="ö\n\x7f")
-    job.write(store, {})
+    job.output(store, {}).finish()
     content = job.out.read_bytes()
 
-    job.write(store, {})
+    job.output(store, {}).finish()
 
     assert content == job.out.read_bytes()
     assert 1 == content.count(b"\n")
@@ -209,8 +210,39 @@ def test_a_job_is_another_one_where_its_answers_would_be_others(make_job: Callab
 
 def test_a_list_of_failures_can_be_asked_again(make_job: Callable[..., GenerationJob], store: ResponseStore) -> None:
     job = make_job({"prompt": "a", "id": 1}, {"messages": [{"role": "user", "content": "b"}]}, samples=2)
-    job.write(store, {})
+    job.output(store, {}).finish()
 
     again = make_job(*lines_of(job.failed), out="E.jsonl")
 
     assert ["a", "a", "b", "b"] == [question.prompt.messages[0]["content"] for question in again.questions()]
+
+
+@pytest.mark.parametrize(
+    "name", ["D.jsonl", "D.failed.jsonl", "D.run/answers.partial.jsonl", "D.run/failed.partial.jsonl"]
+)
+def test_what_a_job_writes_is_never_what_it_reads(
+    make_job: Callable[..., GenerationJob], tmp_path: Path, name: str
+) -> None:
+    job = dataclasses.replace(make_job({"prompt": "a"}), prompts=tmp_path / name)
+
+    with pytest.raises(ConfigError, match="would overwrite its own prompts"):
+        job.check_paths()
+
+
+@pytest.mark.parametrize("name", [".", "D.run"])
+def test_a_folder_of_prompts_is_not_written_to(
+    make_job: Callable[..., GenerationJob], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "D.run").mkdir()
+    job = dataclasses.replace(make_job({"prompt": "a"}), prompts=tmp_path / name)
+
+    with pytest.raises(ConfigError, match="would lie among the prompts"):
+        job.check_paths()
+
+
+def test_of_equal_requests_one_is_a_distinct_question(make_job: Callable[..., GenerationJob]) -> None:
+    job = make_job({"prompt": "a"}, {"prompt": "b"}, {"messages": [{"role": "user", "content": "a"}]}, samples=2)
+
+    told = [(each.prompt.line, each.sample) for each in job.distinct_questions()]
+
+    assert [(1, 0), (1, 1), (2, 0), (2, 1)] == told

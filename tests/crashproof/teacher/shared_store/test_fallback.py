@@ -33,6 +33,12 @@ class StoreThatGoesAway:
     def read(self, key: str) -> AnswerRecord | None:
         return self._there().read(key)
 
+    def serve_all(self, keys: Sequence[str]) -> list[AnswerRecord | None]:
+        return self._there().serve_all(keys)
+
+    def read_all(self, keys: Sequence[str]) -> Iterator[AnswerRecord | None]:
+        return self._there().read_all(keys)
+
     def begin(self, intents: Sequence[Intent], *, budget: Decimal | None) -> list[Verdict]:
         return self._there().begin(intents, budget=budget)
 
