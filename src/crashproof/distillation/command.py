@@ -15,7 +15,7 @@ from crashproof.distillation.recipes.registry import TASKS
 from crashproof.distillation.recipes.task import AnyTask
 from crashproof.distillation.settings.load import files_and_overrides, load_config
 from crashproof.distillation.settings.run import RunConfig
-from crashproof.distillation.training.agreement.hardware import warn_of_mixed_hardware
+from crashproof.distillation.training.agreement.hardware import hardware_of, warn_of_mixed_hardware
 from crashproof.distillation.training.agreement.inputs import InputDigests, require_same_inputs
 from crashproof.distillation.training.agreement.preparation import require_same_preparation
 from crashproof.distillation.training.agreement.start import describe_start
@@ -128,7 +128,7 @@ def _train_together(
     require_same_inputs(ranks, config, lessons.source, digests)
     prepared = _prepare(task, config, lessons, options.output_dir / "cache", ranks, interrupts)
     require_same_preparation(ranks, config, prepared)
-    warn_of_mixed_hardware(ranks, config.train, device.device)
+    warn_of_mixed_hardware(ranks, config.train, hardware_of(device.device))
     run = TrainingRun(
         task,
         config,

@@ -11,16 +11,16 @@ from crashproof.distillation.settings.train import TrainConfig
 from crashproof.pytorch.ranks import Ranks
 from crashproof.rules.agreement.verdict import as_sentence
 
-__all__ = ["warn_of_mixed_hardware"]
+__all__ = ["hardware_of", "warn_of_mixed_hardware"]
 
 log = logging.getLogger("crashproof")
 
 
-def warn_of_mixed_hardware(ranks: Ranks, train: TrainConfig, device: torch.device) -> None:
+def warn_of_mixed_hardware(ranks: Ranks, train: TrainConfig, hardware: str) -> None:
     """Warn once if processes that each update a copy of the weights compute on different hardware."""
     if ranks.num_ranks == 1 or train.strategy != "ddp":
         return
-    found = ranks.all_gather(_hardware(device), "comparing the hardware")
+    found = ranks.all_gather(hardware, "comparing the hardware")
     sentence = as_sentence([{"the hardware": each} for each in found], [""] * len(found))
     if sentence and ranks.is_main:
         log.warning(
@@ -30,7 +30,8 @@ def warn_of_mixed_hardware(ranks: Ranks, train: TrainConfig, device: torch.devic
         )
 
 
-def _hardware(device: torch.device) -> str:
+def hardware_of(device: torch.device) -> str:
+    """What this process computes on, as far as results may depend on it."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     return f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
