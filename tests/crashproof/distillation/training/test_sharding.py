@@ -13,12 +13,16 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from crashproof.distillation.models.making import DeferredModels
+from crashproof.distillation.models.making import WHOLE_MODELS, DeferredModels, ModelMaker
 from crashproof.distillation.recipes.kd import KD, KdConfig
 from crashproof.distillation.settings.load import load_config
+from crashproof.distillation.settings.train import TrainConfig
+from crashproof.distillation.training.loop import new_state
 from crashproof.distillation.training.preparation import Prepared, prepare
 from crashproof.distillation.training.sharding import shard_models
 from crashproof.errors import ConfigError
+from crashproof.pytorch.checkpoint_file import save_checkpoint
+from crashproof.pytorch.device import choose_device
 from crashproof.pytorch.interrupts import Interrupts
 from crashproof.pytorch.ranks import SingleRank
 from tests.model_folders import SIZES, WITHOUT_A_TEACHER, edit_json, save
@@ -52,12 +56,13 @@ def prepared(
     """A run without memory for its models; by default they come from folders."""
     folder = save(make_model(), tokenizer, tmp_path / "model")
 
-    def make(*overrides: str) -> Prepared:
+    def make(*overrides: str, models: ModelMaker | None = None) -> Prepared:
         (tmp_path / "data.jsonl").write_text('{"text": "The quick brown fox."}\n' * 3)
         words = [f"data.path={tmp_path / 'data.jsonl'}", "data.max_length=16", f"student.path={folder}"]
         words += ["teacher.kind=local", f"teacher.path={folder}", "loss.intermediate=0", *overrides]
         config = load_config(KdConfig, [], words)
-        return prepare(KD, config, cache=tmp_path / "cache", interrupts=Interrupts(), models=DeferredModels())
+        models = models or DeferredModels()
+        return prepare(KD, config, cache=tmp_path / "cache", interrupts=Interrupts(), models=models)
 
     return make
 
@@ -121,3 +126,25 @@ def test_the_others_end_without_a_word(prepared: Callable[..., Prepared]) -> Non
 
     with pytest.raises(SystemExit, match="2"):
         shard(made, TwoRanks(("w cannot be read", ""), is_main=False))
+
+
+def test_the_file_of_one_process_is_restored_into_shards(prepared: Callable[..., Prepared], tmp_path: Path) -> None:
+    train, cpu = TrainConfig(), choose_device("cpu")
+    whole = new_state(prepared(models=WHOLE_MODELS).recipe, train, cpu, SingleRank())
+    with torch.no_grad():
+        for parameter in whole.module.parameters():
+            parameter.add_(1.0)
+    whole.counters.step = 7
+    content = {**whole.shared_values(), "tensors": whole.tensors(), "own": whole.own_values()}
+    save_checkpoint(tmp_path / "checkpoint_7.pt", content)
+    made = prepared()
+    shard(made, SingleRank())
+    sharded = new_state(made.recipe, train, cpu, SingleRank())
+
+    sharded.restore(tmp_path / "checkpoint_7.pt")
+
+    assert 7 == sharded.counters.step
+    expected = dict(whole.module.named_parameters())
+    for name, parameter in sharded.module.named_parameters():
+        assert isinstance(parameter, DTensor)
+        assert torch.equal(expected[name], parameter.full_tensor())
