@@ -43,9 +43,6 @@ class WholeAtFirst:
     def read(self, folder: Path) -> PreTrainedModel:
         model = load_model(folder)
         self._models.append(model)
-        without_memory = DeferredModels()
-        without_memory.read(folder)
-        self.weights.shapes |= without_memory.weights.shapes
         return model
 
     def drawing(self) -> AbstractContextManager[object]:
@@ -83,7 +80,7 @@ def train(recipe: str, overrides: list[str], folder: Path, ranks: Ranks, models:
     assert run.train()
     run.save_student()
     if made.teacher is not None:
-        layers = [each for name, each in made.teacher.named_parameters() if ".layers." in name or ".h." in name]
+        layers = [each for name, each in made.teacher.named_parameters() if ".layer" in name or ".h." in name]
         facts["sharded_layers_of_the_teacher"] = sum(isinstance(each, DTensor) for each in layers) / len(layers)
     return facts
 

@@ -39,8 +39,11 @@ def write_state(content: dict[str, object], file: BinaryIO) -> None:
     torch.save(content, file)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, *, is_mapped: bool = False) -> dict[str, Any]:
     """Load a file of `save_checkpoint` on the CPU after checking its integrity.
+
+    With `is_mapped`, a tensor is read when it is looked at, so the file has to stay until then; a process that needs
+    only some rows of each never holds the rest.
 
     Raises:
         CheckpointDamaged: It is missing, torn or altered, or contains more than data.
@@ -49,7 +52,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointDamaged(path, reason="there is no such file")
     _require_intact_archive(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _load_mapped(path) if is_mapped else _load(path)
     except Exception as error:  # An altered pickle can raise almost anything.
         raise CheckpointDamaged(path, reason=f"PyTorch cannot read it ({_first_line(error)})") from error
     if not isinstance(content, dict):
@@ -72,6 +75,17 @@ def require_fit(path: Path, saved: Mapping[str, torch.Size], expected: Mapping[s
     ]
     if differences:
         raise CheckpointMismatch(path, reason=_listing(differences))
+
+
+def _load(path: Path) -> object:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _load_mapped(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # Some file systems map nothing; whatever is wrong with the file comes up again.
+        return _load(path)
 
 
 def _require_intact_archive(path: Path) -> None:

@@ -37,8 +37,9 @@ class _WriteFails(Disk):
         return Disk.write(file, content)
 
 
-def test_what_was_saved_is_loaded(saved: Path) -> None:
-    loaded = load_checkpoint(saved)
+@pytest.mark.parametrize("is_mapped", [False, True], ids=["read", "mapped"])
+def test_what_was_saved_is_loaded(saved: Path, is_mapped: bool) -> None:
+    loaded = load_checkpoint(saved, is_mapped=is_mapped)
 
     assert (7, float("inf")) == (loaded["step"], loaded["best_loss"])
     assert torch.equal(STATE["weights"]["a"], loaded["weights"]["a"])

@@ -12,10 +12,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from crashproof.distillation.models.causal_lm import load_model, require_whole, without_report
-from crashproof.distillation.models.deferred.draws import RecordedDraws
+from crashproof.distillation.models.deferred.draws import DrawingLater
 from crashproof.distillation.models.deferred.reading import read_without_weights
 from crashproof.distillation.models.deferred.tensor import CannotDefer
-from crashproof.distillation.models.deferred.weights import DeferredWeights
+from crashproof.distillation.models.deferred.weights import DeferredWeights, hold_weights
 from crashproof.distillation.models.model_folder import ModelFolder
 
 __all__ = ["WHOLE_MODELS", "DeferredModels", "ModelMaker"]
@@ -72,7 +72,8 @@ class DeferredModels:
 
     def __init__(self) -> None:
         self.weights = DeferredWeights()
-        self._draws = RecordedDraws()
+        self._read: list[PreTrainedModel] = []
+        self._draws_later = True
 
     def read(self, folder: Path) -> PreTrainedModel:
         """See `ModelMaker.read`; that its positions see nothing behind them is left to be shown."""
@@ -88,30 +89,35 @@ class DeferredModels:
                 reason,
             )
             model = load_model(folder)
-            self.weights.adopt(folder, model, is_proven=True)
-            return model
-        require_whole(folder, found)
-        self.weights.adopt(folder, model, is_proven=False)
+            hold_weights(model)
+        else:
+            require_whole(folder, found)
+            self.weights.unproven.append((folder, model))
+        self._read.append(model)
         return model
 
     def drawing(self) -> AbstractContextManager[object]:
         """See `ModelMaker.drawing`."""
-        return self._draws
+        return DrawingLater() if self._draws_later else nullcontext()  # type: ignore[no-untyped-call]
 
     def complete(self, make: Callable[[], ModuleT]) -> ModuleT:
         """See `ModelMaker.complete`."""
-        num_unproven = len(self.weights.unproven)
+        num_read, num_unproven = len(self._read), len(self.weights.unproven)
         try:
-            module = make()
-            self.weights.defer(module, self._draws)
-        except CannotDefer as reason:
+            return self._deferred(make())
+        except (CannotDefer, RuntimeError) as reason:  # The second is PyTorch's, for a tensor without memory.
             log.warning(
                 "New weights cannot be drawn in parts (%s), so each process draws all of them before it keeps its "
                 "shard.",
                 reason,
             )
-            del self.weights.unproven[num_unproven:]
-            self._draws = RecordedDraws(defers_all=False)
-            module = make()
-            self.weights.defer(module, self._draws)
+        self._draws_later = False
+        del self._read[num_read:], self.weights.unproven[num_unproven:]
+        return self._deferred(make())
+
+    def _deferred(self, module: ModuleT) -> ModuleT:
+        self.weights.defer(module)
+        for each in self._read:
+            self.weights.defer(each)
+        self._read.clear()
         return module

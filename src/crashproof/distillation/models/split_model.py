@@ -14,6 +14,7 @@ from transformers.utils.generic import ModelOutput
 
 from crashproof.distillation.losses.chunked import values_of_rows
 from crashproof.distillation.losses.divergences import cross_entropy_rows
+from crashproof.distillation.models.deferred.weights import is_in_memory
 from crashproof.distillation.models.lora import without_adapters
 from crashproof.distillation.models.text_model import text_config
 
@@ -55,14 +56,14 @@ class SplitModel:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Weights may still be missing, on the meta device; then `examine` has to be called once they are there."""
+        """Weights may not be in memory yet; then `examine` has to be called once they are."""
         self.model = model
         # Adapters are inside the layers: body and head are those of the inner model.
         self._within = without_adapters(model)
         self._cache: Cache | None = None
         self._root: Root = _run_directly
         self.is_split = False
-        if not any(each.is_meta for each in model.parameters()):
+        if is_in_memory(model):
             self.examine()
 
     def examine(self) -> None:

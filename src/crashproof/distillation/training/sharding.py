@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import TypeVar, cast
 
 import torch
@@ -72,7 +73,7 @@ class _Root(nn.Module):
 
 def _shard_student(recipe: Recipe, ranks: Ranks, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (ranks.num_ranks,))
-    for layer in decoder_layers(recipe.student):
+    for layer in _separate_layers(recipe.student):
         fully_shard(layer, mesh=mesh)
     fully_shard(recipe, mesh=mesh)
     for name in _METHODS:
@@ -85,9 +86,23 @@ def _shard_teacher(root: _Root, ranks: Ranks, device: torch.device) -> None:
     The head is called once for each few rows, of which a process may have more than another: it cannot wait for them.
     """
     mesh = init_device_mesh(device.type, (ranks.num_ranks,))
-    for layer in decoder_layers(root.model):
+    for layer in _separate_layers(root.model):
         fully_shard(layer, mesh=mesh)
     fully_shard(root, mesh=mesh, reshard_after_forward=False)
+
+
+def _separate_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The layers whose weights no other part of the model has, the inner ones first.
+
+    Some models count their embedding among them, whose weight the head may share: it belongs to the root then.
+    """
+    num_places = Counter(id(each) for _, each in model.named_parameters(remove_duplicate=False))
+    return [layer for layer in reversed(decoder_layers(model)) if _is_alone(layer, num_places)]
+
+
+def _is_alone(layer: nn.Module, num_places: Mapping[int, int]) -> bool:
+    own = Counter(id(each) for _, each in layer.named_parameters(remove_duplicate=False))
+    return all(num_places[each] == count for each, count in own.items())
 
 
 @torch.no_grad()

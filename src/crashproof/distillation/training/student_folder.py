@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from copy import deepcopy
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from crashproof.distillation.models.causal_lm import convert, new_model, save_folder, save_model, write_model
-from crashproof.distillation.models.lora import has_adapters, save_adapter
+from crashproof.distillation.models.causal_lm import convert, save_folder, save_model, write_model
+from crashproof.distillation.models.lora import has_adapters, save_adapter, without_adapters
 from crashproof.distillation.models.model_folder import why
 from crashproof.distillation.settings.run import RunConfig
 from crashproof.distillation.training.gathering import GatheredWeights
@@ -84,7 +85,7 @@ class _Writer:
         student = self._prepared.recipe.student
         if has_adapters(student):
             save_adapter(student, partial, self._weights.deferred())
-        plain = self._without_weights()
+        plain = _without_weights(student)
         convert(plain, self._prepared.saved_dtype)
         merged = self._weights.merged()
         tensors = {name: merged[name].to(like.dtype) for name, like in plain.state_dict().items()}
@@ -97,10 +98,15 @@ class _Writer:
         student.load_state_dict({name: self._weights.weight(name) for name in sorted(kept)}, strict=False)
         write_model(student, partial, dtype=self._prepared.saved_dtype)
 
-    def _without_weights(self) -> PreTrainedModel:
-        """The student without adapters and without memory."""
-        config, weights = self._config, self._prepared.weights
-        if config.student.path is not None and weights is not None:
-            return weights.shapes[config.student.path]
-        with torch.device("meta"):
-            return new_model(config.student, tokenizer=self._prepared.tokenizer, max_length=config.data.max_length)
+
+def _without_weights(student: PreTrainedModel) -> PreTrainedModel:
+    """A student without adapters and without memory, that is written as it would be."""
+    within = without_adapters(student)
+    with torch.device("meta"):
+        plain = type(within)(deepcopy(within.config))
+    plain.generation_config = within.generation_config
+    # How the names and shapes of its file were changed when it was read.
+    conversions = getattr(within, "_weight_conversions", None)
+    if conversions is not None:
+        plain._weight_conversions = conversions
+    return plain

@@ -92,7 +92,7 @@ class TrainingState:
             tensors: dict[str, Any] = dict(self.tensors())
             load_tensors(path, tensors, self.ranks)
         else:
-            content = require_checkpoint(path)
+            content = require_checkpoint(path, is_mapped=True)
             self._require_fit({name: each.shape for name, each in content["tensors"].items()}, path)
             shared, own = content, content["own"] if self.ranks.is_main else None
             for name, tensor in self.tensors().items():
@@ -145,14 +145,16 @@ class TrainingState:
         seed_everything(int.from_bytes(hashlib.sha256(words.encode()).digest()[:4], "big"))
 
 
-def require_checkpoint(path: Path) -> Mapping[str, Any]:
+def require_checkpoint(path: Path, *, is_mapped: bool = False) -> Mapping[str, Any]:
     """Make sure that a path is an intact checkpoint of a trainer, in this format; return its content.
+
+    `is_mapped` is that of `load_checkpoint`.
 
     Raises:
         CheckpointDamaged: it is missing, torn or altered.
         CheckpointMismatch: it belongs to another kind of program.
     """
-    content = load_shared_state(path) if path.is_dir() else load_checkpoint(path)
+    content = load_shared_state(path) if path.is_dir() else load_checkpoint(path, is_mapped=is_mapped)
     if content.get("format") != _FORMAT:
         raise CheckpointMismatch(path, reason=f"its format is {content.get('format')!r}, not {_FORMAT}")
     return content

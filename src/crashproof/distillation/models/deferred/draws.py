@@ -12,86 +12,78 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from crashproof.distillation.models.deferred.tensor import CannotDefer, Source
+from crashproof.distillation.models.deferred.tensor import AbsentTensor, CannotDefer, Source
 
-__all__ = ["RecordedDraws"]
+__all__ = ["DrawingLater", "UndrawnTensor"]
 
 aten = torch.ops.aten
 
-_OVERWRITE = (aten.normal_.default, aten.uniform_.default, aten.zero_.default, aten.fill_.Scalar)
+_OVERWRITE = (aten.copy_.default, aten.fill_.Scalar, aten.normal_.default, aten.uniform_.default, aten.zero_.default)
 """Of what was there before, nothing is left."""
 
 
-class RecordedDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it so.
+class DrawingLater(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it so.
     """A context in which new, empty tensors have no memory, and what is drawn into them is noted down.
 
-    A tensor that is drawn and then moved to the meta device, beside weights that are there, is kept as it was.
-
     Raises:
-        CannotDefer: in it, the numbers of a tensor without memory are needed.
+        CannotDefer: in it, the numbers of such a tensor are needed.
     """
-
-    def __init__(self, *, defers_all: bool = True) -> None:
-        """Else new tensors get their memory, and only what is moved is kept."""
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._defers_all = defers_all
-        self._drawn: dict[int, _Drawn] = {}
-        """By the identity of a storage."""
-
-    def source(self, parameter: nn.Parameter) -> Source | None:
-        """How a parameter was drawn; None if it has memory of its own."""
-        drawn = self._of(parameter)
-        if drawn is not None and parameter.numel() != drawn.num_elements:
-            raise CannotDefer("a parameter is a part of another tensor")
-        return None if drawn is None else _DrawnSource(drawn=drawn, shape=parameter.shape)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Record what concerns such tensors; carry out the rest."""
+        """Carry everything out, but for the making of empty tensors."""
         options = dict(kwargs or {})
-        if func is aten.empty.memory_format and self._defers_all and _is_on_cpu(options.get("device")):
-            return self._without_memory(func(*args, **options | {"device": "meta", "pin_memory": False}))
-        if func is aten._to_copy.default and _is_on_meta(options.get("device")) and not args[0].is_meta:
-            return self._keep(func(*args, **options), args[0])
-        if all(self._of(each) is None for each in _tensors((args, options))):
-            return func(*args, **options)
-        if func._schema.is_mutable:
-            self._record(func, args, options)
-            return args[0]
-        made = func(*args, **options)
-        if any(self._of(each) is None for each in _tensors(made)):
-            raise CannotDefer(f"{func} looks at weights that have not been drawn yet")
-        return made
+        device = options.get("device")
+        if func is aten.empty.memory_format and (device is None or torch.device(device).type == "cpu"):
+            like = func(*args, **options | {"device": "meta", "pin_memory": False})
+            return UndrawnTensor(like, _Drawn(num_elements=like.numel(), dtype=like.dtype))
+        return func(*args, **options)
 
-    def _without_memory(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        self._drawn[storage._cdata] = _Drawn(storage=storage, num_elements=tensor.numel(), dtype=tensor.dtype)
-        return tensor
 
-    def _keep(self, tensor: Tensor, numbers: Tensor) -> Tensor:
-        self._without_memory(tensor)
-        self._record(aten.copy_.default, (tensor, numbers.detach()), {})
-        return tensor
+class UndrawnTensor(AbsentTensor):
+    """A tensor, or a part of one, that can be changed and not looked at."""
 
-    def _of(self, tensor: Any) -> _Drawn | None:
-        is_plain = isinstance(tensor, Tensor) and type(tensor) in (Tensor, nn.Parameter) and tensor.is_meta
-        return self._drawn.get(tensor.untyped_storage()._cdata) if is_plain else None
+    def __init__(self, like: Tensor, drawn: _Drawn) -> None:
+        self.drawn = drawn
 
-    def _record(self, func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def find_source(self) -> Source:
+        """How it was drawn.
+
+        Raises:
+            CannotDefer: it never was, or it is a part of another one.
+        """
+        if self.numel() != self.drawn.num_elements or not self.drawn.is_complete:
+            raise CannotDefer("a weight is not drawn as a whole")
+        return _DrawnSource(drawn=self.drawn, shape=self.shape)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # torch types a placeholder.
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Note down what changes it, and make parts of it."""
+        options = dict(kwargs or {})
         target, *others = args
-        drawn = self._of(target)
-        if drawn is None or any(self._of(each) is not None for each in _tensors((others, options))):
-            raise CannotDefer(f"{func} copies weights that have not been drawn yet")
-        drawn.add(_Step(func=func, view=_View.of(target), args=tuple(others), options=options))
+        if not isinstance(target, UndrawnTensor) or any(
+            isinstance(each, cls) for each in tree_leaves((others, options))
+        ):
+            raise CannotDefer(f"{func} looks at weights that have not been drawn yet")
+        if func._schema.is_mutable:
+            target.drawn.add(_Step(func=func, view=_View.of(target.like), args=tuple(others), options=options))
+            return target
+        if any(each.alias_info is None for each in func._schema.returns):
+            raise CannotDefer(f"{func} looks at a weight that has not been drawn yet")
+        parts = func(target.like, *others, **options)
+        return tree_map_only(Tensor, lambda part: cls(part, target.drawn), parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _View:
-    """A part of a storage."""
+    """A part of a flat tensor."""
 
     size: torch.Size
     stride: tuple[int, ...]
@@ -107,7 +99,7 @@ class _View:
 
 @dataclass(slots=True, kw_only=True)
 class _Step:
-    """One operation on a part of a storage."""
+    """One operation on a part of a tensor."""
 
     func: Any
     view: _View
@@ -126,13 +118,13 @@ class _Step:
 
 @dataclass(slots=True, kw_only=True)
 class _Drawn:
-    """What was done to one storage, in order."""
+    """What was done to one tensor, in order."""
 
-    storage: torch.UntypedStorage
-    """Kept, so that no other one has its identity."""
     num_elements: int
     dtype: torch.dtype
     steps: list[_Step] = field(default_factory=list)
+    is_complete: bool = False
+    """Whether some step has reached all of it."""
 
     def add(self, step: _Step) -> None:
         if step.draws:
@@ -141,6 +133,7 @@ class _Drawn:
             step.run(torch.empty(self.num_elements, dtype=self.dtype))
         if step.func in _OVERWRITE and step.view.size.numel() == self.num_elements:
             self.steps.clear()
+            self.is_complete = True
         self.steps.append(step)
 
     def repeat(self) -> Tensor:
@@ -166,15 +159,3 @@ class _DrawnSource:
 
     def rows(self, first: int, last: int) -> Tensor:
         return self.whole()[first:last]
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [each for each in torch.utils._pytree.tree_leaves(values) if isinstance(each, Tensor)]
-
-
-def _is_on_cpu(device: Any) -> bool:
-    return device is None or torch.device(device).type == "cpu"
-
-
-def _is_on_meta(device: Any) -> bool:
-    return device is not None and torch.device(device).type == "meta"

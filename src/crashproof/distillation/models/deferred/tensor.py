@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-__all__ = ["CannotDefer", "DeferredTensor", "Source"]
+__all__ = ["AbsentTensor", "CannotDefer", "DeferredTensor", "Source"]
 
 aten = torch.ops.aten
 
@@ -35,27 +35,48 @@ class Source(Protocol):
         ...
 
 
-class DeferredTensor(Tensor):
-    """A tensor whose shape and type are known, and whose numbers are computed at each call of its source.
+class AbsentTensor(Tensor):
+    """A tensor that passes for one on a device, and whose numbers are not in memory."""
+
+    # Else torch would turn numbers that it computes of such a tensor into one.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    like: Tensor
+    """On the meta device; of the same shape and type."""
+
+    @staticmethod
+    def __new__(cls, like: Tensor, *others: object, device: str = "cpu") -> Self:
+        """Further arguments are those of a subclass."""
+        made: Self = torch.Tensor._make_wrapper_subclass(
+            cls, like.shape, strides=like.stride(), dtype=like.dtype, device=torch.device(device)
+        )
+        made.like = like
+        return made
+
+    def __repr__(self, **options: object) -> str:  # type: ignore[override]  # torch types a name that is mangled.
+        return f"{type(self).__name__}({tuple(self.shape)}, {self.dtype})"
+
+    def find_source(self) -> Source:
+        """Where its numbers come from.
+
+        Raises:
+            CannotDefer: from nowhere.
+        """
+        raise CannotDefer("nothing says what it is")
+
+
+class DeferredTensor(AbsentTensor):
+    """A tensor whose numbers are computed at each call of its source.
 
     What PyTorch makes of it is another such tensor, except where the result depends on the numbers.
     """
 
-    shape_alone: Tensor
-    source: Source
+    def __init__(self, like: Tensor, source: Source, *, device: str = "cpu") -> None:
+        self.source = source
 
-    @staticmethod
-    def __new__(cls, like: Tensor, source: Source, device: str = "cpu") -> DeferredTensor:
-        """A tensor that passes for one on a device; `like` is on the meta device."""
-        made: DeferredTensor = torch.Tensor._make_wrapper_subclass(
-            cls, like.shape, strides=like.stride(), dtype=like.dtype, device=torch.device(device)
-        )
-        made.shape_alone = like
-        made.source = source
-        return made
-
-    def __repr__(self, **options: object) -> str:  # type: ignore[override]  # torch types a name that is mangled.
-        return f"DeferredTensor({tuple(self.shape)}, {self.dtype})"
+    def find_source(self) -> Source:
+        """Its source."""
+        return self.source
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch types a placeholder.
@@ -141,11 +162,13 @@ class _Computed:
 
 def _deferred(shapes: Any, call: _Call) -> Any:
     if isinstance(shapes, Tensor):
-        return DeferredTensor(shapes, _Computed(call=call, place=None), call.device)
+        return DeferredTensor(shapes, _Computed(call=call, place=None), device=call.device)
     if not isinstance(shapes, (list, tuple)):
         return shapes
-    made = [DeferredTensor(each, _Computed(call=call, place=place), call.device) for place, each in enumerate(shapes)]
-    return type(shapes)(made)
+    return type(shapes)(
+        DeferredTensor(each, _Computed(call=call, place=place), device=call.device)
+        for place, each in enumerate(shapes)
+    )
 
 
 def _compact(tensor: Tensor) -> Tensor:
@@ -158,7 +181,7 @@ def _numbers(values: Any) -> Any:
 
 
 def _shapes_alone(values: Any) -> Any:
-    return tree_map_only(DeferredTensor, lambda each: each.shape_alone, values)
+    return tree_map_only(DeferredTensor, lambda each: each.like, values)
 
 
 Rule = Callable[[tuple[Any, ...], int, int], tuple[Any, ...] | None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from copy import deepcopy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
 
-from crashproof.distillation.models.deferred.draws import RecordedDraws
 from crashproof.distillation.models.deferred.files import ReadBytes
-from crashproof.distillation.models.deferred.tensor import CannotDefer, DeferredTensor, Source
+from crashproof.distillation.models.deferred.tensor import AbsentTensor, CannotDefer, DeferredTensor, Source
 
-__all__ = ["DeferredWeights", "fill_shards"]
+__all__ = ["DeferredWeights", "fill_shards", "hold_weights", "is_in_memory"]
 
 
 class DeferredWeights:
@@ -27,56 +26,50 @@ class DeferredWeights:
         """Of the files of the models."""
         self.unproven: list[tuple[Path, PreTrainedModel]] = []
         """Models that have not computed anything yet, with the folders that they come from."""
-        self.shapes: dict[Path, PreTrainedModel] = {}
-        """Of each folder its model, as it was read, without memory."""
         self._sources: dict[nn.Parameter, Source] = {}
 
-    def adopt(self, folder: Path, model: PreTrainedModel, *, is_proven: bool) -> None:
-        """Take the memory of a model that was read, if it has any; `is_proven` where it has computed something."""
-        self.defer(model)
-        self.shapes[folder] = deepcopy(model)
-        if not is_proven:
-            self.unproven.append((folder, model))
-
-    def defer(self, module: nn.Module, draws: RecordedDraws | None = None) -> None:
-        """Take the memory of a module's parameters from it; its buffers are kept, and filled.
+    def defer(self, module: nn.Module) -> None:
+        """Put a module's parameters on the meta device; its buffers are filled.
 
         Raises:
-            CannotDefer: a buffer would have to be drawn.
+            CannotDefer: a parameter or a buffer is not drawn as a whole.
         """
-        replaced: dict[nn.Parameter, nn.Parameter] = {}
         for each in module.modules():
-            for name, parameter in list(each.named_parameters(recurse=False)):
-                # A weight that two layers share stays one.
-                if parameter not in replaced:
-                    replaced[parameter] = self._without_memory(parameter, draws)
-                setattr(each, name, replaced[parameter])
             for name, buffer in list(each.named_buffers(recurse=False)):
-                if isinstance(buffer, DeferredTensor):
-                    setattr(each, name, buffer.source.whole())
-                elif buffer.is_meta:
-                    raise CannotDefer(f"the buffer {name} is drawn")
+                if isinstance(buffer, AbsentTensor):
+                    setattr(each, name, buffer.find_source().whole())
+        _replace_parameters(module, self._defer)
 
     def take(self, module: nn.Module) -> dict[str, Source]:
         """The sources of a module's parameters by name, no longer kept here."""
         return {name: self._sources.pop(parameter) for name, parameter in module.named_parameters()}
 
-    def _without_memory(self, parameter: nn.Parameter, draws: RecordedDraws | None) -> nn.Parameter:
+    def _defer(self, parameter: nn.Parameter) -> nn.Parameter:
         if parameter in self._sources:
             return parameter
-        source = None if draws is None else draws.source(parameter)
-        if source is not None:
-            self._sources[parameter] = source
-            return parameter
-        without = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
-        empty = nn.Parameter(without, requires_grad=parameter.requires_grad)
-        self._sources[empty] = _source_of(parameter)
-        return empty
+        if parameter.is_meta:
+            raise CannotDefer("a weight has lost its numbers")
+        source = _source_of(parameter)
+        like = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+        replaced = nn.Parameter(like, requires_grad=parameter.requires_grad)
+        self._sources[replaced] = source
+        return replaced
 
 
-def _source_of(parameter: Tensor) -> Source:
-    assert not parameter.is_meta, "it would stay without numbers"
-    return parameter.source if isinstance(parameter, DeferredTensor) else _Held(tensor=parameter.detach())
+def hold_weights(model: nn.Module) -> None:
+    """Let the weights of a model pass for absent, though they are in memory."""
+
+    def hold(parameter: nn.Parameter) -> nn.Parameter:
+        like = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+        held = DeferredTensor(like, _source_of(parameter))
+        return nn.Parameter(held, requires_grad=parameter.requires_grad)
+
+    _replace_parameters(model, hold)
+
+
+def is_in_memory(model: nn.Module) -> bool:
+    """Whether a model can compute."""
+    return not any(each.is_meta or isinstance(each, AbsentTensor) for each in model.parameters())
 
 
 @torch.no_grad()
@@ -103,6 +96,20 @@ def _fill_shard(parameter: Tensor, source: Source) -> None:
     if own.numel():
         first = mesh.get_local_rank() * math.ceil(len(parameter) / mesh.size())
         own.copy_(source.rows(first, first + len(own)))
+
+
+def _replace_parameters(module: nn.Module, replace: Callable[[nn.Parameter], nn.Parameter]) -> None:
+    replaced: dict[nn.Parameter, nn.Parameter] = {}
+    for each in module.modules():
+        for name, parameter in list(each.named_parameters(recurse=False)):
+            # A weight that two layers share stays one.
+            if parameter not in replaced:
+                replaced[parameter] = replace(parameter)
+            setattr(each, name, replaced[parameter])
+
+
+def _source_of(parameter: Tensor) -> Source:
+    return parameter.find_source() if isinstance(parameter, AbsentTensor) else _Held(tensor=parameter.detach())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
