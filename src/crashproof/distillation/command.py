@@ -87,9 +87,10 @@ def _train(task: AnyTask, options: argparse.Namespace, interrupts: Interrupts) -
             log.setLevel(logging.ERROR)
         config = with_max_length(task, task.complete(config))
         _require_trainable(config, options.output_dir, ranks)
-        require_shared_folder(options.output_dir, ranks, look_seconds=min(10.0, config.train.limit_seconds / 2))
         if options.resume not in ("auto", "never"):
             require_checkpoint(Path(options.resume))
+        # Before anything takes long: who cannot save would find out hours later.
+        require_shared_folder(options.output_dir, ranks, look_seconds=min(10.0, config.train.limit_seconds / 2))
         prepared = _prepare(task, config, options.output_dir / "cache", ranks, interrupts)
         run = TrainingRun(
             task,
