@@ -122,6 +122,7 @@ def _train_together(
     with all_or_none(ranks, "looking at the config and the models"):
         config = with_max_length(task, task.complete(config))
         _require_trainable(config, options, ranks)
+    # Before anything takes long: who cannot save would find out hours later.
     require_shared_folder(options.output_dir, ranks, look_seconds=min(10.0, config.train.limit_seconds / 2))
     with all_or_none(ranks, "reading the data"):
         lessons, digests = read_lessons(task, config), InputDigests.read(config)
