@@ -15,10 +15,11 @@ import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
-from crashproof.disk.atomic import write_bytes_atomically
+from crashproof.disk.atomic import write_atomically
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.regular_file import read_small
 from crashproof.disk.spool.place_table import ENTRY_BYTES, Place, PlaceTable, SortedPlaces
@@ -117,13 +118,20 @@ class LineIndex:
                 last_line_crc=mark.last_line_crc,
                 num_entries=len(entries),
             )
-            content = b"".join([add_checksum(msgspec.json.encode(head)), entries.content])
+            # Never joined: a large index would be in memory several times.
+            pieces = (add_checksum(msgspec.json.encode(head)), entries.content)
             try:
-                write_bytes_atomically(
-                    self._path, b"".join([content, hashlib.sha256(content).digest()]), disk=self._disk
-                )
+                write_atomically(self._path, lambda file: _write_with_digest(file, pieces), disk=self._disk)
             except (StorageError, OSError) as error:
                 log.warning("Could not save %s, which stays as it was: %s", self._path, error)
+
+
+def _write_with_digest(file: BinaryIO, pieces: Iterable[bytes | memoryview]) -> None:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+        file.write(piece)
+    file.write(digest.digest())
 
 
 def _parse(content: bytes) -> tuple[_Head | None, SortedPlaces]:
