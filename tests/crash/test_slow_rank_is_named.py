@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,17 +30,11 @@ SETTINGS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedRanks]:
-    with ForkedRanks(tmp_path_factory.mktemp("ranks")) as ranks:
-        yield ranks
-
-
 @pytest.mark.parametrize(
     "strategy, slowness",
     [
         pytest.param("ddp", "compute_slowly", marks=pytest.mark.long),
-        pytest.param("ddp", "read_slowly"),
+        pytest.param("ddp", "read_slowly", marks=pytest.mark.long),
         pytest.param("fsdp", "compute_slowly"),
         pytest.param("fsdp", "read_slowly", marks=pytest.mark.long),
     ],

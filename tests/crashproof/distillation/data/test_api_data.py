@@ -24,6 +24,7 @@ from crashproof.distillation.text.corpus import builtin_documents
 from crashproof.distillation.text.tokenizer import load_tokenizer, train_tokenizer
 from crashproof.errors import ConfigError, DataError, ModelMismatch, TeacherRefused
 from crashproof.pytorch.interrupts import Interrupts, StopRequested
+from crashproof.pytorch.ranks import SingleRank
 from crashproof.teacher import AsyncTeacher, Endpoint, RetryPolicy, Teacher
 from crashproof.testing import Fault, Faults, TeacherServer
 
@@ -85,14 +86,15 @@ def asked(open_tracker):
         teacher.close()
 
 
-def data_of(source, tokenizer, *, top_k=None, ahead=0, max_length=96, interrupts=None) -> ApiData:
+def data_of(source, tokenizer, *, top_k=None, ahead=0, max_length=96, interrupts=None, open_teacher=None) -> ApiData:
     return ApiData(
         source,
         tokenizer,
         max_length=max_length,
         top_k=top_k,
         ahead_samples=ahead,
-        open_teacher=lambda tracker: nullcontext(None),  # These tests connect a teacher themselves.
+        # Most tests connect a teacher themselves.
+        open_teacher=open_teacher or (lambda tracker: nullcontext(None)),
         interrupts=interrupts or Interrupts(),
     )
 
@@ -143,6 +145,44 @@ def test_the_same_answers_make_the_same_batch_in_whatever_order_they_came(folder
         assert torch.equal(one.labels, other.labels)
         assert torch.equal(one.topk.ids, other.topk.ids)
         assert torch.equal(one.topk.logprobs, other.topk.logprobs)
+
+
+class MainOfTwo(SingleRank):
+    """The main one of two ranks; what the other one gets is lost."""
+
+    num_ranks = 2
+
+
+def test_of_two_ranks_each_gets_its_part_of_what_one_would_learn(folder, tokenizer, prompts, asked):
+    source = prompts(*({"prompt": f"Number {number}: "} for number in range(4)))
+    with TeacherServer(ModelAnswers(folder)) as server:
+        teacher = asked(server, logprobs=True, top_logprobs=3)
+        alone = data_of(source, tokenizer, top_k=3)
+        alone.connect(teacher, iter([3, 1, 0, 2]))
+        whole, num_counted = alone.batch([3, 1, 0, 2]), alone.counts([3, 1, 0, 2])
+        shared = data_of(source, tokenizer, top_k=3, ahead=4, open_teacher=lambda tracker: nullcontext(teacher))
+        with shared.attach(object(), iter([3, 1, 0, 2]), MainOfTwo()):
+            part = shared.batch([3, 1])
+            num_counted_by_both = shared.counts([3, 1, 0, 2])
+
+    length = part.input_ids.shape[1]
+    assert num_counted == num_counted_by_both
+    assert 2 * len(part.input_ids) == len(whole.input_ids)
+    for one, other in ((part.input_ids, whole.input_ids), (part.topk.logprobs, whole.topk.logprobs)):
+        assert torch.equal(one, other[:2, :length])
+    assert 4 == server.counts.answers_computed
+
+
+def test_the_prompts_of_the_other_rank_are_asked_too_even_without_asking_ahead(folder, tokenizer, prompts, asked):
+    source = prompts(*({"prompt": f"Number {number}: "} for number in range(4)))
+    with TeacherServer() as server:
+        teacher = asked(server)
+        data = data_of(source, tokenizer, open_teacher=lambda tracker: nullcontext(teacher))
+        with data.attach(object(), iter([3, 1, 0, 2]), MainOfTwo()):
+            data.batch([3])
+            data.batch([0])
+
+        assert 4 == server.counts.answers_computed
 
 
 def test_answers_are_requested_ahead_and_never_beyond_the_last_step(folder, tokenizer, prompts, asked):

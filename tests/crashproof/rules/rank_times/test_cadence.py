@@ -60,6 +60,6 @@ def test_ranks_that_change_all_the_time_are_reported_at_most_twelve_times_an_hou
 
 
 def test_a_run_of_a_year_is_reported_a_few_thousand_times():
-    found = list(reports(lambda now: int(now) % 7, until=365 * DAY, every=61.0))
+    found = list(reports(lambda now: int(now) % 7, until=365 * DAY, every=290.0))
 
     assert 3000 < len(found) < 8000
