@@ -43,8 +43,8 @@ KINDS = {
     ),
 }
 """Each with what it sets, and its passes for a step."""
-MOST_STEPS_FOR_A_KILL = 8
-"""An attempt that is killed gets no further than this behind the checkpoint that it began with."""
+MOST_STEPS_FOR_A_KILL = 10
+"""An attempt that is killed gets hardly further than this behind the checkpoint that it began with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ def random_kill(chance: random.Random) -> Kill:
     if moment == "start":
         where = chance.choice(["join", "prepare", "restore"])
         return Kill(rank=chance.randrange(2), moment=where, seconds=chance.uniform(0, 0.2))
-    number = chance.randint(1, 6) if moment == "step" else 1
+    number = chance.randint(1, 10) if moment == "step" else 1
     return Kill(rank=chance.randrange(2), moment=moment, number=number, seconds=chance.uniform(0, 0.02))
 
 
