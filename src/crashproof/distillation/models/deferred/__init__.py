@@ -1,4 +1,4 @@
-"""Weights that stay where they are, in a file or undrawn, until a process needs its part of them."""
+"""Weights that stay in their file, or undrawn, until a process needs its part of them."""
 
 from __future__ import annotations
 
