@@ -34,6 +34,7 @@ BENCHMARKS = (
     "training_overhead",
     "trainer_steps",
     "loss_memory",
+    "sharded_memory",
     "distillation_gain",
 )
 RESULTS = Path(__file__).with_name("RESULTS.md")
