@@ -23,6 +23,8 @@ from crashproof.distillation.models.deferred.weights import DeferredWeights
 from crashproof.distillation.models.making import DeferredModels, ModelMaker
 from crashproof.distillation.recipes.registry import TASKS
 from crashproof.distillation.settings.load import load_config
+from crashproof.distillation.training.agreement.inputs import InputDigests
+from crashproof.distillation.training.lessons import read_lessons
 from crashproof.distillation.training.preparation import Prepared, prepare
 from crashproof.distillation.training.training_run import TrainingRun
 from crashproof.pytorch.device import choose_device, compute_deterministically
@@ -56,11 +58,12 @@ class WholeAtFirst:
 
 
 def prepared_by_turns(task: Any, config: Any, cache: Path, ranks: Ranks, models: ModelMaker) -> Prepared:
+    lessons = read_lessons(task, config)
     if ranks.is_main:
-        made = prepare(task, config, cache=cache, interrupts=Interrupts(), models=models)
+        made = prepare(task, config, lessons, cache=cache, interrupts=Interrupts(), models=models)
     ranks.broadcast(None, "waiting for the cache")
     if not ranks.is_main:
-        made = prepare(task, config, cache=cache, interrupts=Interrupts(), fills_cache=False, models=models)
+        made = prepare(task, config, lessons, cache=cache, interrupts=Interrupts(), fills_cache=False, models=models)
     ranks.broadcast(None, "waiting for all")
     return made
 
@@ -71,7 +74,17 @@ def train(recipe: str, overrides: list[str], folder: Path, ranks: Ranks, models:
     made = prepared_by_turns(task, config, folder / "cache", ranks, models)
     facts: Facts = {"held_before": sum(map(held_numbers, models_of(made)))}
     device = choose_device("cpu")
-    run = TrainingRun(task, config, made, folder, device=device, ranks=ranks, interrupts=Interrupts(), resume="auto")
+    run = TrainingRun(
+        task,
+        config,
+        made,
+        InputDigests.read(config),
+        folder,
+        device=device,
+        ranks=ranks,
+        interrupts=Interrupts(),
+        resume="auto",
+    )
     facts["held"] = sum(map(held_numbers, models_of(made)))
     facts["in_all"] = sum(each.numel() for model in models_of(made) for each in model.parameters())
     facts["examined"] = [split.is_split for split in (made.recipe.split, made.recipe.teacher) if split is not None]

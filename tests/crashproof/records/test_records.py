@@ -15,6 +15,7 @@ from crashproof.records.checksummed_line import is_intact
 from crashproof.records.codec import decode, encode, nonfinite_names
 from crashproof.records.events import AnswersRecovered, CheckpointRecorded, Event, EventRecord, SessionStarted
 from crashproof.records.metrics import MetricsSnapshot
+from crashproof.records.rank_times import RankTime, RankTimes
 from crashproof.records.requests import (
     AnswerMarked,
     AnswerRecord,
@@ -186,6 +187,16 @@ def test_an_event_of_every_kind_is_read_back_as_itself(kind):
         float | msgspec.UnsetType: 2.5,
         str | msgspec.UnsetType: "text",
         list[str]: ["a: 1 → 2"],
+        RankTimes: RankTimes(
+            step=4,
+            num_steps=3,
+            num_ranks=2,
+            step_seconds=0.5,
+            least_seconds=0.1,
+            median_seconds=0.2,
+            high_seconds=0.4,
+            slowest=[RankTime(rank=1, host="b", seconds=0.4, most_seconds=0.45)],
+        ),
     }
     fields = {
         name: metadata() if name == "checkpoint" else values.get(hint)

@@ -17,6 +17,7 @@ from crashproof.distillation.models.making import WHOLE_MODELS, DeferredModels, 
 from crashproof.distillation.recipes.kd import KD, KdConfig
 from crashproof.distillation.settings.load import load_config
 from crashproof.distillation.settings.train import TrainConfig
+from crashproof.distillation.training.lessons import read_lessons
 from crashproof.distillation.training.loop import new_state
 from crashproof.distillation.training.preparation import Prepared, prepare
 from crashproof.distillation.training.sharding import shard_models
@@ -62,7 +63,9 @@ def prepared(
         words += ["teacher.kind=local", f"teacher.path={folder}", "loss.intermediate=0", *overrides]
         config = load_config(KdConfig, [], words)
         models = models or DeferredModels()
-        return prepare(KD, config, cache=tmp_path / "cache", interrupts=Interrupts(), models=models)
+        return prepare(
+            KD, config, read_lessons(KD, config), cache=tmp_path / "cache", interrupts=Interrupts(), models=models
+        )
 
     return make
 

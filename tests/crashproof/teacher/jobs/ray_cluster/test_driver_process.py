@@ -60,7 +60,7 @@ class Job:
             driver=[sys.executable, "-c", DRIVER.format(does="\n    ".join(does))],
         )
         with SharedStore.open(self.store_url, account="us") as store:
-            return engine.ask_all(self.job, store, on_end=self.finished.append)
+            return engine.ask_all(self.job, store, reasons={}, on_end=self.finished.append)
 
 
 @pytest.fixture
