@@ -24,6 +24,8 @@ from crashproof.distillation.models.making import DeferredModels, ModelMaker
 from crashproof.distillation.recipes.kd import KD, KdConfig
 from crashproof.distillation.settings.load import load_config
 from crashproof.distillation.text.tokenizer import train_tokenizer
+from crashproof.distillation.training.agreement.inputs import InputDigests
+from crashproof.distillation.training.lessons import read_lessons
 from crashproof.distillation.training.preparation import prepare
 from crashproof.distillation.training.training_run import TrainingRun
 from crashproof.pytorch.device import choose_device
@@ -145,10 +147,27 @@ def _train(way: str, work: Path) -> None:
     found: dict[str, float] = {}
     with join_ranks(device_type="cpu", limit_seconds=300) as ranks:
         peak = _Peak()
-        made = prepare(KD, config, cache=out / f"cache{ranks.rank}", interrupts=Interrupts(), models=models)
+        made = prepare(
+            KD,
+            config,
+            read_lessons(KD, config),
+            cache=out / f"cache{ranks.rank}",
+            interrupts=Interrupts(),
+            models=models,
+        )
         found["read"] = peak.take()
         device = choose_device("cpu")
-        run = TrainingRun(KD, config, made, out, device=device, ranks=ranks, interrupts=Interrupts(), resume="auto")
+        run = TrainingRun(
+            KD,
+            config,
+            made,
+            InputDigests.read(config),
+            out,
+            device=device,
+            ranks=ranks,
+            interrupts=Interrupts(),
+            resume="auto",
+        )
         found["sharded"] = peak.take()
         run.train()
         found["trained"] = peak.take()
