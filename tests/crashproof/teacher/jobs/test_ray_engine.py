@@ -183,14 +183,3 @@ def test_a_cluster_of_another_version_is_told_with_the_way_out(
         done.stderr
     )
     assert "pip install ray==2.49.1" in done.stderr
-
-
-def test_a_teacher_that_refuses_connections_is_one_sentence_and_no_output(
-    cluster: str, job: Job, tmp_path: Path
-) -> None:
-    options = ("--engine", "ray", "--store", f"sqlite:///{tmp_path}/a.db", "--attempts", "2")
-    done = job("http://127.0.0.1:9/v1", "d", *options, address=cluster)
-
-    assert (2, "") == (done.returncode, done.stdout)
-    assert "no response after 2 attempts" in done.stderr.splitlines()[-1]
-    assert not (tmp_path / "d.jsonl").exists()

@@ -25,7 +25,7 @@ __all__ = ["ask_all"]
 
 log = logging.getLogger("crashproof")
 
-_SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_BETWEEN_LOOKS = 0.5
 """At the machines of the cluster."""
 _JOIN_SECONDS = 5.0
 """Waiting longer for the cluster is worth a word."""
