@@ -79,7 +79,8 @@ DEEDS = {
 at(0, "now")
 
 step_of_loop, save_shards = TrainingLoop._step, sharded_checkpoint._write_tensors
-prepare, gather_weights, join_ranks = command.prepare, training_run.gather_weights, command.join_ranks
+prepare, join_ranks = command.prepare, command.join_ranks
+write_student = training_run.write_sharded_student
 
 
 def step(self: TrainingLoop, step_data: Any) -> None:
@@ -107,9 +108,9 @@ def prepare_data(*arguments: Any, **others: Any) -> Any:
     return prepare(*arguments, **others)
 
 
-def gather(*arguments: Any) -> Any:
+def gather(*arguments: Any, **others: Any) -> None:
     at(0, "student")
-    return gather_weights(*arguments)
+    write_student(*arguments, **others)
 
 
 def join(**arguments: Any) -> Any:
@@ -119,7 +120,8 @@ def join(**arguments: Any) -> Any:
 
 TrainingLoop._step = step  # type: ignore[method-assign]
 sharded_checkpoint._write_tensors = write_tensors
-command.prepare, training_run.gather_weights, command.join_ranks = prepare_data, gather, join  # type: ignore[assignment]
+command.prepare, command.join_ranks = prepare_data, join  # type: ignore[assignment]
+training_run.write_sharded_student = gather
 
 if __name__ == "__main__":
     sys.exit(command.main("kd", sys.argv[1:]))
