@@ -22,7 +22,7 @@ from crashproof.disk.atomic import WholeFile
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.run_folder import RunFolder
 from crashproof.distillation.settings.progress import ProgressConfig
-from crashproof.distillation.training.patience import Patience
+from crashproof.distillation.training.save_retries import SaveRetries
 from crashproof.distillation.training.training_state import TrainingState
 from crashproof.errors import DiskFull, SavesFailed, StorageError
 from crashproof.formatting import as_duration
@@ -162,7 +162,7 @@ class CheckpointSaver:
 
     def _insist(self) -> None:
         """Save the newest step now, and again for a limited time where that fails."""
-        patience = Patience(
+        retries = SaveRetries(
             self._ranks,
             limit_seconds=self._settings.last_save_seconds,
             is_stop_requested=self._is_stop_requested,
@@ -176,8 +176,8 @@ class CheckpointSaver:
             except (StorageError, OSError) as error:
                 self._count(error)
                 self._tell_once(error)
-                if not patience.wait():
-                    raise self._given_up(error, patience.seconds) from error
+                if not retries.wait():
+                    raise self._given_up(error, retries.seconds) from error
             else:
                 return
 

@@ -79,7 +79,7 @@ class Outcomes:
         asked: EngineResult,
         *,
         max_unanswered: int,
-        patience_seconds: float,
+        longest_absence_seconds: float,
         count_answers: Callable[[], int],
     ) -> None:
         """Begin a job.
@@ -87,14 +87,14 @@ class Outcomes:
         Args:
             asked: What is told of it in the end.
             max_unanswered: Consecutive questions without an answer after which a job stops.
-            patience_seconds: How long a teacher that has answered before may be away.
+            longest_absence_seconds: How long a teacher that has answered before may be away.
             count_answers: Counts the answers that were bought for this job, by whatever process.
         """
         self.asked = asked
         self.fatal: Exception | None = None
         """Why nothing more is to be asked."""
         self._max_unanswered = max_unanswered
-        self._patience_seconds = patience_seconds
+        self._longest_absence_seconds = longest_absence_seconds
         self._count_answers = count_answers
         self._num_answers = self._num_answers_before = count_answers()
         self._num_ended = 0
@@ -113,11 +113,11 @@ class Outcomes:
     def for_settings(
         cls, settings: TeacherSettings, asked: EngineResult, *, count_answers: Callable[[], int]
     ) -> Self:
-        """Begin a job with the patience that follows from how its requests are sent."""
+        """Begin a job that waits for its teacher as long as the retries of one request take."""
         return cls(
             asked,
             max_unanswered=max(_MIN_UNANSWERED, settings.limits.concurrency),
-            patience_seconds=settings.retry_policy.longest_pauses_seconds,
+            longest_absence_seconds=settings.retry_policy.longest_pauses_seconds,
             count_answers=count_answers,
         )
 
@@ -129,7 +129,7 @@ class Outcomes:
     @property
     def pause_seconds(self) -> float:
         """How long a question waits that is to be asked again."""
-        return min(_LONGEST_PAUSE_SECONDS, self._patience_seconds / 4)
+        return min(_LONGEST_PAUSE_SECONDS, self._longest_absence_seconds / 4)
 
     def note(self, key: str, end: End, *, now: float) -> Verdict:
         """Take in how a question ended, and decide; `now` is a steady time in seconds."""
@@ -193,7 +193,7 @@ class Outcomes:
             return False
         if self._away_since is None:
             self._away_since = now
-        return now - self._away_since < self._patience_seconds
+        return now - self._away_since < self._longest_absence_seconds
 
     def _stop(self, end: End) -> Verdict:
         self.fatal = self.fatal or end.error

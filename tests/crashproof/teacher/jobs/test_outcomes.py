@@ -36,13 +36,13 @@ UNANSWERED = End.of(unreachable())
 class Job:
     """A job whose answers and time are counted by hand."""
 
-    def __init__(self, *, max_unanswered: int = 4, patience_seconds: float = 60.0) -> None:
+    def __init__(self, *, max_unanswered: int = 4, longest_absence_seconds: float = 60.0) -> None:
         self.num_answers = 100
         self.now = 1000.0
         self.outcomes = Outcomes(
             EngineResult(),
             max_unanswered=max_unanswered,
-            patience_seconds=patience_seconds,
+            longest_absence_seconds=longest_absence_seconds,
             count_answers=lambda: self.num_answers,
         )
         self._num_asked = 0
@@ -124,7 +124,7 @@ def test_a_refusal_shows_that_the_teacher_is_there() -> None:
 
 
 def test_a_teacher_that_goes_away_is_waited_for_as_long_as_its_attempts_may_take() -> None:
-    job = Job(patience_seconds=60.0)
+    job = Job(longest_absence_seconds=60.0)
     job.end(ANSWERED)
 
     waited = [job.end(AWAY, after_seconds=0.9) for _ in range(60)]
@@ -139,7 +139,7 @@ def test_a_teacher_that_goes_away_is_waited_for_as_long_as_its_attempts_may_take
 
 
 def test_after_the_wait_a_few_questions_are_listed_and_the_job_goes_on() -> None:
-    job = Job(patience_seconds=5.0)
+    job = Job(longest_absence_seconds=5.0)
     job.end(ANSWERED)
 
     verdicts = [job.end(AWAY, after_seconds=4.0) for _ in range(3)]
@@ -150,7 +150,7 @@ def test_after_the_wait_a_few_questions_are_listed_and_the_job_goes_on() -> None
 
 
 def test_one_attempt_for_each_question_means_no_patience() -> None:
-    job = Job(patience_seconds=RetryPolicy(attempts=1).longest_pauses_seconds)
+    job = Job(longest_absence_seconds=RetryPolicy(attempts=1).longest_pauses_seconds)
     job.end(ANSWERED)
 
     assert Verdict.FINISHED == job.end(AWAY)

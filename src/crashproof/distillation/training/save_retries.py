@@ -1,4 +1,4 @@
-"""Wait together before another try."""
+"""Retry a save on all ranks together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from crashproof.pytorch.ranks import Ranks
 from crashproof.rules.saves.failures import retry_pause_seconds
 
-__all__ = ["Patience"]
+__all__ = ["SaveRetries"]
 
 _LOOK_SECONDS = 1.0
 """How soon a request to stop is noticed; it also keeps each wait of the ranks for each other short."""
@@ -16,7 +16,7 @@ _SECONDS_ONCE_ASKED_TO_STOP = 10.0
 """Schedulers kill soon after they have asked."""
 
 
-class Patience:
+class SaveRetries:
     """How long the ranks of a run try something again that has to succeed."""
 
     def __init__(
