@@ -51,6 +51,8 @@ LAYERS = {
         {"evaluation"},
         {"recipes"},
         {"training"},
+        {"start_checks"},
+        {"trainer"},
         {"command"},
     ],
 }

@@ -41,8 +41,8 @@ def capture_logits(
     """
     # Imported here so that the other commands start without PyTorch.
     from crashproof.distillation.display import hide_other_bars
-    from crashproof.distillation.recipes.kd import KdConfig
     from crashproof.distillation.settings.load import files_and_overrides, load_config
+    from crashproof.distillation.settings.recipes.kd import KdConfig
     from crashproof.distillation.settings.section import validated
     from crashproof.distillation.training.capture import CaptureSettings
     from crashproof.distillation.training.capture import capture_logits as capture
