@@ -24,7 +24,7 @@ from crashproof.tracking import metrics_recorder
 PROGRAM = """
 import sys, time
 from crashproof import ProgressTracker, TrackerSettings
-settings = TrackerSettings(sync_interval_seconds=0.05, throughput_window_seconds=2.0)
+settings = TrackerSettings(sync_interval_seconds=0.5, throughput_window_seconds=2.0)
 tracker = ProgressTracker(sys.argv[1], {"lr": 1}, 1_000_000, settings=settings)
 end, step = time.monotonic() + float(sys.argv[2]), 0
 while time.monotonic() < end:
