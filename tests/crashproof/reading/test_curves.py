@@ -16,7 +16,7 @@ from crashproof.reading.curves import CurveFollower, Recomputed
 from crashproof.records.codec import decode, encode
 from crashproof.records.curves import CurveBlock
 from crashproof.rules.curves import point_of
-from crashproof.tracking.curve_writer import UPDATES_A_BLOCK
+from crashproof.tracking.metrics.curve_writer import UPDATES_A_BLOCK
 
 
 def follow(run: Path) -> CurveFollower:

@@ -1,0 +1,1 @@
+"""The updates of the training loop, from its call to the journal, the session and the curves."""
