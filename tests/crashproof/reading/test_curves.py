@@ -51,6 +51,8 @@ def train(open_tracker, update, clock, run_dir):
             for step in range(first, last + 1):
                 clock.advance(seconds=1)
                 update(tracker, step, loss=random.Random(step).gauss(2.0, 0.1))
+            # As a heartbeat does: blocks are written when the session takes in the updates.
+            assert last == tracker.session.steps_completed
 
     return report
 

@@ -52,7 +52,7 @@ class MetricsRecorder:
         self._writer = writer
         self._odd_values = odd_values or OddValues()
         self._standstills = standstills
-        self._clock = clock
+        self._now, self._steady = clock.now, clock.steady
         self._attempt = writer.attempt
         newest = writer.newest_update
         self._stopwatch = TrainingStopwatch(hours_before=writer.session.wall_clock_hours, started_at=clock.steady())
@@ -72,7 +72,7 @@ class MetricsRecorder:
 
     def hours_trained(self) -> float:
         """Training time up to now, without pauses and downtime."""
-        return self._stopwatch.hours(self._clock.steady())
+        return self._stopwatch.hours(self._steady())
 
     def record_plain(
         self, step: object, loss: object, components: object, learning_rate: object, samples: object, tokens: object
@@ -86,8 +86,8 @@ class MetricsRecorder:
             return False
         if type(step) is not int or type(samples) is not int or type(tokens) is not int:
             return False
-        order, moment = self._order, self._clock.steady()
-        if not order.step < step <= LARGEST_INT or self._pending or self._replay.is_due:
+        order, moment = self._order, self._steady()
+        if not order.step < step <= LARGEST_INT or self._pending.queue or self._replay.is_due:
             return False
         if samples < order.samples or tokens < order.tokens or moment > self._standstills.late_at:
             return False
@@ -106,7 +106,7 @@ class MetricsRecorder:
             MetricsSnapshot(
                 attempt=self._attempt,
                 step=step,
-                timestamp=self._clock.now() * 1e3 // 1.0 / 1e3,
+                timestamp=self._now() * 1e3 // 1.0 / 1e3,
                 wall_clock_hours=self._stopwatch.lap(moment),
                 loss=loss,
                 loss_components=numbers,
@@ -121,7 +121,7 @@ class MetricsRecorder:
 
     def record(self, update: Update) -> None:
         """Write one update, or queue it until its numbers arrive; see `ProgressTracker.update_metrics`."""
-        moment = Moment(int(self._clock.now() * 1e3) / 1e3, self._clock.steady())
+        moment = Moment(int(self._now() * 1e3) / 1e3, self._steady())
         if moment.steady_seconds > self._standstills.late_at:
             self.leave_out_standstill(moment.steady_seconds)
         numbers = floats_of(update)
@@ -151,7 +151,7 @@ class MetricsRecorder:
         """Record a pause that ends now, and leave it out of the training time."""
         # Updates from before the pause are timed before it; the device has had the pause to finish.
         self._pending.write_all()
-        left_out = self._stopwatch.leave_out(seconds, self._clock.steady())
+        left_out = self._stopwatch.leave_out(seconds, self._steady())
         self._throughput.shift(left_out)
         self._writer.keep(Paused(**self._writer.stamp(), seconds=seconds))
 
@@ -170,7 +170,7 @@ class MetricsRecorder:
             seconds,
         )
         self._pending.write_all()
-        left_out = self._stopwatch.leave_out(by_steady_clock, self._clock.steady() if moment is None else moment)
+        left_out = self._stopwatch.leave_out(by_steady_clock, self._steady() if moment is None else moment)
         self._throughput.shift(left_out)
         self._writer.keep(Paused(**self._writer.stamp(), seconds=seconds, cause="standstill"))
 
