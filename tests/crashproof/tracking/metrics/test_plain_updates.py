@@ -17,7 +17,7 @@ Report = tuple[int, float, dict[str, float], float, int, int]
 
 
 def made_reports(seed: int) -> list[Report]:
-    """Reports of one attempt: steps that are left out, go back or come again; counts that fall; losses that are NaN."""
+    """Reports of one attempt: steps left out, back or again; counts that fall; losses that are not finite."""
     chance, step, reports = random.Random(seed), 0, []
     for _ in range(120):
         step = max(0, step + chance.choice([1, 1, 1, 1, 1, 2, 0, -3]))
@@ -76,7 +76,8 @@ def test_odd_counts_take_the_long_way(
 
     newest = tracker.session.metrics_history[-1]
     assert (2, 128) == (newest.step, newest.tokens_processed)
-    assert isinstance(newest.samples_processed, int) and 0 <= newest.samples_processed < 2**63
+    assert isinstance(newest.samples_processed, int)
+    assert 0 <= newest.samples_processed < 2**63
     assert [] == RunReader.open(tracker.metrics_file.parent.parent).problems()
 
 
