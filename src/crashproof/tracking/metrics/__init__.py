@@ -1,1 +1,1 @@
-"""The updates of the training loop, from its call to the journal, the session and the curves."""
+"""From an update of the training loop to its line, the session and the curves."""
