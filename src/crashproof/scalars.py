@@ -19,6 +19,7 @@ from crashproof.errors import InvalidMetric
 from crashproof.plain_values import as_text, distinct_names, named_fields
 
 __all__ = [
+    "LARGEST_INT",
     "FlatNumbers",
     "PendingScalar",
     "as_amount",
@@ -30,7 +31,7 @@ __all__ = [
     "start_copy",
 ]
 
-_LARGEST_INT = 2**63 - 1
+LARGEST_INT = 2**63 - 1
 """Other programs that read the journals use signed 64-bit integers."""
 _MOST_ELEMENTS = 32
 """Of a list or an array whose elements become numbers of their own."""
@@ -79,7 +80,7 @@ def as_int(value: Any, name: str) -> int:
         whole = as_float(value, name)
         if whole.is_integer():
             number = int(whole)
-    if not 0 <= number <= _LARGEST_INT:
+    if not 0 <= number <= LARGEST_INT:
         raise InvalidMetric(
             f"{name} must be a whole number of at least 0, got {_describe(value)}.", hint="Pass an int."
         )

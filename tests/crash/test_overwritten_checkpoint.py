@@ -142,7 +142,7 @@ def test_a_large_file_that_is_overwritten_before_its_digest_is_done_costs_one_sa
 def test_a_copy_that_a_kill_prevented_is_made_when_the_checkpoint_is_resumed(tmp_path):
     path = tmp_path / "last.pt"
     tracker = open_run(tmp_path)
-    tracker._keep_previous = lambda acknowledged, is_replaced: None
+    tracker._removal.keep_previous = lambda acknowledged, is_replaced: None
     save_in_place(tracker, path, 1)
     forget_open_runs()
     assert path == Path(open_run(tmp_path).get_recovery_checkpoint().checkpoint_path)

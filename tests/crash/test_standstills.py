@@ -19,12 +19,12 @@ from crashproof.records.events import Paused
 from crashproof.rules.stopwatch import Tick
 from crashproof.rules.summary import goodput_seconds
 from crashproof.testing import FakeClock
-from crashproof.tracking import metrics_recorder
+from crashproof.tracking.metrics import recorder
 
 PROGRAM = """
 import sys, time
 from crashproof import ProgressTracker, TrackerSettings
-settings = TrackerSettings(sync_interval_seconds=0.05, throughput_window_seconds=2.0)
+settings = TrackerSettings(sync_interval_seconds=0.5, throughput_window_seconds=2.0)
 tracker = ProgressTracker(sys.argv[1], {"lr": 1}, 1_000_000, settings=settings)
 end, step = time.monotonic() + float(sys.argv[2]), 0
 while time.monotonic() < end:
@@ -72,7 +72,7 @@ def stand_still(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> Callable[.
     def tick() -> Any:
         return Tick(steady=clock.steady(), since_boot=clock.since_boot(), cpu=0.0)
 
-    monkeypatch.setattr(metrics_recorder, "current_tick", tick)
+    monkeypatch.setattr(recorder, "current_tick", tick)
 
     def stand(tracker: ProgressTracker, *, stopped: float = 0.0, suspended: float = 0.0) -> None:
         tracker._standstills.begin_wait(tick())

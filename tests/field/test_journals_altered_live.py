@@ -150,7 +150,7 @@ def test_the_heartbeat_notices_within_seconds(
 @pytest.mark.parametrize("name", ["session.json", "checkpoints.json", "progress.json"])
 def test_a_removed_snapshot_is_written_again(tracker: ProgressTracker, run_dir: Path, name: str) -> None:
     (run_dir / "progress" / name).unlink()
-    tracker._check_sole_writer()
+    tracker._upkeep.check_sole_writer()
 
     assert (run_dir / "progress" / name).exists()
 

@@ -48,8 +48,11 @@ class AlertedRun(Protocol):
     """The run's files."""
     attempt: int
     """The number of this attempt."""
-    session: TrainingSession
-    """As of now."""
+
+    @property
+    def session(self) -> TrainingSession:
+        """As of now."""
+        ...
 
     def stamp(self) -> Stamp:
         """Time and attempt, for an event of this moment."""

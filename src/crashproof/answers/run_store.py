@@ -51,12 +51,15 @@ class AnsweredRun(Protocol):
 
     folder: RunFolder
     """The run's folder."""
-    session: TrainingSession
-    """The session that keeps the sums."""
     answers: QueueingJournal
     """`api_recovery.jsonl`."""
     requests: QueueingJournal
     """`api_requests.jsonl`."""
+
+    @property
+    def session(self) -> TrainingSession:
+        """The session that keeps the sums."""
+        ...
 
     def stamp(self) -> Stamp:
         """Timestamp and attempt for a line written now."""

@@ -35,8 +35,8 @@ class QueueingJournal:
         """The number of lines that are not in the file yet."""
         return len(self._queue)
 
-    def append(self, line: bytes) -> None:
-        """Add a line now, or as soon as the disk takes it.
+    def append(self, line: bytes) -> bool:
+        """Add a line now, or as soon as the disk takes it; return whether it is in the journal.
 
         Raises:
             StorageError, OSError: the queue is full (64 MiB); this line is lost. It is what refused the first one.
@@ -55,8 +55,9 @@ class QueueingJournal:
                 # `rescue` has it.
                 pass
             else:
-                return
+                return True
         self._enqueue(line)
+        return False
 
     def append_now(self, line: bytes) -> int:
         """Add a line behind all that are queued, and return its offset.

@@ -211,7 +211,7 @@ def _read_journal(
     state: RunState,
     marks: dict[str, JournalMark],
     decoder: LazyDecoder[T],
-    take: Callable[[T], None],
+    take: Callable[[T], object],
 ) -> None:
     mark = marks.get(path.name, JournalMark())
     end, num_lines, last_line = mark.num_bytes, mark.num_lines, b""

@@ -17,6 +17,7 @@ from zlib import crc32
 import msgspec
 
 __all__ = [
+    "CHECKSUMMED",
     "CHECKSUM_BYTES",
     "MAX_LINE_BYTES",
     "MAX_NESTING",
@@ -33,6 +34,8 @@ MAX_NESTING = 400
 """The most objects and arrays inside each other in one line or snapshot."""
 
 _CHECKSUM_START = b',"crc":"'
+CHECKSUMMED = b'%b,"crc":"%08x"}\n'
+"""Makes a line of one JSON object without its last brace, and of the CRC-32 of that."""
 CHECKSUM_BYTES = len(_CHECKSUM_START) + 8 + len(b'"}\n')
 """What the checksum adds to a line, its newline included."""
 
@@ -51,7 +54,7 @@ _version_decoder = msgspec.json.Decoder(_Versioned)
 def add_checksum(payload: bytes) -> bytes:
     """Close one JSON object (not an empty one) with its checksum and a newline."""
     body = payload[:-1]
-    return b'%b,"crc":"%08x"}\n' % (body, crc32(body))
+    return CHECKSUMMED % (body, crc32(body))
 
 
 def is_intact(line: bytes) -> bool:

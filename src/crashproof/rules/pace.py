@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -40,9 +41,26 @@ class ThroughputWindow:
         self._window_seconds = window_seconds
         self._spacing = window_seconds / most_points
         self._points: deque[tuple[float, int, int]] = deque()
+        self._first = self._last = (0.0, 0, 0)
+        self._unchanged_until = -math.inf
+        """Up to this moment, the points stay as they are."""
 
     def add(self, seconds: float, samples: int, tokens: int) -> tuple[float | None, float | None]:
         """Add the counts at a moment of the steady clock; return samples and tokens per second, if known."""
+        if seconds < self._unchanged_until:
+            then, samples_then, tokens_then = self._first
+            _, least_samples, least_tokens = self._last
+            if samples >= least_samples and tokens >= least_tokens and seconds > then:
+                return (samples - samples_then) / (seconds - then), (tokens - tokens_then) / (seconds - then)
+        rates = self._add(seconds, samples, tokens)
+        points = self._points
+        self._first, self._last = points[0], points[-1]
+        self._unchanged_until = self._last[0] + self._spacing
+        if len(points) > 1:
+            self._unchanged_until = min(self._unchanged_until, points[1][0] + self._window_seconds)
+        return rates
+
+    def _add(self, seconds: float, samples: int, tokens: int) -> tuple[float | None, float | None]:
         points = self._points
         if points and (samples < points[-1][1] or tokens < points[-1][2]):
             # The loop went back to an earlier step.
@@ -64,6 +82,7 @@ class ThroughputWindow:
     def shift(self, seconds: float) -> None:
         """Leave out a pause, by moving the points before it up to its end."""
         self._started_at += seconds
+        self._unchanged_until = -math.inf
         self._points = deque((then + seconds, samples, tokens) for then, samples, tokens in self._points)
 
     def _first_pace(self, seconds: float, samples: int, tokens: int) -> tuple[float | None, float | None]:

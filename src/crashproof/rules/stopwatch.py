@@ -30,13 +30,13 @@ class TrainingStopwatch:
         # As `hours`, without the call: this runs at every update.
         seconds = moment - self._started_at - self._paused_seconds
         hours = self._hours_before + seconds / _SECONDS_AN_HOUR if seconds > 0 else self._hours_before
-        return int(hours * 1e7) / 1e7
+        return hours * 1e7 // 1.0 / 1e7
 
     def hours(self, moment: float) -> float:
         """Hours trained up to a moment, precise to a third of a millisecond."""
         seconds = moment - self._started_at - self._paused_seconds
         hours = self._hours_before + seconds / _SECONDS_AN_HOUR if seconds > 0 else self._hours_before
-        return int(hours * 1e7) / 1e7
+        return hours * 1e7 // 1.0 / 1e7
 
     def leave_out(self, pause_seconds: float, moment: float) -> float:
         """Leave out a pause that ends at `moment`; return how many seconds of it were left out.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import islice
 
 from msgspec.structs import replace
 
@@ -25,6 +26,7 @@ __all__ = [
     "MOVING_AVERAGE_SPAN",
     "add_loss_to_buckets",
     "drop_superseded_losses",
+    "fill_loss_buckets",
     "loss_trend",
     "moved_average",
     "take_back_newest_loss",
@@ -54,9 +56,16 @@ def add_loss_to_buckets(session: TrainingSession) -> None:
     if session.metrics_history[-1].without_loss:
         return
     session.loss_updates_open += 1
+    if session.loss_updates_open >= BUCKET_UPDATES:
+        fill_loss_buckets(session)
+
+
+def fill_loss_buckets(session: TrainingSession) -> None:
+    """Put the oldest updates that are in no bucket yet in buckets, as long as they fill one."""
     while session.loss_updates_open >= BUCKET_UPDATES:
         # Of the history's 1,000 updates nearly all may have no loss.
-        reported = [line for line in session.metrics_history if not line.without_loss]
+        newest_first = (line for line in reversed(session.metrics_history) if not line.without_loss)
+        reported = list(islice(newest_first, session.loss_updates_open))[::-1]
         end = len(reported) - session.loss_updates_open + BUCKET_UPDATES
         lines = reported[max(0, end - BUCKET_UPDATES) : end]
         add_bucket(session.loss_buckets, [line.loss for line in lines], lines[-1].step)

@@ -11,7 +11,7 @@ from crashproof.clock import SYSTEM_CLOCK
 from crashproof.rules.stopwatch import StandstillDetector, Tick
 from crashproof.threads import try_to_start
 
-__all__ = ["Heartbeat", "current_tick"]
+__all__ = ["Heartbeat", "current_tick", "give_way"]
 
 log = logging.getLogger("crashproof")
 
@@ -78,6 +78,12 @@ class Heartbeat:
         is_stopped = self._stopped.wait(self._interval_seconds)
         self._standstills.end_wait(current_tick())
         return is_stopped
+
+
+def give_way() -> None:
+    """Let a thread go first that waits for a lock just released, or for the interpreter."""
+    # A lock that is taken again at once is taken before the other thread has woken up.
+    time.sleep(5e-5)
 
 
 def current_tick() -> Tick:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -27,9 +28,10 @@ from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import TrainingSession
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
-from crashproof.rules.session import apply_event, apply_metrics
+from crashproof.rules.session import apply_event, apply_updates
 from crashproof.rules.summary import progress_summary
-from crashproof.tracking.curve_writer import CurveWriter
+from crashproof.tracking.metrics.curve_writer import CurveWriter
+from crashproof.tracking.metrics.journalled_update import JournalledUpdate
 from crashproof.tracking.open_run import OpenRun, restate_beginning
 from crashproof.tracking.settings import TrackerSettings
 from crashproof.tracking.snapshots import SnapshotWriter, session_bytes
@@ -38,6 +40,10 @@ __all__ = ["RunWriter"]
 
 log = logging.getLogger("crashproof")
 
+MOST_UNAPPLIED = 8192
+"""Updates that wait to be applied: those of a second, if a step takes at least 120 µs; some 5 MB."""
+_FEW = 8
+"""Of them, applied by the loop itself where it is faster than that."""
 _UNWRITTEN_SECONDS = 10.0
 """What cannot be written for less is not worth an alert."""
 
@@ -47,7 +53,10 @@ class RunWriter:
 
     def __init__(self, run: OpenRun, *, settings: TrackerSettings, clock: Clock, disk: Disk) -> None:
         self.run = run
-        self.session: TrainingSession = run.session
+        self._session: TrainingSession = run.session
+        self._append, self._metrics = run.metrics.append, run.metrics.journal
+        self._unapplied: deque[JournalledUpdate] = deque()
+        """Updates that are in the journal, and that the session does not include yet."""
         # What the alerts and the run's store of answers need of it.
         self.folder, self.attempt = run.folder, run.attempt
         self.answers, self.requests = run.answers, run.requests
@@ -62,6 +71,18 @@ class RunWriter:
         """By the steady clock."""
         self._session_written_at = clock.steady()
         self._lines_at_session_file = -1
+
+    @property
+    def session(self) -> TrainingSession:
+        """The state of the session, all updates included."""
+        if self._unapplied:
+            self.apply_updates()
+        return self._session
+
+    @property
+    def num_unapplied(self) -> int:
+        """Updates that the session does not include yet."""
+        return len(self._unapplied)
 
     @property
     def newest_update(self) -> MetricsSnapshot | None:
@@ -84,13 +105,23 @@ class RunWriter:
         """Time and attempt, for an event of this moment."""
         return Stamp(timestamp=self._clock.now(), attempt=self.run.attempt)
 
-    def keep_update(self, line: MetricsSnapshot) -> None:
-        """Write one line of metrics, now or as soon as the disk has space."""
-        self.run.metrics.append(encode(line))
-        num_parts = self.session.parts_merged
-        apply_metrics(self.session, line)
-        is_part = self.session.parts_merged > num_parts
-        self._curves.add(line, is_waiting=self.run.metrics.num_queued > 0, is_part=is_part)
+    def keep_update(self, update: MetricsSnapshot) -> None:
+        """Write one update, now or as soon as the disk has space; the session includes it when it is asked for."""
+        is_written = self._append(encode(update))
+        journal, unapplied = self._metrics, self._unapplied
+        unapplied.append(
+            JournalledUpdate(update, journal.last_checksum, journal.num_bytes, journal.num_lines, is_written)
+        )
+        if len(unapplied) >= MOST_UNAPPLIED:
+            self.apply_updates(_FEW)
+
+    def apply_updates(self, most: int = MOST_UNAPPLIED) -> None:
+        """Apply the oldest updates that the session does not include yet, at most so many."""
+        unapplied = self._unapplied
+        journalled = [unapplied.popleft() for _ in range(min(most, len(unapplied)))]
+        parts = apply_updates(self._session, [each.update for each in journalled])
+        for place, each in enumerate(journalled):
+            self._curves.add(each, is_part=place in parts)
 
     def keep(self, event: Event) -> None:
         """Write an event, now or as soon as the disk has space."""
@@ -191,6 +222,7 @@ class RunWriter:
             for each in self.run.journals()
             if each.journal.path in altered
         ]
+        self.apply_updates()
         self._curves.begin_again()
         for each in restored:
             moved_to = "" if each.moved_to is None else self.folder.recorded_path(each.moved_to)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import atexit
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from crashproof.clock import SYSTEM_CLOCK, BootClock, Clock
 from crashproof.disk.atomic import WholeFile
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.run_folder import RunFolder
-from crashproof.disk.sole_writer import Intrusion, SoleWriter
 from crashproof.errors import InvalidMetric, SavesFailed, StorageError
 from crashproof.odd_values import OddValues
 from crashproof.records.checkpoints import CheckpointMetadata
@@ -36,7 +34,6 @@ from crashproof.records.events import (
     SpendingReported,
 )
 from crashproof.records.metrics import Update
-from crashproof.records.progress import ProgressSummary
 from crashproof.records.rank_times import RankTimes
 from crashproof.records.requests import Spending
 from crashproof.records.session import TrainingSession
@@ -51,18 +48,22 @@ from crashproof.rules.stopwatch import StandstillDetector
 from crashproof.rules.time_left.estimate import estimate_remaining
 from crashproof.rules.trends import trend_of_session
 from crashproof.scalars import as_amount, as_float, as_int
-from crashproof.tracking.checkpoint_recorder import CheckpointRecorder, Stale
+from crashproof.tracking.checkpoint_recorder import CheckpointRecorder
+from crashproof.tracking.checkpoint_removal import CheckpointRemoval
 from crashproof.tracking.heartbeat import Heartbeat
-from crashproof.tracking.metrics_recorder import MetricsRecorder
+from crashproof.tracking.metrics.recorder import MetricsRecorder
 from crashproof.tracking.open_run import open_run
 from crashproof.tracking.requested_session import RequestedSession
 from crashproof.tracking.run_guard import GuardState, RunGuard
 from crashproof.tracking.run_writer import RunWriter
 from crashproof.tracking.settings import TrackerSettings
+from crashproof.tracking.upkeep import Upkeep
 
 __all__ = ["ProgressTracker"]
 
 log = logging.getLogger("crashproof")
+
+_OPEN = GuardState.OPEN
 
 
 class ProgressTracker:
@@ -129,7 +130,6 @@ class ProgressTracker:
         )
         run = open_run(self._folder, requested, clock=clock, disk=disk)
         self._guard = RunGuard(self._folder.root, run.lock)
-        self._sole_writer = SoleWriter(run.lock, [each.journal for each in run.journals()], attempt=run.attempt)
         self._writer = RunWriter(run, settings=self._settings, clock=clock, disk=disk)
         self._responses = RunResponses(self._writer, self._guard, disk=disk)
         self._odd_values = OddValues()
@@ -144,9 +144,21 @@ class ProgressTracker:
         self._checkpoints = CheckpointRecorder(
             self._writer, large_checkpoint_bytes=self._settings.large_checkpoint_bytes, clock=clock, disk=disk
         )
+        self._removal = CheckpointRemoval(self._writer, self._guard, self._checkpoints)
         self._alerts = AlertMonitor(self._writer, self._settings.alerts)
+        self._upkeep = Upkeep(
+            self._writer,
+            self._guard,
+            metrics=self._metrics,
+            checkpoints=self._checkpoints,
+            removal=self._removal,
+            responses=self._responses,
+            alerts=self._alerts,
+            clock=clock,
+        )
+        self._upkeep.on_intrusion = self._stop_at_intrusion
         self._alerts.report_earlier_crashes()
-        self._write_snapshots()
+        self._upkeep.write_snapshots()
         self._guard.watch(on_takeover=self._close_replaced, on_fork=self._leave_to_parent)
         self._heartbeat = self._start_heartbeat()
         atexit.register(self._close_at_exit)
@@ -154,9 +166,11 @@ class ProgressTracker:
     @property
     def session(self) -> TrainingSession:
         """The state of the session, as of now."""
-        if self._guard.is_open():
-            self._responses.tell_served()
-        return self._writer.session
+        self._upkeep.apply_updates()
+        with self._guard.lock:
+            if self._guard.is_open():
+                self._responses.tell_served()
+            return self._writer.session
 
     @property
     def responses(self) -> RunResponses:
@@ -223,7 +237,14 @@ class ProgressTracker:
             RunClosed: the tracker was closed or replaced.
             DiskFull: the disk has been full for so long that no more lines fit into memory.
         """
-        odd, known = self._odd_values, self._writer.session
+        guard = self._guard
+        if throughput_samples_per_sec is None and throughput_tokens_per_sec is None:
+            with guard.lock:
+                if guard.state is _OPEN and self._metrics.record_plain(
+                    step, loss, loss_components, learning_rate, samples_processed, tokens_processed
+                ):
+                    return
+        odd, known = self._odd_values, self.session
         update = Update(
             step=as_int(step, "step"),
             loss=loss,
@@ -289,8 +310,11 @@ class ProgressTracker:
         except (StorageError, OSError) as error:
             self.record_checkpoint_failure(step, error)
             raise
-        self._keep_previous([recorded], is_replaced=isinstance(written, WholeFile))
-        self._remove_stale()
+        self._removal.keep_previous([recorded], is_replaced=isinstance(written, WholeFile))
+        rule = self._settings.keep
+        if rule is not None:
+            # Those that cannot be removed stay for now.
+            self._removal.remove(lambda session: self._checkpoints.stale(session, rule))
         if self._heartbeat is not None:
             self._heartbeat.start()
         return recorded
@@ -316,7 +340,7 @@ class ProgressTracker:
             num_failed = self._checkpoints.record_failure(failed_step, error)
             saved_step = self._writer.session.last_checkpoint_step
             if self._heartbeat is None:
-                self._check_alerts()
+                self._upkeep.check_alerts()
         if is_last_chance(num_failed - 1, self._settings.max_failed_saves):
             cause = error if isinstance(error, Exception) else StorageError(f"{error}")
             raise SavesFailed(step=failed_step, num_failed=num_failed, error=cause, saved_step=saved_step) from cause
@@ -332,7 +356,7 @@ class ProgressTracker:
         """
         self._guard.require_open()
         path = Path(checkpoint_path)
-        return self._remove(lambda session: self._checkpoints.unwanted(session, path))
+        return self._removal.remove(lambda session: self._checkpoints.unwanted(session, path))
 
     def quarantine_checkpoint(self, checkpoint_path: str | Path, step: int, reason: str) -> None:
         """Move a checkpoint that cannot be used out of the way, into `progress/set_aside/`, and journal why.
@@ -400,14 +424,14 @@ class ProgressTracker:
             digested = self._checkpoints.keep_digests(wait=True)
             session = self._writer.session_as_of_now()
         # Outside the lock: reading gigabytes takes a while.
-        self._keep_previous(digested, is_replaced=False)
+        self._removal.keep_previous(digested, is_replaced=False)
         choice = choose_for(session, self._folder)
         if choice is None:
             return None
         with self._guard:
             located = self._checkpoints.offer(choice)
         # A kill may have come between its record and the copy of its bytes.
-        self._keep_previous([choice.checkpoint], is_replaced=False)
+        self._removal.keep_previous([choice.checkpoint], is_replaced=False)
         return located
 
     def record_api_response(self, prompt_hash: str, response: Mapping[str, Any], cost: float = 0.0) -> None:
@@ -483,7 +507,7 @@ class ProgressTracker:
 
     def get_progress_summary(self) -> dict[str, Any]:
         """The fields of `progress.json`, as of now; `ProgressSummary` has the names."""
-        summary: dict[str, Any] = msgspec.to_builtins(self._summary())
+        summary: dict[str, Any] = msgspec.to_builtins(self._upkeep.summary())
         return summary
 
     def get_remaining_seconds(self) -> float | None:
@@ -502,11 +526,11 @@ class ProgressTracker:
             RunInUse: another process writes the run as well.
         """
         if self._heartbeat is None:
-            self._check_sole_writer()
+            self._upkeep.check_sole_writer()
         with self._guard:
             self._metrics.write_all()
-            self._check_alerts()
-            self._finish_writing()
+            self._upkeep.check_alerts()
+            self._upkeep.finish_writing()
 
     def close(self, how: AttemptState | str = AttemptState.COMPLETED, error: BaseException | None = None) -> None:
         """End the attempt and close the run; a second call does nothing.
@@ -522,7 +546,7 @@ class ProgressTracker:
         if self._guard.is_open():
             if self._heartbeat is not None:
                 self._heartbeat.stop()
-            self._check_before_closing()
+            self._upkeep.check_before_closing()
         if self._guard.state is GuardState.INTRUDED and error is None and not self._guard.has_raised:
             self._guard.require_open()
         if not self._guard.is_open():
@@ -551,77 +575,11 @@ class ProgressTracker:
         otherwise = 0 if at_step is None else at_step.samples_processed
         return self._odd_values.count(dataset_position, "dataset_position", otherwise=otherwise)
 
-    def _summary(self) -> ProgressSummary:
-        with self._guard.lock:
-            self._responses.tell_served()
-            session = self._writer.session_as_of_now()
-            hours, num_pending = self._metrics.hours_trained(), self._metrics.num_pending
-        return self._writer.summary(session, wall_clock_hours=hours, num_pending=num_pending)
-
-    def _keep_previous(self, acknowledged: list[CheckpointMetadata], *, is_replaced: bool) -> None:
-        """Keep the bytes of checkpoints that the next save overwrites, then drop those that they replace."""
-        if not acknowledged:
-            return
-        with self._guard.removal_lock:
-            for each in acknowledged:
-                self._writer.keep_trying(
-                    partial(self._checkpoints.keep_previous, each, is_replaced=is_replaced),
-                    trouble=f"no copy of {each.checkpoint_path} is kept while the next save overwrites it",
-                )
-            with self._guard.lock:
-                session = self._writer.session_as_of_now()
-            self._writer.keep_trying(
-                partial(self._checkpoints.drop_previous, session),
-                trouble="earlier bytes of checkpoints cannot be removed from progress/previous/",
-            )
-
-    def _remove_stale(self) -> None:
-        """Remove the checkpoints that the retention rule does not keep; those that cannot be removed stay for now."""
-        rule = self._settings.keep
-        if rule is None:
-            return
-        self._remove(lambda session: self._checkpoints.stale(session, rule))
-
-    def _remove(self, choose: Callable[[TrainingSession], Stale | None]) -> bool:
-        """Remove the checkpoints that `choose` returns; return whether any were taken out of the manifest."""
-        with self._guard.removal_lock:
-            with self._guard.lock:
-                session = self._writer.session_as_of_now()
-            # Outside the lock: reading and deleting gigabytes takes a while.
-            stale = choose(session)
-            if stale is None:
-                return False
-            forgotten = self._forget(stale)
-            if forgotten is None:
-                return False
-            self._writer.keep_trying(
-                partial(self._checkpoints.delete_removed, forgotten),
-                trouble="checkpoints that are no longer kept cannot be deleted",
-            )
-            with self._guard.lock:
-                if self._guard.is_open():
-                    self._checkpoints.keep_deletion()
-            known = CheckpointCatalog(forgotten).all()
-            return any(each not in known for each in stale.checkpoints)
-
-    def _forget(self, stale: Stale) -> TrainingSession | None:
-        """Take checkpoints out of the manifest; None where that cannot be recorded now, or the run is closed."""
-        forgotten: list[TrainingSession] = []
-
-        def forget() -> None:
-            with self._guard.lock:
-                if self._guard.is_open():
-                    forgotten.append(self._checkpoints.forget(stale))
-
-        trouble = "no checkpoint is removed that the retention rule does not keep, as that cannot be recorded"
-        self._writer.keep_trying(forget, trouble=trouble)
-        return forgotten[0] if forgotten else None
-
     def _end_attempt(self, how: AttemptState, error: BaseException | None) -> None:
         self._metrics.write_all()
-        self._keep_digests(wait=True)
+        self._upkeep.keep_digests(wait=True)
         self._responses.tell_served()
-        self._check_alerts()
+        self._upkeep.check_alerts()
         self._writer.keep(
             AttemptEnded(
                 **self._writer.stamp(),
@@ -633,135 +591,21 @@ class ProgressTracker:
         )
         # The end is recorded first: if there is no alert about it then, the alert process sends one.
         self._alerts.report_end(error)
-        self._finish_writing()
+        self._upkeep.finish_writing()
         self._responses.save_index()
-
-    def _finish_writing(self) -> None:
-        self._responses.tell_served()
-        self._writer.write_queued()
-        self._writer.sync()
-        self._write_snapshots()
-        self._writer.raise_if_queued()
 
     def _start_heartbeat(self) -> Heartbeat | None:
         if not self._settings.has_heartbeat:
             return None
-        return Heartbeat(self._beat, interval_seconds=self._settings.heartbeat_seconds, standstills=self._standstills)
-
-    def _check_sole_writer(self) -> None:
-        """Stop writing if something else writes the run as well."""
-        if not self._guard.is_open():
-            return
-        intrusion = self._sole_writer.find_intrusion(self._clock.steady(), guard=self._guard.lock)
-        if intrusion is not None:
-            self._stop_writing(intrusion)
-        elif self._sole_writer.altered:
-            self._restore_journals()
-        elif self._writer.are_snapshots_gone():
-            log.warning("Snapshots in %s were removed; they are written again.", self._folder.progress)
-            with self._guard:
-                self._write_snapshots()
-
-    def _restore_journals(self) -> None:
-        """Write journals again that a tool has edited or removed, loudly; training goes on.
-
-        Raises:
-            DiskFull, StorageUnwritable: it could not be done; the next heartbeat tries again.
-        """
-        with self._guard:
-            restored = self._writer.restore_journals(self._sole_writer.altered)
-            if self._folder.answers in self._sole_writer.altered:
-                self._responses.forget_index()
-            message = "; ".join(map(str, restored))
-            log.error(
-                "Something has altered the journals of %s while this process writes them: %s. Training goes on.",
-                self._folder.root,
-                message,
-            )
-            self._alerts.report_altered_journals(message)
-            self._writer.sync()
-            self._write_snapshots()
-
-    def _check_before_closing(self) -> None:
-        """Look for another writer and for altered journals a last time; without its journals no run is complete."""
-        try:
-            self._check_sole_writer()
-        except (StorageError, OSError) as error:
-            names = ", ".join(path.name for path in self._sole_writer.altered)
-            what = f"its journals ({names}) were altered and cannot be written again: {error}"
-            self._stop_writing(Intrusion(what=what, other=None))
-
-    def _stop_writing(self, intrusion: Intrusion) -> None:
-        """Leave the run to another writer; every later call raises an error that names it."""
-        with self._guard.removal_lock, self._guard.lock:
-            if not self._guard.is_open():
-                return
-            if self._heartbeat is not None:
-                self._heartbeat.stop()
-            self._writer.abandon()
-            self._guard.stop(intrusion)
-            try:
-                self._metrics.write_all()
-                self._responses.tell_served()
-                kept = self._writer.rescue()
-                if kept:
-                    self._guard.add_details(f"What is not in the run is in {', '.join(map(str, kept))}.")
-            except Exception as error:
-                self._guard.add_details(
-                    f"{self._writer.num_queued} lines could not be written and are lost at its end: {error}"
-                )
-            self._alerts.close()
-            self._checkpoints.close()
-            self._writer.close()
-            atexit.unregister(self._close_at_exit)
-        log.error("%s Nothing more is written by this one.", self._guard.error())
-
-    def _beat(self) -> None:
-        """Do regular work in the background; what is slow happens outside the lock."""
-        self._writer.keep_trying(self._check_sole_writer, trouble="altered journals cannot be written again")
-        with self._guard.lock:
-            if not self._guard.is_open():
-                return
-            self._metrics.leave_out_standstill()
-            self._metrics.write_ready()
-            self._writer.write_queued()
-            digested = self._keep_digests(wait=False)
-            self._responses.tell_served()
-        self._keep_previous(digested, is_replaced=False)
-        self._writer.keep_trying(
-            self._writer.sync, trouble="a power loss would lose the newest records, which cannot be synced"
+        return Heartbeat(
+            self._upkeep.beat, interval_seconds=self._settings.heartbeat_seconds, standstills=self._standstills
         )
-        self._responses.save_index(only_if_due=True)
-        summary, free_bytes = self._summary(), self._alerts.free_bytes()
-        with self._guard.lock:
-            if not self._guard.is_open():
-                return
-            self._alerts.check(summary, free_bytes)
-            summary.alerts_active = list(self._writer.session.alerts_active)
-        self._writer.write_summary(summary)
-        content = None
-        with self._guard.lock:
-            if self._writer.is_session_file_due:
-                content = self._writer.session_content()
-        self._writer.write_session(content)
 
-    def _keep_digests(self, *, wait: bool) -> list[CheckpointMetadata]:
-        """Record the digests that are ready; where that fails, a later call tries again."""
-        digested: list[CheckpointMetadata] = []
-        self._writer.keep_trying(
-            lambda: digested.extend(self._checkpoints.keep_digests(wait=wait)),
-            trouble="checkpoints are unverified, as their digests cannot be recorded",
-        )
-        return digested
-
-    def _check_alerts(self) -> None:
-        """Check for alerts between heartbeats, or if there is no heartbeat."""
-        self._alerts.check(self._summary(), self._alerts.free_bytes(), is_moving=True)
-
-    def _write_snapshots(self) -> None:
-        self._writer.write_summary(self._summary())
-        self._writer.write_manifest()
-        self._writer.write_session(self._writer.session_content())
+    def _stop_at_intrusion(self) -> None:
+        """Do nothing more between calls, as the run is left to another writer."""
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+        atexit.unregister(self._close_at_exit)
 
     def _close_replaced(self) -> None:
         """Close, because another tracker of this process is about to take over the run."""

@@ -16,7 +16,7 @@ from crashproof.reading.curves import CurveFollower, Recomputed
 from crashproof.records.codec import decode, encode
 from crashproof.records.curves import CurveBlock
 from crashproof.rules.curves import point_of
-from crashproof.tracking.curve_writer import UPDATES_A_BLOCK
+from crashproof.tracking.metrics.curve_writer import UPDATES_A_BLOCK
 
 
 def follow(run: Path) -> CurveFollower:
@@ -51,6 +51,8 @@ def train(open_tracker, update, clock, run_dir):
             for step in range(first, last + 1):
                 clock.advance(seconds=1)
                 update(tracker, step, loss=random.Random(step).gauss(2.0, 0.1))
+            # As a heartbeat does: blocks are written when the session takes in the updates.
+            assert last == tracker.session.steps_completed
 
     return report
 

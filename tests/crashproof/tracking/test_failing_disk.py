@@ -88,17 +88,17 @@ def test_what_cannot_be_written_for_a_while_is_an_alert_and_no_flood(
     disk = Refusing()
     tracker = open_tracker(settings=SETTINGS, disk=disk)
     update(tracker, 1)
-    tracker._beat()
+    tracker._upkeep.beat()
     caplog.clear()
     disk.refused = refused
     for step in range(2, 32):
         update(tracker, step)
-        tracker._beat()
+        tracker._upkeep.beat()
         clock.advance(1.0)
     active = list(tracker.session.alerts_active)
     said = [each for each in caplog.messages if not each.startswith("Alert ")]
     disk.refused = {}
-    tracker._beat()
+    tracker._upkeep.beat()
     tracker.close()
 
     assert ["records_failing"] == active
@@ -121,7 +121,7 @@ def test_a_trouble_of_seconds_is_no_alert(
         # Half of the time, but never long.
         disk.refused = {"write": errno.EIO} if step % 10 < 5 else {}
         update(tracker, step)
-        tracker._beat()
+        tracker._upkeep.beat()
         clock.advance(1.0)
     disk.refused = {}
     tracker.close()
@@ -138,11 +138,11 @@ def test_alerts_are_checked_although_altered_journals_cannot_be_written_again(
     disk.refused = dict.fromkeys(("write", "new file"), errno.EROFS)
     tracker.metrics_file.unlink()
     for _ in range(20):
-        tracker._beat()
+        tracker._upkeep.beat()
         clock.advance(1.0)
     active = list(tracker.session.alerts_active)
     disk.refused = {}
-    tracker._beat()
+    tracker._upkeep.beat()
     tracker.close()
 
     assert ["records_failing"] == active
@@ -168,12 +168,12 @@ def test_a_checkpoint_without_its_copy_is_recorded_and_the_trouble_is_told_once(
         update(tracker, step)
         save_checkpoint(tracker, step, b"weights of %d" % step, path=run_dir / "last.pt")
         clock.advance(4.0)
-        tracker._beat()
+        tracker._upkeep.beat()
     kept = ("No copy of last.pt is kept", "Earlier bytes of checkpoints cannot be removed")
     said = [each for each in caplog.messages if each.startswith(kept)]
     disk.refused = {}
     save_checkpoint(tracker, 9, path=run_dir / "last.pt")
-    tracker._beat()
+    tracker._upkeep.beat()
     tracker.close()
 
     assert 1 == len(said), said
@@ -196,12 +196,12 @@ def test_old_checkpoints_that_cannot_be_deleted_are_told_once_and_go_later(
         update(tracker, step)
         save_checkpoint(tracker, step)
         clock.advance(1.0)
-        tracker._beat()
+        tracker._upkeep.beat()
     said = [each for each in caplog.messages if each.startswith("Checkpoints that are no longer kept")]
     disk.refused = {}
     update(tracker, 21)
     save_checkpoint(tracker, 21)
-    tracker._beat()
+    tracker._upkeep.beat()
     tracker.close()
 
     assert 1 == len(said)
@@ -229,7 +229,7 @@ def test_a_disk_that_refuses_everything_for_a_while_ends_no_training(
             if step == 80:
                 disk.stop_failing()
             update(tracker, step)
-            tracker._beat()
+            tracker._upkeep.beat()
             clock.advance(1.0)
     tracker.close()
 

@@ -56,8 +56,11 @@ class Journal:
         """
         self.path = path
         self._disk = disk
-        self._num_lines = mark.num_lines
-        self._last_line_crc = mark.last_line_crc
+        self.num_lines = mark.num_lines
+        """Lines in it, damaged ones not counted."""
+        self._mark = mark
+        self.last_checksum = b""
+        """The end of the last line that was appended; empty if none was since the journal was opened."""
         self._sync_lock = threading.Lock()
         self._has_torn_end = False
         self._is_abandoned = False
@@ -80,7 +83,7 @@ class Journal:
     @property
     def mark(self) -> JournalMark:
         """Where the journal ends now."""
-        return JournalMark(num_bytes=self.num_bytes, num_lines=self._num_lines, last_line_crc=self._last_line_crc)
+        return JournalMark(num_bytes=self.num_bytes, num_lines=self.num_lines, last_line_crc=self._last_line_crc)
 
     @property
     def has_unsynced(self) -> bool:
@@ -97,10 +100,8 @@ class Journal:
             JournalAbandoned: likewise.
             RecordTooLarge: it is longer, or nested more deeply, than a reader takes.
         """
-        if len(line) > MAX_LINE_BYTES:
-            raise RecordTooLarge(self.path, reason=f"has {len(line):,} bytes, more than {MAX_LINE_BYTES:,}")
-        if is_nested_too_deeply(line):
-            raise RecordTooLarge(self.path, reason=f"is nested more than {MAX_NESTING} levels deep")
+        if len(line) > MAX_NESTING:
+            self._require_readable(line)
         if self._is_blocked:
             with storage_errors(self.path, needed_bytes=len(line)):
                 self._unblock()
@@ -115,8 +116,8 @@ class Journal:
             with storage_errors(self.path, needed_bytes=len(line)):
                 raise
         self.num_bytes = offset + len(line)
-        self._num_lines += 1
-        self._last_line_crc = line_crc(line)
+        self.num_lines += 1
+        self.last_checksum = line[-CHECKSUM_BYTES:]
         return offset
 
     def sync(self) -> None:
@@ -186,8 +187,8 @@ class Journal:
         with self._sync_lock:
             self._disk.close(self._file)
             self._file = file
-            self.num_bytes, self._num_lines = os.fstat(file).st_size, mark.num_lines
-            self._last_line_crc, self._synced_bytes = mark.last_line_crc, self.num_bytes
+            self.num_bytes, self.num_lines = os.fstat(file).st_size, mark.num_lines
+            self._mark, self.last_checksum, self._synced_bytes = mark, b"", self.num_bytes
             self._has_torn_end, self._is_blocked = False, self._is_abandoned
 
     def accept_foreign_lines(self) -> None:
@@ -229,6 +230,16 @@ class Journal:
                 yield lines
         if rest:
             yield rest
+
+    @property
+    def _last_line_crc(self) -> str:
+        return line_crc(self.last_checksum) if self.last_checksum else self._mark.last_line_crc
+
+    def _require_readable(self, line: bytes) -> None:
+        if len(line) > MAX_LINE_BYTES:
+            raise RecordTooLarge(self.path, reason=f"has {len(line):,} bytes, more than {MAX_LINE_BYTES:,}")
+        if is_nested_too_deeply(line):
+            raise RecordTooLarge(self.path, reason=f"is nested more than {MAX_NESTING} levels deep")
 
     def _cut_back(self, offset: int, line: bytes) -> None:
         """Remove what the failed write of a line may have left at an offset, or remember that it is there."""

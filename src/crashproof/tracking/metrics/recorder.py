@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections import deque
 
 import msgspec
 
 from crashproof.clock import Clock
 from crashproof.odd_values import OddValues
-from crashproof.reading.run_state import read_losses
 from crashproof.records.codec import nonfinite_names
-from crashproof.records.events import Paused, ReplayDiffered
+from crashproof.records.events import Paused
 from crashproof.records.metrics import MetricsSnapshot, Numbers, Update, snapshot_of
-from crashproof.rules.history import losses_agree
 from crashproof.rules.pace import ThroughputWindow
 from crashproof.rules.stopwatch import StandstillDetector, TrainingStopwatch
+from crashproof.scalars import LARGEST_INT
 from crashproof.tracking.heartbeat import current_tick
-from crashproof.tracking.pending_updates import Moment, PendingUpdates, as_reported, floats_of, numbers_on_host
+from crashproof.tracking.metrics.pending_updates import (
+    Moment,
+    PendingUpdates,
+    as_reported,
+    floats_of,
+    numbers_on_host,
+)
+from crashproof.tracking.metrics.replay_check import ReplayCheck
+from crashproof.tracking.metrics.step_order import StepOrder
 from crashproof.tracking.run_writer import RunWriter
 
 __all__ = ["MetricsRecorder"]
@@ -26,7 +32,6 @@ __all__ = ["MetricsRecorder"]
 log = logging.getLogger("crashproof")
 
 _HUGE = sys.float_info.max
-_MOST_EXPECTED_LINES = 200_000
 
 
 class MetricsRecorder:
@@ -47,7 +52,8 @@ class MetricsRecorder:
         self._writer = writer
         self._odd_values = odd_values or OddValues()
         self._standstills = standstills
-        self._clock = clock
+        self._now, self._steady = clock.now, clock.steady
+        self._attempt = writer.attempt
         newest = writer.newest_update
         self._stopwatch = TrainingStopwatch(hours_before=writer.session.wall_clock_hours, started_at=clock.steady())
         self._throughput = ThroughputWindow(
@@ -56,10 +62,8 @@ class MetricsRecorder:
             window_seconds=throughput_window_seconds,
         )
         self._pending = PendingUpdates(self._write)
-        self._journal_end_at_opening = writer.run.metrics.journal.num_bytes
-        self._expected_losses: deque[tuple[int, float]] | None = None
-        """What earlier attempts journalled for the next steps; None until the first update is known."""
-        self._order = _StepOrder()
+        self._replay = ReplayCheck(writer)
+        self._order = StepOrder()
 
     @property
     def num_pending(self) -> int:
@@ -68,11 +72,56 @@ class MetricsRecorder:
 
     def hours_trained(self) -> float:
         """Training time up to now, without pauses and downtime."""
-        return self._stopwatch.hours(self._clock.steady())
+        return self._stopwatch.hours(self._steady())
+
+    def record_plain(
+        self, step: object, loss: object, components: object, learning_rate: object, samples: object, tokens: object
+    ) -> bool:
+        """Write an update of Python's own numbers, as nearly all are; return whether it was one.
+
+        False, with nothing done, for any other value, for a step that is not the next one, and where something has to
+        be done first: those are for `record`. This is one function, as a call costs a tenth of what a line does.
+        """
+        if type(loss) is not float or type(learning_rate) is not float or type(components) is not dict:
+            return False
+        if type(step) is not int or type(samples) is not int or type(tokens) is not int:
+            return False
+        order, moment = self._order, self._steady()
+        if not order.step < step <= LARGEST_INT or self._pending.queue or self._replay.is_due:
+            return False
+        if samples < order.samples or tokens < order.tokens or moment > self._standstills.late_at:
+            return False
+        if samples > LARGEST_INT or tokens > LARGEST_INT:
+            return False
+        numbers, total = components.copy(), loss + learning_rate
+        for name, value in numbers.items():
+            if type(value) is not float or type(name) is not str or not name.isascii():
+                return False
+            total += value
+        if not -_HUGE < total < _HUGE:
+            return False
+        order.step, order.samples, order.tokens = step, samples, tokens
+        samples_per_sec, tokens_per_sec = self._throughput.add(moment, samples, tokens)
+        self._writer.keep_update(
+            MetricsSnapshot(
+                attempt=self._attempt,
+                step=step,
+                timestamp=self._now() * 1e3 // 1.0 / 1e3,
+                wall_clock_hours=self._stopwatch.lap(moment),
+                loss=loss,
+                loss_components=numbers,
+                learning_rate=learning_rate,
+                samples_processed=samples,
+                tokens_processed=tokens,
+                throughput_samples_per_sec=None if samples_per_sec is None else samples_per_sec * 1e3 // 1.0 / 1e3,
+                throughput_tokens_per_sec=None if tokens_per_sec is None else tokens_per_sec * 1e3 // 1.0 / 1e3,
+            )
+        )
+        return True
 
     def record(self, update: Update) -> None:
         """Write one update, or queue it until its numbers arrive; see `ProgressTracker.update_metrics`."""
-        moment = Moment(int(self._clock.now() * 1e3) / 1e3, self._clock.steady())
+        moment = Moment(int(self._now() * 1e3) / 1e3, self._steady())
         if moment.steady_seconds > self._standstills.late_at:
             self.leave_out_standstill(moment.steady_seconds)
         numbers = floats_of(update)
@@ -102,7 +151,7 @@ class MetricsRecorder:
         """Record a pause that ends now, and leave it out of the training time."""
         # Updates from before the pause are timed before it; the device has had the pause to finish.
         self._pending.write_all()
-        left_out = self._stopwatch.leave_out(seconds, self._clock.steady())
+        left_out = self._stopwatch.leave_out(seconds, self._steady())
         self._throughput.shift(left_out)
         self._writer.keep(Paused(**self._writer.stamp(), seconds=seconds))
 
@@ -121,7 +170,7 @@ class MetricsRecorder:
             seconds,
         )
         self._pending.write_all()
-        left_out = self._stopwatch.leave_out(by_steady_clock, self._clock.steady() if moment is None else moment)
+        left_out = self._stopwatch.leave_out(by_steady_clock, self._steady() if moment is None else moment)
         self._throughput.shift(left_out)
         self._writer.keep(Paused(**self._writer.stamp(), seconds=seconds, cause="standstill"))
 
@@ -143,92 +192,9 @@ class MetricsRecorder:
         if not -_HUGE < total < _HUGE:
             names = nonfinite_names(msgspec.to_builtins(line))
             line = msgspec.structs.replace(line, nonfinite=names or msgspec.UNSET)
-        if self._expected_losses is None or self._expected_losses:
-            self._check_replay(line)
+        if self._replay.is_due:
+            self._replay.check(line)
         self._writer.keep_update(line)
-
-    def _check_replay(self, line: MetricsSnapshot) -> None:
-        """Compare a recomputed step with what earlier attempts journalled."""
-        if self._expected_losses is None:
-            self._expected_losses = self._losses_to_repeat(line.step)
-        expected = self._expected_losses
-        while expected and expected[0][0] < line.step:
-            expected.popleft()
-        if not expected or expected[0][0] > line.step:
-            return
-        _, before = expected.popleft()
-        if losses_agree(before, line.loss):
-            return
-        expected.clear()
-        log.warning(
-            "Step %s was recomputed with a different loss (%r before, %r now): this attempt does not repeat the "
-            "earlier one bit for bit. Code, data, libraries or hardware may have changed.",
-            f"{line.step:,}",
-            before,
-            line.loss,
-        )
-        self._writer.keep(
-            ReplayDiffered(
-                **self._writer.stamp(), step=line.step, loss_before=_or_none(before), loss_now=_or_none(line.loss)
-            )
-        )
-
-    def _losses_to_repeat(self, first_step: int) -> deque[tuple[int, float]]:
-        """The losses of earlier attempts from the first step of this one on; empty if they ended before."""
-        if first_step > self._writer.session.steps_completed:
-            return deque()
-        end = self._journal_end_at_opening
-        return read_losses(self._writer.run.folder, first_step=first_step, end=end, max_lines=_MOST_EXPECTED_LINES)
-
-
-class _StepOrder:
-    """The order of the steps of one attempt; says once that a step comes again, and once that the loop goes back."""
-
-    def __init__(self) -> None:
-        self._step = -1
-        self._counts = (0, 0)
-        self._has_warned_of_parts = False
-        self._has_warned_of_going_back = False
-
-    def expect_resume(self) -> None:
-        """Any step may come next."""
-        self._step = -1
-
-    def take(self, update: Update) -> tuple[int, int]:
-        """Take the next update; return the samples and tokens processed up to it."""
-        before, counts = self._step, self._counts
-        self._step, self._counts = update.step, (update.samples_processed, update.tokens_processed)
-        if update.step == before:
-            self._warn_of_parts(update.step)
-            # A part may leave them out.
-            self._counts = max(counts[0], self._counts[0]), max(counts[1], self._counts[1])
-        elif update.step < before:
-            self._warn_of_going_back(before, update.step)
-        return self._counts
-
-    def _warn_of_parts(self, step: int) -> None:
-        if self._has_warned_of_parts:
-            return
-        self._has_warned_of_parts = True
-        log.warning(
-            "Step %s was reported again by the same attempt. The reports of a step are merged: all components are "
-            "kept, and of what both name, the loss included, the later value counts. One report per step, with all "
-            "of its components, is clearer.",
-            f"{step:,}",
-        )
-
-    def _warn_of_going_back(self, before: int, step: int) -> None:
-        if self._has_warned_of_going_back:
-            return
-        self._has_warned_of_going_back = True
-        log.warning(
-            "Step %s was reported after step %s by the same attempt, without a resume in between. The newer reports "
-            "count from step %s on; the journal keeps the older ones as superseded. If this is the number of a batch "
-            "in its epoch, report the number of optimizer steps since the beginning of the run instead.",
-            f"{step:,}",
-            f"{before:,}",
-            f"{step:,}",
-        )
 
 
 def _given_or_rounded(given: float | None, measured: float | None) -> float | None:
@@ -236,7 +202,3 @@ def _given_or_rounded(given: float | None, measured: float | None) -> float | No
         return given
     # `round` costs twice as much.
     return int(measured * 1e3) / 1e3
-
-
-def _or_none(loss: float) -> float | None:
-    return loss if -_HUGE <= loss <= _HUGE else None

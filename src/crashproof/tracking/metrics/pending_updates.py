@@ -29,10 +29,11 @@ class PendingUpdates:
 
     def __init__(self, write: Callable[[Moment, Update, Numbers], None]) -> None:
         self._write = write
-        self._pending: deque[tuple[Moment, Update, _Copies]] = deque()
+        self.queue: deque[tuple[Moment, Update, _Copies]] = deque()
+        """In step order."""
 
     def __len__(self) -> int:
-        return len(self._pending)
+        return len(self.queue)
 
     def add(self, moment: Moment, update: Update) -> None:
         """Start copying the numbers of a converted update to the host; returns at once."""
@@ -41,20 +42,20 @@ class PendingUpdates:
             components={name: _start_copy(value, name) for name, value in update.loss_components.items()},
             learning_rate=_start_copy(update.learning_rate, "learning_rate"),
         )
-        self._pending.append((moment, update, copies))
+        self.queue.append((moment, update, copies))
 
     def write_ready(self) -> None:
         """Write the oldest ones whose numbers have arrived."""
-        while self._pending and self._pending[0][2].are_ready():
+        while self.queue and self.queue[0][2].are_ready():
             self._write_first()
 
     def write_all(self) -> None:
         """Wait for all numbers, and write."""
-        while self._pending:
+        while self.queue:
             self._write_first()
 
     def _write_first(self) -> None:
-        moment, update, copies = self._pending.popleft()
+        moment, update, copies = self.queue.popleft()
         self._write(moment, update, copies.numbers())
 
 

@@ -5,7 +5,13 @@ import pytest
 
 from crashproof.odd_values import OddValues
 from crashproof.records.metrics import Numbers, Update
-from crashproof.tracking.pending_updates import Moment, PendingUpdates, as_reported, floats_of, numbers_on_host
+from crashproof.tracking.metrics.pending_updates import (
+    Moment,
+    PendingUpdates,
+    as_reported,
+    floats_of,
+    numbers_on_host,
+)
 
 NOW = Moment(1000.0, 1.0)
 

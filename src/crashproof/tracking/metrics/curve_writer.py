@@ -22,6 +22,7 @@ from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.snapshots import JournalMark
 from crashproof.rules.curves import folded
 from crashproof.rules.history import with_part
+from crashproof.tracking.metrics.journalled_update import JournalledUpdate
 
 __all__ = ["UPDATES_A_BLOCK", "CurveWriter"]
 
@@ -48,19 +49,18 @@ class CurveWriter:
         self._journal: Journal | None = None
         self._has_failed = False
 
-    def add(self, update: MetricsSnapshot, *, is_waiting: bool, is_part: bool = False) -> None:
-        """Add an update that has just been journalled, or that waits for space on the disk.
+    def add(self, journalled: JournalledUpdate, *, is_part: bool = False) -> None:
+        """Add an update that is in the journal, or waits for space there.
 
         Args:
-            update: The update, or a part of one.
-            is_waiting: Whether it waits for space.
+            journalled: The update, or a part of one.
             is_part: Whether it belongs to the update before it.
         """
         # A full block is added only now: another part of its last update may have followed.
         if len(self._updates) >= UPDATES_A_BLOCK and not is_part:
             self._add_block()
-        updates = self._updates
-        if is_waiting:
+        updates, update = self._updates, journalled.update
+        if not journalled.is_written:
             # Its offset is not known yet; readers find such lines in the journal.
             self._start_over(JournalMark())
             return
@@ -68,13 +68,13 @@ class CurveWriter:
             updates[-1] = with_part(updates[-1], update)
         elif is_part or (updates and update.step <= updates[-1].step):
             # A block needs steps in order, and whole updates: readers find these in the journal.
-            self._start_over(self._metrics.mark)
+            self._start_over(journalled.mark)
             return
         else:
             updates.append(update)
         self._num_lines += 1
         if len(updates) >= UPDATES_A_BLOCK:
-            self._end = self._metrics.mark
+            self._end = journalled.mark
 
     def begin_again(self) -> None:
         """Forget the file and what is not in it yet: the journal of metrics has been written again."""
