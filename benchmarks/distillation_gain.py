@@ -10,8 +10,8 @@ from statistics import mean, stdev
 from benchmarks.figures import Section
 from crashproof import RunReader
 from crashproof.distillation.command import main as train
-from crashproof.distillation.recipes.kd import KdConfig
 from crashproof.distillation.settings.load import load_config
+from crashproof.distillation.settings.recipes.kd import KdConfig
 from crashproof.distillation.training.capture import CaptureSettings, capture_logits
 from crashproof.pytorch.interrupts import Interrupts
 

@@ -22,6 +22,7 @@ from benchmarks.machine import machine_lines
 BENCHMARKS = (
     "update_cost",
     "line_size",
+    "start_time",
     "opening_time",
     "memory",
     "page_speed",

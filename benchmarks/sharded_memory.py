@@ -21,8 +21,9 @@ from benchmarks.figures import Section
 from crashproof.distillation.models.causal_lm import load_model
 from crashproof.distillation.models.deferred.weights import DeferredWeights
 from crashproof.distillation.models.making import DeferredModels, ModelMaker
-from crashproof.distillation.recipes.kd import KD, KdConfig
+from crashproof.distillation.recipes.kd import KD
 from crashproof.distillation.settings.load import load_config
+from crashproof.distillation.settings.recipes.kd import KdConfig
 from crashproof.distillation.text.tokenizer import train_tokenizer
 from crashproof.distillation.training.agreement.inputs import InputDigests
 from crashproof.distillation.training.lessons import read_lessons

@@ -18,8 +18,9 @@ from benchmarks.figures import Section, in_unit
 from benchmarks.trained_loop import StepTimes, trained_loop
 from crashproof import training_progress_context
 from crashproof.distillation.data.text_data import TokenizedData
-from crashproof.distillation.recipes.kd import KdLossConfig, KdRecipe
+from crashproof.distillation.recipes.kd import KdRecipe
 from crashproof.distillation.settings.progress import ProgressConfig
+from crashproof.distillation.settings.recipes.kd import KdLossConfig
 from crashproof.distillation.settings.train import TrainConfig
 
 __all__ = ["measure"]

@@ -12,8 +12,9 @@ import torch
 from benchmarks.figures import Section, in_unit, tail_cells
 from benchmarks.trained_loop import StepTimes, trained_loop
 from crashproof import training_progress_context
-from crashproof.distillation.recipes.kd import KD, KdConfig
+from crashproof.distillation.recipes.kd import KD
 from crashproof.distillation.settings.load import load_config
+from crashproof.distillation.settings.recipes.kd import KdConfig
 from crashproof.distillation.settings.run import RunConfig
 from crashproof.distillation.training.lessons import read_lessons
 from crashproof.distillation.training.preparation import Prepared, prepare

@@ -122,6 +122,7 @@ def free_port() -> int:
 
 
 def _serve(recipe: str) -> None:
+    import crashproof.distillation.trainer  # noqa: F401 - once for all ranks: it takes seconds.
     from crashproof.distillation.command import main
 
     for line in sys.stdin:

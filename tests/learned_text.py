@@ -8,12 +8,14 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from crashproof.distillation.data.answer_data import AnswerDataConfig, answer_data, read_answers
+from crashproof.distillation.data.answer_data import answer_data, read_answers
 from crashproof.distillation.data.text_data import TokenizedData, load_source, tokenized
 from crashproof.distillation.data.tool_conversations import read_source
-from crashproof.distillation.data.tool_data import ToolDataConfig, tool_data
+from crashproof.distillation.data.tool_data import tool_data
 from crashproof.distillation.losses.divergences import IGNORED
 from crashproof.distillation.settings.data import DataConfig
+from crashproof.distillation.settings.recipes.answer_generation import AnswerDataConfig
+from crashproof.distillation.settings.recipes.tools import ToolDataConfig
 
 
 def tokens_of(

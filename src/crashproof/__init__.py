@@ -13,18 +13,18 @@ from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.session import TrainingSession
 from crashproof.rules.retention import KeepBest, KeepEvery, KeepLatest, KeepMilestones
-from crashproof.tracking.context import (
-    TrainingProgressContext,
-    calculate_metrics_from_step,
-    get_recovery_checkpoint,
-    setup_progress_tracking,
-    training_progress_context,
-)
 from crashproof.tracking.settings import TrackerSettings
-from crashproof.tracking.tracker import ProgressTracker
 
 if TYPE_CHECKING:
     from crashproof.reading.run_reader import RunReader
+    from crashproof.tracking.context import (
+        TrainingProgressContext,
+        calculate_metrics_from_step,
+        get_recovery_checkpoint,
+        setup_progress_tracking,
+        training_progress_context,
+    )
+    from crashproof.tracking.tracker import ProgressTracker
     from crashproof.views.dataframes import load
     from crashproof.views.notebook import show
 
@@ -56,11 +56,17 @@ __all__ = [
 ]
 
 _IMPORTED_AT_FIRST_USE = {
+    "ProgressTracker": "crashproof.tracking.tracker",
+    "TrainingProgressContext": "crashproof.tracking.context",
+    "calculate_metrics_from_step": "crashproof.tracking.context",
+    "get_recovery_checkpoint": "crashproof.tracking.context",
+    "setup_progress_tracking": "crashproof.tracking.context",
+    "training_progress_context": "crashproof.tracking.context",
     "RunReader": "crashproof.reading.run_reader",
     "load": "crashproof.views.dataframes",
     "show": "crashproof.views.notebook",
 }
-"""What reads runs: a training uses none of it, and would wait for its imports at every start."""
+"""What writes runs, and what reads them: hardly a process does both, and each would wait for the other's imports."""
 
 
 def __getattr__(name: str) -> object:
@@ -69,3 +75,7 @@ def __getattr__(name: str) -> object:
     value: object = getattr(import_module(_IMPORTED_AT_FIRST_USE[name]), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,45 +9,47 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from typing import AnyStr, Generic
 
 __all__ = ["LazyPattern"]
 
 
-class LazyPattern:
+class LazyPattern(Generic[AnyStr]):
     """A regular expression that costs nothing until it is used; each method is that of `re.Pattern`."""
 
-    def __init__(self, pattern: str, flags: re.RegexFlag = re.NOFLAG) -> None:
-        self._pattern = pattern
+    def __init__(self, pattern: AnyStr, flags: re.RegexFlag = re.NOFLAG) -> None:
+        self._pattern: AnyStr = pattern
         self._flags = flags
 
-    def search(self, text: str, start: int = 0, end: int = sys.maxsize) -> re.Match[str] | None:
+    def search(self, text: AnyStr, start: int = 0, end: int = sys.maxsize) -> re.Match[AnyStr] | None:
         """The first match in a part of a text."""
         return self._compiled.search(text, start, end)
 
-    def match(self, text: str, start: int = 0, end: int = sys.maxsize) -> re.Match[str] | None:
+    def match(self, text: AnyStr, start: int = 0, end: int = sys.maxsize) -> re.Match[AnyStr] | None:
         """The match at the beginning of a part of a text."""
         return self._compiled.match(text, start, end)
 
-    def fullmatch(self, text: str) -> re.Match[str] | None:
+    def fullmatch(self, text: AnyStr) -> re.Match[AnyStr] | None:
         """The match of a whole text."""
         return self._compiled.fullmatch(text)
 
-    def finditer(self, text: str) -> Iterator[re.Match[str]]:
+    def finditer(self, text: AnyStr) -> Iterator[re.Match[AnyStr]]:
         """All matches."""
         return self._compiled.finditer(text)
 
-    def findall(self, text: str) -> list[str]:
+    def findall(self, text: AnyStr) -> list[AnyStr]:
         """The texts of all matches, where there is no group."""
         return self._compiled.findall(text)
 
-    def split(self, text: str) -> list[str]:
+    def split(self, text: AnyStr) -> list[AnyStr]:
         """The texts between the matches."""
-        return [*self._compiled.split(text)]
+        parts: list[AnyStr] = self._compiled.split(text)
+        return parts
 
-    def sub(self, replacement: str | Callable[[re.Match[str]], str], text: str) -> str:
+    def sub(self, replacement: AnyStr | Callable[[re.Match[AnyStr]], AnyStr], text: AnyStr) -> AnyStr:
         """The text with each match replaced."""
         return self._compiled.sub(replacement, text)
 
     @cached_property
-    def _compiled(self) -> re.Pattern[str]:
+    def _compiled(self) -> re.Pattern[AnyStr]:
         return re.compile(self._pattern, self._flags)

@@ -11,8 +11,9 @@ import math
 import operator
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from msgspec import Struct, field
 
 from crashproof.errors import InvalidMetric
 from crashproof.plain_values import as_text, distinct_names, named_fields
@@ -86,8 +87,7 @@ def as_int(value: Any, name: str) -> int:
     return number
 
 
-@dataclass(slots=True)
-class FlatNumbers:
+class FlatNumbers(Struct):
     """The numbers in a nested structure."""
 
     numbers: dict[str, object] = field(default_factory=dict)

@@ -21,8 +21,8 @@ from crashproof.checkpoints.digest import digest_of
 from crashproof.cli.app import app
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.distillation.command import main
-from crashproof.distillation.recipes.kd import KdConfig
 from crashproof.distillation.settings.load import load_config
+from crashproof.distillation.settings.recipes.kd import KdConfig
 from crashproof.distillation.training.capture import CaptureSettings, capture_logits
 from crashproof.pytorch.interrupts import Interrupts
 from crashproof.reading.run_reader import RunReader

@@ -21,8 +21,9 @@ import pytest
 
 from crashproof.data_files.reader import read_records
 from crashproof.distillation.data.text_data import load_source
-from crashproof.distillation.recipes.kd import KD, KdConfig
+from crashproof.distillation.recipes.kd import KD
 from crashproof.distillation.settings.data import DataConfig
+from crashproof.distillation.settings.recipes.kd import KdConfig
 from crashproof.distillation.settings.section import validated
 from crashproof.distillation.training.lessons import split_source
 from crashproof.errors import ConfigError, DataError, MissingExtra

@@ -21,16 +21,18 @@ from transformers import (
 )
 
 from crashproof import RunReader
-from crashproof.distillation.data.answer_data import AnswerDataConfig, answer_data, read_answers
+from crashproof.distillation.data.answer_data import answer_data, read_answers
 from crashproof.distillation.data.answered.prompts import load_prompts
 from crashproof.distillation.data.text_data import TokenizedData, load_source, tokenized
 from crashproof.distillation.data.tool_conversations import read_source
-from crashproof.distillation.data.tool_data import ToolDataConfig, tool_data
+from crashproof.distillation.data.tool_data import tool_data
 from crashproof.distillation.losses.divergences import IGNORED
 from crashproof.distillation.models.text_model import most_positions
-from crashproof.distillation.recipes.kd import KdConfig
 from crashproof.distillation.settings.data import DataConfig
 from crashproof.distillation.settings.load import load_config
+from crashproof.distillation.settings.recipes.answer_generation import AnswerDataConfig
+from crashproof.distillation.settings.recipes.kd import KdConfig
+from crashproof.distillation.settings.recipes.tools import ToolDataConfig
 from crashproof.distillation.text.tokenizer import end_id
 from crashproof.distillation.training.capture import CaptureSettings, capture_logits
 from crashproof.errors import DataError

@@ -22,10 +22,11 @@ from crashproof.distillation.data.source import Source
 from crashproof.distillation.data.text_data import load_source
 from crashproof.distillation.losses.divergences import IGNORED
 from crashproof.distillation.models.causal_lm import new_model, save_model
-from crashproof.distillation.recipes.kd import KdConfig, complete_config
+from crashproof.distillation.recipes.kd import complete_config
 from crashproof.distillation.settings.data import DataConfig
 from crashproof.distillation.settings.load import load_config
 from crashproof.distillation.settings.models import ModelShape
+from crashproof.distillation.settings.recipes.kd import KdConfig
 from crashproof.distillation.teachers.answer_file import has_logprobs, read_answered_file
 from crashproof.distillation.text.aligned_answer import AlignedAnswer, LogprobsMisfit, TokenAligner
 from crashproof.distillation.text.tokenizer import encode_text, end_id, train_tokenizer

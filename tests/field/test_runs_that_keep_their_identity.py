@@ -15,8 +15,8 @@ from crashproof import (
     setup_progress_tracking,
     training_progress_context,
 )
-from crashproof.distillation.recipes.kd import KdConfig
 from crashproof.distillation.settings.load import load_config
+from crashproof.distillation.settings.recipes.kd import KdConfig
 from crashproof.errors import ConfigChanged, ConfigError
 from crashproof.records.events import ConfigContinued
 

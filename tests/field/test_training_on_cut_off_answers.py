@@ -6,14 +6,16 @@ import json
 
 import pytest
 
-from crashproof.distillation.data.answer_data import AnswerDataConfig, answer_data, read_answers
+from crashproof.distillation.data.answer_data import answer_data, read_answers
 from crashproof.distillation.data.answered.prompts import load_prompts
 from crashproof.distillation.data.api_data import ApiData
 from crashproof.distillation.data.text_data import load_source, tokenized
 from crashproof.distillation.data.tool_conversations import read_source
-from crashproof.distillation.data.tool_data import ToolDataConfig, tool_data
+from crashproof.distillation.data.tool_data import tool_data
 from crashproof.distillation.losses.divergences import IGNORED
 from crashproof.distillation.settings.data import DataConfig
+from crashproof.distillation.settings.recipes.answer_generation import AnswerDataConfig
+from crashproof.distillation.settings.recipes.tools import ToolDataConfig
 from crashproof.distillation.text.chat import BUILTIN_TEMPLATE, end_of_turn
 from crashproof.distillation.text.corpus import builtin_documents
 from crashproof.distillation.text.tokenizer import train_tokenizer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Self
 
 import msgspec
@@ -42,10 +41,6 @@ class AlertContent(msgspec.Struct, frozen=True, kw_only=True):
             time=now,
             progress_pct=min(100.0, 100.0 * session.steps_done / session.total_steps_target),
         )
-
-    def as_json(self) -> bytes:
-        """One JSON object in ASCII; lone surrogates, which UTF-8 cannot hold, are escaped like the rest."""
-        return json.dumps(msgspec.structs.asdict(self)).encode()
 
     def as_line(self) -> str:
         """Kind, message, run and progress, for people."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from crashproof.alerts.channels.base import AlertChannel
 from crashproof.alerts.content import AlertContent
-from crashproof.alerts.process_client import AlertProcess, WatchedRun
 from crashproof.alerts.settings import AlertSettings
+from crashproof.disk.files import REAL_DISK
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import BudgetExhausted
 from crashproof.notices import Notices
@@ -33,6 +32,9 @@ from crashproof.rules.alerts import (
 from crashproof.rules.secrets.known import KnownSecrets
 from crashproof.rules.secrets.texts import without_secrets
 from crashproof.rules.spending import spending_of
+
+if TYPE_CHECKING:
+    from crashproof.alerts.process_client import AlertProcess
 
 __all__ = ["AlertMonitor"]
 
@@ -80,7 +82,7 @@ class AlertMonitor:
         self._process: AlertProcess | None = None
         if len(self._own_channels) < len(channels):
             with self._never_raising():
-                self._process = AlertProcess(self._watched(channels))
+                self._process = self._start_process(channels)
 
     def report_earlier_crashes(self) -> None:
         """Report attempts whose crash nobody could report."""
@@ -91,7 +93,7 @@ class AlertMonitor:
     def free_bytes(self) -> int | None:
         """Free space on the run's disk; needs no lock."""
         try:
-            return shutil.disk_usage(self._run.folder.progress).free
+            return REAL_DISK.free_bytes(self._run.folder.progress)
         except OSError:
             return None
 
@@ -201,8 +203,11 @@ class AlertMonitor:
         number = self._run.attempt
         return next((each for each in self._run.session.attempts if each.attempt == number), None)
 
-    def _watched(self, channels: list[AlertChannel]) -> WatchedRun:
-        return WatchedRun(
+    def _start_process(self, channels: list[AlertChannel]) -> AlertProcess:
+        # Like the channels, it brings along what a run without alerts does not wait for.
+        from crashproof.alerts.process_client import AlertProcess, WatchedRun
+
+        watched = WatchedRun(
             pid=os.getpid(),
             progress=str(self._run.folder.progress),
             session_id=self._run.session.session_id,
@@ -210,3 +215,4 @@ class AlertMonitor:
             channels={channel.name: channel.setting for channel in channels if not channel.runs_in_training},
             kinds=[kind for kind in ALERT_KINDS if self._settings.sends(kind)],
         )
+        return AlertProcess(watched)

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import msgspec
 
+from crashproof.alerts.channels.registry import CHANNELS
 from crashproof.alerts.content import AlertContent
 from crashproof.alerts.delivery import Deliveries
 from crashproof.alerts.process_client import STOP_SIGNALS, Finished, Send, WatchedRun
-from crashproof.alerts.settings import CHANNELS
 from crashproof.disk.files import storage_errors
 from crashproof.disk.journal import append_durably
 from crashproof.disk.journal_repair import repair_journal

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from crashproof.alerts.channels.base import AlertChannel
-from crashproof.alerts.channels.bell import Bell
-from crashproof.alerts.channels.command import Command
-from crashproof.alerts.channels.desktop import Desktop
-from crashproof.alerts.channels.slack import SlackWebhook
-from crashproof.alerts.channels.webhook import Webhook
 from crashproof.errors import ConfigError
 from crashproof.rules.alerts import ALERT_KINDS
 
-__all__ = ["CHANNELS", "AlertSettings", "names_variable", "read_address"]
+__all__ = ["AlertSettings", "names_variable", "read_address"]
 
 _FROM_ENVIRONMENT = "env:"
-
-
-def _channel(kind: type[AlertChannel], default: bool | None) -> Any:
-    return dataclasses.field(default=default, repr=not kind.is_secret, metadata={"channel": kind})
+_OFF = {"webhook": None, "slack_webhook": None, "command": None, "desktop": False, "bell": False}
+"""What switches a channel off, by its name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,15 +28,15 @@ class AlertSettings:
         ConfigError: an address, a command, a kind or a number is unusable.
     """
 
-    webhook: str | None = _channel(Webhook, None)
+    webhook: str | None = field(default=None, repr=False)
     """An http(s) address that each alert is posted to as JSON. A secret: nothing shows it."""
-    slack_webhook: str | None = _channel(SlackWebhook, None)
+    slack_webhook: str | None = field(default=None, repr=False)
     """The same in the form of Slack's incoming webhooks."""
-    command: Sequence[str] | str | None = _channel(Command, None)
+    command: Sequence[str] | str | None = field(default=None, repr=False)
     """A program with its arguments, or a line for the shell; it receives the JSON on its standard input."""
-    desktop: bool = _channel(Desktop, False)
+    desktop: bool = False
     """Show a notification where `notify-send` or `osascript` is available."""
-    bell: bool = _channel(Bell, False)
+    bell: bool = False
     """Ring the terminal that the training writes its errors to."""
     kinds: frozenset[str] | None = None
     """The kinds to send; None sends all."""
@@ -67,7 +59,13 @@ class AlertSettings:
 
     def channels(self) -> list[AlertChannel]:
         """The channels that are switched on."""
-        found = [kind.from_setting(getattr(self, name)) for name, kind in CHANNELS.items()]
+        given = {name: setting for name, off in _OFF.items() if (setting := getattr(self, name)) is not off}
+        if not given:
+            return []
+        # They bring along what starts programs and speaks HTTP: a run without alerts does not wait for it.
+        from crashproof.alerts.channels.registry import CHANNELS
+
+        found = [CHANNELS[name].from_setting(setting) for name, setting in given.items()]
         return [channel for channel in found if channel is not None]
 
     def secrets(self) -> list[str]:
@@ -78,12 +76,6 @@ class AlertSettings:
     def sends(self, kind: str) -> bool:
         """Whether a kind is to be sent."""
         return self.kinds is None or kind in self.kinds
-
-
-CHANNELS: Mapping[str, type[AlertChannel]] = {
-    field.name: field.metadata["channel"] for field in dataclasses.fields(AlertSettings) if field.metadata
-}
-"""By the name of their setting."""
 
 
 def names_variable(address: object) -> TypeGuard[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -25,6 +24,7 @@ from crashproof.disk.line_index import LineIndex, Place
 from crashproof.disk.queueing_journal import QueueingJournal
 from crashproof.disk.run_folder import RunFolder
 from crashproof.records.codec import decode_line, encode
+from crashproof.records.lazy_decoder import LazyDecoder
 from crashproof.records.requests import AnswerRecord, price_left_in
 from crashproof.records.snapshots import JournalMark
 from crashproof.rules.requests import JsonObject, TeacherRequest, nearest_difference
@@ -32,11 +32,10 @@ from crashproof.rules.requests import JsonObject, TeacherRequest, nearest_differ
 __all__ = ["AnswerJournal"]
 
 log = logging.getLogger("crashproof")
-_decoder = msgspec.json.Decoder(AnswerRecord)
+_decoder = LazyDecoder[AnswerRecord](AnswerRecord)
 
 
-@dataclass(frozen=True, slots=True)
-class _Pending:
+class _Pending(msgspec.Struct, frozen=True):
     key: str
     place: Place
     before: JournalMark
@@ -177,4 +176,4 @@ class _Key(msgspec.Struct):
     prompt_hash: str
 
 
-_key_decoder = msgspec.json.Decoder(_Key)
+_key_decoder = LazyDecoder[_Key](_Key)

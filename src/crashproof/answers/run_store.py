@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import secrets
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -257,7 +257,7 @@ class RunResponses:
             spending = spending_of(self._run.session)
             if spending.committed + intent.most > budget:
                 return OverBudget(spending=spending)
-        granted = Granted(request_id=secrets.token_hex(8), request=intent.request, most=intent.most)
+        granted = Granted(request_id=os.urandom(8).hex(), request=intent.request, most=intent.most)
         self._keep_line(
             RequestSent(
                 **self._line_head(key), request_id=granted.request_id, model=intent.request.model, most=intent.most

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Protocol
 
@@ -28,8 +27,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Intent:
+class Intent(msgspec.Struct, frozen=True, kw_only=True):
     """A request that the caller wants to send now."""
 
     request: TeacherRequest
@@ -39,8 +37,7 @@ class Intent:
     """Whether a stored answer, if unusable, is to be replaced by a new one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Granted:
+class Granted(msgspec.Struct, frozen=True, kw_only=True):
     """Permission to send; the intent is on disk."""
 
     request_id: str
@@ -48,16 +45,14 @@ class Granted:
     most: Decimal
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Busy:
+class Busy(msgspec.Struct, frozen=True, kw_only=True):
     """The same request is in flight elsewhere; ask again after `seconds`."""
 
     holder: str
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OverBudget:
+class OverBudget(msgspec.Struct, frozen=True, kw_only=True):
     """The request could cost more than is left of the budget."""
 
     spending: Spending
@@ -72,8 +67,7 @@ Verdict = AnswerRecord | Granted | Busy | OverBudget
 """A store's reply to an intent; the answer itself if it is stored."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
+class Answered(msgspec.Struct, frozen=True, kw_only=True):
     """An answer arrived; it is paid for, usable or not."""
 
     granted: Granted
@@ -100,16 +94,14 @@ class Answered:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True, kw_only=True):
     """The teacher refused, or was never reached: nothing was paid."""
 
     granted: Granted
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lost:
+class Lost(msgspec.Struct, frozen=True, kw_only=True):
     """No answer arrived, but one may have been computed and charged."""
 
     granted: Granted

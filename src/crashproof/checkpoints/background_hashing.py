@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent import futures
 from functools import partial
 from pathlib import Path
 
@@ -22,14 +22,14 @@ class BackgroundDigests:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self._pool: ThreadPoolExecutor | None = None
-        self._running: list[tuple[CheckpointMetadata, Future[Digest | None]]] = []
+        self._pool: futures.ThreadPoolExecutor | None = None
+        self._running: list[tuple[CheckpointMetadata, futures.Future[Digest | None]]] = []
         self._returned: list[tuple[CheckpointMetadata, Digest]] = []
 
     def start(self, checkpoint: CheckpointMetadata) -> None:
         """Queue a checkpoint; returns at once, except where no thread can be started."""
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="crashproof-digest")
+            self._pool = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="crashproof-digest")
         path = self._folder.find(checkpoint.checkpoint_path)
         self._running.append((checkpoint, run_or_submit(self._pool, partial(_digest_unchanged, checkpoint, path))))
 
@@ -50,7 +50,7 @@ class BackgroundDigests:
 
     def wait(self) -> None:
         """Wait until all are finished."""
-        wait([future for _, future in self._running])
+        futures.wait([future for _, future in self._running])
 
     def close(self) -> None:
         """End the thread."""
@@ -67,7 +67,7 @@ def _digest_unchanged(checkpoint: CheckpointMetadata, path: Path) -> Digest | No
     return None if checkpoint.stats and stats_of(path, names) != checkpoint.stats else digest
 
 
-def _is_usable(checkpoint: CheckpointMetadata, future: Future[Digest | None]) -> bool:
+def _is_usable(checkpoint: CheckpointMetadata, future: futures.Future[Digest | None]) -> bool:
     error = future.exception()
     if error is not None:
         log.warning("Could not read %s back (%s); it stays unverified.", checkpoint.checkpoint_path, error)

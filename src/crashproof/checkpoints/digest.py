@@ -6,11 +6,12 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent import futures
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePath
+
+from msgspec import Struct
 
 from crashproof.disk.atomic import sync_tree
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
@@ -46,8 +47,7 @@ _LITTER = (
 log = logging.getLogger("crashproof")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Digest:
+class Digest(Struct, frozen=True, kw_only=True):
     """What distinguishes an intact checkpoint from a damaged one."""
 
     num_bytes: int
@@ -75,7 +75,7 @@ def digest_of(path: Path, names: Iterable[str] | None = None) -> Digest:
 
 def digest_of_names(path: Path, names: Iterable[str]) -> dict[str, FileDigest]:
     """Read some files of a folder, and digest each."""
-    with ThreadPoolExecutor(max_workers=4) as pool:
+    with futures.ThreadPoolExecutor(max_workers=4) as pool:
         digests = {name: run_or_submit(pool, partial(_digest_of_file, path / name)) for name in names}
     return {name: digest.result() for name, digest in digests.items()}
 

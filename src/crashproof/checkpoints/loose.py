@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
-
 from crashproof.checkpoints.verify import problem_with
 from crashproof.disk.journal import Line, scan
 from crashproof.disk.lost_records import Trace
@@ -15,11 +13,12 @@ from crashproof.disk.run_folder import RunFolder
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.codec import decode_line
 from crashproof.records.events import CheckpointRecorded, Event
+from crashproof.records.lazy_decoder import LazyDecoder
 
 __all__ = ["find_loose"]
 
 _MOST_NAMED = 10
-_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+_decoder = LazyDecoder[Event](Event)
 
 
 def find_loose(folder: RunFolder, *, before: float | None = None) -> list[Trace]:

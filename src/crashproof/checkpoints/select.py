@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -23,8 +22,7 @@ __all__ = ["ResumePoint", "choose", "choose_for", "newest_intact"]
 log = logging.getLogger("crashproof")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResumePoint:
+class ResumePoint(msgspec.Struct, frozen=True, kw_only=True):
     """Where a run resumes, and the checkpoints that were rejected on the way to it."""
 
     checkpoint: CheckpointMetadata

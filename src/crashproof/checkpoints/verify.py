@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from crashproof.checkpoints.digest import digest_of, digest_of_names, is_litter, kind_of, size_of, stats_of
-from crashproof.checkpoints.foreign.formats import SUFFIXES, Torn, check_file, named
 from crashproof.checkpoints.previous import previous_of
 from crashproof.disk.regular_file import open_descriptor
 from crashproof.disk.run_folder import RunFolder
@@ -133,10 +132,9 @@ def _problem_without_digest(checkpoint: CheckpointMetadata, path: Path, trusts_u
     problem = _problem_with_sizes(sizes, path) or _problem_with_times(stats, path)
     if problem is not None:
         return problem
-    try:
-        unchecked = _check_formats(sizes, path)
-    except Torn as torn:
-        return str(torn)
+    problem, unchecked = _check_formats(sizes, path)
+    if problem is not None:
+        return problem
     if _are_unchanged(stats, path) if stats else path.is_file() and not unchecked:
         return None
     return None if trusts_unverified else "its digest was not computed before the run died, so it cannot be verified"
@@ -161,18 +159,24 @@ def _problem_with_times(recorded: Mapping[str, FileStat], path: Path) -> str | N
     return None
 
 
-def _check_formats(recorded: Mapping[str, int], path: Path) -> list[str]:
-    """Check the files of known formats; return those that have no checksums of their own."""
+def _check_formats(recorded: Mapping[str, int], path: Path) -> tuple[str | None, list[str]]:
+    """What is wrong with a file of a known format, and the names of those that have no checksums of their own."""
+    # Readers of zip files and pickles, for the rare checkpoint that has no digest.
+    from crashproof.checkpoints.foreign.formats import SUFFIXES, Torn, check_file, named
+
     unchecked: list[str] = []
-    for name, num_bytes in recorded.items():
-        file = path / name if path.is_dir() else path
-        os.close(open_descriptor(file))
-        if num_bytes and file.suffix in SUFFIXES:
-            with named(name) if path.is_dir() else nullcontext():
-                unchecked += check_file(file)
-        else:
-            unchecked.append(name)
-    return unchecked
+    try:
+        for name, num_bytes in recorded.items():
+            file = path / name if path.is_dir() else path
+            os.close(open_descriptor(file))
+            if num_bytes and file.suffix in SUFFIXES:
+                with named(name) if path.is_dir() else nullcontext():
+                    unchecked += check_file(file)
+            else:
+                unchecked.append(name)
+    except Torn as torn:
+        return str(torn), []
+    return None, unchecked
 
 
 def _are_unchanged(recorded: Mapping[str, FileStat], path: Path) -> bool:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from crashproof.cli.arguments import AsJson
 from crashproof.cli.output import print_json, say
 from crashproof.formatting import as_bytes
-from crashproof.tracking.adopt import Adoption, adopt_checkpoints
-from crashproof.tracking.context import get_recovery_checkpoint
+
+if TYPE_CHECKING:
+    from crashproof.tracking.adopt import Adoption
 
 __all__ = ["adopt"]
 
@@ -52,6 +53,10 @@ def adopt(
 
     Example: crashproof adopt runs/old --samples-per-step 256
     """
+    # Imported here so that commands that only read start without what writes a run.
+    from crashproof.tracking.adopt import adopt_checkpoints
+    from crashproof.tracking.context import get_recovery_checkpoint
+
     adoption = adopt_checkpoints(
         folder, samples_per_step=samples_per_step, forgets_gone=forget_gone, steps=_given_steps(step or [])
     )

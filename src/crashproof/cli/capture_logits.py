@@ -39,18 +39,20 @@ def capture_logits(
 
     Example: crashproof capture-logits --config configs/quickstart.yaml --out logits
     """
-    # Imported here so that the other commands start without PyTorch.
-    from crashproof.distillation.display import hide_other_bars
-    from crashproof.distillation.recipes.kd import KdConfig
+    # Imported here so that the other commands start without them, and PyTorch once the config is checked.
     from crashproof.distillation.settings.load import files_and_overrides, load_config
+    from crashproof.distillation.settings.recipes.kd import KdConfig
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    run_config = load_config(KdConfig, *files_and_overrides([*config, *(more or ())]))
+
+    from crashproof.distillation.display import hide_other_bars
     from crashproof.distillation.settings.section import validated
     from crashproof.distillation.training.capture import CaptureSettings
     from crashproof.distillation.training.capture import capture_logits as capture
     from crashproof.pytorch.interrupts import EXIT_PREEMPTED, Interrupts, StopRequested
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     hide_other_bars()
-    run_config = load_config(KdConfig, *files_and_overrides([*config, *(more or ())]))
     settings = {
         "top_k": top_k,
         "temperature": run_config.loss.temperature if temperature is None else temperature,

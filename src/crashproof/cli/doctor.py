@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,8 +22,9 @@ from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import ConfigError
 from crashproof.reading.run_reader import RunReader
 from crashproof.rules.secrets.texts import without_secrets
-from crashproof.views.post_mortem import Surroundings, examine
-from crashproof.views.post_mortem_page import post_mortem_page
+
+if TYPE_CHECKING:
+    from crashproof.views.post_mortem import Surroundings
 
 __all__ = ["doctor"]
 
@@ -48,6 +49,10 @@ def doctor(
 
     Example: crashproof doctor runs/quickstart
     """
+    # Imported here so that the other commands start without the page and its pictures.
+    from crashproof.views.post_mortem import examine
+    from crashproof.views.post_mortem_page import post_mortem_page
+
     reader = RunReader.open(folder)
     found = examine(reader, _surroundings(reader.folder, log), name=_name_of(folder), now=time.time())
     if as_json:
@@ -70,6 +75,8 @@ def _name_of(folder: Path) -> str:
 
 
 def _surroundings(folder: RunFolder, log: Path | None) -> Surroundings:
+    from crashproof.views.post_mortem import Surroundings
+
     if log is not None and not log.is_file():
         raise ConfigError(f"The log {log} does not exist.", hint="Pass an existing file, or omit --log.")
     found = log or _find_newest_log(folder)

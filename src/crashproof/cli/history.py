@@ -20,12 +20,13 @@ from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import ConfigError
 from crashproof.reading.run_reader import RunReader
 from crashproof.records.codec import decode_line
+from crashproof.records.lazy_decoder import LazyDecoder
 from crashproof.records.metrics import COLUMNS, MetricsSnapshot
 from crashproof.rules.history import Rewinds, are_parts, merged_parts, with_part
 
 __all__ = ["history"]
 
-_decoder = msgspec.json.Decoder(MetricsSnapshot)
+_decoder = LazyDecoder[MetricsSnapshot](MetricsSnapshot)
 _SUPERSEDED = "  superseded"
 _TIME = "%m-%d %H:%M:%S"
 _PLAIN_WIDTH = 55

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
 
 import msgspec
 import typer
@@ -20,6 +19,7 @@ from crashproof.cli.output import print_json, say_lines
 from crashproof.cli.tables import dollars, named_values
 from crashproof.errors import NoUsableCheckpoint
 from crashproof.formatting import ago, as_duration
+from crashproof.medians import median
 from crashproof.reading.run_reader import RunReader
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.progress import GoodputShare, ProgressSummary

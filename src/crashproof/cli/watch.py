@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.live import Live
@@ -30,6 +29,7 @@ from crashproof.reading.session_follower import SessionFollower
 from crashproof.records.codec import decode_line
 from crashproof.records.curves import CurvePoint
 from crashproof.records.events import Event
+from crashproof.records.lazy_decoder import LazyDecoder
 from crashproof.records.snapshots import JournalMark
 from crashproof.rules.pace import pace_of
 from crashproof.rules.summary import progress_summary
@@ -45,7 +45,7 @@ _NUM_EVENTS = 20
 _PROMPT_LINES = 3
 _STYLES = {"RUNNING": "green", "STARTING": "green", "COMPLETE": "green", "STALLED": "yellow"}
 
-_event_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+_event_decoder = LazyDecoder[Event](Event)
 
 
 def watch(

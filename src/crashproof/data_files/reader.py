@@ -15,7 +15,7 @@ from crashproof.data_files.selection import content_suffix
 from crashproof.data_files.text_tables import read_table
 from crashproof.errors import DataError
 
-__all__ = ["digest_files", "read_records"]
+__all__ = ["digest_files", "read_records", "require_readable"]
 
 _BINARY = {".parquet": read_parquet, ".arrow": read_arrow}
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -30,8 +30,7 @@ def read_records(path: Path) -> Iterator[Record]:
     """
     suffix = content_suffix(path)
     if suffix in _BINARY:
-        if not path.is_file():
-            raise DataError(path, "it cannot be read (No such file)", hint="Check the path.")
+        _require_file(path)
         yield from _BINARY[suffix](path)
         return
     with opened(path) as file:
@@ -43,6 +42,22 @@ def read_records(path: Path) -> Iterator[Record]:
             yield from read_lines(file, path)
 
 
+def require_readable(path: Path) -> None:
+    """Refuse a file that `read_records` cannot open; what a folder has in it shows when it is read.
+
+    Raises:
+        DataError: The file is missing, may not be read, or is compressed in a way that nothing reads.
+        MissingExtra: The package that reads its compression is not installed.
+    """
+    if path.is_dir():
+        return
+    if content_suffix(path) in _BINARY:
+        _require_file(path)
+    else:
+        with opened(path):
+            pass
+
+
 def digest_files(paths: Sequence[Path]) -> str:
     """SHA-256 of a file's bytes; of several files, over the digest and name of each in order."""
     digests = [_digest(path) for path in paths]
@@ -50,6 +65,11 @@ def digest_files(paths: Sequence[Path]) -> str:
         return digests[0]
     lines = "".join(f"{digest} {path.name}\n" for digest, path in zip(digests, paths, strict=True))
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise DataError(path, "it cannot be read (No such file)", hint="Check the path.")
 
 
 def _digest(path: Path) -> str:

@@ -10,7 +10,6 @@ import errno
 import fcntl
 import os
 import resource
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -130,11 +129,15 @@ class Disk:
 
     def remove_tree(self, path: Path) -> None:
         """Remove a folder with everything in it."""
-        shutil.rmtree(path)
+        # It brings all compressions along, and a training hardly ever removes a folder.
+        from shutil import rmtree
+
+        rmtree(path)
 
     def free_bytes(self, path: Path) -> int:
         """Bytes that could still be written where `path` lies."""
-        return shutil.disk_usage(path).free
+        volume = os.statvfs(path)
+        return volume.f_bavail * volume.f_frsize
 
 
 REAL_DISK = Disk()
@@ -244,5 +247,5 @@ def _open_regular(path: Path, flags: int) -> int:
 def _free_bytes(path: Path) -> int | None:
     for folder in path.absolute().parents:
         if folder.is_dir():
-            return shutil.disk_usage(folder).free
+            return REAL_DISK.free_bytes(folder)
     return None  # pragma: no cover - the root folder always exists.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec import structs
 
 from crashproof.disk.atomic import partial_name, write_all
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
@@ -56,7 +57,7 @@ def _repair_by_name(path: Path, quarantine: Path, disk: Disk) -> list[Damage]:
     log.warning(
         "%s was damaged beyond %d MiB in one piece; all of it is kept as %s.", path, MAX_LINE_BYTES >> 20, target
     )
-    return [replace(each, moved_to=target) for each in damages]
+    return [structs.replace(each, moved_to=target) for each in damages]
 
 
 def _quarantine_damages(path: Path, damages: Iterable[Damage], quarantine: Path, disk: Disk) -> None:

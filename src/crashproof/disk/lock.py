@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import msgspec
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
 from crashproof.disk.regular_file import open_descriptor, read_small
 from crashproof.errors import RunInUse, StorageError
+from crashproof.hosts import host_name
 
 __all__ = ["Holder", "WriterLock", "abandon_all", "holder_of"]
 
@@ -174,7 +174,7 @@ class WriterLock:
     def _hold(self, file: int) -> None:
         """Keep a locked file, and write into it who has the lock, for others; a full disk does not matter."""
         self._file = file
-        self._holder = Holder(host=socket.gethostname(), pid=os.getpid(), since=self._now())
+        self._holder = Holder(host=host_name(), pid=os.getpid(), since=self._now())
         try:
             self._disk.truncate(file, 0)
             self._disk.write(file, msgspec.json.encode(self._holder))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from crashproof.disk.atomic import partial_name, write_all
 from crashproof.disk.files import Disk, storage_errors
@@ -16,8 +17,7 @@ from crashproof.records.snapshots import JournalMark
 __all__ = ["KnownLines", "Restoration", "restore_journal"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Restoration:
+class Restoration(Struct, frozen=True, kw_only=True):
     """A journal that was written again."""
 
     name: str

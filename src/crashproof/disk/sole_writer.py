@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -39,8 +38,7 @@ class _OfAttempt(msgspec.Struct):
 _attempt_decoder = msgspec.json.Decoder(_OfAttempt)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Intrusion:
+class Intrusion(msgspec.Struct, frozen=True, kw_only=True):
     """What shows that this process is not the only writer any more."""
 
     what: str

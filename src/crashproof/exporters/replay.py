@@ -23,6 +23,7 @@ from crashproof.exporters.exporter import Exporter, Point, RunFacts, Sent, named
 from crashproof.exporters.names import TrackerNames
 from crashproof.reading.run_reader import RunReader
 from crashproof.records.codec import decode_line
+from crashproof.records.lazy_decoder import LazyDecoder
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.session import Evaluation, TrainingSession
 from crashproof.records.snapshots import JournalMark
@@ -37,7 +38,7 @@ __all__ = ["Replayed", "following", "replay"]
 log = logging.getLogger("crashproof")
 
 _POINTS_AT_ONCE = 1000
-_decoder = msgspec.json.Decoder(MetricsSnapshot)
+_decoder = LazyDecoder[MetricsSnapshot](MetricsSnapshot)
 
 
 class Replayed(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,6 +20,7 @@ from crashproof.disk.journal import Line, line_continues, line_crc, scan
 from crashproof.disk.run_folder import RunFolder
 from crashproof.records.codec import decode, decode_line
 from crashproof.records.curves import CurveBlock, CurvePoint
+from crashproof.records.lazy_decoder import LazyDecoder
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.snapshots import JournalMark
 from crashproof.rules.curves import joined, point_of
@@ -31,8 +32,8 @@ _UPDATES_PER_BLOCK = 256
 _MAX_UPDATES_READ = 65_536
 """Updates that are read one by one for a plot; beyond, blocks are fine enough."""
 
-_update_decoder = msgspec.json.Decoder(MetricsSnapshot)
-_block_decoder = msgspec.json.Decoder(CurveBlock)
+_update_decoder = LazyDecoder[MetricsSnapshot](MetricsSnapshot)
+_block_decoder = LazyDecoder[CurveBlock](CurveBlock)
 
 T = TypeVar("T")
 

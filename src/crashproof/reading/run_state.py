@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +19,7 @@ from crashproof.errors import FileUnreadable, RecordsLost
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.codec import decode, decode_line, refuse_newer
 from crashproof.records.events import Event, SessionStarted
+from crashproof.records.lazy_decoder import LazyDecoder
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.reformatted_line import restore
 from crashproof.records.requests import AnswerRecord, RequestLine
@@ -48,13 +48,13 @@ __all__ = [
 
 JOURNALS = ("events.jsonl", "metrics.jsonl", "api_requests.jsonl", "api_recovery.jsonl")
 
-EVENT_DECODER: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
-METRICS_DECODER = msgspec.json.Decoder(MetricsSnapshot)
-_answer_decoder = msgspec.json.Decoder(AnswerRecord)
-_request_decoder: msgspec.json.Decoder[RequestLine] = msgspec.json.Decoder(RequestLine)
-_session_decoder = msgspec.json.Decoder(SessionFile)
-_manifest_decoder = msgspec.json.Decoder(Manifest)
-_summary_decoder = msgspec.json.Decoder(ProgressFile)
+EVENT_DECODER = LazyDecoder[Event](Event)
+METRICS_DECODER = LazyDecoder[MetricsSnapshot](MetricsSnapshot)
+_answer_decoder = LazyDecoder[AnswerRecord](AnswerRecord)
+_request_decoder = LazyDecoder[RequestLine](RequestLine)
+_session_decoder = LazyDecoder[SessionFile](SessionFile)
+_manifest_decoder = LazyDecoder[Manifest](Manifest)
+_summary_decoder = LazyDecoder[ProgressFile](ProgressFile)
 
 log = logging.getLogger("crashproof")
 
@@ -64,8 +64,7 @@ _reported: set[Path] = set()
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class ReformattedLines:
+class ReformattedLines(msgspec.Struct):
     """Intact lines of a journal around which another program has changed white space."""
 
     offset: int
@@ -73,23 +72,22 @@ class ReformattedLines:
     num_lines: int = 0
 
 
-@dataclass(slots=True)
-class RunState:
+class RunState(msgspec.Struct):
     """What the files of a run contain."""
 
     session: TrainingSession | None
     """None if no session has begun."""
-    marks: dict[str, JournalMark] = field(default_factory=dict)
+    marks: dict[str, JournalMark] = msgspec.field(default_factory=dict)
     """For each journal, by name: where its reading ended."""
-    damages: dict[str, list[Damage]] = field(default_factory=dict)
+    damages: dict[str, list[Damage]] = msgspec.field(default_factory=dict)
     """For each journal, by name: the damage in the part that was read."""
-    reformatted: dict[str, ReformattedLines] = field(default_factory=dict)
+    reformatted: dict[str, ReformattedLines] = msgspec.field(default_factory=dict)
     """The same for lines that another program has reformatted."""
-    lost: list[Trace] = field(default_factory=list)
+    lost: list[Trace] = msgspec.field(default_factory=list)
     """What shows that there was a run, where no record of its checkpoints can be read."""
-    missing_lines: dict[str, int] = field(default_factory=dict)
+    missing_lines: dict[str, int] = msgspec.field(default_factory=dict)
     """For each journal, by name: how many of the lines that `session.json` has counted are not there any more."""
-    remembered: list[CheckpointMetadata] = field(default_factory=list)
+    remembered: list[CheckpointMetadata] = msgspec.field(default_factory=list)
     """Checkpoints whose events were lost and that a snapshot still names."""
     read_from_snapshot: bool = False
     """Whether the session was read from `session.json`, and only what follows it from the journals."""
@@ -130,7 +128,7 @@ def read_run(folder: RunFolder, *, trust_snapshot: bool = True, accepts_loss: bo
     return _without_secrets(state)
 
 
-def read_snapshot(path: Path, decoder: msgspec.json.Decoder[T]) -> T | None:
+def read_snapshot(path: Path, decoder: LazyDecoder[T]) -> T | None:
     """Read a snapshot; None if it is missing or damaged, as the journals hold the same.
 
     Raises:
@@ -212,7 +210,7 @@ def _read_journal(
     path: Path,
     state: RunState,
     marks: dict[str, JournalMark],
-    decoder: msgspec.json.Decoder[T],
+    decoder: LazyDecoder[T],
     take: Callable[[T], object],
 ) -> None:
     mark = marks.get(path.name, JournalMark())

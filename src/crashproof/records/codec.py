@@ -17,6 +17,7 @@ import msgspec
 
 from crashproof.errors import NewerFormat, UnknownRecord
 from crashproof.records.checksummed_line import CHECKSUMMED, version_of
+from crashproof.records.lazy_decoder import LazyDecoder
 from crashproof.records.version import FORMAT_VERSION
 
 __all__ = ["decode", "decode_line", "encode", "nonfinite_names", "refuse_newer"]
@@ -35,7 +36,7 @@ def encode(record: object) -> bytes:
     return CHECKSUMMED % (body, crc32(body))
 
 
-def decode(line: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+def decode(line: bytes, decoder: msgspec.json.Decoder[T] | LazyDecoder[T]) -> T:
     """The record in an intact line, its NaN and infinities restored.
 
     Raises:
@@ -52,7 +53,7 @@ def decode(line: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         raise msgspec.ValidationError(f"{error} ({type(error).__name__})") from error
 
 
-def decode_line(path: Path, line: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+def decode_line(path: Path, line: bytes, decoder: msgspec.json.Decoder[T] | LazyDecoder[T]) -> T:
     """The record in an intact line of a journal.
 
     Raises:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from msgspec import Struct
+
+from crashproof.patterns import LazyPattern
 from crashproof.records.checksummed_line import is_intact, is_nested_too_deeply, matches_checksum
 
 __all__ = ["RecordInside", "find_records", "is_blank", "restore", "what_it_looks_like"]
@@ -20,18 +22,17 @@ _CHECKSUM = b',"crc":"'
 _BLANKS = b" \t\r\n\v\f"
 _CHECKS_PER_BYTE = 64
 """The most that each byte of a damaged line is read, on average, in search of records inside it."""
-_RECORD_START = re.compile(rb'\{"(?:v|event)":')
-_RECORD_END = re.compile(rb',"crc":"[0-9a-f]{8}"\}')
-_REFORMATTED_END = re.compile(rb'"crc"\s*:\s*"[0-9a-f]{8}"\s*\}\Z')
+_RECORD_START = LazyPattern(rb'\{"(?:v|event)":')
+_RECORD_END = LazyPattern(rb',"crc":"[0-9a-f]{8}"\}')
+_REFORMATTED_END = LazyPattern(rb'"crc"\s*:\s*"[0-9a-f]{8}"\s*\}\Z')
 _MAX_END_BYTES = 1 << 10
-_ONLY_BLANKS = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n\v\f]*")
-_STRING_OR_BLANKS = re.compile(rb'("[^"\\]*(?:\\.[^"\\]*)*")|[ \t\r\n\v\f]+')
-_CONFLICT_MARKER = re.compile(rb"(?:<{7}|={7}|>{7}|\|{7})(?: |\r?\n|\Z)")
+_ONLY_BLANKS = LazyPattern(rb"(?:\xef\xbb\xbf)?[ \t\r\n\v\f]*")
+_STRING_OR_BLANKS = LazyPattern(rb'("[^"\\]*(?:\\.[^"\\]*)*")|[ \t\r\n\v\f]+')
+_CONFLICT_MARKER = LazyPattern(rb"(?:<{7}|={7}|>{7}|\|{7})(?: |\r?\n|\Z)")
 _MAX_LOOK_BYTES = 4 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class RecordInside:
+class RecordInside(Struct, frozen=True):
     """An intact record, and where its bytes are in those that were searched."""
 
     start: int

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from decimal import Decimal
 from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
+from crashproof.patterns import LazyPattern
 from crashproof.records.version import FORMAT_VERSION
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "price_left_in",
 ]
 
-_COST = re.compile(rb'"cost":(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)[,}]')
+_COST = LazyPattern(rb'"cost":(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)[,}]')
 
 
 def price_left_in(damaged: bytes) -> Decimal | None:

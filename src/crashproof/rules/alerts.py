@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from decimal import Decimal
+
+from msgspec import Struct, field
 
 from crashproof.formatting import as_bytes, as_dollars_text
 from crashproof.records.metrics import MetricsSnapshot
@@ -57,8 +58,7 @@ _LEAST_FREE_BYTES = 1 << 30
 _CHECKPOINTS_AHEAD = 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observed:
+class Observed(Struct, frozen=True, kw_only=True):
     """The observations of a live run at one moment."""
 
     now: float
@@ -84,8 +84,7 @@ class Observed:
     """None if none is set."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Changes:
+class Changes(Struct, frozen=True, kw_only=True):
     """The alerts to raise and to clear after one check."""
 
     raised: dict[AlertKind, str] = field(default_factory=dict)
@@ -95,8 +94,7 @@ class Changes:
     """When each active kind became fine again; an input of the next check."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Finding:
+class _Finding(Struct, frozen=True, kw_only=True):
     """The finding for one kind at one moment; neither bad nor fine if that is unknown."""
 
     is_bad: bool = False

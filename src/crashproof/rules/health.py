@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median
 
+from msgspec import Struct
+
+from crashproof.medians import median
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.session import AttemptRecord, TrainingSession
 from crashproof.records.states import HealthState, LossVerdict, RunStatus
@@ -25,8 +26,7 @@ _CLOCK_SECONDS = 60.0
 """Clocks of two machines may differ by this much."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
+class Health(Struct, frozen=True, kw_only=True):
     """The state of a run, and the reason for it."""
 
     state: HealthState

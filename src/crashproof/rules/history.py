@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import msgspec
@@ -40,14 +39,13 @@ __all__ = [
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class Rewinds:
+class Rewinds(msgspec.Struct):
     """The places where a journal goes back to an earlier step; `feed` it every line first.
 
     Memory grows with the number of rewinds, not of lines.
     """
 
-    _places: list[tuple[int, int]] = field(default_factory=list)
+    _places: list[tuple[int, int]] = msgspec.field(default_factory=list)
     """(index of the line, its step) of each line that supersedes the one before it."""
     _num_lines: int = 0
     _newest: float = -math.inf

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -35,8 +34,7 @@ _WEIGHTS = {"messages": 100, "tools": 10, "model": 3}
 """How much a differing parameter adds to the distance of two requests; 1 if not listed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TeacherRequest:
+class TeacherRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request to one teacher, in canonical form; made by `teacher_request`."""
 
     base_url: str

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct, structs
 
 from crashproof.errors import ConfigError
 from crashproof.records.checkpoints import CheckpointMetadata
@@ -18,21 +18,20 @@ ADOPTED = "adopted"
 """The tag of checkpoints that other code wrote and `crashproof adopt` recorded; they are never removed."""
 
 
-class RetentionRule(ABC):
+class RetentionRule:
     """Decides which checkpoints to keep; two rules combined by `|` keep what either of them keeps."""
 
     __slots__ = ()
 
-    @abstractmethod
     def choose(self, checkpoints: Iterable[CheckpointMetadata]) -> set[int]:
-        """The steps of the checkpoints to keep."""
+        """The steps of the checkpoints to keep; each rule has its own."""
+        raise NotImplementedError
 
     def __or__(self, other: RetentionRule) -> RetentionRule:
         return _KeepAny((self, other))
 
 
-@dataclass(frozen=True, slots=True)
-class KeepLatest(RetentionRule):
+class KeepLatest(RetentionRule, Struct, frozen=True):
     """Keep the newest checkpoints."""
 
     count: int
@@ -45,8 +44,7 @@ class KeepLatest(RetentionRule):
         return set(sorted({each.checkpoint_step for each in checkpoints})[-self.count :])
 
 
-@dataclass(frozen=True, slots=True)
-class KeepBest(RetentionRule):
+class KeepBest(RetentionRule, Struct, frozen=True):
     """Keep the best checkpoints by a number that was reported at their step."""
 
     count: int
@@ -70,8 +68,7 @@ class KeepBest(RetentionRule):
         return {step for _, step in ranked[: self.count]}
 
 
-@dataclass(frozen=True, slots=True)
-class KeepEvery(RetentionRule):
+class KeepEvery(RetentionRule, Struct, frozen=True):
     """Keep the checkpoints at multiples of a number of steps."""
 
     steps: int
@@ -84,23 +81,21 @@ class KeepEvery(RetentionRule):
         return {each.checkpoint_step for each in checkpoints if each.checkpoint_step % self.steps == 0}
 
 
-@dataclass(frozen=True, slots=True)
-class KeepMilestones(RetentionRule):
+class KeepMilestones(RetentionRule, Struct, frozen=True):
     """Keep the checkpoints at the given steps."""
 
     steps: Iterable[int]
 
     def __post_init__(self) -> None:
         # A generator would be empty at the second call.
-        object.__setattr__(self, "steps", frozenset(self.steps))
+        structs.force_setattr(self, "steps", frozenset(self.steps))
 
     def choose(self, checkpoints: Iterable[CheckpointMetadata]) -> set[int]:
         """The given steps that have a checkpoint."""
         return {each.checkpoint_step for each in checkpoints} & set(self.steps)
 
 
-@dataclass(frozen=True, slots=True)
-class _KeepAny(RetentionRule):
+class _KeepAny(RetentionRule, Struct, frozen=True):
     rules: tuple[RetentionRule, ...]
 
     def choose(self, checkpoints: Iterable[CheckpointMetadata]) -> set[int]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import islice
-from statistics import median
 
 from msgspec.structs import replace
 
+from crashproof.medians import median
 from crashproof.records.metrics import MetricsSnapshot, reported_losses
 from crashproof.records.progress import LossTrend
 from crashproof.records.session import TrainingSession

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -47,8 +46,7 @@ log = logging.getLogger("crashproof")
 BEST = "best_loss"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stale:
+class Stale(msgspec.Struct, frozen=True, kw_only=True):
     """Checkpoints to remove, and the newer one that replaces them."""
 
     checkpoints: list[CheckpointMetadata]

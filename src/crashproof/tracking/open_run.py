@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
-import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 
 from crashproof.checkpoints.delete import delete_removed, find_undeleted
 from crashproof.checkpoints.loose import find_loose
@@ -27,6 +24,7 @@ from crashproof.disk.lock import WriterLock
 from crashproof.disk.queueing_journal import QueueingJournal
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import ConfigChanged, RecordsLost, StorageUnwritable
+from crashproof.hosts import host_name
 from crashproof.reading.damage import damage_event
 from crashproof.reading.run_state import RunState, read_run, read_total_cost
 from crashproof.records.checkpoints import CheckpointMetadata
@@ -53,8 +51,7 @@ __all__ = ["OpenRun", "open_run", "restate_beginning"]
 log = logging.getLogger("crashproof")
 
 
-@dataclass(slots=True, kw_only=True)
-class OpenRun:
+class OpenRun(Struct, kw_only=True):
     """A run that this process may write."""
 
     folder: RunFolder
@@ -350,7 +347,7 @@ def _write_opening_events(
         AttemptStarted(
             timestamp=now,
             attempt=run.attempt,
-            host=socket.gethostname(),
+            host=host_name(),
             pid=os.getpid(),
             git_commit=_git_commit(),
             wall_clock_hours=session.wall_clock_hours,
@@ -406,6 +403,9 @@ def restate_beginning(session: TrainingSession, attempt: int) -> SessionStarted:
 
 def _git_commit() -> str | None:
     """The commit of the working folder, if it is in a git checkout."""
+    # One process of a run asks git; every rank and every worker of a data loader imports this module.
+    import subprocess
+
     try:
         completed = subprocess.run(
             ["git", "rev-parse", "HEAD"],  # noqa: S607 - whichever git the user has

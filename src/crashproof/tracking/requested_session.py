@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import secrets
-from dataclasses import dataclass
+import os
 from typing import Any
+
+from msgspec import Struct
 
 from crashproof.disk.run_folder import is_folder_name
 from crashproof.errors import ConfigError, InvalidMetric
@@ -16,8 +17,7 @@ from crashproof.scalars import as_int
 __all__ = ["RequestedSession", "new_session_id"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestedSession:
+class RequestedSession(Struct, frozen=True, kw_only=True):
     """The session that a caller wants to write.
 
     Raises:
@@ -96,7 +96,7 @@ class RequestedSession:
 
 def new_session_id() -> str:
     """A random name for a new session."""
-    return f"training_{secrets.token_hex(6)}"
+    return f"training_{os.urandom(6).hex()}"
 
 
 def _parse_on_config_change(choice: OnConfigChange | str) -> OnConfigChange:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from crashproof.disk.files import Disk
 from crashproof.disk.journal import Interference
 from crashproof.disk.restored_journal import Restoration, restore_journal
 from crashproof.errors import DiskFull, StorageError
+from crashproof.hosts import host_name
 from crashproof.records.codec import encode
 from crashproof.records.events import (
     AttemptStarted,
@@ -277,7 +277,7 @@ class RunWriter:
         """
         files = []
         for each in self.run.journals():
-            name = f"{each.journal.path.name}.{socket.gethostname()}-{os.getpid()}"
+            name = f"{each.journal.path.name}.{host_name()}-{os.getpid()}"
             side_file = self.folder.quarantine / name
             if each.journal.find_interference() in (Interference.REMOVED, Interference.REPLACED):
                 each.journal.rescue(side_file)

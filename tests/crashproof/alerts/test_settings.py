@@ -24,6 +24,7 @@ from crashproof.rules.alerts import ALERT_KINDS
             {"webhook": "https://example.org/\r\nvery-secret-path"}, "webhook is not an http", id="a-new-line"
         ),
         pytest.param({"webhook": 7}, "webhook is not an http", id="a-number"),
+        pytest.param({"webhook": False}, "webhook is not an http", id="switched-off-like-the-bell"),
         pytest.param({"slack_webhook": "slack"}, "slack_webhook is not an http", id="slack"),
         pytest.param({"command": ""}, "command is not a program", id="empty-command"),
         pytest.param({"command": []}, "command is not a program", id="no-words"),

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import enum
 import math
 import random
@@ -11,6 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from openai.types.chat import ChatCompletionMessage, ChatCompletionMessageFunctionToolCall
 
 from crashproof.errors import RequestError
@@ -425,7 +425,7 @@ def test_whoever_sends_a_request_again_sends_the_same_idempotency_key_and_a_repl
     made = request()
 
     assert f"crashproof-{made.key}" == made.idempotency_key == request().idempotency_key
-    replacing = dataclasses.replace(made, replaced="r1")
+    replacing = structs.replace(made, replaced="r1")
     assert (made.key, made.as_record()) == (replacing.key, replacing.as_record())
     assert 3 == len({made.idempotency_key, replacing.idempotency_key, request(sample=1).idempotency_key})
 

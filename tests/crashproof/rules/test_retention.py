@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -59,6 +60,29 @@ def session(*known: CheckpointMetadata, **more: Any) -> TrainingSession:
 
 
 LOSSES = {10: 4.0, 20: 2.0, 30: 3.0, 40: math.nan, 50: 2.0, 60: None}
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        (KeepLatest(2), "KeepLatest(count=2)"),
+        (KeepBest(2, "kd"), "KeepBest(count=2, by='kd', higher_is_better=False)"),
+        (KeepEvery(steps=4), "KeepEvery(steps=4)"),
+        (KeepMilestones([4]), "KeepMilestones(steps=frozenset({4}))"),
+    ],
+)
+def test_a_rule_is_a_value(rule: RetentionRule, text: str) -> None:
+    copy = pickle.loads(pickle.dumps(rule))
+
+    assert (rule, hash(rule)) == (copy, hash(copy))
+    assert text == repr(rule)
+    with pytest.raises(AttributeError):
+        rule.count = 3  # type: ignore[attr-defined]
+
+
+def test_a_rule_of_your_own_has_to_choose() -> None:
+    with pytest.raises(NotImplementedError):
+        RetentionRule().choose([])
 
 
 @pytest.mark.parametrize(

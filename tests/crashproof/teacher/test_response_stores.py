@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import threading
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from decimal import Decimal
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from response_stores import CENT, answered, granted, intent, keep, key_of
 
 from crashproof.answers.store import Busy, Granted, Intent, Lost, OverBudget, Refused
@@ -235,7 +235,7 @@ def test_marking_what_is_not_there_or_useless_already_changes_nothing(store):
 
 
 def again(question: object) -> Intent:
-    return dataclasses.replace(intent(question), replaces=True)
+    return structs.replace(intent(question), replaces=True)
 
 
 def test_an_answer_of_no_use_may_be_asked_for_once_more_and_the_newest_counts(stores):

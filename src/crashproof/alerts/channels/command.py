@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
+from crashproof.alerts.channels.ascii_json import as_json
 from crashproof.alerts.channels.base import AlertChannel
 from crashproof.alerts.channels.program import as_argument, run_program
 from crashproof.alerts.content import AlertContent
@@ -54,4 +55,4 @@ class Command(AlertChannel):
             "CRASHPROOF_ALERT_MESSAGE": as_argument(content.message),
             "CRASHPROOF_ALERT_RUN": as_argument(content.run),
         }
-        run_program(self.command, stdin=content.as_json(), environment=environment, limit_seconds=self.limit_seconds)
+        run_program(self.command, stdin=as_json(content), environment=environment, limit_seconds=self.limit_seconds)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Self, TypeGuard
 from urllib.parse import urlsplit
 
+from crashproof.alerts.channels.ascii_json import as_json
 from crashproof.alerts.channels.base import AlertChannel
 from crashproof.alerts.content import AlertContent
 from crashproof.errors import ConfigError
@@ -53,7 +54,7 @@ class Webhook(AlertChannel):
         post_json(self.address, self._payload(content), response_seconds=self.response_seconds)
 
     def _payload(self, content: AlertContent) -> bytes:
-        return content.as_json()
+        return as_json(content)
 
 
 def _is_address(setting: object) -> TypeGuard[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from crashproof.disk.regular_file import open_descriptor, read_errors
 from crashproof.errors import FileUnreadable
@@ -28,8 +29,7 @@ MOST_BLANKS = 64
 """White space behind a line, beyond which a mark at its end counts as lost."""
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(Struct, frozen=True):
     """An intact line and where it begins."""
 
     offset: int
@@ -54,8 +54,7 @@ class Line:
         return self.reformatted_bytes is not None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Damage:
+class Damage(Struct, frozen=True, kw_only=True):
     """Bytes of a journal that are not an intact line."""
 
     offset: int

@@ -7,14 +7,15 @@ Damage by a torn write, a full or a failing disk is found by the checksum of eac
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
+from msgspec import structs
+
 from crashproof.disk.journal.lines import Damage, Line
 from crashproof.disk.regular_file import next_data, open_to_read, read_errors
+from crashproof.patterns import LazyPattern
 from crashproof.records.checksummed_line import MAX_LINE_BYTES, is_intact, matches_checksum
 from crashproof.records.reformatted_line import find_records, is_blank, restore
 
@@ -23,7 +24,7 @@ __all__ = ["scan", "scan_backwards"]
 
 _BLOCK_BYTES = 1 << 20
 _MAX_EXCERPT_BYTES = 64 << 10
-_CHECKSUM = re.compile(rb',"crc":"[0-9a-f]{8}"\}')
+_CHECKSUM = LazyPattern(rb',"crc":"[0-9a-f]{8}"\}')
 _MAX_INDENTED_BYTES = 1 << 20
 """The longest record that is recognised although a formatter has spread it over several lines."""
 _MAX_PIECES = 1_000
@@ -43,7 +44,7 @@ def scan(path: Path, *, start: int = 0) -> Iterator[Line | Damage]:
     for piece in _read_pieces(path, start):
         if last is not None:
             if isinstance(piece, Damage) and not piece.is_torn_tail:
-                last = replace(last, num_bytes=piece.end - last.offset)
+                last = structs.replace(last, num_bytes=piece.end - last.offset)
                 continue
             yield last
             last = None

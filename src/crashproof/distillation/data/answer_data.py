@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -29,7 +28,7 @@ from crashproof.distillation.data.text_data import (
 from crashproof.distillation.data.token_cache import cached_state
 from crashproof.distillation.data.tool_conversations import check_conversation
 from crashproof.distillation.losses.divergences import IGNORED
-from crashproof.distillation.settings.data import DataConfig
+from crashproof.distillation.settings.recipes.answer_generation import AnswerDataConfig
 from crashproof.distillation.text.chat import BUILTIN_TEMPLATE, render_chat
 from crashproof.distillation.text.tokenizer import tokenizer_hash
 from crashproof.pytorch.tensor_digest import sha256_of
@@ -42,7 +41,6 @@ from crashproof.samples.tools import Tools
 __all__ = [
     "AnswerBatch",
     "AnswerData",
-    "AnswerDataConfig",
     "AnswerLine",
     "AnswerSource",
     "answer_data",
@@ -58,18 +56,6 @@ _LINES = (
     'A line is {"prompt": …, "answer": …} or {"messages": […]} that ends with the assistant\'s answer; optional are '
     '"quality", a number from 0 to 1, or "rejected", a worse answer.'
 )
-
-
-class AnswerDataConfig(DataConfig):
-    """`data` of `distill_answer_generation`; without `path` a task is generated."""
-
-    max_length: int = Field(default=256, ge=2)
-    """Maximum tokens per sample; default: as many as the models of `path` accept, at most 4,096; this number for new
-    ones."""
-    samples: int = Field(default=2000, ge=1)
-    """Number of lines of the generated task."""
-    task_seed: int = 0
-    """Seed of the generated task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

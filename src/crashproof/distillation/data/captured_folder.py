@@ -116,6 +116,22 @@ class CapturedFolder:
         """The file name of a shard, counted from 0."""
         return f"shard-{number:06d}.safetensors"
 
+    def read_complete(self) -> CaptureManifest:
+        """Read the manifest of a capture that is complete.
+
+        Raises:
+            DataError: There are no captured logits, or not all, or the manifest is damaged.
+            NewerFormat: A later version wrote it.
+        """
+        manifest = self.read_manifest()
+        if manifest is None:
+            hint = "Pass the folder that capture-logits had as --out."
+            raise DataError(self.root, "it contains no captured logits", hint=hint)
+        if len(manifest.shards) < manifest.num_shards:
+            found = f"{len(manifest.shards):,} of {manifest.num_shards:,} shards are captured"
+            raise DataError(self.root, f"it is incomplete, {found}", hint=CAPTURE_AGAIN)
+        return manifest
+
     def read_manifest(self) -> CaptureManifest | None:
         """Read the manifest; None if there is none.
 

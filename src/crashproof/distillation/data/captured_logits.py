@@ -86,15 +86,7 @@ class CapturedLogits:
             NewerFormat: A later version wrote it.
         """
         folder = CapturedFolder(path)
-        manifest = folder.read_manifest()
-        if manifest is None:
-            raise DataError(
-                path, "it contains no captured logits", hint="Pass the folder that capture-logits had as --out."
-            )
-        if len(manifest.shards) < manifest.num_shards:
-            found = f"{len(manifest.shards):,} of {manifest.num_shards:,} shards are captured"
-            raise DataError(path, f"it is incomplete, {found}", hint=CAPTURE_AGAIN)
-        return cls(folder, manifest)
+        return cls(folder, folder.read_complete())
 
     def tokenizer_folder(self) -> Path:
         """The folder of the tokenizer that the data were captured with.

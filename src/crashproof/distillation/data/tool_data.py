@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -27,33 +26,16 @@ from crashproof.distillation.data.token_cache import cached_state
 from crashproof.distillation.data.tool_conversations import ToolSource
 from crashproof.distillation.data.tool_spans import render_conversation
 from crashproof.distillation.data.tool_tokens import ARGUMENTS, INTEGRATION, JSON, SELECTION, ToolTokens, tool_tokens
-from crashproof.distillation.settings.data import DataConfig
+from crashproof.distillation.settings.recipes.tools import ToolDataConfig
 from crashproof.distillation.text.chat import BUILTIN_TEMPLATE
 from crashproof.distillation.text.json_grammar import JsonGrammars
 from crashproof.distillation.text.tokenizer import tokenizer_hash
 from crashproof.pytorch.tensor_digest import sha256_of
 
-__all__ = ["ToolBatch", "ToolData", "ToolDataConfig", "tool_data"]
+__all__ = ["ToolBatch", "ToolData", "tool_data"]
 
 _FORMAT = 3
 _COUNTED = {"selection": SELECTION, "arguments": ARGUMENTS, "json": JSON, "integration": INTEGRATION}
-
-
-class ToolDataConfig(DataConfig):
-    """`data` of a recipe with tools.
-
-    Lines are `{"messages", "tools"}` as OpenAI's chat API takes them; without `path` a task is generated.
-    """
-
-    max_length: int = Field(default=1024, ge=2)
-    """Maximum tokens per sample; default: as many as the models of `path` accept, at most 4,096; this number for new
-    ones."""
-    samples: int = Field(default=600, ge=1)
-    """Number of lines of the generated task."""
-    task_seed: int = 0
-    """Seed of the generated task."""
-    restated_words: int = Field(default=3, ge=1)
-    """Minimum words of a part of a tool's value to count as restated; complete values always do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,8 +22,9 @@ from transformers import (
 from crashproof.disk.atomic import write_bytes_atomically, write_folder_atomically
 from crashproof.disk.files import REAL_DISK
 from crashproof.disk.run_folder import RunFolder
+from crashproof.distillation.models.config_file import why
 from crashproof.distillation.models.lora import has_adapters, merge_adapters, save_adapter
-from crashproof.distillation.models.model_folder import ModelFolder, why
+from crashproof.distillation.models.model_folder import ModelFolder
 from crashproof.distillation.models.text_model import most_positions, text_config
 from crashproof.distillation.settings.models import ModelShape
 from crashproof.errors import ConfigError, ModelMismatch

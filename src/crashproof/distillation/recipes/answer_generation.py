@@ -2,49 +2,19 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from crashproof.distillation.data.answer_data import (
-    AnswerBatch,
-    AnswerDataConfig,
-    AnswerSource,
-    answer_data,
-    read_answers,
-)
+from crashproof.distillation.data.answer_data import AnswerBatch, AnswerSource, answer_data, read_answers
 from crashproof.distillation.data.text_data import Batch
 from crashproof.distillation.evaluation.held_out_answers import AnswerEvaluator
 from crashproof.distillation.losses.preferences import odds_ratio_losses, weighted_likelihood_losses
 from crashproof.distillation.recipes.recipe import LossPart, Recipe
-from crashproof.distillation.recipes.task import Task, require_no_teacher
-from crashproof.distillation.settings.loss import LossConfig
-from crashproof.distillation.settings.run import RunConfig
+from crashproof.distillation.recipes.task import Task
+from crashproof.distillation.settings.recipes.answer_generation import AnswerGenerationConfig, AnswerLossConfig
 from crashproof.distillation.tasks.answers import generated_answers
 
-__all__ = ["ANSWER_GENERATION", "AnswerGenerationConfig", "AnswerLossConfig", "AnswerRecipe"]
-
-
-class AnswerLossConfig(LossConfig):
-    """`loss`: the weight of each part; a part of weight 0 is not computed."""
-
-    generation: float = Field(default=1.0, ge=0)
-    """Cross-entropy of the answers without a `quality`, per token."""
-    answer_quality: float = Field(default=0.25, ge=0)
-    """Per judged answer, its odds ratio against the rejected one, or its likelihood times its quality. At 0, answers
-    with a quality are not learned."""
-
-
-class AnswerGenerationConfig(RunConfig):
-    """The config of `distill_answer_generation`."""
-
-    data: AnswerDataConfig = AnswerDataConfig()
-    loss: AnswerLossConfig = AnswerLossConfig()
-
-    @model_validator(mode="after")
-    def _has_no_teacher(self) -> AnswerGenerationConfig:
-        require_no_teacher(self, "answer_generation")
-        return self
+__all__ = ["ANSWER_GENERATION", "AnswerRecipe"]
 
 
 class AnswerRecipe(Recipe):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -15,44 +14,12 @@ from crashproof.distillation.losses.divergences import cross_entropy_rows
 from crashproof.distillation.losses.tool_calls import json_validity_rows, name_choice_rows
 from crashproof.distillation.models.causal_lm import require_vocabulary
 from crashproof.distillation.recipes.recipe import LossPart, Recipe
-from crashproof.distillation.recipes.tool_task import ToolRunConfig, selection_loss, tool_task
-from crashproof.distillation.settings.loss import DivergenceConfig
+from crashproof.distillation.recipes.tool_task import selection_loss, tool_task
+from crashproof.distillation.settings.recipes.process import ProcessConfig, ProcessLossConfig
 from crashproof.distillation.teachers.distributions import FromModel
 from crashproof.distillation.text.shared_tokens import SharedTokens
 
-__all__ = ["PROCESS", "ProcessConfig", "ProcessLossConfig", "ProcessRecipe"]
-
-
-class ProcessLossConfig(DivergenceConfig):
-    """`loss`: the weight of each part; a part of weight 0 is not computed."""
-
-    json_validity: float = Field(default=1.0, ge=0)
-    """Minus the log of the probability mass that the tool's JSON Schema allows."""
-    tool_selection: float = Field(default=1.0, ge=0)
-    """Cross-entropy from the beginning of a call's turn to the end of the tool's name."""
-    integration: float = Field(default=1.0, ge=0)
-    """Cross-entropy of what the answer restates of the tools' results."""
-    kd: float = Field(default=1.0, ge=0)
-    """Forward KL from the teacher's distribution to the student's, over all tokens of the assistant."""
-    ce: float = Field(default=0.5, ge=0)
-    """Cross-entropy over all tokens of the assistant."""
-    distractors: float = Field(default=1.0, ge=0)
-    """Within `tool_selection`: the weight of the choice among the offered names beside the cross-entropy."""
-
-
-class ProcessConfig(ToolRunConfig):
-    """The config of `distill_process`."""
-
-    loss: ProcessLossConfig = ProcessLossConfig()
-
-    @model_validator(mode="after")
-    def _has_a_model_as_teacher(self) -> ProcessConfig:
-        if not self.teacher.is_a_model:
-            raise ValueError(
-                f"process learns from a model or from the lines alone, and teacher.kind is {self.teacher.kind}: use "
-                "builtin or local, or set loss.kd to 0 and leave teacher out"
-            )
-        return self
+__all__ = ["PROCESS", "ProcessRecipe"]
 
 
 class ProcessRecipe(Recipe):
@@ -138,6 +105,5 @@ PROCESS = tool_task(
         student, teacher, config.loss, vocab_size=vocab_size
     ),
     has_masks=lambda config: config.loss.json_validity > 0,
-    divergence=lambda config: config.loss if config.loss.kd > 0 else None,
 )
 """`distill_process`: chat with tools, calls, their results, and an answer."""

@@ -13,10 +13,9 @@ from crashproof.distillation.data.source import Source
 from crashproof.distillation.data.text_data import TaskData
 from crashproof.distillation.evaluation.evaluator import Evaluator
 from crashproof.distillation.recipes.recipe import Recipe
-from crashproof.distillation.settings.loss import DivergenceConfig
 from crashproof.distillation.settings.run import RunConfig
 
-__all__ = ["AnyTask", "Task", "require_no_teacher"]
+__all__ = ["AnyTask", "Task"]
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 SourceT = TypeVar("SourceT", bound=Source)
@@ -38,21 +37,9 @@ class Task(Generic[ConfigT, SourceT, DataT]):
     """Takes the student, the teacher if it is a model, the config and the tokenizer's vocabulary size."""
     evaluator: Callable[[SourceT, DataT, ConfigT, PreTrainedTokenizerFast], Evaluator]
     """Takes the held-out source, its tokens, the config and the tokenizer."""
-    divergence: Callable[[ConfigT], DivergenceConfig | None] = lambda config: None
-    """How a teacher's distribution is compared with the student's; None if the config needs no teacher."""
     complete: Callable[[ConfigT], ConfigT] = lambda config: config
     """Fills in what the data decide, before anything is prepared."""
 
 
 AnyTask: TypeAlias = Task[Any, Any, Any]
 """A task whose types only its own recipe knows."""
-
-
-def require_no_teacher(config: RunConfig, recipe: str) -> None:
-    """Refuse a teacher that would never be asked; a built-in or local one is not even loaded.
-
-    Raises:
-        ValueError: the teacher is an API, or captured logits.
-    """
-    if not config.teacher.is_a_model:
-        raise ValueError(f"{recipe} asks no teacher, and teacher.kind is {config.teacher.kind}: leave teacher out")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -13,33 +12,10 @@ from crashproof.distillation.losses.chunked import RowsLoss, values_of_rows
 from crashproof.distillation.losses.divergences import cross_entropy_rows
 from crashproof.distillation.losses.tool_calls import name_choice_rows
 from crashproof.distillation.recipes.recipe import LossPart, Recipe
-from crashproof.distillation.recipes.task import require_no_teacher
-from crashproof.distillation.recipes.tool_task import ToolRunConfig, selection_loss, tool_task
-from crashproof.distillation.settings.loss import LossConfig
+from crashproof.distillation.recipes.tool_task import selection_loss, tool_task
+from crashproof.distillation.settings.recipes.tool_select import ToolSelectConfig, ToolSelectLossConfig
 
-__all__ = ["TOOL_SELECT", "ToolSelectConfig", "ToolSelectLossConfig", "ToolSelectRecipe"]
-
-
-class ToolSelectLossConfig(LossConfig):
-    """`loss`: the weight of each part; a part of weight 0 is not computed."""
-
-    tool_selection: float = Field(default=1.0, ge=0)
-    """Cross-entropy from the beginning of the turn to the end of the tool's name."""
-    argument_synthesis: float = Field(default=1.0, ge=0)
-    """Cross-entropy from there to the end of the turn."""
-    distractors: float = Field(default=1.0, ge=0)
-    """Within `tool_selection`: the weight of the choice among the offered names beside the cross-entropy."""
-
-
-class ToolSelectConfig(ToolRunConfig):
-    """The config of `distill_tool_select`."""
-
-    loss: ToolSelectLossConfig = ToolSelectLossConfig()
-
-    @model_validator(mode="after")
-    def _has_no_teacher(self) -> ToolSelectConfig:
-        require_no_teacher(self, "tool_select")
-        return self
+__all__ = ["TOOL_SELECT", "ToolSelectRecipe"]
 
 
 class ToolSelectRecipe(Recipe):

@@ -10,25 +10,18 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from crashproof.distillation.data.tool_conversations import ToolSource, read_source
-from crashproof.distillation.data.tool_data import ToolBatch, ToolData, ToolDataConfig, tool_data
+from crashproof.distillation.data.tool_data import ToolBatch, ToolData, tool_data
 from crashproof.distillation.data.tool_tokens import SELECTION
 from crashproof.distillation.evaluation.evaluator import Evaluator
 from crashproof.distillation.evaluation.held_out_calls import CallEvaluator
 from crashproof.distillation.recipes.recipe import Recipe
 from crashproof.distillation.recipes.task import Task
-from crashproof.distillation.settings.loss import DivergenceConfig
-from crashproof.distillation.settings.run import RunConfig
+from crashproof.distillation.settings.recipes.tools import ToolRunConfig
 from crashproof.distillation.tasks.tool_calls import generated_source
 
-__all__ = ["ToolRunConfig", "selection_loss", "tool_task"]
+__all__ = ["selection_loss", "tool_task"]
 
 ConfigT = TypeVar("ConfigT", bound="ToolRunConfig")
-
-
-class ToolRunConfig(RunConfig):
-    """The config of a recipe with tools."""
-
-    data: ToolDataConfig = ToolDataConfig()
 
 
 def tool_task(
@@ -38,7 +31,6 @@ def tool_task(
     has_one_call: bool,
     build: Callable[[PreTrainedModel, PreTrainedModel | None, ConfigT, int], Recipe],
     has_masks: Callable[[ConfigT], bool] = lambda config: False,
-    divergence: Callable[[ConfigT], DivergenceConfig | None] = lambda config: None,
 ) -> Task[ConfigT, ToolSource, ToolData]:
     """A task whose data are chat with tools.
 
@@ -48,7 +40,6 @@ def tool_task(
         has_one_call: Each line has exactly one call and is read to its end; otherwise one or more, and an answer.
         build: See `Task.build`.
         has_masks: Whether batches have the masks of the tools' grammars.
-        divergence: See `Task.divergence`.
     """
 
     def load(config: ConfigT) -> ToolSource:
@@ -74,7 +65,6 @@ def tool_task(
         tokenize=tokenize,
         build=build,
         evaluator=evaluator,
-        divergence=divergence,
     )
 
 

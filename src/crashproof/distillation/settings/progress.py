@@ -10,7 +10,8 @@ from typing import Any, get_type_hints
 
 from pydantic import Field, create_model, model_validator
 
-from crashproof.alerts.settings import CHANNELS, AlertSettings, names_variable, read_address
+from crashproof.alerts.channels.registry import CHANNELS
+from crashproof.alerts.settings import AlertSettings, names_variable, read_address
 from crashproof.distillation.settings.section import Section
 from crashproof.rules.retention import KeepBest, KeepEvery, KeepLatest, KeepMilestones, RetentionRule
 

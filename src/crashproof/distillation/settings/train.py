@@ -7,7 +7,6 @@ from typing import Literal
 from pydantic import Field
 
 from crashproof.distillation.settings.section import Section
-from crashproof.pytorch.device import DeviceName, PrecisionName
 
 __all__ = ["TrainConfig"]
 
@@ -32,8 +31,8 @@ class TrainConfig(Section):
     skips_nonfinite: bool = True
     """Skip the update of a step with non-finite gradients; its loss is still reported."""
     seed: int = 0
-    device: DeviceName = "auto"
-    precision: PrecisionName = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """With several processes: each holds the complete model (ddp) or a shard of it (fsdp)."""
     limit_seconds: float = Field(default=600.0, gt=0)

@@ -29,7 +29,8 @@ from crashproof.distillation.data.text_data import TokenizedData, TopK, load_sou
 from crashproof.distillation.display import ProgressDisplay, show_progress
 from crashproof.distillation.losses.divergences import IGNORED, next_token_targets
 from crashproof.distillation.models.causal_lm import require_vocabulary
-from crashproof.distillation.recipes.kd import KD, KdConfig
+from crashproof.distillation.recipes.kd import KD
+from crashproof.distillation.settings.recipes.kd import KdConfig
 from crashproof.distillation.settings.section import Section
 from crashproof.distillation.teachers.local import load_teacher, prepare_teacher
 from crashproof.distillation.text.tokenizer import is_kept_tokenizer, keep_tokenizer, load_tokenizer, tokenizer_hash
@@ -74,7 +75,7 @@ def capture_logits(
     """
     folder = CapturedFolder(out, disk=disk)
     _require_usable(folder, config)
-    config = with_max_length(KD, config)
+    config = with_max_length(config)
     source = load_source(config.data)
     disk.make_folders(folder.cache)
     lock = WriterLock(folder.lock, disk=disk)

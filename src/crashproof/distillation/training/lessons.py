@@ -96,7 +96,7 @@ class _Samples:
     ) -> Lessons:
         """See `LessonsSource.prepare`."""
         learned, held_out = split_source(self._task, self._config, self.source)
-        if self._config.teacher.kind == "logprobs" and self._task.divergence(self._config) is not None:
+        if self._config.teacher.kind == "logprobs" and self._config.divergence is not None:
             data_config = self._config.data
             answered = read_answered_file(
                 learned, tokenizer, max_length=data_config.max_length, on_too_long=data_config.on_too_long
@@ -128,7 +128,7 @@ class _Samples:
         interrupts: Interrupts,
         models: ModelMaker,
     ) -> tuple[PreTrainedModel | None, TrainingData]:
-        teacher, divergence = self._config.teacher, self._task.divergence(self._config)
+        teacher, divergence = self._config.teacher, self._config.divergence
         if divergence is None:
             return None, data
         if teacher.kind == "logits":

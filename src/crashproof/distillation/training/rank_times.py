@@ -5,12 +5,12 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Callable
-from statistics import median
 
 import torch
 
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.distillation.training.strategy import Strategy
+from crashproof.medians import median
 from crashproof.pytorch.own_time import CudaMarks, HostMarks, OwnTime
 from crashproof.pytorch.ranks import Ranks
 from crashproof.pytorch.step_timer import NoStepTimer, StepTimer

@@ -8,7 +8,6 @@ from typing import TypeVar
 from crashproof.distillation.data.captured_folder import CapturedFolder
 from crashproof.distillation.models.causal_lm import require_length
 from crashproof.distillation.models.model_folder import ModelFolder
-from crashproof.distillation.recipes.task import AnyTask
 from crashproof.distillation.settings.run import RunConfig
 
 __all__ = ["with_max_length"]
@@ -22,7 +21,7 @@ _MOST_BY_DEFAULT = 4096
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
-def with_max_length(task: AnyTask, config: ConfigT) -> ConfigT:
+def with_max_length(config: ConfigT) -> ConfigT:
     """The config with its `data.max_length`: the one that is set, else what the models' folders allow.
 
     Only configs and headers are read, so unusable folders are refused before anything is tokenized, trained or paid.
@@ -31,7 +30,7 @@ def with_max_length(task: AnyTask, config: ConfigT) -> ConfigT:
         ConfigError: A folder holds no model that can be used, or a model accepts fewer tokens than are set.
         DataError: Captured logits cannot be read.
     """
-    folders = _model_folders(task, config)
+    folders = _model_folders(config)
     limits = {title: most for title, each in folders.items() if (most := each.most_positions) is not None}
     is_set = "max_length" in config.data.model_fields_set
     captured = None if is_set else _captured_length(config)
@@ -51,10 +50,10 @@ def with_max_length(task: AnyTask, config: ConfigT) -> ConfigT:
     return config.model_copy(update={"data": config.data.model_copy(update={"max_length": chosen})})
 
 
-def _model_folders(task: AnyTask, config: RunConfig) -> dict[str, ModelFolder]:
+def _model_folders(config: RunConfig) -> dict[str, ModelFolder]:
     """The folders of the models that a run uses, by what it calls them."""
     paths = {"student": config.student.path}
-    if config.teacher.kind == "local" and task.divergence(config) is not None:
+    if config.teacher.kind == "local" and config.divergence is not None:
         paths["teacher"] = config.teacher.path
     return {title: ModelFolder.read(path) for title, path in paths.items() if path is not None}
 

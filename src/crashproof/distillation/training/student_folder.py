@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from crashproof.distillation.models.causal_lm import convert, save_folder, save_model, write_model
+from crashproof.distillation.models.config_file import why
 from crashproof.distillation.models.lora import has_adapters, save_adapter, without_adapters
-from crashproof.distillation.models.model_folder import why
 from crashproof.distillation.settings.run import RunConfig
 from crashproof.distillation.training.gathering import GatheredWeights
 from crashproof.distillation.training.preparation import Prepared, new_student

@@ -40,7 +40,7 @@ from crashproof.pytorch.sampler import DataOrder
 from crashproof.tracking.context import training_progress_context
 from crashproof.tracking.settings import TrackerSettings
 
-__all__ = ["TrainingRun", "alert_settings"]
+__all__ = ["TrainingRun"]
 
 log = logging.getLogger("crashproof")
 
@@ -94,7 +94,7 @@ class TrainingRun:
             fresh=resume == "never",
             settings=TrackerSettings(
                 keep=config.progress.keep.rule(),
-                alerts=alert_settings(config) if ranks.is_main else AlertSettings(),
+                alerts=config.alert_settings(os.environ) if ranks.is_main else AlertSettings(),
             ),
         )
 
@@ -237,16 +237,6 @@ class TrainingRun:
         if newest is not None:
             when = ago(newest.created_at, time.time())
             log.info("Resuming at step %s (%s, %s).", f"{newest.checkpoint_step:,}", path.name, when)
-
-
-def alert_settings(config: RunConfig) -> AlertSettings:
-    """The alert settings of a trainer.
-
-    Raises:
-        ConfigError: an address names an environment variable that is not set.
-    """
-    budget = config.teacher.budget if config.teacher.kind == "api" else None
-    return config.progress.alerts.settings(os.environ, budget=budget)
 
 
 def _identity(recipe: str, config: RunConfig, prepared: Prepared, digests: InputDigests) -> dict[str, object]:

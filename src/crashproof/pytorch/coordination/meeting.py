@@ -83,9 +83,11 @@ class StartMeeting:
             RanksDisagree: Descriptions differ; names what does, the values and the ranks.
             RankFailed: Another process cannot start; says why.
             RankLost: Another process has not arrived within the limit.
-            StopRequested: A stop was requested during the wait.
+            StopRequested: A stop was requested before or during the wait.
         """
         if self._is_alone:
+            # A stop may have been asked for while PyTorch was imported.
+            self._interrupts.raise_if_requested()
             yield
             return
         description = {as_text(name): as_text(value) for name, value in describe().items()}

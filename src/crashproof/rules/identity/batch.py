@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from crashproof.rules.identity.key_names import KeyPath, matches
 
@@ -28,8 +29,7 @@ _ELSEWHERE = "*eval* *valid* val test *infer* *generat* *teacher* *reward* *samp
 """Sections with a batch of their own."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GlobalBatch:
+class GlobalBatch(Struct, frozen=True, kw_only=True):
     """The samples of one optimizer step, as far as a config tells."""
 
     per_process: int | None

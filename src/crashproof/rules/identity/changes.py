@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -31,13 +30,12 @@ _TIME = LazyPattern(
 _SCHEDULE = LazyPattern(r"sched|cosine|decay_lr|lr_decay|anneal|warmup_ratio|one_?cycle", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IdentityRules:
+class IdentityRules(msgspec.Struct, frozen=True, kw_only=True):
     """What a caller knows of its config's keys."""
 
     ignored: tuple[str, ...] = ()
     """Patterns of dotted keys, or of sections, that do not count; `*` stands for anything, also for several parts."""
-    defaults: Mapping[str, object] = field(default_factory=dict)
+    defaults: Mapping[str, object] = msgspec.field(default_factory=dict)
     """What the absence of a dotted key means."""
 
     @classmethod
@@ -65,8 +63,7 @@ class IdentityRules:
 _NO_RULES = IdentityRules()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """The differences between the config of a session and the one of the next start."""
 
     changed: tuple[str, ...]
@@ -94,8 +91,7 @@ class Comparison:
 NO_DIFFERENCE = Comparison(changed=(), counting_keys=(), not_counting=(), notes=())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Change:
+class _Change(msgspec.Struct, frozen=True, kw_only=True):
     """One key whose values differ."""
 
     parts: tuple[str, ...]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+
+from msgspec import Struct
 
 from crashproof.patterns import LazyPattern
 from crashproof.rules.identity.rows import KeyRow, Reason, SectionRow
@@ -27,8 +28,7 @@ _SEPARATORS = LazyPattern(r"[^a-z0-9]+")
 _PARTS = LazyPattern(r"[./]")
 
 
-@dataclass(frozen=True, slots=True)
-class KeyPath:
+class KeyPath(Struct, frozen=True):
     """A key with its sections, each part in lower case with underscores."""
 
     sections: tuple[str, ...]

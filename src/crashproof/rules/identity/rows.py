@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 __all__ = ["KeyRow", "Reason", "SectionRow"]
 
@@ -27,8 +28,7 @@ class Reason(StrEnum):
     REQUESTED = "as requested by ignore_config_keys"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyRow:
+class KeyRow(Struct, frozen=True, kw_only=True):
     """Keys that do not count, by their last part."""
 
     reason: Reason
@@ -50,8 +50,7 @@ class KeyRow:
     """Only where one of the two values is of one of these patterns."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SectionRow:
+class SectionRow(Struct, frozen=True, kw_only=True):
     """Sections of which no key counts."""
 
     reason: Reason

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import median
 from typing import NamedTuple
+
+from crashproof.medians import median
 
 __all__ = ["Z_95", "Slope", "quantile", "slope_of", "spread"]
 

@@ -21,9 +21,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from statistics import median
 from typing import NamedTuple
 
+from crashproof.medians import median
 from crashproof.records.states import LossVerdict
 from crashproof.rules.loss.statistics import Slope, quantile, slope_of
 from crashproof.rules.loss.windows import Block, LossHistory

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from statistics import median
 from typing import NamedTuple
 
+from crashproof.medians import median
 from crashproof.records.session import LossBucket
 from crashproof.rules.loss.buckets import noise_and_tail
 

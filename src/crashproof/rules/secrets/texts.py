@@ -85,7 +85,7 @@ _NAME = LazyPattern(
       (?P<assigned> {_QUOTE}?[^\S\n]* (?: => | :=? | = | %3[ADad] ) [^\S\n]* ) )"""
 )
 _OPEN_QUOTE = LazyPattern(rf"[bru]{{0,2}}(?P<quote>{_QUOTE})")
-_QUOTED = {quote: re.compile(rf"(?s:[^{quote}\\\\]|\\\\.)*+") for quote in "\"'"}
+_QUOTED = {quote: LazyPattern(rf"(?s:[^{quote}\\\\]|\\\\.)*+") for quote in "\"'"}
 _UNQUOTED = LazyPattern(
     r"""(?:[^\s"'\\&,;<>(){}\[\]] | [&,;](?!\s|[\w.-]+\s*[=:]|$) | \\(?![nrt"'\\])
     | [()\[\]{}<>](?=[^\s,;:"'()\[\]{}<>]))+""",

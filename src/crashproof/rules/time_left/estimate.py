@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import median
 from typing import NamedTuple
 
+from msgspec import Struct
+
+from crashproof.medians import median
 from crashproof.records.session import PacePoint
 from crashproof.rules.time_left.segments import (
     Segment,
@@ -45,8 +46,7 @@ _UNSURE_OF_TREND = 0.3
 """A trend may end, or grow: this share of what it adds is in doubt."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+class Estimate(Struct, frozen=True, kw_only=True):
     """The remaining training time."""
 
     seconds: float

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from statistics import median
 from typing import NamedTuple
 
+from crashproof.medians import median
 from crashproof.records.session import PacePoint
 
 __all__ = [

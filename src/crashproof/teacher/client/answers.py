@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 import jsonschema
 import msgspec
 import referencing.exceptions
+from msgspec import structs
 from referencing.jsonschema import EMPTY_REGISTRY
 
 from crashproof.answers.store import Answered
@@ -117,7 +118,7 @@ def note_problem(answered: Answered) -> Answered:
     try:
         answer_in(answered.as_record(timestamp=0.0, session_id="", attempt=0))
     except ValueError as error:
-        return replace(answered, problem=str(error))
+        return structs.replace(answered, problem=str(error))
     return answered
 
 

@@ -8,7 +8,6 @@ durably; send; store the answer durably, unchanged; only then parse it. Failures
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import os
 import random
@@ -17,6 +16,7 @@ from decimal import Decimal
 from typing import Self
 
 import msgspec
+from msgspec import structs
 
 from crashproof.answers.store import (
     Answered,
@@ -248,7 +248,7 @@ class AsyncTeacher:
             self._asked_again.add(request.digest)
             # With the same idempotency key a server would return the same answer.
             replaced = unusable.request_id if isinstance(unusable.request_id, str) else "again"
-            task = self._start(dataclasses.replace(request, replaced=replaced))
+            task = self._start(structs.replace(request, replaced=replaced))
         return await asyncio.shield(task)
 
     def _start(self, request: TeacherRequest) -> asyncio.Task[AnswerRecord]:
@@ -295,7 +295,7 @@ class AsyncTeacher:
             if pause is not None:
                 if failure.is_overload and failure.retry_after_seconds is not None:
                     self._gate.hold(failure.retry_after_seconds)
-                intent = dataclasses.replace(intent, replaces=intent.replaces or isinstance(found, Interrupted))
+                intent = structs.replace(intent, replaces=intent.replaces or isinstance(found, Interrupted))
                 await asyncio.sleep(pause)
             elif isinstance(found, Interrupted):
                 return found.record

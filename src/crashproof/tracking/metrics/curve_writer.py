@@ -17,6 +17,7 @@ from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import StorageError
 from crashproof.records.codec import decode, encode
 from crashproof.records.curves import CurveBlock
+from crashproof.records.lazy_decoder import LazyDecoder
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.snapshots import JournalMark
 from crashproof.rules.curves import folded
@@ -29,7 +30,7 @@ log = logging.getLogger("crashproof")
 
 UPDATES_A_BLOCK = 256
 
-_decoder = msgspec.json.Decoder(CurveBlock)
+_decoder = LazyDecoder[CurveBlock](CurveBlock)
 
 
 class CurveWriter:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import msgspec
 from msgspec import Struct
@@ -60,8 +59,7 @@ class PendingUpdates:
         self._write(moment, update, copies.numbers())
 
 
-@dataclass(frozen=True, slots=True)
-class _Copies:
+class _Copies(Struct, frozen=True):
     loss: float | PendingScalar | None
     components: dict[str, float | PendingScalar]
     learning_rate: float | PendingScalar

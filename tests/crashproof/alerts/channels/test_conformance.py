@@ -15,8 +15,9 @@ import pytest
 from alert_receiver import CONTENT, AlertReceiver, eventually
 
 from crashproof.alerts.channels.base import AlertChannel
+from crashproof.alerts.channels.registry import CHANNELS
 from crashproof.alerts.delivery import Deliveries
-from crashproof.alerts.settings import CHANNELS, AlertSettings
+from crashproof.alerts.settings import AlertSettings
 
 SECRET = "very-secret-path"
 WORKS, FAILS, HANGS = "works", "fails", "hangs"

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from alert_receiver import CONTENT, PATH, AlertReceiver
 
+from crashproof.alerts.channels.ascii_json import as_json
 from crashproof.alerts.channels.base import ChannelUnavailable, DeliveryError
 from crashproof.alerts.channels.slack import SlackWebhook
 from crashproof.alerts.channels.webhook import Webhook
@@ -33,7 +34,7 @@ def test_the_names_in_the_json_are_fixed() -> None:
         "host": "node7",
         "time": 1_700_000_000.5,
         "progress_pct": 14.0,
-    } == json.loads(CONTENT.as_json())
+    } == json.loads(as_json(CONTENT))
 
 
 def test_slack_receives_one_line_without_links() -> None:

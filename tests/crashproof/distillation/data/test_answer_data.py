@@ -8,14 +8,9 @@ import torch
 from tool_lines import TEMPLATES, WEATHER
 from transformers import PreTrainedTokenizerFast
 
-from crashproof.distillation.data.answer_data import (
-    AnswerBatch,
-    AnswerData,
-    AnswerDataConfig,
-    answer_data,
-    read_answers,
-)
+from crashproof.distillation.data.answer_data import AnswerBatch, AnswerData, answer_data, read_answers
 from crashproof.distillation.losses.divergences import IGNORED
+from crashproof.distillation.settings.recipes.answer_generation import AnswerDataConfig
 from crashproof.errors import DataError
 
 MakeData = Callable[..., AnswerData]

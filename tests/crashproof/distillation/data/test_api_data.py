@@ -16,9 +16,9 @@ from crashproof.distillation.data.api_data import ApiData
 from crashproof.distillation.losses.divergences import IGNORED, next_token_targets
 from crashproof.distillation.models.causal_lm import load_model, new_model, save_model
 from crashproof.distillation.models.model_answers import ModelAnswers
-from crashproof.distillation.recipes.kd import KdConfig
 from crashproof.distillation.settings.load import load_config
 from crashproof.distillation.settings.models import ModelShape
+from crashproof.distillation.settings.recipes.kd import KdConfig
 from crashproof.distillation.text.chat import BUILTIN_TEMPLATE
 from crashproof.distillation.text.corpus import builtin_documents
 from crashproof.distillation.text.tokenizer import load_tokenizer, train_tokenizer

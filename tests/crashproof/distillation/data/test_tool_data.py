@@ -9,10 +9,11 @@ from tool_lines import asking, call, calling, line, one_call, whole
 from transformers import PreTrainedTokenizerFast
 
 from crashproof.distillation.data.tool_conversations import read_source
-from crashproof.distillation.data.tool_data import ToolBatch, ToolData, ToolDataConfig, tool_data
+from crashproof.distillation.data.tool_data import ToolBatch, ToolData, tool_data
 from crashproof.distillation.data.tool_tokens import ARGUMENTS, INTEGRATION, JSON, SELECTION
 from crashproof.distillation.losses.divergences import IGNORED
 from crashproof.distillation.losses.tool_calls import allowed_entries
+from crashproof.distillation.settings.recipes.tools import ToolDataConfig
 from crashproof.errors import DataError
 
 MakeData = Callable[..., ToolData]

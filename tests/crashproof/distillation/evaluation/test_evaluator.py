@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from crashproof.distillation.data.text_data import TokenizedData
 from crashproof.distillation.evaluation.evaluator import NATS, Place, TextEvaluator, added, means
 from crashproof.distillation.evaluation.generated_text import generate_texts
-from crashproof.distillation.recipes.kd import KdLossConfig, KdRecipe
+from crashproof.distillation.recipes.kd import KdRecipe
+from crashproof.distillation.settings.recipes.kd import KdLossConfig
 from crashproof.distillation.text.tokenizer import encode_text
 from crashproof.pytorch.device import choose_device
 from crashproof.pytorch.random_state import capture_random_state

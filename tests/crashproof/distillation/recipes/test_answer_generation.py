@@ -13,13 +13,9 @@ from crashproof.distillation.data.answer_data import AnswerBatch, AnswerData, An
 from crashproof.distillation.evaluation.evaluator import Place, added, means
 from crashproof.distillation.evaluation.held_out_answers import AnswerEvaluator
 from crashproof.distillation.losses.divergences import IGNORED
-from crashproof.distillation.recipes.answer_generation import (
-    ANSWER_GENERATION,
-    AnswerGenerationConfig,
-    AnswerLossConfig,
-    AnswerRecipe,
-)
+from crashproof.distillation.recipes.answer_generation import ANSWER_GENERATION, AnswerRecipe
 from crashproof.distillation.recipes.registry import TASKS
+from crashproof.distillation.settings.recipes.answer_generation import AnswerGenerationConfig, AnswerLossConfig
 from crashproof.distillation.settings.section import validated
 from crashproof.distillation.tasks.answers import generated_answers
 from crashproof.errors import ConfigError, ModelMismatch

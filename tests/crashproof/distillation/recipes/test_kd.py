@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from crashproof.distillation.data.text_data import Batch, TopK
 from crashproof.distillation.losses.divergences import IGNORED
-from crashproof.distillation.recipes.kd import KdLossConfig, KdRecipe
+from crashproof.distillation.recipes.kd import KdRecipe
+from crashproof.distillation.settings.recipes.kd import KdLossConfig
 from crashproof.errors import ConfigError, ModelMismatch
 
 MakeModel = Callable[..., PreTrainedModel]

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from crashproof.distillation.data.tool_data import ToolData
 from crashproof.distillation.data.tool_tokens import INTEGRATION, JSON, SELECTION
 from crashproof.distillation.losses.tool_calls import allowed_entries
-from crashproof.distillation.recipes.process import PROCESS, ProcessConfig, ProcessLossConfig, ProcessRecipe
+from crashproof.distillation.recipes.process import PROCESS, ProcessRecipe
 from crashproof.distillation.recipes.registry import TASKS
+from crashproof.distillation.settings.recipes.process import ProcessConfig, ProcessLossConfig
 from crashproof.distillation.settings.section import validated
 from crashproof.errors import ConfigError, ModelMismatch
 
@@ -162,8 +163,8 @@ def test_a_teacher_that_is_no_model_is_refused(teacher: dict[str, str]) -> None:
 
 
 def test_only_kd_needs_a_teacher() -> None:
-    assert PROCESS.divergence(validated(ProcessConfig, {})) is not None
-    assert PROCESS.divergence(validated(ProcessConfig, {"loss": {"kd": 0}})) is None
+    assert validated(ProcessConfig, {}).divergence is not None
+    assert validated(ProcessConfig, {"loss": {"kd": 0}}).divergence is None
 
 
 def test_without_a_file_a_task_with_answers_is_generated() -> None:

@@ -11,12 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from crashproof.distillation.data.tool_data import ToolData
 from crashproof.distillation.data.tool_tokens import ARGUMENTS, SELECTION
 from crashproof.distillation.recipes.registry import TASKS
-from crashproof.distillation.recipes.tool_select import (
-    TOOL_SELECT,
-    ToolSelectConfig,
-    ToolSelectLossConfig,
-    ToolSelectRecipe,
-)
+from crashproof.distillation.recipes.tool_select import TOOL_SELECT, ToolSelectRecipe
+from crashproof.distillation.settings.recipes.tool_select import ToolSelectConfig, ToolSelectLossConfig
 from crashproof.distillation.settings.section import validated
 from crashproof.errors import ConfigError, DataError
 

@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from crashproof import AlertSettings
-from crashproof.distillation.recipes.kd import KdConfig
 from crashproof.distillation.settings.load import files_and_overrides, load_config
+from crashproof.distillation.settings.recipes.kd import KdConfig
 from crashproof.errors import ConfigError
 
 MINIMAL = """

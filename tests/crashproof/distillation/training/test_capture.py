@@ -19,8 +19,8 @@ from crashproof.distillation.data.captured_folder import CapturedFolder, Capture
 from crashproof.distillation.data.shards import ShardReader
 from crashproof.distillation.losses.divergences import IGNORED
 from crashproof.distillation.models.causal_lm import load_model
-from crashproof.distillation.recipes.kd import KdConfig
 from crashproof.distillation.settings.load import load_config
+from crashproof.distillation.settings.recipes.kd import KdConfig
 from crashproof.distillation.training.capture import CaptureSettings, capture_logits, largest_entries
 from crashproof.errors import ConfigError, ModelMismatch, NewerFormat, RunInUse
 from crashproof.pytorch.interrupts import Interrupts, StopRequested

@@ -19,9 +19,10 @@ from crashproof.distillation.data.source import Source
 from crashproof.distillation.data.text_data import TokenizedData, tokenized
 from crashproof.distillation.display import show_progress
 from crashproof.distillation.evaluation.evaluator import Evaluator
-from crashproof.distillation.recipes.kd import KdLossConfig, KdRecipe
+from crashproof.distillation.recipes.kd import KdRecipe
 from crashproof.distillation.settings.data import DataConfig
 from crashproof.distillation.settings.progress import ProgressConfig
+from crashproof.distillation.settings.recipes.kd import KdLossConfig
 from crashproof.distillation.settings.train import TrainConfig
 from crashproof.distillation.training.batches import StepBatches
 from crashproof.distillation.training.loop import TrainingLoop, new_optimizer, new_state

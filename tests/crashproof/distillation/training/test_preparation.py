@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from crashproof.distillation.recipes.kd import KD, KdConfig
+from crashproof.distillation.recipes.kd import KD
 from crashproof.distillation.settings.load import load_config
+from crashproof.distillation.settings.recipes.kd import KdConfig
 from crashproof.distillation.text.tokenizer import load_tokenizer
 from crashproof.distillation.training.lessons import read_lessons
 from crashproof.distillation.training.preparation import Prepared, prepare

@@ -14,8 +14,9 @@ from torch.distributed.tensor import DTensor
 from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from crashproof.distillation.models.making import WHOLE_MODELS, DeferredModels, ModelMaker
-from crashproof.distillation.recipes.kd import KD, KdConfig
+from crashproof.distillation.recipes.kd import KD
 from crashproof.distillation.settings.load import load_config
+from crashproof.distillation.settings.recipes.kd import KdConfig
 from crashproof.distillation.settings.train import TrainConfig
 from crashproof.distillation.training.lessons import read_lessons
 from crashproof.distillation.training.loop import new_state

@@ -76,6 +76,14 @@ def test_a_process_without_torchrun_describes_nothing_and_meets_nobody() -> None
         raise ConfigError("Wrong.")
 
 
+def test_a_process_without_torchrun_ends_where_it_was_asked_to_stop_before() -> None:
+    with Interrupts() as interrupts:
+        signal.raise_signal(signal.SIGTERM)
+        meeting = StartMeeting(interrupts, environment={})
+        with pytest.raises(StopRequested), agree(meeting):
+            raise AssertionError("it does not begin")
+
+
 def test_ranks_that_agree_go_on(server: TCPStore) -> None:
     def act(meeting: StartMeeting, rank: int) -> None:
         with agree(meeting, seed="1"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from decimal import Decimal
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 from response_stores import SqliteFixture, answered, granted, intent, key_of
 
 from crashproof.answers.run_store import RunResponses
@@ -162,7 +162,7 @@ def test_an_answer_of_no_use_that_is_to_be_replaced_is_not_carried_over(
     keep_while_away(store, shared, "a", problem="it is empty")
     stores.let_leases_run_out()
 
-    (verdict,) = store.begin([dataclasses.replace(intent("a"), replaces=True)], budget=None)
+    (verdict,) = store.begin([structs.replace(intent("a"), replaces=True)], budget=None)
 
     assert isinstance(verdict, Granted)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 
 import pytest
+from msgspec import structs
 from response_stores import CENT, SqliteFixture, answered, granted, intent, keep, key_of
 
 from crashproof.answers.store import Busy, Granted, Intent, Lost, OverBudget, Refused
@@ -172,7 +172,7 @@ def test_both_answers_of_one_batch_to_one_key_are_paid_and_the_first_is_kept(sha
 
 
 def again(question: object) -> Intent:
-    return dataclasses.replace(intent(question), replaces=True)
+    return structs.replace(intent(question), replaces=True)
 
 
 def test_an_answer_that_another_has_already_replaced_is_given_instead_of_asking_again(shared):

@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from crashproof.distillation.models.config_file import why
 from crashproof.distillation.models.deferred.tensor import CannotDefer, DeferredTensor
-from crashproof.distillation.models.model_folder import why
 from crashproof.errors import ConfigError
 
 __all__ = ["ReadBytes", "stored_tensors"]

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from crashproof.distillation.models.config_file import why
 from crashproof.distillation.models.deferred.files import ReadBytes, stored_tensors
 from crashproof.distillation.models.deferred.tensor import CannotDefer
-from crashproof.distillation.models.model_folder import ModelFolder, weight_files, why
+from crashproof.distillation.models.model_folder import ModelFolder, weight_files
 
 __all__ = ["read_without_weights"]
 

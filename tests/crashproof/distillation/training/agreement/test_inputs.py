@@ -12,8 +12,8 @@ from thread_ranks import said_by_two
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from crashproof.distillation.data.source import Source
-from crashproof.distillation.recipes.kd import KdConfig
 from crashproof.distillation.settings.load import load_config
+from crashproof.distillation.settings.recipes.kd import KdConfig
 from crashproof.distillation.training.agreement.inputs import InputDigests, require_same_inputs
 from crashproof.pytorch.ranks import SingleRank
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from thread_ranks import said_by_two
 
-from crashproof.distillation.recipes.kd import KD, KdConfig
+from crashproof.distillation.recipes.kd import KD
 from crashproof.distillation.settings.load import load_config
+from crashproof.distillation.settings.recipes.kd import KdConfig
 from crashproof.distillation.training.agreement.preparation import require_same_preparation
 from crashproof.distillation.training.lessons import read_lessons
 from crashproof.distillation.training.preparation import Prepared, prepare

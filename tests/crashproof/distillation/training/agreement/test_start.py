@@ -4,7 +4,7 @@ import os
 from importlib.metadata import version
 
 import crashproof
-from crashproof.distillation.recipes.kd import KdConfig
+from crashproof.distillation.settings.recipes.kd import KdConfig
 from crashproof.distillation.training.agreement.start import describe_start
 from crashproof.pytorch.device import choose_device
 

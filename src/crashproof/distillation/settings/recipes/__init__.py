@@ -1,0 +1,1 @@
+"""What each recipe adds to the config; none of it needs PyTorch."""
