@@ -46,8 +46,8 @@ def trained_loop(
     context: TrainingProgressContext,
     folder: Path,
 ) -> Iterator[TrainingLoop]:
-    """A loop of one process on the CPU, at its beginning."""
-    device, ranks = choose_device("cpu"), SingleRank()
+    """A loop of one process, at its beginning; the recipe is on the device that `train` names."""
+    device, ranks = choose_device(train.device, train.precision), SingleRank()
     state = new_state(recipe, train, device, ranks)
     batches = StepBatches(data, train, ranks, first_sample=0, ahead_steps=2)
     saver = CheckpointSaver(state, context, folder, ranks, settings=progress)
