@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Row", "Verdict"]
+__all__ = ["Row", "Verdict", "found_or_failed"]
 
 
 class Verdict(StrEnum):
@@ -41,3 +42,13 @@ class Row:
     def from_json(cls, content: Mapping[str, Any]) -> Row:
         """What `as_json` made."""
         return cls(**{**content, "verdict": Verdict(content["verdict"])})
+
+
+def found_or_failed(what: str, find: Callable[[], Row]) -> Row:
+    """What is found, or a row that says why nothing was: the other rows of a check shall come."""
+    try:
+        return find()
+    except Exception as error:  # A library or a driver may raise anything.
+        traceback.print_exc()
+        reason = (str(error).splitlines() or [""])[0]
+        return Row(what=what, figure="", verdict=Verdict.FAILS, why=f"{type(error).__name__}: {reason}")

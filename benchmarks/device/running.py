@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.device.rows import Row, Verdict
 
-__all__ = ["ROOT", "CheckRunner", "command_of", "environment_of"]
+__all__ = ["ROOT", "CheckRunner", "command_of", "environment_of", "said_by"]
 
 ROOT = Path(__file__).parents[2]
 _LONGEST_REASON = 300
@@ -76,6 +76,21 @@ class CheckRunner:
         """End what is running: this program was interrupted."""
         for process in list(self._running):
             _end_group(process)
+
+
+def said_by(command: Sequence[str]) -> str:
+    """What a process prints that a check has started, which needs not have ended well for the check to go on.
+
+    Raises:
+        RuntimeError: It did not end well; with the last line that it printed.
+    """
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    # Into the check's log.
+    print(ended.stderr)
+    if ended.returncode:
+        lines = [line for line in ended.stderr.splitlines() if line.strip()]
+        raise RuntimeError(f"exit code {ended.returncode}: {lines[-1][:_LONGEST_REASON] if lines else ''}")
+    return ended.stdout
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

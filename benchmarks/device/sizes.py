@@ -137,8 +137,8 @@ SIZES: dict[str, Size] = {
     "cpu": Size(
         device="cpu",
         num_at_once=2,
-        limit_seconds=480,
-        limits=dict.fromkeys(CHECKS, 300.0),
+        limit_seconds=1200,
+        limits=dict.fromkeys(CHECKS, 600.0),
         model=ModelSize(vocabulary=128, width=32, num_layers=1, num_heads=2, length=16, batch=2),
         watched_steps=6,
         precisions=("bfloat16", "float16"),

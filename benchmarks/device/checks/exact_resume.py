@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.device.rows import Row, Verdict
+from benchmarks.device.rows import Row, Verdict, found_or_failed
 from benchmarks.device.running import ROOT
 from benchmarks.device.sizes import Size, TrainerSize
 from crashproof import RunReader
@@ -34,7 +34,8 @@ def check(size: Size, work: Path) -> Iterator[Row]:
     """`distill_kd` in both half precisions: uninterrupted, and killed with SIGKILL and started again."""
     data = write_data(work / "data.jsonl", size.exact)
     for precision in size.precisions:
-        yield _resumed(size, precision, data, work / precision)
+        what = f"{precision}{' with GradScaler' if precision == 'float16' else ''}, after SIGKILL"
+        yield found_or_failed(what, lambda what=what, each=precision: _resumed(what, size, each, data, work / each))
 
 
 def write_data(path: Path, size: TrainerSize) -> Path:
@@ -64,7 +65,7 @@ def settings_of(size: TrainerSize, data: Path, *, device: str, precision: str) -
     ]
 
 
-def _resumed(size: Size, precision: str, data: Path, work: Path) -> Row:
+def _resumed(what: str, size: Size, precision: str, data: Path, work: Path) -> Row:
     whole, broken = work / "uninterrupted", work / "killed"
     settings = settings_of(size.exact, data, device=size.device, precision=precision)
     said = _train(settings, whole)
@@ -77,7 +78,7 @@ def _resumed(size: Size, precision: str, data: Path, work: Path) -> Row:
     problem = _problem(killed.return_code, killed.output, resumed, whole, broken, size.exact.steps)
     warned = nondeterministic(said + resumed)
     return Row(
-        what=f"{precision}{' with GradScaler' if precision == 'float16' else ''}, after SIGKILL",
+        what=what,
         figure=problem or f"the same bits after {size.exact.steps} steps",
         verdict=Verdict.FAILS if problem else Verdict.HOLDS,
         why="; ".join([*_resume_line(resumed), *([f"PyTorch calls not deterministic: {warned}"] if warned else [])]),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.device.rows import Row, Verdict
-from benchmarks.device.running import ROOT
+from benchmarks.device.rows import Row, Verdict, found_or_failed
+from benchmarks.device.running import said_by
 from benchmarks.device.sizes import SIZES, LossSize, Size
 from crashproof.distillation.losses.chunked import values_of_rows
 from crashproof.distillation.losses.divergences import cross_entropy_rows
@@ -44,9 +43,7 @@ def check(size: Size, work: Path) -> Iterator[Row]:
         if way == "liger" and (missing := _missing(size.device)):
             yield Row(what=what, figure="", verdict=Verdict.NOT_HERE, why=missing)
             continue
-        found = _run(way, size.device)
-        dense = dense or found
-        yield _row(what, found, dense)
+        yield found_or_failed(what, lambda way=way, what=what: _compared(way, what, size.device, dense))
 
 
 def _missing(device: str) -> str:
@@ -57,12 +54,15 @@ def _missing(device: str) -> str:
 
 def _run(way: str, device: str) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.device.checks.loss_memory", way, device]
-    said = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, float] = json.loads(said.stdout)
+    found: dict[str, float] = json.loads(said_by(command))
     return found
 
 
-def _row(what: str, found: dict[str, float], dense: dict[str, float]) -> Row:
+def _compared(way: str, what: str, device: str, dense: dict[str, float]) -> Row:
+    """One way beside the dense one, which comes first and fills `dense`."""
+    found = _run(way, device)
+    if not dense:
+        dense.update(found)
     peak, seconds = found["peak_mib"], found["seconds"]
     is_close = abs(found["loss"] - dense["loss"]) <= _CLOSE * abs(dense["loss"])
     return Row(

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch.distributed.distributed_c10d import PrefixStore
 
 from benchmarks.device.checks.exact_resume import differences, has_reached, settings_of, write_data
-from benchmarks.device.rows import Row, Verdict
+from benchmarks.device.rows import Row, Verdict, found_or_failed
 from benchmarks.device.running import ROOT
 from benchmarks.device.sizes import SIZES, Size
 from crashproof.distillation.models.making import WHOLE_MODELS, DeferredModels
@@ -53,34 +53,40 @@ def check(size: Size, work: Path) -> Iterator[Row]:
     data = write_data(work / "data.jsonl", size.ranks)
     _train(_ALONE, size, data, work / _ALONE)
     for strategy, title in _STRATEGIES.items():
-        _train(strategy, size, data, work / strategy)
-        broken = work / f"{strategy}-killed"
-        command = [sys.executable, "-m", "benchmarks.device.checks.one_rank", strategy, size.device, str(data)]
-        killed = run_and_kill(
-            [*command, str(broken)],
-            when=has_reached(broken, size.ranks.kill_at),
-            timeout_seconds=_START_SECONDS,
-        )
-        resumed = subprocess.run([*command, str(broken)], cwd=ROOT, check=False, stderr=subprocess.PIPE, text=True)
-        yield _resumed(title, size, killed.return_code, resumed, _ends(size, work, strategy, broken.name))
-        found = _ends(size, work, _ALONE, strategy)
-        yield Row(
-            what=f"{title} on one rank, beside a process alone",
-            figure=f"{len(found)} weights differ" if found else "the same bits",
-            verdict=Verdict.MEASURED,
-            values={"differing_weights": len(found)},
-        )
+        what = f"{title} on one rank, after SIGKILL"
+        yield found_or_failed(what, lambda what=what, strategy=strategy: _resumed(what, strategy, size, data, work))
+        beside = f"{title} on one rank, beside a process alone"
+        yield found_or_failed(beside, lambda beside=beside, strategy=strategy: _beside(beside, strategy, size, work))
+
+
+def _resumed(what: str, strategy: str, size: Size, data: Path, work: Path) -> Row:
+    _train(strategy, size, data, work / strategy)
+    broken = work / f"{strategy}-killed"
+    command = [sys.executable, "-m", "benchmarks.device.checks.one_rank", strategy, size.device, str(data)]
+    command.append(str(broken))
+    killed = run_and_kill(command, when=has_reached(broken, size.ranks.kill_at), timeout_seconds=_START_SECONDS)
+    resumed = subprocess.run(command, cwd=ROOT, check=False, stderr=subprocess.PIPE, text=True)
+    found = [] if resumed.returncode else _ends(size, work, strategy, broken.name)
+    return _judged(what, size, killed.return_code, resumed, found)
+
+
+def _beside(what: str, strategy: str, size: Size, work: Path) -> Row:
+    found = _ends(size, work, _ALONE, strategy)
+    return Row(
+        what=what,
+        figure=f"{len(found)} weights differ" if found else "the same bits",
+        verdict=Verdict.MEASURED,
+        values={"differing_weights": len(found)},
+    )
 
 
 def _ends(size: Size, work: Path, one: str, other: str) -> list[str]:
-    """The weights of two runs that differ at their ends; "no student" where one has not come there."""
-    files = [work / name / f"student_{size.ranks.steps}" / "model.safetensors" for name in (one, other)]
-    if not all(file.exists() for file in files):
-        return ["no student"]
-    return differences(*map(load_file, files))
+    """The weights that differ at the ends of two runs."""
+    students = [work / name / f"student_{size.ranks.steps}" / "model.safetensors" for name in (one, other)]
+    return differences(*map(load_file, students))
 
 
-def _resumed(title: str, size: Size, code: int, resumed: subprocess.CompletedProcess[str], found: list[str]) -> Row:
+def _judged(what: str, size: Size, code: int, resumed: subprocess.CompletedProcess[str], found: list[str]) -> Row:
     print(resumed.stderr)
     lines = [line for line in resumed.stderr.splitlines() if line.strip()]
     resuming = next((line.split(",")[0] for line in lines if line.startswith("Resuming at step")), "")
@@ -94,7 +100,7 @@ def _resumed(title: str, size: Size, code: int, resumed: subprocess.CompletedPro
     elif found:
         problem = f"{len(found)} weights differ at the end: {', '.join(found[:_MOST_NAMED])}"
     return Row(
-        what=f"{title} on one rank, after SIGKILL",
+        what=what,
         figure=problem or f"the same bits after {size.ranks.steps} steps",
         verdict=Verdict.FAILS if problem else Verdict.HOLDS,
         why=resuming,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,8 +22,8 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from benchmarks.device.rows import Row, Verdict
-from benchmarks.device.running import ROOT
+from benchmarks.device.rows import Row, Verdict, found_or_failed
+from benchmarks.device.running import said_by
 from benchmarks.device.sizes import SIZES, Size
 from benchmarks.figures import in_unit
 from crashproof import training_progress_context
@@ -51,20 +50,23 @@ def check(size: Size, work: Path) -> Iterator[Row]:
         if way == "async_save_pinned" and size.device != "cuda":
             yield Row(what=_TITLES[way], figure="", verdict=Verdict.NOT_HERE, why="pinned memory needs a CUDA device")
             continue
-        seconds = _run(way, size.device, work / way)
-        bare = bare or seconds
-        yield _row(way, seconds, bare, size)
+        yield found_or_failed(_TITLES[way], lambda way=way: _compared(way, size, work / way, bare))
 
 
 def _run(way: str, device: str, folder: Path) -> list[float]:
     command = [sys.executable, "-m", "benchmarks.device.checks.save_stall", way, device, str(folder)]
-    said = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    shutil.rmtree(folder)
-    seconds: list[float] = json.loads(said.stdout.splitlines()[-1])
+    try:
+        seconds: list[float] = json.loads(said_by(command).splitlines()[-1])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     return seconds
 
 
-def _row(way: str, seconds: list[float], bare: list[float], size: Size) -> Row:
+def _compared(way: str, size: Size, folder: Path, bare: list[float]) -> Row:
+    """One way beside the bare one, which comes first and fills `bare`."""
+    seconds = _run(way, size.device, folder)
+    if not bare:
+        bare += seconds
     first, steady = seconds[0], median(seconds[1:])
     is_ours = way == "ours"
     return Row(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.device.models import random_tokens, recipe_on
-from benchmarks.device.rows import Row, Verdict
+from benchmarks.device.rows import Row, Verdict, found_or_failed
 from benchmarks.device.sizes import Size
 from benchmarks.made_runs import new_tracker
 from benchmarks.trained_loop import trained_loop
@@ -33,14 +33,12 @@ def check(size: Size, work: Path) -> Iterator[Row]:
     compute_deterministically()
     is_cuda = size.device == "cuda"
     if is_cuda:
-        yield _counter_works()
-    yield _row("`update_metrics` with device tensors", size, lambda found: _update(size, work / "updates", found))
-    for precision in size.precisions:
-        yield _row(
-            f"a trainer's step, {precision}",
-            size,
-            lambda found, precision=precision: _train(size, precision, work / precision, found),
-        )
+        yield found_or_failed("one `.item()` is noticed", _counter_works)
+    parts = {"`update_metrics` with device tensors": lambda found: _update(size, work / "updates", found)}
+    for each in size.precisions:
+        parts[f"a trainer's step, {each}"] = lambda found, each=each: _train(size, each, work / each, found)
+    for what, run in parts.items():
+        yield found_or_failed(what, lambda what=what, run=run: _row(what, size, run))
 
 
 def _counter_works() -> Row:
