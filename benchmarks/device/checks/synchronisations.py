@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -125,8 +126,14 @@ def _watched(*, is_cuda: bool) -> Iterator[None]:
 
 @contextmanager
 def _recorded(found: list[str]) -> Iterator[None]:
-    """Collect where PyTorch says that it waited."""
-    with warnings.catch_warnings(record=True) as caught:
+    """Collect where PyTorch says that this thread waited; what a thread beside it waits for stops no step."""
+    own = threading.get_ident()
+
+    def collect(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+        if _TEXT in str(message) and threading.get_ident() == own:
+            found.append(f"{filename}:{lineno}")
+
+    with warnings.catch_warnings():
         warnings.simplefilter("always")
+        warnings.showwarning = collect
         yield
-    found += [f"{each.filename}:{each.lineno}" for each in caught if _TEXT in str(each.message)]
