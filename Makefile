@@ -6,11 +6,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quickstart
 SUITE := -n 2 --dist worksteal -m "not long"
+DEVICE ?= cuda
+OUT ?= build/gpu
 
 # Without its bytecode torch takes three times as long to import, in each of the processes that the tests start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check bench crash pictures site texts tools clean
+.PHONY: demo test check bench gpu crash pictures site texts tools clean
 
 demo: .venv/.installed
 	$(BIN)/python -m training.distill_kd --config configs/quickstart.yaml --output-dir $(RUN)
@@ -35,6 +37,11 @@ check: .venv/.installed
 
 bench: .venv/.installed
 	$(BIN)/python -m benchmarks.run
+
+# What only a GPU shows: all checks at once, in at most 8 minutes; DEVICE=cpu runs the same code small. Table, JSON and
+# logs are in OUT; on a GPU it also writes benchmarks/RESULTS_GPU.md.
+gpu: .venv/.installed
+	$(BIN)/python -m benchmarks.device --device $(DEVICE) --out $(OUT)
 
 # Long crash tests with fresh seeds; each prints its own. SEED=n repeats one, ROUNDS=n sets how many.
 crash: .venv/.installed

@@ -7,12 +7,12 @@ import platform
 import shutil
 import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
 
-__all__ = ["machine_lines"]
+__all__ = ["commit", "cpu_model", "machine_lines", "version_of"]
 
 _PACKAGES = ("msgspec", "orjson", "torch")
 
@@ -20,18 +20,27 @@ _PACKAGES = ("msgspec", "orjson", "torch")
 def machine_lines(work: Path) -> list[str]:
     """Machine, versions, commit and date, one line each; `work` lies where the benchmarks write."""
     memory_gib = psutil.virtual_memory().total / (1 << 30)
-    packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+    packages = ", ".join(f"{name} {version_of(name)}" for name in _PACKAGES)
     return [
-        f"- CPU: {_cpu_model()}, {os.cpu_count()} cores; {memory_gib:.0f} GiB memory",
+        f"- CPU: {cpu_model()}, {os.cpu_count()} cores; {memory_gib:.0f} GiB memory",
         f"- Disk: {_file_system(work)}, {shutil.disk_usage(work).free / (1 << 30):.0f} GiB free",
         f"- {platform.python_implementation()} {platform.python_version()}, {packages}",
         f"- {platform.system()} {platform.release()}",
-        f"- Commit: {_commit()}",
+        f"- Commit: {commit()}",
         f"- Date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     ]
 
 
-def _cpu_model() -> str:
+def version_of(package: str) -> str:
+    """The version of a package, or that it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def cpu_model() -> str:
+    """The processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -46,12 +55,13 @@ def _file_system(path: Path) -> str:
     return f"{innermost.fstype} on {innermost.device}" if innermost else "unknown file system"
 
 
-def _commit() -> str:
-    commit = _git("rev-parse", "--short", "HEAD")
-    if not commit:
+def commit() -> str:
+    """The commit of the sources, and whether they were changed since."""
+    head = _git("rev-parse", "--short", "HEAD")
+    if not head:
         return "unknown"
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", "src")
-    return f"{commit} (with uncommitted changes in src)" if changed else commit
+    return f"{head} (with uncommitted changes in src)" if changed else head
 
 
 def _git(*arguments: str) -> str:

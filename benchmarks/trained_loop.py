@@ -9,6 +9,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 from crashproof.distillation.data.text_data import TrainingData
+from crashproof.distillation.models.layers import prepare_layers
 from crashproof.distillation.recipes.recipe import Recipe
 from crashproof.distillation.settings.progress import ProgressConfig
 from crashproof.distillation.settings.train import TrainConfig
@@ -46,8 +47,9 @@ def trained_loop(
     context: TrainingProgressContext,
     folder: Path,
 ) -> Iterator[TrainingLoop]:
-    """A loop of one process on the CPU, at its beginning."""
-    device, ranks = choose_device("cpu"), SingleRank()
+    """A loop of one process, at its beginning; the recipe is on the device that `train` names."""
+    device, ranks = choose_device(train.device, train.precision), SingleRank()
+    prepare_layers(recipe.student, train, device.device)
     state = new_state(recipe, train, device, ranks)
     batches = StepBatches(data, train, ranks, first_sample=0, ahead_steps=2)
     saver = CheckpointSaver(state, context, folder, ranks, settings=progress)

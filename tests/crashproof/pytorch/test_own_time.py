@@ -84,6 +84,7 @@ def test_steps_that_nobody_takes_are_forgotten() -> None:
     assert [float(number) for number in range(4000, 5000)] == own.take()
 
 
+@pytest.mark.device
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_cuda_device_is_timed_without_being_waited_for() -> None:
     own = OwnTime(CudaMarks())

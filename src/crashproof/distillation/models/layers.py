@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from crashproof.distillation.models.attention import attend_deterministically
 from crashproof.distillation.models.lora import without_adapters
 from crashproof.distillation.settings.train import TrainConfig
 from crashproof.errors import ConfigError
@@ -28,11 +29,14 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def prepare_layers(model: PreTrainedModel, train: TrainConfig, device: torch.device) -> None:
-    """Set up activation checkpointing and compilation as configured; the names of weights do not change.
+    """Set up deterministic attention, and activation checkpointing and compilation as configured.
+
+    The names of weights do not change.
 
     Raises:
         ConfigError: the model cannot, or there is no compiler.
     """
+    attend_deterministically()
     if train.checkpoints_activations:
         _checkpoint_activations(model)
     if train.compile:

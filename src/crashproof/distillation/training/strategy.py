@@ -18,7 +18,7 @@ from crashproof.distillation.recipes.recipe import Recipe
 from crashproof.distillation.training.sharding import shard_models
 from crashproof.pytorch.own_time import OwnTime
 from crashproof.pytorch.random_state import capture_random_state, restore_random_state
-from crashproof.pytorch.ranks import Ranks
+from crashproof.pytorch.ranks import Ranks, SingleRank
 from crashproof.pytorch.step_timer import NoStepTimer, ReplicatedTimer, ShardedTimer, StepTimer
 
 __all__ = ["Strategy", "choose_strategy", "clip_gradients", "is_sharded"]
@@ -54,20 +54,20 @@ class Strategy:
 
 def is_sharded(name: str, ranks: Ranks) -> bool:
     """Whether a process is to hold only a part of each weight."""
-    return name == "fsdp" and ranks.num_ranks > 1
+    return name == "fsdp" and not isinstance(ranks, SingleRank)
 
 
 def choose_strategy(
     recipe: Recipe, name: str, ranks: Ranks, device: torch.device, weights: DeferredWeights | None = None
 ) -> Strategy:
-    """Wrap a recipe in `ddp` or `fsdp`; one process needs neither.
+    """Wrap a recipe in `ddp` or `fsdp`; a process without a process group needs neither.
 
     For `fsdp`, its weights are still deferred; otherwise it is on its device.
     """
     if is_sharded(name, ranks):
         assert weights is not None, "what is sharded is not made whole before"
         return _Sharded(recipe, ranks, device, weights)
-    return Strategy(recipe) if ranks.num_ranks == 1 else _Replicated(recipe, ranks)
+    return Strategy(recipe) if isinstance(ranks, SingleRank) else _Replicated(recipe, ranks)
 
 
 def clip_gradients(parameters: list[nn.Parameter], clip_norm: float) -> Tensor:

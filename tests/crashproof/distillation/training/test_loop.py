@@ -195,6 +195,7 @@ def test_weights_that_may_be_half_changed_are_not_saved(make_loop: MakeLoop, tmp
     assert [] == list(tmp_path.glob("checkpoint_*"))
 
 
+@pytest.mark.device
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_step_on_a_gpu_makes_no_synchronisation(make_loop: MakeLoop, tmp_path: Path) -> None:
     with a_run(tmp_path) as context:

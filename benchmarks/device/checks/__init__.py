@@ -1,0 +1,1 @@
+"""The device checks, one file each: `check(size, work)` yields rows as it finds them."""
