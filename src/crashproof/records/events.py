@@ -5,9 +5,9 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any, TypedDict
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType, field
 
-from crashproof.records.checkpoints import CheckpointMetadata, FileDigest, RemovedCheckpoint
+from crashproof.records.checkpoints import CheckpointMetadata, FileDigest, RemovedCheckpoint, take_in_sha256
 from crashproof.records.rank_times import RankTimes
 from crashproof.records.requests import Spending
 from crashproof.records.states import AlertKind, AttemptState, SessionKind
@@ -133,8 +133,16 @@ class CheckpointHashed(EventRecord, frozen=True, kw_only=True, tag="checkpoint_h
     created_at: float | None = None
     """The moment of the record that it is about."""
     num_bytes: int
-    sha256: str
+    digest: str = ""
+    """It names its algorithm: `blake3:…`."""
     files: dict[str, FileDigest] | None
+    unnamed_sha256: str | UnsetType = field(default=UNSET, name="sha256")
+    """As in a line that was written before digests named their algorithm; never set once it is read."""
+
+    def __post_init__(self) -> None:
+        take_in_sha256(self)
+        if not self.digest:
+            raise ValueError("it has no digest")
 
 
 class CheckpointRemoved(EventRecord, frozen=True, kw_only=True, tag="checkpoint_removed"):

@@ -11,9 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crashproof.records.checkpoints import CheckpointMetadata, FileDigest, RemovedCheckpoint
-from crashproof.records.checksummed_line import is_intact
+from crashproof.records.checksummed_line import CHECKSUM_BYTES, add_checksum, is_intact
 from crashproof.records.codec import decode, encode, nonfinite_names
-from crashproof.records.events import AnswersRecovered, CheckpointRecorded, Event, EventRecord, SessionStarted
+from crashproof.records.events import (
+    AnswersRecovered,
+    CheckpointHashed,
+    CheckpointRecorded,
+    Event,
+    EventRecord,
+    SessionStarted,
+)
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.rank_times import RankTime, RankTimes
 from crashproof.records.requests import (
@@ -85,6 +92,11 @@ def answer(**known: Any) -> AnswerRecord:
     return AnswerRecord(**(ASKED | {"cost": Decimal("0.1"), "response": {}} | known))
 
 
+HASHED = CheckpointHashed(
+    timestamp=1.0, attempt=1, step=5, checkpoint_path="a", num_bytes=5, digest="sha256:5a", files=None
+)
+
+
 def read_back(record: Any, kind: Any = None) -> Any:
     return decode(encode(record), msgspec.json.Decoder(kind or type(record)))
 
@@ -103,7 +115,8 @@ RECORDS = [
     ),
     pytest.param(metadata(), id="checkpoint"),
     pytest.param(
-        metadata(num_bytes=5, sha256="5a", files={"a": FileDigest(num_bytes=5, sha256="aa")}), id="folder-checkpoint"
+        metadata(num_bytes=5, digest="blake3:5a", files={"a": FileDigest(num_bytes=5, digest="blake3:aa")}),
+        id="folder-checkpoint",
     ),
     pytest.param(
         metadata(evaluation={"f1": 0.5, "a.b": math.inf}, nonfinite={"evaluation.a.b": "Infinity"}),
@@ -376,10 +389,37 @@ def test_a_field_of_a_later_version_is_passed_over():
 
 
 @pytest.mark.parametrize(
-    "sha256, expected", [pytest.param("5a", True, id="digested"), pytest.param(None, False, id="not-digested")]
+    "digest, expected", [pytest.param("blake3:5a", True, id="digested"), pytest.param(None, False, id="not-digested")]
 )
-def test_a_checkpoint_is_verifiable_once_it_is_digested(sha256, expected):
-    assert expected is metadata(sha256=sha256).is_verifiable
+def test_a_checkpoint_is_verifiable_once_it_is_digested(digest, expected):
+    assert expected is metadata(digest=digest).is_verifiable
+
+
+@pytest.mark.parametrize("kind", [FileDigest, CheckpointMetadata, CheckpointHashed])
+def test_a_record_of_before_digests_named_their_algorithm_has_a_named_one(kind):
+    """Files of earlier versions have a field `sha256`, without a name."""
+    line = encode(
+        {
+            FileDigest: FileDigest(num_bytes=5, digest="sha256:5a"),
+            CheckpointMetadata: metadata(num_bytes=5, digest="sha256:5a"),
+            CheckpointHashed: HASHED,
+        }[kind]
+    )
+    older = add_checksum(line[:-CHECKSUM_BYTES].replace(b'"digest":"sha256:', b'"sha256":"') + b"}")
+    read = decode(older, msgspec.json.Decoder(kind))
+
+    assert b'"sha256":"5a"' in older
+    assert "sha256:5a" == read.digest
+    # What is written again has the new form.
+    assert line == encode(read)
+
+
+@pytest.mark.parametrize("record", [FileDigest(num_bytes=5, digest="sha256:5a"), HASHED], ids=["file", "event"])
+def test_a_record_that_exists_for_its_digest_has_one(record):
+    line = encode(record)[:-CHECKSUM_BYTES].replace(b'"digest":"sha256:5a"', b'"digest":""') + b"}"
+
+    with pytest.raises(msgspec.ValidationError, match="no digest"):
+        decode(add_checksum(line), msgspec.json.Decoder(type(record)))
 
 
 def test_a_checkpoint_event_keeps_its_checkpoint():

@@ -205,7 +205,7 @@ def test_the_digest_of_an_atomic_write_is_passed_on(context, run_dir):
         progress.record_checkpoint(1, written.path, 8, written=written, seconds=2.5)
 
     session = RunReader.open(run_dir).session()
-    assert (written.sha256, 2.5) == (session.checkpoints[1].sha256, session.goodput.checkpointing)
+    assert (written.digest, 2.5) == (session.checkpoints[1].digest, session.goodput.checkpointing)
 
 
 def test_a_context_may_be_entered_again(context, update, run_dir):
