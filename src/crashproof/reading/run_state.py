@@ -24,7 +24,14 @@ from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.reformatted_line import restore
 from crashproof.records.requests import AnswerRecord, RequestLine
 from crashproof.records.session import UNKNOWN_SESSION, TrainingSession
-from crashproof.records.snapshots import JournalMark, Manifest, ProgressFile, SessionFile
+from crashproof.records.snapshots import (
+    EarlierManifest,
+    EarlierSessionFile,
+    JournalMark,
+    Manifest,
+    ProgressFile,
+    SessionFile,
+)
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.history import are_parts
 from crashproof.rules.identity import canonical_config
@@ -52,8 +59,8 @@ EVENT_DECODER: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 METRICS_DECODER = msgspec.json.Decoder(MetricsSnapshot)
 _answer_decoder = msgspec.json.Decoder(AnswerRecord)
 _request_decoder: msgspec.json.Decoder[RequestLine] = msgspec.json.Decoder(RequestLine)
-_session_decoder = msgspec.json.Decoder(SessionFile)
-_manifest_decoder = msgspec.json.Decoder(Manifest)
+_session_decoder: msgspec.json.Decoder[SessionFile] = msgspec.json.Decoder(SessionFile | EarlierSessionFile)
+_manifest_decoder: msgspec.json.Decoder[Manifest] = msgspec.json.Decoder(Manifest | EarlierManifest)
 _summary_decoder = msgspec.json.Decoder(ProgressFile)
 
 log = logging.getLogger("crashproof")

@@ -37,7 +37,7 @@ from crashproof.records.requests import (
 from crashproof.records.session import AttemptRecord, Evaluation, PacePoint
 from crashproof.records.snapshots import JournalMark, Manifest, SessionFile
 from crashproof.records.states import AlertKind, AttemptState, SessionKind
-from crashproof.records.version import FORMAT_VERSION
+from crashproof.records.version import FORMAT_VERSION, NAMED_DIGESTS
 
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 NUMBERS_AS_TEXT = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -239,7 +239,18 @@ def test_all_lines_about_requests_are_in_the_union_and_distinct():
 
 @pytest.mark.parametrize("record", [each for each in RECORDS if not isinstance(each.values[0], CheckpointMetadata)])
 def test_whatever_is_a_line_or_a_file_names_its_version(record):
-    assert FORMAT_VERSION == strict(encode(record))["v"]
+    digests = (SessionFile, Manifest, CheckpointHashed)
+    expected = NAMED_DIGESTS if isinstance(record, digests) else FORMAT_VERSION
+
+    assert expected == strict(encode(record))["v"]
+
+
+@pytest.mark.parametrize("digest, expected", [(None, FORMAT_VERSION), ("blake3:5a", NAMED_DIGESTS)])
+def test_a_checkpoint_that_earlier_versions_cannot_verify_has_a_version_that_they_refuse(digest, expected):
+    event = CheckpointRecorded(timestamp=1.0, attempt=1, checkpoint=metadata(digest=digest), seconds=0.5)
+
+    assert expected == strict(encode(event))["v"]
+    assert expected == read_back(event, Event).v
 
 
 def test_the_fields_of_a_metrics_line_are_the_promised_names():
