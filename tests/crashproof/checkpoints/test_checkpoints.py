@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import zipfile
+from hashlib import sha256
 from pathlib import Path
 
 import msgspec
@@ -10,10 +11,12 @@ import pytest
 from blake3 import blake3
 
 from crashproof.checkpoints.digest import digest_of, make_durable, size_of
+from crashproof.checkpoints.previous import is_kept, keep_previous
 from crashproof.checkpoints.quarantine import quarantine
 from crashproof.checkpoints.select import choose
-from crashproof.checkpoints.verify import is_damaged, problem_with
+from crashproof.checkpoints.verify import intact_previous, is_damaged, problem_with
 from crashproof.digests import SHA256
+from crashproof.disk.files import REAL_DISK
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import FileUnreadable, NoUsableCheckpoint, StorageUnwritable
 from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint
@@ -176,6 +179,25 @@ def test_a_checkpoint_with_a_digest_by_a_later_algorithm_is_neither_intact_nor_d
     assert not is_damaged(checkpoint, folder)
     with pytest.raises(NoUsableCheckpoint, match="upgrade crashproof"):
         choose([checkpoint], folder)
+
+
+@pytest.mark.parametrize(
+    "digest, expected",
+    [
+        pytest.param(f"blake3:{blake3(b'weights').hexdigest()}", True, id="as it was recorded"),
+        pytest.param(f"sha256:{sha256(b'weights').hexdigest()}", True, id="recorded with SHA-256"),
+        pytest.param("blake4:00", True, id="recorded by a later version, which alone can compare"),
+        pytest.param(f"sha256:{sha256(b'others').hexdigest()}", False, id="of other bytes"),
+    ],
+)
+def test_bytes_of_a_record_are_kept_if_they_are_its_own(folder, saved, digest, expected):
+    checkpoint = msgspec.structs.replace(saved(5, name="last.pt"), digest=digest)
+    keep_previous(checkpoint, folder, is_replaced=False, disk=REAL_DISK)
+
+    assert expected is is_kept(checkpoint, folder)
+    # They are offered only where they can be verified.
+    offered = intact_previous(checkpoint, folder)
+    assert (expected and not digest.startswith("blake4")) is (offered is not None)
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that even root cannot read")

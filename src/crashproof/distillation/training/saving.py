@@ -92,6 +92,7 @@ class CheckpointSaver:
 
     def prepare(self) -> None:
         """Make the memory that saves copy the state to, in the background; the first save waits until it is made."""
+        self._wait_for_last()
         tensors = self._state.tensors()
         self._background.start(lambda: self._copier.prepare(tensors))
 

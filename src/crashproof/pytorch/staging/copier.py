@@ -7,6 +7,7 @@ time, which takes several times as long as the copy.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -19,6 +20,8 @@ from crashproof.pytorch.staging.free_memory import free_memory_bytes
 from crashproof.pytorch.staging.host_copies import HostCopies, local_part
 
 __all__ = ["StateCopier"]
+
+log = logging.getLogger("crashproof")
 
 _SPARE_SHARE = 0.1
 """Of the copy's size: left free for all else."""
@@ -50,6 +53,9 @@ class StateCopier:
             self._choose(tensors).prepare(tensors)
         except MemoryError as error:
             self._tell(tensors, error)
+        except RuntimeError as error:
+            # Of a device. Whatever is wrong with it ends the training where it matters, in a step or a save.
+            log.warning("The memory for saves could not be prepared (%s): the first save takes longer.", error)
         else:
             self._has_memory = True
 

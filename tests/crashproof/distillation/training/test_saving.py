@@ -142,6 +142,8 @@ def test_a_save_in_the_background_holds_the_state_of_its_step(
 ) -> None:
     saver = make(saves_behind=True, copier=StateCopier(free_bytes=lambda: 0 if is_short else None))
     weight = next(state.module.parameters()).detach()
+    # A loop that is run again prepares again.
+    saver.prepare()
     saver.prepare()
     for step in (1, 2):
         weight.fill_(float(step))

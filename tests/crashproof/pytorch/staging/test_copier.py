@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.staging import DefaultStager
 
 from crashproof.pytorch.staging import host_copies
 from crashproof.pytorch.staging.copier import StateCopier
@@ -140,6 +141,35 @@ def test_memory_that_the_system_refuses_is_no_copy(caplog: pytest.LogCaptureFixt
 
     assert "no memory for a copy of the training state (4503.6 TB)" in caplog.messages[0]
     copier.close()
+
+
+def test_a_failure_of_the_preparation_leaves_the_rest_to_the_first_save(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(copies: object, tensors: object) -> None:
+        raise RuntimeError("the device is busy")
+
+    monkeypatch.setattr(HostCopies, "prepare", fail)
+    tensors, copier = state(), StateCopier()
+    copier.prepare(tensors)
+
+    assert content(tensors) == content(copier.copy(tensors))
+    assert ["The memory for saves could not be prepared (the device is busy): the first save takes longer."] == (
+        caplog.messages
+    )
+
+
+def test_other_errors_of_a_copy_from_a_device_are_not_taken_for_short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(stager: object, tensors: object) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(DefaultStager, "stage", fail)
+    message = "CUDA error: an illegal address was encountered"
+    with pytest.raises(RuntimeError, match="illegal address"):
+        DeviceCopies().copy({})
+    message = "CUDA error: out of memory"
+    with pytest.raises(MemoryError):
+        DeviceCopies().copy({})
 
 
 def test_a_copier_that_was_not_used_is_closed() -> None:
