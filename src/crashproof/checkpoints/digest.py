@@ -53,7 +53,7 @@ class Digest:
 
     num_bytes: int
     digest: str
-    """It names its algorithm: `blake3:…`."""
+    """Begins with the name of its algorithm."""
     files: dict[str, FileDigest] | None
     """The digest of each file in a folder; None for a single file."""
 

@@ -45,7 +45,7 @@ class WholeFile:
     path: Path
     num_bytes: int
     digest: str
-    """It names its algorithm: `blake3:…`."""
+    """Begins with the name of its algorithm."""
 
 
 def write_atomically(

@@ -33,7 +33,7 @@ class FileDigest(Struct, frozen=True, kw_only=True):
 
     num_bytes: int
     digest: str = ""
-    """It names its algorithm: `blake3:…`."""
+    """Begins with the name of its algorithm."""
     unnamed_sha256: str | UnsetType | None = field(default=UNSET, name="sha256")
     """As in a record that was written before digests named their algorithm; never set once it is read."""
 

@@ -142,7 +142,7 @@ class CheckpointHashed(EventRecord, frozen=True, kw_only=True, tag="checkpoint_h
     """The moment of the record that it is about."""
     num_bytes: int
     digest: str = ""
-    """It names its algorithm: `blake3:…`."""
+    """Begins with the name of its algorithm."""
     files: dict[str, FileDigest] | None
     unnamed_sha256: str | UnsetType = field(default=UNSET, name="sha256")
     """As in a line that was written before digests named their algorithm; never set once it is read."""

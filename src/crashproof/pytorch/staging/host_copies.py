@@ -24,7 +24,7 @@ class _Pair:
     source: Tensor
     target: Tensor
 
-    def touch(self) -> None:
+    def claim(self) -> None:
         """Write to all of the memory, so that the system gives it out."""
         ctypes.memset(self.target.data_ptr(), 0, _num_bytes(self.target))
 
@@ -52,7 +52,7 @@ class HostCopies:
         """
         if self._make(tensors):
             for pair in self._pairs:
-                pair.touch()
+                pair.claim()
 
     def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copy, into memory that the next call overwrites.

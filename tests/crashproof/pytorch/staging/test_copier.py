@@ -77,7 +77,7 @@ def test_every_copy_uses_the_memory_that_was_prepared() -> None:
 
 def test_memory_is_touched_before_the_first_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     touched: list[int] = []
-    monkeypatch.setattr(host_copies._Pair, "touch", lambda pair: touched.append(pair.target.data_ptr()))
+    monkeypatch.setattr(host_copies._Pair, "claim", lambda pair: touched.append(pair.target.data_ptr()))
     tensors, copier = state(), HostCopies()
     copier.prepare(tensors)
     copier.prepare(tensors)
