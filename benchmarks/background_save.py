@@ -92,7 +92,8 @@ def measure(work: Path, *, is_full: bool) -> Section:  # `is_full` changes nothi
             f"Medians over {_NUM_ROUNDS} rounds of {_SAVES_A_ROUND} saves, ratios to a later bare save. The stall is "
             "how long the call takes; CPU is that of the whole process until the checkpoint is recorded, which on a "
             "machine without idle cores is taken from the training. Goals: a third of the bare stall, the first save "
-            "included, and in all 1.5 times what a bare one costs. A stager alone writes nothing; `dcp.async_save` copies with it.",
+            "included, and 1.5 times its CPU and stall together. A stager alone writes nothing; `dcp.async_save` "
+            "copies with it.",
         ],
     )
 
