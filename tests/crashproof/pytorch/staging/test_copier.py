@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.staging import DefaultStager
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from crashproof.pytorch.staging import host_copies
 from crashproof.pytorch.staging.copier import StateCopier
@@ -170,6 +173,25 @@ def test_other_errors_of_a_copy_from_a_device_are_not_taken_for_short_memory(mon
     message = "CUDA error: out of memory"
     with pytest.raises(MemoryError):
         DeviceCopies().copy({})
+
+
+def test_a_copy_of_a_sharded_tensor_is_its_part_and_knows_the_whole() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = DeviceMesh("cpu", [0])
+        sharded = distribute_tensor(torch.arange(12.0).reshape(4, 3), mesh, [Shard(0)])
+        copied = HostCopies().copy({"sharded": sharded})["sharded"]
+
+        assert isinstance(copied, DTensor)
+        assert (sharded.shape, sharded.stride(), sharded.placements) == (
+            copied.shape,
+            copied.stride(),
+            copied.placements,
+        )
+        assert sharded.to_local().data_ptr() != copied.to_local().data_ptr()
+        assert torch.equal(sharded.to_local(), copied.to_local())
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_copier_that_was_not_used_is_closed() -> None:
