@@ -30,6 +30,7 @@ BENCHMARKS = (
     "memory",
     "page_speed",
     "checkpoint_stall",
+    "background_save",
     "answer_cost",
     "answer_store",
     "answer_opening",

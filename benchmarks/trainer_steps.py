@@ -48,7 +48,14 @@ def measure(work: Path, *, is_full: bool) -> Section:  # `is_full` changes nothi
             found[name].append(run(folder))
     return Section(
         title="Steps and saves, beside HF Trainer and a bare loop",
-        columns=["", "step p50", "steps/s without saves", "stall of a save", "all that a save costs"],
+        columns=[
+            "",
+            "step p50",
+            "steps/s without saves",
+            "stall of the first save",
+            "of later saves",
+            "all that a save costs",
+        ],
         rows=[_row(name, rounds) for name, rounds in found.items()],
         notes=[
             f"A Llama of {_model().num_parameters() / 1e6:.1f} million weights, {_BATCH} x {_LENGTH} tokens a step, "
@@ -62,15 +69,15 @@ def measure(work: Path, *, is_full: bool) -> Section:  # `is_full` changes nothi
 
 def _row(name: str, rounds: list[Times]) -> list[str]:
     plain = [seconds for times in rounds for place, seconds in enumerate(times, 1) if place % _SAVE_EVERY]
-    saving = [seconds for times in rounds for place, seconds in enumerate(times, 1) if place % _SAVE_EVERY == 0]
+    saving = [times[_SAVE_EVERY - 1 :: _SAVE_EVERY] for times in rounds]
     step = median(plain)
-    num_saves = len(saving) / len(rounds)
-    whole = median((sum(times) - step * len(times)) / num_saves for times in rounds)
+    whole = median((sum(times) - step * len(times)) / len(saves) for times, saves in zip(rounds, saving, strict=True))
     return [
         name,
         in_unit(step),
         f"{1 / step:.1f}",
-        in_unit(max(0.0, median(saving) - step)),
+        in_unit(max(0.0, median(saves[0] for saves in saving) - step)),
+        in_unit(max(0.0, median(seconds for saves in saving for seconds in saves[1:]) - step)),
         in_unit(max(0.0, whole)),
     ]
 

@@ -19,7 +19,7 @@ MODULES = sorted(SOURCES.rglob("*.py"))
 
 LAYERS = {
     "": [
-        {"clock", "errors", "formatting", "hosts", "medians", "patterns", "strict_yaml", "threads"},
+        {"clock", "digests", "errors", "formatting", "hosts", "medians", "patterns", "strict_yaml", "threads"},
         {"json_lines", "notices", "optional_dependencies", "plain_values"},
         {"scalars"},
         {"odd_values"},

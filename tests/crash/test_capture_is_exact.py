@@ -99,7 +99,7 @@ def content_of(folder: Path) -> dict[str, str]:
     """The digest of every file, without the lock, which names a process."""
     files = digest_of(folder).files
     assert files is not None
-    return {name: file.sha256 for name, file in files.items() if name != "cache/writer.lock"}
+    return {name: file.digest for name, file in files.items() if name != "cache/writer.lock"}
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path, PurePath
 
 from msgspec import Struct
 
+from crashproof.digests import BLAKE3, SHA256, RunningDigest, hexadecimal_of
 from crashproof.disk.atomic import sync_tree
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
 from crashproof.disk.regular_file import kind_in_words, open_descriptor, read_errors
@@ -28,6 +28,7 @@ __all__ = [
     "is_litter",
     "kind_of",
     "make_durable",
+    "sha256_of",
     "size_of",
     "stats_of",
 ]
@@ -51,44 +52,57 @@ class Digest(Struct, frozen=True, kw_only=True):
     """What distinguishes an intact checkpoint from a damaged one."""
 
     num_bytes: int
-    sha256: str
+    digest: str
+    """Begins with the name of its algorithm."""
     files: dict[str, FileDigest] | None
     """The digest of each file in a folder; None for a single file."""
 
 
-def digest_of(path: Path, names: Iterable[str] | None = None) -> Digest:
-    """Read a file, or files of a folder, and compute its SHA-256; pipes, sockets and devices in it are none.
+def digest_of(path: Path, names: Iterable[str] | None = None, *, algorithm: str = BLAKE3) -> Digest:
+    """Read a file, or files of a folder, and compute its digest; pipes, sockets and devices in it are none.
 
     Args:
         path: A file or a folder.
         names: The files of a folder; all that are not litter if not given.
+        algorithm: One that is known.
 
     Raises:
         FileNotFoundError: there is nothing.
         FileUnreadable: something cannot be read, or is neither a folder nor a regular file.
     """
     if not path.is_dir():
-        single = _digest_of_file(path)
-        return Digest(num_bytes=single.num_bytes, sha256=single.sha256, files=None)
-    return digest_of_files(digest_of_names(path, files_in(path) if names is None else names))
+        single = _digest_of_file(path, algorithm)
+        return Digest(num_bytes=single.num_bytes, digest=single.digest, files=None)
+    names = files_in(path) if names is None else names
+    return digest_of_files(digest_of_names(path, dict.fromkeys(names, algorithm)), algorithm=algorithm)
 
 
-def digest_of_names(path: Path, names: Iterable[str]) -> dict[str, FileDigest]:
-    """Read some files of a folder, and digest each."""
+def digest_of_names(path: Path, algorithms: Mapping[str, str]) -> dict[str, FileDigest]:
+    """Read some files of a folder, and digest each by its algorithm."""
     with futures.ThreadPoolExecutor(max_workers=4) as pool:
-        digests = {name: run_or_submit(pool, partial(_digest_of_file, path / name)) for name in names}
+        digests = {
+            name: run_or_submit(pool, partial(_digest_of_file, path / name, algorithm))
+            for name, algorithm in algorithms.items()
+        }
     return {name: digest.result() for name, digest in digests.items()}
 
 
-def digest_of_files(files: Mapping[str, FileDigest]) -> Digest:
-    """The digest of a folder, from those of its files by relative name; reads nothing."""
+def digest_of_files(files: Mapping[str, FileDigest], *, algorithm: str = BLAKE3) -> Digest:
+    """The digest of a folder, from those of its files by relative name, which have its algorithm; reads nothing."""
     by_name = {name: files[name] for name in sorted(files)}
-    listing = "".join(f"{digest.sha256}  {digest.num_bytes}  {name}\n" for name, digest in by_name.items())
+    lines = (f"{hexadecimal_of(each.digest)}  {each.num_bytes}  {name}\n" for name, each in by_name.items())
+    listing = RunningDigest(algorithm)
+    listing.update("".join(lines).encode())
     return Digest(
         num_bytes=sum(digest.num_bytes for digest in by_name.values()),
-        sha256=hashlib.sha256(listing.encode()).hexdigest(),
+        digest=listing.result(),
         files=by_name,
     )
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file or folder in hexadecimal, for records whose field says so; see `digest_of`."""
+    return hexadecimal_of(digest_of(path, algorithm=SHA256).digest)
 
 
 def is_litter(name: str) -> bool:
@@ -160,8 +174,8 @@ def kind_of(path: Path) -> str | None:
         return None
 
 
-def _digest_of_file(path: Path) -> FileDigest:
-    digest = hashlib.sha256()
+def _digest_of_file(path: Path, algorithm: str) -> FileDigest:
+    digest = RunningDigest(algorithm)
     num_bytes = 0
     file = open_descriptor(path)
     try:
@@ -171,7 +185,7 @@ def _digest_of_file(path: Path) -> FileDigest:
                 num_bytes += len(block)
     finally:
         os.close(file)
-    return FileDigest(num_bytes=num_bytes, sha256=digest.hexdigest())
+    return FileDigest(num_bytes=num_bytes, digest=digest.result())
 
 
 def _stat(path: Path) -> FileStat:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from crashproof.checkpoints.digest import digest_of, digest_of_names, is_litter, kind_of, size_of, stats_of
 from crashproof.checkpoints.previous import previous_of
+from crashproof.digests import algorithm_of, is_known
 from crashproof.disk.regular_file import open_descriptor
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import FileUnreadable
@@ -41,14 +42,19 @@ def examine(
 def intact_previous(checkpoint: CheckpointMetadata, folder: RunFolder) -> Path | None:
     """The bytes that were kept of a record while its file is overwritten, if they are there and intact."""
     kept = previous_of(checkpoint, folder)
-    if checkpoint.sha256 is None or not kept.is_file():
+    if checkpoint.digest is None or _unknown_algorithm(checkpoint) is not None or not kept.is_file():
         return None
-    return kept if digest_of(kept).sha256 == checkpoint.sha256 else None
+    return kept if _has_digest(kept, checkpoint.digest) else None
 
 
 def is_damaged(checkpoint: CheckpointMetadata, folder: RunFolder) -> bool:
-    """Whether a checkpoint exists and is not what was recorded, so that it belongs in quarantine."""
+    """Whether a checkpoint exists and is not what was recorded, so that it belongs in quarantine.
+
+    One whose digest a newer version has computed is not: whether it is damaged, only that version can tell.
+    """
     if checkpoint.num_bytes is None or not _exists(folder.find(checkpoint.checkpoint_path)):
+        return False
+    if _unknown_algorithm(checkpoint) is not None:
         return False
     # One without a digest may be skipped for a verifiable one; that is no damage. Neither is a missing permission.
     path, problem = examine(checkpoint, folder, trusts_unverified=True)
@@ -103,6 +109,8 @@ def _problem_at(path: Path, checkpoint: CheckpointMetadata, *, trusts_unverified
             return MISSING
         if (kind := kind_of(path)) is not None and not path.is_dir():
             return f"it is {kind}, not a regular file"
+        if (algorithm := _unknown_algorithm(checkpoint)) is not None:
+            return f"its digest is by {algorithm!r}, which this crashproof cannot compute; upgrade crashproof"
         if checkpoint.files is not None:
             return _problem_with_files(checkpoint.files, path)
         if checkpoint.stats and path.is_dir():
@@ -110,15 +118,25 @@ def _problem_at(path: Path, checkpoint: CheckpointMetadata, *, trusts_unverified
             return _problem_without_digest(checkpoint, path, trusts_unverified)
         if (size := size_of(path)) != checkpoint.num_bytes:
             return f"it has {size:,} bytes instead of {checkpoint.num_bytes:,}"
-        if checkpoint.sha256 is not None:
-            is_equal = digest_of(path).sha256 == checkpoint.sha256
-            return None if is_equal else "its bytes differ from those that were saved"
+        if checkpoint.digest is not None:
+            return None if _has_digest(path, checkpoint.digest) else "its bytes differ from those that were saved"
         return _problem_without_digest(checkpoint, path, trusts_unverified)
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
     except FileUnreadable as error:
         name = "it" if error.path == path else f"{error.path.relative_to(path)} in it"
         return f"{name} cannot be read ({error.reason})"
+
+
+def _unknown_algorithm(checkpoint: CheckpointMetadata) -> str | None:
+    """The algorithm of a checkpoint's digests that this version does not know; None if it knows all."""
+    digests = [checkpoint.digest, *(each.digest for each in (checkpoint.files or {}).values())]
+    algorithms = (algorithm_of(each) for each in digests if each is not None)
+    return next((each for each in algorithms if not is_known(each)), None)
+
+
+def _has_digest(path: Path, digest: str) -> bool:
+    return digest_of(path, algorithm=algorithm_of(digest)).digest == digest
 
 
 def _problem_without_digest(checkpoint: CheckpointMetadata, path: Path, trusts_unverified: bool) -> str | None:
@@ -191,6 +209,6 @@ def _problem_with_files(recorded: Mapping[str, FileDigest], path: Path) -> str |
     if missing is not None:
         kind = kind_of(path / missing)
         return f"{missing} is missing in it" if kind is None else f"{missing} in it is {kind}, not a regular file"
-    found = digest_of_names(path, recorded)
+    found = digest_of_names(path, {name: algorithm_of(each.digest) for name, each in recorded.items()})
     differing = next((name for name in recorded if found[name] != recorded[name]), None)
     return None if differing is None else f"the bytes of {differing} differ from those that were saved"

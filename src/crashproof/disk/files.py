@@ -12,7 +12,7 @@ import os
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from crashproof.disk.descriptors import above_standard
@@ -95,6 +95,15 @@ class Disk:
             os.pwrite(file, bytes(num_bytes), 0)
             return
         os.posix_fallocate(file, 0, num_bytes)
+
+    def begin_writeback(self, file: int, offset: int, num_bytes: int) -> None:
+        """Let the system begin to write these bytes to the disk; waits for nothing, and promises nothing."""
+        if sys.platform == "darwin":  # pragma: no cover - macOS has no such call.
+            return
+        # It takes the advice that the bytes are not needed in memory; those it has not written yet stay there. Where
+        # a file system takes no advice, the sync does all.
+        with suppress(OSError):
+            os.posix_fadvise(file, offset, num_bytes, os.POSIX_FADV_DONTNEED)
 
     def sync(self, file: int) -> None:
         """Wait until an open file's bytes would survive a power loss."""

@@ -251,7 +251,7 @@ class _DigestedFiles(FileSystem):
             raise OSError(str(error)) from error
         # The metadata are written under a temporary name.
         name = Path(path).name.removesuffix(".tmp")
-        self.digests[name] = FileDigest(num_bytes=file.num_bytes, sha256=file.sha256())
+        self.digests[name] = FileDigest(num_bytes=file.num_bytes, digest=file.digest())
 
     def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
         self._disk.replace(Path(path), Path(new_path))

@@ -24,7 +24,14 @@ from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.reformatted_line import restore
 from crashproof.records.requests import AnswerRecord, RequestLine
 from crashproof.records.session import UNKNOWN_SESSION, TrainingSession
-from crashproof.records.snapshots import JournalMark, Manifest, ProgressFile, SessionFile
+from crashproof.records.snapshots import (
+    EarlierManifest,
+    EarlierSessionFile,
+    JournalMark,
+    Manifest,
+    ProgressFile,
+    SessionFile,
+)
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.history import are_parts
 from crashproof.rules.identity import canonical_config
@@ -52,8 +59,8 @@ EVENT_DECODER = LazyDecoder[Event](Event)
 METRICS_DECODER = LazyDecoder[MetricsSnapshot](MetricsSnapshot)
 _answer_decoder = LazyDecoder[AnswerRecord](AnswerRecord)
 _request_decoder = LazyDecoder[RequestLine](RequestLine)
-_session_decoder = LazyDecoder[SessionFile](SessionFile)
-_manifest_decoder = LazyDecoder[Manifest](Manifest)
+_session_decoder = LazyDecoder[SessionFile](SessionFile | EarlierSessionFile)
+_manifest_decoder = LazyDecoder[Manifest](Manifest | EarlierManifest)
 _summary_decoder = LazyDecoder[ProgressFile](ProgressFile)
 
 log = logging.getLogger("crashproof")

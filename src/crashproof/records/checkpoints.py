@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
-from msgspec import UNSET, Struct, UnsetType
+from typing import Protocol, cast
 
+from msgspec import UNSET, Struct, UnsetType, field
+from msgspec.structs import force_setattr
+
+from crashproof.digests import SHA256, named
 from crashproof.records.metrics import MetricsSnapshot
 
-__all__ = ["CheckpointMetadata", "FileDigest", "FileStat", "RefusedCheckpoint", "RemovedCheckpoint"]
+__all__ = [
+    "CheckpointMetadata",
+    "FileDigest",
+    "FileStat",
+    "RefusedCheckpoint",
+    "RemovedCheckpoint",
+    "take_in_sha256",
+]
+
+
+class _Digested(Protocol):
+    @property
+    def digest(self) -> str | None: ...
+
+    @property
+    def unnamed_sha256(self) -> str | UnsetType | None: ...
 
 
 class FileDigest(Struct, frozen=True, kw_only=True):
     """One file of a checkpoint folder."""
 
     num_bytes: int
-    sha256: str
+    digest: str = ""
+    """Begins with the name of its algorithm."""
+    unnamed_sha256: str | UnsetType | None = field(default=UNSET, name="sha256")
+    """As in a record that was written before digests named their algorithm; never set once it is read."""
+
+    def __post_init__(self) -> None:
+        take_in_sha256(self)
+        if not self.digest:
+            raise ValueError("a file of a checkpoint has no digest")
 
 
 class FileStat(Struct, frozen=True, array_like=True):
@@ -45,8 +72,8 @@ class CheckpointMetadata(Struct, frozen=True, kw_only=True):
     """Whether it was recorded before the update of its own step, as loops that count from 0 do."""
     num_bytes: int | None = None
     """Size of the file, or of all files of the folder; None if there was no such path when it was recorded."""
-    sha256: str | None = None
-    """SHA-256 of the file, or of the folder's sorted listing of digests; None until computed."""
+    digest: str | None = None
+    """Digest of the file, or of the folder's sorted listing of digests, with its algorithm; None until computed."""
     files: dict[str, FileDigest] | None = None
     """Each file of a folder by its relative name; None for a single file."""
     stats: dict[str, FileStat] | UnsetType = UNSET
@@ -55,6 +82,11 @@ class CheckpointMetadata(Struct, frozen=True, kw_only=True):
     """Results on held-out data that its own attempt measured at its step; None if there are none."""
     nonfinite: dict[str, str] | UnsetType = UNSET
     """Non-finite values of `evaluation`, as in a line of metrics."""
+    unnamed_sha256: str | UnsetType | None = field(default=UNSET, name="sha256")
+    """As in a record that was written before digests named their algorithm; never set once it is read."""
+
+    def __post_init__(self) -> None:
+        take_in_sha256(self)
 
     @property
     def next_step(self) -> int:
@@ -64,7 +96,7 @@ class CheckpointMetadata(Struct, frozen=True, kw_only=True):
     @property
     def is_verifiable(self) -> bool:
         """Whether damage to it can be detected."""
-        return self.sha256 is not None
+        return self.digest is not None
 
 
 class RefusedCheckpoint(Struct, frozen=True, kw_only=True):
@@ -80,3 +112,13 @@ class RemovedCheckpoint(Struct, frozen=True, kw_only=True):
 
     step: int
     checkpoint_path: str
+
+
+def take_in_sha256(record: _Digested) -> None:
+    """Give a record that was just read from an older file its digest with the name of the algorithm."""
+    if record.unnamed_sha256 is UNSET:
+        return
+    struct = cast(Struct, record)
+    if not record.digest and record.unnamed_sha256:
+        force_setattr(struct, "digest", named(SHA256, record.unnamed_sha256))
+    force_setattr(struct, "unnamed_sha256", UNSET)

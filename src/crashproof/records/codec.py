@@ -18,7 +18,7 @@ import msgspec
 from crashproof.errors import NewerFormat, UnknownRecord
 from crashproof.records.checksummed_line import CHECKSUMMED, version_of
 from crashproof.records.lazy_decoder import LazyDecoder
-from crashproof.records.version import FORMAT_VERSION
+from crashproof.records.version import FORMAT_VERSION, NEWEST_VERSION
 
 __all__ = ["decode", "decode_line", "encode", "nonfinite_names", "refuse_newer"]
 
@@ -63,22 +63,23 @@ def decode_line(path: Path, line: bytes, decoder: msgspec.json.Decoder[T] | Lazy
     try:
         record = decode(line, decoder)
     except msgspec.ValidationError as error:
-        refuse_newer(path, line)
+        refuse_newer(path, line, known=FORMAT_VERSION)
         raise UnknownRecord(path, reason=str(error)) from error
-    if getattr(record, "v", FORMAT_VERSION) > FORMAT_VERSION:
-        refuse_newer(path, line)
+    known: int = getattr(record, "newest_version", FORMAT_VERSION)
+    if getattr(record, "v", known) > known:
+        refuse_newer(path, line, known=known)
     return record
 
 
-def refuse_newer(path: Path, content: bytes) -> None:
+def refuse_newer(path: Path, content: bytes, *, known: int = NEWEST_VERSION) -> None:
     """Refuse an intact line or snapshot that a newer version has written.
 
     Raises:
-        NewerFormat: its version is above the one that this code knows.
+        NewerFormat: its version is above the one that this code knows of its kind.
     """
     found = version_of(content)
-    if found > FORMAT_VERSION:
-        raise NewerFormat(path, found=found, known=FORMAT_VERSION)
+    if found > known:
+        raise NewerFormat(path, found=found, known=known)
 
 
 _PERHAPS_NONFINITE = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Any, TypedDict
+from typing import Any, ClassVar, TypedDict
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType, field
+from msgspec.structs import force_setattr
 
-from crashproof.records.checkpoints import CheckpointMetadata, FileDigest, RemovedCheckpoint
+from crashproof.records.checkpoints import CheckpointMetadata, FileDigest, RemovedCheckpoint, take_in_sha256
 from crashproof.records.rank_times import RankTimes
 from crashproof.records.requests import Spending
 from crashproof.records.states import AlertKind, AttemptState, SessionKind
-from crashproof.records.version import FORMAT_VERSION
+from crashproof.records.version import FORMAT_VERSION, NAMED_DIGESTS
 
 __all__ = [
     "AlertCleared",
@@ -56,6 +57,8 @@ class EventRecord(Struct, frozen=True, tag_field="event"):
     """Seconds since 1970."""
     attempt: int
     v: int = FORMAT_VERSION
+    newest_version: ClassVar[int] = FORMAT_VERSION
+    """The highest `v` that lines of this kind have."""
 
 
 class SessionStarted(EventRecord, frozen=True, kw_only=True, tag="session_started"):
@@ -115,6 +118,11 @@ class CheckpointRecorded(EventRecord, frozen=True, kw_only=True, tag="checkpoint
     checkpoint: CheckpointMetadata
     seconds: float
     """How long training stood still for it."""
+    newest_version: ClassVar[int] = NAMED_DIGESTS
+
+    def __post_init__(self) -> None:
+        if self.checkpoint.digest is not None:
+            force_setattr(self, "v", max(self.v, NAMED_DIGESTS))
 
 
 class CheckpointFailed(EventRecord, frozen=True, kw_only=True, tag="checkpoint_failed"):
@@ -133,8 +141,18 @@ class CheckpointHashed(EventRecord, frozen=True, kw_only=True, tag="checkpoint_h
     created_at: float | None = None
     """The moment of the record that it is about."""
     num_bytes: int
-    sha256: str
+    digest: str = ""
+    """Begins with the name of its algorithm."""
     files: dict[str, FileDigest] | None
+    unnamed_sha256: str | UnsetType = field(default=UNSET, name="sha256")
+    """As in a line that was written before digests named their algorithm; never set once it is read."""
+    newest_version: ClassVar[int] = NAMED_DIGESTS
+
+    def __post_init__(self) -> None:
+        take_in_sha256(self)
+        if not self.digest:
+            raise ValueError("it has no digest")
+        force_setattr(self, "v", max(self.v, NAMED_DIGESTS))
 
 
 class CheckpointRemoved(EventRecord, frozen=True, kw_only=True, tag="checkpoint_removed"):

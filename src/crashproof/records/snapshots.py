@@ -6,9 +6,9 @@ from msgspec import Struct
 
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.session import TrainingSession
-from crashproof.records.version import FORMAT_VERSION
+from crashproof.records.version import FORMAT_VERSION, NAMED_DIGESTS
 
-__all__ = ["JournalMark", "Manifest", "ProgressFile", "SessionFile"]
+__all__ = ["EarlierManifest", "EarlierSessionFile", "JournalMark", "Manifest", "ProgressFile", "SessionFile"]
 
 
 class JournalMark(Struct, frozen=True, kw_only=True):
@@ -20,14 +20,18 @@ class JournalMark(Struct, frozen=True, kw_only=True):
     """Checksum of the line that ends there; it shows whether the journal is still the same file."""
 
 
-class SessionFile(TrainingSession, kw_only=True, tag_field="v", tag=FORMAT_VERSION):
+class SessionFile(TrainingSession, kw_only=True, tag_field="v", tag=NAMED_DIGESTS):
     """`session.json`: the session, and the position in each journal up to which it includes them."""
 
     saved_at: float
     journals: dict[str, JournalMark]
 
 
-class Manifest(Struct, frozen=True, kw_only=True, tag_field="v", tag=FORMAT_VERSION):
+class EarlierSessionFile(SessionFile, kw_only=True, tag_field="v", tag=FORMAT_VERSION):
+    """The same, written before digests named their algorithm."""
+
+
+class Manifest(Struct, frozen=True, kw_only=True, tag_field="v", tag=NAMED_DIGESTS):
     """`checkpoints.json`."""
 
     session_id: str
@@ -37,6 +41,10 @@ class Manifest(Struct, frozen=True, kw_only=True, tag_field="v", tag=FORMAT_VERS
     """All others."""
     last_checkpoint_step: int | None
     saved_at: float
+
+
+class EarlierManifest(Manifest, frozen=True, kw_only=True, tag_field="v", tag=FORMAT_VERSION):
+    """The same, written before digests named their algorithm."""
 
 
 class ProgressFile(Struct, frozen=True, kw_only=True, tag_field="v", tag=FORMAT_VERSION):

@@ -170,7 +170,7 @@ class CheckpointCatalog:
     def _overwrite(self, recorded: CheckpointMetadata) -> None:
         """Remember the record whose file a new one has replaced; of each path the newest two."""
         known = self.at_path(recorded.checkpoint_path)
-        replaced = [*self.overwritten()] if known is None or known.sha256 is None else [*self.overwritten(), known]
+        replaced = [*self.overwritten()] if known is None or known.digest is None else [*self.overwritten(), known]
         # A journal may hold a record twice, where a tool has doubled its lines.
         own = [each for each in replaced if _is_older(each, recorded)]
         others = [each for each in replaced if each.checkpoint_path != recorded.checkpoint_path]
@@ -179,10 +179,10 @@ class CheckpointCatalog:
     def _complete(self, event: CheckpointHashed) -> None:
         """Add a digest that was computed in the background, unless another record has taken the path meanwhile."""
         known = self._find(event.checkpoint_path, event.step, event.created_at)
-        if known is None or known.sha256 is not None:
+        if known is None or known.digest is not None:
             return
         hashed = msgspec.structs.replace(
-            known, num_bytes=event.num_bytes, sha256=event.sha256, files=event.files, stats=msgspec.UNSET
+            known, num_bytes=event.num_bytes, digest=event.digest, files=event.files, stats=msgspec.UNSET
         )
         self._store([hashed if each is known else each for each in self.all()])
 

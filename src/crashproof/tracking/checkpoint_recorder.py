@@ -97,7 +97,7 @@ class CheckpointRecorder:
             return msgspec.structs.replace(
                 checkpoint,
                 num_bytes=written.num_bytes,
-                sha256=written.sha256,
+                digest=written.digest,
                 files=written.files if isinstance(written, Digest) else None,
             )
         if lies_elsewhere or not path.exists():
@@ -110,7 +110,7 @@ class CheckpointRecorder:
             return msgspec.structs.replace(checkpoint, num_bytes=num_bytes, stats=stats)
         digest = digest_of(path)
         return msgspec.structs.replace(
-            checkpoint, num_bytes=digest.num_bytes, sha256=digest.sha256, files=digest.files
+            checkpoint, num_bytes=digest.num_bytes, digest=digest.digest, files=digest.files
         )
 
     def record(
@@ -136,7 +136,7 @@ class CheckpointRecorder:
         self._writer.keep_durably(event)
         self._num_failed, self._failed_step = 0, None
         self._writer.write_manifest()
-        if checkpoint.num_bytes is not None and checkpoint.sha256 is None:
+        if checkpoint.num_bytes is not None and checkpoint.digest is None:
             self._digests.start(checkpoint)
         return checkpoint
 
@@ -155,7 +155,7 @@ class CheckpointRecorder:
         chosen = choice.checkpoint
         if chosen.num_bytes is None:
             log.warning("%s was never verified, but no better checkpoint was recorded.", chosen.checkpoint_path)
-        elif chosen.sha256 is None:
+        elif chosen.digest is None:
             # A run that was copied has other files than were recorded; those that were just read are the ones.
             stats = stats_of(choice.path, chosen.stats or None)
             self._digests.start(msgspec.structs.replace(chosen, stats=stats))
@@ -193,7 +193,7 @@ class CheckpointRecorder:
         if finished:
             self._writer.write_manifest()
         return [
-            msgspec.structs.replace(each, num_bytes=digest.num_bytes, sha256=digest.sha256, files=digest.files)
+            msgspec.structs.replace(each, num_bytes=digest.num_bytes, digest=digest.digest, files=digest.files)
             for each, digest in finished
         ]
 
@@ -205,7 +205,7 @@ class CheckpointRecorder:
                 checkpoint_path=checkpoint.checkpoint_path,
                 created_at=checkpoint.created_at,
                 num_bytes=digest.num_bytes,
-                sha256=digest.sha256,
+                digest=digest.digest,
                 files=digest.files,
             )
         )
@@ -283,7 +283,7 @@ class CheckpointRecorder:
         Takes as long as a copy; needs no lock, but no deletion may be under way.
         """
         folder = self._writer.run.folder
-        if checkpoint.sha256 is not None and is_overwritten(checkpoint, folder) and not is_kept(checkpoint, folder):
+        if checkpoint.digest is not None and is_overwritten(checkpoint, folder) and not is_kept(checkpoint, folder):
             keep_previous(checkpoint, folder, is_replaced=is_replaced, disk=self._disk)
 
     def drop_previous(self, session: TrainingSession) -> None:

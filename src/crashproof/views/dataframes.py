@@ -60,7 +60,7 @@ class LoadedRun:
 
     @cached_property
     def checkpoints(self) -> Any:
-        """The recorded checkpoints: `step`, `path`, `created_at`, `num_bytes`, `sha256`, `attempt`."""
+        """The recorded checkpoints: `step`, `path`, `created_at`, `num_bytes`, `digest`, `attempt`."""
         return self._frame(
             [
                 {
@@ -68,7 +68,7 @@ class LoadedRun:
                     "path": each.checkpoint_path,
                     "created_at": each.created_at,
                     "num_bytes": each.num_bytes,
-                    "sha256": each.sha256,
+                    "digest": each.digest,
                     "attempt": each.attempt,
                 }
                 for each in CheckpointCatalog(self.reader.session()).all()

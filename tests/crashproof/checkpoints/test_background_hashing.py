@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import hashlib
 import threading
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from crashproof.checkpoints.background_hashing import BackgroundDigests
 from crashproof.checkpoints.digest import digest_of
@@ -44,8 +44,8 @@ def test_a_finished_digest_is_returned_once(digests, tmp_path):
     digests.start(recorded("a.pt", 7))
     digests.wait()
 
-    assert [("a.pt", hashlib.sha256(b"weights").hexdigest())] == [
-        (checkpoint.checkpoint_path, digest.sha256) for checkpoint, digest in digests.take_finished()
+    assert [("a.pt", f"blake3:{blake3(b'weights').hexdigest()}")] == [
+        (checkpoint.checkpoint_path, digest.digest) for checkpoint, digest in digests.take_finished()
     ]
     assert [] == digests.take_finished()
 

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import zipfile
+from hashlib import sha256
 from pathlib import Path
 
+import msgspec
 import pytest
+from blake3 import blake3
 
 from crashproof.checkpoints.digest import digest_of, make_durable, size_of
+from crashproof.checkpoints.previous import is_kept, keep_previous
 from crashproof.checkpoints.quarantine import quarantine
 from crashproof.checkpoints.select import choose
-from crashproof.checkpoints.verify import is_damaged, problem_with
+from crashproof.checkpoints.verify import intact_previous, is_damaged, problem_with
+from crashproof.digests import SHA256
+from crashproof.disk.files import REAL_DISK
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import FileUnreadable, NoUsableCheckpoint, StorageUnwritable
 from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint
@@ -37,7 +42,7 @@ def saved(folder):
             (path / each).parent.mkdir(parents=True, exist_ok=True)
             (path / each).write_text(text)
         digest = digest_of(path)
-        found = {"num_bytes": digest.num_bytes, "sha256": digest.sha256, "files": digest.files} | known
+        found = {"num_bytes": digest.num_bytes, "digest": digest.digest, "files": digest.files} | known
         return described(step, folder.recorded_path(path), **found)
 
     return save
@@ -70,9 +75,9 @@ def test_a_file_is_digested(tmp_path):
     (tmp_path / "a.pt").write_bytes(content)
     digest = digest_of(tmp_path / "a.pt")
 
-    assert (len(content), hashlib.sha256(content).hexdigest(), None) == (
+    assert (len(content), f"blake3:{blake3(content).hexdigest()}", None) == (
         digest.num_bytes,
-        digest.sha256,
+        digest.digest,
         digest.files,
     )
 
@@ -84,7 +89,7 @@ def test_a_folder_is_digested_file_by_file(tmp_path):
     digest = digest_of(tmp_path / "sharded")
 
     assert {"b": 2, "deep/a": 1} == {name: each.num_bytes for name, each in digest.files.items()}
-    assert hashlib.sha256(b"22").hexdigest() == digest.files["b"].sha256
+    assert f"blake3:{blake3(b'22').hexdigest()}" == digest.files["b"].digest
     assert 3 == digest.num_bytes == size_of(tmp_path / "sharded")
 
 
@@ -96,7 +101,7 @@ def test_a_folder_with_the_same_files_has_the_same_digest(tmp_path):
     (tmp_path / "three" / "renamed").write_text("same")
 
     assert digest_of(tmp_path / "one") == digest_of(tmp_path / "two")
-    assert digest_of(tmp_path / "one").sha256 != digest_of(tmp_path / "three").sha256
+    assert digest_of(tmp_path / "one").digest != digest_of(tmp_path / "three").digest
 
 
 def test_an_intact_checkpoint_has_no_problem(folder, saved):
@@ -146,9 +151,58 @@ def test_damage_is_found_and_named(folder, saved, content, damage, expected):
     assert expected == problem_with(checkpoint, folder)
 
 
+@pytest.mark.parametrize("content", ["weights", {"a": "one", "b": "two"}], ids=["file", "folder"])
+def test_a_checkpoint_that_was_recorded_with_sha256_is_verified_by_it(folder, saved, content):
+    checkpoint = saved(5, content)
+    digest = digest_of(folder.root / "checkpoint_5", algorithm=SHA256)
+    recorded = msgspec.structs.replace(checkpoint, digest=digest.digest, files=digest.files)
+
+    assert None is problem_with(recorded, folder)
+    damaged = folder.root / "checkpoint_5" if isinstance(content, str) else folder.root / "checkpoint_5" / "b"
+    flip_a_bit(damaged)
+    assert problem_with(recorded, folder).endswith("those that were saved")
+    assert is_damaged(recorded, folder)
+
+
+@pytest.mark.parametrize("content", ["weights", {"a": "one", "b": "two"}], ids=["file", "folder"])
+def test_a_checkpoint_with_a_digest_by_a_later_algorithm_is_neither_intact_nor_damaged(folder, saved, content):
+    known = saved(5, content)
+    files = known.files and {
+        name: msgspec.structs.replace(each, digest="blake4:00") for name, each in known.files.items()
+    }
+    checkpoint = msgspec.structs.replace(known, digest="blake4:00", files=files)
+
+    for trusts_unverified in (False, True):
+        assert "its digest is by 'blake4', which this crashproof cannot compute; upgrade crashproof" == problem_with(
+            checkpoint, folder, trusts_unverified=trusts_unverified
+        )
+    assert not is_damaged(checkpoint, folder)
+    with pytest.raises(NoUsableCheckpoint, match="upgrade crashproof"):
+        choose([checkpoint], folder)
+
+
+@pytest.mark.parametrize(
+    "digest, expected",
+    [
+        pytest.param(f"blake3:{blake3(b'weights').hexdigest()}", True, id="as it was recorded"),
+        pytest.param(f"sha256:{sha256(b'weights').hexdigest()}", True, id="recorded with SHA-256"),
+        pytest.param("blake4:00", True, id="recorded by a later version, which alone can compare"),
+        pytest.param(f"sha256:{sha256(b'others').hexdigest()}", False, id="of other bytes"),
+    ],
+)
+def test_bytes_of_a_record_are_kept_if_they_are_its_own(folder, saved, digest, expected):
+    checkpoint = msgspec.structs.replace(saved(5, name="last.pt"), digest=digest)
+    keep_previous(checkpoint, folder, is_replaced=False, disk=REAL_DISK)
+
+    assert expected is is_kept(checkpoint, folder)
+    # They are offered only where they can be verified.
+    offered = intact_previous(checkpoint, folder)
+    assert (expected and not digest.startswith("blake4")) is (offered is not None)
+
+
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that even root cannot read")
 def test_a_checkpoint_that_cannot_be_read_is_a_problem(folder):
-    checkpoint = described(5, "/proc/self/mem", num_bytes=0, sha256="5a")
+    checkpoint = described(5, "/proc/self/mem", num_bytes=0, digest="blake3:5a")
 
     assert "it cannot be read (Input/output error)" == problem_with(checkpoint, folder)
 
@@ -335,7 +389,7 @@ def test_a_checkpoint_outside_the_run_is_not_moved(folder, tmp_path):
 @pytest.mark.parametrize(
     "path, known, expected",
     [
-        pytest.param("there.pt", {"num_bytes": 7, "sha256": "another"}, True, id="there-and-altered"),
+        pytest.param("there.pt", {"num_bytes": 7, "digest": "blake3:another"}, True, id="there-and-altered"),
         pytest.param("there.pt", {"num_bytes": 9}, True, id="there-and-of-another-size"),
         pytest.param("there.pt", {"num_bytes": 7}, False, id="there-and-never-digested"),
         pytest.param("gone.pt", {"num_bytes": 7}, False, id="gone"),
@@ -365,7 +419,7 @@ def test_a_checkpoint_of_other_code_survives_a_power_loss_once_made_durable(fold
 
 def test_a_pipe_for_a_checkpoint_is_a_problem_that_is_named(folder):
     os.mkfifo(folder.root / "checkpoint_5")
-    checkpoint = described(5, "checkpoint_5", num_bytes=7, sha256="5a")
+    checkpoint = described(5, "checkpoint_5", num_bytes=7, digest="blake3:5a")
 
     assert "it is a named pipe, not a regular file" == problem_with(checkpoint, folder)
     with pytest.raises(FileUnreadable, match="a named pipe"):

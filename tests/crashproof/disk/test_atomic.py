@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
+from crashproof.digests import SHA256
 from crashproof.disk.atomic import (
     open_digested_file,
     partial_name,
@@ -24,11 +24,22 @@ from crashproof.errors import DiskFull, StorageUnwritable
 from crashproof.testing import FaultyDisk
 
 
+def blake3_of(content: bytes) -> str:
+    return f"blake3:{blake3(content).hexdigest()}"
+
+
 def test_a_file_is_digested_on_its_way_to_the_disk(tmp_path: Path) -> None:
     written = write_atomically(tmp_path / "file", lambda file: [file.write(b"abc"), file.write(b"def")])
 
     assert b"abcdef" == written.path.read_bytes()
-    assert (6, hashlib.sha256(b"abcdef").hexdigest()) == (written.num_bytes, written.sha256)
+    assert (6, blake3_of(b"abcdef")) == (written.num_bytes, written.digest)
+
+
+def test_a_file_is_digested_by_the_algorithm_that_is_asked_for(tmp_path: Path) -> None:
+    written = write_atomically(tmp_path / "file", lambda file: file.write(b"abc"), algorithm=SHA256)
+
+    # The example of FIPS 180-2.
+    assert "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad" == written.digest
 
 
 def test_a_file_of_an_unfinished_folder_is_digested(tmp_path: Path) -> None:
@@ -36,7 +47,7 @@ def test_a_file_of_an_unfinished_folder_is_digested(tmp_path: Path) -> None:
         file.write(b"abc")
         file.write(b"def")
 
-    assert (6, hashlib.sha256(b"abcdef").hexdigest()) == (file.tell(), file.sha256())
+    assert (6, blake3_of(b"abcdef")) == (file.tell(), file.digest())
     assert b"abcdef" == (tmp_path / "shard").read_bytes()
 
 
@@ -159,7 +170,7 @@ def test_a_tree_is_synced_file_by_file(tmp_path: Path) -> None:
 
 
 def test_a_large_buffer_is_digested_while_it_is_written(tmp_path: Path) -> None:
-    content = bytes(range(256)) * 8192
+    content = bytes(range(256)) * (80 << 10)
 
     def fill(file: Any) -> None:
         assert file.writable()
@@ -169,7 +180,7 @@ def test_a_large_buffer_is_digested_while_it_is_written(tmp_path: Path) -> None:
     written = write_atomically(tmp_path / "file", fill)
 
     assert b"small" + content == written.path.read_bytes()
-    assert hashlib.sha256(b"small" + content).hexdigest() == written.sha256
+    assert blake3_of(b"small" + content) == written.digest
 
 
 def test_a_folder_removed_while_it_is_filled_causes_no_second_error(tmp_path: Path) -> None:
@@ -272,18 +283,31 @@ def test_the_error_of_a_write_is_raised_where_its_leftover_cannot_be_removed(tmp
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_large_buffer_is_digested_where_no_thread_can_be_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(thread: object) -> None:
-        raise RuntimeError("can't start new thread")
+class Advised(Disk):
+    """Notes which bytes the disk was to begin with."""
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    content = bytes(4 << 20)
+    def __init__(self) -> None:
+        self.ranges: list[tuple[int, int]] = []
 
-    written = write_atomically(tmp_path / "file", lambda file: file.write(content))
+    def begin_writeback(self, file: int, offset: int, num_bytes: int) -> None:
+        self.ranges.append((offset, num_bytes))
+        super().begin_writeback(file, offset, num_bytes)
 
-    assert (content, hashlib.sha256(content).hexdigest()) == (written.path.read_bytes(), written.sha256)
+
+def test_the_disk_begins_with_a_large_file_while_it_is_written(tmp_path: Path) -> None:
+    disk, tensor = Advised(), bytes(5 << 20)
+
+    write_atomically(tmp_path / "file", lambda file: [file.write(tensor) for _ in range(6)], disk=disk)
+
+    assert [(0, 10 << 20), (10 << 20, 10 << 20), (20 << 20, 10 << 20)] == disk.ranges
+
+
+def test_the_disk_is_not_asked_to_begin_with_a_small_file(tmp_path: Path) -> None:
+    disk = Advised()
+
+    write_atomically(tmp_path / "file", lambda file: file.write(bytes(1 << 20)), disk=disk)
+
+    assert [] == disk.ranges
 
 
 def test_nothing_that_a_link_leads_to_is_removed_as_a_leftover(tmp_path: Path) -> None:

@@ -51,6 +51,17 @@ def test_free_space_is_known(tmp_path: Path) -> None:
     assert REAL_DISK.free_bytes(tmp_path) > 0
 
 
+def test_what_takes_no_advice_is_written_all_the_same(tmp_path: Path) -> None:
+    read, write = os.pipe()
+
+    REAL_DISK.begin_writeback(write, 0, 5)
+    os.write(write, b"bytes")
+
+    assert b"bytes" == os.read(read, 5)
+    os.close(read)
+    os.close(write)
+
+
 def test_a_tree_and_a_file_are_removed(tmp_path: Path) -> None:
     (tmp_path / "tree" / "inner").mkdir(parents=True)
     (tmp_path / "file").write_bytes(b"1")

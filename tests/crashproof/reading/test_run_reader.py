@@ -240,9 +240,9 @@ def test_an_unreadable_snapshot_is_ignored(tmp_path, content):
 
 def test_a_snapshot_of_a_newer_version_is_refused(tmp_path):
     path = tmp_path / "checkpoints.json"
-    path.write_bytes(add_checksum(b'{"v":2,"session_id":"s"}'))
+    path.write_bytes(add_checksum(b'{"v":3,"session_id":"s"}'))
 
-    with pytest.raises(NewerFormat, match="format version 2; this crashproof reads up to version 1"):
+    with pytest.raises(NewerFormat, match="format version 3; this crashproof reads up to version 2"):
         read_snapshot(path, msgspec.json.Decoder(Manifest))
 
 

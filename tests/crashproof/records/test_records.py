@@ -11,9 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crashproof.records.checkpoints import CheckpointMetadata, FileDigest, RemovedCheckpoint
-from crashproof.records.checksummed_line import is_intact
+from crashproof.records.checksummed_line import CHECKSUM_BYTES, add_checksum, is_intact
 from crashproof.records.codec import decode, encode, nonfinite_names
-from crashproof.records.events import AnswersRecovered, CheckpointRecorded, Event, EventRecord, SessionStarted
+from crashproof.records.events import (
+    AnswersRecovered,
+    CheckpointHashed,
+    CheckpointRecorded,
+    Event,
+    EventRecord,
+    SessionStarted,
+)
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.rank_times import RankTime, RankTimes
 from crashproof.records.requests import (
@@ -30,7 +37,7 @@ from crashproof.records.requests import (
 from crashproof.records.session import AttemptRecord, Evaluation, PacePoint
 from crashproof.records.snapshots import JournalMark, Manifest, SessionFile
 from crashproof.records.states import AlertKind, AttemptState, SessionKind
-from crashproof.records.version import FORMAT_VERSION
+from crashproof.records.version import FORMAT_VERSION, NAMED_DIGESTS
 
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 NUMBERS_AS_TEXT = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -85,6 +92,11 @@ def answer(**known: Any) -> AnswerRecord:
     return AnswerRecord(**(ASKED | {"cost": Decimal("0.1"), "response": {}} | known))
 
 
+HASHED = CheckpointHashed(
+    timestamp=1.0, attempt=1, step=5, checkpoint_path="a", num_bytes=5, digest="sha256:5a", files=None
+)
+
+
 def read_back(record: Any, kind: Any = None) -> Any:
     return decode(encode(record), msgspec.json.Decoder(kind or type(record)))
 
@@ -103,7 +115,8 @@ RECORDS = [
     ),
     pytest.param(metadata(), id="checkpoint"),
     pytest.param(
-        metadata(num_bytes=5, sha256="5a", files={"a": FileDigest(num_bytes=5, sha256="aa")}), id="folder-checkpoint"
+        metadata(num_bytes=5, digest="blake3:5a", files={"a": FileDigest(num_bytes=5, digest="blake3:aa")}),
+        id="folder-checkpoint",
     ),
     pytest.param(
         metadata(evaluation={"f1": 0.5, "a.b": math.inf}, nonfinite={"evaluation.a.b": "Infinity"}),
@@ -226,7 +239,18 @@ def test_all_lines_about_requests_are_in_the_union_and_distinct():
 
 @pytest.mark.parametrize("record", [each for each in RECORDS if not isinstance(each.values[0], CheckpointMetadata)])
 def test_whatever_is_a_line_or_a_file_names_its_version(record):
-    assert FORMAT_VERSION == strict(encode(record))["v"]
+    digests = (SessionFile, Manifest, CheckpointHashed)
+    expected = NAMED_DIGESTS if isinstance(record, digests) else FORMAT_VERSION
+
+    assert expected == strict(encode(record))["v"]
+
+
+@pytest.mark.parametrize("digest, expected", [(None, FORMAT_VERSION), ("blake3:5a", NAMED_DIGESTS)])
+def test_a_checkpoint_that_earlier_versions_cannot_verify_has_a_version_that_they_refuse(digest, expected):
+    event = CheckpointRecorded(timestamp=1.0, attempt=1, checkpoint=metadata(digest=digest), seconds=0.5)
+
+    assert expected == strict(encode(event))["v"]
+    assert expected == read_back(event, Event).v
 
 
 def test_the_fields_of_a_metrics_line_are_the_promised_names():
@@ -376,10 +400,37 @@ def test_a_field_of_a_later_version_is_passed_over():
 
 
 @pytest.mark.parametrize(
-    "sha256, expected", [pytest.param("5a", True, id="digested"), pytest.param(None, False, id="not-digested")]
+    "digest, expected", [pytest.param("blake3:5a", True, id="digested"), pytest.param(None, False, id="not-digested")]
 )
-def test_a_checkpoint_is_verifiable_once_it_is_digested(sha256, expected):
-    assert expected is metadata(sha256=sha256).is_verifiable
+def test_a_checkpoint_is_verifiable_once_it_is_digested(digest, expected):
+    assert expected is metadata(digest=digest).is_verifiable
+
+
+@pytest.mark.parametrize("kind", [FileDigest, CheckpointMetadata, CheckpointHashed])
+def test_a_record_of_before_digests_named_their_algorithm_has_a_named_one(kind):
+    """Files of earlier versions have a field `sha256`, without a name."""
+    line = encode(
+        {
+            FileDigest: FileDigest(num_bytes=5, digest="sha256:5a"),
+            CheckpointMetadata: metadata(num_bytes=5, digest="sha256:5a"),
+            CheckpointHashed: HASHED,
+        }[kind]
+    )
+    older = add_checksum(line[:-CHECKSUM_BYTES].replace(b'"digest":"sha256:', b'"sha256":"') + b"}")
+    read = decode(older, msgspec.json.Decoder(kind))
+
+    assert b'"sha256":"5a"' in older
+    assert "sha256:5a" == read.digest
+    # What is written again has the new form.
+    assert line == encode(read)
+
+
+@pytest.mark.parametrize("record", [FileDigest(num_bytes=5, digest="sha256:5a"), HASHED], ids=["file", "event"])
+def test_a_record_that_exists_for_its_digest_has_one(record):
+    line = encode(record)[:-CHECKSUM_BYTES].replace(b'"digest":"sha256:5a"', b'"digest":""') + b"}"
+
+    with pytest.raises(msgspec.ValidationError, match="no digest"):
+        decode(add_checksum(line), msgspec.json.Decoder(type(record)))
 
 
 def test_a_checkpoint_event_keeps_its_checkpoint():

@@ -89,10 +89,10 @@ def test_a_removed_checkpoint_still_counts():
     )
 
 
-def saved_over(step: int, *, sha256: str | None = "0" * 64) -> CheckpointRecorded:
+def saved_over(step: int, *, digest: str | None = "blake3:00") -> CheckpointRecorded:
     """A save of `last.pt`."""
     recorded = msgspec.structs.replace(
-        checkpoint(step, 1.0), checkpoint_path="last.pt", created_at=1000.0 + step, num_bytes=1, sha256=sha256
+        checkpoint(step, 1.0), checkpoint_path="last.pt", created_at=1000.0 + step, num_bytes=1, digest=digest
     )
     return CheckpointRecorded(attempt=1, timestamp=recorded.created_at, checkpoint=recorded, seconds=0.0)
 
@@ -109,7 +109,7 @@ def test_the_newest_two_that_were_overwritten_are_remembered():
 
 
 def test_one_without_a_digest_is_not_remembered_and_takes_the_place_of_none():
-    assert [1] == overwritten_after(saved_over(1), saved_over(2, sha256=None), saved_over(3, sha256=None))
+    assert [1] == overwritten_after(saved_over(1), saved_over(2, digest=None), saved_over(3, digest=None))
 
 
 def test_an_overwritten_one_is_tried_after_the_newer_record_and_before_older_steps():

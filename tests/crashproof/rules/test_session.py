@@ -101,7 +101,7 @@ def recorded(step: int, *, path: str | None = None, attempt: int = 1, seconds: f
         dataset_position=8 * step,
         recovery_tags=["periodic"],
         attempt=attempt,
-        **({"metrics": None, "num_bytes": 5, "sha256": "5a"} | more),
+        **({"metrics": None, "num_bytes": 5, "digest": "blake3:5a"} | more),
     )
     return CheckpointRecorded(timestamp=1000.0, attempt=attempt, checkpoint=metadata, seconds=seconds)
 
@@ -447,12 +447,18 @@ def test_an_overwritten_file_holds_the_newest_checkpoint_only():
 
 def test_a_digest_computed_later_makes_a_checkpoint_verifiable():
     hashed = CheckpointHashed(
-        timestamp=1.0, attempt=1, step=5, checkpoint_path="checkpoint_5.pt", num_bytes=9, sha256="d1", files=None
+        timestamp=1.0,
+        attempt=1,
+        step=5,
+        checkpoint_path="checkpoint_5.pt",
+        num_bytes=9,
+        digest="blake3:d1",
+        files=None,
     )
-    session = session_of(recorded(5, sha256=None), hashed)
+    session = session_of(recorded(5, digest=None), hashed)
 
     assert session.checkpoints[5].is_verifiable
-    assert (9, "d1") == (session.checkpoints[5].num_bytes, session.checkpoints[5].sha256)
+    assert (9, "blake3:d1") == (session.checkpoints[5].num_bytes, session.checkpoints[5].digest)
 
 
 @pytest.mark.parametrize(
@@ -461,7 +467,7 @@ def test_a_digest_computed_later_makes_a_checkpoint_verifiable():
 )
 def test_events_of_a_checkpoint_that_is_not_known_any_more_are_ignored(step, path):
     hashed = CheckpointHashed(
-        timestamp=1.0, attempt=1, step=step, checkpoint_path=path, num_bytes=9, sha256="d1", files=None
+        timestamp=1.0, attempt=1, step=step, checkpoint_path=path, num_bytes=9, digest="blake3:d1", files=None
     )
     aside = CheckpointSetAside(
         timestamp=1.0, attempt=1, step=step, checkpoint_path=path, reason="corrupt", moved_to=None

@@ -89,7 +89,10 @@ def test_of_a_folder_digested_on_its_way_nothing_is_read_again(
     tracker = open_tracker()
     update(tracker, 1)
     # Not there yet: whoever would read it could not.
-    files = {"shard_1": FileDigest(num_bytes=4, sha256="ab"), "shard_0": FileDigest(num_bytes=3, sha256="cd")}
+    files = {
+        "shard_1": FileDigest(num_bytes=4, digest="blake3:ab"),
+        "shard_0": FileDigest(num_bytes=3, digest="blake3:cd"),
+    }
 
     recorded = tracker.record_checkpoint(1, run_dir / "checkpoint_1", 8, written=digest_of_files(files))
 

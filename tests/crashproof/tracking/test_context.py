@@ -205,7 +205,7 @@ def test_the_digest_of_an_atomic_write_is_passed_on(context, run_dir):
         progress.record_checkpoint(1, written.path, 8, written=written, seconds=2.5)
 
     session = RunReader.open(run_dir).session()
-    assert (written.sha256, 2.5) == (session.checkpoints[1].sha256, session.goodput.checkpointing)
+    assert (written.digest, 2.5) == (session.checkpoints[1].digest, session.goodput.checkpointing)
 
 
 def test_a_context_may_be_entered_again(context, update, run_dir):
@@ -303,7 +303,7 @@ def test_a_run_of_another_config_has_no_checkpoint_to_offer(saved, config, expec
 
 
 def test_a_run_of_a_newer_version_is_refused(saved):
-    (saved / "progress" / "session.json").write_bytes(add_checksum(b'{"v":2}'))
+    (saved / "progress" / "session.json").write_bytes(add_checksum(b'{"v":3}'))
 
     with pytest.raises(NewerFormat):
         get_recovery_checkpoint(saved)
@@ -316,7 +316,7 @@ def test_recovering_needs_no_lock(saved, run_dir):
 
 def test_an_error_at_the_entrance_leaves_nothing_half_open(context, run_dir):
     (run_dir / "progress").mkdir(parents=True)
-    (run_dir / "progress" / "session.json").write_bytes(add_checksum(b'{"v":2}'))
+    (run_dir / "progress" / "session.json").write_bytes(add_checksum(b'{"v":3}'))
     with pytest.raises(NewerFormat), context:
         pass
 

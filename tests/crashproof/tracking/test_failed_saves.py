@@ -211,7 +211,7 @@ def test_a_digest_that_cannot_be_recorded_yet_is_recorded_later(
 
     assert 2 == tracker.get_recovery_checkpoint().checkpoint_step
     recorded = RunReader.open(run_dir).session().checkpoints
-    assert [True, True] == [recorded[step].sha256 is not None for step in (1, 2)]
+    assert [True, True] == [recorded[step].digest is not None for step in (1, 2)]
 
 
 def test_an_end_with_a_digest_that_cannot_be_recorded_is_no_crash(

@@ -304,7 +304,7 @@ def test_a_longer_target_continues_the_session(open_tracker, ended_run):
 @pytest.mark.parametrize(
     "name, content",
     [
-        ("session.json", b'{"v":2,"session_id":"s"}'),
+        ("session.json", b'{"v":3,"session_id":"s"}'),
         ("metrics.jsonl", b'{"v":2,"step":9}'),
         ("events.jsonl", b'{"event":"dreamt","timestamp":1.0,"attempt":1,"v":2}'),
         ("api_recovery.jsonl", b'{"v":2,"prompt_hash":"a"}'),

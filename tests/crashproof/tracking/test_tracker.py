@@ -362,7 +362,7 @@ def test_a_file_digested_while_it_was_written_is_not_read_again(open_tracker, ru
     written = write_atomically(run_dir / "checkpoint_5.pt", lambda file: file.write(b"weights"))
     checkpoint = tracker.record_checkpoint(5, written.path, 40, written=written)
 
-    assert (written.sha256, 7) == (checkpoint.sha256, checkpoint.num_bytes)
+    assert (written.digest, 7) == (checkpoint.digest, checkpoint.num_bytes)
     assert 5 == tracker.get_recovery_checkpoint().checkpoint_step
 
 
@@ -372,7 +372,7 @@ def test_a_large_checkpoint_is_digested_in_the_background(open_tracker, save_che
     at_once = tracker.session.checkpoints[5]
     tracker.close()
 
-    assert (None, len(b"weights of step 5")) == (at_once.sha256, at_once.num_bytes)
+    assert (None, len(b"weights of step 5")) == (at_once.digest, at_once.num_bytes)
     assert RunReader.open(run_dir).session().checkpoints[5].is_verifiable
     assert [5] == [event.step for event in events_of(run_dir, CheckpointHashed)]
 
@@ -412,7 +412,7 @@ def test_a_large_checkpoint_alone_is_offered_without_its_digest_and_then_digeste
     offered = resumed.get_recovery_checkpoint()
     resumed.close()
 
-    assert (10, None) == (offered.checkpoint_step, offered.sha256)
+    assert (10, None) == (offered.checkpoint_step, offered.digest)
     assert RunReader.open(left).session().checkpoints[10].is_verifiable
 
 
@@ -422,7 +422,7 @@ def test_a_path_that_is_not_there_is_recorded_as_unverified(open_tracker, caplog
     checkpoint = tracker.record_checkpoint(5, path, 40)
     offered = tracker.get_recovery_checkpoint()
 
-    assert (None, None) == (checkpoint.num_bytes, checkpoint.sha256)
+    assert (None, None) == (checkpoint.num_bytes, checkpoint.digest)
     assert 5 == offered.checkpoint_step
     assert offered.checkpoint_path.endswith(path)
     assert [
@@ -1142,4 +1142,4 @@ def test_a_training_goes_on_where_no_thread_can_be_started(open_tracker, update,
 
     assert found is not None
     assert 3 == found.checkpoint_step
-    assert found.sha256 is not None
+    assert found.digest is not None

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from crashproof.checkpoints.digest import digest_of
+from crashproof.checkpoints.digest import sha256_of
 from crashproof.disk.atomic import write_bytes_atomically
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
 from crashproof.disk.run_folder import RunFolder
@@ -165,11 +165,11 @@ class CapturedFolder:
             return "it is missing"
         if num_bytes != shard.num_bytes:
             return f"it has {num_bytes:,} bytes instead of {shard.num_bytes:,}"
-        return None if digest_of(path).sha256 == shard.sha256 else "its bytes differ from those that were captured"
+        return None if sha256_of(path) == shard.sha256 else "its bytes differ from those that were captured"
 
     def tokenizer_sha256(self) -> str:
         """SHA-256 of the tokenizer's files as they are now."""
-        return digest_of(self.tokenizer).sha256
+        return sha256_of(self.tokenizer)
 
     def problem_with_tokenizer(self, manifest: CaptureManifest) -> str | None:
         """Why the tokenizer of the captured logits cannot be used, or None."""

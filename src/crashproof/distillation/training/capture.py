@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from crashproof.checkpoints.digest import digest_of
+from crashproof.checkpoints.digest import sha256_of
+from crashproof.digests import SHA256, hexadecimal_of
 from crashproof.disk.atomic import remove_partials, write_atomically
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.lock import WriterLock
@@ -182,14 +183,14 @@ class _Capture:
         if path.exists() and path.read_bytes() != content:
             # Not in the manifest, and not the file that a kill between the two writes would leave.
             log.warning("%s does not belong to this capture; moved to %s.", path, self.folder.move_aside(path))
-        written = write_atomically(path, lambda file: file.write(content), disk=self.folder.disk)
+        written = write_atomically(path, lambda file: file.write(content), algorithm=SHA256, disk=self.folder.disk)
         record = ShardRecord(
             file=name,
             first_sample=plan.first_sample,
             num_samples=plan.num_samples,
             num_rows=plan.num_rows,
             num_bytes=written.num_bytes,
-            sha256=written.sha256,
+            sha256=hexadecimal_of(written.digest),
         )
         shards = sorted([*self.manifest.shards, record], key=lambda each: each.first_sample)
         self.manifest = msgspec.structs.replace(self.manifest, shards=shards)
@@ -234,7 +235,7 @@ def _begin(
     teacher = prepare_teacher(
         config.teacher, tokens, tokenizer, max_length=max_length, cache=folder.cache, interrupts=interrupts
     )
-    captured_from |= {"tokens_sha256": tokens.sha256(), "teacher_sha256": digest_of(teacher).sha256}
+    captured_from |= {"tokens_sha256": tokens.sha256(), "teacher_sha256": sha256_of(teacher)}
     _require_same(folder, found, captured_from)
     plans = plan_shards(tokens, settings.shard_tokens)
     manifest = CaptureManifest(

@@ -87,6 +87,8 @@ class TrainingLoop:
         counters, total_steps = self.state.counters, self.train.steps
         self.recipe.train()
         self.state.ranks.share_stop_request(self.interrupts.is_requested)
+        if counters.step < total_steps:
+            self.saver.prepare()
         while counters.step < total_steps and not self.state.ranks.is_stop_agreed:
             try:
                 self._before_step = _torch_random_states(self.device.device)

@@ -1,6 +1,6 @@
 """Save training state in the background.
 
-The loop waits only while the state is copied to the host's memory. A thread hashes, writes and syncs it, and records
+The loop waits only while the state is copied to the host's memory. A thread digests, writes and syncs it, and records
 it in the manifest; one save runs at a time.
 """
 
@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch import Tensor
 
 from crashproof.checkpoints.digest import Digest
 from crashproof.checkpoints.partials import sweep_partial_checkpoints
@@ -23,7 +22,7 @@ from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.run_folder import RunFolder
 from crashproof.distillation.settings.progress import ProgressConfig
 from crashproof.distillation.training.save_retries import SaveRetries
-from crashproof.distillation.training.training_state import TrainingState
+from crashproof.distillation.training.training_state import TrainingState, size_of
 from crashproof.errors import DiskFull, SavesFailed, StorageError
 from crashproof.formatting import as_duration
 from crashproof.notices import Notices
@@ -32,6 +31,7 @@ from crashproof.pytorch.checkpoint_file import save_checkpoint
 from crashproof.pytorch.coordination.acting_together import act_together
 from crashproof.pytorch.ranks import DistributedRanks, Ranks
 from crashproof.pytorch.sharded_checkpoint import save_shards
+from crashproof.pytorch.staging.copier import StateCopier
 from crashproof.rules.saves.failures import is_last_chance
 from crashproof.tracking.context import TrainingProgressContext
 
@@ -58,6 +58,7 @@ class CheckpointSaver:
         disk: Disk = REAL_DISK,
         sleep: Callable[[float], None] = time.sleep,
         now: Callable[[], float] = time.monotonic,
+        copier: StateCopier | None = None,
     ) -> None:
         """Every process has a saver. With `saves_behind` of the settings, training continues during a save."""
         self.saved_step = state.counters.step
@@ -78,15 +79,7 @@ class CheckpointSaver:
         self._num_failed = 0
         """Saves of different steps that have failed since the newest checkpoint; the same on all processes."""
         self._notices = Notices()
-        has_device = torch.cuda.is_available()
-        self._stager = DefaultStager(
-            StagingOptions(
-                use_pinned_memory=has_device,
-                use_shared_memory=False,
-                use_async_staging=False,
-                use_non_blocking_copy=has_device,
-            )
-        )
+        self._copier = copier or StateCopier()
 
     def require_room(self) -> None:
         """Refuse to train what could not be saved even once, as far as the free space tells.
@@ -95,7 +88,13 @@ class CheckpointSaver:
             DiskFull: Names what is needed and what is free.
         """
         self._sweep()
-        self._require_room(self._folder.root, self._state.num_bytes())
+        self._require_room(self._folder.root, size_of(self._state.tensors()))
+
+    def prepare(self) -> None:
+        """Make the memory that saves copy the state to, in the background; the first save waits until it is made."""
+        self._wait_for_last()
+        tensors = self._state.tensors()
+        self._background.start(lambda: self._copier.prepare(tensors))
 
     def save(self) -> None:
         """Start a checkpoint of the current state, between two steps.
@@ -111,8 +110,8 @@ class CheckpointSaver:
         if is_last_chance(self._num_failed, self._settings.max_failed_saves):
             self._insist()
             return
-        self._start()
-        if not self._settings.saves_behind:
+        is_copied = self._start()
+        if not (is_copied and self._settings.saves_behind):
             self._wait_for_last()
 
     def check(self) -> None:
@@ -140,7 +139,7 @@ class CheckpointSaver:
     def close(self) -> None:
         """Wait for a running save."""
         self._background.close()
-        self._stager.close()
+        self._copier.close()
 
     def _wait_for_last(self) -> None:
         try:
@@ -203,27 +202,33 @@ class CheckpointSaver:
     def _path(self, step: int) -> Path:
         return self._folder.root / (f"checkpoint_{step}" if self._ranks.num_ranks > 1 else f"checkpoint_{step}.pt")
 
-    def _start(self) -> None:
-        """Copy the state, and write it in the background."""
+    def _start(self) -> bool:
+        """Copy the state, and write it in the background.
+
+        Return whether it is a copy: where there is no memory for one, the state itself is written, and must not
+        change meanwhile.
+        """
         started_at = time.monotonic()
         step, samples = self._state.counters.step, self._state.counters.samples
         self._started_step = step
-        path, num_bytes = self._path(step), self._state.num_bytes()
-        # The stager's memory is reused by the next save.
-        tensors = cast(dict[str, Any], self._stager.stage(self._state.tensors()))
+        path, state = self._path(step), self._state.tensors()
+        # Its memory is reused by the next save.
+        copied = self._copier.copy(state)
+        tensors = state if copied is None else copied
         own, shared = self._state.own_values(), self._state.shared_values()
         copy_seconds = time.monotonic() - started_at
 
         def write() -> None:
             write_started_at = time.monotonic()
             self._sweep()
-            self._require_room(path, num_bytes)
+            self._require_room(path, size_of(tensors))
             written = self._write(path, step, tensors, own, shared)
             write_seconds = 0.0 if self._settings.saves_behind else time.monotonic() - write_started_at
             self._record(step, path, samples, written, copy_seconds + write_seconds)
             self.saved_step, self._has_checkpoint, self._num_failed = step, True, 0
 
         self._background.start(write)
+        return copied is not None
 
     def _sweep(self) -> None:
         """Remove what failed saves have left, so that it does not take the space of the next one."""
@@ -246,7 +251,7 @@ class CheckpointSaver:
         act_together(self._ranks, f"checking free space for {path.name}", look, only_main=True)
 
     def _write(
-        self, path: Path, step: int, tensors: dict[str, Any], own: dict[str, Any], shared: dict[str, Any]
+        self, path: Path, step: int, tensors: dict[str, Tensor], own: dict[str, Any], shared: dict[str, Any]
     ) -> WholeFile | Digest:
         if isinstance(self._ranks, DistributedRanks):
             make_way = partial(self._make_way, path, step)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from crashproof.alerts.settings import AlertSettings
+from crashproof.digests import hexadecimal_of
 from crashproof.distillation.display import show_progress
 from crashproof.distillation.models.layers import prepare_layers
 from crashproof.distillation.recipes.task import AnyTask
@@ -262,7 +263,7 @@ def _identity(recipe: str, config: RunConfig, prepared: Prepared, digests: Input
     }
     for section, digest in (("teacher", digests.teacher), ("student", digests.student)):
         if digest is not None:
-            content[section]["path"] = digest.sha256
+            content[section]["path"] = hexadecimal_of(digest.digest)
     return {"recipe": recipe, **content}
 
 

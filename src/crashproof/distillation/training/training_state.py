@@ -22,7 +22,7 @@ from crashproof.pytorch.random_state import capture_random_state, restore_random
 from crashproof.pytorch.ranks import Ranks
 from crashproof.pytorch.sharded_checkpoint import load_rank_state, load_shared_state, load_tensors, tensor_shapes
 
-__all__ = ["Counters", "TrainingState", "require_checkpoint"]
+__all__ = ["Counters", "TrainingState", "require_checkpoint", "size_of"]
 
 _FORMAT = 2
 _MODULE, _OPTIMIZER = "module.", "optimizer."
@@ -74,10 +74,6 @@ class TrainingState:
     def own_values(self) -> dict[str, Any]:
         """The values of this process alone: its current random states, between two steps."""
         return {"random": capture_random_state()}
-
-    def num_bytes(self) -> int:
-        """The approximate size of a checkpoint, over all processes."""
-        return sum(each.numel() * each.element_size() for each in self.tensors().values())
 
     def restore(self, path: Path) -> None:
         """Restore a checkpoint, the random states last. Every process calls it.
@@ -143,6 +139,11 @@ class TrainingState:
         # The number of processes has changed: start a new sequence, the same at each start.
         words = f"{self.seed} {self.counters.step} {self.ranks.rank} {self.ranks.num_ranks}"
         seed_everything(int.from_bytes(hashlib.sha256(words.encode()).digest()[:4], "big"))
+
+
+def size_of(tensors: Mapping[str, Tensor]) -> int:
+    """The approximate size of a checkpoint of these tensors, over all processes."""
+    return sum(each.numel() * each.element_size() for each in tensors.values())
 
 
 def require_checkpoint(path: Path, *, is_mapped: bool = False) -> Mapping[str, Any]:

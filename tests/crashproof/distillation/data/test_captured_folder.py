@@ -3,7 +3,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from crashproof.checkpoints.digest import digest_of
+from crashproof.checkpoints.digest import sha256_of
 from crashproof.distillation.data.captured_folder import CapturedFolder, CapturedFrom, CaptureManifest, ShardRecord
 from crashproof.errors import DataError, NewerFormat
 from crashproof.records.codec import encode
@@ -99,7 +99,7 @@ def test_what_was_captured_otherwise_is_named() -> None:
 def test_damage_to_a_shard_is_reported(folder: CapturedFolder, content: bytes | None, problem: str | None) -> None:
     path = folder.root / SHARD.file
     path.write_bytes(b"whole")
-    shard = msgspec.structs.replace(SHARD, num_bytes=5, sha256=digest_of(path).sha256)
+    shard = msgspec.structs.replace(SHARD, num_bytes=5, sha256=sha256_of(path))
     path.unlink()
     if content is not None:
         path.write_bytes(content)

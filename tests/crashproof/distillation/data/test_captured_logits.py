@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from crashproof.digests import SHA256, hexadecimal_of
 from crashproof.disk.atomic import write_atomically
 from crashproof.distillation.data.captured_folder import CapturedFolder, CapturedFrom, CaptureManifest, ShardRecord
 from crashproof.distillation.data.captured_logits import CapturedLogits
@@ -57,14 +58,14 @@ def written(folder: CapturedFolder, number: int, plan: ShardPlan, tokens: Tokeni
     topk = TopK(ids=ids, logprobs=torch.tensor([-0.5, -1.5]).expand(len(ids), 2))
     content = pack_shard(tokens.part(plan.first_sample, plan.num_samples), topk, vocab_size=270)
     path = folder.root / folder.shard_name(number)
-    file = write_atomically(path, lambda file: file.write(content))
+    file = write_atomically(path, lambda file: file.write(content), algorithm=SHA256)
     return ShardRecord(
         file=path.name,
         first_sample=plan.first_sample,
         num_samples=plan.num_samples,
         num_rows=plan.num_rows,
         num_bytes=file.num_bytes,
-        sha256=file.sha256,
+        sha256=hexadecimal_of(file.digest),
     )
 
 

@@ -71,7 +71,7 @@ def content_of(folder: CapturedFolder) -> dict[str, str]:
     """The digest of each file that a capture leaves, without the lock, which names a process."""
     files = digest_of(folder.root).files
     assert files is not None
-    return {name: file.sha256 for name, file in files.items() if name != "cache/writer.lock"}
+    return {name: file.digest for name, file in files.items() if name != "cache/writer.lock"}
 
 
 def test_every_predicted_token_has_the_teachers_largest_entries(folder: CapturedFolder) -> None:

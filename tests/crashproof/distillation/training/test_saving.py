@@ -18,7 +18,9 @@ from crashproof.distillation.settings.progress import ProgressConfig
 from crashproof.distillation.training.saving import CheckpointSaver
 from crashproof.distillation.training.training_state import TrainingState
 from crashproof.errors import DiskFull, SavesFailed
+from crashproof.pytorch.checkpoint_file import load_checkpoint
 from crashproof.pytorch.ranks import SingleRank
+from crashproof.pytorch.staging.copier import StateCopier
 from crashproof.records.events import CheckpointFailed
 from crashproof.tracking.context import TrainingProgressContext
 
@@ -102,7 +104,7 @@ def make(
 ) -> Iterator[Callable[..., CheckpointSaver]]:
     made: list[CheckpointSaver] = []
 
-    def make_saver(**settings: Any) -> CheckpointSaver:
+    def make_saver(copier: StateCopier | None = None, **settings: Any) -> CheckpointSaver:
         saver = CheckpointSaver(
             state,
             context,
@@ -113,6 +115,7 @@ def make(
             disk=disk,
             sleep=waits.sleep,
             now=waits.now,
+            copier=copier,
         )
         made.append(saver)
         return saver
@@ -126,6 +129,37 @@ def at_step(state: TrainingState, context: TrainingProgressContext, step: int) -
     """Train to a step."""
     state.counters.step = step
     context.update_metrics(step, 1.0, {}, 0.1, step, step)
+
+
+@pytest.mark.parametrize("is_short", [False, True], ids=["copied", "no memory for a copy"])
+def test_a_save_in_the_background_holds_the_state_of_its_step(
+    make: Callable[..., CheckpointSaver],
+    state: TrainingState,
+    context: TrainingProgressContext,
+    run_dir: Path,
+    disk: Flaky,
+    is_short: bool,
+) -> None:
+    saver = make(saves_behind=True, copier=StateCopier(free_bytes=lambda: 0 if is_short else None))
+    weight = next(state.module.parameters()).detach()
+    # A loop that is run again prepares again.
+    saver.prepare()
+    saver.prepare()
+    for step in (1, 2):
+        weight.fill_(float(step))
+        at_step(state, context, step)
+        saver.save()
+        # Written from memory that training does not change: of a copy, or training has waited.
+        assert is_short is (saver._background._running is None)
+        weight.fill_(-1.0)
+    weight.fill_(3.0)
+    at_step(state, context, 3)
+    saver.finish()
+
+    for step in (1, 2, 3):
+        saved = load_checkpoint(run_dir / f"checkpoint_{step}.pt")["tensors"]["module.weight"]
+        assert torch.equal(torch.full((2, 3), float(step)), saved)
+    assert [1, 2, 3] == sorted(RunReader.open(run_dir).session().checkpoints)
 
 
 def failures(run_dir: Path) -> list[int]:

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 from crashproof.checkpoints.digest import digest_of_files, digest_of_names, files_in
+from crashproof.digests import BLAKE3
 from crashproof.errors import CheckpointDamaged
 from crashproof.pytorch.coordination.agreement import all_or_none, require_same
 from crashproof.pytorch.ranks import Ranks
@@ -35,7 +36,7 @@ def _digest_of_folder(path: Path) -> str:
     """The digest of what names and places the tensors, and of the names of all files; the shards are not read."""
     names = sorted(files_in(path))
     small = [name for name in names if not name.endswith(".distcp")]
-    return sha256_of(digest_of_files(digest_of_names(path, small)).sha256, *names)
+    return sha256_of(digest_of_files(digest_of_names(path, dict.fromkeys(small, BLAKE3))).digest, *names)
 
 
 def _digest_of_archive(path: Path) -> str:

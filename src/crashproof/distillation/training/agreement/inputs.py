@@ -12,6 +12,7 @@ from typing import Self
 from crashproof.checkpoints.digest import Digest, digest_of
 from crashproof.data_files.reader import digest_files
 from crashproof.data_files.selection import select_files
+from crashproof.digests import SHA256, hexadecimal_of
 from crashproof.distillation.data.answered.prompts import PromptSource
 from crashproof.distillation.data.captured_folder import CapturedFolder
 from crashproof.distillation.data.source import Source
@@ -106,13 +107,13 @@ def _as_text(sample: object) -> str:
 
 
 def _digest_of(path: Path | None) -> Digest | None:
-    return None if path is None or not path.exists() else digest_of(path)
+    return None if path is None or not path.exists() else digest_of(path, algorithm=SHA256)
 
 
 def _describe_files(digest: Digest) -> Iterable[tuple[str, str]]:
     if digest.files is None:
-        yield "manifest", short_digest(digest.sha256)
+        yield "manifest", short_digest(hexadecimal_of(digest.digest))
         return
     for name, file in digest.files.items():
         if can_decide(name):
-            yield name, f"{file.num_bytes:,} bytes ({short_digest(file.sha256)})"
+            yield name, f"{file.num_bytes:,} bytes ({short_digest(hexadecimal_of(file.digest))})"

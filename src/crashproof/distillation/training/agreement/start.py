@@ -11,6 +11,7 @@ import torch
 
 import crashproof
 from crashproof.checkpoints.digest import digest_of_names
+from crashproof.digests import BLAKE3, hexadecimal_of
 from crashproof.distillation.settings.run import RunConfig
 from crashproof.pytorch.device import ComputeDevice
 from crashproof.rules.agreement.host_keys import comparable_config
@@ -82,4 +83,5 @@ def _cuda_versions(device: ComputeDevice) -> dict[str, str]:
 def _digests_of_code() -> dict[str, str]:
     folder = Path(crashproof.__file__).parent
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.py"))
-    return {name: digest.sha256[:_DIGITS] for name, digest in digest_of_names(folder, names).items()}
+    digests = digest_of_names(folder, dict.fromkeys(names, BLAKE3))
+    return {name: hexadecimal_of(each.digest)[:_DIGITS] for name, each in digests.items()}
