@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from msgspec import UNSET, Struct, UnsetType
 
-from crashproof.records.checkpoints import CheckpointMetadata, FileDigest, RemovedCheckpoint
+from crashproof.records.checkpoints import CheckpointMetadata, FileDigest, FileStat, RemovedCheckpoint
 from crashproof.records.rank_times import RankTimes
 from crashproof.records.requests import Spending
 from crashproof.records.states import AlertKind, AttemptState, SessionKind
@@ -135,6 +135,8 @@ class CheckpointHashed(EventRecord, frozen=True, kw_only=True, tag="checkpoint_h
     num_bytes: int
     sha256: str
     files: dict[str, FileDigest] | None
+    verified: dict[str, FileStat] | UnsetType = UNSET
+    """As in a checkpoint's record."""
 
 
 class CheckpointRemoved(EventRecord, frozen=True, kw_only=True, tag="checkpoint_removed"):
@@ -183,6 +185,10 @@ class ResumeChosen(EventRecord, frozen=True, kw_only=True, tag="resume_chosen"):
     step: int
     checkpoint_path: str
     skipped: list[str]
+    created_at: float | None = None
+    """The moment of the record that it is about."""
+    verified: dict[str, FileStat] | UnsetType = UNSET
+    """As in a checkpoint's record; absent where the record says the same."""
 
 
 class ConnectionFailed(EventRecord, frozen=True, kw_only=True, tag="connection_failed"):
