@@ -159,6 +159,10 @@ class SharedStore:
         records = self._retry_without_damaged(lambda: read_records(self._database, keys))
         return (decode_answer(records[key], self._database) if key in records else None for key in keys)
 
+    def lacks(self, key: str) -> bool:
+        """See `ResponseStore`; another process may have put it there by now."""
+        return False
+
     def begin(self, intents: Sequence[Intent], *, budget: Decimal | None) -> list[Verdict]:
         """See `ResponseStore`; all in one transaction."""
         if not intents:
