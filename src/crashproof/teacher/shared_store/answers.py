@@ -96,7 +96,10 @@ def find_records(connection: Connection, keys: Collection[str]) -> dict[str, byt
     """
     found: list[Sequence[Any]] = []
     for some in chunks(keys):
-        found += connection.execute(_FIND, {"keys": some})
+        if len(some) == 1:
+            found += connection.execute(_FIND_ONE, {"key": some[0]})
+        else:
+            found += connection.execute(_FIND, {"keys": some})
     return _intact_records(found)
 
 

@@ -289,7 +289,12 @@ def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    connection.exec_driver_sql(connection.get_execution_options().get("crashproof_begin", "BEGIN"))
+    statement = connection.get_execution_options().get("crashproof_begin", "BEGIN")
+    driver: Any = connection.connection.driver_connection
+    try:
+        driver.execute(statement).close()
+    except sqlite3.Error as error:
+        raise DBAPIError(statement, None, error) from error
 
 
 def _parse_url(text: str) -> URL:

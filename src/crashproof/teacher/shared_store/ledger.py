@@ -379,8 +379,7 @@ class Ledger:
         """Lock the requests; returns their rows by id, and those missing from the store, as they were begun."""
         found: dict[str, Row[Any]] = {}
         for ids in chunks(outcomes.keys()):
-            locked = connection.execute(self._statements.lock_requests, {"ids": ids})
-            found |= {row.request_id: row for row in locked}
+            found |= {row.request_id: row for row in self._lock_requests(connection, ids)}
         rows = {}
         for key, outcome in outcomes.items():
             rows[key] = self.row_of(outcome.granted)
@@ -389,6 +388,11 @@ class Ledger:
             elif key in found:
                 log.error("The row of request %s does not match its checksum; rewriting it.", key)
         return rows, [rows[key] for key in rows.keys() - found.keys()]
+
+    def _lock_requests(self, connection: Connection, ids: list[str]) -> Iterable[Row[Any]]:
+        if len(ids) == 1:
+            return connection.execute(self._statements.lock_request, {"id": ids[0]})
+        return connection.execute(self._statements.lock_requests, {"ids": ids})
 
     def _save(self, connection: Connection, rows: Iterable[RequestRow]) -> None:
         """Insert or overwrite requests."""

@@ -42,6 +42,8 @@ class Statements:
             .returning(REQUESTS.c.key)
         )
         """the columns of `RequestRow`"""
+        self.lock_request = select(REQUESTS).where(REQUESTS.c.request_id == bindparam("id")).with_for_update()
+        """`id`"""
         self.lock_requests = (
             select(REQUESTS)
             .where(REQUESTS.c.request_id.in_(bindparam("ids", expanding=True)))
