@@ -29,6 +29,7 @@ BENCHMARKS = (
     "opening_time",
     "memory",
     "page_speed",
+    "looks",
     "checkpoint_stall",
     "background_save",
     "answer_cost",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -77,11 +78,13 @@ def update() -> Callable[..., None]:
 
 @pytest.fixture
 def save_checkpoint(run_dir: Path) -> Callable[..., Path]:
-    """Write a checkpoint file as other code would, and record it."""
+    """Write a checkpoint file as other code would, and record it; `written_at` is what the file says of that."""
 
     def save(tracker: Any, step: int, content: bytes | None = None, **given: Any) -> Path:
         path = given.pop("path", run_dir / f"checkpoint_{step}.pt")
         path.write_bytes(content or b"weights of step %d" % step)
+        if (written_at := given.pop("written_at", None)) is not None:
+            os.utime(path, (written_at, written_at))
         tracker.record_checkpoint(step, path, 8 * step, **given)
         return path
 

@@ -106,6 +106,11 @@ class AnswerJournal:
         record = decode_line(self._journal.journal.path, line, _decoder)
         return record if record.prompt_hash == key else None
 
+    def lacks(self, key: str) -> bool:
+        """Whether the index has been loaded, and knows no answer under a key."""
+        index = self._index
+        return index is not None and index.find(key) is None
+
     def requests(self) -> Iterator[JsonObject]:
         """The request of each answer that has one, newest first."""
         journal = self._journal.journal

@@ -159,6 +159,10 @@ class RunResponses:
         """See `ResponseStore`."""
         return map(self.read, keys)
 
+    def lacks(self, key: str) -> bool:
+        """See `ResponseStore`; no other process adds answers here."""
+        return self._journal.lacks(key)
+
     def begin(self, intents: Sequence[Intent], *, budget: Decimal | None) -> list[Verdict]:
         """See `ResponseStore`."""
         self._journal.load_index()

@@ -135,6 +135,10 @@ class ResponseStore(Protocol):
         """The same as `read` for many keys, in their order; of the answers, one at a time is decoded."""
         ...
 
+    def lacks(self, key: str) -> bool:
+        """Whether it is known, without asking a disk or a network, that a key has no answer; False: ask."""
+        ...
+
     def begin(self, intents: Sequence[Intent], *, budget: Decimal | None) -> list[Verdict]:
         """Request permission to send; granted intents are on disk, and their cost reserved, when this returns.
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import msgspec
 
 from crashproof.checkpoints.loose import find_loose
-from crashproof.checkpoints.verify import examine, intact_previous, problem_with
+from crashproof.checkpoints.verify import Verification, examine, examine_previous, problem_with
 from crashproof.disk.lost_records import find_traces
 from crashproof.disk.run_folder import RunFolder, is_remote
 from crashproof.errors import NoUsableCheckpoint, RecordsLost
-from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint
+from crashproof.records.checkpoints import CheckpointMetadata, FileStat, RefusedCheckpoint
 from crashproof.records.session import TrainingSession
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 
@@ -31,6 +31,10 @@ class ResumePoint(msgspec.Struct, frozen=True, kw_only=True):
     """Absolute; that of the bytes kept of it, if its file has been overwritten since. An address stays as it is."""
     refused: list[tuple[CheckpointMetadata, str]]
     """Each with the reason, in the order in which they were tried."""
+    verification: Verification
+    """How it is known that it is intact."""
+    stats: dict[str, FileStat] | None
+    """What the file system said of its files while they were read; None where they were not, or have changed."""
 
     @property
     def located(self) -> CheckpointMetadata:
@@ -46,11 +50,13 @@ def choose(
     *,
     overwritten: Sequence[CheckpointMetadata] = (),
     quarantined: Sequence[RefusedCheckpoint] = (),
+    trusts_record: bool = False,
 ) -> ResumePoint | None:
     """The first intact one of some checkpoints, or None if none was ever recorded.
 
-    Every byte of a candidate is read. Checkpoints that cannot be verified (a remote path, a save in progress when
-    it was recorded) are offered only if no verifiable one was ever recorded, and no other is unchanged.
+    Every byte of a candidate is read, but with `trusts_record`. Checkpoints that cannot be verified (a remote path, a
+    save in progress when it was recorded) are offered only if no verifiable one was ever recorded, and no other is
+    unchanged.
 
     Args:
         candidates: In the order in which they are tried; see `CheckpointCatalog.candidates`.
@@ -58,6 +64,8 @@ def choose(
         overwritten: Candidates whose path a newer record has taken: offered if their bytes were kept, and passed over
             in silence otherwise.
         quarantined: Those that were found damaged earlier.
+        trusts_record: For a look that loads nothing: do not read files again that are unchanged since they were
+            verified.
 
     Raises:
         NoUsableCheckpoint: some were recorded and none can be used; names each and why.
@@ -66,9 +74,9 @@ def choose(
         return None
     has_verifiable = bool(quarantined) or any(each.is_verifiable for each in candidates)
     # An older one that is unchanged comes before a newer one that may have been written to.
-    choice, refused = _first_usable(candidates, overwritten, folder, trusts_unverified=False)
+    choice, refused = _first_usable(candidates, overwritten, folder, False, trusts_record)
     if choice is None and not has_verifiable:
-        choice, refused = _first_usable(candidates, overwritten, folder, trusts_unverified=True)
+        choice, refused = _first_usable(candidates, overwritten, folder, True, trusts_record)
     if choice is not None:
         return choice
     reasons = [(each.checkpoint_path, reason) for each, reason in refused]
@@ -76,7 +84,7 @@ def choose(
     raise NoUsableCheckpoint(folder.root, refused=reasons)
 
 
-def choose_for(session: TrainingSession, folder: RunFolder) -> ResumePoint | None:
+def choose_for(session: TrainingSession, folder: RunFolder, *, trusts_record: bool = False) -> ResumePoint | None:
     """The checkpoint that a session would resume from; see `choose`.
 
     Raises:
@@ -91,30 +99,42 @@ def choose_for(session: TrainingSession, folder: RunFolder) -> ResumePoint | Non
             traces = find_loose(folder, before=session.start_time or None)
         if traces:
             raise RecordsLost(folder.root, found=traces)
-    return choose(catalog.candidates(), folder, overwritten=catalog.overwritten(), quarantined=catalog.quarantined())
+    return choose(
+        catalog.candidates(),
+        folder,
+        overwritten=catalog.overwritten(),
+        quarantined=catalog.quarantined(),
+        trusts_record=trusts_record,
+    )
 
 
 def _first_usable(
     candidates: Sequence[CheckpointMetadata],
     overwritten: Sequence[CheckpointMetadata],
     folder: RunFolder,
-    *,
     trusts_unverified: bool,
+    trusts_record: bool,
 ) -> tuple[ResumePoint | None, list[tuple[CheckpointMetadata, str]]]:
     refused: list[tuple[CheckpointMetadata, str]] = []
     for candidate in candidates:
         if candidate in overwritten:
-            kept = intact_previous(candidate, folder)
-            if kept is None:
+            found = examine_previous(candidate, folder, trusts_record=trusts_record)
+            if found is None:
                 continue
-            path, problem = kept, None
         else:
-            path, problem = examine(candidate, folder, trusts_unverified=trusts_unverified)
-        if problem is None:
-            if path.parent == folder.previous:
-                _report_kept(candidate, path)
-            return ResumePoint(checkpoint=candidate, path=path, refused=refused), refused
-        refused.append((candidate, problem))
+            found = examine(candidate, folder, trusts_unverified=trusts_unverified, trusts_record=trusts_record)
+        if found.problem is None:
+            if found.path.parent == folder.previous:
+                _report_kept(candidate, found.path)
+            choice = ResumePoint(
+                checkpoint=candidate,
+                path=found.path,
+                refused=refused,
+                verification=found.verification,
+                stats=found.stats,
+            )
+            return choice, refused
+        refused.append((candidate, found.problem))
     return None, refused
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from crashproof.checkpoints.digest import digest_of, digest_of_names, is_litter, kind_of, size_of, stats_of
+from crashproof.checkpoints.on_record import is_as_verified, recorded_names
 from crashproof.checkpoints.previous import previous_of
 from crashproof.digests import algorithm_of, is_known
 from crashproof.disk.regular_file import open_descriptor
@@ -15,36 +18,78 @@ from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import FileUnreadable
 from crashproof.records.checkpoints import CheckpointMetadata, FileDigest, FileStat
 
-__all__ = ["MISSING", "examine", "intact_previous", "is_damaged", "problem_at_a_glance", "problem_with"]
+__all__ = [
+    "MISSING",
+    "Examination",
+    "Verification",
+    "examine",
+    "examine_previous",
+    "is_damaged",
+    "problem_at_a_glance",
+    "problem_with",
+]
 
 MISSING = "it is missing"
 
 
+class Verification(StrEnum):
+    """How it is known that a checkpoint is intact."""
+
+    NOW = "now"
+    """Every byte was read, and is as it was saved."""
+    ON_RECORD = "on_record"
+    """It was verified before, and its files have the size, time and inode that they had then. Nothing was read."""
+    NONE = "none"
+    """It is not known: it cannot be used, or has no digest to compare with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examination:
+    """What is known of a checkpoint's bytes."""
+
+    path: Path
+    """Where it can be loaded from."""
+    problem: str | None
+    """Why it cannot be used; None if it can."""
+    verification: Verification = Verification.NONE
+    stats: dict[str, FileStat] | None = None
+    """What the file system said of its files before and after they were read and found intact."""
+
+
 def problem_with(checkpoint: CheckpointMetadata, folder: RunFolder, *, trusts_unverified: bool = False) -> str | None:
     """Why a checkpoint cannot be used, or None if it is intact; see `examine`."""
-    return examine(checkpoint, folder, trusts_unverified=trusts_unverified)[1]
+    return examine(checkpoint, folder, trusts_unverified=trusts_unverified).problem
 
 
 def examine(
-    checkpoint: CheckpointMetadata, folder: RunFolder, *, trusts_unverified: bool = False
-) -> tuple[Path, str | None]:
-    """Where a checkpoint can be loaded from, and why it cannot be used, or None if it is intact.
+    checkpoint: CheckpointMetadata, folder: RunFolder, *, trusts_unverified: bool = False, trusts_record: bool = False
+) -> Examination:
+    """Find out where a checkpoint can be loaded from, and whether it can be used.
 
-    Reads every byte of what was recorded. If its file was overwritten by a save that was never recorded, the bytes
-    that were kept of it count. With `trusts_unverified`, one that cannot be verified passes.
+    If its file was overwritten by a save that was never recorded, the bytes that were kept of it count.
+
+    Args:
+        checkpoint: Its record.
+        folder: The run.
+        trusts_unverified: Let one pass that cannot be verified.
+        trusts_record: Read nothing where its files are unchanged since they were verified last; else every byte of
+            what was recorded is read.
     """
     path = folder.find(checkpoint.checkpoint_path)
-    problem = _problem_at(path, checkpoint, trusts_unverified=trusts_unverified)
-    kept = None if problem is None else intact_previous(checkpoint, folder)
-    return (path, problem) if kept is None else (kept, None)
+    found = _examine_at(path, checkpoint, trusts_unverified=trusts_unverified, trusts_record=trusts_record)
+    kept = None if found.problem is None else examine_previous(checkpoint, folder, trusts_record=trusts_record)
+    return kept or found
 
 
-def intact_previous(checkpoint: CheckpointMetadata, folder: RunFolder) -> Path | None:
-    """The bytes that were kept of a record while its file is overwritten, if they are there and intact."""
+def examine_previous(
+    checkpoint: CheckpointMetadata, folder: RunFolder, *, trusts_record: bool = False
+) -> Examination | None:
+    """The same of the bytes that were kept of a record while its file is overwritten; None if none are intact."""
     kept = previous_of(checkpoint, folder)
     if checkpoint.digest is None or _unknown_algorithm(checkpoint) is not None or not kept.is_file():
         return None
-    return kept if _has_digest(kept, checkpoint.digest) else None
+    found = _examine_at(kept, checkpoint, trusts_unverified=False, trusts_record=trusts_record)
+    return found if found.problem is None else None
 
 
 def is_damaged(checkpoint: CheckpointMetadata, folder: RunFolder) -> bool:
@@ -57,8 +102,8 @@ def is_damaged(checkpoint: CheckpointMetadata, folder: RunFolder) -> bool:
     if _unknown_algorithm(checkpoint) is not None:
         return False
     # One without a digest may be skipped for a verifiable one; that is no damage. Neither is a missing permission.
-    path, problem = examine(checkpoint, folder, trusts_unverified=True)
-    return problem is not None and not _is_forbidden(path, checkpoint)
+    found = examine(checkpoint, folder, trusts_unverified=True)
+    return found.problem is not None and not _is_forbidden(found.path, checkpoint)
 
 
 def problem_at_a_glance(checkpoint: CheckpointMetadata, folder: RunFolder) -> str | None:
@@ -74,6 +119,28 @@ def problem_at_a_glance(checkpoint: CheckpointMetadata, folder: RunFolder) -> st
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
     return None if size == checkpoint.num_bytes else f"it has {size:,} bytes instead of {checkpoint.num_bytes or 0:,}"
+
+
+def _examine_at(
+    path: Path, checkpoint: CheckpointMetadata, *, trusts_unverified: bool, trusts_record: bool
+) -> Examination:
+    if trusts_record and _unknown_algorithm(checkpoint) is None and is_as_verified(checkpoint, path):
+        return Examination(path=path, problem=None, verification=Verification.ON_RECORD)
+    before = _stats_at(path, checkpoint)
+    problem = _problem_at(path, checkpoint, trusts_unverified=trusts_unverified)
+    if problem is not None or not checkpoint.is_verifiable:
+        return Examination(path=path, problem=problem)
+    is_same = before == _stats_at(path, checkpoint)
+    return Examination(
+        path=path, problem=None, verification=Verification.NOW, stats=before if before and is_same else None
+    )
+
+
+def _stats_at(path: Path, checkpoint: CheckpointMetadata) -> dict[str, FileStat] | None:
+    try:
+        return stats_of(path, recorded_names(checkpoint.files))
+    except OSError:
+        return None
 
 
 def _sizes(checkpoint: CheckpointMetadata) -> dict[str, int]:

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 from msgspec import Struct
 
-from crashproof.checkpoints.verify import MISSING, problem_at_a_glance, problem_with
+from crashproof.checkpoints.on_record import is_as_verified
+from crashproof.checkpoints.verify import MISSING, Verification, problem_at_a_glance, problem_with
 from crashproof.cli.arguments import AsJson, Folder
 from crashproof.cli.output import print_json, say, say_lines
 from crashproof.cli.status import RestartPoint, restart_point
@@ -33,7 +34,9 @@ class _State(StrEnum):
     """What is known of a checkpoint's bytes."""
 
     INTACT = "intact"
-    """Read back, and equal to what was saved."""
+    """Read back now, and equal to what was saved."""
+    VERIFIED = "verified"
+    """Read back earlier, and its files are unchanged since; not read now."""
     RECORDED = "recorded"
     """There, with the right size; not read."""
     UNVERIFIED = "unverified"
@@ -43,6 +46,13 @@ class _State(StrEnum):
     QUARANTINED = "quarantined"
     REMOVED = "removed"
     """Deleted by the retention rule."""
+
+
+_RESUMED = {
+    Verification.NOW: _State.INTACT,
+    Verification.ON_RECORD: _State.VERIFIED,
+    Verification.NONE: _State.UNVERIFIED,
+}
 
 
 class _Row(Struct, frozen=True, kw_only=True):
@@ -72,15 +82,16 @@ def checkpoints(
 ) -> None:
     """List the checkpoints of a run and the one that a restart would resume from.
 
-    Works on a live run and changes nothing. States: `intact` was read back and
-    matches its checksum; `recorded` exists with the right size and was not
+    Works on a live run and changes nothing. States: `intact` was read now and
+    matches its checksum; `verified` did so earlier, and has the size, time and
+    inode that it had then; `recorded` exists with the right size and was not
     read; `unverified` has no checksum to compare with.
 
     Example: crashproof checkpoints runs/quickstart --verify
     """
     reader = RunReader.open(folder)
     session = reader.session()
-    restart = restart_point(reader, session)
+    restart = restart_point(reader, session, trusts_record=not verify)
     known = [*_recorded(reader, session, restart, reads_all=verify), *_quarantined(session)]
     rows = [*known, *_removed(reader, {row.path for row in known})]
     rows.sort(key=lambda row: (row.step, row.created_at or 0.0))
@@ -99,7 +110,10 @@ def _recorded(
     catalog = CheckpointCatalog(session)
     for each in catalog.all():
         is_resumed = (each.checkpoint_step, each.checkpoint_path) == (restart.step, restart.checkpoint)
-        state, problem = _check(each, reader.folder, reads_all=reads_all, is_resumed=is_resumed, refused=refused)
+        if is_resumed:
+            state, problem = _RESUMED[restart.verification], None
+        else:
+            state, problem = _check(each, reader.folder, reads_all=reads_all, refused=refused)
         yield _Row(
             step=each.checkpoint_step,
             path=each.checkpoint_path,
@@ -134,16 +148,16 @@ def _removed(reader: RunReader, known: set[str]) -> list[_Row]:
 
 
 def _check(
-    checkpoint: CheckpointMetadata, folder: RunFolder, *, reads_all: bool, is_resumed: bool, refused: dict[str, str]
+    checkpoint: CheckpointMetadata, folder: RunFolder, *, reads_all: bool, refused: dict[str, str]
 ) -> tuple[_State, str | None]:
-    """What is known of its bytes, and what is wrong with them; the one to resume from has been read already."""
-    if is_resumed:
-        return (_State.INTACT if checkpoint.is_verifiable else _State.UNVERIFIED), None
+    """What is known of its bytes, and what is wrong with them."""
     problem = refused.get(checkpoint.checkpoint_path)
     if problem is None and reads_all:
         problem = problem_with(checkpoint, folder)
         if problem is None:
             return _State.INTACT, None
+    if problem is None and is_as_verified(checkpoint, folder.find(checkpoint.checkpoint_path)):
+        return _State.VERIFIED, None
     if problem is None and checkpoint.num_bytes is not None and not is_remote(checkpoint.checkpoint_path):
         problem = problem_at_a_glance(checkpoint, folder)
     if problem is None:

@@ -19,10 +19,11 @@ from crashproof.disk.journal import scan_backwards
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import ConfigError
 from crashproof.reading.run_reader import RunReader
+from crashproof.reading.step_index import StepIndex, WantedSteps
 from crashproof.records.codec import decode_line
 from crashproof.records.lazy_decoder import LazyDecoder
 from crashproof.records.metrics import COLUMNS, MetricsSnapshot
-from crashproof.rules.history import Rewinds, are_parts, merged_parts, with_part
+from crashproof.rules.history import are_parts, with_part
 
 __all__ = ["history"]
 
@@ -43,11 +44,11 @@ class _Row:
 class _Wanted:
     """Which updates to show."""
 
-    first: int | None
-    last: int | None
-    steps_apart: int
-    newest: int | None
-    has_superseded: bool
+    first: int | None = None
+    last: int | None = None
+    steps_apart: int = 1
+    newest: int | None = None
+    has_superseded: bool = False
 
 
 def history(
@@ -62,7 +63,7 @@ def history(
 ) -> None:
     """Print the history of a run: each step once, in order, from the newest attempt.
 
-    Works on a live run, changes nothing, and needs constant memory. In JSON,
+    Works on a live run, changes nothing, and needs little memory. In JSON,
     NaN and infinities are null, with their names in "nonfinite".
 
     Example: crashproof history runs/quickstart --last 20
@@ -86,8 +87,13 @@ def _rows(reader: RunReader, wanted: _Wanted) -> Iterator[_Row]:
     if wanted.newest is not None:
         newest = _apart(_between(_backwards(reader.folder, wanted), wanted), wanted.steps_apart)
         return reversed(list(islice(newest, wanted.newest)))
-    rows = _all_rows(reader) if wanted.has_superseded else (_Row(update=each) for each in reader.history())
-    return _apart(_between(rows, wanted), wanted.steps_apart)
+    if wanted == _Wanted():
+        return (_Row(update=each) for each in reader.history())
+    steps = WantedSteps(
+        first=wanted.first, last=wanted.last, apart=wanted.steps_apart, has_superseded=wanted.has_superseded
+    )
+    found = StepIndex(reader.folder).updates(steps)
+    return (_Row(update=each.update, is_superseded=each.is_superseded) for each in found)
 
 
 def _backwards(folder: RunFolder, wanted: _Wanted) -> Iterator[_Row]:
@@ -117,19 +123,6 @@ def _updates_backwards(folder: RunFolder) -> Iterator[MetricsSnapshot]:
         waiting = update
     if waiting is not None:
         yield waiting
-
-
-def _all_rows(reader: RunReader) -> Iterator[_Row]:
-    """In the order of writing; a first pass finds which ones are superseded."""
-    rewinds = Rewinds()
-    num_lines = 0
-    for update in reader.all_updates():
-        rewinds.feed(update.step, update.attempt)
-        num_lines += 1
-    canonical = rewinds.canonical()
-    lines = ((not canonical.stands(each.step), each) for each in islice(reader.all_updates(), num_lines))
-    for is_superseded, update in merged_parts(lines):
-        yield _Row(update=update, is_superseded=is_superseded)
 
 
 def _between(rows: Iterable[_Row], wanted: _Wanted) -> Iterator[_Row]:

@@ -14,15 +14,13 @@ import typer
 from crashproof.cli.arguments import AsJson
 from crashproof.cli.output import print_json, say, say_lines
 from crashproof.cli.tables import aligned, compact, dollars, short_duration, terminal_width
-from crashproof.disk.lock import holder_of
 from crashproof.disk.run_folder import RunFolder
-from crashproof.errors import CrashproofError, NotAFolder, NotARun
+from crashproof.errors import CrashproofError, NotAFolder
 from crashproof.formatting import as_text
 from crashproof.reading.discovery import RunSearch, SkippedFolder
-from crashproof.reading.run_state import read_run
+from crashproof.reading.glance import glance
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.states import RunStatus
-from crashproof.rules.summary import progress_summary
 
 __all__ = ["runs"]
 
@@ -95,21 +93,13 @@ def _odd_row(root: Path, odd: SkippedFolder) -> _Row:
 
 
 def _read_summary(name: str, folder: RunFolder, now: float) -> _Row:
-    state = read_run(folder)
-    if state.session is None:
-        raise NotARun(folder.root)
-    session = state.session
-    is_alive = holder_of(folder.lock) is not None
-    summary = progress_summary(session, now=now, wall_clock_hours=session.wall_clock_hours, is_alive=is_alive)
-    last_seen = max((each.last_seen for each in session.attempts), default=session.start_time)
-    # The last line of a live run may be half written at this moment.
-    damages = [each for pieces in state.damages.values() for each in pieces if not (is_alive and each.is_torn_tail)]
+    found = glance(folder, now=now)
     return _Row(
         name=name,
         path=str(folder.root),
-        seconds_since_sign_of_life=now - last_seen,
-        summary=summary,
-        damaged_pieces=len(damages),
+        seconds_since_sign_of_life=now - found.last_seen,
+        summary=found.summary,
+        damaged_pieces=found.num_damaged,
     )
 
 

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import typer
 from msgspec import Struct
 
 from crashproof.checkpoints.select import choose_for
+from crashproof.checkpoints.verify import Verification
 from crashproof.cli.arguments import AsJson, Folder
 from crashproof.cli.exit_codes import exit_code_for
 from crashproof.cli.output import print_json, say_lines
@@ -37,6 +39,11 @@ _VERDICTS = {
     LossVerdict.NON_FINITE: "non-finite (NaN or infinite)",
     LossVerdict.UNKNOWN: "too few updates for a verdict",
 }
+_VERIFICATIONS = {
+    Verification.NOW: "read and intact",
+    Verification.ON_RECORD: "verified earlier, unchanged since",
+    Verification.NONE: "cannot be verified",
+}
 _OVERHEADS = {
     "recomputed": "recomputed steps",
     "checkpointing": "checkpoints",
@@ -55,6 +62,8 @@ class RestartPoint(Struct, frozen=True, kw_only=True):
     checkpoint: str | None
     passed_over: list[tuple[str, str]]
     """Newer checkpoints that cannot be used: each path with the reason."""
+    verification: Verification = Verification.NONE
+    """How it is known that the checkpoint is intact."""
 
     @property
     def in_words(self) -> str:
@@ -79,11 +88,17 @@ class _Look:
     """Seconds since 1970."""
 
 
-def status(folder: Folder, as_json: AsJson = False) -> None:
+def status(
+    folder: Folder,
+    verify: Annotated[bool, typer.Option("--verify", help="Read the checkpoint to resume from.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Print the state of a run and where a restart would resume. Works on a live run and changes nothing.
 
     Reports whether the process is alive (it holds a lock), whether the loss is
     improving, the remaining time, the cost, and where a restart would resume.
+    A checkpoint is read only with --verify, or if its size, time or inode is
+    not the one it had when it was verified last. A restart reads it in any case.
 
     Exit codes: 0 running, starting or complete; 2 error; 3 stalled;
     4 diverging or non-finite loss; 5 crashed, or ended by an exception;
@@ -98,7 +113,7 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
     look = _Look(
         folder=folder,
         summary=reader.progress(now=now),
-        restart=restart_point(reader, session),
+        restart=restart_point(reader, session, trusts_record=not verify),
         usual_seconds=_usual_seconds(session.metrics_history),
         now=now,
     )
@@ -112,10 +127,13 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
     raise typer.Exit(exit_code_for(look.summary.health))
 
 
-def restart_point(reader: RunReader, session: TrainingSession) -> RestartPoint:
-    """Where a restart would resume; step 0 without a checkpoint where none was recorded."""
+def restart_point(reader: RunReader, session: TrainingSession, *, trusts_record: bool = True) -> RestartPoint:
+    """Where a restart would resume; step 0 without a checkpoint where none was recorded.
+
+    With `trusts_record`, files that are unchanged since they were verified are not read.
+    """
     try:
-        choice = choose_for(session, reader.folder)
+        choice = choose_for(session, reader.folder, trusts_record=trusts_record)
     except NoUsableCheckpoint as error:
         return RestartPoint(
             step=None, checkpoint=None, passed_over=[(path, reason) for path, reason in error.refused]
@@ -126,6 +144,7 @@ def restart_point(reader: RunReader, session: TrainingSession) -> RestartPoint:
         step=choice.checkpoint.checkpoint_step,
         checkpoint=choice.checkpoint.checkpoint_path,
         passed_over=[(each.checkpoint_path, reason) for each, reason in choice.refused],
+        verification=choice.verification,
     )
 
 
@@ -182,7 +201,8 @@ def _training_lines(look: _Look) -> list[str]:
     if summary.rank_times is not None:
         first, *more = in_words(summary.rank_times)
         lines += [f"  ranks       {first}", *(f"              {line}" for line in more)]
-    lines.append(f"  restart     {restart.in_words}")
+    how = "" if restart.checkpoint is None else f" ({_VERIFICATIONS[restart.verification]})"
+    lines.append(f"  restart     {restart.in_words}{how}")
     if failed := _failed_saves(summary):
         lines.append(f"  saves       {failed}")
     lines += [f"              skips {path}: {reason}" for path, reason in restart.passed_over]

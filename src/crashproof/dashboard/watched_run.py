@@ -35,6 +35,7 @@ from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import CrashproofError
 from crashproof.reading.curves import CurveFollower
 from crashproof.reading.discovery import path_outside
+from crashproof.reading.glance import glance_at_snapshot
 from crashproof.reading.run_reader import RunReader
 from crashproof.reading.session_follower import SessionFollower
 from crashproof.records.metrics import MetricsSnapshot
@@ -172,8 +173,12 @@ class WatchedRun:
         lengths = tuple(_size(each) for each in self._journals())
         if self._row is not None and self._row[0] == lengths and holder_of(self.folder.lock) is None:
             return self._row[1]
-        with self._lock:
-            summary = self._summary_of(self._session.session(), now)
+        found = glance_at_snapshot(self.folder, now=now)
+        if found is None:
+            with self._lock:
+                summary = self._summary_of(self._session.session(), now)
+        else:
+            summary = found.summary
         row = RunRow.of(self.name, summary)
         self._row = None if summary.status == RunStatus.RUNNING else (lengths, row)
         return row

@@ -55,7 +55,7 @@ def archive_session(folder: RunFolder, session_id: str, checkpoints: Iterable[Pa
                     folder.archive,
                 )
         snapshots = [folder.summary, folder.manifest, folder.session]
-        _move([*snapshots, folder.curves, folder.metrics, folder.events], incoming, disk)
+        _move([*snapshots, folder.coarse_curves, folder.curves, folder.metrics, folder.events], incoming, disk)
         final = folder.free_name(final)
         disk.replace(incoming, final)
         disk.sync_folder(folder.archive)

@@ -20,35 +20,54 @@ _OWN_NAMES = frozenset(
     {
         *("metrics.jsonl", "curves.jsonl", "events.jsonl", "api_recovery.jsonl", "api_requests.jsonl"),
         *("api_recovery.index", "api_recovery.ballast", "account.json", "session.json", "progress.json"),
-        *("checkpoints.json", "archive", "set_aside", "writer.lock"),
+        *("checkpoints.json", "curves_coarse.jsonl", "archive", "set_aside", "writer.lock"),
     }
 )
+
+
+class _Below:
+    """A path in the progress folder, made when it is first asked for: a list of runs needs few of each."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __set_name__(self, owner: type, attribute: str) -> None:
+        self._attribute = attribute
+
+    def __get__(self, folder: RunFolder, owner: type) -> Path:
+        path: Path = folder.progress / self._name
+        # From now on the attribute itself is found first.
+        folder.__dict__[self._attribute] = path
+        return path
 
 
 class RunFolder:
     """Every path of a run, derived from its progress folder."""
 
+    metrics = _Below("metrics.jsonl")
+    curves = _Below("curves.jsonl")
+    """Decimated metrics for plots, derived from the metrics."""
+    coarse_curves = _Below("curves_coarse.jsonl")
+    """The same in fewer numbers."""
+    events = _Below("events.jsonl")
+    answers = _Below("api_recovery.jsonl")
+    requests = _Below("api_requests.jsonl")
+    answer_index = _Below("api_recovery.index")
+    reserved_space = _Below("api_recovery.ballast")
+    session = _Below("session.json")
+    summary = _Below("progress.json")
+    manifest = _Below("checkpoints.json")
+    archive = _Below("archive")
+    quarantine = _Below("set_aside")
+    """Damaged bytes and checkpoints that were moved out of the way."""
+    previous = _Below("previous")
+    """Bytes of recorded checkpoints whose files are overwritten by the next save."""
+    lock = _Below("writer.lock")
+
     def __init__(self, progress: Path) -> None:
         self.progress = Path(os.path.abspath(progress))
         self.root = self.progress.parent
         """The run's own folder, which holds the checkpoints."""
-        self.metrics = self.progress / "metrics.jsonl"
-        self.curves = self.progress / "curves.jsonl"
-        """Decimated metrics for plots, derived from the metrics."""
-        self.events = self.progress / "events.jsonl"
-        self.answers = self.progress / "api_recovery.jsonl"
-        self.requests = self.progress / "api_requests.jsonl"
-        self.answer_index = self.progress / "api_recovery.index"
-        self.reserved_space = self.progress / "api_recovery.ballast"
-        self.session = self.progress / "session.json"
-        self.summary = self.progress / "progress.json"
-        self.manifest = self.progress / "checkpoints.json"
-        self.archive = self.progress / "archive"
-        self.quarantine = self.progress / "set_aside"
-        """Damaged bytes and checkpoints that were moved out of the way."""
-        self.previous = self.progress / "previous"
-        """Bytes of recorded checkpoints whose files are overwritten by the next save."""
-        self.lock = self.progress / "writer.lock"
 
     @classmethod
     def under(cls, output_dir: Path) -> RunFolder:

@@ -1,8 +1,9 @@
 """Follow a run's whole history.
 
-Works while another process writes the run; takes no lock and changes nothing. Reads the blocks of `curves.jsonl`,
-and the journal itself where there is no block: at its end, after each kill, or from the beginning if the file is
-missing or contradicts the journal.
+Works while another process writes the run; takes no lock and changes nothing. Reads the blocks of
+`curves_coarse.jsonl`, those of `curves.jsonl` where there is no coarse one or where more points are wanted, and the
+journal itself where there is no block: at its end, after each kill, or from the beginning if the files are missing or
+contradict the journal.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -19,7 +21,7 @@ from msgspec import structs
 from crashproof.disk.journal import Line, line_continues, line_crc, scan
 from crashproof.disk.run_folder import RunFolder
 from crashproof.records.codec import decode, decode_line
-from crashproof.records.curves import CurveBlock, CurvePoint
+from crashproof.records.curves import CoarseBlock, CurveBlock, CurvePoint
 from crashproof.records.lazy_decoder import LazyDecoder
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.snapshots import JournalMark
@@ -34,8 +36,10 @@ _MAX_UPDATES_READ = 65_536
 
 _update_decoder = LazyDecoder[MetricsSnapshot](MetricsSnapshot)
 _block_decoder = LazyDecoder[CurveBlock](CurveBlock)
+_coarse_decoder = LazyDecoder[CoarseBlock](CoarseBlock)
 
 T = TypeVar("T")
+B = TypeVar("B", bound=CurveBlock)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +78,8 @@ class _Piece(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     offset: int
     end: int
     point: CurvePoint
+    coarse: CoarseBlock | None = None
+    """Where to find it in finer pieces."""
     below: int | None = None
     """Steps from this one on are superseded; None: no step is."""
 
@@ -130,6 +136,9 @@ class CurveFollower:
         In a small range, each update is a point of its own.
         """
         pieces = self._pieces_of(first_step, last_step)
+        if len(pieces) < most_points and any(piece.coarse for piece in pieces):
+            self._refine(pieces)
+            pieces = self._pieces_of(first_step, last_step)
         tail = [line for line in self._tail if _is_between(line.step, first_step, last_step)]
         num_updates = sum(piece.point.num_updates for piece in pieces) + len(tail)
         if num_updates <= _MAX_UPDATES_READ:
@@ -150,7 +159,7 @@ class CurveFollower:
         )
 
     def points(self) -> Iterator[CurvePoint]:
-        """Everything that has been read, in the order of its steps, at full resolution."""
+        """Everything that has been read, in the order of its steps; each point of as many updates as it comes."""
         yield from (piece.point for piece in self._pieces)
         if self._tail:
             yield point_of(self._tail)
@@ -178,20 +187,25 @@ class CurveFollower:
             return 0
 
     def _read_blocks(self) -> list[CurveBlock]:
-        """The blocks that agree with the journal, the last one first."""
+        """The blocks that agree with the journal, the last one first: coarse ones where there are any."""
         blocks: list[CurveBlock] = []
-        for line in scan(self._folder.curves):
-            if not isinstance(line, Line):
-                break
-            try:
-                blocks.append(decode(line.content, _block_decoder))
-            except msgspec.ValidationError:
-                break
-        # After a power loss the last ones may describe lines that are gone.
-        while blocks and not self._agrees(blocks[-1]):
-            blocks.pop()
+        end = 0
+        for coarse in self._agreed(_decoded(self._folder.coarse_curves, _coarse_decoder)):
+            if coarse.blocks_offset > end:
+                blocks += _decoded(self._folder.curves, _block_decoder, start=end, end=coarse.blocks_offset)
+            blocks.append(coarse)
+            end = coarse.blocks_end
+        blocks += self._agreed(_decoded(self._folder.curves, _block_decoder, start=end))
         blocks.reverse()
         return blocks
+
+    def _agreed(self, blocks: Iterator[B]) -> list[B]:
+        """The blocks up to the last one that agrees with the journal."""
+        found = list(blocks)
+        # After a power loss the last ones may describe lines that are gone.
+        while found and not self._agrees(found[-1]):
+            found.pop()
+        return found
 
     def _agrees(self, block: CurveBlock) -> bool:
         mark = JournalMark(num_bytes=block.end, last_line_crc=block.last_line_crc)
@@ -205,7 +219,7 @@ class CurveFollower:
     def _take_block(self, block: CurveBlock) -> None:
         self._close_tail()
         self._go_back_to(block.first_step, block.attempt)
-        self._pieces.append(_Piece(offset=block.offset, end=block.end, point=block))
+        self._pieces.append(_piece_of(block))
         self._end, self._last_crc = block.end, block.last_line_crc
         self._tail_offset = self._end
 
@@ -240,13 +254,16 @@ class CurveFollower:
 
     def _reopen_newest_piece(self, update: MetricsSnapshot) -> None:
         """Read the newest piece as lines again where an update is a further part of its last one."""
-        if self._tail or not self._pieces:
+        if self._tail or not self._ends_with(update):
             return
-        piece = self._pieces[-1]
-        if (piece.point.last_step, piece.point.attempt) == (update.step, update.attempt):
-            self._tail = list(self._read_updates([piece], None, None))
-            self._tail_offset = piece.offset
-            self._pieces.pop()
+        self._refine(self._pieces[-1:])
+        piece = self._pieces.pop()
+        self._tail = list(self._read_updates([piece], None, None))
+        self._tail_offset = piece.offset
+
+    def _ends_with(self, update: MetricsSnapshot) -> bool:
+        newest = self._pieces[-1].point if self._pieces else None
+        return newest is not None and (newest.last_step, newest.attempt) == (update.step, update.attempt)
 
     def _newest_step(self) -> int:
         return self._pieces[-1].point.last_step if self._pieces else -1
@@ -263,12 +280,32 @@ class CurveFollower:
             return
         while self._pieces and self._pieces[-1].point.first_step >= step:
             self._pieces.pop()
+        if self._pieces and self._pieces[-1].coarse and self._pieces[-1].point.last_step >= step:
+            self._refine(self._pieces[-1:])
+            while self._pieces and self._pieces[-1].point.first_step >= step:
+                self._pieces.pop()
         if self._pieces and self._pieces[-1].point.last_step >= step:
             piece = structs.replace(self._pieces.pop(), below=step)
             lines = list(self._read_updates([piece], None, None))
             if lines:
                 self._pieces.append(structs.replace(piece, point=point_of(lines)))
         self._recomputed.append(Recomputed(first_step=step, last_step=highest, attempt=attempt))
+
+    def _refine(self, pieces: list[_Piece]) -> None:
+        """Replace neighbouring pieces by the finer ones that the coarse among them are made of."""
+        start = bisect_left(self._pieces, pieces[0].point.first_step, key=lambda each: each.point.first_step)
+        self._pieces[start : start + len(pieces)] = [fine for piece in pieces for fine in self._parts_of(piece)]
+
+    def _parts_of(self, piece: _Piece) -> list[_Piece]:
+        if piece.coarse is None:
+            return [piece]
+        start, end = piece.coarse.blocks_offset, piece.coarse.blocks_end
+        blocks = list(_decoded(self._folder.curves, _block_decoder, start=start, end=end))
+        bounds = [piece.offset, *(each.end for each in blocks)]
+        if bounds[-1] == piece.end and bounds[:-1] == [each.offset for each in blocks]:
+            return [_piece_of(each) for each in blocks]
+        # The file is gone or another one: the journal itself has these lines.
+        return [structs.replace(piece, coarse=None)]
 
     def _pieces_of(self, first_step: int | None, last_step: int | None) -> list[_Piece]:
         start = (
@@ -296,6 +333,22 @@ class CurveFollower:
                 break
             if isinstance(line, Line):
                 yield decode_line(self._folder.metrics, line.content, _update_decoder)
+
+
+def _decoded(path: Path, decoder: msgspec.json.Decoder[B], *, start: int = 0, end: int | None = None) -> Iterator[B]:
+    """The blocks in a part of a file, up to the first that cannot be read."""
+    for line in scan(path, start=start):
+        if not isinstance(line, Line) or (end is not None and line.offset >= end):
+            return
+        try:
+            yield decode(line.content, decoder)
+        except msgspec.ValidationError:
+            return
+
+
+def _piece_of(block: CurveBlock) -> _Piece:
+    coarse = block if isinstance(block, CoarseBlock) else None
+    return _Piece(offset=block.offset, end=block.end, point=block, coarse=coarse)
 
 
 def _is_between(step: int, first_step: int | None, last_step: int | None) -> bool:

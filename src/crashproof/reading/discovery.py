@@ -117,7 +117,7 @@ class RunSearch:
 def path_outside(run: RunFolder, boundary: Path) -> Path | None:
     """Return the first file of a run that lies outside `boundary` because of a link; None if all lie inside."""
     files = (
-        *(run.events, run.metrics, run.curves, run.requests, run.answers),
+        *(run.events, run.metrics, run.curves, run.coarse_curves, run.requests, run.answers),
         *(run.session, run.summary, run.manifest, run.lock),
     )
     paths = [run.progress, *(each for each in files if each.is_symlink())]

@@ -78,6 +78,8 @@ class CheckpointMetadata(Struct, frozen=True, kw_only=True):
     """Each file of a folder by its relative name; None for a single file."""
     stats: dict[str, FileStat] | UnsetType = UNSET
     """Each file by its relative name (`.` for a single file), as it was when recorded; absent with a digest."""
+    verified: dict[str, FileStat] | UnsetType = UNSET
+    """The same of the files when their bytes were last found to be those of the digest; absent where not noted."""
     evaluation: dict[str, float] | None = None
     """Results on held-out data that its own attempt measured at its step; None if there are none."""
     nonfinite: dict[str, str] | UnsetType = UNSET

@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from crashproof.records.version import FORMAT_VERSION
 
-__all__ = ["Bucket", "CurveBlock", "CurvePoint"]
+__all__ = ["Bucket", "CoarseBlock", "CurveBlock", "CurvePoint"]
 
 
 class Bucket(Struct, frozen=True, array_like=True, gc=False):
@@ -48,3 +48,12 @@ class CurveBlock(CurvePoint, frozen=True, kw_only=True, gc=False, tag_field="v",
     """Where the last line ends, in bytes."""
     last_line_crc: str
     """Checksum of the last line; it shows whether the journal is still the same file."""
+
+
+class CoarseBlock(CurveBlock, frozen=True, kw_only=True, gc=False, tag_field="v", tag=FORMAT_VERSION):
+    """Consecutive blocks, joined: one line of `curves_coarse.jsonl`."""
+
+    blocks_offset: int
+    """Where the first of them begins in `curves.jsonl`, in bytes."""
+    blocks_end: int
+    """Where the last of them ends there, in bytes."""

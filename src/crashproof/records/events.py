@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypedDict
 from msgspec import UNSET, Struct, UnsetType, field
 from msgspec.structs import force_setattr
 
-from crashproof.records.checkpoints import CheckpointMetadata, FileDigest, RemovedCheckpoint, take_in_sha256
+from crashproof.records.checkpoints import CheckpointMetadata, FileDigest, FileStat, RemovedCheckpoint, take_in_sha256
 from crashproof.records.rank_times import RankTimes
 from crashproof.records.requests import Spending
 from crashproof.records.states import AlertKind, AttemptState, SessionKind
@@ -144,6 +144,8 @@ class CheckpointHashed(EventRecord, frozen=True, kw_only=True, tag="checkpoint_h
     digest: str = ""
     """Begins with the name of its algorithm."""
     files: dict[str, FileDigest] | None
+    verified: dict[str, FileStat] | UnsetType = UNSET
+    """As in a checkpoint's record."""
     unnamed_sha256: str | UnsetType = field(default=UNSET, name="sha256")
     """As in a line that was written before digests named their algorithm; never set once it is read."""
     newest_version: ClassVar[int] = NAMED_DIGESTS
@@ -201,6 +203,10 @@ class ResumeChosen(EventRecord, frozen=True, kw_only=True, tag="resume_chosen"):
     step: int
     checkpoint_path: str
     skipped: list[str]
+    created_at: float | None = None
+    """The moment of the record that it is about."""
+    verified: dict[str, FileStat] | UnsetType = UNSET
+    """As in a checkpoint's record; absent where the record says the same."""
 
 
 class ConnectionFailed(EventRecord, frozen=True, kw_only=True, tag="connection_failed"):

@@ -5,10 +5,19 @@ from __future__ import annotations
 from msgspec import Struct
 
 from crashproof.records.checkpoints import CheckpointMetadata
+from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import TrainingSession
 from crashproof.records.version import FORMAT_VERSION, NAMED_DIGESTS
 
-__all__ = ["EarlierManifest", "EarlierSessionFile", "JournalMark", "Manifest", "ProgressFile", "SessionFile"]
+__all__ = [
+    "EarlierManifest",
+    "EarlierSessionFile",
+    "JournalMark",
+    "Manifest",
+    "ProgressFile",
+    "ProgressSnapshot",
+    "SessionFile",
+]
 
 
 class JournalMark(Struct, frozen=True, kw_only=True):
@@ -51,3 +60,15 @@ class ProgressFile(Struct, frozen=True, kw_only=True, tag_field="v", tag=FORMAT_
     """The fields of `progress.json` besides those of the summary."""
 
     saved_at: float
+    last_seen: float | None = None
+    """When the newest record was written; None where an earlier version wrote the file."""
+    journals: dict[str, int] | None = None
+    """By name, how many bytes of each journal it includes; None where some of what it includes is in no journal."""
+
+
+class ProgressSnapshot(ProgressSummary, kw_only=True, tag_field="v", tag=FORMAT_VERSION):
+    """`progress.json`, all of it."""
+
+    saved_at: float
+    last_seen: float | None = None
+    journals: dict[str, int] | None = None

@@ -15,6 +15,7 @@ from crashproof.records.events import (
     CheckpointRemoved,
     CheckpointsDeleted,
     CheckpointSetAside,
+    ResumeChosen,
 )
 from crashproof.records.session import Evaluation, Timeline, TrainingSession
 
@@ -23,7 +24,9 @@ __all__ = ["CheckpointCatalog", "CheckpointEvent", "with_evaluation"]
 _MOST_OVERWRITTEN = 2
 """Of one path."""
 
-CheckpointEvent = CheckpointRecorded | CheckpointHashed | CheckpointSetAside | CheckpointRemoved | CheckpointsDeleted
+CheckpointEvent = (
+    CheckpointRecorded | CheckpointHashed | ResumeChosen | CheckpointSetAside | CheckpointRemoved | CheckpointsDeleted
+)
 
 
 class CheckpointCatalog:
@@ -116,6 +119,8 @@ class CheckpointCatalog:
                 self._record(event)
             case CheckpointHashed():
                 self._complete(event)
+            case ResumeChosen():
+                self._verify(event)
             case CheckpointSetAside():
                 self._quarantine(event)
             case CheckpointRemoved():
@@ -182,9 +187,23 @@ class CheckpointCatalog:
         if known is None or known.digest is not None:
             return
         hashed = msgspec.structs.replace(
-            known, num_bytes=event.num_bytes, digest=event.digest, files=event.files, stats=msgspec.UNSET
+            known,
+            num_bytes=event.num_bytes,
+            digest=event.digest,
+            files=event.files,
+            stats=msgspec.UNSET,
+            verified=event.verified,
         )
-        self._store([hashed if each is known else each for each in self.all()])
+        self._replace(known, hashed)
+
+    def _verify(self, event: ResumeChosen) -> None:
+        """Note which files were found intact: those of a copied run are others than were recorded."""
+        known = self._find(event.checkpoint_path, event.step, event.created_at)
+        if known is not None and event.verified is not msgspec.UNSET:
+            self._replace(known, msgspec.structs.replace(known, verified=event.verified))
+
+    def _replace(self, known: CheckpointMetadata, newer: CheckpointMetadata) -> None:
+        self._store([newer if each is known else each for each in self.all()])
 
     def _quarantine(self, event: CheckpointSetAside) -> None:
         known = self._find(event.checkpoint_path, event.step, event.created_at)

@@ -16,7 +16,7 @@ from crashproof.rules.spending import spending_of
 from crashproof.rules.time_left.estimate import estimate_remaining
 from crashproof.rules.trends import trend_of_session
 
-__all__ = ["goodput_seconds", "progress_summary"]
+__all__ = ["goodput_seconds", "last_seen", "progress_summary"]
 
 _SECONDS_AN_HOUR = 3600.0
 _MOST_SECONDS_BESIDE = 3600.0
@@ -96,11 +96,16 @@ def progress_summary(
     )
 
 
+def last_seen(session: TrainingSession) -> float:
+    """When the newest record of a session was written, in seconds since 1970."""
+    return max((each.last_seen for each in session.attempts), default=session.start_time)
+
+
 def goodput_seconds(session: TrainingSession) -> GoodputShare:
     """Where the wall time went; an attempt is down from the last record before it to its start."""
     raw = session.goodput
     trained = [each for each in session.attempts if each.how != AttemptState.ADOPTED]
-    down = sum(_seconds_between(earlier, later) for earlier, later in pairwise(trained))
+    down = sum((_seconds_between(earlier, later) for earlier, later in pairwise(trained)), 0.0)
     # Subtracted here and not record by record: sums of floats depend on the order of their terms.
     productive = max(0.0, raw.productive - raw.checkpointing - raw.evaluating)
     parts = (productive, raw.recomputed, raw.checkpointing, raw.evaluating, raw.paused, down, raw.starting)

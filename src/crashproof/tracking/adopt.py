@@ -177,8 +177,8 @@ def _is_known(candidate: Candidate, session: TrainingSession | None, folder: Run
         return False
     if recorded.checkpoint_step == candidate.step:
         return True
-    place, problem = examine(recorded, folder)
-    return problem is None and place == folder.find(path)
+    place = examine(recorded, folder)
+    return place.problem is None and place.path == folder.find(path)
 
 
 @contextmanager

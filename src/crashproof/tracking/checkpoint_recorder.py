@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from crashproof.checkpoints.added_files import log_added_files, rescue_added_files
 from crashproof.checkpoints.background_hashing import BackgroundDigests
 from crashproof.checkpoints.delete import delete_removed, find_undeleted, is_removable
 from crashproof.checkpoints.digest import Digest, digest_of, make_durable, stats_of
+from crashproof.checkpoints.on_record import recorded_names, settled, stats_as_written
 from crashproof.checkpoints.previous import drop_previous, is_kept, is_overwritten, keep_previous
 from crashproof.checkpoints.quarantine import quarantine
 from crashproof.checkpoints.select import ResumePoint, newest_intact
@@ -22,7 +24,7 @@ from crashproof.disk.files import Disk
 from crashproof.disk.run_folder import is_remote
 from crashproof.errors import CrashproofError, InvalidMetric, StorageError
 from crashproof.plain_values import as_text
-from crashproof.records.checkpoints import CheckpointMetadata, RemovedCheckpoint
+from crashproof.records.checkpoints import CheckpointMetadata, FileStat, RemovedCheckpoint
 from crashproof.records.events import (
     CheckpointFailed,
     CheckpointHashed,
@@ -94,11 +96,13 @@ class CheckpointRecorder:
             attempt=self._writer.run.attempt,
         )
         if written is not None:
+            files = written.files if isinstance(written, Digest) else None
             return msgspec.structs.replace(
                 checkpoint,
                 num_bytes=written.num_bytes,
                 digest=written.digest,
-                files=written.files if isinstance(written, Digest) else None,
+                files=files,
+                verified=stats_as_written(path, recorded_names(files), now=self._clock.now()),
             )
         if lies_elsewhere or not path.exists():
             log.warning("%s is not on this disk: it is recorded, but cannot be verified.", checkpoint_path)
@@ -108,9 +112,15 @@ class CheckpointRecorder:
         num_bytes = sum(each.num_bytes for each in stats.values())
         if num_bytes >= self._large_checkpoint_bytes:
             return msgspec.structs.replace(checkpoint, num_bytes=num_bytes, stats=stats)
+        # Settled before the first byte is read: what is written from now on shows in the times.
+        verified = settled(stats, now=self._clock.now())
         digest = digest_of(path)
         return msgspec.structs.replace(
-            checkpoint, num_bytes=digest.num_bytes, digest=digest.digest, files=digest.files
+            checkpoint,
+            num_bytes=digest.num_bytes,
+            digest=digest.digest,
+            files=digest.files,
+            verified=verified if stats_of(path) == stats else UNSET,
         )
 
     def record(
@@ -168,9 +178,16 @@ class CheckpointRecorder:
                 step=chosen.checkpoint_step,
                 checkpoint_path=chosen.checkpoint_path,
                 skipped=[each.checkpoint_path for each, _ in choice.refused],
+                created_at=chosen.created_at,
+                verified=self._verified(choice),
             )
         )
         return choice.located
+
+    def _verified(self, choice: ResumePoint) -> dict[str, FileStat] | UnsetType:
+        """What to note of the files that were just read: nothing where it is on record already."""
+        verified = settled(choice.stats or {}, now=self._clock.now())
+        return UNSET if verified == choice.checkpoint.verified else verified
 
     def keep_digests(self, *, wait: bool) -> list[CheckpointMetadata]:
         """Record the digests that were computed in the background; return the checkpoints that have one now.
@@ -207,6 +224,7 @@ class CheckpointRecorder:
                 num_bytes=digest.num_bytes,
                 digest=digest.digest,
                 files=digest.files,
+                verified=settled(checkpoint.stats or {}, now=self._clock.now()),
             )
         )
 

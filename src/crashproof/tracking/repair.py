@@ -20,7 +20,7 @@ from crashproof.records.events import CheckpointSetAside, DamageFound, Event, St
 from crashproof.records.session import TrainingSession
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.summary import progress_summary
-from crashproof.tracking.snapshots import SnapshotWriter, session_bytes
+from crashproof.tracking.snapshots import SnapshotWriter, progress_file, session_bytes
 
 __all__ = ["quarantine_unrecorded", "repair_run"]
 
@@ -117,7 +117,7 @@ def _rebuild_snapshots(folder: RunFolder, clock: Clock, disk: Disk) -> None:
     writer.write_manifest(state.session, now=now)
     summary = progress_summary(state.session, now=now, wall_clock_hours=state.session.wall_clock_hours)
     summary.lines_waiting = 0
-    writer.write_summary(summary, now=now)
+    writer.write_summary(summary, progress_file(state.session, state.marks, now=now))
 
 
 def _last_attempt(session: TrainingSession) -> int:

@@ -34,7 +34,7 @@ from crashproof.tracking.metrics.curve_writer import CurveWriter
 from crashproof.tracking.metrics.journalled_update import JournalledUpdate
 from crashproof.tracking.open_run import OpenRun, restate_beginning
 from crashproof.tracking.settings import TrackerSettings
-from crashproof.tracking.snapshots import SnapshotWriter, session_bytes
+from crashproof.tracking.snapshots import SnapshotWriter, progress_file, session_bytes
 
 __all__ = ["RunWriter"]
 
@@ -326,13 +326,14 @@ class RunWriter:
 
     def are_snapshots_gone(self) -> bool:
         """Whether something else has removed a snapshot that can be written again now."""
-        if self.num_queued or any(each.journal.has_foreign_lines for each in self.run.journals()):
+        if self._has_unread():
             return False
         return not all(each.exists() for each in (self.folder.session, self.folder.manifest, self.folder.summary))
 
     def write_summary(self, summary: ProgressSummary) -> None:
         """Replace `progress.json`."""
-        self._snapshots.write_summary(summary, now=self._clock.now())
+        marks = None if self._has_unread() else self.run.marks()
+        self._snapshots.write_summary(summary, progress_file(self.session, marks, now=self._clock.now()))
 
     def write_manifest(self) -> None:
         """Replace `checkpoints.json`."""
@@ -352,12 +353,16 @@ class RunWriter:
         None while lines wait for space and are in no journal, or if a journal has lines of another process: the next
         start reads them behind the older file.
         """
-        if self.num_queued or any(each.journal.has_foreign_lines for each in self.run.journals()):
+        if self._has_unread():
             return None
         marks = self.run.marks()
         self._lines_at_session_file = marks[self.run.metrics.journal.path.name].num_lines
         self._session_written_at = self._clock.steady()
         return session_bytes(self.session, marks, now=self._clock.now())
+
+    def _has_unread(self) -> bool:
+        """Whether the journals and the session differ: lines wait for space, or another process has added some."""
+        return bool(self.num_queued) or any(each.journal.has_foreign_lines for each in self.run.journals())
 
     def write_session(self, content: bytes | None) -> None:
         """Replace `session.json`, unless the content is None; needs no lock, as an older one is valid too."""

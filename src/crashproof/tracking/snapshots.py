@@ -16,10 +16,10 @@ from crashproof.errors import StorageError
 from crashproof.records.codec import encode, nonfinite_names
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import TrainingSession
-from crashproof.records.snapshots import JournalMark, Manifest, SessionFile
-from crashproof.records.version import FORMAT_VERSION
+from crashproof.records.snapshots import JournalMark, Manifest, ProgressFile, SessionFile
+from crashproof.rules.summary import last_seen
 
-__all__ = ["SnapshotWriter"]
+__all__ = ["SnapshotWriter", "progress_file", "session_bytes"]
 
 log = logging.getLogger("crashproof")
 
@@ -50,10 +50,10 @@ class SnapshotWriter:
         )
         self._write(self._folder.manifest, encode(manifest))
 
-    def write_summary(self, summary: ProgressSummary, *, now: float) -> None:
-        """Replace `progress.json`."""
+    def write_summary(self, summary: ProgressSummary, file: ProgressFile) -> None:
+        """Replace `progress.json`; `file` has the fields besides those of the summary."""
         fields = msgspec.to_builtins(summary)
-        content: dict[str, Any] = {"v": FORMAT_VERSION, "saved_at": now} | fields
+        content: dict[str, Any] = msgspec.to_builtins(file) | fields
         if nonfinite := nonfinite_names(fields):
             content["nonfinite"] = nonfinite
         self._write(self._folder.summary, encode(content))
@@ -75,3 +75,12 @@ def session_bytes(session: TrainingSession, marks: dict[str, JournalMark], *, no
     """The content of `session.json`."""
     fields = {name: getattr(session, name) for name in TrainingSession.__struct_fields__}
     return encode(SessionFile(saved_at=now, journals=marks, **fields))
+
+
+def progress_file(session: TrainingSession, marks: dict[str, JournalMark] | None, *, now: float) -> ProgressFile:
+    """What `progress.json` says besides the summary; `marks` is None if they do not include all of the session."""
+    return ProgressFile(
+        saved_at=now,
+        last_seen=last_seen(session),
+        journals=None if marks is None else {name: mark.num_bytes for name, mark in marks.items()},
+    )

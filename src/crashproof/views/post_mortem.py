@@ -203,7 +203,7 @@ def _next_step(summary: ProgressSummary, session: TrainingSession, reader: RunRe
     if session.is_job:
         return "Start the same command again: it requests the answers that are missing."
     try:
-        choice = choose_for(session, reader.folder)
+        choice = choose_for(session, reader.folder, trusts_record=True)
     except NoUsableCheckpoint as error:
         return f"A restart would stop with an error. {error}"
     if choice is None:

@@ -963,3 +963,12 @@ def test_kinds_of_ends_are_told_apart_in_the_journal(open_tracker, folder):
         for raw, line in zip(folder.requests.read_bytes().splitlines(), lines, strict=True)
     ]
     assert ["HTTP 400: no", "it broke"] == [each.reason for each in read if not isinstance(each, RequestSent)]
+
+
+def test_what_the_run_lacks_is_known_once_its_index_is_loaded(open_tracker):
+    store = open_tracker().responses
+    assert not store.lacks(key_of("a"))
+
+    keep(store, "a")
+
+    assert (False, True) == (store.lacks(key_of("a")), store.lacks(key_of("b")))

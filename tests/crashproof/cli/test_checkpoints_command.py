@@ -7,6 +7,8 @@ import pytest
 from crashproof import TrackerSettings
 from crashproof.rules.retention import KeepLatest
 
+LONG_AGO = 1_000_000_000.5
+
 
 def states(crashproof, run, *options):
     rows = json.loads(crashproof("checkpoints", run, "--json", *options).output)["checkpoints"]
@@ -20,7 +22,7 @@ def run(open_tracker, update, save_checkpoint, run_dir):
     for step in range(1, 7):
         update(tracker, step)
         if step % 2 == 0:
-            path = save_checkpoint(tracker, step)
+            path = save_checkpoint(tracker, step, written_at=LONG_AGO)
             if step == 4:
                 path.write_bytes(path.read_bytes()[::-1])
     tracker.record_evaluation(6, {"accuracy": 0.75})
@@ -28,7 +30,16 @@ def run(open_tracker, update, save_checkpoint, run_dir):
     return run_dir
 
 
-def test_only_the_one_that_a_restart_resumes_is_read(crashproof, run):
+def test_nothing_is_read_that_is_unchanged_since_it_was_verified(crashproof, run):
+    assert {"checkpoint_2.pt": "verified", "checkpoint_4.pt": "recorded", "checkpoint_6.pt": "verified"} == states(
+        crashproof, run
+    )
+
+
+def test_the_one_that_a_restart_resumes_is_read_if_it_may_have_changed(crashproof, run):
+    for step in (2, 6):
+        (run / f"checkpoint_{step}.pt").touch()
+
     assert {"checkpoint_2.pt": "recorded", "checkpoint_4.pt": "recorded", "checkpoint_6.pt": "intact"} == states(
         crashproof, run
     )
@@ -44,7 +55,7 @@ def test_what_is_missing_or_of_another_size_is_seen_without_reading(crashproof, 
     (run / "checkpoint_2.pt").unlink()
     (run / "checkpoint_4.pt").write_bytes(b"x")
 
-    assert {"checkpoint_2.pt": "missing", "checkpoint_4.pt": "damaged", "checkpoint_6.pt": "intact"} == states(
+    assert {"checkpoint_2.pt": "missing", "checkpoint_4.pt": "damaged", "checkpoint_6.pt": "verified"} == states(
         crashproof, run
     )
 
@@ -54,7 +65,7 @@ def test_a_table_for_people(crashproof, run):
 
     assert max(map(len, said.lines)) <= 80
     assert ["path", "step", "size", "age", "loss", "attempt", "state", "tags"] == said.lines[0].split()
-    assert "intact *" in said.lines[3]
+    assert "verified *" in said.lines[3]
     assert "accuracy 0.75" in said.output
     assert said.lines[-1] == "A restart would resume at step 6 from checkpoint_6.pt (*)."
 

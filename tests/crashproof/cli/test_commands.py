@@ -30,6 +30,8 @@ def run(open_tracker: Callable[..., Any], update: Callable[..., None], run_dir: 
         if step % 2 == 0:
             path = run_dir / f"checkpoint_{step}.pt"
             path.write_bytes(b"weights" * step)
+            # Long enough ago for its time to tell of later writes.
+            os.utime(path, (1_000_000_000.5, 1_000_000_000.5))
             tracker.record_checkpoint(step, path, step * 2)
     tracker.close()
     return run_dir
@@ -45,13 +47,24 @@ def test_status_reports_progress_and_where_a_restart_resumes(run: Path) -> None:
     output = crashproof("status", str(run), exit_code=6)
 
     assert "step 4 of 100" in output
-    assert "would resume at step 4 from checkpoint_4.pt" in output
+    assert "would resume at step 4 from checkpoint_4.pt (verified earlier, unchanged since)" in output
+
+
+def test_status_reads_the_checkpoint_if_asked_to(run: Path) -> None:
+    assert "from checkpoint_4.pt (read and intact)" in crashproof("status", str(run), "--verify", exit_code=6)
+
+
+def test_status_reads_what_was_written_to_since(run: Path) -> None:
+    (run / "checkpoint_4.pt").write_bytes((run / "checkpoint_4.pt").read_bytes())
+
+    assert "from checkpoint_4.pt (read and intact)" in crashproof("status", str(run), exit_code=6)
 
 
 def test_status_in_json_has_the_fields_of_the_summary(run: Path) -> None:
     answer = json.loads(crashproof("status", str(run), "--json", exit_code=6))
 
-    assert {"step": 4, "checkpoint": "checkpoint_4.pt", "passed_over": []} == answer["resume"]
+    resume = {"step": 4, "checkpoint": "checkpoint_4.pt", "passed_over": [], "verification": "on_record"}
+    assert resume == answer["resume"]
     assert 4 == answer["steps_completed"]
 
 

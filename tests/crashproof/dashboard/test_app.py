@@ -87,7 +87,7 @@ def test_a_run_that_has_ended_is_read_again_only_when_it_is_taken_up(serve, trai
 
 def test_a_run_with_a_fault_that_nobody_expected_is_a_row_and_a_log_line(serve, train, monkeypatch, caplog):
     train("good").close()
-    train("odd").close()
+    train("odd")
     read = run_state.read_run
 
     def fail(folder):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crashproof.records.checkpoints import CheckpointMetadata, FileDigest, RemovedCheckpoint
+from crashproof.records.checkpoints import CheckpointMetadata, FileDigest, FileStat, RemovedCheckpoint
 from crashproof.records.checksummed_line import CHECKSUM_BYTES, add_checksum, is_intact
 from crashproof.records.codec import decode, encode, nonfinite_names
 from crashproof.records.events import (
@@ -196,6 +196,7 @@ def test_an_event_of_every_kind_is_read_back_as_itself(kind):
         dict[str, Any]: {"a": 1},
         dict[str, float]: {"f1": 0.5},
         dict[str, str] | msgspec.UnsetType: msgspec.UNSET,
+        dict[str, FileStat] | msgspec.UnsetType: {".": FileStat(3, 4, 5)},
         int | msgspec.UnsetType: 3,
         float | msgspec.UnsetType: 2.5,
         str | msgspec.UnsetType: "text",

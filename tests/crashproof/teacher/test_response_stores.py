@@ -31,6 +31,17 @@ def test_a_kept_answer_is_served_and_counted_as_saved(store):
     )
 
 
+def test_no_store_says_that_it_lacks_an_answer_that_it_has(stores):
+    store = stores.open()
+    keep(store, "a")
+    assert not store.lacks(key_of("a"))
+
+    again = stores.open()
+    assert not again.lacks(key_of("a"))
+    assert again.read(key_of("a")) is not None
+    assert not again.lacks(key_of("a"))
+
+
 def test_an_answer_that_is_only_read_is_not_counted(store):
     keep(store, "a")
 

@@ -9,7 +9,7 @@ import pytest
 from crashproof.disk.run_folder import RunFolder
 from crashproof.reading.run_state import read_snapshot
 from crashproof.records.session import TrainingSession
-from crashproof.records.snapshots import JournalMark, Manifest, SessionFile
+from crashproof.records.snapshots import JournalMark, Manifest, ProgressFile, SessionFile
 from crashproof.testing import FaultyDisk
 from crashproof.tracking.snapshots import SnapshotWriter, session_bytes
 
@@ -27,14 +27,15 @@ def session() -> TrainingSession:
 
 
 def test_the_summary_keeps_its_names_beside_version_and_time(folder, read_json):
-    SnapshotWriter(folder).write_summary({"progress_pct": 50.0}, now=7.0)
+    SnapshotWriter(folder).write_summary({"progress_pct": 50.0}, ProgressFile(saved_at=7.0))
 
     said = read_json(folder.summary)
-    assert {"v": 1, "saved_at": 7.0, "progress_pct": 50.0} == {k: v for k, v in said.items() if k != "crc"}
+    beside = {"v": 1, "saved_at": 7.0, "last_seen": None, "journals": None}
+    assert beside | {"progress_pct": 50.0} == {k: v for k, v in said.items() if k != "crc"}
 
 
 def test_numbers_that_json_cannot_hold_are_named_in_the_summary(folder, read_json):
-    SnapshotWriter(folder).write_summary({"loss_trend": {"current_loss": math.nan}}, now=7.0)
+    SnapshotWriter(folder).write_summary({"loss_trend": {"current_loss": math.nan}}, ProgressFile(saved_at=7.0))
 
     said = read_json(folder.summary)
     assert ({"current_loss": None}, {"loss_trend.current_loss": "NaN"}) == (said["loss_trend"], said["nonfinite"])
@@ -57,12 +58,12 @@ def test_the_session_is_read_back_with_its_marks(folder):
 
 
 def test_a_full_disk_leaves_the_old_snapshot_and_is_logged_once(folder, tmp_path, caplog):
-    SnapshotWriter(folder).write_summary({"progress_pct": 50.0}, now=7.0)
+    SnapshotWriter(folder).write_summary({"progress_pct": 50.0}, ProgressFile(saved_at=7.0))
     before = folder.summary.read_bytes()
     disk = FaultyDisk(folder.root, tmp_path / "scratch", fails_at=0, error=errno.ENOSPC, lasts=True)
     writer = SnapshotWriter(folder, disk=disk)
     for _ in range(3):
-        writer.write_summary({"progress_pct": 60.0}, now=8.0)
+        writer.write_summary({"progress_pct": 60.0}, ProgressFile(saved_at=8.0))
 
     assert before == folder.summary.read_bytes()
     assert 1 == len(caplog.messages)
@@ -74,7 +75,7 @@ def test_a_snapshot_is_written_once_there_is_space_again(folder, tmp_path, caplo
     writer = SnapshotWriter(folder, disk=disk)
     were_written = []
     for _ in range(2):
-        writer.write_summary({}, now=8.0)
+        writer.write_summary({}, ProgressFile(saved_at=8.0))
         were_written.append(folder.summary.exists())
 
     assert [False, True] == were_written

@@ -104,12 +104,11 @@ def apply_event(session: TrainingSession, event: Event) -> None:
         case DamageFound():
             session.damage_found += 1
             session.api_cost_wasted += event.cost or 0
-        case _ if isinstance(event, CheckpointEvent):
+        case _ if isinstance(event, CheckpointEvent):  # pragma: no branch - there is no other.
             CheckpointCatalog(session).apply(event)
             if isinstance(event, CheckpointRecorded):
                 session.goodput.checkpointing += event.seconds
                 session.failed_saves = FailedSaves(total=session.failed_saves.total)
-        # `ResumeChosen` is for readers of the events; it changes no state.
 
 
 def _begin_attempt(session: TrainingSession, attempt: AttemptRecord, event: AttemptStarted) -> None:

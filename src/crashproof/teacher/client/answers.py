@@ -40,8 +40,6 @@ class Answer:
     """As received; without one, `length` for an answer that has all the tokens it might have, else None."""
     logprobs: list[JsonObject] | None
     """By token, in OpenAI's form (`choices[0].logprobs.content`); None if not requested."""
-    usage: Usage | None
-    """None if the server reports none that can be read."""
     cost: Decimal
     """US dollars, at the price when it was paid."""
     response: JsonObject
@@ -51,6 +49,11 @@ class Answer:
     def text(self) -> str:
         """The content; empty if it only calls tools."""
         return self.message.get("content") or ""
+
+    @property
+    def usage(self) -> Usage | None:
+        """The tokens that the server reports; None if it reports none that can be read."""
+        return Usage.read(self.response)
 
     @property
     def ending(self) -> Ending:
@@ -86,7 +89,6 @@ def answer_in(record: AnswerRecord) -> Answer:
         message=message,
         finish_reason=finish_reason,
         logprobs=entries_of(choices[0].get("logprobs")),
-        usage=Usage.read(record.response),
         cost=record.cost,
         response=record.response,
     )

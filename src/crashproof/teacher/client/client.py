@@ -303,7 +303,8 @@ class AsyncTeacher:
                 raise attempts.error(failure, request.base_url, parameters=self.form.parameters)
 
     async def _attempt(self, intent: Intent) -> AnswerRecord | Failed | Interrupted:
-        async with self._gate.place(tokens=self._estimated_tokens(intent.request)) as place:
+        tokens = self._estimated_tokens(intent.request) if self._gate.counts_tokens else 0
+        async with self._gate.place(tokens=tokens) as place:
             granted = await self._wait_for_grant(intent)
             if isinstance(granted, AnswerRecord):
                 return granted
@@ -411,7 +412,7 @@ class AsyncTeacher:
     def _adjust_limits(self, outcome: Outcome, reply: Reply, place: Place) -> None:
         if isinstance(outcome, Answered):
             self._gate.note_answer()
-            usage = Usage.read(outcome.response)
+            usage = Usage.read(outcome.response) if self._gate.counts_tokens else None
             if usage is not None:
                 place.used(usage.prompt_tokens + usage.completion_tokens)
         elif isinstance(reply, Failed) and reply.is_overload:

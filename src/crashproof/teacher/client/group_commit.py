@@ -67,6 +67,9 @@ class GroupCommit:
 
     async def serve(self, key: str) -> AnswerRecord | None:
         """See `ResponseStore.serve`."""
+        if self._store.lacks(key):
+            # Most questions are new: their way through the thread would be for nothing.
+            return None
         (answer,) = await self.serve_all([key])
         return answer
 

@@ -48,6 +48,11 @@ class Gate:
         """Requests that may be in flight now."""
         return max(1, int(self._allowed))
 
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether tokens are limited at all, so that they need not be estimated otherwise."""
+        return self._tokens.most is not None
+
     def change(self, limits: Limits) -> None:
         """Apply other numbers of the same limits; what an overload has lowered stays as low in proportion."""
         share = self._allowed / self._most

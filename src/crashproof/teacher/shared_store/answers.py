@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, LargeBinary, and_, bindparam, cast, delete, insert, select
@@ -15,6 +16,7 @@ from crashproof.records.codec import decode
 from crashproof.records.requests import AnswerRecord
 from crashproof.rules.requests import JsonObject
 from crashproof.teacher.shared_store.database import Database, chunks
+from crashproof.teacher.shared_store.statements import Statements, one_or_many
 from crashproof.teacher.shared_store.tables import ANSWERS, REQUESTS, SET_ASIDE, RequestRow, RequestState
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "problem_with_record",
     "quarantine_answers",
     "quarantine_damaged",
+    "read_records",
     "remove_unusable",
     "scan_requests",
 ]
@@ -45,6 +48,7 @@ _key_decoder = msgspec.json.Decoder(_Key)
 # In a corrupt file SQLite may report another type for the bytes.
 RECORD = cast(ANSWERS.c.record, LargeBinary).label("record")
 
+_FIND_ONE = select(ANSWERS.c.key, RECORD).where(ANSWERS.c.key == bindparam("key"))
 _FIND = select(ANSWERS.c.key, RECORD).where(ANSWERS.c.key.in_(bindparam("keys", expanding=True)))
 
 
@@ -73,17 +77,37 @@ def problem_with_record(key: str, record: bytes | None) -> str | None:
     return None
 
 
-def find_records(connection: Connection, keys: Collection[str]) -> dict[str, bytes]:
-    """Find the answers under these keys, as they are stored.
+def read_records(database: Database, keys: Collection[str]) -> dict[str, bytes]:
+    """Find the answers under these keys, as they are stored, outside of a transaction.
 
     Raises:
         DamagedAnswers: some are damaged.
     """
+    if len(keys) != 1:
+        return database.read(lambda connection: find_records(connection, keys))
+    return _intact_records(database.look_up(_FIND_ONE, {"key": next(iter(keys))}))
+
+
+def find_records(connection: Connection, keys: Collection[str]) -> dict[str, bytes]:
+    """The same in a transaction.
+
+    Raises:
+        DamagedAnswers: some are damaged.
+    """
+    found: list[Sequence[Any]] = []
+    for some in chunks(keys):
+        if len(some) == 1:
+            found += connection.execute(_FIND_ONE, {"key": some[0]})
+        else:
+            found += connection.execute(_FIND, {"keys": some})
+    return _intact_records(found)
+
+
+def _intact_records(rows: Iterable[Sequence[Any]]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     damaged: dict[str, bytes] = {}
-    for some in chunks(keys):
-        for key, record in connection.execute(_FIND, {"keys": some}):
-            (found if problem_with_record(key, record) is None else damaged)[key] = record
+    for key, record in rows:
+        (found if problem_with_record(key, record) is None else damaged)[key] = record
     if damaged:
         raise DamagedAnswers(damaged)
     return found
@@ -99,14 +123,11 @@ def find_answers(connection: Connection, database: Database, keys: Collection[st
     return {key: decode_answer(record, database) for key, record in find_records(connection, keys).items()}
 
 
-def find_usable(connection: Connection, keys: Collection[str]) -> set[str]:
+def find_usable(connection: Connection, statements: Statements, keys: Collection[str]) -> set[str]:
     """Find the keys whose answer is not marked as unusable."""
-    joined = ANSWERS.join(REQUESTS, ANSWERS.c.request_id == REQUESTS.c.request_id)
     found: set[str] = set()
     for some in chunks(keys):
-        usable = select(ANSWERS.c.key).select_from(joined)
-        usable = usable.where(ANSWERS.c.key.in_(some), REQUESTS.c.state == RequestState.ANSWERED)
-        found.update(connection.execute(usable).scalars())
+        found.update(connection.execute(statements.find_usable, {"keys": some}).scalars())
     return found
 
 
@@ -115,7 +136,7 @@ def find_payer(connection: Connection, key: str) -> str | None:
     return connection.scalar(select(ANSWERS.c.request_id).where(ANSWERS.c.key == key))
 
 
-def keep_answers(connection: Connection, database: Database, answers: Collection[Paid]) -> set[str]:
+def keep_answers(connection: Connection, statements: Statements, answers: Collection[Paid]) -> set[str]:
     """Store the first answer to each key; returns the ids of the requests whose answer was stored."""
     values = [
         {"key": each.row.key, "request_id": each.row.request_id, "record": each.record}
@@ -123,13 +144,7 @@ def keep_answers(connection: Connection, database: Database, answers: Collection
     ]
     if not values:
         return set()
-    keep = (
-        database.insert(ANSWERS)
-        .on_conflict_do_nothing()
-        .values(created_at=database.now)
-        .returning(ANSWERS.c.request_id)
-    )
-    return set(connection.execute(keep, values).scalars())
+    return set(connection.execute(statements.keep_answer, one_or_many(values)).scalars())
 
 
 def quarantine_answers(connection: Connection, database: Database, answers: Collection[Paid], *, why: str) -> None:

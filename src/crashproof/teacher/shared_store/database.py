@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,12 +18,13 @@ from sqlalchemy import (
     Connection,
     Engine,
     Float,
+    Select,
     Table,
+    bindparam,
     cast,
     create_engine,
     event,
     func,
-    literal,
     make_url,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -78,6 +79,10 @@ class Database:
         self._pid = os.getpid()
         self._has_been_reached = False
         self._is_closed = False
+        self._driver_statements: dict[Select[Any], tuple[str, list[str]]] = {}
+        """As the driver of SQLite takes them, and the names of their parameters."""
+        self.now = self._now()
+        """Seconds since 1970 by the clock that all users of the database share, whenever a statement with it runs."""
         if self.is_sqlite:
             self._check_file()
         self._engine = self._create_engine()
@@ -114,6 +119,33 @@ class Database:
 
         return self._with_retries(do)
 
+    def look_up(self, statement: Select[Any], parameters: Mapping[str, object]) -> Sequence[Sequence[Any]]:
+        """Run one read-only statement that is made once; returns its rows.
+
+        On SQLite the driver runs it, at a fifth of the price.
+
+        Raises:
+            StoreUnavailable: it failed.
+        """
+        if not self.is_sqlite:
+            return self.read(lambda connection: connection.execute(statement, parameters).all())
+        if statement not in self._driver_statements:
+            compiled = statement.compile(self._engine)
+            self._driver_statements[statement] = str(compiled), list(getattr(compiled, "positiontup", None) or ())
+        text, names = self._driver_statements[statement]
+        return self._with_retries(lambda: self._run_by_driver(text, [parameters[name] for name in names]))
+
+    def _run_by_driver(self, text: str, values: list[object]) -> Sequence[Sequence[Any]]:
+        pooled = self._engine.raw_connection()
+        try:
+            driver: Any = pooled.driver_connection
+            rows: Sequence[Sequence[Any]] = driver.execute(text, values).fetchall()
+        except sqlite3.Error as error:
+            raise DBAPIError(text, None, error) from error
+        finally:
+            pooled.close()
+        return rows
+
     def scan(self, work: Callable[[Connection], T]) -> T:
         """Read many rows in one consistent snapshot, without holding them in memory.
 
@@ -128,11 +160,9 @@ class Database:
 
         return self._with_retries(do)
 
-    @property
-    def now(self) -> ColumnElement[float]:
-        """Seconds since 1970 by the clock that all users of the database share."""
+    def _now(self) -> ColumnElement[float]:
         if self.is_sqlite:
-            return literal(self._clock.now(), Float(53))
+            return bindparam("now", callable_=self._clock.now, type_=Float(53))
         return cast(func.extract("epoch", func.clock_timestamp()), Float(53))
 
     def insert(self, table: Table) -> Insert:
@@ -259,7 +289,12 @@ def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    connection.exec_driver_sql(connection.get_execution_options().get("crashproof_begin", "BEGIN"))
+    statement = connection.get_execution_options().get("crashproof_begin", "BEGIN")
+    driver: Any = connection.connection.driver_connection
+    try:
+        driver.execute(statement).close()
+    except sqlite3.Error as error:
+        raise DBAPIError(statement, None, error) from error
 
 
 def _parse_url(text: str) -> URL:

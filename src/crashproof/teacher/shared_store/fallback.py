@@ -44,6 +44,10 @@ class SpooledStore:
         """See `ResponseStore`."""
         return self._shared.read_all(keys)
 
+    def lacks(self, key: str) -> bool:
+        """See `ResponseStore`."""
+        return self._shared.lacks(key)
+
     def begin(self, intents: Sequence[Intent], *, budget: Decimal | None) -> list[Verdict]:
         """See `ResponseStore`; answers in the spool are moved to the shared store instead of requested again."""
         verdicts = self._shared.begin(intents, budget=budget)

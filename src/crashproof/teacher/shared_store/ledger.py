@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, func, select, true, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, select, true, update
 
 from crashproof.answers.store import Busy, Granted, Outcome, OverBudget
 from crashproof.records.requests import AnswerRecord, Spending, price_left_in
@@ -30,6 +30,7 @@ from crashproof.teacher.shared_store.answers import (
 )
 from crashproof.teacher.shared_store.database import Database, chunks
 from crashproof.teacher.shared_store.owners import UNKNOWN_OWNER, Ownership
+from crashproof.teacher.shared_store.statements import Statements, one_or_many
 from crashproof.teacher.shared_store.tables import (
     ACCOUNTS,
     OWNED_REQUESTS,
@@ -98,7 +99,8 @@ class Ledger:
         self._ownership = ownership
         # A store of the first release has no column for owners.
         self._requests = REQUESTS if ownership.text is None else OWNED_REQUESTS
-        self._owner = {} if ownership.text is None else {_OWNER: ownership.text}
+        owner = {} if ownership.text is None else {_OWNER: ownership.text}
+        self._statements = Statements(database, self._requests, owner=owner, lease_seconds=lease_seconds)
 
     def row_of(self, granted: Granted) -> RequestRow:
         """The row of a request that is begun here."""
@@ -145,7 +147,7 @@ class Ledger:
                 account = account.with_request(row)
                 decisions[key] = row
         for ids in chunks([wanted[key].request_id for key in claimed & (answers.keys() | over)]):
-            connection.execute(delete(REQUESTS).where(REQUESTS.c.request_id.in_(ids)))
+            connection.execute(self._statements.drop_requests, {"ids": ids})
         self._write_account(connection, before, account.with_served(served.count, served.saved))
         if over:
             refused = OverBudget(spending=self.spending(connection))
@@ -265,12 +267,12 @@ class Ledger:
 
     def _lock_account(self, connection: Connection, name: str) -> AccountRow:
         """Lock the account until the transaction ends; recount it if its row is damaged or missing."""
-        row = select(ACCOUNTS).where(ACCOUNTS.c.account == name).with_for_update()
-        found = connection.execute(row).one_or_none()
+        row = self._statements.lock_account
+        found = connection.execute(row, {"name": name}).one_or_none()
         if found is None:
             new = AccountRow(account=name).values() | {"crc": _NOT_COUNTED}
             connection.execute(self._database.insert(ACCOUNTS).values(new).on_conflict_do_nothing())
-            found = connection.execute(row).one()
+            found = connection.execute(row, {"name": name}).one()
         account = AccountRow.read(found)
         if account.is_intact(found.crc):
             return account
@@ -282,7 +284,7 @@ class Ledger:
 
     def _write_account(self, connection: Connection, before: AccountRow | None, after: AccountRow) -> None:
         if after != before:
-            connection.execute(update(ACCOUNTS).where(ACCOUNTS.c.account == after.account).values(after.values()))
+            connection.execute(self._statements.change_account, {"name": after.account, **after.values()})
 
     def _open_elsewhere(self, row: RequestRow, standing: Row[Any] | None) -> RequestRow | Busy:
         if standing is None:
@@ -312,23 +314,12 @@ class Ledger:
         values = [row.values() for row in sorted(rows, key=lambda row: row.key)]
         if not values:
             return set()
-        now = self._database.now
-        # Waits for a transaction that is ending a request to the same key.
-        claim = (
-            self._database.insert(self._requests)
-            .on_conflict_do_nothing()
-            .values(sent_at=now, lease_until=now + self._lease_seconds, **self._owner)
-            .returning(REQUESTS.c.key)
-        )
-        return set(connection.execute(claim, values).scalars())
+        return set(connection.execute(self._statements.claim, one_or_many(values)).scalars())
 
     def _find_open(self, connection: Connection, keys: Collection[str]) -> dict[str, Row[Any]]:
-        of = self._requests.c
-        seconds_left = (of.lease_until - self._database.now).label("seconds_left")
         found: dict[str, Row[Any]] = {}
         for some in chunks(keys):
-            rows = select(self._requests, seconds_left).where(of.key.in_(some), of.state == RequestState.OPEN)
-            found |= {row.key: row for row in connection.execute(rows)}
+            found |= {row.key: row for row in connection.execute(self._statements.find_open, {"keys": some})}
         return found
 
     def _take_over(self, connection: Connection, rows: Iterable[Row[Any]]) -> set[str]:
@@ -364,12 +355,12 @@ class Ledger:
     ) -> dict[str, AnswerRecord]:
         answers = find_answers(connection, self._database, keys)
         replaceable = answers.keys() & set(replacing)
-        unusable = replaceable - find_usable(connection, replaceable)
+        unusable = replaceable - find_usable(connection, self._statements, replaceable)
         return {key: answer for key, answer in answers.items() if key not in unusable}
 
     def _keep(self, connection: Connection, paid: Mapping[str, Paid]) -> set[str]:
         """Store answers, in place of unusable ones; returns the ids of the requests whose answers were stored."""
-        kept = keep_answers(connection, self._database, paid.values())
+        kept = keep_answers(connection, self._statements, paid.values())
         others = {key: paid[key] for key in paid.keys() - kept}
         if others:
             moved = remove_unusable(connection, self._database, {each.row.key for each in others.values()})
@@ -377,7 +368,7 @@ class Ledger:
             self._save(
                 connection, [row.with_state(RequestState.REPLACED, cost=row.cost, reason=row.reason) for row in moved]
             )
-            kept |= keep_answers(connection, self._database, others.values())
+            kept |= keep_answers(connection, self._statements, others.values())
             surplus = [each for key, each in others.items() if key not in kept]
             quarantine_answers(connection, self._database, surplus, why="surplus")
         return kept
@@ -388,8 +379,7 @@ class Ledger:
         """Lock the requests; returns their rows by id, and those missing from the store, as they were begun."""
         found: dict[str, Row[Any]] = {}
         for ids in chunks(outcomes.keys()):
-            some = select(REQUESTS).where(REQUESTS.c.request_id.in_(ids)).order_by(REQUESTS.c.request_id)
-            found |= {row.request_id: row for row in connection.execute(some.with_for_update())}
+            found |= {row.request_id: row for row in self._lock_requests(connection, ids)}
         rows = {}
         for key, outcome in outcomes.items():
             rows[key] = self.row_of(outcome.granted)
@@ -399,17 +389,17 @@ class Ledger:
                 log.error("The row of request %s does not match its checksum; rewriting it.", key)
         return rows, [rows[key] for key in rows.keys() - found.keys()]
 
+    def _lock_requests(self, connection: Connection, ids: list[str]) -> Iterable[Row[Any]]:
+        if len(ids) == 1:
+            return connection.execute(self._statements.lock_request, {"id": ids[0]})
+        return connection.execute(self._statements.lock_requests, {"ids": ids})
+
     def _save(self, connection: Connection, rows: Iterable[RequestRow]) -> None:
         """Insert or overwrite requests."""
         values = [row.values() for row in sorted(rows, key=lambda row: row.request_id)]
         if not values:
             return
-        now = self._database.now
-        # The owner of what has ended is of no interest; without it the row is shorter.
-        nobody = dict.fromkeys(self._owner)
-        new = self._database.insert(self._requests).values(sent_at=now, lease_until=now, **nobody)
-        changed = {name: new.excluded[name] for name in values[0] if name != "request_id"} | nobody
-        connection.execute(new.on_conflict_do_update(index_elements=["request_id"], set_=changed), values)
+        connection.execute(self._statements.save_request, one_or_many(values))
 
     def _lock_payer(self, connection: Connection, request_id: str | None) -> tuple[AccountRow, RequestRow] | None:
         """Lock the account that paid for an answer, and the request; None if unknown."""

@@ -33,7 +33,7 @@ require_modules("shared-store", "psycopg", "sqlalchemy")
 
 from sqlalchemy import Connection
 
-from crashproof.teacher.shared_store.answers import DamagedAnswers, decode_answer, find_records, scan_requests
+from crashproof.teacher.shared_store.answers import DamagedAnswers, decode_answer, read_records, scan_requests
 from crashproof.teacher.shared_store.check import find_problems
 from crashproof.teacher.shared_store.database import Database
 from crashproof.teacher.shared_store.leases import Leases
@@ -156,10 +156,12 @@ class SharedStore:
 
     def read_all(self, keys: Sequence[str]) -> Iterator[AnswerRecord | None]:
         """See `ResponseStore`."""
-        records = self._retry_without_damaged(
-            lambda: self._database.read(lambda database: find_records(database, keys))
-        )
+        records = self._retry_without_damaged(lambda: read_records(self._database, keys))
         return (decode_answer(records[key], self._database) if key in records else None for key in keys)
+
+    def lacks(self, key: str) -> bool:
+        """See `ResponseStore`; another process may have put it there by now."""
+        return False
 
     def begin(self, intents: Sequence[Intent], *, budget: Decimal | None) -> list[Verdict]:
         """See `ResponseStore`; all in one transaction."""

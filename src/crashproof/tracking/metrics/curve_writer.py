@@ -1,13 +1,16 @@
 """Aggregate metrics for plots while they are written.
 
 A run of ten million steps has gigabytes of metrics; a plot of it needs thousands of numbers. So every 256 updates one
-line is added to `curves.jsonl`: the range of the journal that it covers, and a bucket of each series. The file is
-derived and never synced: readers check it against the journal, and read from the journal what it lacks.
+line is added to `curves.jsonl`: the range of the journal that it covers, and a bucket of each series. Sixteen of them
+that follow each other are joined to one line of `curves_coarse.jsonl`. Both files are derived and never synced:
+readers check them against the journal, and read from the journal what they lack.
 """
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -16,21 +19,24 @@ from crashproof.disk.journal import Journal, line_continues, scan_backwards
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import StorageError
 from crashproof.records.codec import decode, encode
-from crashproof.records.curves import CurveBlock
+from crashproof.records.curves import CoarseBlock, CurveBlock, CurvePoint
 from crashproof.records.lazy_decoder import LazyDecoder
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.snapshots import JournalMark
-from crashproof.rules.curves import folded
+from crashproof.rules.curves import folded, joined
 from crashproof.rules.history import with_part
 from crashproof.tracking.metrics.journalled_update import JournalledUpdate
 
-__all__ = ["UPDATES_A_BLOCK", "CurveWriter"]
+__all__ = ["BLOCKS_JOINED", "UPDATES_A_BLOCK", "CurveWriter"]
 
 log = logging.getLogger("crashproof")
 
 UPDATES_A_BLOCK = 256
 
-_decoder = LazyDecoder[CurveBlock](CurveBlock)
+BLOCKS_JOINED = 16
+
+_block_decoder = LazyDecoder[CurveBlock](CurveBlock)
+_coarse_decoder = LazyDecoder[CoarseBlock](CoarseBlock)
 
 
 class CurveWriter:
@@ -46,7 +52,7 @@ class CurveWriter:
         self._start = metrics.mark
         self._end = self._start
         """Where the last line of a full block ends."""
-        self._journal: Journal | None = None
+        self._files: _CurveFiles | None = None
         self._has_failed = False
 
     def add(self, journalled: JournalledUpdate, *, is_part: bool = False) -> None:
@@ -77,16 +83,16 @@ class CurveWriter:
             self._end = journalled.mark
 
     def begin_again(self) -> None:
-        """Forget the file and what is not in it yet: the journal of metrics has been written again."""
+        """Forget the files and what is not in them yet: the journal of metrics has been written again."""
         self.close()
         self._updates.clear()
         self._start = self._metrics.mark
 
     def close(self) -> None:
-        """Close the file."""
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
+        """Close the files."""
+        if self._files is not None:
+            self._files.close()
+            self._files = None
 
     def _start_over(self, start: JournalMark) -> None:
         self._updates, self._num_lines, self._start = [], 0, start
@@ -110,20 +116,69 @@ class CurveWriter:
             series=folded(updates),
         )
         try:
-            if self._journal is None:
-                self._journal = self._open_journal()
-            self._journal.append(encode(block))
+            if self._files is None:
+                self._files = _CurveFiles(self._folder, self._disk)
+            self._files.append(block)
         except (StorageError, OSError) as error:
             # Only plots depend on it: training and its records go on.
             log.warning("No more lines are written to %s in this attempt: %s", self._folder.curves, error)
             self._has_failed = True
 
-    def _open_journal(self) -> Journal:
-        """Open the file, truncated to the part that agrees with the metrics."""
-        path = self._folder.curves
+
+class _CurveFiles:
+    """Both files, held open. Each is truncated to the part that agrees with the metrics when it is opened."""
+
+    def __init__(self, folder: RunFolder, disk: Disk) -> None:
+        self._folder = folder
+        self._disk = disk
+        self._blocks = self._open(folder.curves, _block_decoder)
+        self._coarse: Journal | None = None
+        try:
+            # Now, while it can be told whether its blocks are still there.
+            if folder.coarse_curves.exists():
+                self._coarse = self._open(folder.coarse_curves, _coarse_decoder)
+        except (StorageError, OSError):
+            self._blocks.close()
+            raise
+        self._joining: list[CurveBlock] = []
+        """Blocks that follow each other, and are in no coarse one yet."""
+        self._joining_offset = 0
+        """Where the first of them begins."""
+
+    def append(self, block: CurveBlock) -> None:
+        """Add a block, and from time to time a coarse one."""
+        offset = self._blocks.append(encode(block))
+        newest = self._joining[-1] if self._joining else None
+        if newest is None or newest.end != block.offset or newest.last_step >= block.first_step:
+            self._joining, self._joining_offset = [], offset
+        self._joining.append(block)
+        if len(self._joining) >= BLOCKS_JOINED:
+            if self._coarse is None:
+                self._coarse = self._open(self._folder.coarse_curves, _coarse_decoder)
+            self._coarse.append(encode(self._coarse_block()))
+            self._joining = []
+
+    def close(self) -> None:
+        """Close both."""
+        self._blocks.close()
+        if self._coarse is not None:
+            self._coarse.close()
+
+    def _coarse_block(self) -> CoarseBlock:
+        point, last = joined(self._joining), self._joining[-1]
+        return CoarseBlock(
+            **{name: getattr(point, name) for name in CurvePoint.__struct_fields__},
+            offset=self._joining[0].offset,
+            end=last.end,
+            last_line_crc=last.last_line_crc,
+            blocks_offset=self._joining_offset,
+            blocks_end=self._blocks.num_bytes,
+        )
+
+    def _open(self, path: Path, decoder: msgspec.json.Decoder[Any]) -> Journal:
         num_bytes = 0
         if path.exists():
-            num_bytes = self._agreed_bytes()
+            num_bytes = self._agreed_bytes(path, decoder)
             if num_bytes < path.stat().st_size:
                 file = self._disk.open_to_append(path)
                 try:
@@ -132,15 +187,15 @@ class CurveWriter:
                     self._disk.close(file)
         return Journal(path, mark=JournalMark(num_bytes=num_bytes), disk=self._disk)
 
-    def _agreed_bytes(self) -> int:
-        """The end of the newest block whose last line is still where it was in the metrics."""
-        path = self._folder.curves
+    def _agreed_bytes(self, path: Path, decoder: msgspec.json.Decoder[Any]) -> int:
+        """The end of the newest line whose own last line is still where it was in the metrics."""
         for line in scan_backwards(path, end=path.stat().st_size):
             try:
-                block = decode(line.content, _decoder)
+                block = decode(line.content, decoder)
             except msgspec.ValidationError:
                 return 0
             mark = JournalMark(num_bytes=block.end, last_line_crc=block.last_line_crc)
-            if line_continues(self._folder.metrics, mark):
+            has_blocks = not isinstance(block, CoarseBlock) or block.blocks_end <= self._blocks.num_bytes
+            if has_blocks and line_continues(self._folder.metrics, mark):
                 return line.end
         return 0

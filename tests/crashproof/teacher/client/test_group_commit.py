@@ -30,6 +30,7 @@ class FakeStore:
         self.errors: dict[str, list[BaseException]] = {}
         self.threads: set[int] = set()
         self.stored: dict[str, AnswerRecord] = {}
+        self.lacking: set[str] = set()
 
     def serve(self, key: str) -> AnswerRecord | None:
         raise NotImplementedError
@@ -43,6 +44,9 @@ class FakeStore:
 
     def read_all(self, keys: Sequence[str]) -> Iterator[AnswerRecord | None]:
         raise NotImplementedError
+
+    def lacks(self, key: str) -> bool:
+        return key in self.lacking
 
     def begin(self, intents: Sequence[Intent], *, budget: Decimal | None) -> list[Verdict]:
         self.budgets.add(budget)
@@ -326,3 +330,13 @@ def test_closing_twice_does_nothing(store):
     commits.close()
 
     assert [] == store.calls
+
+
+def test_a_key_that_the_store_is_known_to_lack_is_not_looked_up(store):
+    store.lacking = {"new"}
+
+    async def work(commits: GroupCommit) -> list[AnswerRecord | None]:
+        return [await commits.serve("new"), await commits.serve("asked")]
+
+    assert [None, None] == using(store, work)[0]
+    assert [("serve", 1)] == store.calls

@@ -39,6 +39,9 @@ class StoreThatGoesAway:
     def read_all(self, keys: Sequence[str]) -> Iterator[AnswerRecord | None]:
         return self._there().read_all(keys)
 
+    def lacks(self, key: str) -> bool:
+        return self._there().lacks(key)
+
     def begin(self, intents: Sequence[Intent], *, budget: Decimal | None) -> list[Verdict]:
         return self._there().begin(intents, budget=budget)
 
