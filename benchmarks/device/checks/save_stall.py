@@ -167,6 +167,7 @@ def _ours(state: TrainingState, folder: Path) -> Iterator[Save]:
     with training_progress_context({}, folder, 100) as context:
         saver = CheckpointSaver(state, context, folder, SingleRank(), settings=ProgressConfig())
         saver.require_room()
+        saver.prepare()
 
         def save(number: int) -> Callable[[], object]:
             saver.save()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+
+from msgspec import Struct
 
 from crashproof.checkpoints.digest import digest_of, digest_of_names, is_litter, kind_of, size_of, stats_of
 from crashproof.checkpoints.on_record import is_as_verified, recorded_names
@@ -43,8 +44,7 @@ class Verification(StrEnum):
     """It is not known: it cannot be used, or has no digest to compare with."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Examination:
+class Examination(Struct, frozen=True, kw_only=True):
     """What is known of a checkpoint's bytes."""
 
     path: Path

@@ -335,7 +335,7 @@ class CurveFollower:
                 yield decode_line(self._folder.metrics, line.content, _update_decoder)
 
 
-def _decoded(path: Path, decoder: msgspec.json.Decoder[B], *, start: int = 0, end: int | None = None) -> Iterator[B]:
+def _decoded(path: Path, decoder: LazyDecoder[B], *, start: int = 0, end: int | None = None) -> Iterator[B]:
     """The blocks in a part of a file, up to the first that cannot be read."""
     for line in scan(path, start=start):
         if not isinstance(line, Line) or (end is not None and line.offset >= end):

@@ -18,6 +18,7 @@ from crashproof.disk.lock import holder_of
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import NotARun
 from crashproof.reading.run_state import read_run, read_snapshot
+from crashproof.records.lazy_decoder import LazyDecoder
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.snapshots import ProgressSnapshot
 from crashproof.records.states import RunStatus
@@ -26,7 +27,7 @@ from crashproof.rules.summary import last_seen, progress_summary
 __all__ = ["Glance", "glance", "glance_at_snapshot"]
 
 _values_of = attrgetter(*ProgressSummary.__struct_fields__)
-_decoder = msgspec.json.Decoder(ProgressSnapshot)
+_decoder = LazyDecoder[ProgressSnapshot](ProgressSnapshot)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -175,7 +175,7 @@ class _CurveFiles:
             blocks_end=self._blocks.num_bytes,
         )
 
-    def _open(self, path: Path, decoder: msgspec.json.Decoder[Any]) -> Journal:
+    def _open(self, path: Path, decoder: LazyDecoder[Any]) -> Journal:
         num_bytes = 0
         if path.exists():
             num_bytes = self._agreed_bytes(path, decoder)
@@ -187,7 +187,7 @@ class _CurveFiles:
                     self._disk.close(file)
         return Journal(path, mark=JournalMark(num_bytes=num_bytes), disk=self._disk)
 
-    def _agreed_bytes(self, path: Path, decoder: msgspec.json.Decoder[Any]) -> int:
+    def _agreed_bytes(self, path: Path, decoder: LazyDecoder[Any]) -> int:
         """The end of the newest line whose own last line is still where it was in the metrics."""
         for line in scan_backwards(path, end=path.stat().st_size):
             try:
