@@ -195,7 +195,9 @@ def _attempt(
         writer.keep_durably(
             AttemptEnded(**writer.stamp(), how=AttemptState.ADOPTED, error=None, wall_clock_hours=hours)
         )
-        writer.write_summary(writer.summary(writer.session, wall_clock_hours=hours, num_pending=0))
+        writer.write_summary(
+            writer.summary(writer.session, wall_clock_hours=hours, num_pending=0), writer.progress_file()
+        )
         writer.write_session(writer.session_content())
     finally:
         run.close()

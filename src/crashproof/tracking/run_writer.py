@@ -27,6 +27,7 @@ from crashproof.records.events import (
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import TrainingSession
+from crashproof.records.snapshots import ProgressFile
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.session import apply_event, apply_updates
 from crashproof.rules.summary import progress_summary
@@ -330,10 +331,14 @@ class RunWriter:
             return False
         return not all(each.exists() for each in (self.folder.session, self.folder.manifest, self.folder.summary))
 
-    def write_summary(self, summary: ProgressSummary) -> None:
-        """Replace `progress.json`."""
+    def progress_file(self) -> ProgressFile:
+        """What `progress.json` says besides the summary, as of now."""
         marks = None if self._has_unread() else self.run.marks()
-        self._snapshots.write_summary(summary, progress_file(self.session, marks, now=self._clock.now()))
+        return progress_file(self.session, marks, now=self._clock.now())
+
+    def write_summary(self, summary: ProgressSummary, file: ProgressFile) -> None:
+        """Replace `progress.json`; needs no lock, as both are of an earlier moment."""
+        self._snapshots.write_summary(summary, file)
 
     def write_manifest(self) -> None:
         """Replace `checkpoints.json`."""

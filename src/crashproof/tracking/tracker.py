@@ -513,7 +513,7 @@ class ProgressTracker:
     def get_remaining_seconds(self) -> float | None:
         """Training time left at the recent pace, in seconds; None while that is unknown."""
         with self._guard.lock:
-            session = self.session
+            session = self._writer.session
             estimate = estimate_remaining(pace_of(session), session.total_steps_target - session.steps_done)
         return None if estimate is None else estimate.seconds
 
@@ -571,7 +571,7 @@ class ProgressTracker:
                 atexit.unregister(self._close_at_exit)
 
     def _position(self, step: object, dataset_position: object) -> int:
-        at_step = update_at(self._writer.session, as_int(step, "step"))
+        at_step = update_at(self.session, as_int(step, "step"))
         otherwise = 0 if at_step is None else at_step.samples_processed
         return self._odd_values.count(dataset_position, "dataset_position", otherwise=otherwise)
 

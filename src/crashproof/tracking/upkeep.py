@@ -12,6 +12,7 @@ from crashproof.disk.sole_writer import Intrusion, SoleWriter
 from crashproof.errors import StorageError
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.progress import ProgressSummary
+from crashproof.records.snapshots import ProgressFile
 from crashproof.tracking.checkpoint_recorder import CheckpointRecorder
 from crashproof.tracking.checkpoint_removal import CheckpointRemoval
 from crashproof.tracking.heartbeat import give_way
@@ -76,13 +77,13 @@ class Upkeep:
             self._writer.sync, trouble="a power loss would lose the newest records, which cannot be synced"
         )
         self._responses.save_index(only_if_due=True)
-        summary, free_bytes = self.summary(), self._alerts.free_bytes()
+        (summary, file), free_bytes = self._summarized(), self._alerts.free_bytes()
         with self._guard.lock:
             if not self._guard.is_open():
                 return
             self._alerts.check(summary, free_bytes)
             summary.alerts_active = list(self._writer.session.alerts_active)
-        self._writer.write_summary(summary)
+        self._writer.write_summary(summary, file)
         content = None
         with self._guard.lock:
             if self._writer.is_session_file_due:
@@ -134,11 +135,7 @@ class Upkeep:
 
     def summary(self) -> ProgressSummary:
         """The fields of `progress.json`, as of now."""
-        with self._guard.lock:
-            self._responses.tell_served()
-            session = self._writer.session_as_of_now()
-            hours, num_pending = self._metrics.hours_trained(), self._metrics.num_pending
-        return self._writer.summary(session, wall_clock_hours=hours, num_pending=num_pending)
+        return self._summarized()[0]
 
     def finish_writing(self) -> None:
         """Make everything durable now, and write all snapshots; the caller holds the lock.
@@ -154,9 +151,17 @@ class Upkeep:
 
     def write_snapshots(self) -> None:
         """Replace all snapshots."""
-        self._writer.write_summary(self.summary())
+        self._writer.write_summary(*self._summarized())
         self._writer.write_manifest()
         self._writer.write_session(self._writer.session_content())
+
+    def _summarized(self) -> tuple[ProgressSummary, ProgressFile]:
+        """All that `progress.json` says; what takes long happens outside the lock."""
+        with self._guard.lock:
+            self._responses.tell_served()
+            session, file = self._writer.session_as_of_now(), self._writer.progress_file()
+            hours, num_pending = self._metrics.hours_trained(), self._metrics.num_pending
+        return self._writer.summary(session, wall_clock_hours=hours, num_pending=num_pending), file
 
     def _restore_journals(self) -> None:
         """Write journals again that a tool has edited or removed, loudly; training goes on.

@@ -14,7 +14,7 @@ from crashproof.checkpoints.digest import digest_of, make_durable, size_of
 from crashproof.checkpoints.previous import is_kept, keep_previous
 from crashproof.checkpoints.quarantine import quarantine
 from crashproof.checkpoints.select import choose
-from crashproof.checkpoints.verify import intact_previous, is_damaged, problem_with
+from crashproof.checkpoints.verify import examine_previous, is_damaged, problem_with
 from crashproof.digests import SHA256
 from crashproof.disk.files import REAL_DISK
 from crashproof.disk.run_folder import RunFolder
@@ -196,7 +196,7 @@ def test_bytes_of_a_record_are_kept_if_they_are_its_own(folder, saved, digest, e
 
     assert expected is is_kept(checkpoint, folder)
     # They are offered only where they can be verified.
-    offered = intact_previous(checkpoint, folder)
+    offered = examine_previous(checkpoint, folder)
     assert (expected and not digest.startswith("blake4")) is (offered is not None)
 
 

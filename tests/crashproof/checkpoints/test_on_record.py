@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 from msgspec import UNSET, structs
 
 from crashproof import TrackerSettings
+from crashproof.checkpoints.digest import digest_of
 from crashproof.checkpoints.on_record import is_as_verified, settled, stats_as_written
 from crashproof.checkpoints.select import choose
 from crashproof.checkpoints.verify import Verification, examine
@@ -155,7 +155,7 @@ def test_a_digest_from_the_background_is_a_verification(open_tracker, update, sa
     save_checkpoint(tracker, 3, written_at=LONG_AGO)
     tracker.close()
 
-    assert recorded(run_dir).sha256 == hashlib.sha256((run_dir / "checkpoint_3.pt").read_bytes()).hexdigest()
+    assert recorded(run_dir).digest == digest_of(run_dir / "checkpoint_3.pt").digest
     assert Verification.ON_RECORD == verification(run_dir)
 
 
@@ -192,4 +192,4 @@ def test_nothing_seen_is_nothing_settled():
 
 
 def test_a_record_without_a_digest_is_not_trusted(run):
-    assert not is_as_verified(structs.replace(recorded(run), sha256=None), run / "checkpoint_3.pt")
+    assert not is_as_verified(structs.replace(recorded(run), digest=None), run / "checkpoint_3.pt")

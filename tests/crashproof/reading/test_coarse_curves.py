@@ -10,7 +10,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from crashproof.tracking.curve_writer import BLOCKS_JOINED, UPDATES_A_BLOCK
 
 from crashproof import RunReader
 from crashproof.disk.files import Disk
@@ -20,6 +19,7 @@ from crashproof.records.checksummed_line import CHECKSUM_BYTES, add_checksum
 from crashproof.records.codec import decode
 from crashproof.records.curves import CoarseBlock, CurveBlock
 from crashproof.rules.curves import joined
+from crashproof.tracking.metrics.curve_writer import BLOCKS_JOINED, UPDATES_A_BLOCK
 
 COARSE = BLOCKS_JOINED * UPDATES_A_BLOCK
 
