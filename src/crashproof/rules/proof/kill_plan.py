@@ -1,0 +1,83 @@
+"""Where to kill a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from crashproof.records.proof.assignment import Moment, Stop
+from crashproof.rules.proof.data_stream import DataStream
+
+__all__ = ["plan_kills", "steps_to_digest"]
+
+_EARLIEST, _BEST = 0.2, 0.4
+"""Shares of the run: the first kill comes about there, so that there is a resume of a resume before its end."""
+_FEW_STEPS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidate:
+    """A save behind which the run may be killed."""
+
+    save: int
+    is_in_a_later_epoch: bool
+    is_in_mid_epoch: bool
+    distance: float
+
+
+def plan_kills(steps: Sequence[int], saves: Sequence[int], data: DataStream, num_kills: int) -> list[Stop]:
+    """The kills, in order: in mid-epoch, in a save, soon after a resume, and so on. None without a save to resume from.
+
+    `steps` are those of the uninterrupted run, `saves` the steps of its checkpoints.
+    """
+    last = steps[-1]
+    useful = sorted({each for each in saves if steps[0] <= each < last})
+    if not useful:
+        return []
+    save = _first_save(useful, steps, data)
+    kills: list[Stop] = []
+    while len(kills) < num_kills:
+        moment = list(Moment)[len(kills) % len(Moment)]
+        following = [each for each in sorted({*saves}) if each > save]
+        if moment is Moment.AFTER_A_RESUME or not following:
+            num_updates = _FEW_STEPS if save + _FEW_STEPS < last else 1
+            kills.append(Stop(moment=Moment.AFTER_A_RESUME, num_updates=num_updates))
+        elif moment is Moment.IN_A_SAVE:
+            kills.append(Stop(moment=moment, step=following[0]))
+        else:
+            if kills:
+                save = following[0]
+            kills.append(Stop(moment=moment, step=_step_behind(save, saves, last)))
+    return kills
+
+
+def steps_to_digest(steps: Sequence[int], saves: Sequence[int], *, most: int) -> list[int]:
+    """The steps whose weights and states are compared if not all can be: those behind each save, and some between."""
+    behind = {save + more for save in saves for more in (1, 2)}
+    spread = steps[:: max(1, len(steps) // max(1, most))]
+    return sorted({*steps[:_FEW_STEPS], *spread, steps[-1], *(behind & {*steps})})
+
+
+def _first_save(useful: Sequence[int], steps: Sequence[int], data: DataStream) -> int:
+    """The save to resume from first: in the middle of an epoch that is not the first, if there is one."""
+    length = steps[-1] - steps[0] + 1
+    candidates = [
+        _Candidate(
+            save=save,
+            is_in_a_later_epoch=data.epoch_of(save + 1) > 0,
+            is_in_mid_epoch=not data.begins_epoch(save + 1),
+            distance=abs((save - steps[0] + 1) / length - _BEST),
+        )
+        for save in useful
+        if (save - steps[0] + 1) / length >= _EARLIEST or save == useful[-1]
+    ]
+    # Not behind the last save that can be resumed from, where another is left for the kill in a save.
+    early = candidates[:-1] if len(candidates) > 1 else candidates
+    best = max(early, key=lambda each: (each.is_in_a_later_epoch, each.is_in_mid_epoch, -each.distance))
+    return best.save
+
+
+def _step_behind(save: int, saves: Sequence[int], last: int) -> int:
+    """A few steps behind a save, before the next one and before the end."""
+    next_save = min((each for each in saves if each > save), default=last)
+    return max(save, min(save + _FEW_STEPS, next_save - 1, last - 1))
