@@ -31,9 +31,7 @@ _EXIT_CODES = {
 def prove(
     command: Annotated[
         list[str],
-        typer.Argument(
-            help="The training command, with {output_dir} in place of its output folder.", metavar="COMMAND…"
-        ),
+        typer.Argument(help="The training command, with {output_dir} for its output folder.", metavar="COMMAND…"),
     ],
     kills: Annotated[int, typer.Option(help="How often to kill the run.", min=1, max=20)] = 3,
     report: Annotated[
@@ -41,9 +39,7 @@ def prove(
     ] = None,
     scratch: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for the runs of the proof, which stay there; by default a temporary one.", metavar="DIR"
-        ),
+        typer.Option(help="Folder in which the runs of the proof stay; by default a temporary one.", metavar="DIR"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

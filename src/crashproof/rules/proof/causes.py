@@ -58,7 +58,7 @@ SENTENCES: dict[Cause, Sentence] = {
     ),
     Cause.CONFIG_CHANGES: Sentence(
         says="the config is another at every start, so each start archives the run and begins a new one",
-        do="Keep times, random numbers and process numbers out of the config, or name the keys in ignore_config_keys.",
+        do="Keep times and random numbers out of the config, or name their keys in ignore_config_keys.",
     ),
     Cause.COUNTS_NOT_RESTORED: Sentence(
         says="the counts of samples or tokens are not restored",
@@ -66,7 +66,7 @@ SENTENCES: dict[Cause, Sentence] = {
     ),
     Cause.DATA_BEGIN_AGAIN: Sentence(
         says="the data loader begins its epoch again after a resume: samples are seen twice",
-        do="Skip the samples of the epoch that were consumed; crashproof.pytorch.sampler does that without reading them.",
+        do="Skip what was consumed of the epoch, as crashproof.pytorch.sampler does without reading it.",
     ),
     Cause.DATA_ELSEWHERE: Sentence(
         says="after a resume, the data go on at another place than where they were left",
@@ -109,7 +109,7 @@ SENTENCES: dict[Cause, Sentence] = {
         do="Save it in the checkpoint, and load it on resume.",
     ),
     Cause.OTHER_WEIGHTS: Sentence(
-        says="the weights are not those of the last checkpoint: another one was loaded, such as the best, or only a part",
+        says="the weights are not those of the last checkpoint: another one (the best?) or only a part was loaded",
         do="Load the newest checkpoint, not the best one, and all of its weights and buffers.",
     ),
     Cause.RANDOM_NOT_RESTORED: Sentence(
@@ -137,7 +137,7 @@ SENTENCES: dict[Cause, Sentence] = {
         do="Do not call scheduler.step() on resume: its loaded state has that step.",
     ),
     Cause.SECOND_RESUME: Sentence(
-        says="the first resume is exact, and a later one is not: what is saved after a resume lacks what came before it",
+        says="the first resume is exact and a later one is not: what a resumed run saves lacks what came before",
         do="Save totals since the beginning of the run, not since the start of the process.",
     ),
     Cause.SHUFFLE_NOT_SEEDED: Sentence(
@@ -153,8 +153,8 @@ SENTENCES: dict[Cause, Sentence] = {
         do="Begin with the step behind the checkpoint's.",
     ),
     Cause.UPDATE_DIFFERS: Sentence(
-        says="the first update after a resume differs, though its loss is the same: most often, the optimizer's state "
-        "is not restored",
+        says="the first update after a resume differs, though its loss is the same: most often, the state of the "
+        "optimizer is not restored",
         do="Show it with progress.witness(model=…, optimizer=…) for a closer answer.",
     ),
     Cause.UNSEEDED: Sentence(
@@ -163,7 +163,7 @@ SENTENCES: dict[Cause, Sentence] = {
     ),
     Cause.NOT_REPEATABLE: Sentence(
         says="two uninterrupted runs of the command differ",
-        do="Seed everything, use deterministic algorithms (torch.use_deterministic_algorithms(True)), and prove again.",
+        do="Seed everything, call torch.use_deterministic_algorithms(True), and prove again.",
     ),
 }
 """What is said of each cause."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 
 from crashproof.rules.proof.observations import Difference, StepSeen
 
@@ -101,5 +101,5 @@ def _epoch_starts(samples: Sequence[str]) -> tuple[int, ...]:
             starts.append(place)
             seen.clear()
         seen.add(sample)
-    lengths = {end - start for start, end in zip(starts, starts[1:], strict=False)}
+    lengths = {end - start for start, end in pairwise(starts)}
     return tuple(starts) if len(lengths) <= 1 else (0,)

@@ -26,9 +26,15 @@ class _Candidate:
 
 
 def plan_kills(steps: Sequence[int], saves: Sequence[int], data: DataStream, num_kills: int) -> list[Stop]:
-    """The kills, in order: in mid-epoch, in a save, soon after a resume, and so on. None without a save to resume from.
+    """The kills, in order: in mid-epoch, in a save, soon after a resume, and so on.
 
-    `steps` are those of the uninterrupted run, `saves` the steps of its checkpoints.
+    There are none without a save to resume from.
+
+    Args:
+        steps: Those of the uninterrupted run.
+        saves: The steps of its checkpoints.
+        data: What it was trained on.
+        num_kills: How many kills are wanted.
     """
     last = steps[-1]
     useful = sorted({each for each in saves if steps[0] <= each < last})
@@ -43,7 +49,9 @@ def plan_kills(steps: Sequence[int], saves: Sequence[int], data: DataStream, num
             num_updates = _FEW_STEPS if save + _FEW_STEPS < last else 1
             kills.append(Stop(moment=Moment.AFTER_A_RESUME, num_updates=num_updates))
         elif moment is Moment.IN_A_SAVE:
-            kills.append(Stop(moment=moment, step=following[0]))
+            # The save before it is then one of a resumed run, which the next start resumes from.
+            kills.append(Stop(moment=moment, step=following[:2][-1]))
+            save = following[0] if len(following) > 1 else save
         else:
             if kills:
                 save = following[0]

@@ -135,7 +135,7 @@ def _finding(verdict: Verdict, named: Named, difference: Difference, *, resume: 
         if name in difference.found.values
     )
     if difference.expected.samples != difference.found.samples:
-        values = (("batch", *(_shown(each) for each in (difference.expected, difference.found))), *values)
+        values = (("batch", _shown(difference.expected), _shown(difference.found)), *values)
     return Finding(verdict=verdict, named=named, step=difference.step, resume=resume, values=values)
 
 
