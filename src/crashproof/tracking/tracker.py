@@ -278,6 +278,11 @@ class ProgressTracker:
         if self._proof is not None:
             self._proof.show(components)
 
+    @property
+    def is_under_proof(self) -> bool:
+        """Whether `crashproof prove` has started this process, so that `witness` does something."""
+        return self._proof is not None
+
     def record_checkpoint(
         self,
         step: int,

@@ -130,11 +130,19 @@ def _state_of(value: Any) -> Mapping[Any, object] | list[object] | None:
         return list(value)
     if isinstance(value, (set, frozenset)):
         return sorted(value, key=repr)
-    for ask in (_state_dict_of, named_fields, _state_of_generator):
+    for ask in (_tensors_of_module, _state_dict_of, named_fields, _state_of_generator):
         state = ask(value)
         if state is not None:
             return state
     return None
+
+
+def _tensors_of_module(value: Any) -> Mapping[Any, object] | None:
+    """What training changes of a torch module; unlike its `state_dict`, no other process has to take part."""
+    if isinstance(value, type) or not callable(getattr(value, "named_buffers", None)):
+        return None
+    trained = {name: each for name, each in value.named_parameters() if each.requires_grad}
+    return trained | dict(value.named_buffers())
 
 
 def _state_dict_of(value: Any) -> Mapping[Any, object] | None:

@@ -25,6 +25,8 @@ log = logging.getLogger("crashproof")
 
 _POLL_SECONDS = 0.05
 _BATCH = "batch"
+_QUICK_SECONDS = 5.0
+"""What digests may take without being compared with the training's own time."""
 
 
 class UnderProof:
@@ -94,7 +96,7 @@ class UnderProof:
 
     def _show(self, step: int, components: Mapping[str, object]) -> None:
         began = time.monotonic()
-        state = {name: each for name, each in components.items() if name != _BATCH}
+        state = {name: each for name, each in components.items() if name != _BATCH and each is not None}
         leaves = leaves_of(state if self._is_full(step) else {})
         samples = samples_of(components[_BATCH]) if components.get(_BATCH) is not None else None
         self._tell(Seen(step=step, values=leaves.values, samples=samples, unreadable=leaves.unreadable))
@@ -103,7 +105,8 @@ class UnderProof:
     def _is_full(self, step: int) -> bool:
         if self._assignment.full_steps is not None:
             return step in self._assignment.full_steps
-        return 2 * self._digesting_seconds <= time.monotonic() - self._began
+        is_quick = self._digesting_seconds <= _QUICK_SECONDS
+        return is_quick or 2 * self._digesting_seconds <= time.monotonic() - self._began
 
     def _wait(self) -> None:
         self._tell(Waiting(step=self._step or 0))
