@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from crashproof.records.proof.assignment import Moment, Stop
 from crashproof.rules.proof.data_stream import DataStream
 
 __all__ = ["plan_kills", "steps_to_digest"]
 
-_EARLIEST, _BEST = 0.2, 0.4
-"""Shares of the run: the first kill comes about there, so that there is a resume of a resume before its end."""
+_BEST = 0.4
+"""Share of the run: the first kill comes about there, so that there is a resume of a resume before its end."""
 _FEW_STEPS = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Candidate:
-    """A save behind which the run may be killed."""
-
-    save: int
-    is_in_a_later_epoch: bool
-    is_in_mid_epoch: bool
-    distance: float
 
 
 def plan_kills(steps: Sequence[int], saves: Sequence[int], data: DataStream, num_kills: int) -> list[Stop]:
@@ -40,8 +29,8 @@ def plan_kills(steps: Sequence[int], saves: Sequence[int], data: DataStream, num
     useful = sorted({each for each in saves if steps[0] <= each < last})
     if not useful:
         return []
-    save = _first_save(useful, steps, data)
-    kills: list[Stop] = []
+    save = _first_save(useful, saves, steps, data)
+    kills = [Stop(moment=Moment.MID_EPOCH, step=_step_behind(save, saves, last))]
     while len(kills) < num_kills:
         moment = list(Moment)[len(kills) % len(Moment)]
         following = [each for each in sorted({*saves}) if each > save]
@@ -53,8 +42,7 @@ def plan_kills(steps: Sequence[int], saves: Sequence[int], data: DataStream, num
             kills.append(Stop(moment=moment, step=following[:2][-1]))
             save = following[0] if len(following) > 1 else save
         else:
-            if kills:
-                save = following[0]
+            save = following[0]
             kills.append(Stop(moment=moment, step=_step_behind(save, saves, last)))
     return kills
 
@@ -66,23 +54,16 @@ def steps_to_digest(steps: Sequence[int], saves: Sequence[int], *, most: int) ->
     return sorted({*steps[:_FEW_STEPS], *spread, steps[-1], *(behind & {*steps})})
 
 
-def _first_save(useful: Sequence[int], steps: Sequence[int], data: DataStream) -> int:
-    """The save to resume from first: in the middle of an epoch that is not the first, if there is one."""
-    length = steps[-1] - steps[0] + 1
-    candidates = [
-        _Candidate(
-            save=save,
-            is_in_a_later_epoch=data.epoch_of(save + 1) > 0,
-            is_in_mid_epoch=not data.begins_epoch(save + 1),
-            distance=abs((save - steps[0] + 1) / length - _BEST),
-        )
-        for save in useful
-        if (save - steps[0] + 1) / length >= _EARLIEST or save == useful[-1]
-    ]
-    # Not behind the last save that can be resumed from, where another is left for the kill in a save.
-    early = candidates[:-1] if len(candidates) > 1 else candidates
-    best = max(early, key=lambda each: (each.is_in_a_later_epoch, each.is_in_mid_epoch, -each.distance))
-    return best.save
+def _first_save(useful: Sequence[int], saves: Sequence[int], steps: Sequence[int], data: DataStream) -> int:
+    """The save to resume from first: in the middle of an epoch that is not the first, with two saves behind it."""
+
+    def fitness(save: int) -> tuple[int, bool, bool, float]:
+        num_following = min(2, sum(each > save for each in {*saves}))
+        is_in_a_later_epoch, is_in_mid_epoch = data.epoch_of(save + 1) > 0, not data.begins_epoch(save + 1)
+        share = (save - steps[0] + 1) / (steps[-1] - steps[0] + 1)
+        return num_following, is_in_a_later_epoch, is_in_mid_epoch, -abs(share - _BEST)
+
+    return max(useful, key=fitness)
 
 
 def _step_behind(save: int, saves: Sequence[int], last: int) -> int:
