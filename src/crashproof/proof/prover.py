@@ -36,13 +36,17 @@ __all__ = ["PLACEHOLDER", "prove_command"]
 PLACEHOLDER = "{output_dir}"
 _START_AGAIN = 75
 _MOST_STARTS_BY_ITSELF = 20
-_LEAST_LIMIT_SECONDS = 60.0
 _LIMIT_IN_CONTROLS = 3.0
 _MOST_CHECKPOINTS = 4
 
 
 def prove_command(
-    command: Sequence[str], scratch: Scratch, *, num_kills: int, say: Callable[[str], None]
+    command: Sequence[str],
+    scratch: Scratch,
+    *,
+    num_kills: int,
+    say: Callable[[str], None],
+    least_limit_seconds: float = 60.0,
 ) -> Certificate:
     """Train a command's run uninterrupted twice, then with kills, and compare.
 
@@ -51,6 +55,7 @@ def prove_command(
         scratch: Where it trains; whatever the command writes elsewhere is its own.
         num_kills: How often to kill it, at least once.
         say: Told what is going on, a line at a time.
+        least_limit_seconds: What a start behind a kill may take at least; three uninterrupted runs are another limit.
 
     Raises:
         ConfigError: no word of the command holds `{output_dir}`.
@@ -61,14 +66,19 @@ def prove_command(
             f"The command has no {PLACEHOLDER}, so it cannot be told where to train.",
             hint=f"Write {PLACEHOLDER} where it takes its output folder.",
         )
-    return _Proof(command, scratch, num_kills=num_kills, say=say).run()
+    return _Proof(command, scratch, num_kills, say, least_limit_seconds).run()
 
 
 class _Proof:
     """One proof, from its first start to the certificate."""
 
     def __init__(
-        self, command: Sequence[str], scratch: Scratch, *, num_kills: int, say: Callable[[str], None]
+        self,
+        command: Sequence[str],
+        scratch: Scratch,
+        num_kills: int,
+        say: Callable[[str], None],
+        least_limit_seconds: float,
     ) -> None:
         self._scratch = scratch
         self._command = [word.replace(PLACEHOLDER, str(scratch.output_dir)) for word in command]
@@ -76,7 +86,9 @@ class _Proof:
         self._say = say
         self._draft = CertificateDraft(command)
         self._full_steps: list[int] | None = None
+        self._least_limit_seconds = least_limit_seconds
         self._limit_seconds: float | None = None
+        """Of each start behind the first."""
 
     def run(self) -> Certificate:
         """Prove; what cannot be proved is a certificate too."""
@@ -121,7 +133,7 @@ class _Proof:
         start = self._start(f"control-{number}", stop=None)
         require_usable_control(start, earlier_ended_well=number > 1)
         if number == 1:
-            self._limit_seconds = max(_LEAST_LIMIT_SECONDS, _LIMIT_IN_CONTROLS * start.seconds)
+            self._limit_seconds = max(self._least_limit_seconds, _LIMIT_IN_CONTROLS * start.seconds)
         run = self._keep_run(f"control-{number}", [start.lines])
         lives = run.lives()
         if len(lives) != 1:

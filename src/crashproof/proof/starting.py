@@ -109,7 +109,9 @@ class _Watched:
         self._stop = assignment.stop
         self._output_dir = Path(assignment.output_dir)
         self._deadline = deadline
-        self._saves: SaveWatch | None = None
+        self._saves = SaveWatch(self._output_dir)
+        self._is_near = False
+        """Whether the step is done whose save the kill is to come in."""
 
     def wait(self) -> None:
         """Return once the process has ended, or its time has come."""
@@ -120,19 +122,23 @@ class _Watched:
             if self._deadline is not None and time.monotonic() > self._deadline:
                 self.was_too_slow = True
                 return
-            time.sleep(_POLL_SECONDS if self._saves is None else _POLL_SECONDS_IN_A_SAVE)
+            time.sleep(_POLL_SECONDS_IN_A_SAVE if self._is_near else _POLL_SECONDS)
 
     def _is_time(self) -> bool:
         if self._stop is None:
             # Nothing is waited for; the lines are read at the end.
             return False
-        for line in self.tail.read_new():
-            if isinstance(line, Waiting):
-                return True
-            is_near = isinstance(line, Seen) and line.step >= self._stop.step
-            if is_near and self._stop.moment is Moment.IN_A_SAVE and self._saves is None:
-                self._saves = SaveWatch(self._output_dir)
-        return self._saves is not None and self._saves.has_begun()
+        new = self.tail.read_new()
+        if any(isinstance(line, Waiting) for line in new):
+            return True
+        if self._stop.moment is not Moment.IN_A_SAVE:
+            return False
+        self._is_near |= any(isinstance(line, Seen) and line.step >= self._stop.step for line in new)
+        if self._is_near:
+            return self._saves.has_begun()
+        # The save may have begun by the time its step is read of.
+        self._saves.begin()
+        return False
 
 
 def _tail_of(log: Path) -> list[str]:

@@ -45,10 +45,14 @@ class SaveWatch:
 
     def __init__(self, output_dir: Path) -> None:
         self._output_dir = output_dir
+        self._before: dict[str, tuple[int, int]] = {}
+
+    def begin(self) -> None:
+        """Note which files there are."""
         self._before = dict(self._files())
 
     def has_begun(self) -> bool:
-        """Whether any file has appeared or changed since the watch began."""
+        """Whether any file has appeared or changed since then."""
         return dict(self._files()).items() - self._before.items() != set()
 
     def _files(self) -> Iterator[tuple[str, tuple[int, int]]]:
