@@ -6,6 +6,7 @@ learning rate schedule, a gradient scaler, an average of the weights, and accumu
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 __all__ = ["BUGS", "PROGRAM", "Bug", "with_bug"]
@@ -252,16 +253,14 @@ BUGS = [
 """One each, as they are found in real programs."""
 
 
-def with_bug(bug: Bug) -> str:
+def with_bug(bug: Bug, program: str = PROGRAM) -> str:
     """The program with one bug."""
-    assert bug.old in PROGRAM, bug.name
-    program = PROGRAM.replace(bug.old, bug.new)
+    assert bug.old in program, bug.name
+    program = program.replace(bug.old, bug.new)
     if bug.name == "second resume wrong":
-        program = program.replace("batches = micro_batches(done)\n", _FROM_CONSUMED)
+        # What is consumed is counted from the start of the process, and saved so.
+        program = re.sub(r"(batches = \w+)\(done\)\n", r'\1(state["consumed"] if found else 0)\n', program)
     if bug.name == "best weights loaded instead of last":
         # The best one is another than the last.
         program = program.replace("if loss < best:", "if best == math.inf:")
     return program
-
-
-_FROM_CONSUMED = 'batches = micro_batches(state["consumed"] if found else 0)\n'

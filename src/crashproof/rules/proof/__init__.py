@@ -1,1 +1,1 @@
-"""Whether a resumed run is the uninterrupted one, and what usually is wrong where it is not."""
+"""Whether a resumed run is the uninterrupted one, and if not, what is wrong."""

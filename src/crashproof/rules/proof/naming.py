@@ -6,7 +6,7 @@ and updates. What differs first in that order is the cause, and what differs wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from crashproof.rules.proof.causes import Cause
@@ -52,7 +52,8 @@ def name_cause(evidence: Evidence) -> Named:
     roles = evidence.roles()
     named = next((rule(evidence) for role, rule in _IN_ORDER if role in roles), None)
     if named is None:
-        named = Named(cause=Cause.OTHER_STATE, component=Role.OTHER)
+        detail = _in_words(evidence.difference.names)
+        named = Named(cause=Cause.OTHER_STATE, component=Role.OTHER, detail=detail)
     if evidence.difference.life.number > _SECOND_LIFE and named.cause in _OF_ANY_RESUME:
         return Named(cause=Cause.SECOND_RESUME, component=named.component, detail=_first_was_exact(evidence, named))
     return named
@@ -62,8 +63,12 @@ def name_state(names: tuple[str, ...]) -> Named:
     """What is wrong where only the contents of two checkpoints are known."""
     roles = roles_of(names)
     return next(
-        (Named(cause=cause, component=role) for role, cause in _OF_STATES if role in roles),
-        Named(cause=Cause.OTHER_STATE, component=Role.OTHER),
+        (
+            Named(cause=cause, component=role, detail=_in_words(names_of(role, names)))
+            for role, cause in _OF_STATES
+            if role in roles
+        ),
+        Named(cause=Cause.OTHER_STATE, component=Role.OTHER, detail=_in_words(names)),
     )
 
 
@@ -184,7 +189,10 @@ def _count(step: StepSeen) -> int:
 
 
 def _listed(role: Role, evidence: Evidence) -> str:
-    names = names_of(role, evidence.difference.names)
+    return _in_words(names_of(role, evidence.difference.names))
+
+
+def _in_words(names: Sequence[str]) -> str:
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
     return f"What differs: {', '.join(names[:_MOST_NAMED])}{more}."
 
