@@ -206,7 +206,7 @@ class CrashproofCallback(Callback):
         if self._restored is None and not trainer.global_step:
             self._shared.samples = 0
         step = self._last_step = trainer.global_step
-        self._losses = []
+        self._losses, self._batches = [], []
         self._mark_saved(trainer)
         self._seen = dict(trainer.logged_metrics)
         self._shared.is_epoch_over, self._shared.pending = False, {}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -54,7 +57,7 @@ def prove(
 
     Example: crashproof prove -- python train.py --output-dir {output_dir}
     """
-    with scratch_folder(scratch) as folder:
+    with _exiting_on_request(), scratch_folder(scratch) as folder:
         certificate = prove_command(command, folder, num_kills=kills, say=_say_progress)
     if report is not None:
         _write(certificate, report)
@@ -63,6 +66,20 @@ def prove(
     else:
         _print(certificate)
     raise typer.Exit(_EXIT_CODES[Verdict(certificate.verdict)])
+
+
+@contextmanager
+def _exiting_on_request() -> Iterator[None]:
+    """On SIGTERM, end what was started and remove the scratch folder, as on Ctrl-C."""
+
+    def exit_now(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, exit_now)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _say_progress(text: str) -> None:

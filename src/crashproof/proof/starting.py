@@ -15,15 +15,8 @@ from crashproof.disk.atomic import write_bytes_atomically
 from crashproof.disk.files import REAL_DISK
 from crashproof.proof.process_tree import kill_tree
 from crashproof.proof.watching import SaveWatch, WitnessTail
-from crashproof.records.proof.assignment import (
-    ASSIGNMENT,
-    ENVIRONMENT_VARIABLE,
-    LOG,
-    WITNESS,
-    Assignment,
-    Moment,
-    Stop,
-)
+from crashproof.records.proof.assignment import ASSIGNMENT, LOG, WITNESS, Assignment, Moment, Stop
+from crashproof.records.proof.environment import ENVIRONMENT_VARIABLE
 from crashproof.records.proof.witness import Seen, Waiting, WitnessLine
 
 __all__ = ["Start", "start_command"]

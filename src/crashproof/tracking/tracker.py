@@ -35,7 +35,7 @@ from crashproof.records.events import (
     SpendingReported,
 )
 from crashproof.records.metrics import Update
-from crashproof.records.proof.assignment import ENVIRONMENT_VARIABLE
+from crashproof.records.proof.environment import ENVIRONMENT_VARIABLE
 from crashproof.records.rank_times import RankTimes
 from crashproof.records.requests import Spending
 from crashproof.records.session import TrainingSession

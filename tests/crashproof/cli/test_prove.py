@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import html.parser
 import json
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from proved_program import BUGS, PROGRAM, with_bug
 from typer.testing import CliRunner
@@ -66,6 +70,27 @@ def test_the_runs_of_a_proof_may_be_kept(tmp_path):
 
     assert {"control-1", "control-2", "killed"} <= {path.name for path in kept.iterdir()}
     assert (kept / "start-3-killed-1" / "output.log").exists()
+
+
+def test_a_request_to_end_leaves_nothing_behind(tmp_path, monkeypatch):
+    script, temporary = tmp_path / "train.py", tmp_path / "temporary"
+    temporary.mkdir()
+    script.write_text(
+        f"import os, pathlib, time\npathlib.Path({str(tmp_path)!r}, 'started').write_text(str(os.getpid()))\n"
+        "time.sleep(300)\n"
+    )
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    proof = subprocess.Popen(["crashproof", "prove", "--", sys.executable, str(script), "{output_dir}"])
+    started = tmp_path / "started"
+    while not (started.exists() and started.read_text()):
+        time.sleep(0.01)
+    child = psutil.Process(int(started.read_text()))
+    proof.terminate()
+
+    assert 128 + signal.SIGTERM == proof.wait(30)
+    psutil.wait_procs([child], timeout=10)
+    assert not child.is_running()
+    assert [] == list(temporary.iterdir())
 
 
 def external_parts(page: str) -> list[str]:

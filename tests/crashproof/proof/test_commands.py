@@ -177,6 +177,13 @@ def test_a_start_that_asks_to_be_started_again_is(tmp_path):
     assert ("exact", []) == (certificate.verdict, certificate.notes)
 
 
+def test_a_component_of_the_loss_that_is_a_time_is_passed_over(tmp_path):
+    program = loop().replace("OFFSET, {}", "OFFSET, {'seconds': time.time()}")
+    certificate = prove(tmp_path, program, num_kills=1)
+
+    assert ("exact", ["loss_components.seconds", "random.python"]) == (certificate.verdict, certificate.passed_over)
+
+
 def test_kills_that_the_run_is_too_short_for_are_left_out(tmp_path):
     certificate = prove(tmp_path, loop(before="STEPS = 3"), num_kills=5)
 

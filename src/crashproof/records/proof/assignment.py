@@ -6,12 +6,10 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-__all__ = ["ASSIGNMENT", "ENVIRONMENT_VARIABLE", "LOG", "WITNESS", "Assignment", "Moment", "Stop"]
+__all__ = ["ASSIGNMENT", "LOG", "WITNESS", "Assignment", "Moment", "Stop"]
 
-ENVIRONMENT_VARIABLE = "CRASHPROOF_PROOF"
-"""Names the folder of this start of the command; set by `crashproof prove` alone."""
 ASSIGNMENT, WITNESS, LOG = "assignment.json", "witness.jsonl", "output.log"
-"""The files of that folder: what is asked, what the tracker saw, what the command printed."""
+"""The files of the folder of a start: what is asked, what the tracker saw, what the command printed."""
 
 
 class Moment(StrEnum):

@@ -105,7 +105,11 @@ def _name_unknown_order(evidence: Evidence) -> Named:
 
 
 def _name_rate(evidence: Evidence) -> Named:
-    difference = evidence.difference
+    difference, roles = evidence.difference, evidence.roles()
+    if Role.OPTIMIZER in roles and Role.LOSS not in roles and not difference.offset:
+        # Its moments do not depend on the rate; the rate is kept in it too.
+        detail = _listed(Role.OPTIMIZER, evidence)
+        return Named(cause=Cause.OPTIMIZER_NOT_RESTORED, component=Role.OPTIMIZER, detail=detail)
     rate = {step: each.values.get("learning_rate") for step, each in evidence.control.items()}
     of_life = {each.step: each.values.get("learning_rate") for each in difference.life.steps}
     following = [step for step in sorted(of_life) if step >= difference.step][:_STEPS_OF_A_RATE]
@@ -235,6 +239,7 @@ _IN_ORDER: tuple[tuple[Role, Callable[[Evidence], Named]], ...] = (
     (Role.LEARNING_RATE, _name_rate),
     (Role.RANDOM, _name_random),
     (Role.LOSS, _name_loss),
+    (Role.COMPONENTS, _name_loss),
     (Role.SCALER, _naming(Cause.SCALER_NOT_RESTORED, Role.SCALER)),
     (Role.OPTIMIZER, _naming(Cause.OPTIMIZER_NOT_RESTORED, Role.OPTIMIZER)),
     (Role.SCHEDULER, _name_scheduler),

@@ -17,6 +17,7 @@ class Role(StrEnum):
     RANDOM = "random state"
     COUNTS = "counts of samples and tokens"
     LOSS = "loss"
+    COMPONENTS = "components of the loss"
     SCALER = "gradient scaler"
     OPTIMIZER = "optimizer"
     SCHEDULER = "scheduler"
@@ -25,8 +26,8 @@ class Role(StrEnum):
     OTHER = "other state"
 
 
-DECISIVE = frozenset(Role) - {Role.RANDOM, Role.OTHER}
-"""Where these differ between two uninterrupted runs, no resume can be told from chance."""
+DECISIVE = frozenset(Role) - {Role.COMPONENTS, Role.RANDOM, Role.OTHER}
+"""Where these differ between two uninterrupted runs, no resume can be told from chance; a component may be a time."""
 
 _EXACT = {
     "batch": Role.BATCH,
@@ -36,7 +37,7 @@ _EXACT = {
     "tokens_processed": Role.COUNTS,
 }
 _WORDS = (
-    (Role.LOSS, {"loss_components"}),
+    (Role.COMPONENTS, {"loss_components"}),
     (Role.RANDOM, {"generator", "random", "rng"}),
     (Role.AVERAGE, {"average", "averaged", "avg", "ema", "shadow", "swa"}),
     (Role.SCALER, {"scaler"}),

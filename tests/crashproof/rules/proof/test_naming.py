@@ -51,6 +51,10 @@ UNSHOWN_CONTROL = control_run(samples=None, **UNSHOWN)
         pytest.param(rates(9, "rate 10", "rate 11"), Cause.SCHEDULE_STEPPED_TWICE, Role.LEARNING_RATE),
         pytest.param(rates(9, "rate 1", "rate 2", "rate 3"), Cause.SCHEDULE_BEGINS_AGAIN, Role.LEARNING_RATE),
         pytest.param(rates(9, "rate 10", "?"), Cause.HORIZON, Role.LEARNING_RATE),
+        pytest.param([seen(9, learning_rate="?", optimizer__momentum="?")], Cause.OPTIMIZER_NOT_RESTORED, OPTIMIZER),
+        pytest.param(
+            [seen(9), seen(10, learning_rate="?", optimizer__momentum="?")], Cause.HORIZON, Role.LEARNING_RATE
+        ),
         pytest.param(rates(STEPS, "?"), Cause.HORIZON, Role.LEARNING_RATE),
         pytest.param([seen(9, scheduler__done="done 10")], Cause.SCHEDULE_STEPPED_TWICE, Role.SCHEDULER),
         pytest.param([seen(9, scheduler__done="done 1")], Cause.SCHEDULE_BEGINS_AGAIN, Role.SCHEDULER),

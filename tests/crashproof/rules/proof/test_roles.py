@@ -9,7 +9,7 @@ from crashproof.rules.proof.roles import Role, names_of, role_of, roles_of
     "name, expected",
     [
         ("loss", Role.LOSS),
-        ("loss_components.kd", Role.LOSS),
+        ("loss_components.kd", Role.COMPONENTS),
         ("learning_rate", Role.LEARNING_RATE),
         ("optimizer.param_groups.0.lr", Role.LEARNING_RATE),
         ("scheduler._last_lr.0", Role.LEARNING_RATE),
