@@ -262,6 +262,9 @@ class ProgressTracker:
             throughput_samples_per_sec=_rate(odd, throughput_samples_per_sec, "throughput_samples_per_sec"),
             throughput_tokens_per_sec=_rate(odd, throughput_tokens_per_sec, "throughput_tokens_per_sec"),
         )
+        if self._proof is not None:
+            # Without the lock: a save in the background may end meanwhile.
+            self._proof.before_update()
         with self._guard:
             self._metrics.record(update)
 

@@ -19,7 +19,7 @@ __all__ = ["WitnessedCheckpoints", "WitnessedMetrics"]
 
 
 class WitnessedMetrics(MetricsRecorder):
-    """Waits before an update where the run is to be killed, and tells the random states after it."""
+    """Tells the random states after each update."""
 
     def __init__(self, proof: UnderProof, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -31,7 +31,6 @@ class WitnessedMetrics(MetricsRecorder):
 
     def record(self, update: Update) -> None:
         """As of the base class."""
-        self._proof.before_update()
         super().record(update)
         self._proof.after_update(update.step)
 
