@@ -120,7 +120,9 @@ def _name_rate(evidence: Evidence) -> Named:
         cause = Cause.SCHEDULE_BEGINS_AGAIN
     else:
         cause = Cause.HORIZON
-    detail = f"It was {rate[difference.step]} at this step, and is {of_life[difference.step]}."
+    before, now = rate[difference.step], of_life[difference.step]
+    is_of_this_step = before != now
+    detail = f"It was {before}, and is {now}." if is_of_this_step else _listed(Role.LEARNING_RATE, evidence)
     return Named(cause=cause, component=Role.LEARNING_RATE, detail=detail)
 
 

@@ -81,6 +81,10 @@ def judge_lives(
         if finding is not None:
             return finding
         difference = first_difference([life], known, ignored)
+        if difference is not None and not place:
+            # Nothing was killed before it.
+            named = name_irregularity(Evidence(difference=difference, control=known, data=data))
+            return _finding(Verdict.NOT_DETERMINISTIC, named, difference, resume=None)
         if difference is not None:
             named = name_cause(Evidence(difference=difference, control=known, data=data))
             return _finding(Verdict.NOT_EXACT, named, difference, resume=life.number - 1)

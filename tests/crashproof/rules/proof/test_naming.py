@@ -95,6 +95,13 @@ def test_a_horizon_in_the_schedulers_state_is_named():
     assert Cause.HORIZON is name_cause(evidence(seen(9, scheduler__T_max="91"), control=control)).cause
 
 
+def test_the_rate_of_the_next_step_is_named_by_where_it_is_kept():
+    control = control_run(optimizer__lr="0.1")
+    named = name_cause(evidence(seen(9, optimizer__lr="0.2"), control=control))
+
+    assert (Cause.HORIZON, "What differs: optimizer.lr.") == (named.cause, named.detail)
+
+
 def test_other_state_is_named_as_such():
     control = control_run(queue="full")
     named = name_cause(evidence(seen(9, queue="empty"), control=control))

@@ -29,6 +29,12 @@ def test_the_first_difference_is_found_with_its_step_and_resume():
     assert (("loss", "loss 8", "?"),) == finding.values
 
 
+def test_a_difference_before_the_first_kill_is_no_fault_of_a_resume():
+    finding = judged(life(1, *steps(1, 7), seen(8, loss="?")), life(2, *steps(7, STEPS)))
+
+    assert (Verdict.NOT_DETERMINISTIC, 8, None) == (finding.verdict, finding.step, finding.resume)
+
+
 def test_batches_that_differ_are_shown():
     wrong = [seen(7, samples=samples_of(8)), *steps(8, STEPS)]
     finding = judged(life(1, *steps(1, 8)), life(2, *wrong))
