@@ -173,7 +173,7 @@ class TrainingProgressContext:
 
     def witness(self, **components: object) -> None:
         """See `ProgressTracker.witness`."""
-        if self.tracker is not None:
+        if self.tracker is not None and self.tracker.is_under_proof:
             self.tracker.witness(**components)
 
     def record_checkpoint(

@@ -135,6 +135,8 @@ class ProgressTracker:
         )
         joined = self._join_proof(requested.config_hash)
         self._proof = None if joined is None else joined.proof
+        self.is_under_proof = joined is not None
+        """Whether `crashproof prove` has started this process, so that `witness` does something."""
         run = open_run(self._folder, requested, clock=clock, disk=disk)
         self._guard = RunGuard(self._folder.root, run.lock)
         self._writer = RunWriter(run, settings=self._settings, clock=clock, disk=disk)
@@ -280,11 +282,6 @@ class ProgressTracker:
         """
         if self._proof is not None:
             self._proof.show(components)
-
-    @property
-    def is_under_proof(self) -> bool:
-        """Whether `crashproof prove` has started this process, so that `witness` does something."""
-        return self._proof is not None
 
     def record_checkpoint(
         self,
