@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 
 from crashproof.disk.run_folder import RunFolder
@@ -23,26 +24,24 @@ class SeenRun:
     def __init__(self, progress: Path, starts: Sequence[Sequence[WitnessLine]]) -> None:
         self.folder = RunFolder(progress)
         self._reader = RunReader(self.folder)
-        self._witnessed = list(_by_opening(line for lines in starts for line in lines))
+        openings = _by_opening(line for lines in starts for line in lines)
+        self._witnessed = [seen for seen in openings if seen]
 
     def lives(self) -> list[Life]:
         """The process lives that have computed a step, in order."""
-        updates: dict[int, list[MetricsSnapshot]] = {}
-        for each in merged_updates(self._reader.all_updates()):
-            updates.setdefault(each.attempt, []).append(each)
-        return [
-            Life(number=attempt, steps=tuple(self._joined(attempt, of_attempt)))
-            for attempt, of_attempt in sorted(updates.items())
-        ]
+        # Some attempts compute nothing, such as one that only takes up a checkpoint.
+        witnessed = chain(self._witnessed, repeat([]))
+        pairs = zip(self._updates().values(), witnessed, strict=False)
+        return [Life(number=place, steps=tuple(_joined(*pair))) for place, pair in enumerate(pairs, 1)]
 
     def save_steps(self) -> list[int]:
         """The steps of its checkpoints, in the order of saving."""
         return [each.checkpoint.checkpoint_step for each in self._checkpoint_events()]
 
-    def saved_before(self, attempt: int) -> int:
-        """The newest step that was in a checkpoint when an attempt began; 0 if there was none."""
-        steps = (e.checkpoint.checkpoint_step for e in self._checkpoint_events() if e.attempt < attempt)
-        return max(steps, default=0)
+    def saved_before_lives(self) -> list[int]:
+        """The newest step that was in a checkpoint when each life began; 0 if there was none."""
+        saved = [(each.attempt, each.checkpoint.checkpoint_step) for each in self._checkpoint_events()]
+        return [max((step for made, step in saved if made < attempt), default=0) for attempt in self._updates()]
 
     def checkpoints(self) -> dict[int, Path]:
         """Where its checkpoints lie that are still there, by step."""
@@ -70,24 +69,31 @@ class SeenRun:
         """Whether a start has begun a new session, and archived the one before."""
         return self.folder.archive.is_dir() and any(self.folder.archive.iterdir())
 
+    def _updates(self) -> dict[int, list[MetricsSnapshot]]:
+        """The updates of each attempt that has some, in order."""
+        updates: dict[int, list[MetricsSnapshot]] = {}
+        for each in merged_updates(self._reader.all_updates()):
+            updates.setdefault(each.attempt, []).append(each)
+        return dict(sorted(updates.items()))
+
     def _checkpoint_events(self) -> Iterator[CheckpointRecorded]:
         return (each for each in self._reader.events() if isinstance(each, CheckpointRecorded))
 
-    def _joined(self, attempt: int, updates: Iterable[MetricsSnapshot]) -> Iterator[StepSeen]:
-        # The first start opens attempt 1.
-        witnessed = self._witnessed[attempt - 1] if attempt <= len(self._witnessed) else []
-        by_step: dict[int, list[Seen]] = {}
-        for each in witnessed:
-            by_step.setdefault(each.step, []).append(each)
-        for update in updates:
-            seen = by_step.get(update.step, [])
-            values = {name: value for each in seen for name, value in each.values.items()}
-            batches = [each.samples for each in seen if each.samples is not None]
-            yield StepSeen(
-                step=update.step,
-                values=_numbers_of(update) | values,
-                samples=tuple(sample for batch in batches for sample in batch) if batches else None,
-            )
+
+def _joined(updates: Iterable[MetricsSnapshot], witnessed: Iterable[Seen]) -> Iterator[StepSeen]:
+    """What a life reported of each step, and what it has shown of it."""
+    by_step: dict[int, list[Seen]] = {}
+    for each in witnessed:
+        by_step.setdefault(each.step, []).append(each)
+    for update in updates:
+        seen = by_step.get(update.step, [])
+        values = {name: value for each in seen for name, value in each.values.items()}
+        batches = [each.samples for each in seen if each.samples is not None]
+        yield StepSeen(
+            step=update.step,
+            values=_numbers_of(update) | values,
+            samples=tuple(sample for batch in batches for sample in batch) if batches else None,
+        )
 
 
 def _by_opening(lines: Iterable[WitnessLine]) -> Iterator[list[Seen]]:

@@ -121,7 +121,7 @@ class _Proof:
         if resumed.was_archived:
             return self._draft.finish(Verdict.NOT_EXACT, problem_of_reason(Cause.CONFIG_CHANGES, resume=1))
         lives = resumed.lives()
-        finding = judge_lives(lives, second, [resumed.saved_before(each.number) for each in lives], ignored)
+        finding = judge_lives(lives, second, resumed.saved_before_lives(), ignored)
         finding = finding or _judge_contents(first_run, second_run, resumed)
         verdict = Verdict.EXACT if finding is None else finding.verdict
         return self._draft.finish(verdict, None if finding is None else problem_of_finding(finding))

@@ -113,7 +113,7 @@ def _judge_start(lives: Sequence[Life], place: int, control: Life, saved: int) -
     if saved and life.first_step <= control.first_step < saved:
         named = Named(cause=Cause.STARTS_FROM_ZERO, component=Role.COUNTS, detail=f"Step {saved} was saved.")
         return Finding(verdict=Verdict.NOT_EXACT, named=named, step=life.first_step, resume=life.number - 1)
-    before = lives[place - 1].steps[-1].step
+    before = max(each.steps[-1].step for each in lives[:place])
     if life.first_step > before + 1:
         named = Named(
             cause=Cause.STEPS_MISSING,

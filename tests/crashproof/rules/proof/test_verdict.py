@@ -70,6 +70,12 @@ def test_a_run_that_goes_on_elsewhere_is_found(resumed, saves, expected):
     assert expected is (finding and finding.named.cause)
 
 
+def test_a_step_that_an_earlier_start_computed_is_not_missing():
+    lives = (life(1, *steps(1, 8)), life(2, *steps(5, 6)), life(3, *steps(9, STEPS)))
+
+    assert None is judged(*lives, saves=(0, 4, 8))
+
+
 def test_equal_controls_have_no_finding():
     assert None is judge_control(CONTROL, control_run())
 
