@@ -39,6 +39,7 @@ BENCHMARKS = (
     "job_of_many_prompts",
     "training_overhead",
     "trainer_steps",
+    "proof_overhead",
     "loss_memory",
     "sharded_memory",
     "distillation_gain",

@@ -50,7 +50,7 @@ def train(output_dir: Path, *, steps: int = 60, save_every: int = 4, seconds_per
         accelerator.load_state(found.checkpoint_path)
     batches = accelerator.prepare(batches_from(step, steps))
 
-    losses = []
+    losses, seen = [], []
     with Interrupts() as interrupts:
         for inputs, targets in batches:
             time.sleep(seconds_per_batch)  # Stands in for the work of a real step.
@@ -65,6 +65,7 @@ def train(output_dir: Path, *, steps: int = 60, save_every: int = 4, seconds_per
                 schedule.step()
                 optimizer.zero_grad()
             losses.append(loss.detach())
+            seen.append((inputs, targets))
             if not accelerator.sync_gradients:
                 continue
             step += 1
@@ -74,7 +75,8 @@ def train(output_dir: Path, *, steps: int = 60, save_every: int = 4, seconds_per
                 "learning_rate": rate,
             }
             accelerator.log(values, step=step)
-            losses = []
+            tracker.witness(accelerator, batch=seen)
+            losses, seen = [], []
             if step % save_every == 0 or step == steps or interrupts.is_requested:
                 tracker.save_state(accelerator, step, step * SAMPLES_PER_STEP)
             if interrupts.is_requested:

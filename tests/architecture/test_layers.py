@@ -32,7 +32,7 @@ LAYERS = {
         {"views"},
         {"crashproof"},
         {"dashboard", "exporters", "pytorch", "teacher"},
-        {"adapters", "distillation"},
+        {"adapters", "distillation", "proof"},
         {"testing"},
         {"cli"},
     ],

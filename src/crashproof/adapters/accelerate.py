@@ -8,7 +8,8 @@ accelerator.init_trackers("mine", config={"lr": 0.01})
 
 Then `tracker.newest_state()` is the checkpoint to resume from: `accelerator.load_state(found.checkpoint_path)`.
 In the loop, `accelerator.log({"loss": loss, "learning_rate": rate}, step=step)` records a step, and
-`tracker.save_state(accelerator, step, position)` saves a checkpoint. `accelerator.end_training()` ends the attempt.
+`tracker.save_state(accelerator, step, position)` saves a checkpoint; `tracker.witness(accelerator, batch)` shows the
+step to a proof. `accelerator.end_training()` ends the attempt.
 """
 
 # ruff: noqa: E402 - a missing extra is reported before anything of it is imported.
@@ -167,6 +168,24 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
         if self._tracker is not None:
             self._tracker.close(self._ends_as)
             self._has_ended = True
+
+    def witness(self, accelerator: Accelerator, batch: object = None) -> None:
+        """Show `crashproof prove` what `accelerator` has prepared, after the step's `accelerator.log`.
+
+        Costs nothing unless a proof is under way.
+
+        Args:
+            accelerator: Whose models, optimizers, schedules and scaler to show.
+            batch: The ids of the step's samples, or its batches.
+        """
+        if self._tracker is not None and self._tracker.is_under_proof:
+            self._tracker.witness(
+                model=accelerator._models,
+                optimizer=accelerator._optimizers,
+                scheduler=accelerator._schedulers,
+                scaler=accelerator.scaler,
+                batch=batch,
+            )
 
     def end_as(self, how: str) -> None:
         """Set how the attempt ends, such as `preempted`."""

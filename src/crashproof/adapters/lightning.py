@@ -143,6 +143,8 @@ class CrashproofCallback(Callback):
         self._last_step = 0
         self._learning_rate: Tensor | float = 0.0
         self._losses: list[Tensor] = []
+        self._batches: list[object] = []
+        """Of the step so far, where a proof wants to see them."""
         self._is_recording = False
         """Whether what the trainer does is training that belongs to the run."""
         self._has_opened = False
@@ -204,7 +206,7 @@ class CrashproofCallback(Callback):
         if self._restored is None and not trainer.global_step:
             self._shared.samples = 0
         step = self._last_step = trainer.global_step
-        self._losses = []
+        self._losses, self._batches = [], []
         self._mark_saved(trainer)
         self._seen = dict(trainer.logged_metrics)
         self._shared.is_epoch_over, self._shared.pending = False, {}
@@ -249,6 +251,8 @@ class CrashproofCallback(Callback):
                 "samples", "A batch of type %s cannot be counted: it adds no samples.", type(batch).__name__
             )
         self._shared.samples += samples * trainer.world_size
+        if self._shared.tracker is not None and self._shared.tracker.is_under_proof:
+            self._batches.append(batch)
         if trainer.global_step != self._last_step:
             self._last_step = trainer.global_step
             self._record_step(trainer)
@@ -315,6 +319,14 @@ class CrashproofCallback(Callback):
         self._shared.step_components |= logged.keys() & components.keys()
         self._shared.tracker.update_metrics(
             trainer.global_step, loss, components, self._learning_rate, self._shared.samples, 0
+        )
+        batches, self._batches = self._batches, []
+        self._shared.tracker.witness(
+            model=trainer.lightning_module,
+            optimizer=trainer.optimizers,
+            scheduler=[each.scheduler for each in trainer.lr_scheduler_configs],
+            scaler=getattr(trainer.precision_plugin, "scaler", None),
+            batch=batches,
         )
 
     def _complete_finished(self, trainer: Trainer) -> None:

@@ -42,6 +42,9 @@ class TrainerStep:
         """What the program logged since the step before."""
         self._num_stopping: PendingScalar | float = 0.0
         """The number of processes with a request to stop, as of the previous step."""
+        self.keeps_batches = False
+        """Whether a proof wants to see the batches of the step."""
+        self.batches: list[object] = []
         self._notices = Notices()
         self._odd_values = OddValues()
 
@@ -54,9 +57,12 @@ class TrainerStep:
     def begin(self) -> None:
         """Begin a step."""
         self._loss = None
+        self.batches = []
 
     def count(self, inputs: object) -> None:
         """Add the samples and tokens of a batch, over all processes."""
+        if self.keeps_batches:
+            self.batches.append(inputs)
         args = self._trainer.args
         num_replicas = self._trainer.get_total_train_batch_size(args) // (
             args.train_batch_size * args.gradient_accumulation_steps

@@ -187,6 +187,8 @@ class CrashproofCallback(TrainerCallback):
         # `auto_find_batch_size` starts over in the middle of `train`.
         if self._progress is None:
             self._open(state)
+        tracker = self._progress.tracker if self._progress is not None else None
+        self._step.keeps_batches = tracker is not None and tracker.is_under_proof
         self._require_same_session()
         self._count_from(state.global_step)
         self._is_finished = 0 < state.max_steps <= state.global_step
@@ -221,6 +223,13 @@ class CrashproofCallback(TrainerCallback):
         tokens: Any = step.tokens if args.include_num_input_tokens_seen == "no" else state.num_input_tokens_seen
         self._progress.update_metrics(
             state.global_step, loss, step.take_logs(), step.learning_rate, step.samples, tokens
+        )
+        self._progress.witness(
+            model=kwargs.get("model"),
+            optimizer=kwargs.get("optimizer"),
+            scheduler=kwargs.get("lr_scheduler"),
+            scaler=self._trainer.accelerator.scaler,
+            batch=step.batches,
         )
         if is_stop_requested and state.global_step < state.max_steps:
             control.should_save = True

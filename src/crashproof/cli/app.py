@@ -15,6 +15,7 @@ from crashproof.cli.export import export
 from crashproof.cli.generate import generate
 from crashproof.cli.history import history
 from crashproof.cli.output import clean
+from crashproof.cli.prove import prove
 from crashproof.cli.repair import repair
 from crashproof.cli.runs import runs
 from crashproof.cli.serve import serve
@@ -42,6 +43,7 @@ app.command()(checkpoints)
 app.command()(compare)
 app.command()(serve)
 app.command()(stop)
+app.command()(prove)
 app.command()(export)
 app.command()(doctor)
 app.command()(verify)

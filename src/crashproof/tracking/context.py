@@ -171,6 +171,11 @@ class TrainingProgressContext:
         if tracker is not None:
             tracker.update_metrics(step, loss, loss_components, learning_rate, samples_processed, tokens_processed)
 
+    def witness(self, **components: object) -> None:
+        """See `ProgressTracker.witness`."""
+        if self.tracker is not None and self.tracker.is_under_proof:
+            self.tracker.witness(**components)
+
     def record_checkpoint(
         self,
         step: int,

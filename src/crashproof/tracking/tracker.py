@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import UNSET
@@ -34,6 +35,7 @@ from crashproof.records.events import (
     SpendingReported,
 )
 from crashproof.records.metrics import Update
+from crashproof.records.proof.environment import ENVIRONMENT_VARIABLE
 from crashproof.records.rank_times import RankTimes
 from crashproof.records.requests import Spending
 from crashproof.records.session import TrainingSession
@@ -58,6 +60,9 @@ from crashproof.tracking.run_guard import GuardState, RunGuard
 from crashproof.tracking.run_writer import RunWriter
 from crashproof.tracking.settings import TrackerSettings
 from crashproof.tracking.upkeep import Upkeep
+
+if TYPE_CHECKING:
+    from crashproof.tracking.witness.joining import JoinedProof
 
 __all__ = ["ProgressTracker"]
 
@@ -128,20 +133,24 @@ class ProgressTracker:
             is_fresh=fresh,
             kind=kind,
         )
+        joined = self._join_proof(requested.config_hash)
+        self._proof = None if joined is None else joined.proof
+        self.is_under_proof = joined is not None
+        """Whether `crashproof prove` has started this process, so that `witness` does something."""
         run = open_run(self._folder, requested, clock=clock, disk=disk)
         self._guard = RunGuard(self._folder.root, run.lock)
         self._writer = RunWriter(run, settings=self._settings, clock=clock, disk=disk)
         self._responses = RunResponses(self._writer, self._guard, disk=disk)
         self._odd_values = OddValues()
         self._standstills = StandstillDetector(interval_seconds=self._settings.heartbeat_seconds)
-        self._metrics = MetricsRecorder(
+        self._metrics = (MetricsRecorder if joined is None else joined.new_metrics)(
             self._writer,
             clock=clock,
             throughput_window_seconds=self._settings.throughput_window_seconds,
             standstills=self._standstills,
             odd_values=self._odd_values,
         )
-        self._checkpoints = CheckpointRecorder(
+        self._checkpoints = (CheckpointRecorder if joined is None else joined.new_checkpoints)(
             self._writer, large_checkpoint_bytes=self._settings.large_checkpoint_bytes, clock=clock, disk=disk
         )
         self._removal = CheckpointRemoval(self._writer, self._guard, self._checkpoints)
@@ -255,8 +264,24 @@ class ProgressTracker:
             throughput_samples_per_sec=_rate(odd, throughput_samples_per_sec, "throughput_samples_per_sec"),
             throughput_tokens_per_sec=_rate(odd, throughput_tokens_per_sec, "throughput_tokens_per_sec"),
         )
+        if self._proof is not None:
+            # Without the lock: a save in the background may end meanwhile.
+            self._proof.before_update()
         with self._guard:
             self._metrics.record(update)
+
+    def witness(self, **components: object) -> None:
+        """Show `crashproof prove` what the newest step has left behind; costs nothing unless a proof is under way.
+
+        Call it after the step's `update_metrics`; a loop that calls it before shows the step that it reports next.
+
+        Args:
+            components: By name: `model`, `optimizer`, `scheduler`, `scaler`, `ema`, and whatever else a resume has to
+                restore: anything with a `state_dict()`, tensors, arrays, random generators, numbers, containers of
+                these. `batch` is special: the ids of the samples, or the batch itself.
+        """
+        if self._proof is not None:
+            self._proof.show(components)
 
     def record_checkpoint(
         self,
@@ -593,6 +618,16 @@ class ProgressTracker:
         self._alerts.report_end(error)
         self._upkeep.finish_writing()
         self._responses.save_index()
+
+    def _join_proof(self, config_hash: str) -> JoinedProof | None:
+        """Take part in the proof that is under way; None, which is nearly always, if there is none."""
+        place = os.environ.get(ENVIRONMENT_VARIABLE)
+        if not place:
+            return None
+        # A run that no proof watches need not import it.
+        from crashproof.tracking.witness.joining import join_proof
+
+        return join_proof(place, self._folder, config_hash, disk=self._disk)
 
     def _start_heartbeat(self) -> Heartbeat | None:
         if not self._settings.has_heartbeat:

@@ -203,6 +203,13 @@ class TrainingLoop:
             samples_processed=counters.samples,
             tokens_processed=counters.tokens,
         )
+        self.context.witness(
+            model=self.recipe,
+            optimizer=self.state.optimizer,
+            scaler=self.state.scaler,
+            counters=counters,
+            batch=step_data.all_indices,
+        )
 
     def _accumulate_gradients(self, step_data: StepData) -> Tensor:
         """Compute gradients of the step's weighted mean losses; return this process's sum of each component."""

@@ -70,6 +70,9 @@ class _RecordedUpdates:
     def update_metrics(self, **update: Any) -> None:
         self.updates.append(update)
 
+    def witness(self, **_: object) -> None:
+        """No proof is under way."""
+
     def get_remaining_seconds(self) -> None:
         return None
 

@@ -1,0 +1,1 @@
+"""Prove that a command resumes exactly."""

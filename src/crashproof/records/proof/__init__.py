@@ -1,0 +1,1 @@
+"""What a proof of exact resumes leaves on the disk."""

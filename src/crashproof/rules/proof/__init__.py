@@ -1,0 +1,1 @@
+"""Whether a resumed run is the uninterrupted one, and if not, what is wrong."""
