@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -33,6 +33,8 @@ class ResumePoint:
     """Absolute; that of the bytes kept of it, if its file has been overwritten since. An address stays as it is."""
     refused: list[tuple[CheckpointMetadata, str]]
     """Each with the reason, in the order in which they were tried."""
+    suspect: list[tuple[CheckpointMetadata, str]] = field(default_factory=list)
+    """Newer ones that are intact, but from which resumes died without progress, each with the reason."""
 
     @property
     def located(self) -> CheckpointMetadata:
@@ -93,7 +95,11 @@ def choose_for(session: TrainingSession, folder: RunFolder) -> ResumePoint | Non
             traces = find_loose(folder, before=session.start_time or None)
         if traces:
             raise RecordsLost(folder.root, found=traces)
-    return choose(catalog.candidates(), folder, overwritten=catalog.overwritten(), quarantined=catalog.quarantined())
+    found = choose(catalog.candidates(), folder, overwritten=catalog.overwritten(), quarantined=catalog.quarantined())
+    if found is None or catalog.suspicion_of(found.checkpoint):
+        return found
+    newer = [each for each in catalog.all() if each.created_at > found.checkpoint.created_at]
+    return replace(found, suspect=[(each, why) for each in newer if (why := catalog.suspicion_of(each))])
 
 
 def _first_usable(

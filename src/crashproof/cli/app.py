@@ -16,6 +16,7 @@ from crashproof.cli.generate import generate
 from crashproof.cli.history import history
 from crashproof.cli.output import clean
 from crashproof.cli.repair import repair
+from crashproof.cli.run import run as run_command
 from crashproof.cli.runs import runs
 from crashproof.cli.serve import serve
 from crashproof.cli.status import status
@@ -29,7 +30,7 @@ __all__ = ["run"]
 
 app = typer.Typer(
     name="crashproof",
-    help="Monitor, verify, repair and stop training runs; query teachers.",
+    help="Monitor, supervise, verify, repair and stop training runs; query teachers.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -41,6 +42,7 @@ app.command()(history)
 app.command()(checkpoints)
 app.command()(compare)
 app.command()(serve)
+app.command("run")(run_command)
 app.command()(stop)
 app.command()(export)
 app.command()(doctor)

@@ -125,7 +125,7 @@ def restart_point(reader: RunReader, session: TrainingSession) -> RestartPoint:
     return RestartPoint(
         step=choice.checkpoint.checkpoint_step,
         checkpoint=choice.checkpoint.checkpoint_path,
-        passed_over=[(each.checkpoint_path, reason) for each, reason in choice.refused],
+        passed_over=[(each.checkpoint_path, reason) for each, reason in [*choice.suspect, *choice.refused]],
     )
 
 

@@ -19,6 +19,7 @@ from crashproof.cli.status import RestartPoint, restart_point
 from crashproof.disk.lock import Holder
 from crashproof.errors import CannotStop
 from crashproof.reading.run_reader import RunReader
+from crashproof.supervisor.state import supervisor_of
 
 __all__ = ["stop"]
 
@@ -53,7 +54,8 @@ def stop(
     The trainers and `crashproof generate` finish their step, save, and exit
     with 75: start the same command again. Your own loop does the same if it
     handles SIGTERM (see crashproof.pytorch.interrupts); otherwise it ends at
-    once, and everything it has reported is kept.
+    once, and everything it has reported is kept. Below `crashproof run` the
+    supervisor is asked, which passes it on and starts nothing again.
 
     Exit codes: 0 no process writes the run any more; 1 still running after the
     wait; 2 error, such as a process on another host.
@@ -90,7 +92,8 @@ def _send_sigterm(holder: Holder, lock: Path, folder: Path) -> None:
             hint=f"Run where it was started: crashproof stop {folder}",
         )
     try:
-        os.kill(holder.pid, signal.SIGTERM)
+        # A supervisor would start it again.
+        os.kill(supervisor_of(holder.pid) or holder.pid, signal.SIGTERM)
     except ProcessLookupError:
         # The process has just ended by itself.
         return

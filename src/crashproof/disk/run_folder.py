@@ -20,7 +20,7 @@ _OWN_NAMES = frozenset(
     {
         *("metrics.jsonl", "curves.jsonl", "events.jsonl", "api_recovery.jsonl", "api_requests.jsonl"),
         *("api_recovery.index", "api_recovery.ballast", "account.json", "session.json", "progress.json"),
-        *("checkpoints.json", "archive", "set_aside", "writer.lock"),
+        *("checkpoints.json", "archive", "set_aside", "stacks", "writer.lock"),
     }
 )
 
@@ -48,6 +48,8 @@ class RunFolder:
         """Damaged bytes and checkpoints that were moved out of the way."""
         self.previous = self.progress / "previous"
         """Bytes of recorded checkpoints whose files are overwritten by the next save."""
+        self.stacks = self.progress / "stacks"
+        """Stacks of processes that hung, one file for each."""
         self.lock = self.progress / "writer.lock"
 
     @classmethod

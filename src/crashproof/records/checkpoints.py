@@ -6,7 +6,14 @@ from msgspec import UNSET, Struct, UnsetType
 
 from crashproof.records.metrics import MetricsSnapshot
 
-__all__ = ["CheckpointMetadata", "FileDigest", "FileStat", "RefusedCheckpoint", "RemovedCheckpoint"]
+__all__ = [
+    "CheckpointMetadata",
+    "FileDigest",
+    "FileStat",
+    "RefusedCheckpoint",
+    "RemovedCheckpoint",
+    "SuspectCheckpoint",
+]
 
 
 class FileDigest(Struct, frozen=True, kw_only=True):
@@ -72,6 +79,16 @@ class RefusedCheckpoint(Struct, frozen=True, kw_only=True):
 
     checkpoint_step: int
     checkpoint_path: str
+    reason: str
+
+
+class SuspectCheckpoint(Struct, frozen=True, kw_only=True):
+    """A checkpoint from which resumes died without progress."""
+
+    checkpoint_step: int
+    checkpoint_path: str
+    created_at: float
+    """The moment of its record."""
     reason: str
 
 

@@ -37,6 +37,8 @@ HAPPENINGS = (
     AlertKind.CRASHED,
     AlertKind.RAISED,
     AlertKind.PREEMPTED,
+    AlertKind.RESTARTED,
+    AlertKind.GAVE_UP,
     AlertKind.COMPLETE,
 )
 CONDITIONS = tuple(kind for kind in AlertKind if kind not in HAPPENINGS)

@@ -163,6 +163,8 @@ class CheckpointRecorder:
             self._digests.start(msgspec.structs.replace(chosen, stats=stats))
         for checkpoint, reason in choice.refused:
             self._quarantine(checkpoint, reason)
+        for checkpoint, reason in choice.suspect:
+            log.warning("Passing over %s: %s.", checkpoint.checkpoint_path, reason)
         log_added_files(chosen, self._writer.run.folder)
         self._writer.keep(
             ResumeChosen(

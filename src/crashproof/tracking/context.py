@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +25,7 @@ from crashproof.odd_values import OddValues
 from crashproof.reading.run_state import read_run
 from crashproof.records.rank_times import RankTimes
 from crashproof.records.states import AttemptState, OnConfigChange
+from crashproof.records.supervision import Phase
 from crashproof.rules.identity import IdentityRules, canonical_config, is_another_run
 from crashproof.scalars import as_float
 from crashproof.tracking.settings import TrackerSettings
@@ -222,6 +224,10 @@ class TrainingProgressContext:
         if tracker is not None:
             tracker.record_connection_failure(retry_count, error)
 
+    def phase(self, phase: Phase | str) -> AbstractContextManager[None]:
+        """See `ProgressTracker.phase`; does nothing while no run is open."""
+        return nullcontext() if self.tracker is None else self.tracker.phase(phase)
+
     def get_progress_summary(self) -> dict[str, Any]:
         """The fields of `progress.json`; `{"status": "not_initialized"}` if the context was never entered."""
         return self._final_summary if self.tracker is None else self.tracker.get_progress_summary()
@@ -288,6 +294,8 @@ def get_recovery_checkpoint(
     choice = choose_for(session, folder)
     if choice is None:
         return None
+    for checkpoint, reason in choice.suspect:
+        log.warning("Passing over %s: %s.", checkpoint.checkpoint_path, reason)
     for checkpoint, reason in choice.refused:
         log.warning("Skipping %s: %s.", checkpoint.checkpoint_path, reason)
     log_added_files(choice.checkpoint, folder)

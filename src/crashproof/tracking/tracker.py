@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ from crashproof.records.rank_times import RankTimes
 from crashproof.records.requests import Spending
 from crashproof.records.session import TrainingSession
 from crashproof.records.states import AttemptState, OnConfigChange, SessionKind
+from crashproof.records.supervision import Phase
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.identity import IdentityRules
 from crashproof.rules.pace import pace_of
@@ -57,6 +60,7 @@ from crashproof.tracking.requested_session import RequestedSession
 from crashproof.tracking.run_guard import GuardState, RunGuard
 from crashproof.tracking.run_writer import RunWriter
 from crashproof.tracking.settings import TrackerSettings
+from crashproof.tracking.supervised.link import SupervisorLink
 from crashproof.tracking.upkeep import Upkeep
 
 __all__ = ["ProgressTracker"]
@@ -132,6 +136,7 @@ class ProgressTracker:
         self._guard = RunGuard(self._folder.root, run.lock)
         self._writer = RunWriter(run, settings=self._settings, clock=clock, disk=disk)
         self._responses = RunResponses(self._writer, self._guard, disk=disk)
+        self._supervisor = SupervisorLink.of(os.environ)
         self._odd_values = OddValues()
         self._standstills = StandstillDetector(interval_seconds=self._settings.heartbeat_seconds)
         self._metrics = MetricsRecorder(
@@ -161,6 +166,7 @@ class ProgressTracker:
         self._upkeep.write_snapshots()
         self._guard.watch(on_takeover=self._close_replaced, on_fork=self._leave_to_parent)
         self._heartbeat = self._start_heartbeat()
+        self._supervisor.announce(self._folder.progress, run.attempt)
         atexit.register(self._close_at_exit)
 
     @property
@@ -495,6 +501,17 @@ class ProgressTracker:
         with self._guard:
             self._metrics.record_pause(seconds)
 
+    def phase(self, phase: Phase | str) -> AbstractContextManager[None]:
+        """Tell `crashproof run`, if it supervises this process, what the loop does within a context; it waits longer.
+
+        `"saving"`, `"evaluating"`, `"compiling"` and `"waiting"` (for a teacher) are for work during which no step
+        is reported. Without a supervisor this does nothing.
+
+        Raises:
+            ValueError: there is no such phase.
+        """
+        return self._supervisor.phase(Phase(phase))
+
     def get_loss_trend(self, window_size: int = 100) -> dict[str, Any]:
         """The trend of the newest losses, at most 1,000; `LossTrend` has the names.
 
@@ -564,6 +581,7 @@ class ProgressTracker:
                 log.error(told, f"{self._writer.num_queued:,}", failure)  # noqa: TRY400 - one line
             finally:
                 self._guard.state = GuardState.CLOSED
+                self._supervisor.finish()
                 self._alerts.close()
                 self._checkpoints.close()
                 self._responses.close()
@@ -615,6 +633,7 @@ class ProgressTracker:
         """Release what a forked child has copies of; the lock and the heartbeat are the parent's."""
         self._responses.leave_to_parent()
         self._alerts.leave_to_parent()
+        self._supervisor.leave()
         self._writer.close_files()
 
     def _close_at_exit(self) -> None:

@@ -258,7 +258,7 @@ class TrainingLoop:
             return
         self._evaluated_step = step
         started_at = time.monotonic()
-        with self.state.ranks.collective("evaluating"), self.device.autocast():
+        with self.context.phase("evaluating"), self.state.ranks.collective("evaluating"), self.device.autocast():
             place = Place(
                 rank=self.state.ranks.rank,
                 num_ranks=self.state.ranks.num_ranks,

@@ -144,9 +144,13 @@ class CheckpointSaver:
 
     def _wait_for_last(self) -> None:
         try:
-            self._background.wait()
+            self._wait()
         except (StorageError, OSError) as error:
             self._skip(error)
+
+    def _wait(self) -> None:
+        with self._context.phase("saving"):
+            self._background.wait()
 
     def _skip(self, error: StorageError | OSError) -> None:
         """Go on without the last save. Processes may notice its failure a few steps apart, so they decide nothing."""
@@ -172,7 +176,7 @@ class CheckpointSaver:
         while True:
             self._start()
             try:
-                self._background.wait()
+                self._wait()
             except (StorageError, OSError) as error:
                 self._count(error)
                 self._tell_once(error)
