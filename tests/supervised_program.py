@@ -129,6 +129,23 @@ def damage_newest(folder: Path, progress: TrainingProgressContext) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def slow_saves(folder: Path, progress: TrainingProgressContext) -> int:
+    """Save for as long as told, go on, and at a request to stop save for as long again, and exit with 75."""
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+    for is_last in (False, True):
+        with progress.phase("saving"):
+            time.sleep(BUSY_SECONDS)
+            save(folder, progress, {"step": BAD_STEP, "weights": [BUSY_SECONDS, float(is_last)]})
+        if not is_last:
+            (folder / "slow").write_text(str(os.getpid()))
+            with progress.phase("evaluating"):
+                while not asked:
+                    time.sleep(0.05)
+    progress.end_as("preempted")
+    return 75
+
+
 def slow(folder: Path, progress: TrainingProgressContext) -> None:
     """Go on after a while, in which something may happen to the supervisor."""
     (folder / "slow").write_text(str(os.getpid()))
@@ -153,6 +170,7 @@ WRONG: dict[str, Callable[[Path, TrainingProgressContext], int | None]] = {
     "evaluates_slowly": busy("evaluating"),
     "damages_newest": damage_newest,
     "waits": slow,
+    "saves_when_asked": slow_saves,
 }
 
 DEADLY = {"poisoned": (6,), "always_dies_on_resume": (3, 6)}

@@ -43,6 +43,10 @@ def run(
         str, typer.Option(metavar="CODES", help="Exit codes that restart, such as 1,75; all: all but 0, 2, 126, 127.")
     ] = "all",
     backoff: Annotated[float, typer.Option(min=0.0, help="Seconds before the first restart; then doubled.")] = 2.0,
+    notices: Annotated[
+        str, typer.Option(metavar="CLOUD[=ADDRESS]", help="Notices of preemption: auto, off, aws or gcp.")
+    ] = "auto",
+    notices_every: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks for a notice.")] = 5.0,
     watch_file: Annotated[list[Path] | None, typer.Option(help="File whose growth is progress.")] = None,
     alert_webhook: AlertWebhook = None,
     alert_slack: AlertSlack = None,
@@ -64,6 +68,7 @@ def run(
     Example: crashproof run -- python train.py --output-dir runs/one
     """
     from crashproof.supervisor.child import adopt_orphans
+    from crashproof.supervisor.metadata import MetadataPoller, provider_named
     from crashproof.supervisor.settings import SupervisorSettings
     from crashproof.supervisor.signals import ReceivedSignals
     from crashproof.supervisor.state import claim_folder
@@ -83,10 +88,19 @@ def run(
             command=alert_command,
         ),
     )
+    provider = provider_named(notices)
     adopt_orphans()
     with ReceivedSignals() as signals:
         private = claim_folder(settings.command, settings.run, os.environ)
-        outcome = Supervisor(settings, private, signals, environment=os.environ, clock=SYSTEM_CLOCK, say=_say).run()
+        outcome = Supervisor(
+            settings,
+            private,
+            signals,
+            environment=os.environ,
+            clock=SYSTEM_CLOCK,
+            say=_say,
+            notices=None if provider is None else MetadataPoller(provider, say=_say, seconds=notices_every),
+        ).run()
     if as_json:
         print_json_line(
             {

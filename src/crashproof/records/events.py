@@ -118,6 +118,8 @@ class CheckpointRecorded(EventRecord, frozen=True, kw_only=True, tag="checkpoint
     checkpoint: CheckpointMetadata
     seconds: float
     """How long training stood still for it."""
+    save_seconds: float | UnsetType = UNSET
+    """How long the save took from its beginning on, in the background as well; absent where that is unknown."""
 
 
 class CheckpointFailed(EventRecord, frozen=True, kw_only=True, tag="checkpoint_failed"):

@@ -12,9 +12,11 @@ from crashproof.errors import StorageError
 from crashproof.formatting import as_duration
 from crashproof.records.supervision import Phase
 from crashproof.rules.secrets.texts import without_secrets
+from crashproof.rules.supervision.notices import fits_a_save
 from crashproof.rules.supervision.patience import AUTO_SECONDS, Patience, Waiting
 from crashproof.supervisor.child import Child, Ended
 from crashproof.supervisor.evidence import OomWatch
+from crashproof.supervisor.metadata import MetadataPoller
 from crashproof.supervisor.processes import catches, is_stopped
 from crashproof.supervisor.run_watch import Look, RunWatch
 from crashproof.supervisor.signals import ReceivedSignals
@@ -26,6 +28,8 @@ _POLL_SECONDS = 0.2
 _LONGEST_GAP_SECONDS = 2.0
 """Between two looks; if there was more, this process stood still as well, as on a suspended machine."""
 _FAMILY_SECONDS = 2.0
+_RECORD_SECONDS = 1.0
+"""Of the time that a notice leaves, for the supervisor to record what happened."""
 _SHORT_SECONDS = 5.0
 """What a second request to stop leaves."""
 
@@ -67,9 +71,11 @@ class Lifetime:
         patience: Patience,
         grace_seconds: float,
         oom: OomWatch,
+        notices: MetadataPoller | None,
         clock: Clock,
         say: Callable[[str], None],
     ) -> None:
+        self._notice_poller = notices
         self._child, self._run, self._signals = child, run, signals
         self._patience, self._grace_seconds = patience, grace_seconds
         self._oom, self._clock, self._say = oom, clock, say
@@ -84,6 +90,9 @@ class Lifetime:
         self._hang, self._hung_seconds, self._hung_since = "", 0.0, 0.0
         self._stacks: str | None = None
         self._stop, self._stop_at, self._notices = "", 0.0, 0
+        self._saves: list[float] = []
+        """How long each save has taken that the loop has told of."""
+        self._saving_since: float | None = None
 
     @property
     def family(self) -> list[int]:
@@ -95,6 +104,7 @@ class Lifetime:
         while (ended := self._child.poll()) is None:
             self._signals.wait(_POLL_SECONDS)
             self._take_signals()
+            self._take_notice()
             self._look_at_family()
             self._look_at_run()
             self._enforce()
@@ -118,15 +128,36 @@ class Lifetime:
                 self._shorten(received)
                 continue
             is_person = received == signal.SIGINT
-            self.ask_to_stop(
+            self._ask_to_stop(
                 f"the supervisor received {received.name}",
                 seconds_left=None if is_person else self._grace_seconds,
                 number=received,
             )
 
-    def ask_to_stop(self, why: str, *, seconds_left: float | None, number: signal.Signals) -> None:
-        """Ask the command to save and end within a time."""
+    def _take_notice(self) -> None:
+        found = None if self._notice_poller is None else self._notice_poller.take()
+        if found is None:
+            return
+        self._notices += 1
+        seconds_left = max(0.0, found.seconds_left - _RECORD_SECONDS)
+        if self._stop:
+            self._set_deadline(seconds_left)
+            return
+        self._ask_to_stop(found.what, seconds_left=seconds_left, number=signal.SIGTERM)
+
+    def _ask_to_stop(self, why: str, *, seconds_left: float | None, number: signal.Signals) -> None:
+        """Ask the command to save and end within a time; if a save would not fit, end it as it is."""
         self._stop, self._stop_at = why, self._clock.now()
+        save_seconds = max([*self._saves, *self._run.save_seconds()], default=None)
+        if not fits_a_save(seconds_left, save_seconds):
+            left, takes = as_duration(seconds_left), as_duration(save_seconds)
+            self._say(
+                f"{why}; {left} left, and a save takes {takes}, so none is begun: "
+                f"{self._run.newest_checkpoint_in_words()} is what a restart resumes from."
+            )
+            self._child.kill_all()
+            self._set_deadline(_SHORT_SECONDS)
+            return
         limit = "" if seconds_left is None else f" within {as_duration(seconds_left)}"
         self._say(f"{why}; the command is asked to save and exit{limit}.")
         self._set_deadline(seconds_left)
@@ -174,6 +205,7 @@ class Lifetime:
         now = self._clock.steady()
         passed, self._looked_at = min(now - self._looked_at, _LONGEST_GAP_SECONDS), now
         look = self._run.look()
+        self._time_saves(look, now)
         if look.phase is None or self._stopping is not None:
             return
         if not self._stands_still():
@@ -185,6 +217,13 @@ class Lifetime:
             self._end_hang(limit)
         elif counted > limit / 2 and self._files is None:
             self._files = self._run.files()
+
+    def _time_saves(self, look: Look, now: float) -> None:
+        if look.phase == Phase.SAVING:
+            self._saving_since = now if self._saving_since is None else self._saving_since
+        elif self._saving_since is not None:
+            self._saves.append(now - self._saving_since)
+            self._saving_since = None
 
     def _take_progress(self, look: Look) -> None:
         assert look.phase is not None

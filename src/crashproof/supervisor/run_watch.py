@@ -16,7 +16,7 @@ from crashproof.errors import CrashproofError
 from crashproof.reading.run_reader import RunReader
 from crashproof.reading.session_follower import SessionFollower
 from crashproof.records.checkpoints import CheckpointMetadata
-from crashproof.records.events import ResumeChosen
+from crashproof.records.events import CheckpointRecorded, ResumeChosen
 from crashproof.records.session import AttemptRecord, TrainingSession
 from crashproof.records.supervision import OpenedRun, Phase
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
@@ -24,6 +24,7 @@ from crashproof.tracking.supervised.link import BOARD_FILE, PHASES, RUN_FILE
 
 __all__ = ["Look", "RunWatch"]
 
+_NEWEST_SAVES = 5
 _LEVELS = 3
 _MOST_FILES = 2000
 _LOGS = (".log", ".out", ".err", ".txt", ".wandb")
@@ -116,6 +117,22 @@ class RunWatch:
                 None,
             )
         return catalog.newest() if chosen is None else catalog.at_path(chosen)
+
+    def save_seconds(self) -> list[float]:
+        """How long each of the newest saves has taken, as the run has recorded it."""
+        if self.folder is None:
+            return []
+        recorded = [each for each in RunReader(self.folder).events() if isinstance(each, CheckpointRecorded)]
+        return [
+            max(each.seconds, each.save_seconds if isinstance(each.save_seconds, float) else 0.0)
+            for each in recorded[-_NEWEST_SAVES:]
+        ]
+
+    def newest_checkpoint_in_words(self) -> str:
+        """What a restart would resume from."""
+        session = self.session()
+        newest = None if session is None else CheckpointCatalog(session).newest()
+        return "step 0" if newest is None else f"{newest.checkpoint_path} (step {newest.checkpoint_step:,})"
 
     def files(self) -> Hashable:
         """Sizes and times of what lies in the run's folder: it changes while a checkpoint is written."""

@@ -23,6 +23,7 @@ from crashproof.supervisor.child import Child, Ended
 from crashproof.supervisor.evidence import OomWatch
 from crashproof.supervisor.judgement import FinishedLife, exit_code_after, judge
 from crashproof.supervisor.lifetime import LifeEnd, Lifetime
+from crashproof.supervisor.metadata import MetadataPoller
 from crashproof.supervisor.recording import record_ends
 from crashproof.supervisor.run_watch import RunWatch
 from crashproof.supervisor.settings import SupervisorSettings
@@ -62,11 +63,12 @@ class Supervisor:
         environment: Mapping[str, str],
         clock: BootClock,
         say: Callable[[str], None],
+        notices: MetadataPoller | None = None,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._settings, self._private, self._signals = settings, private, signals
         self._environment = {**environment, FOLDER_VARIABLE: str(private.path)}
-        self._clock, self._say, self._draw = clock, say, draw
+        self._clock, self._say, self._draw, self._notices = clock, say, draw, notices
         self._folder = None if settings.run is None else RunFolder.under(settings.run)
         self._alerts = SupervisorAlerts(settings.alerts, command=shlex.join(settings.command))
         self._state = SupervisorState(boot_id=clock.boot_id(), pid=os.getpid())
@@ -135,6 +137,7 @@ class Supervisor:
             patience=self._settings.patience,
             grace_seconds=self._settings.grace_seconds,
             oom=oom,
+            notices=self._notices,
             clock=self._clock,
             say=self._say,
         )

@@ -116,7 +116,12 @@ class CheckpointRecorder:
         )
 
     def record(
-        self, checkpoint: CheckpointMetadata, *, seconds: float, is_best: bool | None = False
+        self,
+        checkpoint: CheckpointMetadata,
+        *,
+        seconds: float,
+        save_seconds: float | None = None,
+        is_best: bool | None = False,
     ) -> CheckpointMetadata:
         """Add a durable checkpoint to the journal and the manifest, with the metrics of its step."""
         session = self._writer.session
@@ -134,7 +139,12 @@ class CheckpointRecorder:
             is_best = catalog.has_lowest_loss(checkpoint)
         if is_best and BEST not in checkpoint.recovery_tags:
             checkpoint = msgspec.structs.replace(checkpoint, recovery_tags=[*checkpoint.recovery_tags, BEST])
-        event = CheckpointRecorded(**self._writer.stamp(), checkpoint=checkpoint, seconds=seconds)
+        event = CheckpointRecorded(
+            **self._writer.stamp(),
+            checkpoint=checkpoint,
+            seconds=seconds,
+            save_seconds=msgspec.UNSET if save_seconds is None else save_seconds,
+        )
         self._writer.keep_durably(event)
         self._num_failed, self._failed_step = 0, None
         self._writer.write_manifest()

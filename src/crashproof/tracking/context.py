@@ -182,6 +182,7 @@ class TrainingProgressContext:
         *,
         written: WholeFile | Digest | None = None,
         seconds: float | None = None,
+        save_seconds: float | None = None,
     ) -> None:
         """See `ProgressTracker.record_checkpoint`; the best one so far is also tagged `best_loss`.
 
@@ -190,7 +191,13 @@ class TrainingProgressContext:
         tracker = self._open_tracker()
         if tracker is not None:
             tracker.record_checkpoint(
-                step, checkpoint_path, dataset_position, written=written, seconds=seconds, is_best=is_best
+                step,
+                checkpoint_path,
+                dataset_position,
+                written=written,
+                seconds=seconds,
+                save_seconds=save_seconds,
+                is_best=is_best,
             )
             self._checkpoint_counter += 1
 

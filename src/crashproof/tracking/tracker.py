@@ -273,6 +273,7 @@ class ProgressTracker:
         *,
         written: WholeFile | Digest | None = None,
         seconds: float | None = None,
+        save_seconds: float | None = None,
         is_best: bool | None = False,
     ) -> CheckpointMetadata:
         """Acknowledge a checkpoint: when this returns it is durable and the manifest names it.
@@ -294,6 +295,7 @@ class ProgressTracker:
             written: What `write_atomically` returned for the file, or the `digest_of_files` of a durable folder whose
                 files were digested while they were written: nothing is read again.
             seconds: How long training stood still for the save; by default, the time spent here.
+            save_seconds: How long the save took from its beginning on, where training did not wait for it.
             is_best: Whether to add the tag `best_loss`; None: if its loss is below that of every checkpoint recorded
                 before it.
 
@@ -306,13 +308,16 @@ class ProgressTracker:
         self._guard.require_open()
         started_at = self._clock.steady()
         given_seconds = self._odd_values.amount(seconds, "seconds", unit="seconds")
+        took_seconds = self._odd_values.amount(save_seconds, "save_seconds", unit="seconds")
         position = self._position(step, dataset_position)
         try:
             checkpoint = self._checkpoints.describe(step, checkpoint_path, position, recovery_tags, written)
             with self._guard:
                 self._metrics.write_all()
                 stood_still = self._clock.steady() - started_at if given_seconds is None else given_seconds
-                recorded = self._checkpoints.record(checkpoint, seconds=stood_still, is_best=is_best)
+                recorded = self._checkpoints.record(
+                    checkpoint, seconds=stood_still, save_seconds=took_seconds, is_best=is_best
+                )
         except (StorageError, OSError) as error:
             self.record_checkpoint_failure(step, error)
             raise

@@ -224,7 +224,7 @@ class CheckpointSaver:
             self._require_room(path, num_bytes)
             written = self._write(path, step, tensors, own, shared)
             write_seconds = 0.0 if self._settings.saves_behind else time.monotonic() - write_started_at
-            self._record(step, path, samples, written, copy_seconds + write_seconds)
+            self._record(step, path, samples, written, copy_seconds + write_seconds, time.monotonic() - started_at)
             self.saved_step, self._has_checkpoint, self._num_failed = step, True, 0
 
         self._background.start(write)
@@ -263,13 +263,25 @@ class CheckpointSaver:
             self._context.tracker.quarantine_checkpoint(path, step, "the step is saved again")
 
     def _record(
-        self, step: int, path: Path, samples: int, written: WholeFile | Digest, stalled_seconds: float
+        self,
+        step: int,
+        path: Path,
+        samples: int,
+        written: WholeFile | Digest,
+        stalled_seconds: float,
+        save_seconds: float,
     ) -> None:
         """Record a durable checkpoint in the manifest; where that fails, it counts as failed on all processes."""
 
         def record() -> None:
             self._context.record_checkpoint(
-                step, path, samples, is_best=None, written=written, seconds=stalled_seconds
+                step,
+                path,
+                samples,
+                is_best=None,
+                written=written,
+                seconds=stalled_seconds,
+                save_seconds=save_seconds,
             )
 
         act_together(self._ranks, f"recording {path.name}", record, only_main=True)
