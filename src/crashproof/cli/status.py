@@ -27,6 +27,7 @@ from crashproof.records.session import TrainingSession
 from crashproof.records.states import LossVerdict, RunStatus
 from crashproof.rules.rank_times.comparison import in_words
 from crashproof.rules.saves.failures import failed_in_words
+from crashproof.rules.supervision.words import supervision_in_words
 
 __all__ = ["RestartPoint", "local_time", "restart_point", "status"]
 
@@ -42,6 +43,7 @@ _OVERHEADS = {
     "checkpointing": "checkpoints",
     "evaluating": "evaluation",
     "paused": "pauses",
+    "hung": "hangs",
     "down": "downtime",
     "starting": "startup",
 }
@@ -188,6 +190,7 @@ def _training_lines(look: _Look) -> list[str]:
     lines += [f"              skips {path}: {reason}" for path, reason in restart.passed_over]
     if summary.attempt > 1:
         lines.append(f"  attempts    {summary.attempt}; {summary.steps_recomputed:,} steps recomputed")
+    lines += _supervision(summary)
     if summary.replay_differed_at is not None:
         lines.append(f"  warning     step {summary.replay_differed_at:,} had a different loss when it was recomputed")
     return lines + _warnings(summary) + _teacher(summary)
@@ -204,7 +207,15 @@ def _job_lines(look: _Look) -> list[str]:
     ]
     if summary.attempt > 1:
         lines.append(f"  attempts    {summary.attempt}")
+    lines += _supervision(summary)
     return lines + _warnings(summary) + _teacher(summary)
+
+
+def _supervision(summary: ProgressSummary) -> list[str]:
+    return [
+        f"  {'' if place else 'supervised':<11} {line}"
+        for place, line in enumerate(supervision_in_words(summary.supervision))
+    ]
 
 
 def _warnings(summary: ProgressSummary) -> list[str]:
