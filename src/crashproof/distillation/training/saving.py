@@ -25,14 +25,16 @@ from crashproof.distillation.settings.progress import ProgressConfig
 from crashproof.distillation.training.save_retries import SaveRetries
 from crashproof.distillation.training.training_state import TrainingState
 from crashproof.errors import DiskFull, SavesFailed, StorageError
-from crashproof.formatting import as_duration
+from crashproof.formatting import as_bytes, as_duration
 from crashproof.notices import Notices
 from crashproof.pytorch.background_task import BackgroundTask
 from crashproof.pytorch.checkpoint_file import save_checkpoint
 from crashproof.pytorch.coordination.acting_together import act_together
 from crashproof.pytorch.ranks import DistributedRanks, Ranks
 from crashproof.pytorch.sharded_checkpoint import save_shards
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.saves.failures import is_last_chance
+from crashproof.rules.saves.room import checkpoints_to_come
 from crashproof.tracking.context import TrainingProgressContext
 
 __all__ = ["CheckpointSaver"]
@@ -88,14 +90,35 @@ class CheckpointSaver:
             )
         )
 
-    def require_room(self) -> None:
+    def require_room(self, *, num_saves: int | None = None) -> None:
         """Refuse to train what could not be saved even once, as far as the free space tells.
+
+        Warns if the disk does not hold all checkpoints that will lie on it at the same time; `num_saves` are those
+        until the end of the run, where that is known.
 
         Raises:
             DiskFull: Names what is needed and what is free.
         """
         self._sweep()
         self._require_room(self._folder.root, self._state.num_bytes())
+        if self._ranks.is_main:
+            self._warn_of_room(num_saves)
+
+    def _warn_of_room(self, num_saves: int | None) -> None:
+        tracker = self._context.tracker
+        num_present = 0 if tracker is None else len(CheckpointCatalog(tracker.session))
+        keep = self._settings.keep
+        to_come = checkpoints_to_come(num_saves=num_saves, most_kept=keep.most(), num_present=num_present)
+        needed = round((to_come or 1) * self._state.num_bytes() * (1 + _SPARE_SHARE))
+        free = self._disk.free_bytes(self._folder.root)
+        if free < needed:
+            log.warning(
+                "The disk does not hold the %s checkpoints to come: %s are needed, %s are free. Free space, or keep "
+                "fewer (progress.keep); later saves will fail.",
+                f"{to_come:,}",
+                as_bytes(needed),
+                as_bytes(free),
+            )
 
     def save(self) -> None:
         """Start a checkpoint of the current state, between two steps.
