@@ -25,6 +25,7 @@ BENCHMARKS = (
     "opening_time",
     "memory",
     "page_speed",
+    "supervised_runs",
     "checkpoint_stall",
     "answer_cost",
     "answer_store",

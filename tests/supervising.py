@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -133,3 +134,66 @@ def _memory_group() -> Path | None:
         if controllers in ("", "memory") and ((folder / "memory.stat").exists()):
             return folder
     return None
+
+
+class NoMemoryGroup(Exception):
+    """No control group may be made here."""
+
+
+def plain(folder: Path, mode: str) -> Supervised:
+    return supervise(folder, mode)
+
+
+def out_of_memory(folder: Path, mode: str) -> Supervised:
+    with small_memory_group() as group:
+        if group is None:
+            raise NoMemoryGroup
+        return supervise(folder, mode, OOM_GROUP=str(group))
+
+
+def stopped(folder: Path, mode: str) -> Supervised:
+    """Stopped for longer than the limit, then continued."""
+    run = start(folder, mode)
+    lines: list[str] = []
+    assert run.process.stderr is not None
+    while not any("which is no hang" in line for line in lines):
+        lines.append(run.process.stderr.readline())
+        assert lines[-1], lines
+    # Longer than the limit of 1 s.
+    signal.sigtimedwait([], 2.5)
+    os.kill(int((folder / "stopped").read_text()), signal.SIGCONT)
+    return run.wait()
+
+
+def supervisor_killed(folder: Path, mode: str) -> Supervised:
+    """Its supervisor is killed while it trains; another one is started."""
+    first = start(folder, mode, "--patience", "60")
+    first.wait_until((folder / "slow").exists)
+    first.process.kill()
+    first.process.wait(30)
+    for each in (first.process.stdout, first.process.stderr):
+        assert each is not None
+        each.close()
+    second = start(folder, mode, "--patience", "60", mark=first.mark)
+    assert second.process.stderr is not None
+    while "is still there" not in (line := second.process.stderr.readline()):
+        assert line
+    (folder / "go_on").touch()
+    return second.wait()
+
+
+SCENARIOS: dict[str, tuple[str, Callable[[Path, str], Supervised], int, list[str]]] = {
+    "finishes": ("finishes", plain, 0, ["completed"]),
+    "ends-with-0-too-early": ("exits_early", plain, 4, ["ended_early"]),
+    "same-error-each-time": ("always_raises", plain, 3, ["exception"] * 3),
+    "out-of-memory": ("is_out_of_memory", out_of_memory, 0, ["out_of_memory", "completed"]),
+    "hangs-in-python": ("hangs_in_python", plain, 0, ["hang", "completed"]),
+    "hangs-in-c-with-the-lock": ("hangs_in_c", plain, 0, ["hang", "completed"]),
+    "stopped-by-SIGSTOP": ("is_stopped", stopped, 0, ["completed"]),
+    "slow-save": ("saves_slowly", plain, 0, ["completed"]),
+    "slow-evaluation": ("evaluates_slowly", plain, 0, ["completed"]),
+    "hangs-in-its-handler": ("hangs_in_handler", plain, 0, ["hang", "completed"]),
+    "damaged-newest-checkpoint": ("damages_newest", plain, 0, ["signal", "completed"]),
+    "supervisor-killed": ("waits", supervisor_killed, 0, ["completed"]),
+}
+"""The mode of the program, what is done to it, the supervisor's exit code, and the cause of each life's end."""

@@ -70,6 +70,8 @@ class RunWatch:
         progress = (
             files,
             attempt.last_seen,
+            attempt.last_step,
+            attempt.rewinds,
             session.steps_computed,
             session.api_responses_saved,
             session.api_requests_in_doubt,
