@@ -165,3 +165,12 @@ def test_a_state_that_cannot_be_kept_is_told(tmp_path):
 
 def test_a_process_without_a_supervisor_has_none():
     assert supervisor_of(2**22 + 1) is None
+
+
+def test_a_phase_in_which_the_run_is_closed_ends_quietly(watch, open_tracker, update):
+    seen, tracker = watch(), open_tracker()
+    update(tracker, 1)
+    with tracker.phase("saving"):
+        tracker.close()
+
+    assert Phase.FINISHING == seen.look().phase

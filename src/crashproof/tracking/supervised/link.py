@@ -76,8 +76,10 @@ class SupervisorLink:
         try:
             yield
         finally:
-            self._shown.remove(phase)
-            self._show()
+            # The run may have been closed meanwhile.
+            if phase in self._shown:
+                self._shown.remove(phase)
+                self._show()
 
     def finish(self) -> None:
         """The run is closed; what the process still does is not training."""
