@@ -19,13 +19,13 @@ from crashproof.cli.status import RestartPoint, restart_point
 from crashproof.disk.lock import Holder
 from crashproof.errors import CannotStop
 from crashproof.reading.run_reader import RunReader
+from crashproof.supervisor.processes import has_open
 from crashproof.supervisor.state import supervisor_of
 
 __all__ = ["stop"]
 
 EXIT_STILL_RUNNING = 1
 _SECONDS_BETWEEN_LOOKS = 0.2
-_PROCESSES = Path("/proc")
 
 
 class _Outcome(Struct, frozen=True, kw_only=True):
@@ -85,7 +85,7 @@ def _send_sigterm(holder: Holder, lock: Path, folder: Path) -> None:
             reason=f"process {holder.pid} writes it on host {holder.host}, and this host is {socket.gethostname()}",
             hint=f"Run on that host: crashproof stop {folder}",
         )
-    if holder.pid <= 1 or not _has_open(holder.pid, lock):
+    if holder.pid <= 1 or not has_open(holder.pid, lock):
         raise CannotStop(
             folder,
             reason=f"process {holder.pid} of this machine is not the one that writes it (another container, perhaps)",
@@ -101,29 +101,6 @@ def _send_sigterm(holder: Holder, lock: Path, folder: Path) -> None:
         raise CannotStop(
             folder, reason=f"process {holder.pid} belongs to another user", hint="Run as its owner, or as root."
         ) from None
-
-
-def _has_open(pid: int, lock: Path, *, processes: Path = _PROCESSES) -> bool:
-    """Whether a process has the lock file that names it open.
-
-    Process ids are reused, and differ between containers. Where the system does not tell, the file is trusted.
-    """
-    if not (processes / "self").exists():
-        return True
-    try:
-        wanted = lock.stat()
-        for each in (processes / str(pid) / "fd").iterdir():
-            try:
-                found = each.stat()
-            except OSError:
-                continue
-            if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
-                return True
-    except PermissionError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _wait_for_end(

@@ -95,6 +95,8 @@ class Child:
         self.note_family()
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
+        # One that was started by hand leads no group.
+        self.send(signal.SIGKILL)
         for pid in self._left(with_alerts=False):
             self.send(signal.SIGKILL, to=pid)
 

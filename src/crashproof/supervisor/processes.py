@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ProcessStatus", "catches", "command_line", "descendants", "is_stopped", "status_of"]
+__all__ = ["ProcessStatus", "catches", "command_line", "descendants", "has_open", "is_stopped", "status_of"]
 
 _PROC = Path("/proc")
 _STOPPED = "Tt"
@@ -86,3 +86,26 @@ def command_line(pid: int) -> str:
         return (_PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
     except OSError:
         return ""
+
+
+def has_open(pid: int, lock: Path, *, processes: Path = _PROC) -> bool:
+    """Whether a process has the lock file that names it open.
+
+    Process ids are reused, and differ between containers. Where the system does not tell, the file is trusted.
+    """
+    if not (processes / "self").exists():
+        return True
+    try:
+        wanted = lock.stat()
+        for each in (processes / str(pid) / "fd").iterdir():
+            try:
+                found = each.stat()
+            except OSError:
+                continue
+            if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+                return True
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False

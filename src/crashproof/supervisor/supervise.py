@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import random
 import shlex
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from crashproof.clock import BootClock
+from crashproof.disk.lock import holder_of
 from crashproof.disk.run_folder import RunFolder
 from crashproof.disk.supervision.private_folder import PrivateFolder
 from crashproof.errors import CommandNotStarted, CrashproofError
 from crashproof.formatting import as_duration
 from crashproof.records.events import CheckpointSuspected, ProcessEnded
-from crashproof.records.supervision import Action
+from crashproof.records.supervision import Action, OpenedRun
 from crashproof.rules.supervision.ends import EXIT_START_AGAIN
 from crashproof.rules.supervision.restarts import lives_in_vain
 from crashproof.supervisor.alerting import SupervisorAlerts
@@ -24,12 +28,13 @@ from crashproof.supervisor.evidence import OomWatch
 from crashproof.supervisor.judgement import FinishedLife, exit_code_after, judge
 from crashproof.supervisor.lifetime import LifeEnd, Lifetime
 from crashproof.supervisor.metadata import MetadataPoller
+from crashproof.supervisor.processes import has_open, status_of
 from crashproof.supervisor.recording import record_ends
 from crashproof.supervisor.run_watch import RunWatch
 from crashproof.supervisor.settings import SupervisorSettings
 from crashproof.supervisor.signals import ReceivedSignals
 from crashproof.supervisor.state import KnownChild, SupervisorState, load_state, save_state
-from crashproof.tracking.supervised.link import FOLDER_VARIABLE
+from crashproof.tracking.supervised.link import FOLDER_VARIABLE, RUN_FILE
 
 __all__ = ["Outcome", "Supervisor"]
 
@@ -98,13 +103,33 @@ class Supervisor:
         left = load_state(self._private, self._state.boot_id)
         if left is None:
             self._private.clear()
-            return None
+            return self._take_over_writer()
         self._say(f"supervisor {left.pid} of this command has ended without its command; going on in its place.")
         self._state = left
         left.pid = os.getpid()
         if self._folder is None and left.progress is not None:
             self._folder = RunFolder(Path(left.progress))
         return left.child
+
+    def _take_over_writer(self) -> KnownChild | None:
+        """The live process that writes the run that was named: starting a second one would be an error."""
+        folder = self._folder
+        holder = None if folder is None else holder_of(folder.lock)
+        if folder is None or holder is None or holder.host != socket.gethostname():
+            return None
+        status, run = status_of(holder.pid), RunWatch(self._private.path, run=folder, files=())
+        session = run.session()
+        if status is None or session is None or not has_open(holder.pid, folder.lock):
+            return None
+        attempt = max((each.attempt for each in session.attempts), default=0)
+        opened = OpenedRun(pid=holder.pid, progress=str(folder.progress), attempt=attempt)
+        self._private.write(RUN_FILE, msgspec.json.encode(opened))
+        return KnownChild(
+            pid=holder.pid,
+            start_ticks=status.start_ticks,
+            started_at=holder.since,
+            verified_before=run.verified(),
+        )
 
     def _live(self, known: KnownChild | None) -> FinishedLife:
         """One life: a new one, or the rest of that of a child that was found."""

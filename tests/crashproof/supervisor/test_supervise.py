@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,24 @@ def test_a_supervisor_that_was_killed_with_its_child_goes_by_the_run(tmp_path):
 
     assert (0, ["unknown", "completed"]) == (second.code, second.causes)
     assert 1 == RunReader.open(folder).session().supervision.restarts
+
+
+def test_a_run_that_is_written_already_is_supervised_and_not_started_twice(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with subprocess.Popen([sys.executable, str(PROGRAM), str(folder), "waits"]) as by_hand:
+        deadline = time.monotonic() + 60
+        while not (folder / "slow").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        run = start(folder, "waits", "--patience", "60", "--run", str(folder))
+        assert run.process.stderr is not None
+        said = run.process.stderr.readline()
+        (folder / "go_on").touch()
+        run.wait()
+
+    assert f"process {by_hand.pid} is still there" in said
+    assert (0, ["completed"]) == (run.code, run.causes)
 
 
 def test_a_second_request_to_stop_leaves_little_time(tmp_path):
