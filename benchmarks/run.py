@@ -30,6 +30,7 @@ BENCHMARKS = (
     "memory",
     "page_speed",
     "looks",
+    "supervised_runs",
     "checkpoint_stall",
     "background_save",
     "answer_cost",

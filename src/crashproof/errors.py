@@ -34,6 +34,7 @@ CrashproofError
 │       └── RecordsLost      what was recorded cannot be read any more
 ├── InputError               what the user passed in
 │   ├── AddressInUse         a server cannot listen at this address
+│   ├── CommandNotStarted    a command to supervise cannot be run
 │   ├── ConfigError          a config file or key
 │   │   └── UnknownPrice     no price is known for a model
 │   ├── DataError            a line of a data file
@@ -64,6 +65,7 @@ __all__ = [
     "CheckpointDamaged",
     "CheckpointError",
     "CheckpointMismatch",
+    "CommandNotStarted",
     "ConfigChanged",
     "ConfigError",
     "CrashproofError",
@@ -507,6 +509,13 @@ class OtherRun(InputError):
             f"{place} already holds another run ({found}, not {wanted}).",
             hint="Choose another destination, or an empty one.",
         )
+
+
+class CommandNotStarted(InputError):
+    """A command to supervise cannot be run."""
+
+    def __init__(self, program: str, *, reason: str) -> None:
+        super().__init__(f"{program} cannot be run: {reason}.", hint="Check the command that follows `--`.")
 
 
 class ConfigError(InputError):

@@ -31,7 +31,7 @@ LAYERS = {
         {"tracking"},
         {"views"},
         {"crashproof"},
-        {"dashboard", "exporters", "pytorch", "teacher"},
+        {"dashboard", "exporters", "pytorch", "supervisor", "teacher"},
         {"adapters", "distillation", "proof"},
         {"testing"},
         {"cli"},

@@ -18,6 +18,7 @@ import logging
 import math
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -152,6 +153,8 @@ class CrashproofCallback(Callback):
         self._seen: Mapping[str, object] = {}
         self._state_in_training: dict[str, Any] | None = None
         self._validation_began = 0.0
+        self._validation = ExitStack()
+        """The phase that a supervisor is shown."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that the parts are used together."""
@@ -263,6 +266,8 @@ class CrashproofCallback(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the time, and the metrics logged so far."""
+        if self._shared.tracker is not None:
+            self._validation.enter_context(self._shared.tracker.phase("evaluating"))
         self._validation_began = self._shared.run.clock.steady()
         self._seen = dict(trainer.callback_metrics)
 
@@ -272,6 +277,7 @@ class CrashproofCallback(Callback):
         After a resume Lightning does not repeat a validation that followed the checkpoint. So whether it takes place
         must not change what training draws.
         """
+        self._validation.close()
         if trainer.sanity_checking:
             return
         if self._state_in_training is not None and self._is_recording:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ class CrashproofCheckpointIO(CheckpointIO):
         run = self._shared.run
         try:
             run.disk.make_folders(path.parent)
-            written = save_checkpoint(path, checkpoint, disk=run.disk)
+            with nullcontext() if self._shared.tracker is None else self._shared.tracker.phase("saving"):
+                written = save_checkpoint(path, checkpoint, disk=run.disk)
         except (StorageError, OSError) as error:
             self._record_failure(checkpoint, error)
             raise

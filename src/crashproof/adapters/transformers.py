@@ -114,6 +114,8 @@ class CrashproofCallback(TrainerCallback):
         )
         self._progress: TrainingProgressContext | None = None
         self._stack = ExitStack()
+        self._beside_training = ExitStack()
+        """The phase that a supervisor is shown between two steps."""
         self._interrupts = Interrupts()
         self._resumed_from: str | None = None
         self._trial: object = None
@@ -204,6 +206,7 @@ class CrashproofCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Reset the sum of losses."""
+        self._beside_training.close()
         self._step.begin()
 
     def on_pre_optimizer_step(
@@ -238,6 +241,7 @@ class CrashproofCallback(TrainerCallback):
             self._progress.end_as("preempted")
             by = self._interrupts.received.name if self._interrupts.received else "another process"
             log.info("Stopping at step %s by %s. Start the same command again.", f"{state.global_step:,}", by)
+        self._show_phase(control)
         self._idle_since = self._clock.steady()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -268,11 +272,13 @@ class CrashproofCallback(TrainerCallback):
         """Keep the checkpoint that a finished run was resumed from, instead of saving it again."""
         if self._is_finished:
             control.should_save = False
+        self._show_phase(control)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Record what the program logged after the last step."""
+        self._beside_training.close()
         if self._progress is not None:
             self._progress.record_evaluation(state.global_step, self._step.take_logs())
 
@@ -301,6 +307,13 @@ class CrashproofCallback(TrainerCallback):
                 raise
             log.warning("Could not record %s; training continues: %s", folder.name, error)
             tracker.record_checkpoint_failure(state.global_step, error)
+
+    def _show_phase(self, control: TrainerControl) -> None:
+        """Show a supervisor what the trainer is about to do; an evaluation comes before a save."""
+        if self._progress is not None and (control.should_evaluate or control.should_save):
+            phase = "evaluating" if control.should_evaluate else "saving"
+            self._beside_training.close()
+            self._beside_training.enter_context(self._progress.phase(phase))
 
     def _open(self, state: TrainerState) -> None:
         """Open the run, or that of a trial: each trial of a hyperparameter search is a run in a folder of its own."""

@@ -21,15 +21,11 @@ from crashproof.alerts.channels.registry import CHANNELS
 from crashproof.alerts.content import AlertContent
 from crashproof.alerts.delivery import Deliveries
 from crashproof.alerts.process_client import STOP_SIGNALS, Finished, Send, WatchedRun
-from crashproof.disk.files import storage_errors
-from crashproof.disk.journal import append_durably
-from crashproof.disk.journal_repair import repair_journal
 from crashproof.disk.lock import WriterLock
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import CrashproofError, RunInUse
-from crashproof.reading.damage import damage_event
-from crashproof.reading.run_state import RunState, read_run
-from crashproof.records.codec import encode
+from crashproof.reading.between_attempts import append_between_attempts
+from crashproof.reading.run_state import read_run
 from crashproof.records.events import AlertRaised, Event
 from crashproof.records.session import AttemptRecord, TrainingSession
 from crashproof.records.states import AlertKind
@@ -166,43 +162,32 @@ def _record_ends(folder: RunFolder, watched: WatchedRun) -> list[AlertContent]:
     state = read_run(folder)
     if _is_replaced(state.session, watched):
         return []
-    now = time.time()
-    repairs: list[Event] = []
-    if folder.events.name in state.damages:
-        repairs = _repair_events(folder, watched, state, now)
-        state = read_run(folder)
-    session = state.session
-    assert session is not None
-    ends = _unreported_ends(session, watched.attempt)
-    alerts = [
-        AlertRaised(
-            timestamp=now,
-            attempt=watched.attempt,
-            kind=kind,
-            message=message,
-            about_attempt=attempt.attempt,
-            step=session.steps_completed,
+    now, contents = time.time(), list[AlertContent]()
+
+    def alerts_of(session: TrainingSession) -> list[Event]:
+        ends = _unreported_ends(session, watched.attempt)
+        run = str(folder.root)
+        contents.extend(
+            AlertContent.of(session, about, kind, message, run=run, now=now) for about, kind, message in ends
         )
-        for attempt, kind, message in ends
-    ]
+        return [
+            AlertRaised(
+                timestamp=now,
+                attempt=watched.attempt,
+                kind=kind,
+                message=message,
+                about_attempt=about.attempt,
+                step=session.steps_completed,
+            )
+            for about, kind, message in ends
+        ]
+
     try:
-        lines = map(encode, [*repairs, *alerts])
-        append_durably(folder.events, lines, mark=state.marks[folder.events.name])
+        append_between_attempts(folder, alerts_of, attempt=watched.attempt, now=now)
     except (CrashproofError, OSError) as error:
         # A full disk may be what it died of. The next start reports the crash again, which is better than never.
         _report(f"an alert could not be recorded: {error}")
-    run = str(folder.root)
-    return [AlertContent.of(session, attempt, kind, message, run=run, now=now) for attempt, kind, message in ends]
-
-
-def _repair_events(folder: RunFolder, watched: WatchedRun, state: RunState, now: float) -> list[Event]:
-    """Quarantine a line that the kill truncated: the next line would become part of it."""
-    name = folder.events.name
-    with storage_errors(folder.events):
-        pieces = repair_journal(
-            folder.events, quarantine=folder.quarantine / name, start=state.damages[name][0].offset
-        )
-    return [damage_event(folder, name, piece, timestamp=now, attempt=watched.attempt) for piece in pieces]
+    return contents
 
 
 def _unreported_ends(session: TrainingSession, dead: int) -> list[tuple[AttemptRecord, AlertKind, str]]:

@@ -35,6 +35,8 @@ class ResumePoint(msgspec.Struct, frozen=True, kw_only=True):
     """How it is known that it is intact."""
     stats: dict[str, FileStat] | None
     """What the file system said of its files while they were read; None where they were not, or have changed."""
+    suspect: list[tuple[CheckpointMetadata, str]] = []
+    """Newer ones that are intact, but from which resumes died without progress, each with the reason."""
 
     @property
     def located(self) -> CheckpointMetadata:
@@ -99,13 +101,18 @@ def choose_for(session: TrainingSession, folder: RunFolder, *, trusts_record: bo
             traces = find_loose(folder, before=session.start_time or None)
         if traces:
             raise RecordsLost(folder.root, found=traces)
-    return choose(
+    found = choose(
         catalog.candidates(),
         folder,
         overwritten=catalog.overwritten(),
         quarantined=catalog.quarantined(),
         trusts_record=trusts_record,
     )
+    if found is None or catalog.suspicion_of(found.checkpoint):
+        return found
+    newer = [each for each in catalog.all() if each.created_at > found.checkpoint.created_at]
+    suspect = [(each, why) for each in newer if (why := catalog.suspicion_of(each))]
+    return msgspec.structs.replace(found, suspect=suspect)
 
 
 def _first_usable(

@@ -17,6 +17,7 @@ from crashproof.cli.history import history
 from crashproof.cli.output import clean
 from crashproof.cli.prove import prove
 from crashproof.cli.repair import repair
+from crashproof.cli.run import run as run_command
 from crashproof.cli.runs import runs
 from crashproof.cli.serve import serve
 from crashproof.cli.status import status
@@ -30,7 +31,7 @@ __all__ = ["run"]
 
 app = typer.Typer(
     name="crashproof",
-    help="Monitor, verify, repair and stop training runs; query teachers.",
+    help="Monitor, supervise, verify, repair and stop training runs; query teachers.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -42,6 +43,7 @@ app.command()(history)
 app.command()(checkpoints)
 app.command()(compare)
 app.command()(serve)
+app.command("run")(run_command)
 app.command()(stop)
 app.command()(prove)
 app.command()(export)

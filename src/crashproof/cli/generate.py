@@ -13,6 +13,7 @@ import typer
 
 from crashproof.alerts.settings import AlertSettings, names_variable, read_address
 from crashproof.answers.store import ResponseStore
+from crashproof.cli.alert_options import AlertCommand, AlertSlack, AlertWebhook, alert_address
 from crashproof.cli.arguments import AsJson
 from crashproof.cli.output import print_json
 from crashproof.errors import ConfigError
@@ -81,13 +82,9 @@ def generate(
     keep_truncated: Annotated[
         bool, typer.Option("--keep-truncated", help="Write answers that were cut off or filtered, too.")
     ] = False,
-    alert_webhook: Annotated[
-        str | None, typer.Option(metavar="env:NAME", help="Environment variable with a webhook URL for alerts.")
-    ] = None,
-    alert_slack: Annotated[
-        str | None, typer.Option(metavar="env:NAME", help="Environment variable with a Slack webhook URL.")
-    ] = None,
-    alert_command: Annotated[str | None, typer.Option(help="Shell command that gets each alert on stdin.")] = None,
+    alert_webhook: AlertWebhook = None,
+    alert_slack: AlertSlack = None,
+    alert_command: AlertCommand = None,
     engine: Annotated[str, typer.Option(help="Where to run: local, or ray for a running Ray cluster.")] = "local",
     write_batch: Annotated[Path | None, typer.Option(help="Write a batch file instead of sending requests.")] = None,
     read_batch: Annotated[list[Path] | None, typer.Option(help="Import the results of a batch.")] = None,
@@ -153,8 +150,8 @@ def generate(
         asks_again=ask_again,
     )
     alerts = AlertSettings(
-        webhook=_address(alert_webhook, "--alert-webhook"),
-        slack_webhook=_address(alert_slack, "--alert-slack"),
+        webhook=alert_address(alert_webhook, "--alert-webhook"),
+        slack_webhook=alert_address(alert_slack, "--alert-slack"),
         command=alert_command,
         budget_dollars=settings.budget,
     )
@@ -326,15 +323,6 @@ def _named(pairs: list[str], option: str) -> dict[str, str]:
             raise ConfigError(f"A value of {option} has no name.", hint=f"Pass {option} NAME=env:VAR.")
         named[name.strip()] = value
     return named
-
-
-def _address(named: str | None, option: str) -> str | None:
-    if named is None:
-        return None
-    if not names_variable(named):
-        # The address is a secret, and other users can read the command line.
-        raise ConfigError(f"{option} is not env:NAME.", hint="Put the URL into a variable, and pass its name.")
-    return read_address(named, os.environ, where=option)
 
 
 def _dollars(budget: str | None) -> Decimal | None:

@@ -29,6 +29,7 @@ from crashproof.records.session import TrainingSession
 from crashproof.records.states import LossVerdict, RunStatus
 from crashproof.rules.rank_times.comparison import in_words
 from crashproof.rules.saves.failures import failed_in_words
+from crashproof.rules.supervision.words import supervision_in_words
 
 __all__ = ["RestartPoint", "local_time", "restart_point", "status"]
 
@@ -49,6 +50,7 @@ _OVERHEADS = {
     "checkpointing": "checkpoints",
     "evaluating": "evaluation",
     "paused": "pauses",
+    "hung": "hangs",
     "down": "downtime",
     "starting": "startup",
 }
@@ -143,7 +145,7 @@ def restart_point(reader: RunReader, session: TrainingSession, *, trusts_record:
     return RestartPoint(
         step=choice.checkpoint.checkpoint_step,
         checkpoint=choice.checkpoint.checkpoint_path,
-        passed_over=[(each.checkpoint_path, reason) for each, reason in choice.refused],
+        passed_over=[(each.checkpoint_path, reason) for each, reason in [*choice.suspect, *choice.refused]],
         verification=choice.verification,
     )
 
@@ -208,6 +210,7 @@ def _training_lines(look: _Look) -> list[str]:
     lines += [f"              skips {path}: {reason}" for path, reason in restart.passed_over]
     if summary.attempt > 1:
         lines.append(f"  attempts    {summary.attempt}; {summary.steps_recomputed:,} steps recomputed")
+    lines += _supervision(summary)
     if summary.replay_differed_at is not None:
         lines.append(f"  warning     step {summary.replay_differed_at:,} had a different loss when it was recomputed")
     return lines + _warnings(summary) + _teacher(summary)
@@ -224,7 +227,15 @@ def _job_lines(look: _Look) -> list[str]:
     ]
     if summary.attempt > 1:
         lines.append(f"  attempts    {summary.attempt}")
+    lines += _supervision(summary)
     return lines + _warnings(summary) + _teacher(summary)
+
+
+def _supervision(summary: ProgressSummary) -> list[str]:
+    return [
+        f"  {'' if place else 'supervised':<11} {line}"
+        for place, line in enumerate(supervision_in_words(summary.supervision))
+    ]
 
 
 def _warnings(summary: ProgressSummary) -> list[str]:

@@ -19,12 +19,13 @@ from crashproof.cli.status import RestartPoint, restart_point
 from crashproof.disk.lock import Holder
 from crashproof.errors import CannotStop
 from crashproof.reading.run_reader import RunReader
+from crashproof.supervisor.processes import has_open
+from crashproof.supervisor.state import supervisor_of
 
 __all__ = ["stop"]
 
 EXIT_STILL_RUNNING = 1
 _SECONDS_BETWEEN_LOOKS = 0.2
-_PROCESSES = Path("/proc")
 
 
 class _Outcome(Struct, frozen=True, kw_only=True):
@@ -53,7 +54,8 @@ def stop(
     The trainers and `crashproof generate` finish their step, save, and exit
     with 75: start the same command again. Your own loop does the same if it
     handles SIGTERM (see crashproof.pytorch.interrupts); otherwise it ends at
-    once, and everything it has reported is kept.
+    once, and everything it has reported is kept. Below `crashproof run` the
+    supervisor is asked, which passes it on and starts nothing again.
 
     Exit codes: 0 no process writes the run any more; 1 still running after the
     wait; 2 error, such as a process on another host.
@@ -83,14 +85,15 @@ def _send_sigterm(holder: Holder, lock: Path, folder: Path) -> None:
             reason=f"process {holder.pid} writes it on host {holder.host}, and this host is {socket.gethostname()}",
             hint=f"Run on that host: crashproof stop {folder}",
         )
-    if holder.pid <= 1 or not _has_open(holder.pid, lock):
+    if holder.pid <= 1 or not has_open(holder.pid, lock):
         raise CannotStop(
             folder,
             reason=f"process {holder.pid} of this machine is not the one that writes it (another container, perhaps)",
             hint=f"Run where it was started: crashproof stop {folder}",
         )
     try:
-        os.kill(holder.pid, signal.SIGTERM)
+        # A supervisor would start it again.
+        os.kill(supervisor_of(holder.pid) or holder.pid, signal.SIGTERM)
     except ProcessLookupError:
         # The process has just ended by itself.
         return
@@ -98,29 +101,6 @@ def _send_sigterm(holder: Holder, lock: Path, folder: Path) -> None:
         raise CannotStop(
             folder, reason=f"process {holder.pid} belongs to another user", hint="Run as its owner, or as root."
         ) from None
-
-
-def _has_open(pid: int, lock: Path, *, processes: Path = _PROCESSES) -> bool:
-    """Whether a process has the lock file that names it open.
-
-    Process ids are reused, and differ between containers. Where the system does not tell, the file is trusted.
-    """
-    if not (processes / "self").exists():
-        return True
-    try:
-        wanted = lock.stat()
-        for each in (processes / str(pid) / "fd").iterdir():
-            try:
-                found = each.stat()
-            except OSError:
-                continue
-            if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
-                return True
-    except PermissionError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _wait_for_end(

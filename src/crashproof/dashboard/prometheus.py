@@ -47,6 +47,15 @@ _NUMBERS: tuple[tuple[str, str, Callable[[ProgressSummary], float | None]], ...]
     ("teacher_answers", "Answers paid for.", lambda run: run.api_responses_saved),
     ("teacher_cost_dollars", "Paid to teachers.", lambda run: run.api_cost),
     ("teacher_failures", "Requests to teachers that failed.", lambda run: run.connection_failures),
+    ("restarts", "Restarts by a supervisor.", lambda run: run.supervision.restarts),
+    ("hung_seconds", "Time in hangs that a supervisor ended.", lambda run: run.supervision.hung_seconds),
+    (
+        "lost_seconds",
+        "Training time behind the newest checkpoint at restarts.",
+        lambda run: run.supervision.lost_seconds,
+    ),
+    ("stop_requests", "Requests to stop and notices of preemption.", lambda run: run.supervision.notices),
+    ("stop_requests_saved", "Of these, how many led to a checkpoint.", lambda run: run.supervision.notices_saved),
     ("damage_found", "Damaged journal records quarantined.", lambda run: run.damage_found),
 )
 
@@ -71,6 +80,13 @@ class _Runs(Collector):
             for result, value in {} if run is None else run.evaluation.items():
                 self._evaluations.add_metric([name, result], value)
 
+        self._ends = GaugeMetricFamily(
+            "crashproof_process_ends", "Ends of supervised processes, by cause.", labels=["run", "cause"]
+        )
+        for name, run in runs.items():
+            for cause, count in {} if run is None else run.supervision.ends.items():
+                self._ends.add_metric([name, cause], count)
+
     def collect(self) -> Iterator[Metric]:
         for name, text, _ in _NUMBERS:
             family = GaugeMetricFamily(f"crashproof_{name}", text, labels=["run"])
@@ -79,6 +95,7 @@ class _Runs(Collector):
                     family.add_metric([run], values[name])
             yield family
         yield self._evaluations
+        yield self._ends
         health = GaugeMetricFamily("crashproof_health", "1 for the state that a run is in.", labels=["run", "state"])
         for run, is_in in self._states.items():
             for state in HealthState:

@@ -20,7 +20,7 @@ _OWN_NAMES = frozenset(
     {
         *("metrics.jsonl", "curves.jsonl", "events.jsonl", "api_recovery.jsonl", "api_requests.jsonl"),
         *("api_recovery.index", "api_recovery.ballast", "account.json", "session.json", "progress.json"),
-        *("checkpoints.json", "curves_coarse.jsonl", "archive", "set_aside", "writer.lock"),
+        *("checkpoints.json", "curves_coarse.jsonl", "archive", "set_aside", "stacks", "writer.lock"),
     }
 )
 
@@ -62,6 +62,8 @@ class RunFolder:
     """Damaged bytes and checkpoints that were moved out of the way."""
     previous = _Below("previous")
     """Bytes of recorded checkpoints whose files are overwritten by the next save."""
+    stacks = _Below("stacks")
+    """Stacks of processes that hung, one file for each."""
     lock = _Below("writer.lock")
 
     def __init__(self, progress: Path) -> None:

@@ -52,7 +52,7 @@ class SeenRun:
     def checkpoint_digests(self) -> dict[str, str]:
         """The digests of its checkpoints, by path."""
         known = CheckpointCatalog(self._reader.session()).all()
-        return {each.checkpoint_path: each.sha256 for each in known if each.sha256 is not None}
+        return {each.checkpoint_path: each.digest for each in known if each.digest is not None}
 
     def unreadable(self) -> dict[str, str]:
         """What was shown and cannot be compared: kinds by name."""

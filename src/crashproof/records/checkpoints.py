@@ -16,6 +16,7 @@ __all__ = [
     "FileStat",
     "RefusedCheckpoint",
     "RemovedCheckpoint",
+    "SuspectCheckpoint",
     "take_in_sha256",
 ]
 
@@ -106,6 +107,16 @@ class RefusedCheckpoint(Struct, frozen=True, kw_only=True):
 
     checkpoint_step: int
     checkpoint_path: str
+    reason: str
+
+
+class SuspectCheckpoint(Struct, frozen=True, kw_only=True):
+    """A checkpoint from which resumes died without progress."""
+
+    checkpoint_step: int
+    checkpoint_path: str
+    created_at: float
+    """The moment of its record."""
     reason: str
 
 

@@ -12,6 +12,7 @@ from crashproof.records.checkpoints import CheckpointMetadata, FileDigest, FileS
 from crashproof.records.rank_times import RankTimes
 from crashproof.records.requests import Spending
 from crashproof.records.states import AlertKind, AttemptState, SessionKind
+from crashproof.records.supervision import Action, EndCause
 from crashproof.records.version import FORMAT_VERSION, NAMED_DIGESTS
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "CheckpointRecorded",
     "CheckpointRemoved",
     "CheckpointSetAside",
+    "CheckpointSuspected",
     "CheckpointsDeleted",
     "ConfigContinued",
     "ConnectionFailed",
@@ -33,6 +35,7 @@ __all__ = [
     "Event",
     "JobAdvanced",
     "Paused",
+    "ProcessEnded",
     "RankTimesMeasured",
     "ReplayDiffered",
     "ResumeChosen",
@@ -118,6 +121,8 @@ class CheckpointRecorded(EventRecord, frozen=True, kw_only=True, tag="checkpoint
     checkpoint: CheckpointMetadata
     seconds: float
     """How long training stood still for it."""
+    save_seconds: float | UnsetType = UNSET
+    """How long the save took from its beginning on, in the background as well; absent where that is unknown."""
     newest_version: ClassVar[int] = NAMED_DIGESTS
 
     def __post_init__(self) -> None:
@@ -182,6 +187,21 @@ class CheckpointSetAside(EventRecord, frozen=True, kw_only=True, tag="checkpoint
     """The moment of the record that it is about."""
     reason: str
     moved_to: str | None
+
+
+class CheckpointSuspected(EventRecord, frozen=True, kw_only=True, tag="checkpoint_suspected"):
+    """A supervisor found that resumes from a checkpoint die without progress: it is passed over for any other one.
+
+    Its bytes are what was recorded, and stay where they are.
+    """
+
+    step: int
+    checkpoint_path: str
+    created_at: float
+    """The moment of the record that it is about."""
+    reason: str
+    is_suspect: bool
+    """False withdraws it: resumes from older checkpoints died as well."""
 
 
 class EvaluationRecorded(EventRecord, frozen=True, kw_only=True, tag="evaluation_recorded"):
@@ -261,6 +281,36 @@ class ReplayDiffered(EventRecord, frozen=True, kw_only=True, tag="replay_differe
     loss_now: float | None
 
 
+class ProcessEnded(EventRecord, frozen=True, kw_only=True, tag="process_ended"):
+    """A supervised process ended; recorded by its supervisor, between two attempts."""
+
+    cause: EndCause
+    details: str
+    """What is known of the cause, in words."""
+    started_at: float
+    """When the process was started, in seconds since 1970; tells its end from that of another one."""
+    exit_code: int | None
+    """None if a signal ended it, or nobody saw it end."""
+    signal: str | None
+    step: int
+    """Optimizer steps done."""
+    opened_run: bool
+    """Whether the process had opened the run; `attempt` is the newest one in any case."""
+    action: Action
+    reason: str
+    """Why the supervisor did that."""
+    hung_seconds: float = 0.0
+    """From its last progress to its end, if it hung."""
+    lost_seconds: float = 0.0
+    """Training time behind the newest checkpoint."""
+    notices: int = 0
+    """Requests to stop and notices of preemption that it was given."""
+    notices_saved: int = 0
+    """Of these, how many led to a checkpoint."""
+    stacks: str | None = None
+    """Path of the stacks that were kept."""
+
+
 class DamageFound(EventRecord, frozen=True, kw_only=True, tag="damage_found"):
     """Damaged bytes were moved out of a journal into quarantine."""
 
@@ -301,6 +351,7 @@ Event = (
     | CheckpointHashed
     | CheckpointRemoved
     | CheckpointSetAside
+    | CheckpointSuspected
     | CheckpointsDeleted
     | EvaluationRecorded
     | ResumeChosen
@@ -311,6 +362,7 @@ Event = (
     | SpendingReported
     | RankTimesMeasured
     | ReplayDiffered
+    | ProcessEnded
     | DamageFound
     | AlertRaised
     | AlertCleared

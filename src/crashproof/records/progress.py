@@ -7,6 +7,7 @@ from msgspec import UNSET, Struct, UnsetType
 from crashproof.records.rank_times import RankTimes
 from crashproof.records.session import FailedSaves, Goodput
 from crashproof.records.states import HealthState, LossVerdict, RunStatus
+from crashproof.records.supervision import Supervision
 
 __all__ = ["GoodputShare", "LossTrend", "ProgressSummary"]
 
@@ -113,6 +114,8 @@ class ProgressSummary(Struct, kw_only=True):
     steps_recomputed: int
     replay_differed_at: int | None
     damage_found: int
+    supervision: Supervision
+    """What `crashproof run` has recorded: restarts, causes, lost time."""
     goodput_seconds: GoodputShare
     lines_waiting: int | UnsetType = UNSET
     """Lines that wait for space on the disk; only the run's writer reports it."""

@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint, RemovedCheckpoint
+from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint, RemovedCheckpoint, SuspectCheckpoint
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.rank_times import RankTimes
 from crashproof.records.requests import OpenRequest
 from crashproof.records.states import AlertKind, AttemptState, SessionKind
+from crashproof.records.supervision import Supervision
 
 __all__ = [
     "UNKNOWN_SESSION",
@@ -55,6 +56,8 @@ class AttemptRecord(Struct, kw_only=True):
     """The training hours of the attempts before it."""
     paused_seconds: float = 0.0
     """How long it was paused or stood still."""
+    hung_seconds: float = 0.0
+    """From its last progress to its end, if its supervisor ended it because it hung."""
     boot_id: str = ""
     """The boot of the machine that it ran on; empty if unknown."""
     boot_seconds_at_start: float | None = None
@@ -111,6 +114,7 @@ class Goodput(Struct, kw_only=True):
     checkpointing: float = 0.0
     evaluating: float = 0.0
     paused: float = 0.0
+    hung: float = 0.0
     down: float = 0.0
     starting: float = 0.0
     """From the start of an attempt to its first completed step."""
@@ -186,6 +190,8 @@ class TrainingSession(Struct, kw_only=True):
     """Steps whose checkpoint a later attempt has superseded; offered only after all others."""
     checkpoints_set_aside: list[RefusedCheckpoint] = msgspec.field(default_factory=list)
     """Damaged ones, quarantined."""
+    checkpoints_suspect: list[SuspectCheckpoint] = msgspec.field(default_factory=list)
+    """Those from which resumes died without progress; offered only after all others."""
     checkpoints_removing: list[RemovedCheckpoint] = msgspec.field(default_factory=list)
     """Removed but not deleted yet; if a kill interrupted the deletion, the next start finishes it."""
     lowest_loss_removed: float | None = None
@@ -250,6 +256,8 @@ class TrainingSession(Struct, kw_only=True):
     """The first recomputed step whose loss differs, or None."""
     damage_found: int = 0
     """Damaged parts of journals quarantined so far."""
+    supervision: Supervision = msgspec.field(default_factory=Supervision)
+    """What its supervisors have recorded."""
     alerts_active: dict[AlertKind, float] = msgspec.field(default_factory=dict)
     """When each condition that is not over yet was raised, by kind."""
     alerts: list[RaisedAlert] = msgspec.field(default_factory=list)

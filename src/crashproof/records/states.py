@@ -120,6 +120,10 @@ class AlertKind(StrEnum):
     CRASHED = "crashed"
     RAISED = "raised"
     PREEMPTED = "preempted"
+    RESTARTED = "restarted"
+    """The supervisor restarts the run."""
+    GAVE_UP = "gave_up"
+    """The supervisor does not restart it any more."""
     COMPLETE = "complete"
 
 

@@ -38,6 +38,8 @@ HAPPENINGS = (
     AlertKind.CRASHED,
     AlertKind.RAISED,
     AlertKind.PREEMPTED,
+    AlertKind.RESTARTED,
+    AlertKind.GAVE_UP,
     AlertKind.COMPLETE,
 )
 CONDITIONS = tuple(kind for kind in AlertKind if kind not in HAPPENINGS)

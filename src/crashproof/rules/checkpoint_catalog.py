@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint, RemovedCheckpoint
+from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint, RemovedCheckpoint, SuspectCheckpoint
 from crashproof.records.codec import nonfinite_names
 from crashproof.records.events import (
     CheckpointHashed,
@@ -15,6 +15,7 @@ from crashproof.records.events import (
     CheckpointRemoved,
     CheckpointsDeleted,
     CheckpointSetAside,
+    CheckpointSuspected,
     ResumeChosen,
 )
 from crashproof.records.session import Evaluation, Timeline, TrainingSession
@@ -25,7 +26,13 @@ _MOST_OVERWRITTEN = 2
 """Of one path."""
 
 CheckpointEvent = (
-    CheckpointRecorded | CheckpointHashed | ResumeChosen | CheckpointSetAside | CheckpointRemoved | CheckpointsDeleted
+    CheckpointRecorded
+    | CheckpointHashed
+    | ResumeChosen
+    | CheckpointSetAside
+    | CheckpointSuspected
+    | CheckpointRemoved
+    | CheckpointsDeleted
 )
 
 
@@ -38,7 +45,7 @@ class CheckpointCatalog:
 
     A checkpoint is *abandoned* once training has gone back behind it: a later attempt, or the same one after it went
     back, has reported a step that the checkpoint already contains. Where it is resumed, it is offered after all
-    others.
+    others; a *suspect* one, from which resumes died without progress, after those as well.
     """
 
     def __init__(self, session: TrainingSession) -> None:
@@ -77,11 +84,17 @@ class CheckpointCatalog:
         return max(self.all(), key=self._rank, default=None)
 
     def candidates(self) -> list[CheckpointMetadata]:
-        """All in the order in which a restart tries them: the newest first, abandoned ones after all others.
+        """All in the order in which a restart tries them: the newest first, abandoned and then suspect ones last.
 
         Those that were overwritten are among them.
         """
         return sorted([*self.all(), *self.overwritten()], key=self._rank, reverse=True)
+
+    def suspicion_of(self, checkpoint: CheckpointMetadata) -> str:
+        """Why a checkpoint is suspect; empty if it is not."""
+        own = (checkpoint.checkpoint_path, checkpoint.created_at)
+        known = self._session.checkpoints_suspect
+        return next((each.reason for each in known if (each.checkpoint_path, each.created_at) == own), "")
 
     def overwritten(self) -> list[CheckpointMetadata]:
         """Records with a digest whose path a newer record has taken; only bytes kept elsewhere can be theirs."""
@@ -123,6 +136,8 @@ class CheckpointCatalog:
                 self._verify(event)
             case CheckpointSetAside():
                 self._quarantine(event)
+            case CheckpointSuspected():
+                self._suspect(event)
             case CheckpointRemoved():
                 self._remove(event)
             case CheckpointsDeleted():  # pragma: no branch - there is no other.
@@ -214,6 +229,22 @@ class CheckpointCatalog:
             RefusedCheckpoint(checkpoint_step=event.step, checkpoint_path=event.checkpoint_path, reason=event.reason)
         )
 
+    def _suspect(self, event: CheckpointSuspected) -> None:
+        own = (event.checkpoint_path, event.created_at)
+        others = [
+            each for each in self._session.checkpoints_suspect if (each.checkpoint_path, each.created_at) != own
+        ]
+        if event.is_suspect:
+            others.append(
+                SuspectCheckpoint(
+                    checkpoint_step=event.step,
+                    checkpoint_path=event.checkpoint_path,
+                    created_at=event.created_at,
+                    reason=event.reason,
+                )
+            )
+        self._session.checkpoints_suspect = others
+
     def _remove(self, event: CheckpointRemoved) -> None:
         session = self._session
         gone = {(each.step, each.checkpoint_path) for each in event.checkpoints}
@@ -234,8 +265,8 @@ class CheckpointCatalog:
             return None
         return known if created_at is None or known.created_at == created_at else None
 
-    def _rank(self, checkpoint: CheckpointMetadata) -> tuple[bool, int, float]:
-        return not self.is_abandoned(checkpoint), *_age(checkpoint)
+    def _rank(self, checkpoint: CheckpointMetadata) -> tuple[bool, bool, int, float]:
+        return not self.suspicion_of(checkpoint), not self.is_abandoned(checkpoint), *_age(checkpoint)
 
     def _store(self, checkpoints: Iterable[CheckpointMetadata]) -> None:
         """Lay them out as `session.json` has them: the newest record of each step by its step, all others beside."""

@@ -92,6 +92,7 @@ def progress_summary(
         steps_recomputed=session.steps_recomputed,
         replay_differed_at=session.replay_differed_at,
         damage_found=session.damage_found,
+        supervision=session.supervision,
         goodput_seconds=goodput_seconds(session),
     )
 
@@ -105,10 +106,11 @@ def goodput_seconds(session: TrainingSession) -> GoodputShare:
     """Where the wall time went; an attempt is down from the last record before it to its start."""
     raw = session.goodput
     trained = [each for each in session.attempts if each.how != AttemptState.ADOPTED]
-    down = sum((_seconds_between(earlier, later) for earlier, later in pairwise(trained)), 0.0)
+    down = sum((_seconds_down(earlier, later) for earlier, later in pairwise(trained)), 0.0)
     # Subtracted here and not record by record: sums of floats depend on the order of their terms.
     productive = max(0.0, raw.productive - raw.checkpointing - raw.evaluating)
-    parts = (productive, raw.recomputed, raw.checkpointing, raw.evaluating, raw.paused, down, raw.starting)
+    hung = session.supervision.hung_seconds
+    parts = (productive, raw.recomputed, raw.checkpointing, raw.evaluating, raw.paused, hung, down, raw.starting)
     total = sum(parts)
     return GoodputShare(
         productive=productive,
@@ -116,10 +118,17 @@ def goodput_seconds(session: TrainingSession) -> GoodputShare:
         checkpointing=raw.checkpointing,
         evaluating=raw.evaluating,
         paused=raw.paused,
+        hung=hung,
         down=down,
         starting=raw.starting,
         goodput_fraction=productive / total if total else 0.0,
     )
+
+
+def _seconds_down(earlier: AttemptRecord, later: AttemptRecord) -> float:
+    """Downtime between two attempts; a hang that ended without a record lies between them too, and is none."""
+    hung = earlier.hung_seconds if earlier.end is None else 0.0
+    return max(0.0, _seconds_between(earlier, later) - hung)
 
 
 def _seconds_between(earlier: AttemptRecord, later: AttemptRecord) -> float:

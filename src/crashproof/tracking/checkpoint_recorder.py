@@ -124,7 +124,12 @@ class CheckpointRecorder:
         )
 
     def record(
-        self, checkpoint: CheckpointMetadata, *, seconds: float, is_best: bool | None = False
+        self,
+        checkpoint: CheckpointMetadata,
+        *,
+        seconds: float,
+        save_seconds: float | None = None,
+        is_best: bool | None = False,
     ) -> CheckpointMetadata:
         """Add a durable checkpoint to the journal and the manifest, with the metrics of its step."""
         session = self._writer.session
@@ -142,7 +147,12 @@ class CheckpointRecorder:
             is_best = catalog.has_lowest_loss(checkpoint)
         if is_best and BEST not in checkpoint.recovery_tags:
             checkpoint = msgspec.structs.replace(checkpoint, recovery_tags=[*checkpoint.recovery_tags, BEST])
-        event = CheckpointRecorded(**self._writer.stamp(), checkpoint=checkpoint, seconds=seconds)
+        event = CheckpointRecorded(
+            **self._writer.stamp(),
+            checkpoint=checkpoint,
+            seconds=seconds,
+            save_seconds=msgspec.UNSET if save_seconds is None else save_seconds,
+        )
         self._writer.keep_durably(event)
         self._num_failed, self._failed_step = 0, None
         self._writer.write_manifest()
@@ -171,6 +181,8 @@ class CheckpointRecorder:
             self._digests.start(msgspec.structs.replace(chosen, stats=stats))
         for checkpoint, reason in choice.refused:
             self._quarantine(checkpoint, reason)
+        for checkpoint, reason in choice.suspect:
+            log.warning("Passing over %s: %s.", checkpoint.checkpoint_path, reason)
         log_added_files(chosen, self._writer.run.folder)
         self._writer.keep(
             ResumeChosen(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +25,7 @@ from crashproof.odd_values import OddValues
 from crashproof.reading.run_state import read_run
 from crashproof.records.rank_times import RankTimes
 from crashproof.records.states import AttemptState, OnConfigChange
+from crashproof.records.supervision import Phase
 from crashproof.rules.identity import IdentityRules, canonical_config, is_another_run
 from crashproof.scalars import as_float
 from crashproof.tracking.settings import TrackerSettings
@@ -185,6 +187,7 @@ class TrainingProgressContext:
         *,
         written: WholeFile | Digest | None = None,
         seconds: float | None = None,
+        save_seconds: float | None = None,
     ) -> None:
         """See `ProgressTracker.record_checkpoint`; the best one so far is also tagged `best_loss`.
 
@@ -193,7 +196,13 @@ class TrainingProgressContext:
         tracker = self._open_tracker()
         if tracker is not None:
             tracker.record_checkpoint(
-                step, checkpoint_path, dataset_position, written=written, seconds=seconds, is_best=is_best
+                step,
+                checkpoint_path,
+                dataset_position,
+                written=written,
+                seconds=seconds,
+                save_seconds=save_seconds,
+                is_best=is_best,
             )
             self._checkpoint_counter += 1
 
@@ -226,6 +235,10 @@ class TrainingProgressContext:
         tracker = self._open_tracker()
         if tracker is not None:
             tracker.record_connection_failure(retry_count, error)
+
+    def phase(self, phase: Phase | str) -> AbstractContextManager[None]:
+        """See `ProgressTracker.phase`; does nothing while no run is open."""
+        return nullcontext() if self.tracker is None else self.tracker.phase(phase)
 
     def get_progress_summary(self) -> dict[str, Any]:
         """The fields of `progress.json`; `{"status": "not_initialized"}` if the context was never entered."""
@@ -293,6 +306,8 @@ def get_recovery_checkpoint(
     choice = choose_for(session, folder)
     if choice is None:
         return None
+    for checkpoint, reason in choice.suspect:
+        log.warning("Passing over %s: %s.", checkpoint.checkpoint_path, reason)
     for checkpoint, reason in choice.refused:
         log.warning("Skipping %s: %s.", checkpoint.checkpoint_path, reason)
     log_added_files(choice.checkpoint, folder)

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ from crashproof.records.rank_times import RankTimes
 from crashproof.records.requests import Spending
 from crashproof.records.session import TrainingSession
 from crashproof.records.states import AttemptState, OnConfigChange, SessionKind
+from crashproof.records.supervision import Phase
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.identity import IdentityRules
 from crashproof.rules.pace import pace_of
@@ -59,6 +61,7 @@ from crashproof.tracking.requested_session import RequestedSession
 from crashproof.tracking.run_guard import GuardState, RunGuard
 from crashproof.tracking.run_writer import RunWriter
 from crashproof.tracking.settings import TrackerSettings
+from crashproof.tracking.supervised.link import SupervisorLink
 from crashproof.tracking.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -141,6 +144,7 @@ class ProgressTracker:
         self._guard = RunGuard(self._folder.root, run.lock)
         self._writer = RunWriter(run, settings=self._settings, clock=clock, disk=disk)
         self._responses = RunResponses(self._writer, self._guard, disk=disk)
+        self._supervisor = SupervisorLink.of(os.environ)
         self._odd_values = OddValues()
         self._standstills = StandstillDetector(interval_seconds=self._settings.heartbeat_seconds)
         self._metrics = (MetricsRecorder if joined is None else joined.new_metrics)(
@@ -170,6 +174,7 @@ class ProgressTracker:
         self._upkeep.write_snapshots()
         self._guard.watch(on_takeover=self._close_replaced, on_fork=self._leave_to_parent)
         self._heartbeat = self._start_heartbeat()
+        self._supervisor.announce(self._folder.progress, run.attempt)
         atexit.register(self._close_at_exit)
 
     @property
@@ -292,6 +297,7 @@ class ProgressTracker:
         *,
         written: WholeFile | Digest | None = None,
         seconds: float | None = None,
+        save_seconds: float | None = None,
         is_best: bool | None = False,
     ) -> CheckpointMetadata:
         """Acknowledge a checkpoint: when this returns it is durable and the manifest names it.
@@ -313,6 +319,7 @@ class ProgressTracker:
             written: What `write_atomically` returned for the file, or the `digest_of_files` of a durable folder whose
                 files were digested while they were written: nothing is read again.
             seconds: How long training stood still for the save; by default, the time spent here.
+            save_seconds: How long the save took from its beginning on, where training did not wait for it.
             is_best: Whether to add the tag `best_loss`; None: if its loss is below that of every checkpoint recorded
                 before it.
 
@@ -325,13 +332,16 @@ class ProgressTracker:
         self._guard.require_open()
         started_at = self._clock.steady()
         given_seconds = self._odd_values.amount(seconds, "seconds", unit="seconds")
+        took_seconds = self._odd_values.amount(save_seconds, "save_seconds", unit="seconds")
         position = self._position(step, dataset_position)
         try:
             checkpoint = self._checkpoints.describe(step, checkpoint_path, position, recovery_tags, written)
             with self._guard:
                 self._metrics.write_all()
                 stood_still = self._clock.steady() - started_at if given_seconds is None else given_seconds
-                recorded = self._checkpoints.record(checkpoint, seconds=stood_still, is_best=is_best)
+                recorded = self._checkpoints.record(
+                    checkpoint, seconds=stood_still, save_seconds=took_seconds, is_best=is_best
+                )
         except (StorageError, OSError) as error:
             self.record_checkpoint_failure(step, error)
             raise
@@ -520,6 +530,17 @@ class ProgressTracker:
         with self._guard:
             self._metrics.record_pause(seconds)
 
+    def phase(self, phase: Phase | str) -> AbstractContextManager[None]:
+        """Tell `crashproof run`, if it supervises this process, what the loop does within a context; it waits longer.
+
+        `"saving"`, `"evaluating"`, `"compiling"` and `"waiting"` (for a teacher) are for work during which no step
+        is reported. Without a supervisor this does nothing.
+
+        Raises:
+            ValueError: there is no such phase.
+        """
+        return self._supervisor.phase(Phase(phase))
+
     def get_loss_trend(self, window_size: int = 100) -> dict[str, Any]:
         """The trend of the newest losses, at most 1,000; `LossTrend` has the names.
 
@@ -589,6 +610,7 @@ class ProgressTracker:
                 log.error(told, f"{self._writer.num_queued:,}", failure)  # noqa: TRY400 - one line
             finally:
                 self._guard.state = GuardState.CLOSED
+                self._supervisor.finish()
                 self._alerts.close()
                 self._checkpoints.close()
                 self._responses.close()
@@ -650,6 +672,7 @@ class ProgressTracker:
         """Release what a forked child has copies of; the lock and the heartbeat are the parent's."""
         self._responses.leave_to_parent()
         self._alerts.leave_to_parent()
+        self._supervisor.leave()
         self._writer.close_files()
 
     def _close_at_exit(self) -> None:

@@ -20,6 +20,7 @@ from crashproof.records.session import AttemptRecord, TrainingSession
 from crashproof.records.states import AttemptState, HealthState, LossVerdict, RunStatus
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.saves.failures import words_on_session
+from crashproof.rules.supervision.words import supervision_in_words
 from crashproof.views.notebook import marked_curve
 
 __all__ = ["ExaminedCheckpoint", "PostMortem", "Surroundings", "examine"]
@@ -189,6 +190,7 @@ def _clues(
         clues.append(f"The journals have {len(damage)} damaged record(s); `crashproof repair` quarantines them.")
     if session.connection_failures:
         clues.append(f"{session.connection_failures:,} requests to a teacher failed.")
+    clues += [f"Supervised: {line}." for line in supervision_in_words(session.supervision)]
     crashed = [each.attempt for each in session.attempts if each.how == AttemptState.CRASHED]
     if len(crashed) > 1:
         clues.append(f"{len(crashed)} attempts exited without recording a shutdown: {', '.join(map(str, crashed))}.")

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from crashproof import RunReader
 from crashproof.cli.app import app
-from crashproof.cli.stop import _has_open
 from crashproof.disk.lock import Holder
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import CannotStop
+from crashproof.supervisor.processes import has_open
 
 LISTENING = """
 import signal, sys, time
@@ -149,10 +149,10 @@ def test_a_process_is_known_by_the_file_that_it_holds(open_tracker, run_dir, tmp
     open_tracker()
     lock = RunFolder.under(run_dir).lock
 
-    assert _has_open(os.getpid(), lock)
-    assert not _has_open(os.getpid(), RunFolder.under(run_dir).progress)
-    assert not _has_open(2**22 + 1, lock)
-    assert _has_open(7, lock, processes=tmp_path)
+    assert has_open(os.getpid(), lock)
+    assert not has_open(os.getpid(), RunFolder.under(run_dir).progress)
+    assert not has_open(2**22 + 1, lock)
+    assert has_open(7, lock, processes=tmp_path)
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path):

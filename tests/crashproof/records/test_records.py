@@ -37,6 +37,7 @@ from crashproof.records.requests import (
 from crashproof.records.session import AttemptRecord, Evaluation, PacePoint
 from crashproof.records.snapshots import JournalMark, Manifest, SessionFile
 from crashproof.records.states import AlertKind, AttemptState, SessionKind
+from crashproof.records.supervision import Action, EndCause
 from crashproof.records.version import FORMAT_VERSION, NAMED_DIGESTS
 
 numbers = st.floats(allow_nan=True, allow_infinity=True)
@@ -190,6 +191,9 @@ def test_an_event_of_every_kind_is_read_back_as_itself(kind):
         Decimal: Decimal("98765.432109876543"),
         AlertKind: AlertKind.STALLED,
         AttemptState: AttemptState.COMPLETED,
+        EndCause: EndCause.HANG,
+        Action: Action.RESTART,
+        bool: True,
         SessionKind: SessionKind.GENERATION,
         list[RemovedCheckpoint]: [RemovedCheckpoint(step=3, checkpoint_path="checkpoint_3.pt")],
         Spending: Spending(answers=1, spent=Decimal("0.1")),

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from crashproof.records.checkpoints import CheckpointMetadata, RemovedCheckpoint
-from crashproof.records.events import CheckpointRecorded, CheckpointRemoved
+from crashproof.records.events import CheckpointRecorded, CheckpointRemoved, CheckpointSuspected
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.session import Timeline, TrainingSession
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
@@ -129,3 +129,36 @@ def test_the_removal_of_a_path_forgets_what_was_overwritten_under_it():
     catalog.apply(CheckpointRemoved(attempt=1, timestamp=2000.0, checkpoints=gone, verified="ck.pt"))
 
     assert [] == catalog.candidates()
+
+
+def suspected(checkpoint: CheckpointMetadata, *, is_suspect: bool) -> CheckpointSuspected:
+    return CheckpointSuspected(
+        timestamp=1000.0,
+        attempt=1,
+        step=checkpoint.checkpoint_step,
+        checkpoint_path=checkpoint.checkpoint_path,
+        created_at=checkpoint.created_at,
+        reason="two resumes died",
+        is_suspect=is_suspect,
+    )
+
+
+def test_a_suspect_one_is_tried_after_all_others_until_that_is_withdrawn():
+    older, newer = checkpoint(3, 2.0), checkpoint(6, 1.0)
+    catalog = CheckpointCatalog(session(older, newer))
+    catalog.apply(suspected(newer, is_suspect=True))
+    tried_while_suspect = catalog.candidates()
+    catalog.apply(suspected(newer, is_suspect=False))
+
+    assert [3, 6] == [each.checkpoint_step for each in tried_while_suspect]
+    assert newer == catalog.newest()
+    assert "" == catalog.suspicion_of(newer)
+
+
+def test_a_newer_record_of_its_path_is_not_suspect():
+    known = checkpoint(6, 1.0)
+    catalog = CheckpointCatalog(session(known))
+    catalog.apply(suspected(known, is_suspect=True))
+
+    assert "two resumes died" == catalog.suspicion_of(known)
+    assert "" == catalog.suspicion_of(msgspec.structs.replace(known, created_at=2000.0))

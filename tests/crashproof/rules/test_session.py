@@ -544,6 +544,7 @@ def test_wall_time_is_booked_to_what_it_went_into():
         "checkpointing": 360.0,
         "evaluating": 0.0,
         "paused": 600.0,
+        "hung": 0.0,
         "down": 3000.0,
         "starting": pytest.approx(1800.0 + 900.0),
         "goodput_fraction": pytest.approx(4140.0 / 10800.0),

@@ -11,7 +11,7 @@ const AXIS_WORDS = { step: "steps", hours: "hours trained", time: "clock" };
 const GOODPUT = [
   ["productive", "productive", "--green"], ["recomputed", "recomputed", "--orange"],
   ["checkpointing", "checkpointing", "--blue"], ["evaluating", "evaluating", "--sky"],
-  ["starting", "starting", "--yellow"], ["paused", "paused", "--pink"], ["down", "down", "--soft"],
+  ["starting", "starting", "--yellow"], ["paused", "paused", "--pink"], ["hung", "hung", "--bad"], ["down", "down", "--soft"],
 ];
 
 const main = document.getElementById("main");
@@ -538,6 +538,7 @@ class OneRun {
         !summary.is_job && ["Newest checkpoint", words.newestCheckpoint(summary)],
         !summary.is_job && ["Throughput", throughput(summary)],
         summary.rank_times && ["Slowest rank", slowestRank(summary.rank_times)],
+        ...supervision(summary.supervision),
       ]));
   }
 
@@ -628,6 +629,15 @@ function throughput(summary) {
   if (summary.throughput_samples_per_sec != null) parts.push(`${words.rate(summary.throughput_samples_per_sec)} samples/s`);
   if (summary.throughput_tokens_per_sec != null) parts.push(`${words.rate(summary.throughput_tokens_per_sec)} tokens/s`);
   return parts.join(", ") || "unknown";
+}
+
+// What `crashproof run` has recorded; nothing where no process ended badly.
+function supervision({ restarts, ends, lost_seconds, newest }) {
+  const causes = Object.entries(ends).filter(([cause]) => cause !== "completed");
+  if (!causes.length) return [];
+  const found = causes.map(([cause, count]) => `${words.count(count)} ${cause.replaceAll("_", " ")}`).join(", ");
+  const last = newest && newest.cause !== "completed" && `${newest.cause.replaceAll("_", " ")}: ${newest.details}; ${newest.reason}`;
+  return [["Restarts", `${words.count(restarts)} (${found}), ${words.duration(lost_seconds)} of training lost`], last && ["Newest end", last]];
 }
 
 function slowestRank(times) {

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from functools import reduce
 from operator import or_
-from typing import Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import Field, create_model, model_validator
 
@@ -38,6 +38,12 @@ class KeepConfig(Section):
         if self.rule() is not None and self.latest is None:
             raise ValueError("keep needs latest, so that there is always a checkpoint to resume from")
         return self
+
+    def most(self) -> int | None:
+        """How many checkpoints it keeps at most; None if any number."""
+        if self.rule() is None or self.every is not None:
+            return None
+        return (self.latest or 0) + (self.best or 0) + len(self.milestones)
 
     def rule(self) -> RetentionRule | None:
         """The retention rule; None if all checkpoints are kept."""
@@ -116,8 +122,8 @@ class AlertsConfig(_ChannelsConfig):  # type: ignore[misc, valid-type]  # mypy d
 class ProgressConfig(Section):
     """`progress`: settings that never change the result."""
 
-    checkpoint_interval: int = Field(default=50, ge=1)
-    """Optimizer steps between checkpoints; the last step always has one."""
+    checkpoint_interval: Annotated[int, Field(ge=1)] | Literal["auto"] = 50
+    """Optimizer steps between checkpoints; the last step always has one. auto: by what a save costs, and failures."""
     saves_behind: bool = True
     """Save checkpoints asynchronously; otherwise training waits for each save."""
     max_failed_saves: int | None = Field(default=5, ge=0)

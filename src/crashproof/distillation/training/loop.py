@@ -31,11 +31,15 @@ from crashproof.pytorch.device import ComputeDevice
 from crashproof.pytorch.interrupts import Interrupts, StopRequested
 from crashproof.pytorch.ranks import Ranks
 from crashproof.pytorch.step_timer import NoStepTimer, StepTimer
+from crashproof.rules.saves.interval import SaveSchedule, choose_interval, failures_among
 from crashproof.tracking.context import TrainingProgressContext
 
 __all__ = ["TrainingLoop", "new_optimizer", "new_state"]
 
 log = logging.getLogger("crashproof")
+
+_WORTH_TELLING = 0.2
+"""By how much another interval differs from the one that the log has told."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,12 +67,18 @@ class TrainingLoop:
     _evaluated_step: int = -1
     _before_step: list[Tensor] = field(default_factory=list)
     """The random states before the step that is being made."""
+    _schedule: SaveSchedule = field(init=False)
+    _told_interval: int = 0
+    _trains_since: float = 0.0
+    """When the last save was over, by the steady clock."""
     _is_changing_weights: bool = False
     _is_warm: bool = False
 
     def __post_init__(self) -> None:
         self._check = RunningCheck(self.state.ranks, self.train, self.recipe)
         self._num_skipped = torch.zeros((), device=self.device.device)
+        first_step = self.state.counters.step
+        self._schedule = SaveSchedule.of(self.progress.checkpoint_interval, first_step=first_step)
 
     def run(self, display: ProgressDisplay) -> bool:
         """Train to the last step, or until a process is asked to stop; return whether the run is complete.
@@ -89,6 +99,7 @@ class TrainingLoop:
         self.state.ranks.share_stop_request(self.interrupts.is_requested)
         if counters.step < total_steps:
             self.saver.prepare()
+        self._trains_since = time.monotonic()
         while counters.step < total_steps and not self.state.ranks.is_stop_agreed:
             try:
                 self._before_step = _torch_random_states(self.device.device)
@@ -136,14 +147,42 @@ class TrainingLoop:
         """Evaluate, save and compare the ranks, all processes together."""
         if self._is_due(self.progress.eval_every):
             self._evaluate()
-        is_save_due = self._is_due(self.progress.checkpoint_interval)
+        is_save_due = self._schedule.is_due(self.state.counters.step)
         if is_save_due or self._check.is_due:
             self._check.require_same(self.state.counters)
         if is_save_due:
-            self.saver.save()
+            self._save()
             self._report_skipped()
         if self.comparison is not None:
             self.comparison.after_step(self.state.counters.step)
+
+    def _save(self) -> None:
+        """Save; where the interval is chosen by itself, rank 0 then chooses the next one for all."""
+        schedule, step = self._schedule, self.state.counters.step
+        started_at, num_steps = time.monotonic(), step - schedule.saved_step
+        self.saver.save()
+        now = time.monotonic()
+        if schedule.is_auto:
+            step_seconds = (started_at - self._trains_since) / max(1, num_steps)
+            chosen = self._choose_interval(now - started_at, step_seconds)
+            schedule.interval = self.state.ranks.broadcast(chosen, "choosing when to save")
+        schedule.saved_step, self._trains_since = step, now
+
+    def _choose_interval(self, save_seconds: float, step_seconds: float) -> int:
+        tracker = self.context.tracker
+        if tracker is None:
+            return self._schedule.interval
+        session = tracker.session
+        chosen = choose_interval(
+            save_seconds=save_seconds,
+            step_seconds=step_seconds,
+            num_failures=failures_among(session.attempts),
+            trained_seconds=3600.0 * session.wall_clock_hours,
+        )
+        if abs(chosen.steps - self._told_interval) > _WORTH_TELLING * self._told_interval:
+            self._told_interval = chosen.steps
+            log.info("The next checkpoint comes after %s steps: %s.", f"{chosen.steps:,}", chosen.reason)
+        return chosen.steps
 
     def _is_due(self, interval: int | None) -> bool:
         return interval is not None and self.state.counters.step % interval == 0
@@ -267,7 +306,7 @@ class TrainingLoop:
             return
         self._evaluated_step = step
         started_at = time.monotonic()
-        with self.state.ranks.collective("evaluating"), self.device.autocast():
+        with self.context.phase("evaluating"), self.state.ranks.collective("evaluating"), self.device.autocast():
             place = Place(
                 rank=self.state.ranks.rank,
                 num_ranks=self.state.ranks.num_ranks,

@@ -24,7 +24,7 @@ from crashproof.distillation.settings.progress import ProgressConfig
 from crashproof.distillation.training.save_retries import SaveRetries
 from crashproof.distillation.training.training_state import TrainingState, size_of
 from crashproof.errors import DiskFull, SavesFailed, StorageError
-from crashproof.formatting import as_duration
+from crashproof.formatting import as_bytes, as_duration
 from crashproof.notices import Notices
 from crashproof.pytorch.background_task import BackgroundTask
 from crashproof.pytorch.checkpoint_file import save_checkpoint
@@ -32,7 +32,9 @@ from crashproof.pytorch.coordination.acting_together import act_together
 from crashproof.pytorch.ranks import DistributedRanks, Ranks
 from crashproof.pytorch.sharded_checkpoint import save_shards
 from crashproof.pytorch.staging.copier import StateCopier
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.saves.failures import is_last_chance
+from crashproof.rules.saves.room import checkpoints_to_come
 from crashproof.tracking.context import TrainingProgressContext
 
 __all__ = ["CheckpointSaver"]
@@ -81,20 +83,41 @@ class CheckpointSaver:
         self._notices = Notices()
         self._copier = copier or StateCopier()
 
-    def require_room(self) -> None:
+    def require_room(self, *, num_saves: int | None = None) -> None:
         """Refuse to train what could not be saved even once, as far as the free space tells.
+
+        Warns if the disk does not hold all checkpoints that will lie on it at the same time; `num_saves` are those
+        until the end of the run, where that is known.
 
         Raises:
             DiskFull: Names what is needed and what is free.
         """
         self._sweep()
         self._require_room(self._folder.root, size_of(self._state.tensors()))
+        if self._ranks.is_main:
+            self._warn_of_room(num_saves)
 
     def prepare(self) -> None:
         """Make the memory that saves copy the state to, in the background; the first save waits until it is made."""
         self._wait_for_last()
         tensors = self._state.tensors()
         self._background.start(lambda: self._copier.prepare(tensors))
+
+    def _warn_of_room(self, num_saves: int | None) -> None:
+        tracker = self._context.tracker
+        num_present = 0 if tracker is None else len(CheckpointCatalog(tracker.session))
+        keep = self._settings.keep
+        to_come = checkpoints_to_come(num_saves=num_saves, most_kept=keep.most(), num_present=num_present)
+        needed = round((to_come or 1) * size_of(self._state.tensors()) * (1 + _SPARE_SHARE))
+        free = self._disk.free_bytes(self._folder.root)
+        if free < needed:
+            log.warning(
+                "The disk does not hold the %s checkpoints to come: %s are needed, %s are free. Free space, or keep "
+                "fewer (progress.keep); later saves will fail.",
+                f"{to_come:,}",
+                as_bytes(needed),
+                as_bytes(free),
+            )
 
     def save(self) -> None:
         """Start a checkpoint of the current state, between two steps.
@@ -143,9 +166,13 @@ class CheckpointSaver:
 
     def _wait_for_last(self) -> None:
         try:
-            self._background.wait()
+            self._wait()
         except (StorageError, OSError) as error:
             self._skip(error)
+
+    def _wait(self) -> None:
+        with self._context.phase("saving"):
+            self._background.wait()
 
     def _skip(self, error: StorageError | OSError) -> None:
         """Go on without the last save. Processes may notice its failure a few steps apart, so they decide nothing."""
@@ -171,7 +198,7 @@ class CheckpointSaver:
         while True:
             self._start()
             try:
-                self._background.wait()
+                self._wait()
             except (StorageError, OSError) as error:
                 self._count(error)
                 self._tell_once(error)
@@ -224,7 +251,7 @@ class CheckpointSaver:
             self._require_room(path, size_of(tensors))
             written = self._write(path, step, tensors, own, shared)
             write_seconds = 0.0 if self._settings.saves_behind else time.monotonic() - write_started_at
-            self._record(step, path, samples, written, copy_seconds + write_seconds)
+            self._record(step, path, samples, written, copy_seconds + write_seconds, time.monotonic() - started_at)
             self.saved_step, self._has_checkpoint, self._num_failed = step, True, 0
 
         self._background.start(write)
@@ -264,13 +291,25 @@ class CheckpointSaver:
             self._context.tracker.quarantine_checkpoint(path, step, "the step is saved again")
 
     def _record(
-        self, step: int, path: Path, samples: int, written: WholeFile | Digest, stalled_seconds: float
+        self,
+        step: int,
+        path: Path,
+        samples: int,
+        written: WholeFile | Digest,
+        stalled_seconds: float,
+        save_seconds: float,
     ) -> None:
         """Record a durable checkpoint in the manifest; where that fails, it counts as failed on all processes."""
 
         def record() -> None:
             self._context.record_checkpoint(
-                step, path, samples, is_best=None, written=written, seconds=stalled_seconds
+                step,
+                path,
+                samples,
+                is_best=None,
+                written=written,
+                seconds=stalled_seconds,
+                save_seconds=save_seconds,
             )
 
         act_together(self._ranks, f"recording {path.name}", record, only_main=True)

@@ -201,7 +201,7 @@ class TrainingRun:
         )
         stack.callback(saver.close)
         if self._state.counters.step < config.train.steps:
-            saver.require_room()
+            saver.require_room(num_saves=_saves_left(config, self._state.counters.step))
         timer = choose_timer(self._strategy, self._device.device, self._ranks)
         return TrainingLoop(
             recipe=prepared.recipe,
@@ -265,6 +265,12 @@ def _identity(recipe: str, config: RunConfig, prepared: Prepared, digests: Input
         if digest is not None:
             content[section]["path"] = hexadecimal_of(digest.digest)
     return {"recipe": recipe, **content}
+
+
+def _saves_left(config: RunConfig, step: int) -> int | None:
+    """The checkpoints until the last step; None if their interval is chosen on the way."""
+    interval = config.progress.checkpoint_interval
+    return None if isinstance(interval, str) else -(-(config.train.steps - step) // interval)
 
 
 def _upcoming_samples(num_samples: int, train: TrainConfig, first: int) -> Iterator[int]:

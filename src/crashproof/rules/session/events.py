@@ -10,6 +10,7 @@ from crashproof.records.events import (
     AttemptStarted,
     CheckpointFailed,
     CheckpointRecorded,
+    CheckpointSuspected,
     ConfigContinued,
     ConnectionFailed,
     DamageFound,
@@ -17,6 +18,7 @@ from crashproof.records.events import (
     Event,
     JobAdvanced,
     Paused,
+    ProcessEnded,
     RankTimesMeasured,
     ReplayDiffered,
     SessionStarted,
@@ -31,6 +33,7 @@ from crashproof.rules.checkpoint_catalog import CheckpointCatalog, CheckpointEve
 from crashproof.rules.history import evaluation_of
 from crashproof.rules.pace import add_pace_point, is_pace_point_due
 from crashproof.rules.session.attempts import attempt_of
+from crashproof.rules.session.supervision import apply_end
 
 __all__ = ["apply_event", "begin_session"]
 
@@ -61,6 +64,13 @@ def apply_event(session: TrainingSession, event: Event) -> None:
     if isinstance(event, AlertRaised | AlertCleared):
         # No sign of life: a stall is raised while nothing moves, and a crash by another process.
         _apply_alert(session, event)
+        return
+    if isinstance(event, ProcessEnded):
+        # No sign of life either: another process records it.
+        apply_end(session, event)
+        return
+    if isinstance(event, CheckpointSuspected):
+        CheckpointCatalog(session).apply(event)
         return
     attempt = attempt_of(session, event.attempt)
     attempt.last_seen = max(attempt.last_seen, event.timestamp)

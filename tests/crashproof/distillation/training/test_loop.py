@@ -335,3 +335,16 @@ def test_the_optimizer_decays_matrices_alone_and_leaves_frozen_weights_out(
     assert {2} == {each.dim() for each in decayed["params"]}
     assert {1} == {each.dim() for each in kept["params"]}
     assert id(frozen) not in {id(each) for group in (decayed, kept) for each in group["params"]}
+
+
+def test_the_interval_is_chosen_from_what_a_save_costs(make_loop, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("crashproof.rules.saves.interval.FIRST_INTERVAL", 2)
+    caplog.set_level("INFO", logger="crashproof")
+    with a_run(tmp_path / "run") as context:
+        run(make_loop(context, progress={"checkpoint_interval": "auto"}))
+        steps = sorted(context.tracker.session.checkpoints)
+
+    # After step 2 it chose at least a minute, and the last step always has one.
+    assert [2, 4] == steps
+    assert "The next checkpoint comes after" in caplog.text
+    assert "0 failures in" in caplog.text

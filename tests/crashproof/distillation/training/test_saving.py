@@ -388,6 +388,22 @@ def test_a_run_that_has_no_room_for_one_checkpoint_is_refused(
         make().require_room()
 
 
+@pytest.mark.parametrize("num_saves, is_warned", [(3, False), (4, True)])
+def test_a_disk_that_does_not_hold_all_checkpoints_to_come_is_told_of(
+    make: Callable[..., CheckpointSaver],
+    state: TrainingState,
+    disk: Flaky,
+    caplog: pytest.LogCaptureFixture,
+    num_saves: int,
+    is_warned: bool,
+) -> None:
+    disk.free = round(3.5 * state.num_bytes())
+
+    make().require_room(num_saves=num_saves)
+
+    assert is_warned is ("does not hold the 4 checkpoints to come" in caplog.text)
+
+
 def test_a_checkpoint_that_cannot_be_recorded_has_failed(
     make: Callable[..., CheckpointSaver],
     state: TrainingState,

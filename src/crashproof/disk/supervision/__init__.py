@@ -1,0 +1,1 @@
+"""Files that a supervisor and its child share."""

@@ -1,0 +1,1 @@
+"""What a tracker tells the supervisor of its process."""
