@@ -18,7 +18,10 @@ from crashproof.records.events import (
 )
 from crashproof.records.session import Evaluation, Timeline, TrainingSession
 
-__all__ = ["CheckpointCatalog", "CheckpointEvent", "with_evaluation"]
+__all__ = ["BAD_LOSS", "CheckpointCatalog", "CheckpointEvent", "is_healthy", "with_evaluation"]
+
+BAD_LOSS = "bad_loss"
+"""The tag of a checkpoint that was taken while the loss was bad."""
 
 _MOST_OVERWRITTEN = 2
 """Of one path."""
@@ -35,7 +38,7 @@ class CheckpointCatalog:
 
     A checkpoint is *abandoned* once training has gone back behind it: a later attempt, or the same one after it went
     back, has reported a step that the checkpoint already contains. Where it is resumed, it is offered after all
-    others.
+    others; one that was taken while the loss was bad, after the healthy ones.
     """
 
     def __init__(self, session: TrainingSession) -> None:
@@ -79,6 +82,10 @@ class CheckpointCatalog:
         Those that were overwritten are among them.
         """
         return sorted([*self.all(), *self.overwritten()], key=self._rank, reverse=True)
+
+    def to_go_back_to(self, before_step: int) -> list[CheckpointMetadata]:
+        """The healthy ones of the timeline that training is on which do not contain a step, the newest first."""
+        return [each for each in reversed(self.standing()) if each.checkpoint_step < before_step and is_healthy(each)]
 
     def overwritten(self) -> list[CheckpointMetadata]:
         """Records with a digest whose path a newer record has taken; only bytes kept elsewhere can be theirs."""
@@ -215,8 +222,8 @@ class CheckpointCatalog:
             return None
         return known if created_at is None or known.created_at == created_at else None
 
-    def _rank(self, checkpoint: CheckpointMetadata) -> tuple[bool, int, float]:
-        return not self.is_abandoned(checkpoint), *_age(checkpoint)
+    def _rank(self, checkpoint: CheckpointMetadata) -> tuple[bool, bool, int, float]:
+        return not self.is_abandoned(checkpoint), is_healthy(checkpoint), *_age(checkpoint)
 
     def _store(self, checkpoints: Iterable[CheckpointMetadata]) -> None:
         """Lay them out as `session.json` has them: the newest record of each step by its step, all others beside."""
@@ -227,6 +234,11 @@ class CheckpointCatalog:
                 beside.append(by_step[each.checkpoint_step])
             by_step[each.checkpoint_step] = each
         self._session.checkpoints, self._session.checkpoints_beside = by_step, beside
+
+
+def is_healthy(checkpoint: CheckpointMetadata) -> bool:
+    """Whether the loss was not known to be bad when it was taken."""
+    return BAD_LOSS not in checkpoint.recovery_tags
 
 
 def with_evaluation(checkpoint: CheckpointMetadata, evaluations: Iterable[Evaluation]) -> CheckpointMetadata:
