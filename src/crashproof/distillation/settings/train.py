@@ -8,6 +8,7 @@ from pydantic import Field
 
 from crashproof.distillation.settings.section import Section
 from crashproof.pytorch.device import DeviceName, PrecisionName
+from crashproof.records.states import OnBadStep
 
 __all__ = ["TrainConfig"]
 
@@ -31,6 +32,11 @@ class TrainConfig(Section):
     clip_norm: float = Field(default=1.0, gt=0)
     skips_nonfinite: bool = True
     """Skip the update of a step with non-finite gradients; its loss is still reported."""
+    on_bad_step: OnBadStep | None = None
+    """What to do about a step whose loss is not finite, or a spike: stop, skip its update, or roll back to the newest
+    healthy checkpoint and leave its samples out if they are bad again. null: nothing more than `skips_nonfinite`."""
+    max_bad_steps: int = Field(default=10, ge=0, le=50)
+    """Bad steps that a run may have, if it is not to stop at the first; one more stops it."""
     seed: int = 0
     device: DeviceName = "auto"
     precision: PrecisionName = "auto"

@@ -34,6 +34,11 @@ class BadStepFinding:
     """The samples that it was computed from."""
 
     @property
+    def finite_loss(self) -> float | None:
+        """Its loss as a record has it: None if it is not finite."""
+        return self.loss if math.isfinite(self.loss) else None
+
+    @property
     def evidence(self) -> str:
         """A sentence: the loss, and what is usual."""
         return _evidence(self.step, self.loss, self.limit)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 
 from crashproof.records.bad_steps import DataWindow
@@ -67,7 +66,7 @@ class BadStepRecorder:
             **self._writer.stamp(),
             step=finding.step,
             cause=finding.cause,
-            loss=_or_none(finding.loss),
+            loss=finding.finite_loss,
             usual=None if limit is None else limit.usual,
             limit=None if limit is None else limit.loss,
             num_losses=0 if limit is None else limit.num_losses,
@@ -101,7 +100,3 @@ class BadStepRecorder:
         log.warning("Bad step: %s", finding.evidence)
         newest = next(iter(CheckpointCatalog(session).to_go_back_to(finding.step)), None)
         return StepVerdict(step=finding.step, finding=finding, checkpoint=newest)
-
-
-def _or_none(loss: float) -> float | None:
-    return loss if math.isfinite(loss) else None
