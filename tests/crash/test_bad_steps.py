@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,110 @@ def test_the_run_ends_like_one_whose_data_lacked_the_window(
     assert [DataWindow(FIRST, END)] == session.data_left_out
     assert {BAD_STEP} == {each.step for each in session.bad_steps}
     assert "skipped_data" == session.bad_steps[-1].action
+
+
+def test_a_passing_fault_costs_a_rollback_and_leaves_nothing_out(train: Any, tmp_path: Path) -> None:
+    healthy, output_dir = tmp_path / "healthy", tmp_path / "run"
+
+    train(healthy)
+    ended = train(output_dir, "train.on_bad_step=rollback", POISON=f"once:{FIRST}:{END}")
+
+    assert [0] == ended.exit_codes, ended.said(0)
+    assert_like(healthy, output_dir)
+    session = RunReader.open(output_dir).session()
+    transient = [each.is_transient for each in session.bad_steps]
+    assert ([True], [], 1) == (transient, session.data_left_out, session.rollbacks)
+    assert "Step 23 was bad, and is fine now that it was computed again from the same samples" in ended.said(0)
+
+
+def test_a_run_that_was_stopped_at_a_bad_step_goes_on_by_rolling_back(
+    train: Any, reference: Any, tmp_path: Path
+) -> None:
+    output_dir, poison = tmp_path / "run", f"nan:{FIRST}:{END}"
+
+    stopped = train(output_dir, "train.on_bad_step=stop", POISON=poison)
+    left = RunReader.open(output_dir).session()
+    ended = train(output_dir, "train.on_bad_step=rollback", POISON=poison)
+
+    assert [2] == stopped.exit_codes, stopped.said(0)
+    assert "Step 23 has a non-finite loss" in stopped.said(0)
+    assert (
+        "It was computed from samples 88 to 91 of the order. The newest healthy checkpoint is checkpoint_21.pt"
+        in (stopped.said(0))
+    )
+    assert ([7, 14, 21], "raised") == (sorted(left.checkpoints), left.attempts[-1].how)
+    assert [0] == ended.exit_codes, ended.said(0)
+    assert_like(reference(1), output_dir)
+    # It was computed again by starting again.
+    assert ["stopped", "skipped_data"] == [each.action for each in RunReader.open(output_dir).session().bad_steps]
+
+
+def test_more_bad_steps_than_are_allowed_stop_the_run_with_the_evidence(train: Any, tmp_path: Path) -> None:
+    output_dir = tmp_path / "run"
+
+    stopped = train(
+        output_dir, "train.on_bad_step=rollback", "train.max_bad_steps=2", POISON=f"spike:{FIRST}:{END + 20}"
+    )
+
+    assert [2] == stopped.exit_codes, stopped.said(0)
+    session = RunReader.open(output_dir).session()
+    assert [DataWindow(FIRST, END + 4)] == session.data_left_out
+    assert ["rolled_back", "skipped_data", "rolled_back", "skipped_data", "stopped"] == [
+        each.action for each in session.bad_steps
+    ]
+    assert 4 == session.rollbacks
+    assert "A larger train.max_bad_steps goes on with the same command" in stopped.said(0)
+
+
+@pytest.mark.parametrize("kind", [pytest.param("spike", marks=pytest.mark.long), "nan"])
+def test_a_skipped_update_leaves_the_weights_and_a_resumed_run_skips_the_same(
+    train: Any, tmp_path: Path, kind: str
+) -> None:
+    uninterrupted, output_dir = tmp_path / "uninterrupted", tmp_path / "run"
+    settings = {"POISON": f"{kind}:{FIRST}:{END}"}
+    shorter = ("train.on_bad_step=skip", f"train.steps={BAD_STEP - 1}", f"train.schedule_steps={STEPS}")
+    longer = ("train.on_bad_step=skip", f"train.steps={BAD_STEP}", f"train.schedule_steps={STEPS}")
+
+    before = train(tmp_path / "before", *shorter, **settings)
+    after = train(tmp_path / "before", *longer, **settings)
+    ended = train(uninterrupted, "train.on_bad_step=skip", **settings)
+    train(output_dir, "train.on_bad_step=skip", KILL=f"step {BAD_STEP + 3}:1", **settings)
+    resumed = train(output_dir, "train.on_bad_step=skip", **settings)
+
+    assert [0] * 4 == [*before.exit_codes, *after.exit_codes, *ended.exit_codes, *resumed.exit_codes], ended.said(0)
+    one, other = (load_file(tmp_path / "before" / f"student_{n}" / "model.safetensors") for n in (22, 23))
+    assert [] == [name for name in one if not torch.equal(one[name], other[name])]
+    assert_like_but_for_nan(uninterrupted, output_dir)
+    session = RunReader.open(output_dir).session()
+    assert {"skipped_update"} == {each.action for each in session.bad_steps}
+    assert [] == session.data_left_out
+    assert all(each.recovery_tags[0] == "periodic" for each in session.checkpoints.values())
+    assert not any("bad_loss" in each.recovery_tags for each in session.checkpoints.values())
+
+
+def assert_like_but_for_nan(reference: Path, output_dir: Path) -> None:
+    one, other = weights(reference), weights(output_dir)
+    assert [] == [name for name in one if not torch.equal(one[name], other[name])]
+    losses = [[line.loss for line in RunReader.open(folder).history()] for folder in (reference, output_dir)]
+    assert [] == [pair for pair in zip(*losses, strict=True) if pair[0] != pair[1] and not math.isnan(pair[0])]
+
+
+@pytest.mark.parametrize(
+    "num_ranks", [(2, 1), pytest.param((1, 2), marks=pytest.mark.long)], ids=["2 to 1", "1 to 2"]
+)
+def test_another_number_of_ranks_leaves_out_the_same_samples(
+    train: Any, tmp_path: Path, num_ranks: tuple[int, int]
+) -> None:
+    output_dir, settings = tmp_path / "run", {"POISON": f"nan:{FIRST}:{END}"}
+    first, then = num_ranks
+
+    train(output_dir, "train.on_bad_step=rollback", num_ranks=first, KILL=f"step {BAD_STEP + 3}:1", **settings)
+    known = RunReader.open(output_dir).session().data_left_out
+    # It need not be said again: what is left out is part of the run.
+    ended = train(output_dir, num_ranks=then, **settings)
+
+    assert [DataWindow(FIRST, END)] == known
+    assert {0} == {*ended.exit_codes}, ended.said(0)
+    reader = RunReader.open(output_dir)
+    assert [] == [line.step for line in reader.history() if not math.isfinite(line.loss)]
+    assert STEPS == reader.session().steps_completed

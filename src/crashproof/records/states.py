@@ -123,6 +123,8 @@ class AlertKind(StrEnum):
     """Two or more saves in a row have failed."""
     RECORDS_FAILING = "records_failing"
     """What the run records has not reached its disk for a while."""
+    BAD_STEP = "bad_step"
+    """The loss of a step was not finite, or a spike, where somebody judges steps."""
     DISK_LOW = "disk_low"
     BUDGET_80 = "budget_80"
     BUDGET_100 = "budget_100"

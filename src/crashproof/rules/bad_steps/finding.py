@@ -10,7 +10,7 @@ from crashproof.records.bad_steps import BadStepRecord, DataWindow
 from crashproof.records.states import BadStepAction, BadStepCause
 from crashproof.rules.bad_steps.usual_losses import Limit, UsualLosses, cause_of
 
-__all__ = ["BadStepFinding", "data_in_words", "judge_step", "record_in_words"]
+__all__ = ["BadStepFinding", "counts_in_words", "data_in_words", "judge_step", "record_in_words"]
 
 _DONE = {
     BadStepAction.REPORTED: "the training loop was told",
@@ -70,6 +70,16 @@ def record_in_words(record: BadStepRecord) -> str:
         limit = Limit(loss=record.limit, usual=record.usual, num_losses=record.num_losses)
     done = "fine when it was computed again: a passing fault" if record.is_transient else _DONE[record.action]
     return f"{_evidence(record.step, loss, limit).rstrip('.')} ({data_in_words(record.data)}); {done}"
+
+
+def counts_in_words(*, found: int, rollbacks: int, left_out: int) -> str:
+    """How many bad steps there were, and what they cost, such as `2 found, 2 rollbacks, 8 samples left out`."""
+    words = [f"{found:,} found"]
+    if rollbacks:
+        words.append(f"{rollbacks:,} rollback{'s' if rollbacks > 1 else ''}")
+    if left_out:
+        words.append(f"{left_out:,} sample{'s' if left_out > 1 else ''} left out")
+    return ", ".join(words)
 
 
 def _evidence(step: int, loss: float, limit: Limit | None) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crashproof.errors import BadStep
+from crashproof.errors import BadStep, ConfigError
 from crashproof.records.checkpoints import CheckpointMetadata
-from crashproof.records.states import BadStepCause
+from crashproof.records.states import BadStepCause, OnBadStep
 from crashproof.rules.bad_steps.finding import BadStepFinding, data_in_words
 
-__all__ = ["StepVerdict", "bad_step_error"]
+__all__ = ["StepVerdict", "bad_step_error", "stops_at_bad_steps"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,3 +58,17 @@ def bad_step_error(finding: BadStepFinding, checkpoint: CheckpointMetadata | Non
         checkpoint=None if checkpoint is None else checkpoint.checkpoint_path,
         hint=hint,
     )
+
+
+def stops_at_bad_steps(on_bad_step: str | None) -> bool:
+    """Whether an adapter is to stop at bad steps: it cannot undo a step of its framework.
+
+    Raises:
+        ConfigError: something else is asked for.
+    """
+    if on_bad_step not in (None, OnBadStep.STOP):
+        raise ConfigError(
+            f"on_bad_step must be 'stop' or None here, got {on_bad_step!r}.",
+            hint="The trainers of crashproof can also skip the update, or roll back.",
+        )
+    return on_bad_step is not None
