@@ -79,27 +79,28 @@ def assert_like(reference: Path, output_dir: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def references() -> dict[int, Path]:
+def references() -> dict[tuple[int, str], Path]:
     return {}
 
 
 @pytest.fixture
-def reference(references: dict[int, Path], train: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def reference(references: dict[tuple[int, str], Path], train: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The run of so many ranks whose data lacked the window from the start."""
 
-    def of(num_ranks: int) -> Path:
-        if num_ranks not in references:
+    def of(num_ranks: int, strategy: str = "ddp") -> Path:
+        if (num_ranks, strategy) not in references:
             output_dir = tmp_path_factory.mktemp("reference") / "run"
-            ended = train(output_dir, num_ranks=num_ranks, LACKS=f"{FIRST}:{END}")
+            overrides = f"train.strategy={strategy}"
+            ended = train(output_dir, overrides, num_ranks=num_ranks, LACKS=f"{FIRST}:{END}")
             assert {0} == {*ended.exit_codes}, ended.said(0)
-            references[num_ranks] = output_dir
-        return references[num_ranks]
+            references[num_ranks, strategy] = output_dir
+        return references[num_ranks, strategy]
 
     return of
 
 
-KILLS = ["record:1", "go back:1", "restored:2", "leave out:1", f"step {BAD_STEP + 2}:2"]
-"""Before the step is on record; before and in going back; between two records of the window; after it is left out."""
+KILLS = ["record:1", "go back:1", "restored:1", "restored:2", "leave out:1", f"step {BAD_STEP + 3}:1"]
+"""Before the step is on record; before and in going back, both times; between the two records; after all of it."""
 
 
 @pytest.mark.parametrize(
@@ -240,3 +241,15 @@ def test_another_number_of_ranks_leaves_out_the_same_samples(
     reader = RunReader.open(output_dir)
     assert [] == [line.step for line in reader.history() if not math.isfinite(line.loss)]
     assert STEPS == reader.session().steps_completed
+
+
+@pytest.mark.long
+def test_sharded_weights_go_back_as_well(train: Any, reference: Any, tmp_path: Path) -> None:
+    output_dir, settings = tmp_path / "run", {"POISON": f"nan:{FIRST}:{END}"}
+    overrides = ("train.strategy=fsdp", "train.on_bad_step=rollback")
+
+    train(output_dir, *overrides, num_ranks=2, KILL="restored:1", **settings)
+    ended = train(output_dir, *overrides, num_ranks=2, **settings)
+
+    assert {0} == {*ended.exit_codes}, ended.said(0)
+    assert_like(reference(2, "fsdp"), output_dir)
