@@ -266,6 +266,8 @@ class TrainingRun:
     def _guard(self) -> StepGuard:
         policy, most = self._config.train.on_bad_step, self._config.train.max_bad_steps
         if policy is None:
+            # Those of the restored checkpoint would grow old in the next ones.
+            self._state.healthy_losses = None
             return StepGuard()
         return BadStepGuard(policy, most, state=self._state, ranks=self._ranks, context=self.progress)
 
