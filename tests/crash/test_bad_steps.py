@@ -190,23 +190,15 @@ def test_more_bad_steps_than_are_allowed_stop_the_run_with_the_evidence(train: A
 
 
 @pytest.mark.parametrize("kind", [pytest.param("spike", marks=pytest.mark.long), "nan"])
-def test_a_skipped_update_leaves_the_weights_and_a_resumed_run_skips_the_same(
-    train: Any, tmp_path: Path, kind: str
-) -> None:
+def test_a_resumed_run_skips_the_same_updates(train: Any, tmp_path: Path, kind: str) -> None:
     uninterrupted, output_dir = tmp_path / "uninterrupted", tmp_path / "run"
     settings = {"POISON": f"{kind}:{FIRST}:{END}"}
-    shorter = ("train.on_bad_step=skip", f"train.steps={BAD_STEP - 1}", f"train.schedule_steps={STEPS}")
-    longer = ("train.on_bad_step=skip", f"train.steps={BAD_STEP}", f"train.schedule_steps={STEPS}")
 
-    before = train(tmp_path / "before", *shorter, **settings)
-    after = train(tmp_path / "before", *longer, **settings)
     ended = train(uninterrupted, "train.on_bad_step=skip", **settings)
     train(output_dir, "train.on_bad_step=skip", KILL=f"step {BAD_STEP + 3}:1", **settings)
     resumed = train(output_dir, "train.on_bad_step=skip", **settings)
 
-    assert [0] * 4 == [*before.exit_codes, *after.exit_codes, *ended.exit_codes, *resumed.exit_codes], ended.said(0)
-    one, other = (load_file(tmp_path / "before" / f"student_{n}" / "model.safetensors") for n in (22, 23))
-    assert [] == [name for name in one if not torch.equal(one[name], other[name])]
+    assert [0, 0] == [*ended.exit_codes, *resumed.exit_codes], ended.said(0)
     assert_like_but_for_nan(uninterrupted, output_dir)
     session = RunReader.open(output_dir).session()
     assert {"skipped_update"} == {each.action for each in session.bad_steps}
