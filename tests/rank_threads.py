@@ -21,6 +21,7 @@ class ThreadRank:
         self.num_ranks = len(slots)
         self.is_main = rank == 0
         self.is_stop_agreed = False
+        self.is_bad_step_agreed = False
         self._slots = slots
         self._barrier = barrier
 
@@ -40,7 +41,7 @@ class ThreadRank:
     def all_reduce(self, numbers: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def share_stop_request(self, wants_to_stop: bool) -> None:
+    def share_stop_request(self, wants_to_stop: bool, sees_bad_step: bool = False) -> None:
         raise NotImplementedError
 
     def collective(self, what: str) -> AbstractContextManager[object]:

@@ -44,6 +44,7 @@ CrashproofError
 │   ├── OtherRun             a tracker's folder belongs to another run
 │   ├── RecordTooLarge       a record that could not be read back
 │   └── RequestError         a request that cannot be sent
+├── BadStep                  the loss of a step is not finite, or a spike
 ├── RankFailed               another process of the run cannot go on
 ├── RankLost                 another process of the run died or stopped responding
 ├── RanksDisagree            the processes of a run were given different inputs, or take different samples
@@ -60,6 +61,7 @@ __all__ = [
     "AddressInUse",
     "AnswerIncomplete",
     "AnswerUnusable",
+    "BadStep",
     "BudgetExhausted",
     "CannotStop",
     "CheckpointDamaged",
@@ -566,6 +568,22 @@ class RecordTooLarge(InputError):
 
 class RequestError(InputError):
     """A request that cannot be sent to any teacher."""
+
+
+class BadStep(CrashproofError):
+    """The loss of a step is not finite, or a spike."""
+
+    def __init__(self, evidence: str, *, step: int, data: str, checkpoint: str | None, hint: str = "") -> None:
+        """`evidence` is a sentence on the loss, `data` the samples of the step in words, `checkpoint` a path."""
+        start = f"{evidence[:1].upper()}{evidence[1:]}"
+        healthy = f"The newest healthy checkpoint is {checkpoint}" if checkpoint else "There is no healthy checkpoint"
+        super().__init__(
+            f"{start} It was computed from {data}. {healthy}.",
+            hint=hint
+            or "Go back to that checkpoint without these samples, lower the learning rate, or check the data.",
+        )
+        self.step = step
+        self.checkpoint = checkpoint
 
 
 class RankFailed(CrashproofError):

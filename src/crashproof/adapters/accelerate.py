@@ -33,6 +33,7 @@ from crashproof.odd_values import OddValues
 from crashproof.optional_dependencies import require_versions
 from crashproof.plain_values import named_fields
 from crashproof.records.checkpoints import CheckpointMetadata
+from crashproof.tracking.bad_steps.verdict import stops_at_bad_steps
 from crashproof.tracking.settings import TrackerSettings
 from crashproof.tracking.tracker import ProgressTracker
 
@@ -68,6 +69,7 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
         on_config_change: str = "error",
         ignore_config_keys: Sequence[str] = (),
         settings: TrackerSettings | None = None,
+        on_bad_step: str | None = None,
         clock: Clock = SYSTEM_CLOCK,
         disk: Disk = REAL_DISK,
     ) -> None:
@@ -80,6 +82,8 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
             on_config_change: `error`, or `continue` to resume with the new config.
             ignore_config_keys: Further keys that do not count; see `ProgressTracker`.
             settings: How often to write, and which checkpoints to keep.
+            on_bad_step: `stop` lets `accelerator.log` raise `BadStep` where the loss of a step is not finite, or a
+                spike; see `ProgressTracker.check_step`. It raises on the main process; the launcher ends the others.
             clock: The source of time.
             disk: The disk to write to.
         """
@@ -94,6 +98,7 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
             clock=clock,
             disk=disk,
         )
+        self._stops_at_bad_steps = stops_at_bad_steps(on_bad_step)
         self._total_steps = total_steps
         self._samples_per_step = samples_per_step
         self._tracker: ProgressTracker | None = None
@@ -137,6 +142,7 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
 
         Raises:
             ConfigError: training begins at step 0 although the run has checkpoints.
+            BadStep: the loss is not finite, or a spike, and `on_bad_step` is `stop`; the step is recorded.
         """
         tracker = self._open_for_logging()
         if tracker is None:
@@ -151,6 +157,8 @@ class CrashproofTracker(GeneralTracker):  # type: ignore[misc]  # accelerate bri
         num_steps = self._num_steps(step, is_update=bool(losses), newest=tracker.session.steps_completed)
         if losses:
             self._record_step(tracker, num_steps, flat, losses)
+            if self._stops_at_bad_steps:
+                tracker.check_step().raise_if_bad()
             return
         if flat:
             self._notices.warn(

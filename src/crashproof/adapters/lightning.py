@@ -30,6 +30,7 @@ from crashproof.errors import ConfigError
 from crashproof.notices import Notices
 from crashproof.optional_dependencies import require_versions
 from crashproof.reading.run_state import read_run
+from crashproof.tracking.bad_steps.verdict import StepVerdict, stops_at_bad_steps
 from crashproof.tracking.settings import TrackerSettings
 
 require_versions("lightning", {"lightning": "2.4"})
@@ -71,6 +72,7 @@ class Crashproof:
         on_config_change: str = "error",
         ignore_config_keys: Sequence[str] = (),
         settings: TrackerSettings | None = None,
+        on_bad_step: str | None = None,
         clock: Clock = SYSTEM_CLOCK,
         disk: Disk = REAL_DISK,
     ) -> None:
@@ -83,6 +85,8 @@ class Crashproof:
             on_config_change: `error`, or `continue` to resume with the new config.
             ignore_config_keys: Further keys that do not count; see `ProgressTracker`.
             settings: How often to write, and which checkpoints to keep.
+            on_bad_step: `stop` ends `trainer.fit` with `BadStep` where the loss of a step is not finite, or a spike;
+                see `ProgressTracker.check_step`. Several processes exchange this after each step.
             clock: The source of time.
             disk: The disk to write to.
         """
@@ -98,7 +102,9 @@ class Crashproof:
         self._shared = SharedRun(run, dict(config or {}), total_steps)
         self.checkpoint_io = CrashproofCheckpointIO(self._shared)
         """For `Trainer(plugins=[…])`: checkpoints that are written atomically."""
-        self.callback = CrashproofCallback(self._shared, self.checkpoint_io)
+        self.callback = CrashproofCallback(
+            self._shared, self.checkpoint_io, stops_at_bad_steps=stops_at_bad_steps(on_bad_step)
+        )
         """For `Trainer(callbacks=[…])`: every step's loss, evaluations, random states and the end of the run."""
         self.logger = CrashproofLogger(self._shared)
         """For `Trainer(logger=…)`: hyperparameters, and metrics that are logged once an epoch."""
@@ -136,8 +142,11 @@ class CrashproofCallback(Callback):
     it handles no signals, and the run stops at the first step after Lightning has received SIGTERM.
     """
 
-    def __init__(self, shared: SharedRun, checkpoint_io: CrashproofCheckpointIO) -> None:
+    def __init__(
+        self, shared: SharedRun, checkpoint_io: CrashproofCheckpointIO, *, stops_at_bad_steps: bool = False
+    ) -> None:
         self._shared = shared
+        self._stops_at_bad_steps = stops_at_bad_steps
         self._checkpoint_io = checkpoint_io
         self._interrupts: Interrupts | None = None
         self._restored: dict[str, Any] | None = None
@@ -259,6 +268,8 @@ class CrashproofCallback(Callback):
         if trainer.global_step != self._last_step:
             self._last_step = trainer.global_step
             self._record_step(trainer)
+            if self._stops_at_bad_steps:
+                self._stop_at_bad_step(trainer)
             if self._is_stop_requested(trainer):
                 trainer.save_checkpoint(self._shared.run.folder.root / f"checkpoint_{trainer.global_step}.ckpt")
                 raise _Preempted
@@ -334,6 +345,14 @@ class CrashproofCallback(Callback):
             scaler=getattr(trainer.precision_plugin, "scaler", None),
             batch=batches,
         )
+
+    def _stop_at_bad_step(self, trainer: Trainer) -> None:
+        """Raise on all processes what the main one has found."""
+        tracker = self._shared.tracker
+        verdict = StepVerdict() if tracker is None else tracker.check_step()
+        if trainer.world_size > 1:
+            verdict = trainer.strategy.broadcast(verdict)
+        verdict.raise_if_bad()
 
     def _complete_finished(self, trainer: Trainer) -> None:
         """Record that a run is complete whose checkpoint left nothing to train."""

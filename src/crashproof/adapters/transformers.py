@@ -20,6 +20,7 @@ from crashproof.errors import ConfigError, CrashproofError, RunClosed, SavesFail
 from crashproof.optional_dependencies import require_modules, require_versions
 from crashproof.reading.run_state import read_run
 from crashproof.rules.identity import IdentityRules
+from crashproof.tracking.bad_steps.verdict import stops_at_bad_steps
 from crashproof.tracking.context import TrainingProgressContext
 from crashproof.tracking.settings import TrackerSettings
 from crashproof.tracking.tracker import ProgressTracker
@@ -76,6 +77,7 @@ class CrashproofCallback(TrainerCallback):
         on_config_change: str = "archive",
         ignore_config_keys: Sequence[str] = (),
         settings: TrackerSettings | None = None,
+        on_bad_step: str | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """Attach to a trainer; touches no disk yet.
@@ -86,6 +88,8 @@ class CrashproofCallback(TrainerCallback):
             on_config_change: See `ProgressTracker`; the config is that of the model and of the training arguments.
             ignore_config_keys: Further keys of it that do not count, such as `train.optim`; see `ProgressTracker`.
             settings: How often to write, and which checkpoints to keep.
+            on_bad_step: `stop` ends training with `BadStep` where the loss of a step is not finite, or a spike; see
+                `ProgressTracker.check_step`. Several processes exchange this after each step.
             clock: The source of time.
 
         Raises:
@@ -102,6 +106,7 @@ class CrashproofCallback(TrainerCallback):
         self._on_config_change = on_config_change
         self._ignore_config_keys = ignore_config_keys
         self._config_defaults = _defaults(trainer)
+        self._stops_at_bad_steps = stops_at_bad_steps(on_bad_step)
         self._settings = with_rule(settings or TrackerSettings(), trainer)
         self._run = FrameworkRun(
             framework="transformers",
@@ -234,6 +239,8 @@ class CrashproofCallback(TrainerCallback):
             scaler=self._trainer.accelerator.scaler,
             batch=step.batches,
         )
+        if self._stops_at_bad_steps:
+            self._stop_at_bad_step(args)
         if is_stop_requested and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True
@@ -314,6 +321,14 @@ class CrashproofCallback(TrainerCallback):
             phase = "evaluating" if control.should_evaluate else "saving"
             self._beside_training.close()
             self._beside_training.enter_context(self._progress.phase(phase))
+
+    def _stop_at_bad_step(self, args: TrainingArguments) -> None:
+        """Raise on all processes what the main one has found."""
+        assert self._progress is not None, "a step is only recorded in an open run"
+        verdict = [self._progress.check_step()]
+        if args.world_size > 1:
+            broadcast_object_list(verdict)
+        verdict[0].raise_if_bad()
 
     def _open(self, state: TrainerState) -> None:
         """Open the run, or that of a trial: each trial of a hyperparameter search is a run in a folder of its own."""

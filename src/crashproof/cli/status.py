@@ -27,6 +27,7 @@ from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.progress import GoodputShare, ProgressSummary
 from crashproof.records.session import TrainingSession
 from crashproof.records.states import LossVerdict, RunStatus
+from crashproof.rules.bad_steps.finding import counts_in_words
 from crashproof.rules.rank_times.comparison import in_words
 from crashproof.rules.saves.failures import failed_in_words
 from crashproof.rules.supervision.words import supervision_in_words
@@ -207,6 +208,8 @@ def _training_lines(look: _Look) -> list[str]:
     lines.append(f"  restart     {restart.in_words}{how}")
     if failed := _failed_saves(summary):
         lines.append(f"  saves       {failed}")
+    if summary.bad_steps_found or summary.samples_left_out:
+        lines.append(f"  bad steps   {_bad_steps(summary)}")
     lines += [f"              skips {path}: {reason}" for path, reason in restart.passed_over]
     if summary.attempt > 1:
         lines.append(f"  attempts    {summary.attempt}; {summary.steps_recomputed:,} steps recomputed")
@@ -247,6 +250,13 @@ def _warnings(summary: ProgressSummary) -> list[str]:
 
 def _failed_saves(summary: ProgressSummary) -> str:
     return failed_in_words(summary.failed_saves, done=summary.steps_completed, saved=summary.last_checkpoint_step)
+
+
+def _bad_steps(summary: ProgressSummary) -> str:
+    counts = counts_in_words(
+        found=summary.bad_steps_found, rollbacks=summary.rollbacks, left_out=summary.samples_left_out
+    )
+    return f"{counts}; the newest: {summary.newest_bad_step}" if summary.newest_bad_step else counts
 
 
 def _teacher(summary: ProgressSummary) -> list[str]:

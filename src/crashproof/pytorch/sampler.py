@@ -8,12 +8,15 @@ Python, NumPy and PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
+
+from crashproof.records.bad_steps import DataWindow
+from crashproof.rules.bad_steps.left_out import joined, position_after, windows_of
 
 __all__ = ["DataOrder", "ResumableSampler"]
 
@@ -58,19 +61,41 @@ class ResumableSampler(Sampler[int]):
     `DataLoader(dataset, batch_size=8, sampler=ResumableSampler(order, start=checkpoint.dataset_position))`.
     """
 
-    def __init__(self, order: DataOrder, *, start: int = 0, num_samples: int | None = None) -> None:
-        """Draw from position `start` to the end of its epoch, or exactly `num_samples` across epochs."""
+    def __init__(
+        self,
+        order: DataOrder,
+        *,
+        start: int = 0,
+        num_samples: int | None = None,
+        left_out: Iterable[DataWindow] = (),
+    ) -> None:
+        """Draw from the sample after `start` consumed ones to the end of its epoch, or exactly `num_samples`.
+
+        Args:
+            order: The order of the samples.
+            start: Samples consumed so far, of which those that are left out are none.
+            num_samples: How many to draw, across epochs.
+            left_out: Windows of the order that are never drawn: `session.data_left_out` of a run.
+        """
         self._order = order
         self._start = start
-        to_end_of_epoch = order.num_samples - start % order.num_samples
-        self._num_samples = to_end_of_epoch if num_samples is None else num_samples
+        self._left_out = joined(left_out)
+        self._num_samples = self._to_end_of_epoch() if num_samples is None else num_samples
 
     def __len__(self) -> int:
         return self._num_samples
 
     def __iter__(self) -> Iterator[int]:
-        for position in range(self._start, self._start + self._num_samples):
-            yield from self._order.indices(position, 1)
+        for window in windows_of(self._start, self._num_samples, self._left_out):
+            for position in range(window.first, window.end):
+                yield from self._order.indices(position, 1)
+
+    def _to_end_of_epoch(self) -> int:
+        """The samples that are left of the epoch in which the next one is."""
+        first = position_after(self._start, self._left_out)
+        end = first + self._order.num_samples - first % self._order.num_samples
+        gone = sum(min(each.end, end) - each.first for each in self._left_out if first <= each.first < end)
+        return end - first - gone
 
 
 def _permuted(offsets: Indices, num_samples: int, keys: list[np.uint64]) -> Indices:

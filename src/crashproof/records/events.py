@@ -8,10 +8,11 @@ from typing import Any, ClassVar, TypedDict
 from msgspec import UNSET, Struct, UnsetType, field
 from msgspec.structs import force_setattr
 
+from crashproof.records.bad_steps import DataWindow
 from crashproof.records.checkpoints import CheckpointMetadata, FileDigest, FileStat, RemovedCheckpoint, take_in_sha256
 from crashproof.records.rank_times import RankTimes
 from crashproof.records.requests import Spending
-from crashproof.records.states import AlertKind, AttemptState, SessionKind
+from crashproof.records.states import AlertKind, AttemptState, BadStepAction, BadStepCause, SessionKind
 from crashproof.records.supervision import Action, EndCause
 from crashproof.records.version import FORMAT_VERSION, NAMED_DIGESTS
 
@@ -21,6 +22,8 @@ __all__ = [
     "AnswersRecovered",
     "AttemptEnded",
     "AttemptStarted",
+    "BadStepFound",
+    "BadStepPassed",
     "CheckpointFailed",
     "CheckpointHashed",
     "CheckpointRecorded",
@@ -31,6 +34,7 @@ __all__ = [
     "ConfigContinued",
     "ConnectionFailed",
     "DamageFound",
+    "DataLeftOut",
     "EvaluationRecorded",
     "Event",
     "JobAdvanced",
@@ -311,6 +315,39 @@ class ProcessEnded(EventRecord, frozen=True, kw_only=True, tag="process_ended"):
     """Path of the stacks that were kept."""
 
 
+class BadStepFound(EventRecord, frozen=True, kw_only=True, tag="bad_step_found"):
+    """The loss of a step is not finite, or a spike."""
+
+    step: int
+    cause: BadStepCause
+    loss: float | None
+    """None if it is not finite."""
+    usual: float | None
+    """The level of the healthy losses before it; None if there were too few to tell."""
+    limit: float | None
+    """The highest loss that would have passed; likewise."""
+    num_losses: int
+    """The healthy losses that this rests on."""
+    data: list[DataWindow]
+    """The samples that the step was computed from."""
+    action: BadStepAction
+
+
+class BadStepPassed(EventRecord, frozen=True, kw_only=True, tag="bad_step_passed"):
+    """A bad step was fine when it was computed again from the same samples: a passing fault, not the data."""
+
+    step: int
+    loss: float
+
+
+class DataLeftOut(EventRecord, frozen=True, kw_only=True, tag="data_left_out"):
+    """Samples are left out of the run from now on; durable before training goes on without them."""
+
+    step: int
+    """The step that was bad with them; 0 where nobody says."""
+    data: list[DataWindow]
+
+
 class DamageFound(EventRecord, frozen=True, kw_only=True, tag="damage_found"):
     """Damaged bytes were moved out of a journal into quarantine."""
 
@@ -362,6 +399,9 @@ Event = (
     | SpendingReported
     | RankTimesMeasured
     | ReplayDiffered
+    | BadStepFound
+    | BadStepPassed
+    | DataLeftOut
     | ProcessEnded
     | DamageFound
     | AlertRaised

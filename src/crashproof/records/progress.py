@@ -113,6 +113,14 @@ class ProgressSummary(Struct, kw_only=True):
     """How the ranks of the newest attempt compare; None where there is one alone, or no comparison yet."""
     steps_recomputed: int
     replay_differed_at: int | None
+    bad_steps_found: int
+    """Steps whose loss was not finite, or a spike; one that was bad again counts again."""
+    rollbacks: int
+    """How often training went back to a checkpoint for one."""
+    samples_left_out: int
+    """Of the order of samples, for bad steps."""
+    newest_bad_step: str | None
+    """The newest one in words: its loss, what is usual, and what was done."""
     damage_found: int
     supervision: Supervision
     """What `crashproof run` has recorded: restarts, causes, lost time."""

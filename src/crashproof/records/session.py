@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from crashproof.records.bad_steps import BadStepRecord, DataWindow
 from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint, RemovedCheckpoint, SuspectCheckpoint
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.rank_times import RankTimes
@@ -254,6 +255,14 @@ class TrainingSession(Struct, kw_only=True):
     """The newest comparison of the newest attempt; None where there is none, or one rank alone."""
     replay_differed_at: int | None = None
     """The first recomputed step whose loss differs, or None."""
+    bad_steps: list[BadStepRecord] = msgspec.field(default_factory=list)
+    """The newest 100."""
+    bad_steps_found: int = 0
+    """All of them; one that is bad again when it is computed again counts again."""
+    rollbacks: int = 0
+    """How often training went back to a checkpoint for a bad step."""
+    data_left_out: list[DataWindow] = msgspec.field(default_factory=list)
+    """The samples that the run leaves out, in order."""
     damage_found: int = 0
     """Damaged parts of journals quarantined so far."""
     supervision: Supervision = msgspec.field(default_factory=Supervision)

@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["AlertKind", "AttemptState", "HealthState", "LossVerdict", "OnConfigChange", "RunStatus", "SessionKind"]
+__all__ = [
+    "AlertKind",
+    "AttemptState",
+    "BadStepAction",
+    "BadStepCause",
+    "HealthState",
+    "LossVerdict",
+    "OnBadStep",
+    "OnConfigChange",
+    "RunStatus",
+    "SessionKind",
+]
 
 
 class SessionKind(StrEnum):
@@ -112,6 +123,8 @@ class AlertKind(StrEnum):
     """Two or more saves in a row have failed."""
     RECORDS_FAILING = "records_failing"
     """What the run records has not reached its disk for a while."""
+    BAD_STEP = "bad_step"
+    """The loss of a step was not finite, or a spike, where somebody judges steps."""
     DISK_LOW = "disk_low"
     BUDGET_80 = "budget_80"
     BUDGET_100 = "budget_100"
@@ -136,3 +149,36 @@ class OnConfigChange(StrEnum):
     """Continue the session with the new config."""
     ERROR = "error"
     """Raise `ConfigChanged`."""
+
+
+class OnBadStep(StrEnum):
+    """What a trainer does about a bad step."""
+
+    STOP = "stop"
+    """End with an error that names it."""
+    SKIP = "skip"
+    """Leave the weights as they were before it, and go on."""
+    ROLLBACK = "rollback"
+    """Go back to the newest healthy checkpoint; if the step is bad again, leave its samples out."""
+
+
+class BadStepCause(StrEnum):
+    """Why a step is bad."""
+
+    NON_FINITE = "non_finite"
+    SPIKE = "spike"
+
+
+class BadStepAction(StrEnum):
+    """What was done about a bad step."""
+
+    REPORTED = "reported"
+    """The training loop was told."""
+    STOPPED = "stopped"
+    """The run was stopped."""
+    SKIPPED_UPDATE = "skipped_update"
+    """The weights were left as they were."""
+    ROLLED_BACK = "rolled_back"
+    """Training went back to a checkpoint, to compute the step again."""
+    SKIPPED_DATA = "skipped_data"
+    """Training went back to a checkpoint, and leaves the step's samples out from then on."""

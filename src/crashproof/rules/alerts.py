@@ -17,6 +17,7 @@ from crashproof.formatting import as_bytes, as_dollars_text
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.session import AttemptRecord, TrainingSession
 from crashproof.records.states import AlertKind, AttemptState, HealthState, LossVerdict
+from crashproof.rules.bad_steps.finding import record_in_words
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.saves.failures import are_failing, words_on_session
 
@@ -189,6 +190,7 @@ def _findings(session: TrainingSession, observed: Observed) -> dict[AlertKind, _
             message=f"the loss is not finite{_place(nonfinite)}",
             has_to_last=True,
         ),
+        AlertKind.BAD_STEP: _bad_step_finding(session, observed),
         AlertKind.SAVES_FAILING: _Finding(
             is_bad=are_failing(session.failed_saves),
             is_fine=not session.failed_saves.in_a_row,
@@ -200,6 +202,17 @@ def _findings(session: TrainingSession, observed: Observed) -> dict[AlertKind, _
         AlertKind.DISK_LOW: _disk_finding(observed),
         **{kind: _budget_finding(observed, share) for kind, share in _SHARES.items()},
     }
+
+
+def _bad_step_finding(session: TrainingSession, observed: Observed) -> _Finding:
+    newest = session.bad_steps[-1] if session.bad_steps else None
+    is_new = newest is not None and newest.timestamp >= observed.looked_at
+    return _Finding(
+        is_bad=is_new,
+        is_fine=not is_new,
+        message="" if newest is None else record_in_words(newest),
+        has_to_last=True,
+    )
 
 
 def _place(lines: list[MetricsSnapshot]) -> str:

@@ -20,7 +20,10 @@ from crashproof.records.events import (
 )
 from crashproof.records.session import Evaluation, Timeline, TrainingSession
 
-__all__ = ["CheckpointCatalog", "CheckpointEvent", "with_evaluation"]
+__all__ = ["BAD_LOSS", "CheckpointCatalog", "CheckpointEvent", "is_healthy", "with_evaluation"]
+
+BAD_LOSS = "bad_loss"
+"""The tag of a checkpoint that was taken while the loss was bad."""
 
 _MOST_OVERWRITTEN = 2
 """Of one path."""
@@ -45,7 +48,8 @@ class CheckpointCatalog:
 
     A checkpoint is *abandoned* once training has gone back behind it: a later attempt, or the same one after it went
     back, has reported a step that the checkpoint already contains. Where it is resumed, it is offered after all
-    others; a *suspect* one, from which resumes died without progress, after those as well.
+    others; one that was taken while the loss was bad, after the healthy ones; a *suspect* one, from which resumes
+    died without progress, after all of those.
     """
 
     def __init__(self, session: TrainingSession) -> None:
@@ -95,6 +99,10 @@ class CheckpointCatalog:
         own = (checkpoint.checkpoint_path, checkpoint.created_at)
         known = self._session.checkpoints_suspect
         return next((each.reason for each in known if (each.checkpoint_path, each.created_at) == own), "")
+
+    def to_go_back_to(self, before_step: int) -> list[CheckpointMetadata]:
+        """The healthy ones of the timeline that training is on which do not contain a step, the newest first."""
+        return [each for each in reversed(self.standing()) if each.checkpoint_step < before_step and is_healthy(each)]
 
     def overwritten(self) -> list[CheckpointMetadata]:
         """Records with a digest whose path a newer record has taken; only bytes kept elsewhere can be theirs."""
@@ -265,8 +273,9 @@ class CheckpointCatalog:
             return None
         return known if created_at is None or known.created_at == created_at else None
 
-    def _rank(self, checkpoint: CheckpointMetadata) -> tuple[bool, bool, int, float]:
-        return not self.suspicion_of(checkpoint), not self.is_abandoned(checkpoint), *_age(checkpoint)
+    def _rank(self, checkpoint: CheckpointMetadata) -> tuple[bool, bool, bool, int, float]:
+        is_standing = not self.is_abandoned(checkpoint)
+        return not self.suspicion_of(checkpoint), is_standing, is_healthy(checkpoint), *_age(checkpoint)
 
     def _store(self, checkpoints: Iterable[CheckpointMetadata]) -> None:
         """Lay them out as `session.json` has them: the newest record of each step by its step, all others beside."""
@@ -277,6 +286,11 @@ class CheckpointCatalog:
                 beside.append(by_step[each.checkpoint_step])
             by_step[each.checkpoint_step] = each
         self._session.checkpoints, self._session.checkpoints_beside = by_step, beside
+
+
+def is_healthy(checkpoint: CheckpointMetadata) -> bool:
+    """Whether the loss was not known to be bad when it was taken."""
+    return BAD_LOSS not in checkpoint.recovery_tags
 
 
 def with_evaluation(checkpoint: CheckpointMetadata, evaluations: Iterable[Evaluation]) -> CheckpointMetadata:

@@ -10,7 +10,7 @@ from msgspec import Struct, structs
 from crashproof.errors import ConfigError
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.session import TrainingSession
-from crashproof.rules.checkpoint_catalog import CheckpointCatalog
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog, is_healthy
 
 __all__ = ["ADOPTED", "KeepBest", "KeepEvery", "KeepLatest", "KeepMilestones", "RetentionRule", "stale_checkpoints"]
 
@@ -114,7 +114,9 @@ def stale_checkpoints(session: TrainingSession, rule: RetentionRule) -> list[Che
     if not standing:
         return []
     newest = max(each.checkpoint_step for each in standing)
-    kept = rule.choose(standing) | {newest}
+    # Where the newest ones were taken while the loss was bad, a restart needs the one before them.
+    newest_healthy = max((each.checkpoint_step for each in standing if is_healthy(each)), default=newest)
+    kept = rule.choose(standing) | {newest, newest_healthy}
     return [
         each
         for each in catalog.all()

@@ -8,6 +8,7 @@ from itertools import pairwise
 from crashproof.records.progress import GoodputShare, ProgressSummary
 from crashproof.records.session import AttemptRecord, Evaluation, TrainingSession
 from crashproof.records.states import AttemptState, RunStatus
+from crashproof.rules.bad_steps.finding import record_in_words
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.health import health_of, last_update_time
 from crashproof.rules.history import standing_evaluations
@@ -91,6 +92,10 @@ def progress_summary(
         rank_times=session.rank_times,
         steps_recomputed=session.steps_recomputed,
         replay_differed_at=session.replay_differed_at,
+        bad_steps_found=session.bad_steps_found,
+        rollbacks=session.rollbacks,
+        samples_left_out=sum(each.end - each.first for each in session.data_left_out),
+        newest_bad_step=record_in_words(session.bad_steps[-1]) if session.bad_steps else None,
         damage_found=session.damage_found,
         supervision=session.supervision,
         goodput_seconds=goodput_seconds(session),

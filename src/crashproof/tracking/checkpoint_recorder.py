@@ -34,7 +34,8 @@ from crashproof.records.events import (
     ResumeChosen,
 )
 from crashproof.records.session import TrainingSession
-from crashproof.rules.checkpoint_catalog import CheckpointCatalog, with_evaluation
+from crashproof.rules.bad_steps.reaction import is_bad_at
+from crashproof.rules.checkpoint_catalog import BAD_LOSS, CheckpointCatalog, with_evaluation
 from crashproof.rules.retention import RetentionRule, stale_checkpoints
 from crashproof.rules.secrets.texts import without_secrets
 from crashproof.rules.session import update_at
@@ -147,6 +148,8 @@ class CheckpointRecorder:
             is_best = catalog.has_lowest_loss(checkpoint)
         if is_best and BEST not in checkpoint.recovery_tags:
             checkpoint = msgspec.structs.replace(checkpoint, recovery_tags=[*checkpoint.recovery_tags, BEST])
+        if is_bad_at(session, checkpoint.metrics) and BAD_LOSS not in checkpoint.recovery_tags:
+            checkpoint = msgspec.structs.replace(checkpoint, recovery_tags=[*checkpoint.recovery_tags, BAD_LOSS])
         event = CheckpointRecorded(
             **self._writer.stamp(),
             checkpoint=checkpoint,

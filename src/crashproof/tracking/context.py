@@ -28,6 +28,7 @@ from crashproof.records.states import AttemptState, OnConfigChange
 from crashproof.records.supervision import Phase
 from crashproof.rules.identity import IdentityRules, canonical_config, is_another_run
 from crashproof.scalars import as_float
+from crashproof.tracking.bad_steps.verdict import StepVerdict
 from crashproof.tracking.settings import TrackerSettings
 from crashproof.tracking.tracker import ProgressTracker
 
@@ -217,6 +218,11 @@ class TrainingProgressContext:
         tracker = self._open_tracker()
         if tracker is not None:
             tracker.record_evaluation(step, results, seconds)
+
+    def check_step(self) -> StepVerdict:
+        """See `ProgressTracker.check_step`; off the main process no step is bad, so share the verdict of that one."""
+        tracker = self._open_tracker()
+        return StepVerdict() if tracker is None else tracker.check_step()
 
     def record_rank_times(self, times: RankTimes) -> None:
         """See `ProgressTracker.record_rank_times`."""

@@ -18,8 +18,10 @@ from crashproof.hosts import host_name
 from crashproof.records.codec import encode
 from crashproof.records.events import (
     AttemptStarted,
+    BadStepFound,
     CheckpointRecorded,
     DamageFound,
+    DataLeftOut,
     EvaluationRecorded,
     Event,
     Stamp,
@@ -267,6 +269,25 @@ class RunWriter:
                 seconds=0.0,
                 nonfinite=evaluation.nonfinite,
             )
+        yield from self._known_bad_steps()
+
+    def _known_bad_steps(self) -> Iterator[Event]:
+        """The bad steps that are remembered, and the samples that are left out."""
+        for each in self.session.bad_steps:
+            yield BadStepFound(
+                timestamp=each.timestamp,
+                attempt=each.attempt,
+                step=each.step,
+                cause=each.cause,
+                loss=each.loss,
+                usual=each.usual,
+                limit=each.limit,
+                num_losses=each.num_losses,
+                data=each.data,
+                action=each.action,
+            )
+        if self.session.data_left_out:
+            yield DataLeftOut(**self.stamp(), step=0, data=self.session.data_left_out)
 
     def rescue(self) -> list[Path]:
         """Write to quarantine what is in no journal of the run; return the files.
@@ -323,6 +344,7 @@ class RunWriter:
         session.goodput = copy.copy(session.goodput)
         session.alerts_active = dict(session.alerts_active)
         session.alerts = list(session.alerts)
+        session.bad_steps = list(session.bad_steps)
         return session
 
     def are_snapshots_gone(self) -> bool:

@@ -18,13 +18,14 @@ from msgspec import UNSET
 from crashproof.alerts.monitor import AlertMonitor
 from crashproof.answers.run_store import RunResponses
 from crashproof.checkpoints.digest import Digest
-from crashproof.checkpoints.select import choose_for
+from crashproof.checkpoints.select import choose, choose_for
 from crashproof.clock import SYSTEM_CLOCK, BootClock, Clock
 from crashproof.disk.atomic import WholeFile
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import InvalidMetric, SavesFailed, StorageError
 from crashproof.odd_values import OddValues
+from crashproof.records.bad_steps import DataWindow
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.codec import nonfinite_names
 from crashproof.records.events import (
@@ -40,8 +41,9 @@ from crashproof.records.proof.environment import ENVIRONMENT_VARIABLE
 from crashproof.records.rank_times import RankTimes
 from crashproof.records.requests import Spending
 from crashproof.records.session import TrainingSession
-from crashproof.records.states import AttemptState, OnConfigChange, SessionKind
+from crashproof.records.states import AttemptState, BadStepAction, OnConfigChange, SessionKind
 from crashproof.records.supervision import Phase
+from crashproof.rules.bad_steps.finding import BadStepFinding
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.identity import IdentityRules
 from crashproof.rules.pace import pace_of
@@ -52,6 +54,8 @@ from crashproof.rules.stopwatch import StandstillDetector
 from crashproof.rules.time_left.estimate import estimate_remaining
 from crashproof.rules.trends import trend_of_session
 from crashproof.scalars import as_amount, as_float, as_int
+from crashproof.tracking.bad_steps.recorder import BadStepRecorder
+from crashproof.tracking.bad_steps.verdict import StepVerdict
 from crashproof.tracking.checkpoint_recorder import CheckpointRecorder
 from crashproof.tracking.checkpoint_removal import CheckpointRemoval
 from crashproof.tracking.heartbeat import Heartbeat
@@ -157,6 +161,7 @@ class ProgressTracker:
         self._checkpoints = (CheckpointRecorder if joined is None else joined.new_checkpoints)(
             self._writer, large_checkpoint_bytes=self._settings.large_checkpoint_bytes, clock=clock, disk=disk
         )
+        self._bad_steps = BadStepRecorder(self._writer)
         self._removal = CheckpointRemoval(self._writer, self._guard, self._checkpoints)
         self._alerts = AlertMonitor(self._writer, self._settings.alerts)
         self._upkeep = Upkeep(
@@ -437,6 +442,57 @@ class ProgressTracker:
             if CheckpointCatalog(self._writer.session).at_step(num_steps):
                 self._writer.write_manifest()
 
+    def check_step(self) -> StepVerdict:
+        """Judge the steps that were reported since the last call: is a loss not finite, or a spike?
+
+        A spike is far above the newest healthy losses; with fewer than 16 of these, only a non-finite loss is bad.
+        The first bad step is recorded, and a checkpoint recorded at it is tagged `bad_loss`: a restart prefers a
+        healthy one. A number that is still on a device is not waited for, but judged by a later call.
+
+        Raises:
+            RunClosed: the tracker was closed or replaced.
+        """
+        with self._guard:
+            self._metrics.write_ready()
+            return self._bad_steps.check()
+
+    def record_bad_step(self, finding: BadStepFinding, action: BadStepAction) -> None:
+        """Record a bad step that a training loop found by itself, and what it does about it; durable at return.
+
+        Raises:
+            StorageError, OSError: it is not recorded.
+            RunClosed: the tracker was closed or replaced.
+        """
+        with self._guard:
+            self._metrics.write_all()
+            self._bad_steps.record(finding, action)
+
+    def record_passed_step(self, step: int, loss: float) -> None:
+        """Record that a bad step was fine when it was computed again from the same samples.
+
+        Raises:
+            RunClosed: the tracker was closed or replaced.
+        """
+        with self._guard:
+            self._bad_steps.record_passed(step, loss)
+
+    def leave_data_out(self, data: Sequence[DataWindow], step: int = 0) -> None:
+        """Record that samples are left out of the run from now on; it survives a power loss when this returns.
+
+        `session.data_left_out` has all of them; the training loop is what leaves them out.
+
+        Args:
+            data: Positions in the order of samples.
+            step: The step that was bad with them.
+
+        Raises:
+            StorageError, OSError: it is not recorded.
+            RunClosed: the tracker was closed or replaced.
+        """
+        with self._guard:
+            self._bad_steps.leave_out(data, step)
+            self._metrics.expect_other_losses()
+
     def record_rank_times(self, times: RankTimes) -> None:
         """Record how long each rank of the run works on a step.
 
@@ -446,10 +502,14 @@ class ProgressTracker:
         with self._guard:
             self._writer.keep(RankTimesMeasured(**self._writer.stamp(), times=times))
 
-    def get_recovery_checkpoint(self) -> CheckpointMetadata | None:
+    def get_recovery_checkpoint(self, *, before_step: int | None = None) -> CheckpointMetadata | None:
         """The newest intact checkpoint with its absolute path, or None if none was ever recorded.
 
-        Every byte of a candidate is read. Damaged ones inside the run folder are moved to `set_aside/`.
+        Every byte of a candidate is read. Damaged ones inside the run folder are moved to `set_aside/`. Those taken
+        while the loss was bad come after all healthy ones.
+
+        Args:
+            before_step: Choose a healthy one that does not contain this step, to go back to from a bad step.
 
         Raises:
             NoUsableCheckpoint: some were recorded, but none can be used.
@@ -460,11 +520,15 @@ class ProgressTracker:
             session = self._writer.session_as_of_now()
         # Outside the lock: reading gigabytes takes a while.
         self._removal.keep_previous(digested, is_replaced=False)
-        choice = choose_for(session, self._folder)
+        if before_step is None:
+            choice = choose_for(session, self._folder)
+        else:
+            choice = choose(CheckpointCatalog(session).to_go_back_to(before_step), self._folder)
         if choice is None:
             return None
         with self._guard:
             located = self._checkpoints.offer(choice)
+            self._bad_steps.begin_after(choice.checkpoint.next_step - 1)
         # A kill may have come between its record and the copy of its bytes.
         self._removal.keep_previous([choice.checkpoint], is_replaced=False)
         return located

@@ -18,6 +18,7 @@ from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import AttemptRecord, TrainingSession
 from crashproof.records.states import AttemptState, HealthState, LossVerdict, RunStatus
+from crashproof.rules.bad_steps.finding import record_in_words
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.saves.failures import words_on_session
 from crashproof.rules.supervision.words import supervision_in_words
@@ -182,6 +183,8 @@ def _clues(
         clues.append(f"{trend.num_non_finite} of the last {trend.window_size} losses are non-finite.")
     if trend.verdict in (LossVerdict.DIVERGING, LossVerdict.UNSTABLE):
         clues.append(f"The loss was {trend.verdict} before the end: it {trend.evidence}.")
+    if session.bad_steps:
+        clues.append(f"Bad step: {record_in_words(session.bad_steps[-1])}.")
     if session.failed_saves.in_a_row:
         clues.append(f"{words_on_session(session)}.")
     if summary.replay_differed_at is not None:

@@ -16,6 +16,7 @@ from accelerate.utils import ProjectConfiguration
 from crashproof import ProgressTracker, RunReader, TrackerSettings
 from crashproof.adapters.accelerate import CrashproofTracker
 from crashproof.errors import (
+    BadStep,
     ConfigChanged,
     ConfigError,
     DiskFull,
@@ -76,6 +77,16 @@ def test_known_names_have_fields_of_their_own_and_the_rest_are_components(run_di
     assert {"framework": "accelerate", "lr": 0.1} == session.config
     assert ["completed"] == [attempt.how for attempt in session.attempts]
     assert [] == RunReader.open(run_dir).problems()
+
+
+def test_a_bad_step_is_raised_where_that_is_asked_for(run_dir, start):
+    loop = start(on_bad_step="stop")
+    loop.accelerator.log({"loss": 0.5}, step=1)
+    with pytest.raises(BadStep, match=r"Step 2 has a non-finite loss\. It was computed from samples 4 to 7"):
+        loop.accelerator.log({"loss": math.nan}, step=2)
+    loop.accelerator.end_training()
+
+    assert [1, 2] == [line.step for line in RunReader.open(run_dir).history()]
 
 
 def test_values_without_a_loss_are_an_evaluation(run_dir, start, caplog):

@@ -25,6 +25,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from crashproof import ProgressTracker, RunReader, TrackerSettings
 from crashproof.adapters.lightning import Crashproof, ResumableLoader
 from crashproof.errors import (
+    BadStep,
     CheckpointDamaged,
     CheckpointMismatch,
     ConfigChanged,
@@ -151,6 +152,21 @@ def test_saves_that_fail_are_counted_and_a_number_that_is_set_ends_the_training(
     session = RunReader.open(run_dir).session()
     assert (([1, 5], 3) if most is None else ([1], 2)) == (sorted(session.checkpoints), session.failed_saves.total)
     assert [] == RunReader.open(run_dir).problems()
+
+
+def test_a_bad_step_ends_the_training_only_where_that_is_asked_for(run_dir):
+    hold = Crashproof(run_dir, settings=QUIET, on_bad_step="stop")
+    made = trainer(hold, saving(run_dir))
+    with pytest.raises(BadStep, match=r"Step 3 has a non-finite loss\..* newest healthy checkpoint is checkpoint_2"):
+        made.fit(Model(), ResumableLoader(data(), batch_size=2, seed=1))
+
+    session = RunReader.open(run_dir).session()
+    assert ([(3, "reported")], "raised") == (
+        [(each.step, each.action) for each in session.bad_steps],
+        session.attempts[-1].how,
+    )
+    with pytest.raises(ConfigError, match="on_bad_step must be 'stop' or None here, got 'rollback'"):
+        Crashproof(run_dir, on_bad_step="rollback")
 
 
 def test_every_step_has_its_loss_its_rate_and_what_was_logged_in_it(run_dir):

@@ -25,6 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from crashproof import KeepEvery, RunReader, TrackerSettings, training_progress_context
 from crashproof.adapters.transformers import CrashproofCallback
 from crashproof.errors import (
+    BadStep,
     ConfigChanged,
     ConfigError,
     NoUsableCheckpoint,
@@ -133,6 +134,24 @@ def tear(output_dir: Path, step: int) -> Path:
 
 def set_aside(output_dir: Path) -> list[str]:
     return sorted(path.name for path in (output_dir / "progress" / "set_aside").glob("*"))
+
+
+def test_a_bad_step_ends_the_training_where_that_is_asked_for(run_dir):
+    trainer = make_trainer(run_dir)
+    compute_loss = trainer.compute_loss
+
+    def spoil_the_third(*arguments: Any, **more: Any) -> Any:
+        loss: Any = compute_loss(*arguments, **more)
+        return loss * (float("nan") if trainer.state.global_step == 2 else 1.0)
+
+    trainer.compute_loss = spoil_the_third
+    CrashproofCallback(trainer, on_bad_step="stop")
+
+    with pytest.raises(BadStep, match=r"Step 3 has a non-finite loss\..* newest healthy checkpoint is checkpoint-2"):
+        trainer.train()
+
+    session = RunReader.open(run_dir).session()
+    assert ([3], "raised") == ([each.step for each in session.bad_steps], session.attempts[-1].how)
 
 
 def test_a_new_folder_starts_at_step_0_and_the_lookup_touches_no_disk(tmp_path):

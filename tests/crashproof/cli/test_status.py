@@ -8,7 +8,9 @@ import pytest
 from crashproof import SYSTEM_CLOCK
 from crashproof.cli.exit_codes import EXIT_CODES, exit_code_for
 from crashproof.cli.status import local_time
+from crashproof.records.bad_steps import DataWindow
 from crashproof.records.rank_times import RankTime
+from crashproof.records.states import BadStepAction
 from crashproof.rules.rank_times.comparison import compare_ranks
 from crashproof.testing import FakeClock
 
@@ -55,6 +57,34 @@ def test_the_slowest_rank_is_named(crashproof, open_tracker, update, run_dir):
     assert "  ranks       4; the slowest is rank 3 on node3: 1.3 times the median" in said.lines
     assert "              0.16 s of its own work in a step of 0.2 s (step 30)" in said.lines
     assert (3, "node3") == (as_json["rank_times"]["slowest"][0]["rank"], as_json["rank_times"]["slowest"][0]["host"])
+
+
+def test_bad_steps_and_what_they_cost_are_told(crashproof, open_tracker, update, run_dir):
+    tracker = open_tracker(clock=SYSTEM_CLOCK)
+    for step in range(1, 21):
+        update(tracker, step, loss=2.0)
+    update(tracker, 21, loss=50.0)
+    finding = tracker.check_step().finding
+    tracker.record_bad_step(finding, BadStepAction.SKIPPED_DATA)
+    tracker.leave_data_out(finding.data, 21)
+
+    said = crashproof("status", run_dir)
+    as_json = json.loads(crashproof("status", run_dir, "--json").output)
+
+    assert (
+        "  bad steps   2 found, 1 rollback, 8 samples left out; the newest: step 21 has a loss of 50; the 19 healthy "
+        "losses before it are about 2, and up to 3 would have passed (samples 160 to 167 of the order); training "
+        "went back to a checkpoint, and leaves these samples out"
+    ) in said.lines
+    assert (2, 1, 8) == (as_json["bad_steps_found"], as_json["rollbacks"], as_json["samples_left_out"])
+
+
+def test_samples_that_are_left_out_from_the_start_are_told(crashproof, open_tracker, update, run_dir):
+    tracker = open_tracker(clock=SYSTEM_CLOCK)
+    update(tracker, 1)
+    tracker.leave_data_out([DataWindow(8, 9)])
+
+    assert "  bad steps   0 found, 1 sample left out" in crashproof("status", run_dir).lines
 
 
 def test_a_stalled_run_is_an_alarm(crashproof, open_tracker, update, run_dir):

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from crashproof.pytorch.sampler import DataOrder, ResumableSampler
+from crashproof.records.bad_steps import DataWindow
 
 orders = st.builds(DataOrder, num_samples=st.integers(1, 300), seed=st.integers(0, 2**63))
 
@@ -86,3 +87,16 @@ def test_a_sampler_may_cross_epochs() -> None:
     order = DataOrder(num_samples=3, seed=3)
 
     assert order.indices(2, 8) == list(ResumableSampler(order, start=2, num_samples=8))
+
+
+def test_what_is_left_out_is_never_drawn_and_an_epoch_ends_where_it_did() -> None:
+    order = DataOrder(num_samples=10, seed=3)
+    left_out = [DataWindow(2, 5), DataWindow(8, 12)]
+    positions = [*range(2), *range(5, 8), *range(12, 20)]
+
+    drawn = list(ResumableSampler(order, left_out=left_out))
+    resumed = list(ResumableSampler(order, start=len(drawn), left_out=left_out))
+
+    assert [order.indices(position, 1)[0] for position in positions] == drawn + resumed
+    assert drawn[1:4] == list(ResumableSampler(order, start=1, num_samples=3, left_out=left_out))
+    assert 4 == len(ResumableSampler(order, start=1, left_out=left_out))

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crashproof.records.bad_steps import DataWindow
 from crashproof.records.checkpoints import CheckpointMetadata, FileDigest, FileStat, RemovedCheckpoint
 from crashproof.records.checksummed_line import CHECKSUM_BYTES, add_checksum, is_intact
 from crashproof.records.codec import decode, encode, nonfinite_names
@@ -36,7 +37,7 @@ from crashproof.records.requests import (
 )
 from crashproof.records.session import AttemptRecord, Evaluation, PacePoint
 from crashproof.records.snapshots import JournalMark, Manifest, SessionFile
-from crashproof.records.states import AlertKind, AttemptState, SessionKind
+from crashproof.records.states import AlertKind, AttemptState, BadStepAction, BadStepCause, SessionKind
 from crashproof.records.supervision import Action, EndCause
 from crashproof.records.version import FORMAT_VERSION, NAMED_DIGESTS
 
@@ -205,6 +206,9 @@ def test_an_event_of_every_kind_is_read_back_as_itself(kind):
         float | msgspec.UnsetType: 2.5,
         str | msgspec.UnsetType: "text",
         list[str]: ["a: 1 → 2"],
+        BadStepAction: BadStepAction.ROLLED_BACK,
+        BadStepCause: BadStepCause.SPIKE,
+        list[DataWindow]: [DataWindow(8, 16)],
         RankTimes: RankTimes(
             step=4,
             num_steps=3,

@@ -7,11 +7,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from crashproof.records.bad_steps import BadStepRecord, DataWindow
 from crashproof.records.checkpoints import CheckpointMetadata
 from crashproof.records.events import AlertCleared, AlertRaised
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.session import AttemptRecord, FailedSaves, RaisedAlert, TrainingSession
-from crashproof.records.states import SessionKind
+from crashproof.records.states import BadStepAction, BadStepCause, SessionKind
 from crashproof.rules.alerts import (
     ALERT_KINDS,
     CONDITIONS,
@@ -79,6 +80,38 @@ def test_what_begins_is_raised(seen: dict[str, Any], expected: list[str]) -> Non
 
     assert expected == list(changes.raised)
     assert [] == changes.cleared
+
+
+def bad_step(at: float) -> BadStepRecord:
+    return BadStepRecord(
+        step=31,
+        cause=BadStepCause.SPIKE,
+        loss=9.0,
+        usual=2.0,
+        limit=3.0,
+        num_losses=29,
+        data=[DataWindow(240, 248)],
+        action=BadStepAction.SKIPPED_DATA,
+        attempt=1,
+        timestamp=at,
+    )
+
+
+def test_a_bad_step_since_the_last_look_is_raised_and_cleared_once_the_loss_was_fine_for_a_while() -> None:
+    known = session(bad_steps=[bad_step(NOW)], metrics_history=updates(100, newest_at=NOW))
+    active = session(
+        bad_steps=[bad_step(NOW - 1000)], metrics_history=updates(100, newest_at=NOW), alerts_active={"bad_step": 1.0}
+    )
+
+    raised = changes_of(known, observed(looked_at=NOW - 2), {}).raised
+    over = changes_of(active, observed(looked_at=NOW - 2), {"bad_step": NOW - 601})
+
+    assert {
+        "bad_step": "step 31 has a loss of 9; the 29 healthy losses before it are about 2, and up to 3 would have "
+        "passed (samples 240 to 247 of the order); training went back to a checkpoint, and leaves these samples out"
+    } == raised
+    assert {} == changes_of(known, observed(looked_at=NOW + 2), {}).raised
+    assert ["bad_step"] == over.cleared
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,9 @@ class ApiData(TrainingData):
         """Request answers from this teacher; `coming` are the samples of all processes in the loop's order."""
         self._teacher = teacher
         self._coming = coming
+        # Where training goes back, the order may be another one; answers that came are in the store.
+        self._asked.clear()
+        self._num_counted.clear()
         self._ask_ahead()
 
     def batch(self, indices: list[int]) -> Batch:

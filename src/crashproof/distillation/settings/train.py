@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from crashproof.distillation.settings.section import Section
+from crashproof.records.states import OnBadStep
 
 __all__ = ["TrainConfig"]
 
@@ -30,6 +31,11 @@ class TrainConfig(Section):
     clip_norm: float = Field(default=1.0, gt=0)
     skips_nonfinite: bool = True
     """Skip the update of a step with non-finite gradients; its loss is still reported."""
+    on_bad_step: OnBadStep | None = None
+    """What to do about a step whose loss is not finite, or a spike: stop, skip its update, or roll back to the newest
+    healthy checkpoint and leave its samples out if they are bad again. null: nothing more than `skips_nonfinite`."""
+    max_bad_steps: int = Field(default=10, ge=0, le=50)
+    """Bad steps that a run may have, if it is not to stop at the first; one more stops it."""
     seed: int = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

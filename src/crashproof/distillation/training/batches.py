@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,8 @@ from crashproof.distillation.data.text_data import Batch, TrainingData
 from crashproof.distillation.settings.train import TrainConfig
 from crashproof.pytorch.ranks import Ranks
 from crashproof.pytorch.sampler import DataOrder
+from crashproof.records.bad_steps import DataWindow
+from crashproof.rules.bad_steps.left_out import windows_of
 from crashproof.threads import run_or_submit
 
 __all__ = ["StepBatches", "StepData"]
@@ -28,6 +31,8 @@ class StepData:
     """This process's samples, in their order."""
     all_indices: list[int]
     """Those of all processes, forward pass by forward pass."""
+    data: list[DataWindow]
+    """Where these are in the order of samples."""
 
 
 class StepBatches:
@@ -38,14 +43,25 @@ class StepBatches:
     """
 
     def __init__(
-        self, data: TrainingData, train: TrainConfig, ranks: Ranks, *, first_sample: int, ahead_steps: int
+        self,
+        data: TrainingData,
+        train: TrainConfig,
+        ranks: Ranks,
+        *,
+        first_sample: int,
+        ahead_steps: int,
+        left_out: Sequence[DataWindow] = (),
     ) -> None:
-        """With `ahead_steps` 0, each step's data are made when they are taken."""
+        """With `ahead_steps` 0, each step's data are made when they are taken.
+
+        `first_sample` counts the samples that were consumed, of which those in `left_out` are none.
+        """
         self._data = data
         self._train = train
         self._ranks = ranks
         self._order = DataOrder(num_samples=len(data), seed=train.seed)
         self._next_sample = first_sample
+        self._left_out = left_out
         self._ahead_steps = ahead_steps
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="crashproof-data") if ahead_steps else None
         self._upcoming: deque[Future[StepData]] = deque()
@@ -81,21 +97,25 @@ class StepBatches:
     def _make(self, first_sample: int) -> StepData:
         size = self._train.batch_size // self._ranks.num_ranks
         offset = self._ranks.rank * size
-        own = [
-            self._order.indices(first_sample + place * self._train.batch_size + offset, size)
-            for place in range(self._train.gradient_accumulation)
-        ]
-        batches = [self._data.batch(indices) for indices in own]
         counts: Counter[str] = Counter()
+        batches: list[Batch] = []
+        own: list[int] = []
         all_indices: list[int] = []
         for place in range(self._train.gradient_accumulation):
-            first = first_sample + place * self._train.batch_size
-            of_pass = self._order.indices(first, self._train.batch_size)
+            of_pass = self._indices(first_sample + place * self._train.batch_size, self._train.batch_size)
+            of_rank = of_pass[offset : offset + size]
+            batches.append(self._data.batch(of_rank))
             counts.update(self._data.counts(of_pass))
+            own += of_rank
             all_indices += of_pass
         return StepData(
             batches=batches,
             counts=dict(counts),
-            indices=[index for each in own for index in each],
+            indices=own,
             all_indices=all_indices,
+            data=windows_of(first_sample, self.samples_per_step, self._left_out),
         )
+
+    def _indices(self, consumed: int, count: int) -> list[int]:
+        windows = windows_of(consumed, count, self._left_out)
+        return [index for each in windows for index in self._order.indices(each.first, each.end - each.first)]

@@ -20,6 +20,7 @@ from crashproof.distillation.schedule import learning_rate_at
 from crashproof.distillation.settings.progress import ProgressConfig
 from crashproof.distillation.settings.train import TrainConfig
 from crashproof.distillation.training.agreement.running import RunningCheck
+from crashproof.distillation.training.bad_steps.guard import GoBack, StepGuard
 from crashproof.distillation.training.batches import StepBatches, StepData
 from crashproof.distillation.training.rank_times import RankComparison
 from crashproof.distillation.training.saving import CheckpointSaver
@@ -31,6 +32,7 @@ from crashproof.pytorch.device import ComputeDevice
 from crashproof.pytorch.interrupts import Interrupts, StopRequested
 from crashproof.pytorch.ranks import Ranks
 from crashproof.pytorch.step_timer import NoStepTimer, StepTimer
+from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.saves.interval import SaveSchedule, choose_interval, failures_among
 from crashproof.tracking.context import TrainingProgressContext
 
@@ -60,6 +62,7 @@ class TrainingLoop:
     timer: StepTimer = field(default_factory=NoStepTimer)
     comparison: RankComparison | None = None
     """None on a single process."""
+    guard: StepGuard = field(default_factory=StepGuard)
     _check: RunningCheck = field(init=False)
     _num_skipped: Tensor = field(init=False)
     """Steps with non-finite gradients, counted on the device."""
@@ -91,11 +94,15 @@ class TrainingLoop:
             RankFailed: likewise, on the other processes.
             RankLost: another process died, or did not respond within the limit.
             RanksDisagree: processes took other samples than their parts, or have other weights; nothing is saved.
+            BadStep: a step is bad, and the run is to stop at it; nothing is saved.
+            GoBack: a step is bad, and training is to go back to a checkpoint before it.
             Exception: a step cannot be made; where all processes know that, or there is one alone, the steps before
                 it are saved.
         """
         counters, total_steps = self.state.counters, self.train.steps
         self.recipe.train()
+        self._save_beginning()
+        self.guard.begin()
         self.state.ranks.share_stop_request(self.interrupts.is_requested)
         if counters.step < total_steps:
             self.saver.prepare()
@@ -115,8 +122,12 @@ class TrainingLoop:
             display.advance(counters.step, loss=self._newest_loss, remaining=self.context.get_remaining_seconds)
             self.saver.check()
             with self.timer.waiting():
+                self.guard.judge(counters.step - 1)
                 self._do_what_is_due()
-                self.state.ranks.share_stop_request(self.interrupts.is_requested)
+                self.state.ranks.share_stop_request(self.interrupts.is_requested, self.guard.sees_bad_step)
+                if self.state.ranks.is_bad_step_agreed:
+                    self.guard.act()
+        self.guard.settle(counters.step)
         self._check.require_same(counters)
         is_complete = counters.step >= total_steps
         if is_complete and self.progress.eval_every is not None:
@@ -124,6 +135,15 @@ class TrainingLoop:
         self.saver.finish()
         self._report_skipped()
         return is_complete
+
+    def _save_beginning(self) -> None:
+        """Save what a bad step would need to go back to, if no healthy checkpoint is there yet."""
+        if not self.guard.needs_checkpoint:
+            return
+        tracker, step = self.context.tracker, self.state.counters.step
+        is_there = tracker is not None and bool(CheckpointCatalog(tracker.session).to_go_back_to(step + 1))
+        if not self.state.ranks.broadcast(is_there, "looking for a checkpoint to go back to"):
+            self.saver.save()
 
     def _save_after(self, error: Exception) -> None:
         """Save the steps that are done before an error ends the run, where every process that it takes can do so.
@@ -136,7 +156,11 @@ class TrainingLoop:
         saved_step = self.saver.saved_step
         _restore_torch_random_states(self._before_step, self.device.device)
         try:
+            self.guard.settle(self.state.counters.step)
             self.saver.finish()
+        except GoBack as back:
+            log.warning("The steps before the error are not saved, as one of them is bad: %s", back)
+            return
         except CrashproofError as failure:
             log.warning("The steps before the error could not be saved: %s", failure)
             return
@@ -151,6 +175,7 @@ class TrainingLoop:
         if is_save_due or self._check.is_due:
             self._check.require_same(self.state.counters)
         if is_save_due:
+            self.guard.settle(self.state.counters.step)
             self._save()
             self._report_skipped()
         if self.comparison is not None:
@@ -224,16 +249,17 @@ class TrainingLoop:
             with self.timer.waiting():
                 self.state.ranks.all_reduce(sums)
             self.timer.end_step()
+            components = {
+                name: sums[place] / self._divisor(step_data, name) for place, name in enumerate(self.recipe.weights)
+            }
+            loss = torch.stack([self.recipe.weights[name] * value for name, value in components.items()]).sum()
             self._is_changing_weights = True
-            self._apply_gradients()
+            self._apply_gradients(self.guard.is_bad(counters.step + 1, loss))
         counters.step += 1
         counters.samples += self.batches.samples_per_step
         self._is_changing_weights = False
         counters.tokens += step_data.counts["tokens"]
-        components = {
-            name: sums[place] / self._divisor(step_data, name) for place, name in enumerate(self.recipe.weights)
-        }
-        loss = torch.stack([self.recipe.weights[name] * value for name, value in components.items()]).sum()
+        self.guard.add(counters.step, loss, step_data.data)
         self.context.update_metrics(
             step=counters.step,
             loss=loss,
@@ -270,17 +296,25 @@ class TrainingLoop:
     def _divisor(self, step_data: StepData, component: str) -> int:
         return max(1, step_data.counts[self.recipe.counted_by[component]])
 
-    def _apply_gradients(self) -> None:
+    def _apply_gradients(self, is_bad: Tensor | None) -> None:
+        """Take the optimizer's step; one whose loss is bad changes no weight, if that is to be so."""
         optimizer, scaler = self.state.optimizer, self.state.scaler
         scaler.unscale_(optimizer)
         parameters = [each for each in self.recipe.parameters() if each.requires_grad]
         norm = clip_gradients(parameters, self.train.clip_norm)
-        if self.train.skips_nonfinite and not scaler.is_enabled():
+        if is_bad is None and scaler.is_enabled():
+            scaler.step(optimizer)
+        else:
             # The norm is that of all processes, so all of them skip. The optimizer reads it on the device.
             is_skipped = (~norm.isfinite()).to(torch.float32)
-            optimizer.grad_scale, optimizer.found_inf = None, is_skipped  # type: ignore[attr-defined]
+            if not (self.train.skips_nonfinite or scaler.is_enabled()):
+                is_skipped = torch.zeros_like(is_skipped)
             self._num_skipped += is_skipped
-        scaler.step(optimizer)
+            if is_bad is not None:
+                is_skipped = torch.maximum(is_skipped, is_bad)
+            # It reads both; gradients are unscaled already.
+            optimizer.grad_scale, optimizer.found_inf = None, is_skipped  # type: ignore[attr-defined]
+            optimizer.step()
         scaler.update()
 
     def _newest_loss(self) -> float | None:

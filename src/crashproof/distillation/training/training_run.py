@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from crashproof.distillation.settings.train import TrainConfig
 from crashproof.distillation.teachers.api import identifying_fields
 from crashproof.distillation.training.agreement.checkpoint import require_same_checkpoint
 from crashproof.distillation.training.agreement.inputs import InputDigests
+from crashproof.distillation.training.bad_steps.guard import BadStepGuard, GoBack, StepGuard
 from crashproof.distillation.training.batches import StepBatches
 from crashproof.distillation.training.loop import TrainingLoop, new_state
 from crashproof.distillation.training.preparation import Prepared
@@ -38,6 +39,11 @@ from crashproof.pytorch.interrupts import Interrupts
 from crashproof.pytorch.random_state import seed_everything
 from crashproof.pytorch.ranks import Ranks
 from crashproof.pytorch.sampler import DataOrder
+from crashproof.pytorch.step_timer import StepTimer
+from crashproof.records.bad_steps import DataWindow
+from crashproof.rules.bad_steps.finding import BadStepFinding
+from crashproof.rules.bad_steps.left_out import windows_of
+from crashproof.tracking.bad_steps.verdict import bad_step_error
 from crashproof.tracking.context import training_progress_context
 from crashproof.tracking.settings import TrackerSettings
 
@@ -46,8 +52,9 @@ __all__ = ["TrainingRun"]
 log = logging.getLogger("crashproof")
 
 _AHEAD_STEPS = 2
-_HOW_IT_RUNS = ("strategy", "limit_seconds")
-"""Of `train`: a run may continue with another number of processes, or another strategy."""
+_HOW_IT_RUNS = ("strategy", "limit_seconds", "on_bad_step", "max_bad_steps")
+"""Of `train`: a run may continue with another number of processes, or another strategy; and whoever sees a bad step
+may choose only then what is to be done about it."""
 _DATA_PATHS = ("path", "eval_path", "split", "eval_split")
 _DATA_RULES = ("learn_reasoning", "learn_refusals", "preferences", "on_too_long")
 """Of `data`: at their defaults they are left out, as before there were any."""
@@ -82,6 +89,7 @@ class TrainingRun:
         self._interrupts = interrupts
         self._output_dir = output_dir
         self._strategy, self._state = self._build_state()
+        self._timer: StepTimer | None = None
         self._chosen = None if resume in ("auto", "never") else Path(resume)
         if self._chosen is not None:
             with all_or_none(ranks, f"looking at {self._chosen.name}"):
@@ -112,11 +120,7 @@ class TrainingRun:
                 log.info("Nothing is left to train: %s of %s steps are done.", f"{step:,}", f"{total_steps:,}")
                 if not self._lacks_evaluation(step):
                     return True
-            loop = self._build_loop(stack)
-            with show_progress(
-                self._task.name, total_steps=total_steps, first_step=step, is_shown=self._ranks.is_main
-            ) as display:
-                is_complete = loop.run(display)
+            is_complete = self._train_on()
             if not is_complete:
                 self._end_preempted()
         return is_complete
@@ -165,6 +169,42 @@ class TrainingRun:
             horizon = self._ranks.broadcast(at_start, "sharing the learning-rate horizon")
             self._state.counters.schedule_steps = horizon or self._config.train.steps
 
+    def _train_on(self) -> bool:
+        """Train the remaining steps, and again those behind a checkpoint that training goes back to."""
+        while True:
+            with (
+                ExitStack() as stack,
+                show_progress(
+                    self._task.name,
+                    total_steps=self._config.train.steps,
+                    first_step=self._state.counters.step,
+                    is_shown=self._ranks.is_main,
+                ) as display,
+            ):
+                try:
+                    return self._build_loop(stack).run(display)
+                except GoBack as back:
+                    finding = back.finding
+            self._go_back(finding)
+
+    def _go_back(self, finding: BadStepFinding) -> None:
+        """Restore the newest healthy checkpoint before a bad step.
+
+        Raises:
+            BadStep: There is none.
+        """
+        tracker = self.progress.tracker
+        newest = None
+        with all_or_none(self._ranks, "choosing where to go back to"):
+            newest = tracker.get_recovery_checkpoint(before_step=finding.step) if tracker is not None else None
+        chosen = self._ranks.broadcast(newest, "sharing where to go back to")
+        if chosen is None:
+            raise bad_step_error(finding, None)
+        path = Path(chosen.checkpoint_path)
+        require_same_checkpoint(path, self._ranks)
+        self._state.restore(path)
+        log.info("Going on from step %s (%s).", f"{self._state.counters.step:,}", path.name)
+
     def _end_preempted(self) -> None:
         by = self._interrupts.received.name if self._interrupts.received else "request"
         log.info("Stopped at step %s by %s. Start the same command again.", f"{self._state.counters.step:,}", by)
@@ -181,7 +221,8 @@ class TrainingRun:
     def _build_loop(self, stack: ExitStack) -> TrainingLoop:
         config, prepared = self._config, self._prepared
         first_sample = self._state.counters.samples
-        upcoming = _upcoming_samples(len(prepared.data), config.train, first_sample)
+        left_out = self._left_out()
+        upcoming = _upcoming_samples(len(prepared.data), config.train, first_sample, left_out)
         stack.enter_context(prepared.data.attach(self.progress.tracker, upcoming, self._ranks))
         batches = StepBatches(
             prepared.data,
@@ -189,6 +230,7 @@ class TrainingRun:
             self._ranks,
             first_sample=first_sample,
             ahead_steps=_AHEAD_STEPS if prepared.data.is_prefetchable else 0,
+            left_out=left_out,
         )
         stack.callback(batches.close)
         saver = CheckpointSaver(
@@ -202,7 +244,9 @@ class TrainingRun:
         stack.callback(saver.close)
         if self._state.counters.step < config.train.steps:
             saver.require_room(num_saves=_saves_left(config, self._state.counters.step))
-        timer = choose_timer(self._strategy, self._device.device, self._ranks)
+        if self._timer is None:
+            # Its hooks stay where they are when training goes back.
+            self._timer = choose_timer(self._strategy, self._device.device, self._ranks)
         return TrainingLoop(
             recipe=prepared.recipe,
             strategy=self._strategy,
@@ -215,9 +259,24 @@ class TrainingRun:
             device=self._device,
             context=self.progress,
             interrupts=self._interrupts,
-            timer=timer,
-            comparison=RankComparison(self._ranks, timer, report=self.progress.record_rank_times),
+            timer=self._timer,
+            comparison=RankComparison(self._ranks, self._timer, report=self.progress.record_rank_times),
+            guard=self._guard(),
         )
+
+    def _guard(self) -> StepGuard:
+        policy, most = self._config.train.on_bad_step, self._config.train.max_bad_steps
+        if policy is None:
+            # Those of the restored checkpoint would grow old in the next ones.
+            self._state.healthy_losses = None
+            return StepGuard()
+        return BadStepGuard(policy, most, state=self._state, ranks=self._ranks, context=self.progress)
+
+    def _left_out(self) -> list[DataWindow]:
+        """The samples that the run leaves out, as its main process has them on record."""
+        tracker = self.progress.tracker
+        own = [] if tracker is None else tracker.session.data_left_out
+        return self._ranks.broadcast(own, "sharing the samples that are left out")
 
     def _resume(self) -> None:
         """Restore the requested checkpoint, or the newest intact one that the main process finds."""
@@ -273,8 +332,12 @@ def _saves_left(config: RunConfig, step: int) -> int | None:
     return None if isinstance(interval, str) else -(-(config.train.steps - step) // interval)
 
 
-def _upcoming_samples(num_samples: int, train: TrainConfig, first: int) -> Iterator[int]:
+def _upcoming_samples(
+    num_samples: int, train: TrainConfig, first: int, left_out: Sequence[DataWindow]
+) -> Iterator[int]:
     """The samples that the rest of the run takes, in their order."""
     order = DataOrder(num_samples=num_samples, seed=train.seed)
-    for position in range(first, train.steps * train.batch_size * train.gradient_accumulation):
-        yield from order.indices(position, 1)
+    total = train.steps * train.batch_size * train.gradient_accumulation
+    for window in windows_of(first, total - first, left_out):
+        for position in range(window.first, window.end):
+            yield from order.indices(position, 1)

@@ -53,6 +53,8 @@ class TrainingState:
     ranks: Ranks
     seed: int
     counters: Counters = field(default_factory=Counters)
+    healthy_losses: list[tuple[int, float]] | None = None
+    """The newest steps with a healthy loss, and these; None where nobody judges steps."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, buffers and the optimizer's moments by name; of a sharded model the parts of this process."""
@@ -64,11 +66,13 @@ class TrainingState:
 
     def shared_values(self) -> dict[str, Any]:
         """The values, apart from tensors, that all processes share."""
+        losses = {} if self.healthy_losses is None else {"healthy_losses": self.healthy_losses}
         return {
             "format": _FORMAT,
             "scaler": self.scaler.state_dict(),
             "counters": {each.name: getattr(self.counters, each.name) for each in fields(Counters)},
             "num_ranks": self.ranks.num_ranks,
+            **losses,
         }
 
     def own_values(self) -> dict[str, Any]:
@@ -96,6 +100,7 @@ class TrainingState:
         if shared["scaler"]:
             self.scaler.load_state_dict(shared["scaler"])
         self.counters = Counters(**shared["counters"])
+        self.healthy_losses = shared.get("healthy_losses")
         self._restore_random(own, is_same_number=shared["num_ranks"] == self.ranks.num_ranks)
 
     def require_fit(self, path: Path) -> None:

@@ -35,10 +35,11 @@ class DistributedRanks:
         self.num_ranks = peers.num_ranks
         self.is_main = peers.rank == _MAIN
         self.is_stop_agreed = False
+        self.is_bad_step_agreed = False
         self.peers = peers
         with self._waiting("forming a group"):
             self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=peers.limit_seconds))
-        self._flag = torch.zeros(1)
+        self._flags = torch.zeros(2)
         self._flag_work: dist.Work | None = None
         self._num_turns = 0
 
@@ -78,14 +79,14 @@ class DistributedRanks:
             dist.all_reduce(numbers)
         return numbers
 
-    def share_stop_request(self, wants_to_stop: bool) -> None:
+    def share_stop_request(self, wants_to_stop: bool, sees_bad_step: bool = False) -> None:
         """See `Ranks.share_stop_request`: a request of one step is agreed at the next."""
         with self._waiting("agreeing whether to stop"):
             if self._flag_work is not None:
                 self._flag_work.wait()
-                self.is_stop_agreed = bool(self._flag.item())
-            self._flag = torch.tensor([float(wants_to_stop)])
-            self._flag_work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self.group, async_op=True)
+                self.is_stop_agreed, self.is_bad_step_agreed = (bool(flag) for flag in self._flags.tolist())
+            self._flags = torch.tensor([float(wants_to_stop), float(sees_bad_step)])
+            self._flag_work = dist.all_reduce(self._flags, op=dist.ReduceOp.MAX, group=self.group, async_op=True)
 
     def for_background_thread(self) -> DistributedRanks:
         """See `Ranks.for_background_thread`."""

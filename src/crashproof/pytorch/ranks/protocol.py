@@ -47,8 +47,13 @@ class Ranks(Protocol):
         """The sum over all processes, in place; asynchronous on a CUDA device."""
         ...
 
-    def share_stop_request(self, wants_to_stop: bool) -> None:
+    def share_stop_request(self, wants_to_stop: bool, sees_bad_step: bool = False) -> None:
         """Tell the others once per step; the result arrives with the next call."""
+        ...
+
+    @property
+    def is_bad_step_agreed(self) -> bool:
+        """Whether any process saw a bad step; the same on all processes at the same step."""
         ...
 
     @property

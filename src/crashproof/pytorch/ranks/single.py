@@ -21,6 +21,7 @@ class SingleRank:
 
     def __init__(self) -> None:
         self.is_stop_agreed = False
+        self.is_bad_step_agreed = False
 
     def broadcast(self, value: ValueT, what: str) -> ValueT:
         """The value itself."""
@@ -38,9 +39,9 @@ class SingleRank:
         """The numbers unchanged."""
         return numbers
 
-    def share_stop_request(self, wants_to_stop: bool) -> None:
+    def share_stop_request(self, wants_to_stop: bool, sees_bad_step: bool = False) -> None:
         """Decide at once."""
-        self.is_stop_agreed = wants_to_stop
+        self.is_stop_agreed, self.is_bad_step_agreed = wants_to_stop, sees_bad_step
 
     def collective(self, what: str) -> AbstractContextManager[object]:
         """A null context: there is no other process."""

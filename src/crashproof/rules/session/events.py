@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from crashproof.records.bad_steps import BadStepRecord
 from crashproof.records.events import (
     AlertCleared,
     AlertRaised,
     AnswersRecovered,
     AttemptEnded,
     AttemptStarted,
+    BadStepFound,
+    BadStepPassed,
     CheckpointFailed,
     CheckpointRecorded,
     CheckpointSuspected,
     ConfigContinued,
     ConnectionFailed,
     DamageFound,
+    DataLeftOut,
     EvaluationRecorded,
     Event,
     JobAdvanced,
@@ -27,8 +33,9 @@ from crashproof.records.events import (
 )
 from crashproof.records.requests import Spending
 from crashproof.records.session import AttemptRecord, FailedSaves, PacePoint, RaisedAlert, TrainingSession
-from crashproof.records.states import AttemptState
+from crashproof.records.states import AttemptState, BadStepAction
 from crashproof.rules.alerts import CONDITIONS
+from crashproof.rules.bad_steps.left_out import joined
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog, CheckpointEvent
 from crashproof.rules.history import evaluation_of
 from crashproof.rules.pace import add_pace_point, is_pace_point_due
@@ -39,6 +46,7 @@ __all__ = ["apply_event", "begin_session"]
 
 _NUM_EVALUATIONS = 8
 _NUM_ALERTS = 100
+_NUM_BAD_STEPS = 100
 _SECONDS_AN_HOUR = 3600.0
 
 
@@ -111,6 +119,12 @@ def apply_event(session: TrainingSession, event: Event) -> None:
         case ReplayDiffered():
             if session.replay_differed_at is None:
                 session.replay_differed_at = event.step
+        case BadStepFound():
+            _apply_bad_step(session, event)
+        case BadStepPassed():
+            _apply_passed_step(session, event)
+        case DataLeftOut():
+            session.data_left_out = joined([*session.data_left_out, *event.data])
         case DamageFound():
             session.damage_found += 1
             session.api_cost_wasted += event.cost or 0
@@ -161,6 +175,33 @@ def _apply_failed_save(session: TrainingSession, event: CheckpointFailed) -> Non
         timestamp=event.timestamp,
         error=event.error,
     )
+
+
+def _apply_bad_step(session: TrainingSession, event: BadStepFound) -> None:
+    session.bad_steps.append(
+        BadStepRecord(
+            step=event.step,
+            cause=event.cause,
+            loss=event.loss,
+            usual=event.usual,
+            limit=event.limit,
+            num_losses=event.num_losses,
+            data=event.data,
+            action=event.action,
+            attempt=event.attempt,
+            timestamp=event.timestamp,
+        )
+    )
+    del session.bad_steps[:-_NUM_BAD_STEPS]
+    session.bad_steps_found += 1
+    session.rollbacks += event.action in (BadStepAction.ROLLED_BACK, BadStepAction.SKIPPED_DATA)
+
+
+def _apply_passed_step(session: TrainingSession, event: BadStepPassed) -> None:
+    """Mark the newest record of the step as a passing fault."""
+    places = [place for place, each in enumerate(session.bad_steps) if each.step == event.step]
+    if places:
+        session.bad_steps[places[-1]] = msgspec.structs.replace(session.bad_steps[places[-1]], is_transient=True)
 
 
 def _apply_job_progress(session: TrainingSession, attempt: AttemptRecord, event: JobAdvanced) -> None:

@@ -147,6 +147,10 @@ class MetricsRecorder:
         self._pending.write_all()
         self._order.expect_resume()
 
+    def expect_other_losses(self) -> None:
+        """Compare no further step with earlier attempts: it is about to be computed from other samples."""
+        self._replay.stop()
+
     def record_pause(self, seconds: float) -> None:
         """Record a pause that ends now, and leave it out of the training time."""
         # Updates from before the pause are timed before it; the device has had the pause to finish.

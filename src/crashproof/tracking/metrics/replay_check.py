@@ -9,6 +9,7 @@ from collections import deque
 from crashproof.reading.run_state import read_losses
 from crashproof.records.events import ReplayDiffered
 from crashproof.records.metrics import MetricsSnapshot
+from crashproof.rules.bad_steps.reaction import first_step_without_data
 from crashproof.rules.history import losses_agree
 from crashproof.tracking.run_writer import RunWriter
 
@@ -35,6 +36,10 @@ class ReplayCheck:
         """Compare a recomputed step with what earlier attempts journalled."""
         self._compare(line)
         self.is_due = bool(self._expected_losses)
+
+    def stop(self) -> None:
+        """Compare no further step."""
+        self._expected_losses, self.is_due = deque(), False
 
     def _compare(self, line: MetricsSnapshot) -> None:
         if self._expected_losses is None:
@@ -65,8 +70,14 @@ class ReplayCheck:
         """The losses of earlier attempts from the first step of this one on; empty if they ended before."""
         if first_step > self._writer.session.steps_completed:
             return deque()
-        end = self._journal_end_at_opening
-        return read_losses(self._writer.run.folder, first_step=first_step, end=end, max_lines=_MOST_EXPECTED_LINES)
+        losses = read_losses(
+            self._writer.run.folder,
+            first_step=first_step,
+            end=self._journal_end_at_opening,
+            max_lines=_MOST_EXPECTED_LINES,
+        )
+        changed = first_step_without_data(self._writer.session)
+        return deque(each for each in losses if changed is None or each[0] < changed)
 
 
 def _or_none(loss: float) -> float | None:

@@ -147,6 +147,22 @@ def test_the_same_answers_make_the_same_batch_in_whatever_order_they_came(folder
         assert torch.equal(one.topk.logprobs, other.topk.logprobs)
 
 
+def test_training_that_goes_back_takes_another_order_and_pays_nothing_twice(folder, tokenizer, prompts, asked):
+    source = prompts(*({"prompt": f"Number {number}: "} for number in range(6)))
+    with TeacherServer(ModelAnswers(folder)) as server:
+        data, teacher = data_of(source, tokenizer, ahead=4), asked(server)
+        data.connect(teacher, iter([0, 1, 2, 3, 4, 5]))
+        first = data.batch([0, 1])
+        data.batch([2, 3])
+        data.connect(teacher, iter([0, 1, 4, 5]))
+        again = data.batch([0, 1])
+        data.batch([4, 5])
+        num_asked = len(server.requests_seen)
+
+    assert torch.equal(first.input_ids, again.input_ids)
+    assert 6 == num_asked
+
+
 class MainOfTwo(SingleRank):
     """The main one of two ranks; what the other one gets is lost."""
 

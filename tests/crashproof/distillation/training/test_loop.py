@@ -24,11 +24,12 @@ from crashproof.distillation.settings.data import DataConfig
 from crashproof.distillation.settings.progress import ProgressConfig
 from crashproof.distillation.settings.recipes.kd import KdLossConfig
 from crashproof.distillation.settings.train import TrainConfig
+from crashproof.distillation.training.bad_steps.guard import BadStepGuard, StepGuard
 from crashproof.distillation.training.batches import StepBatches
 from crashproof.distillation.training.loop import TrainingLoop, new_optimizer, new_state
 from crashproof.distillation.training.saving import CheckpointSaver
 from crashproof.distillation.training.strategy import choose_strategy
-from crashproof.errors import SavesFailed
+from crashproof.errors import BadStep, SavesFailed
 from crashproof.pytorch.device import choose_device
 from crashproof.pytorch.interrupts import Interrupts
 from crashproof.pytorch.ranks import SingleRank
@@ -102,6 +103,9 @@ def make_loop(
         batches = StepBatches(tokens, train, ranks, first_sample=0, ahead_steps=1)
         saver = CheckpointSaver(state, context, tmp_path, ranks, settings=progress, disk=disk)
         opened.extend([batches, saver])
+        guard = StepGuard()
+        if train.on_bad_step is not None:
+            guard = BadStepGuard(train.on_bad_step, train.max_bad_steps, state=state, ranks=ranks, context=context)
         return TrainingLoop(
             recipe=recipe,
             strategy=choose_strategy(recipe, train.strategy, ranks, device.device),
@@ -114,6 +118,7 @@ def make_loop(
             device=device,
             context=context,
             interrupts=Interrupts(),
+            guard=guard,
         )
 
     yield make
@@ -132,9 +137,10 @@ def run(loop: TrainingLoop) -> bool:
         return loop.run(shown)
 
 
-def test_a_step_never_waits_for_the_device(make_loop: MakeLoop) -> None:
+@pytest.mark.parametrize("on_bad_step", [None, "skip", "rollback"])
+def test_a_step_never_waits_for_the_device(make_loop: MakeLoop, on_bad_step: str | None) -> None:
     context = _RecordedUpdates()
-    loop = make_loop(context, gradient_accumulation=2)
+    loop = make_loop(context, gradient_accumulation=2, on_bad_step=on_bad_step)
     loop._step(loop.batches.take())
     step_data = loop.batches.take()
 
@@ -242,6 +248,84 @@ def test_a_step_with_nonfinite_gradients_changes_no_weight_and_is_reported(
     ]
     losses = [line.loss for line in RunReader.open(tmp_path).history()]
     assert [False, True, False, False] == [math.isnan(loss) for loss in losses]
+
+
+class Weights:
+    """In place of a display: the weights after each step."""
+
+    def __init__(self, loop: TrainingLoop) -> None:
+        self.loop = loop
+        self.found: list[list[Tensor]] = []
+
+    def advance(self, step: int, **shown: Any) -> None:
+        self.found.append([each.detach().clone() for each in self.loop.recipe.parameters()])
+
+    def changes(self) -> list[bool]:
+        """Whether each step after the first one has changed a weight."""
+        return [not all(map(torch.equal, one, other)) for one, other in zip(self.found, self.found[1:], strict=False)]
+
+
+def spoil(loop: TrainingLoop, step: int, factor: float) -> None:
+    """Let the loss of a step be so many times what it would be."""
+    forward = loop.recipe.forward
+
+    def spoilt(batch: Any) -> Any:
+        sums = forward(batch)
+        is_spoilt = loop.state.counters.step == step - 1
+        return {name: value * factor for name, value in sums.items()} if is_spoilt else sums
+
+    loop.recipe.forward = spoilt  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("factor", [math.nan, 40.0], ids=["NaN", "spike"])
+@pytest.mark.parametrize("has_scaler", [False, True], ids=["no scaler", "with a scaler"])
+@pytest.mark.parametrize("skips_nonfinite", [True, False])
+def test_a_bad_step_is_skipped_on_the_device_and_no_other(
+    make_loop: MakeLoop, tmp_path: Path, factor: float, has_scaler: bool, skips_nonfinite: bool
+) -> None:
+    with a_run(tmp_path, 24) as context:
+        loop = make_loop(context, steps=24, on_bad_step="skip", skips_nonfinite=skips_nonfinite)
+        if has_scaler:
+            loop.state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+        spoil(loop, 21, factor)
+        weights = Weights(loop)
+
+        assert loop.run(weights)
+
+        assert [(21, "skipped_update")] == [(each.step, each.action) for each in context.tracker.session.bad_steps]
+    # The first entry is of step 2.
+    assert [21] == [step for step, changes in enumerate(weights.changes(), start=2) if not changes]
+
+
+@pytest.mark.parametrize("checkpoint_interval", [1, 100], ids=["a save is due", "none is due"])
+def test_nothing_is_saved_behind_a_bad_step(make_loop: MakeLoop, tmp_path: Path, checkpoint_interval: int) -> None:
+    with pytest.raises(BadStep, match="Step 3 has a non-finite loss"), a_run(tmp_path) as context:
+        loop = make_loop(context, on_bad_step="stop", progress={"checkpoint_interval": checkpoint_interval})
+        spoil(loop, 3, math.nan)
+        loop.run(Weights(loop))
+
+    assert ([1, 2] if checkpoint_interval == 1 else []) == sorted(RunReader.open(tmp_path).session().checkpoints)
+
+
+def test_an_error_behind_a_bad_step_saves_nothing(make_loop: MakeLoop, tmp_path: Path, caplog: Any) -> None:
+    with pytest.raises(IndexError), a_run(tmp_path) as context:
+        loop = make_loop(context, on_bad_step="rollback", progress={"checkpoint_interval": 100})
+        spoil(loop, 2, math.nan)
+        take, num_taken = loop.batches.take, 0
+
+        def third_fails() -> Any:
+            nonlocal num_taken
+            num_taken += 1
+            if num_taken == 3:
+                raise IndexError("index out of range in self")
+            return take()
+
+        loop.batches.take = third_fails  # type: ignore[method-assign]
+        with caplog.at_level(logging.WARNING, logger="crashproof"):
+            loop.run(Weights(loop))
+
+    assert "The steps before the error are not saved, as one of them is bad: step 2" in caplog.text
+    assert [0] == sorted(RunReader.open(tmp_path).session().checkpoints)
 
 
 @pytest.mark.parametrize("saves_behind", [True, False], ids=["in the background", "waited for"])

@@ -34,7 +34,8 @@ def taken(rank: int, num_ranks: int, step: int, *, seed: int = 3) -> StepData:
     order, size = DataOrder(num_samples=50, seed=seed), TRAIN.batch_size // num_ranks
     passes = [order.indices((step * 2 + place) * TRAIN.batch_size, TRAIN.batch_size) for place in range(2)]
     own = [index for each in passes for index in each[rank * size : (rank + 1) * size]]
-    return StepData(batches=[], counts={}, indices=own, all_indices=[index for each in passes for index in each])
+    taken = [index for each in passes for index in each]
+    return StepData(batches=[], counts={}, indices=own, all_indices=taken, data=[])
 
 
 def run(
@@ -82,7 +83,7 @@ def test_a_rank_that_takes_its_part_in_another_order_is_named() -> None:
     def alter(rank: int, step: int, data: StepData) -> StepData:
         if (rank, step) != (0, 3):
             return data
-        return StepData(batches=[], counts={}, indices=data.indices[::-1], all_indices=data.all_indices)
+        return StepData(batches=[], counts={}, indices=data.indices[::-1], all_indices=data.all_indices, data=[])
 
     assert "Rank 0 took samples" in run(alter)[1]
 

@@ -1,0 +1,1 @@
+"""Judge the steps of a run, and record the bad ones."""
