@@ -14,10 +14,6 @@ from crashproof.cli.arguments import AsJson
 from crashproof.cli.output import as_json_text, clean, print_json, say
 from crashproof.disk.atomic import write_bytes_atomically
 from crashproof.disk.files import REAL_DISK
-from crashproof.proof.page import certificate_page
-from crashproof.proof.prover import prove_command
-from crashproof.proof.scratch import scratch_folder
-from crashproof.proof.wording import headline, paragraphs
 from crashproof.records.proof.certificate import Certificate
 from crashproof.rules.proof.verdict import Verdict
 
@@ -57,6 +53,10 @@ def prove(
 
     Example: crashproof prove -- python train.py --output-dir {output_dir}
     """
+    # Imported here so that the other commands start without what a proof needs.
+    from crashproof.proof.prover import prove_command
+    from crashproof.proof.scratch import scratch_folder
+
     with _exiting_on_request(), scratch_folder(scratch) as folder:
         certificate = prove_command(command, folder, num_kills=kills, say=_say_progress)
     if report is not None:
@@ -88,6 +88,8 @@ def _say_progress(text: str) -> None:
 
 
 def _print(certificate: Certificate) -> None:
+    from crashproof.proof.wording import headline, paragraphs
+
     say(f"{headline(certificate)}.")
     for each in paragraphs(certificate):
         say(f"  {each}")
@@ -96,6 +98,8 @@ def _print(certificate: Certificate) -> None:
 
 
 def _write(certificate: Certificate, folder: Path) -> None:
+    from crashproof.proof.page import certificate_page
+
     REAL_DISK.make_folders(folder)
     write_bytes_atomically(folder / "certificate.json", f"{as_json_text(certificate, indent=2)}\n".encode())
     write_bytes_atomically(folder / "certificate.html", certificate_page(certificate).encode())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from crashproof.records.bad_steps import BadStepRecord, DataWindow
 from crashproof.records.states import BadStepAction, BadStepCause
@@ -21,8 +22,7 @@ _DONE = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BadStepFinding:
+class BadStepFinding(Struct, frozen=True, kw_only=True):
     """Which step is bad, and why."""
 
     step: int

@@ -15,9 +15,9 @@ import math
 import struct
 from collections import deque
 from collections.abc import Iterable
-from statistics import median
 from typing import NamedTuple
 
+from crashproof.medians import median
 from crashproof.records.states import BadStepCause
 from crashproof.rules.loss.statistics import spread
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 
+from crashproof.medians import median
 from crashproof.records.supervision import Phase
 
 __all__ = ["AUTO_SECONDS", "Patience", "Waiting"]

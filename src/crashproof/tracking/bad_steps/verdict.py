@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from crashproof.errors import BadStep, ConfigError
 from crashproof.records.checkpoints import CheckpointMetadata
@@ -12,8 +12,7 @@ from crashproof.rules.bad_steps.finding import BadStepFinding, data_in_words
 __all__ = ["StepVerdict", "bad_step_error", "stops_at_bad_steps"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepVerdict:
+class StepVerdict(Struct, frozen=True, kw_only=True):
     """Whether a step is bad, and where to go back to."""
 
     step: int | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import struct
 import sys
 from typing import Any
@@ -25,8 +24,11 @@ def random_states() -> dict[str, str]:
     Within a block of equal digest, a higher position means that so many more numbers were drawn; the rest is what a
     generator of normal numbers keeps for its next call.
     """
-    states = {"random.python": _of_python()}
-    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    states = {}
+    # What a program has not imported, it does not draw from; and no program imports it for this.
+    python, numpy, torch = sys.modules.get("random"), sys.modules.get("numpy"), sys.modules.get("torch")
+    if python is not None:
+        states["random.python"] = _of_python(python)
     if numpy is not None and hasattr(numpy, "random"):
         states["random.numpy"] = _of_numpy(numpy)
     if torch is not None and hasattr(torch, "get_rng_state"):
@@ -35,7 +37,7 @@ def random_states() -> dict[str, str]:
     return states
 
 
-def _of_python() -> str:
+def _of_python(random: Any) -> str:
     _, numbers, gauss = random.getstate()
     return _described(repr(numbers[:-1]).encode(), numbers[-1], repr(gauss).encode())
 
