@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from crashproof import RunReader, TrackerSettings
+from crashproof import ProgressTracker, RunReader, TrackerSettings
 from crashproof.adapters.accelerate import CrashproofTracker
 from crashproof.adapters.deferred_run import DeferredRun
 from crashproof.adapters.lightning import Crashproof
@@ -165,6 +165,26 @@ def test_what_training_has_gone_past_is_not_taken_up(run_dir: Path) -> None:
 
     assert relative(run_dir, Crashproof(run_dir).newest_checkpoint()) == known[4].checkpoint_path
     assert [2, 4] == sorted(RunReader.open(run_dir).session().checkpoints)
+
+
+def test_a_save_that_a_kill_kept_from_being_recorded_is_not_taken_up_behind_a_resume(run_dir: Path, update) -> None:
+    fit_with_crashproof(run_dir, 4)
+    saved = RunReader.open(run_dir).session().checkpoints[4].checkpoint_path
+    # Steps 5 and 6 were journalled, step 6 was saved, and a kill came before its record. A resume began at step 5.
+    fit(
+        max_steps=6,
+        ckpt_path=str(run_dir / saved),
+        default_root_dir=run_dir,
+        logger=False,
+        callbacks=[ModelCheckpoint(run_dir / "checkpoints", every_n_train_steps=3, save_top_k=-1)],
+    )
+    for steps in ([5, 6], [5]):
+        tracker = ProgressTracker(run_dir / "progress", RunReader.open(run_dir).session().config, 8, settings=QUIET)
+        for step in steps:
+            update(tracker, step)
+        tracker.close("preempted")
+
+    assert saved == relative(run_dir, Crashproof(run_dir).newest_checkpoint())
 
 
 def test_a_file_of_another_program_is_not_lightnings(run_dir: Path) -> None:

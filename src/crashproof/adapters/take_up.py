@@ -45,7 +45,9 @@ class Foreign:
 def find_foreign(framework: str, folder: RunFolder, session: TrainingSession | None) -> Foreign:
     """Find and inspect a framework's checkpoints; reads every byte of those that no record knows."""
     found = _survey(framework, folder)
-    done = -1 if session is None else max(session.steps_completed, _newest_step(session))
+    # A kill may have come between a save and its record. Once an attempt has resumed from an older checkpoint, the
+    # steps up to that save are superseded: whoever took it up would leave them out of the history.
+    done = -1 if session is None else max(session.steps_completed, session.highest_step, _newest_step(session))
     # Of a torn one nobody can tell whose it is.
     unknown = [each for each in found.candidates if each.framework in (framework, "") and each.step > done]
     findings = [(each, inspect(each).problem) for each in unknown]
