@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.figures import Section, percentile
 from benchmarks.made_runs import past_line
-from crashproof.records.codec import encode
+from crashproof.records.lines.codec import encode
 
 __all__ = ["measure"]
 

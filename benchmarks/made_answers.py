@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.made_runs import new_tracker
 from crashproof.answers.store import Answered, Granted, Intent
-from crashproof.records.codec import encode
+from crashproof.records.lines.codec import encode
 from crashproof.records.requests import AnswerRecord
 from crashproof.rules.requests import TeacherRequest
 

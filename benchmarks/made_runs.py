@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from crashproof import MetricsSnapshot, ProgressTracker
-from crashproof.records.codec import encode
+from crashproof.records.lines.codec import encode
 
 __all__ = ["CONFIG", "new_tracker", "past_line", "write_past"]
 

@@ -11,10 +11,10 @@ from types import ModuleType
 import msgspec
 import pytest
 
-from crashproof.records.checksummed_line import is_intact
-from crashproof.records.codec import decode, encode
 from crashproof.records.curves import CoarseBlock, CurveBlock
 from crashproof.records.events import Event
+from crashproof.records.lines.checksummed_line import is_intact
+from crashproof.records.lines.codec import decode, encode
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.requests import AnswerRecord, RequestLine
 from crashproof.records.snapshots import Manifest

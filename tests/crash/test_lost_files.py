@@ -11,7 +11,7 @@ import pytest
 
 from crashproof import RunReader, get_recovery_checkpoint
 from crashproof.errors import InvalidMetric, NewerFormat, NoUsableCheckpoint, RunClosed
-from crashproof.records.checksummed_line import add_checksum
+from crashproof.records.lines.checksummed_line import add_checksum
 
 
 @pytest.fixture

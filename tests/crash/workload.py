@@ -17,7 +17,7 @@ from crashproof.disk.atomic import write_folder_atomically
 from crashproof.disk.files import Disk
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import NoUsableCheckpoint
-from crashproof.records.checksummed_line import is_intact
+from crashproof.records.lines.checksummed_line import is_intact
 from crashproof.rules.retention import KeepLatest
 from crashproof.testing import FakeClock, FaultyDisk
 

@@ -14,7 +14,7 @@ from crashproof.cli.runs import runs
 from crashproof.dashboard.responses import UnreadableRun
 from crashproof.dashboard.watched_runs import WatchedRuns
 from crashproof.reading.discovery import RunSearch
-from crashproof.records.checksummed_line import add_checksum
+from crashproof.records.lines.checksummed_line import add_checksum
 
 
 def zeros(progress: Path) -> None:

@@ -23,8 +23,8 @@ from crashproof.disk.journal import (
 from crashproof.disk.line_index import LineIndex, Place
 from crashproof.disk.queueing_journal import QueueingJournal
 from crashproof.disk.run_folder import RunFolder
-from crashproof.records.codec import decode_line, encode
-from crashproof.records.lazy_decoder import LazyDecoder
+from crashproof.records.lines.codec import decode_line, encode
+from crashproof.records.lines.lazy_decoder import LazyDecoder
 from crashproof.records.requests import AnswerRecord, price_left_in
 from crashproof.records.snapshots import JournalMark
 from crashproof.rules.requests import JsonObject, TeacherRequest, nearest_difference

@@ -20,8 +20,8 @@ from crashproof.disk.queueing_journal import QueueingJournal
 from crashproof.disk.reserved_space import ReservedSpace
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import DiskFull, InvalidMetric, StorageError
-from crashproof.records.codec import encode, nonfinite_names
 from crashproof.records.events import AnswersRecovered, Event, Stamp
+from crashproof.records.lines.codec import encode, nonfinite_names
 from crashproof.records.requests import (
     AnswerMarked,
     AnswerRecord,

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from crashproof.records.codec import nonfinite_names
+from crashproof.records.lines.codec import nonfinite_names
 from crashproof.records.requests import AnswerRecord, Spending
 from crashproof.rules.requests import JsonObject, TeacherRequest
 

@@ -11,9 +11,9 @@ from crashproof.disk.lost_records import Trace
 from crashproof.disk.regular_file import read_errors
 from crashproof.disk.run_folder import RunFolder
 from crashproof.records.checkpoints import CheckpointMetadata
-from crashproof.records.codec import decode_line
 from crashproof.records.events import CheckpointRecorded, Event
-from crashproof.records.lazy_decoder import LazyDecoder
+from crashproof.records.lines.codec import decode_line
+from crashproof.records.lines.lazy_decoder import LazyDecoder
 
 __all__ = ["find_loose"]
 

@@ -20,8 +20,8 @@ from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import ConfigError
 from crashproof.reading.run_reader import RunReader
 from crashproof.reading.step_index import StepIndex, WantedSteps
-from crashproof.records.codec import decode_line
-from crashproof.records.lazy_decoder import LazyDecoder
+from crashproof.records.lines.codec import decode_line
+from crashproof.records.lines.lazy_decoder import LazyDecoder
 from crashproof.records.metrics import COLUMNS, MetricsSnapshot
 from crashproof.rules.history import are_parts, with_part
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 import typer
 
-from crashproof.records.codec import nonfinite_names
+from crashproof.records.lines.codec import nonfinite_names
 
 __all__ = ["as_json_text", "clean", "print_json", "print_json_line", "print_line", "say", "say_lines"]
 

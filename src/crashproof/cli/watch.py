@@ -26,10 +26,10 @@ from crashproof.errors import NewerFormat, NotARun, UnknownRecord
 from crashproof.reading.curves import CurveFollower
 from crashproof.reading.run_reader import RunReader
 from crashproof.reading.session_follower import SessionFollower
-from crashproof.records.codec import decode_line
 from crashproof.records.curves import CurvePoint
 from crashproof.records.events import Event
-from crashproof.records.lazy_decoder import LazyDecoder
+from crashproof.records.lines.codec import decode_line
+from crashproof.records.lines.lazy_decoder import LazyDecoder
 from crashproof.records.snapshots import JournalMark
 from crashproof.rules.pace import pace_of
 from crashproof.rules.summary import progress_summary

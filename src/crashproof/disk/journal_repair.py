@@ -13,7 +13,7 @@ from crashproof.disk.atomic import partial_name, write_all
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
 from crashproof.disk.journal import Damage, Line, quarantine_bytes, read_bytes_at, scan
 from crashproof.disk.run_folder import RunFolder
-from crashproof.records.checksummed_line import MAX_LINE_BYTES
+from crashproof.records.lines.checksummed_line import MAX_LINE_BYTES
 
 __all__ = ["repair_journal"]
 

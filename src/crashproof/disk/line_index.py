@@ -24,7 +24,7 @@ from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.regular_file import read_small
 from crashproof.disk.spool.place_table import ENTRY_BYTES, Place, PlaceTable, SortedPlaces
 from crashproof.errors import StorageError
-from crashproof.records.checksummed_line import add_checksum, is_intact
+from crashproof.records.lines.checksummed_line import add_checksum, is_intact
 from crashproof.records.snapshots import JournalMark
 from crashproof.records.version import FORMAT_VERSION
 

@@ -13,7 +13,7 @@ from crashproof.disk.journal import Damage, Line, read_bytes_at, scan
 from crashproof.disk.regular_file import read_errors, read_small
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import FileUnreadable
-from crashproof.records.reformatted_line import restore, what_it_looks_like
+from crashproof.records.lines.reformatted_line import restore, what_it_looks_like
 
 __all__ = ["MAX_SNAPSHOT_BYTES", "Trace", "find_traces", "has_a_line"]
 

@@ -22,8 +22,8 @@ from crashproof.disk.journal import Line, line_continues, line_crc, scan
 from crashproof.exporters.exporter import Exporter, Point, RunFacts, Sent, named_values, spelled
 from crashproof.exporters.names import TrackerNames
 from crashproof.reading.run_reader import RunReader
-from crashproof.records.codec import decode_line
-from crashproof.records.lazy_decoder import LazyDecoder
+from crashproof.records.lines.codec import decode_line
+from crashproof.records.lines.lazy_decoder import LazyDecoder
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.session import Evaluation, TrainingSession
 from crashproof.records.snapshots import JournalMark

@@ -10,8 +10,8 @@ from crashproof.disk.journal_repair import repair_journal
 from crashproof.disk.run_folder import RunFolder
 from crashproof.reading.damage import damage_event
 from crashproof.reading.run_state import RunState, read_run
-from crashproof.records.codec import encode
 from crashproof.records.events import Event
+from crashproof.records.lines.codec import encode
 from crashproof.records.session import TrainingSession
 
 __all__ = ["append_between_attempts"]

@@ -20,9 +20,9 @@ from msgspec import structs
 
 from crashproof.disk.journal import Line, line_continues, line_crc, scan
 from crashproof.disk.run_folder import RunFolder
-from crashproof.records.codec import decode, decode_line
 from crashproof.records.curves import CoarseBlock, CurveBlock, CurvePoint
-from crashproof.records.lazy_decoder import LazyDecoder
+from crashproof.records.lines.codec import decode, decode_line
+from crashproof.records.lines.lazy_decoder import LazyDecoder
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.snapshots import JournalMark
 from crashproof.rules.curves import joined, point_of

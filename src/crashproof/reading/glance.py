@@ -18,7 +18,7 @@ from crashproof.disk.lock import holder_of
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import NotARun
 from crashproof.reading.run_state import read_run, read_snapshot
-from crashproof.records.lazy_decoder import LazyDecoder
+from crashproof.records.lines.lazy_decoder import LazyDecoder
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.snapshots import ProgressSnapshot
 from crashproof.records.states import RunStatus

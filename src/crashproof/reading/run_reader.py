@@ -17,8 +17,8 @@ from crashproof.disk.lock import Holder, holder_of
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import NotARun
 from crashproof.reading.run_state import EVENT_DECODER, METRICS_DECODER, find_damages, read_run
-from crashproof.records.codec import decode_line
 from crashproof.records.events import EvaluationRecorded, Event
+from crashproof.records.lines.codec import decode_line
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import Evaluation, TrainingSession

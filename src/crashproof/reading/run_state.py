@@ -17,11 +17,11 @@ from crashproof.disk.regular_file import read_small
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import FileUnreadable, RecordsLost
 from crashproof.records.checkpoints import CheckpointMetadata
-from crashproof.records.codec import decode, decode_line, refuse_newer
 from crashproof.records.events import Event, SessionStarted
-from crashproof.records.lazy_decoder import LazyDecoder
+from crashproof.records.lines.codec import decode, decode_line, refuse_newer
+from crashproof.records.lines.lazy_decoder import LazyDecoder
+from crashproof.records.lines.reformatted_line import restore
 from crashproof.records.metrics import MetricsSnapshot
-from crashproof.records.reformatted_line import restore
 from crashproof.records.requests import AnswerRecord, RequestLine
 from crashproof.records.session import UNKNOWN_SESSION, TrainingSession
 from crashproof.records.snapshots import (

@@ -17,8 +17,8 @@ import msgspec
 
 from crashproof.disk.journal import Line, line_continues, read_bytes_at, scan
 from crashproof.disk.run_folder import RunFolder
-from crashproof.records.checksummed_line import is_intact
-from crashproof.records.codec import decode_line
+from crashproof.records.lines.checksummed_line import is_intact
+from crashproof.records.lines.codec import decode_line
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.snapshots import JournalMark
 from crashproof.records.version import FORMAT_VERSION

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 import msgspec
 
 from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint, RemovedCheckpoint, SuspectCheckpoint
-from crashproof.records.codec import nonfinite_names
 from crashproof.records.events import (
     CheckpointHashed,
     CheckpointRecorded,
@@ -18,6 +17,7 @@ from crashproof.records.events import (
     CheckpointSuspected,
     ResumeChosen,
 )
+from crashproof.records.lines.codec import nonfinite_names
 from crashproof.records.session import Evaluation, Timeline, TrainingSession
 
 __all__ = ["BAD_LOSS", "CheckpointCatalog", "CheckpointEvent", "is_healthy", "with_evaluation"]

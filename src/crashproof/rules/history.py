@@ -17,8 +17,8 @@ from typing import TypeVar
 
 import msgspec
 
-from crashproof.records.codec import nonfinite_names
 from crashproof.records.events import EvaluationRecorded
+from crashproof.records.lines.codec import nonfinite_names
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.session import Evaluation, Timeline
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from crashproof.errors import RequestError
-from crashproof.records.checksummed_line import MAX_LINE_BYTES, is_nested_too_deeply
+from crashproof.records.lines.checksummed_line import MAX_LINE_BYTES, is_nested_too_deeply
 from crashproof.rules.base_urls import canonical_base_url
 
 __all__ = ["JsonObject", "TeacherRequest", "deciding_parameters", "nearest_difference", "teacher_request"]

@@ -22,8 +22,8 @@ from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import NothingToAdopt, RunInUse
 from crashproof.reading.run_state import read_run
 from crashproof.records.checkpoints import CheckpointMetadata
-from crashproof.records.codec import nonfinite_names
 from crashproof.records.events import AttemptEnded
+from crashproof.records.lines.codec import nonfinite_names
 from crashproof.records.session import TrainingSession
 from crashproof.records.states import AttemptState, OnConfigChange, SessionKind
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog

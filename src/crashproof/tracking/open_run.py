@@ -28,7 +28,6 @@ from crashproof.hosts import host_name
 from crashproof.reading.damage import damage_event
 from crashproof.reading.run_state import RunState, read_run, read_total_cost
 from crashproof.records.checkpoints import CheckpointMetadata
-from crashproof.records.codec import encode
 from crashproof.records.events import (
     AttemptStarted,
     CheckpointRecorded,
@@ -38,6 +37,7 @@ from crashproof.records.events import (
     SessionStarted,
     TargetChanged,
 )
+from crashproof.records.lines.codec import encode
 from crashproof.records.session import UNKNOWN_SESSION, TrainingSession
 from crashproof.records.snapshots import JournalMark
 from crashproof.records.states import OnConfigChange

@@ -15,8 +15,8 @@ from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import NotARun
 from crashproof.reading.damage import damage_event
 from crashproof.reading.run_state import JOURNALS, read_run
-from crashproof.records.codec import encode
 from crashproof.records.events import CheckpointSetAside, DamageFound, Event, Stamp
+from crashproof.records.lines.codec import encode
 from crashproof.records.session import TrainingSession
 from crashproof.rules.checkpoint_catalog import CheckpointCatalog
 from crashproof.rules.summary import progress_summary

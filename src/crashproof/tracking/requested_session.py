@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from crashproof.disk.run_folder import is_folder_name
 from crashproof.errors import ConfigError, InvalidMetric
-from crashproof.records.checksummed_line import MAX_NESTING
+from crashproof.records.lines.checksummed_line import MAX_NESTING
 from crashproof.records.states import OnConfigChange, SessionKind
 from crashproof.rules.identity import IdentityRules, canonical_config, config_hash
 from crashproof.scalars import as_int

@@ -15,7 +15,6 @@ from crashproof.disk.journal import Interference
 from crashproof.disk.restored_journal import Restoration, restore_journal
 from crashproof.errors import DiskFull, StorageError
 from crashproof.hosts import host_name
-from crashproof.records.codec import encode
 from crashproof.records.events import (
     AttemptStarted,
     BadStepFound,
@@ -26,6 +25,7 @@ from crashproof.records.events import (
     Event,
     Stamp,
 )
+from crashproof.records.lines.codec import encode
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import TrainingSession

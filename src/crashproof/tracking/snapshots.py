@@ -13,7 +13,7 @@ from crashproof.disk.atomic import write_bytes_atomically
 from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import StorageError
-from crashproof.records.codec import encode, nonfinite_names
+from crashproof.records.lines.codec import encode, nonfinite_names
 from crashproof.records.progress import ProgressSummary
 from crashproof.records.session import TrainingSession
 from crashproof.records.snapshots import JournalMark, Manifest, ProgressFile, SessionFile

@@ -27,7 +27,6 @@ from crashproof.errors import InvalidMetric, SavesFailed, StorageError
 from crashproof.odd_values import OddValues
 from crashproof.records.bad_steps import DataWindow
 from crashproof.records.checkpoints import CheckpointMetadata
-from crashproof.records.codec import nonfinite_names
 from crashproof.records.events import (
     AttemptEnded,
     ConnectionFailed,
@@ -36,6 +35,7 @@ from crashproof.records.events import (
     RankTimesMeasured,
     SpendingReported,
 )
+from crashproof.records.lines.codec import nonfinite_names
 from crashproof.records.metrics import Update
 from crashproof.records.proof.environment import ENVIRONMENT_VARIABLE
 from crashproof.records.rank_times import RankTimes

@@ -11,7 +11,7 @@ from crashproof.answers.store import OverBudget
 from crashproof.disk.journal import Journal
 from crashproof.disk.queueing_journal import QueueingJournal
 from crashproof.disk.run_folder import RunFolder
-from crashproof.records.codec import nonfinite_names
+from crashproof.records.lines.codec import nonfinite_names
 from crashproof.records.requests import AnswerRecord, Spending, price_left_in
 from crashproof.records.snapshots import JournalMark
 from crashproof.rules.requests import teacher_request

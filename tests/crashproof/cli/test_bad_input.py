@@ -8,7 +8,7 @@ import time
 import pytest
 
 from crashproof.disk.run_folder import RunFolder
-from crashproof.records.codec import encode
+from crashproof.records.lines.codec import encode
 from crashproof.testing import FakeClock
 
 LOOKING = {

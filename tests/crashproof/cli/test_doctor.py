@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from crashproof import RunReader
 from crashproof.cli.app import app
 from crashproof.cli.doctor import _about_memory
-from crashproof.records.codec import encode
+from crashproof.records.lines.codec import encode
 from crashproof.views.post_mortem import Surroundings, examine
 from crashproof.views.post_mortem_page import post_mortem_page
 

@@ -8,8 +8,8 @@ import pytest
 from rich.cells import cell_len
 
 from crashproof.disk.run_folder import RunFolder
-from crashproof.records.checksummed_line import add_checksum
-from crashproof.records.codec import encode
+from crashproof.records.lines.checksummed_line import add_checksum
+from crashproof.records.lines.codec import encode
 from crashproof.testing import FakeClock
 
 

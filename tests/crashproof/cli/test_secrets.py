@@ -66,7 +66,7 @@ def run(open_tracker, update, run_dir, caplog) -> Path:
 @pytest.fixture
 def old_run(run, monkeypatch) -> Path:
     """The same as an earlier version wrote it, in clear."""
-    from crashproof.records.checksummed_line import add_checksum
+    from crashproof.records.lines.checksummed_line import add_checksum
 
     events = run / "progress" / "events.jsonl"
     lines = events.read_bytes().splitlines()

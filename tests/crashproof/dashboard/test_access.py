@@ -9,7 +9,7 @@ pytest.importorskip("starlette")
 
 from crashproof.dashboard.access import SECURITY_HEADERS, Access, AccessGuard, is_loopback
 from crashproof.errors import ConfigError
-from crashproof.records.codec import encode
+from crashproof.records.lines.codec import encode
 
 TOKEN = "a-token-of-some-length"
 ELSEWHERE = Access.for_address("0.0.0.0", token=TOKEN, more_names=["runs.example.org"])

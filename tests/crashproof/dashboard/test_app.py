@@ -13,7 +13,7 @@ pytest.importorskip("starlette")
 
 from crashproof import RunReader
 from crashproof.reading import run_state
-from crashproof.records.codec import encode
+from crashproof.records.lines.codec import encode
 from crashproof.records.rank_times import RankTime
 from crashproof.rules.rank_times.comparison import compare_ranks
 

@@ -25,7 +25,7 @@ from crashproof.disk.journal import (
 )
 from crashproof.disk.journal_repair import repair_journal
 from crashproof.errors import DiskFull, FileUnreadable, RecordTooLarge, StorageUnwritable
-from crashproof.records.checksummed_line import MAX_LINE_BYTES, MAX_NESTING, add_checksum
+from crashproof.records.lines.checksummed_line import MAX_LINE_BYTES, MAX_NESTING, add_checksum
 from crashproof.records.snapshots import JournalMark
 from crashproof.testing import FaultyDisk
 

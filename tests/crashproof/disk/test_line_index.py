@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crashproof.disk.line_index import LineIndex
-from crashproof.records.checksummed_line import add_checksum
+from crashproof.records.lines.checksummed_line import add_checksum
 from crashproof.records.snapshots import JournalMark
 from crashproof.testing import FaultyDisk, PowerLost
 

@@ -7,7 +7,7 @@ import pytest
 
 from crashproof.disk.lost_records import find_traces
 from crashproof.disk.run_folder import RunFolder
-from crashproof.records.checksummed_line import add_checksum
+from crashproof.records.lines.checksummed_line import add_checksum
 
 BEGINNING = add_checksum(b'{"event":"session_started","v":1}')
 LINE = add_checksum(b'{"v":1,"step":1}')

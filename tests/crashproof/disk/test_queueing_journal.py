@@ -12,7 +12,7 @@ from crashproof.disk.files import Disk
 from crashproof.disk.journal import Journal, Line, scan
 from crashproof.disk.queueing_journal import QueueingJournal
 from crashproof.errors import DiskFull, StorageError, StorageUnwritable
-from crashproof.records.checksummed_line import add_checksum
+from crashproof.records.lines.checksummed_line import add_checksum
 from crashproof.records.snapshots import JournalMark
 
 

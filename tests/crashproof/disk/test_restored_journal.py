@@ -9,7 +9,7 @@ import pytest
 from crashproof.disk.journal import Journal
 from crashproof.disk.restored_journal import Restoration, restore_journal
 from crashproof.errors import DiskFull
-from crashproof.records.checksummed_line import add_checksum
+from crashproof.records.lines.checksummed_line import add_checksum
 from crashproof.records.snapshots import JournalMark
 from crashproof.testing import FaultyDisk
 

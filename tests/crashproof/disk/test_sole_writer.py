@@ -10,7 +10,7 @@ import pytest
 from crashproof.disk.journal import Journal
 from crashproof.disk.lock import WriterLock
 from crashproof.disk.sole_writer import SoleWriter
-from crashproof.records.checksummed_line import add_checksum
+from crashproof.records.lines.checksummed_line import add_checksum
 from crashproof.records.snapshots import JournalMark
 
 LINE = add_checksum(b'{"v":1}')

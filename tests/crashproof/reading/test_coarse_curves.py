@@ -15,9 +15,9 @@ from crashproof import RunReader
 from crashproof.disk.files import Disk
 from crashproof.disk.run_folder import RunFolder
 from crashproof.reading.curves import CurveFollower
-from crashproof.records.checksummed_line import CHECKSUM_BYTES, add_checksum
-from crashproof.records.codec import decode
 from crashproof.records.curves import CoarseBlock, CurveBlock
+from crashproof.records.lines.checksummed_line import CHECKSUM_BYTES, add_checksum
+from crashproof.records.lines.codec import decode
 from crashproof.rules.curves import joined
 from crashproof.tracking.metrics.curve_writer import BLOCKS_JOINED, UPDATES_A_BLOCK
 

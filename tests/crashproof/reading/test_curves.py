@@ -13,8 +13,8 @@ from crashproof.disk.files import Disk
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import NewerFormat
 from crashproof.reading.curves import CurveFollower, Recomputed
-from crashproof.records.codec import decode, encode
 from crashproof.records.curves import CurveBlock
+from crashproof.records.lines.codec import decode, encode
 from crashproof.rules.curves import point_of
 from crashproof.tracking.metrics.curve_writer import UPDATES_A_BLOCK
 

@@ -12,7 +12,7 @@ from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import NotARun
 from crashproof.reading.glance import glance, glance_at_snapshot
 from crashproof.reading.run_reader import RunReader
-from crashproof.records.codec import encode
+from crashproof.records.lines.codec import encode
 from crashproof.records.states import HealthState, RunStatus
 
 

@@ -10,9 +10,9 @@ from crashproof import RunReader
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import NewerFormat, NotARun, UnknownRecord
 from crashproof.reading.run_state import read_losses, read_run, read_snapshot
-from crashproof.records.checksummed_line import add_checksum
-from crashproof.records.codec import encode
 from crashproof.records.events import AlertRaised, AttemptEnded, AttemptStarted, SessionStarted
+from crashproof.records.lines.checksummed_line import add_checksum
+from crashproof.records.lines.codec import encode
 from crashproof.records.snapshots import Manifest, ProgressFile, SessionFile
 
 

@@ -10,7 +10,7 @@ from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import NewerFormat
 from crashproof.reading.run_reader import RunReader
 from crashproof.reading.step_index import StepIndex, WantedSteps
-from crashproof.records.checksummed_line import add_checksum
+from crashproof.records.lines.checksummed_line import add_checksum
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.rules.history import Rewinds, merged_parts
 

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 
 from crashproof.records.bad_steps import DataWindow
 from crashproof.records.checkpoints import CheckpointMetadata, FileDigest, FileStat, RemovedCheckpoint
-from crashproof.records.checksummed_line import CHECKSUM_BYTES, add_checksum, is_intact
-from crashproof.records.codec import decode, encode, nonfinite_names
 from crashproof.records.events import (
     AnswersRecovered,
     CheckpointHashed,
@@ -22,6 +20,8 @@ from crashproof.records.events import (
     EventRecord,
     SessionStarted,
 )
+from crashproof.records.lines.checksummed_line import CHECKSUM_BYTES, add_checksum, is_intact
+from crashproof.records.lines.codec import decode, encode, nonfinite_names
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.rank_times import RankTime, RankTimes
 from crashproof.records.requests import (

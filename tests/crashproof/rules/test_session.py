@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crashproof.records.checkpoints import CheckpointMetadata, RefusedCheckpoint, RemovedCheckpoint
-from crashproof.records.codec import decode, encode
 from crashproof.records.events import (
     AnswersRecovered,
     AttemptEnded,
@@ -36,6 +35,7 @@ from crashproof.records.events import (
     SpendingReported,
     TargetChanged,
 )
+from crashproof.records.lines.codec import decode, encode
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.rank_times import RankTime
 from crashproof.records.requests import (

@@ -20,7 +20,7 @@ from crashproof import (
 from crashproof.disk.lock import holder_of
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import ConfigChanged, DiskFull, InvalidMetric, NewerFormat, NoUsableCheckpoint, RunInUse
-from crashproof.records.checksummed_line import add_checksum
+from crashproof.records.lines.checksummed_line import add_checksum
 from crashproof.testing import FaultyDisk
 
 CONFIG = {"train": {"lr": 0.1}}

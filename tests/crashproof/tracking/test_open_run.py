@@ -25,8 +25,8 @@ from crashproof.errors import (
     StorageUnwritable,
 )
 from crashproof.reading.run_state import read_run
-from crashproof.records.checksummed_line import add_checksum
 from crashproof.records.events import AttemptStarted, ConfigContinued, DamageFound, TargetChanged
+from crashproof.records.lines.checksummed_line import add_checksum
 from crashproof.testing import FaultyDisk
 
 CONFIG = {"train": {"batch_size": 32, "steps": 100}, "progress": {"interval": 5}, "run_name": "first"}

@@ -8,8 +8,8 @@ import pytest
 from crashproof import RunReader, TrackerSettings
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import NewerFormat, NotARun, StorageError
-from crashproof.records.checksummed_line import add_checksum
 from crashproof.records.events import CheckpointSetAside, DamageFound
+from crashproof.records.lines.checksummed_line import add_checksum
 from crashproof.tracking.repair import repair_run
 
 SNAPSHOTS = ["session.json", "progress.json", "checkpoints.json"]

@@ -9,8 +9,8 @@ from msgspec import Struct
 
 from crashproof.disk.regular_file import open_descriptor, read_errors
 from crashproof.errors import FileUnreadable
-from crashproof.records.checksummed_line import CHECKSUM_BYTES, MAX_LINE_BYTES, MAX_NESTING
-from crashproof.records.reformatted_line import restore, what_it_looks_like
+from crashproof.records.lines.checksummed_line import CHECKSUM_BYTES, MAX_LINE_BYTES, MAX_NESTING
+from crashproof.records.lines.reformatted_line import restore, what_it_looks_like
 from crashproof.records.snapshots import JournalMark
 
 __all__ = [

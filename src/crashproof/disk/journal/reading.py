@@ -1,7 +1,7 @@
 """Read the lines of a journal.
 
 Damage by a torn write, a full or a failing disk is found by the checksum of each line (see
-`records/checksummed_line.py`).
+`records/lines/checksummed_line.py`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from msgspec import structs
 from crashproof.disk.journal.lines import Damage, Line
 from crashproof.disk.regular_file import next_data, open_to_read, read_errors
 from crashproof.patterns import LazyPattern
-from crashproof.records.checksummed_line import MAX_LINE_BYTES, is_intact, matches_checksum
-from crashproof.records.reformatted_line import find_records, is_blank, restore
+from crashproof.records.lines.checksummed_line import MAX_LINE_BYTES, is_intact, matches_checksum
+from crashproof.records.lines.reformatted_line import find_records, is_blank, restore
 
 __all__ = ["scan", "scan_backwards"]
 

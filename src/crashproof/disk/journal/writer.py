@@ -18,7 +18,12 @@ from crashproof.disk.files import REAL_DISK, Disk, storage_errors
 from crashproof.disk.journal.lines import MOST_BLANKS, Line, ends_with_line, line_crc
 from crashproof.disk.journal.reading import scan
 from crashproof.errors import RecordTooLarge
-from crashproof.records.checksummed_line import CHECKSUM_BYTES, MAX_LINE_BYTES, MAX_NESTING, is_nested_too_deeply
+from crashproof.records.lines.checksummed_line import (
+    CHECKSUM_BYTES,
+    MAX_LINE_BYTES,
+    MAX_NESTING,
+    is_nested_too_deeply,
+)
 from crashproof.records.snapshots import JournalMark
 
 __all__ = ["Interference", "Journal", "JournalAbandoned", "append_durably", "quarantine_bytes"]

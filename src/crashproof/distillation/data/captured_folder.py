@@ -16,8 +16,8 @@ from crashproof.disk.atomic import write_bytes_atomically
 from crashproof.disk.files import REAL_DISK, Disk, storage_errors
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import DataError, NewerFormat
-from crashproof.records.checksummed_line import is_intact, version_of
-from crashproof.records.codec import encode
+from crashproof.records.lines.checksummed_line import is_intact, version_of
+from crashproof.records.lines.codec import encode
 
 __all__ = ["CAPTURE_AGAIN", "FORMAT_VERSION", "CaptureManifest", "CapturedFolder", "CapturedFrom", "ShardRecord"]
 

@@ -33,7 +33,7 @@ from crashproof.answers.store import (
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.errors import AnswerIncomplete, AnswerUnusable, BudgetExhausted, ConfigError, TeacherClosed
 from crashproof.formatting import as_dollars_text
-from crashproof.records.checksummed_line import MAX_LINE_BYTES, is_nested_too_deeply
+from crashproof.records.lines.checksummed_line import MAX_LINE_BYTES, is_nested_too_deeply
 from crashproof.records.requests import AnswerRecord
 from crashproof.rules.requests import TeacherRequest
 from crashproof.teacher.client.answers import (

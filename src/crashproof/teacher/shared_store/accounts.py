@@ -11,7 +11,7 @@ from crashproof.disk.files import REAL_DISK, storage_errors
 from crashproof.disk.regular_file import read_small
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import StorageUnwritable
-from crashproof.records.checksummed_line import add_checksum, is_intact
+from crashproof.records.lines.checksummed_line import add_checksum, is_intact
 from crashproof.records.version import FORMAT_VERSION
 
 __all__ = ["account_of"]

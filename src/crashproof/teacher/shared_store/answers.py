@@ -11,8 +11,8 @@ from sqlalchemy import Connection, LargeBinary, and_, bindparam, cast, delete, i
 
 from crashproof.answers.store import request_in
 from crashproof.errors import UnknownRecord
-from crashproof.records.checksummed_line import is_intact
-from crashproof.records.codec import decode
+from crashproof.records.lines.checksummed_line import is_intact
+from crashproof.records.lines.codec import decode
 from crashproof.records.requests import AnswerRecord
 from crashproof.rules.requests import JsonObject
 from crashproof.teacher.shared_store.database import Database, chunks

@@ -25,7 +25,7 @@ from crashproof.answers.store import Answered, Busy, Granted, Intent, Outcome, V
 from crashproof.clock import SYSTEM_CLOCK, Clock
 from crashproof.errors import ConfigError, StorageError
 from crashproof.optional_dependencies import require_modules
-from crashproof.records.codec import encode
+from crashproof.records.lines.codec import encode
 from crashproof.records.requests import AnswerRecord, Spending
 from crashproof.rules.requests import TeacherRequest, nearest_difference
 

@@ -18,9 +18,9 @@ from crashproof.disk.files import REAL_DISK, Disk
 from crashproof.disk.journal import Journal, line_continues, scan_backwards
 from crashproof.disk.run_folder import RunFolder
 from crashproof.errors import StorageError
-from crashproof.records.codec import decode, encode
 from crashproof.records.curves import CoarseBlock, CurveBlock, CurvePoint
-from crashproof.records.lazy_decoder import LazyDecoder
+from crashproof.records.lines.codec import decode, encode
+from crashproof.records.lines.lazy_decoder import LazyDecoder
 from crashproof.records.metrics import MetricsSnapshot
 from crashproof.records.snapshots import JournalMark
 from crashproof.rules.curves import folded, joined

@@ -9,8 +9,8 @@ import msgspec
 
 from crashproof.clock import Clock
 from crashproof.odd_values import OddValues
-from crashproof.records.codec import nonfinite_names
 from crashproof.records.events import Paused
+from crashproof.records.lines.codec import nonfinite_names
 from crashproof.records.metrics import MetricsSnapshot, Numbers, Update, snapshot_of
 from crashproof.rules.pace import ThroughputWindow
 from crashproof.rules.stopwatch import StandstillDetector, TrainingStopwatch

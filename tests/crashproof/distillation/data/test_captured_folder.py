@@ -6,7 +6,7 @@ import pytest
 from crashproof.checkpoints.digest import sha256_of
 from crashproof.distillation.data.captured_folder import CapturedFolder, CapturedFrom, CaptureManifest, ShardRecord
 from crashproof.errors import DataError, NewerFormat
-from crashproof.records.codec import encode
+from crashproof.records.lines.codec import encode
 
 FROM = CapturedFrom(
     data_sha256="da" * 32,

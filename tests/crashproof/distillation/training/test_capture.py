@@ -24,7 +24,7 @@ from crashproof.distillation.settings.recipes.kd import KdConfig
 from crashproof.distillation.training.capture import CaptureSettings, capture_logits, largest_entries
 from crashproof.errors import ConfigError, ModelMismatch, NewerFormat, RunInUse
 from crashproof.pytorch.interrupts import Interrupts, StopRequested
-from crashproof.records.codec import encode
+from crashproof.records.lines.codec import encode
 
 SMALL = [
     "data.max_length=16",

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crashproof.records.codec import encode
 from crashproof.records.events import RankTimesMeasured
+from crashproof.records.lines.codec import encode
 from crashproof.records.rank_times import RankTime, RankTimes
 from crashproof.rules.rank_times.comparison import compare_ranks, in_words, slow_in_words, slow_rank, times_the_median
 

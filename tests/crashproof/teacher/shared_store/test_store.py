@@ -17,8 +17,8 @@ from crashproof.answers.store import Busy, Granted, Intent, Lost, OverBudget, Re
 from crashproof.clock import SYSTEM_CLOCK
 from crashproof.errors import ConfigError, NewerFormat, StorageError, StoreUnavailable, UnknownRecord
 from crashproof.optional_dependencies import install_line
-from crashproof.records.checksummed_line import add_checksum
-from crashproof.records.codec import encode
+from crashproof.records.lines.checksummed_line import add_checksum
+from crashproof.records.lines.codec import encode
 from crashproof.records.requests import AnswerRecord
 from crashproof.rules.spending import as_dollars
 from crashproof.teacher.shared_store.database import Database

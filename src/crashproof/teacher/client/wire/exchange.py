@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx2
 
-from crashproof.records.checksummed_line import MAX_LINE_BYTES
+from crashproof.records.lines.checksummed_line import MAX_LINE_BYTES
 from crashproof.teacher.client.retry import RetryPolicy
 from crashproof.teacher.client.wire.body_reader import BodyReader
 

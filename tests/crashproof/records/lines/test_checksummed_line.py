@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crashproof.records.checksummed_line import CHECKSUM_BYTES, add_checksum, is_intact, version_of
-from crashproof.records.reformatted_line import find_records
+from crashproof.records.lines.checksummed_line import CHECKSUM_BYTES, add_checksum, is_intact, version_of
+from crashproof.records.lines.reformatted_line import find_records
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=8),

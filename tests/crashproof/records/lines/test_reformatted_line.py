@@ -4,8 +4,8 @@ import gzip
 
 import pytest
 
-from crashproof.records.checksummed_line import MAX_NESTING, add_checksum
-from crashproof.records.reformatted_line import is_blank, restore, what_it_looks_like
+from crashproof.records.lines.checksummed_line import MAX_NESTING, add_checksum
+from crashproof.records.lines.reformatted_line import is_blank, restore, what_it_looks_like
 
 LINE = add_checksum(b'{"v":1,"text":"a, b:  \\" {c}"}')
 

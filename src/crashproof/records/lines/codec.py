@@ -16,8 +16,8 @@ from zlib import crc32
 import msgspec
 
 from crashproof.errors import NewerFormat, UnknownRecord
-from crashproof.records.checksummed_line import CHECKSUMMED, version_of
-from crashproof.records.lazy_decoder import LazyDecoder
+from crashproof.records.lines.checksummed_line import CHECKSUMMED, version_of
+from crashproof.records.lines.lazy_decoder import LazyDecoder
 from crashproof.records.version import FORMAT_VERSION, NEWEST_VERSION
 
 __all__ = ["decode", "decode_line", "encode", "nonfinite_names", "refuse_newer"]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from msgspec import Struct
 
 from crashproof.patterns import LazyPattern
-from crashproof.records.checksummed_line import is_intact, is_nested_too_deeply, matches_checksum
+from crashproof.records.lines.checksummed_line import is_intact, is_nested_too_deeply, matches_checksum
 
 __all__ = ["RecordInside", "find_records", "is_blank", "restore", "what_it_looks_like"]
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from crashproof.records.codec import decode, encode
-from crashproof.records.lazy_decoder import LazyDecoder
+from crashproof.records.lines.codec import decode, encode
+from crashproof.records.lines.lazy_decoder import LazyDecoder
 from crashproof.records.snapshots import JournalMark
 
 
