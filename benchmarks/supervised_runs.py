@@ -35,9 +35,9 @@ def measure(work: Path, *, is_full: bool) -> Section:
         columns=["what happens", "times", "wrong verdicts", "processes left", "longest until told of the hang"],
         rows=rows,
         notes=[
-            "`crashproof run --patience 1 --grace 1` on a training of 12 steps, with real processes. A verdict "
-            "is the exit code and the cause of each life's end. Until told: from the last journalled step to the "
-            "stacks in the run's folder.",
+            "`crashproof run --patience 1 --grace 1` on a training of 12 steps, with real processes. A verdict is "
+            "the exit code and the cause of each life's end. Until told: from the last journalled step to the stacks "
+            "in the run's folder.",
             f"Where it ends well, the last checkpoints are of {len(weights)} kind(s), byte for byte.",
         ],
     )
