@@ -115,7 +115,7 @@ def test_stop_asks_the_supervisor_so_that_nothing_is_started_again(tmp_path):
 
 def test_below_a_shell_the_process_of_the_run_is_asked_to_stop(tmp_path):
     folder = tmp_path / "run"
-    script = f"trap 'exit 9' TERM; python {PROGRAM} {folder} waits; exit $?"
+    script = f"trap 'exit 9' TERM; {sys.executable} {PROGRAM} {folder} waits; exit $?"
     run = start(folder, "", "--patience", "60", command=["bash", "-c", script])
     run.wait_until((folder / "slow").exists)
     run.process.send_signal(signal.SIGTERM)

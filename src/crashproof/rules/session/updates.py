@@ -91,9 +91,8 @@ def _apply_next_steps(session: TrainingSession, lines: Sequence[MetricsSnapshot]
     What `apply_metrics` does with such an update, digit for digit, but the fields are in local variables meanwhile.
     """
     attempt, history = session.attempts[-1] if session.attempts else None, session.metrics_history
-    if attempt is None or attempt.last_step is None or attempt.wall_clock_hours is None:
-        return 0
-    if attempt.first_step is None or not history or not session.pace:
+    is_under_way = bool(history and session.pace)
+    if not is_under_way or attempt is None or attempt.first_step is None or attempt.wall_clock_hours is None:
         return 0
     number, hours, last_seen = attempt.attempt, attempt.wall_clock_hours, attempt.last_seen
     step, highest_step, most_hours = history[-1].step, session.highest_step, session.wall_clock_hours

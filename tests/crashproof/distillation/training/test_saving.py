@@ -16,7 +16,7 @@ from crashproof import RunReader, training_progress_context
 from crashproof.disk.files import Disk
 from crashproof.distillation.settings.progress import ProgressConfig
 from crashproof.distillation.training.saving import CheckpointSaver
-from crashproof.distillation.training.training_state import TrainingState
+from crashproof.distillation.training.training_state import TrainingState, size_of
 from crashproof.errors import DiskFull, SavesFailed
 from crashproof.pytorch.checkpoint_file import load_checkpoint
 from crashproof.pytorch.ranks import SingleRank
@@ -397,7 +397,7 @@ def test_a_disk_that_does_not_hold_all_checkpoints_to_come_is_told_of(
     num_saves: int,
     is_warned: bool,
 ) -> None:
-    disk.free = round(3.5 * state.num_bytes())
+    disk.free = round(3.5 * size_of(state.tensors()))
 
     make().require_room(num_saves=num_saves)
 
