@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from crashproof.distillation import command
+from crashproof.distillation import command, trainer
 from crashproof.distillation.training.loop import TrainingLoop
 from crashproof.distillation.training.training_state import TrainingState
 from crashproof.pytorch import sharded_checkpoint
@@ -64,8 +64,8 @@ TrainingLoop._step = step  # type: ignore[method-assign]
 TrainingLoop._evaluate = before("evaluation", evaluate)  # type: ignore[method-assign]
 TrainingState.restore = before("restore", TrainingState.restore)  # type: ignore[method-assign]
 sharded_checkpoint._write_tensors = before("save", sharded_checkpoint._write_tensors)
-command.join_ranks = before("join", command.join_ranks)  # type: ignore[assignment]
-command.prepare = before("prepare", command.prepare)  # type: ignore[assignment]
+trainer.join_ranks = before("join", trainer.join_ranks)  # type: ignore[assignment]
+trainer.prepare = before("prepare", trainer.prepare)  # type: ignore[assignment]
 
 if __name__ == "__main__":
     sys.exit(command.main("kd", sys.argv[1:]))

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from crashproof.distillation import command
+from crashproof.distillation import command, trainer
 from crashproof.distillation.training import training_run
 from crashproof.distillation.training.loop import TrainingLoop
 from crashproof.pytorch import sharded_checkpoint
@@ -79,7 +79,7 @@ DEEDS = {
 at(0, "now")
 
 step_of_loop, save_shards = TrainingLoop._step, sharded_checkpoint._write_tensors
-prepare, join_ranks = command.prepare, command.join_ranks
+prepare, join_ranks = trainer.prepare, trainer.join_ranks
 write_student = training_run.write_sharded_student
 
 
@@ -120,7 +120,7 @@ def join(**arguments: Any) -> Any:
 
 TrainingLoop._step = step  # type: ignore[method-assign]
 sharded_checkpoint._write_tensors = write_tensors
-command.prepare, command.join_ranks = prepare_data, join  # type: ignore[assignment]
+trainer.prepare, trainer.join_ranks = prepare_data, join  # type: ignore[assignment]
 training_run.write_sharded_student = gather
 
 if __name__ == "__main__":

@@ -107,9 +107,9 @@ def test_while_it_works_its_answers_can_be_looked_at_and_a_kill_leaves_them(tmp_
 
     with TeacherServer(answer, latency_seconds=0.05) as server:
         job = job_for(tmp_path, server, "--concurrency", "2", "--attempts", "1")
-        partial = job.run_folder / "answers.partial.jsonl"
-        job.kill(lambda: partial.exists() and len(lines_of(partial)) >= 10)
-        seen, seen_failed = lines_of(partial), lines_of(job.run_folder / "failed.partial.jsonl")
+        partial, failed = job.run_folder / "answers.partial.jsonl", job.run_folder / "failed.partial.jsonl"
+        job.kill(lambda: partial.exists() and len(lines_of(partial)) >= 10 and len(lines_of(failed)) == 1)
+        seen, seen_failed = lines_of(partial), lines_of(failed)
         output_was_there = job.out.exists()
         job.run(exit_code=1)
 
