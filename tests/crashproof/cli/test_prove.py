@@ -80,7 +80,8 @@ def test_a_request_to_end_leaves_nothing_behind(tmp_path, monkeypatch):
         "time.sleep(300)\n"
     )
     monkeypatch.setenv("TMPDIR", str(temporary))
-    proof = subprocess.Popen(["crashproof", "prove", "--", sys.executable, str(script), "{output_dir}"])
+    program = [sys.executable, "-c", "from crashproof.cli import main; main()"]
+    proof = subprocess.Popen([*program, "prove", "--", sys.executable, str(script), "{output_dir}"])
     started = tmp_path / "started"
     while not (started.exists() and started.read_text()):
         time.sleep(0.01)
