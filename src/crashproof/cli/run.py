@@ -16,7 +16,7 @@ from crashproof.clock import SYSTEM_CLOCK
 from crashproof.errors import ConfigError
 from crashproof.records.supervision import Phase
 from crashproof.rules.supervision.backoff import Backoff
-from crashproof.rules.supervision.patience import Patience
+from crashproof.rules.supervision.progress_limits import ProgressLimits
 from crashproof.rules.supervision.restarts import RestartRules
 
 __all__ = ["run"]
@@ -78,7 +78,7 @@ def run(
         command=tuple(command),
         run=run_folder,
         watch_files=tuple(watch_file or ()),
-        patience=_patience(patience or []),
+        progress_limits=_progress_limits(patience or []),
         grace_seconds=grace,
         rules=RestartRules(max_restarts=max_restarts, same_failures=same_failures, codes=_codes(restart_on)),
         backoff=Backoff(first_seconds=backoff),
@@ -121,7 +121,7 @@ def _say(text: str) -> None:
         return
 
 
-def _patience(given: list[str]) -> Patience:
+def _progress_limits(given: list[str]) -> ProgressLimits:
     limits: dict[Phase, float] = {}
     for each in given:
         name, equals, text = each.rpartition("=")
@@ -139,7 +139,7 @@ def _patience(given: list[str]) -> Patience:
             raise ConfigError(
                 f"--patience {each!r} is not a number of seconds above 0.", hint="Pass --patience 900, or auto."
             )
-    return Patience(given=limits)
+    return ProgressLimits(given=limits)
 
 
 def _codes(text: str) -> frozenset[int] | None:

@@ -13,7 +13,7 @@ from crashproof.formatting import as_duration
 from crashproof.records.supervision import Phase
 from crashproof.rules.secrets.texts import without_secrets
 from crashproof.rules.supervision.notices import fits_a_save
-from crashproof.rules.supervision.patience import AUTO_SECONDS, Patience, Waiting
+from crashproof.rules.supervision.progress_limits import AUTO_SECONDS, ProgressLimits, Waiting
 from crashproof.supervisor.child import Child, Ended
 from crashproof.supervisor.evidence import OomWatch
 from crashproof.supervisor.metadata import MetadataPoller
@@ -68,7 +68,7 @@ class Lifetime:
         run: RunWatch,
         signals: ReceivedSignals,
         *,
-        patience: Patience,
+        progress_limits: ProgressLimits,
         grace_seconds: float,
         oom: OomWatch,
         notices: MetadataPoller | None,
@@ -77,7 +77,7 @@ class Lifetime:
     ) -> None:
         self._notice_poller = notices
         self._child, self._run, self._signals = child, run, signals
-        self._patience, self._grace_seconds = patience, grace_seconds
+        self._progress_limits, self._grace_seconds = progress_limits, grace_seconds
         self._oom, self._clock, self._say = oom, clock, say
         self._waiting = Waiting()
         self._progress: Hashable = None
@@ -211,7 +211,7 @@ class Lifetime:
         if not self._stands_still():
             self._waiting.pass_time(passed)
         self._take_progress(look)
-        limit = self._patience.seconds(self._waiting.phase, self._waiting.own_intervals)
+        limit = self._progress_limits.seconds(self._waiting.phase, self._waiting.own_intervals)
         counted = self._waiting.counted_seconds
         if counted > limit and not self._is_writing(limit):
             self._end_hang(limit)

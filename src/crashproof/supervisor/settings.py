@@ -7,7 +7,7 @@ from pathlib import Path
 
 from crashproof.alerts.settings import AlertSettings
 from crashproof.rules.supervision.backoff import Backoff
-from crashproof.rules.supervision.patience import Patience
+from crashproof.rules.supervision.progress_limits import ProgressLimits
 from crashproof.rules.supervision.restarts import RestartRules
 
 __all__ = ["SupervisorSettings"]
@@ -22,7 +22,7 @@ class SupervisorSettings:
     """The output folder of its run; None if the tracker is to tell it."""
     watch_files: tuple[Path, ...] = ()
     """Files whose growth is progress."""
-    patience: Patience = field(default_factory=Patience)
+    progress_limits: ProgressLimits = field(default_factory=ProgressLimits)
     grace_seconds: float = 30.0
     """Between a request to stop and SIGKILL."""
     rules: RestartRules = field(default_factory=RestartRules)

@@ -159,7 +159,7 @@ class Supervisor:
             child,
             run,
             self._signals,
-            patience=self._settings.patience,
+            progress_limits=self._settings.progress_limits,
             grace_seconds=self._settings.grace_seconds,
             oom=oom,
             notices=self._notices,

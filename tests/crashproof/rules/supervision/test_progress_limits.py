@@ -5,7 +5,7 @@ import pytest
 from crashproof.records.supervision import Phase
 from crashproof.rules.supervision.backoff import Backoff
 from crashproof.rules.supervision.notices import fits_a_save
-from crashproof.rules.supervision.patience import AUTO_SECONDS, Patience, Waiting
+from crashproof.rules.supervision.progress_limits import AUTO_SECONDS, ProgressLimits, Waiting
 
 
 @pytest.mark.parametrize(
@@ -19,14 +19,14 @@ from crashproof.rules.supervision.patience import AUTO_SECONDS, Patience, Waitin
     ],
 )
 def test_the_limit_is_learned_from_the_pace(intervals, expected):
-    assert expected == Patience().seconds(Phase.TRAINING, intervals)
+    assert expected == ProgressLimits().seconds(Phase.TRAINING, intervals)
 
 
 def test_a_given_limit_counts_in_its_phase_alone():
-    patience = Patience(given={Phase.TRAINING: 5.0})
+    limits = ProgressLimits(given={Phase.TRAINING: 5.0})
 
-    assert 5.0 == patience.seconds(Phase.TRAINING, [100.0])
-    assert AUTO_SECONDS[Phase.SAVING] == patience.seconds(Phase.SAVING, [])
+    assert 5.0 == limits.seconds(Phase.TRAINING, [100.0])
+    assert AUTO_SECONDS[Phase.SAVING] == limits.seconds(Phase.SAVING, [])
 
 
 def test_every_phase_has_a_limit():

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from crashproof.medians import median
 from crashproof.records.supervision import Phase
 
-__all__ = ["AUTO_SECONDS", "Patience", "Waiting"]
+__all__ = ["AUTO_SECONDS", "ProgressLimits", "Waiting"]
 
 AUTO_SECONDS: Mapping[Phase, float] = {
     Phase.STARTING: 1800.0,
@@ -26,7 +26,7 @@ _INTERVALS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class ProgressLimits:
     """The limit of each phase: a number, or learned from the pace of the life at hand."""
 
     given: Mapping[Phase, float] = field(default_factory=dict)
