@@ -1,14 +1,19 @@
 """Graceful handling of stop signals.
 
 Schedulers announce preemption with SIGTERM or SIGUSR1, users with Ctrl-C, and a terminal or connection that closes
-with SIGHUP. The handler only sets a flag, because a
-save inside a signal handler can see inconsistent state. The training loop checks the flag after each step.
+with SIGHUP. The handler only sets a flag, because a save inside a signal handler can see inconsistent state. The
+training loop checks the flag after each step.
+
+Forked processes, such as data-loader workers, do not inherit it: SIGTERM ends them, as whoever started them expects,
+and what else reaches the whole group is left to the main process.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
@@ -36,6 +41,8 @@ class Interrupts:
         """The first stop signal, or None."""
         self._num_sigint = 0
         self._previous: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
+        own = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _leave_to_parent(own()))
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -66,12 +73,23 @@ class Interrupts:
         if self.received is not None:
             raise StopRequested(self.received.name)
 
+    def leave_to_parent(self) -> None:
+        """In a forked child, handle nothing any more."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler if number == signal.SIGTERM else signal.SIG_IGN)
+        self._previous = {}
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._num_sigint += number == signal.SIGINT
         if self._num_sigint > 1:
             raise KeyboardInterrupt
         if self.received is None:
             self.received = signal.Signals(number)
+
+
+def _leave_to_parent(interrupts: Interrupts | None) -> None:
+    if interrupts is not None:
+        interrupts.leave_to_parent()
 
 
 def _is_wanted(number: signal.Signals) -> bool:

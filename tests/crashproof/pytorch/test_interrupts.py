@@ -100,5 +100,35 @@ def test_a_thread_beside_the_main_one_leaves_the_handlers_alone() -> None:
     assert [(False, before)] == seen
 
 
+def test_a_forked_worker_ends_at_sigterm_and_leaves_the_rest_to_its_parent() -> None:
+    # Whoever measures coverage has a handler of its own.
+    usual = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with Interrupts() as interrupts:
+        worker = os.fork()
+        if worker == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        _, status = os.waitpid(worker, 0)
+
+        assert signal.SIGTERM == os.WTERMSIG(status)
+        assert not interrupts.is_requested
+        signal.raise_signal(signal.SIGUSR1)
+        assert interrupts.is_requested
+    signal.signal(signal.SIGTERM, usual)
+
+
+def test_a_worker_forked_after_the_training_has_the_usual_handlers() -> None:
+    usual = signal.getsignal(signal.SIGINT)
+    with Interrupts():
+        pass
+    worker = os.fork()
+    if worker == 0:
+        os._exit(signal.getsignal(signal.SIGINT) != usual)
+
+    assert 0 == os.waitpid(worker, 0)[1]
+
+
 def test_start_me_again_has_an_exit_code_of_its_own() -> None:
     assert os.EX_TEMPFAIL == EXIT_PREEMPTED
